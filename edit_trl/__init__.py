@@ -1,0 +1,63 @@
+"""edit_trl: distil reasoning into small models by learning from mistakes.
+
+The names below are imported from their modules on first use, so that `import edit_trl` stays
+cheap: it imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "DualCoTConfig": "config",
+    "DualCoTTrainer": "trainer",
+    "DualCoTCollator": "collation",
+    "dual_cot_loss": "losses",
+    "key_step_masks": "key_steps",
+    "locate_key_steps": "key_steps",
+    "KeySteps": "key_steps",
+    "load_dual_cots": "dual_cots",
+    "validate_dual_cots": "dual_cot_row",
+    "generate_dual_cots": "teachers",
+    "ProceduralTeacher": "teachers",
+    "evaluate_accuracy": "evaluation",
+}
+
+__all__ = [  # noqa: RUF022 (in the order of _MODULE_OF: training, data, measuring)
+    "DualCoTConfig",
+    "DualCoTTrainer",
+    "DualCoTCollator",
+    "dual_cot_loss",
+    "key_step_masks",
+    "locate_key_steps",
+    "KeySteps",
+    "load_dual_cots",
+    "validate_dual_cots",
+    "generate_dual_cots",
+    "ProceduralTeacher",
+    "evaluate_accuracy",
+]
+
+if TYPE_CHECKING:
+    from edit_trl.collation import DualCoTCollator
+    from edit_trl.config import DualCoTConfig
+    from edit_trl.dual_cot_row import validate_dual_cots
+    from edit_trl.dual_cots import load_dual_cots
+    from edit_trl.evaluation import evaluate_accuracy
+    from edit_trl.key_steps import KeySteps, key_step_masks, locate_key_steps
+    from edit_trl.losses import dual_cot_loss
+    from edit_trl.teachers import ProceduralTeacher, generate_dual_cots
+    from edit_trl.trainer import DualCoTTrainer
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

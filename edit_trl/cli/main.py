@@ -1,0 +1,79 @@
+"""`edit-trl`: finds the command and runs it; imports the standard library only (L4)."""
+
+import difflib
+import sys
+from importlib import import_module
+
+from edit_trl import __version__
+from edit_trl.errors import InputError
+
+# The help lines live here because `edit-trl --help` imports no command.
+COMMANDS = {
+    "train": "run a recipe: warm-up, key-step learning or any list of stages",
+    "validate": "check a recipe and a dataset without loading a model",
+    "generate": "make dual CoTs with a teacher",
+    "evaluate": "measure a model's accuracy by generating answers",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command: `edit_trl.cli.<command>.main(the other arguments)`.
+
+    Args:
+        argv: The arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit code: 2 for bad input, which is explained without a traceback, and 130 for an
+        interruption. Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    if not argv:
+        print(_help(), file=sys.stderr)
+        return 2
+    command, *rest = argv
+    if command in ("-h", "--help"):
+        print(_help())
+        return 0
+    if command == "--version":
+        print(f"edit-trl {__version__}")
+        return 0
+    if command not in COMMANDS:
+        raise InputError(_unknown(command))
+    return import_module(f"edit_trl.cli.{command}").main(rest)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {command:<{width}}  {line}" for command, line in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: edit-trl [--help] [--version] COMMAND ...",
+            "",
+            "Distil reasoning into small models by learning from mistakes.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`edit-trl COMMAND --help` lists the options of a command.",
+        ]
+    )
+
+
+def _unknown(command: str) -> str:
+    nearest = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
+    return f"unknown command {command!r}; {hint}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""`edit-trl validate`: check a recipe and its dataset without loading a model."""
+
+import argparse
+import sys
+
+from edit_trl.errors import InputError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Report every problem of a recipe and of its datasets at once; return 0 if there is none."""
+    argv = sys.argv[1:] if argv is None else argv
+    own, rest = _parser().parse_known_args(argv)
+    from edit_trl.recipe import parse_options, read_recipe, resolve_runs
+
+    if own.config is None and own.dataset is None:
+        raise InputError("nothing to check: give --config RECIPE.yaml, --dataset DATA, or both")
+    problems: list[str] = []
+    runs = []
+    options = {}
+    try:
+        options = parse_options(rest)
+        if own.dataset:
+            options["dataset_name"] = own.dataset
+        if own.config:
+            runs = resolve_runs(read_recipe(own.config), options)
+    except InputError as error:
+        problems.append(str(error))
+    datasets = _datasets(runs) or ([(own.dataset, None, options)] if own.dataset else [])
+    for source, split, values in datasets:
+        try:
+            rows = _check_dataset(source, split, values)
+            print(f"{source}{f' ({split})' if split else ''}: {rows} dual CoTs")
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError(problems, heading="not valid:")
+    for run in runs:
+        name = f"stage {run.stage}" if run.stage else "one run"
+        print(f"{own.config}: {name} -> {run.training.output_dir}")
+    print("valid")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edit-trl validate",
+        allow_abbrev=False,
+        description="Check a recipe and a dataset without loading a model.",
+        epilog="Options of the recipe may be given as --key value, as to edit-trl train.",
+    )
+    parser.add_argument("--config", metavar="RECIPE.yaml", help="The recipe.")
+    parser.add_argument("--dataset", metavar="DATA", help="File, folder or Hub id; wins over the recipe's.")
+    return parser
+
+
+def _datasets(runs) -> list[tuple[str, str | None, dict]]:
+    """(source, split, options) of every dataset the runs would read, each once."""
+    found = {}
+    for run in runs:
+        data = run.data
+        found[data.dataset_name, data.dataset_train_split] = run.values
+        if run.training.eval_strategy != "no":
+            split = None if data.eval_dataset_name else data.dataset_test_split
+            found[data.eval_dataset_name or data.dataset_name, split] = run.values
+    return [(source, split, values) for (source, split), values in found.items()]
+
+
+def _check_dataset(source: str, split: str | None, values: dict) -> int:
+    from edit_trl.dual_cots import load_dual_cots
+    from edit_trl.recipe import DataArguments
+
+    data = DataArguments(column_mapping=values.get("column_mapping"))
+    dataset = load_dual_cots(
+        source,
+        name=values.get("dataset_config"),
+        split=split,
+        revision=values.get("dataset_revision"),
+        column_mapping=data.column_mapping,
+    )
+    return len(dataset)

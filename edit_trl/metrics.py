@@ -1,0 +1,126 @@
+"""What a batch shows of the student (L1): sums and counts, ready to be added up.
+
+Each metric is a ratio of two sums, so that batches and processes combine exactly, whatever their
+sizes. Nothing is read from the device until the totals are.
+"""
+
+import torch
+from torch import Tensor
+
+from edit_trl.losses import DualCoTLoss, masked_mean, masked_sum
+
+Ratio = tuple[Tensor, Tensor]
+
+CONFIDENT = 0.9
+"""A fork decided rightly with more than this probability counts as solved."""
+
+
+@torch.no_grad()
+def chosen_metrics(
+    loss: DualCoTLoss, logps: Tensor, mask: Tensor, key_mask: Tensor, fork: Tensor
+) -> dict[str, Ratio]:
+    """Metrics of the objective and of the correct chains of B pairs.
+
+    Args:
+        loss: The objective's parts, each of shape (B,).
+        logps: Log-probabilities of the correct chains' tokens. Shape (B, T).
+        mask: Completion tokens. (B, T), bool.
+        key_mask: Key tokens. (B, T), bool.
+        fork: Index of the first completion token in which the chains differ. Shape (B,).
+
+    Returns:
+        `loss/*` (the weighted parts, mean over pairs), `logps/*` (mean over tokens), `fork/confidence`
+        (the student's probability of the right token at the fork) and `fork/solved` (share above 0.9).
+    """
+    pairs = torch.ones_like(loss.loss)
+    fork_probability = logps.gather(1, fork.unsqueeze(1)).squeeze(1).exp()
+    ratios = {
+        "loss/chosen": (loss.chosen, pairs),
+        "loss/rejected": (loss.rejected, pairs),
+        "loss/preference": (loss.preference, pairs),
+        "logps/chosen": _token_ratio(logps, mask),
+        "logps/chosen_key": _token_ratio(logps, key_mask),
+        "logps/chosen_context": _token_ratio(logps, mask & ~key_mask),
+        "fork/confidence": (fork_probability, pairs),
+        "fork/solved": (fork_probability > CONFIDENT, pairs),
+    }
+    return _sums(ratios)
+
+
+@torch.no_grad()
+def pair_metrics(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    chosen_mask: Tensor,
+    rejected_mask: Tensor,
+    chosen_key_mask: Tensor,
+    rejected_key_mask: Tensor,
+) -> dict[str, Ratio]:
+    """Metrics that compare the two chains of B pairs.
+
+    Args:
+        chosen_logps: Log-probabilities of the correct chains' tokens. Shape (B, T⁺).
+        rejected_logps: Of the wrong chains'. Shape (B, T⁻).
+        chosen_mask: Completion tokens. (B, T⁺), bool.
+        rejected_mask: Likewise. (B, T⁻), bool.
+        chosen_key_mask: Key tokens of the correct chains. (B, T⁺), bool.
+        rejected_key_mask: Of the wrong ones. (B, T⁻), bool.
+
+    Returns:
+        `logps/rejected_*` (mean over tokens); `key_accuracy`, the share of pairs whose correct key
+        tokens are likelier per token than the wrong ones, and `margins/key`, over pairs with key tokens
+        on both sides; `completion_accuracy` and `margins/completion`, the same over whole chains;
+        `key_fraction`.
+    """
+    both = (chosen_key_mask.any(-1) & rejected_key_mask.any(-1)).to(chosen_logps.dtype)
+    key = masked_mean(chosen_logps, chosen_key_mask) - masked_mean(rejected_logps, rejected_key_mask)
+    completion = masked_mean(chosen_logps, chosen_mask) - masked_mean(rejected_logps, rejected_mask)
+    pairs = torch.ones_like(completion)
+    ratios = {
+        "logps/rejected_key": _token_ratio(rejected_logps, rejected_key_mask),
+        "logps/rejected_context": _token_ratio(rejected_logps, rejected_mask & ~rejected_key_mask),
+        "key_accuracy": ((key > 0) * both, both),
+        "margins/key": (key * both, both),
+        "completion_accuracy": (completion > 0, pairs),
+        "margins/completion": (completion, pairs),
+        "key_fraction": (
+            chosen_key_mask.sum(-1) + rejected_key_mask.sum(-1),
+            chosen_mask.sum(-1) + rejected_mask.sum(-1),
+        ),
+    }
+    return _sums(ratios)
+
+
+def _sums(ratios: dict[str, Ratio]) -> dict[str, Ratio]:
+    return {name: (top.double().sum(), bottom.double().sum()) for name, (top, bottom) in ratios.items()}
+
+
+def _token_ratio(logps: Tensor, mask: Tensor) -> Ratio:
+    return masked_sum(logps, mask), mask
+
+
+class MetricTotals:
+    """Running sums of ratios, kept on the device until they are read."""
+
+    def __init__(self):
+        self._totals: dict[str, Tensor] = {}
+
+    def add(self, ratios: dict[str, Ratio]) -> None:
+        """Add a batch."""
+        for name, ratio in ratios.items():
+            pair = torch.stack(ratio)
+            self._totals[name] = self._totals[name] + pair if name in self._totals else pair
+
+    def read(self, reduce) -> dict[str, float]:
+        """The ratios over everything added since the last reading; metrics with no case are left out.
+
+        Args:
+            reduce: Sums a tensor of shape (metrics, 2) over processes, such as
+                `lambda totals: accelerator.reduce(totals, "sum")`.
+        """
+        if not self._totals:
+            return {}
+        names = list(self._totals)
+        totals = reduce(torch.stack([self._totals[name] for name in names])).tolist()
+        self._totals.clear()
+        return {n: top / bottom for n, (top, bottom) in zip(names, totals, strict=True) if bottom}

@@ -1,0 +1,338 @@
+"""A recipe: a YAML file (and command-line options over it) -> checked arguments of each stage (L2).
+
+Options are those of `DataArguments`, `DualCoTConfig` and TRL's `ModelConfig`. `stages` is a list of
+named overrides, run in order; a recipe without it is one run. Everything wrong with a recipe is
+reported at once.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import enum
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from trl import ModelConfig, TrlParser
+
+from edit_trl.config import DualCoTConfig
+from edit_trl.errors import InputError
+
+
+@dataclass
+class DataArguments:
+    """Where the dual CoTs come from; TRL's names, plus what it lacks."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dual CoTs: a .jsonl, .json, .csv or .parquet file, a folder saved by datasets or "
+            "`edit-trl generate`, or a Hub id.",
+            "aliases": ["--dataset"],
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."}
+    )
+    dataset_train_split: str | None = field(
+        default=None, metadata={"help": "Split to train on; 'train' where the dataset has splits."}
+    )
+    dataset_test_split: str = field(
+        default="test",
+        metadata={"help": "Split to evaluate on where eval_strategy is not 'no'."},
+    )
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "File, folder or Hub id to evaluate on instead of dataset_test_split."},
+    )
+    column_mapping: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Renames columns of the dataset, as JSON or YAML: "
+            '\'{"correct": "chosen", "incorrect": "rejected"}\'.'
+        },
+    )
+
+    def __post_init__(self):
+        if isinstance(self.column_mapping, str):
+            try:
+                self.column_mapping = json.loads(self.column_mapping)
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"`column_mapping` is not JSON ({error}): {self.column_mapping!r}; write "
+                    '\'{"theirs": "ours"}\''
+                ) from error
+
+
+ARGUMENT_CLASSES = (DataArguments, DualCoTConfig, ModelConfig)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe file as read.
+
+    Attributes:
+        path: The file; None for a run given by options alone.
+        values: Its options, without `stages`.
+        stages: (name, overrides) in order; empty for a recipe that is one run.
+    """
+
+    path: Path | None
+    values: dict[str, Any]
+    stages: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """The checked arguments of one run: a stage, or a recipe without stages.
+
+    Attributes:
+        stage: The stage's name; None for a recipe without stages.
+        values: The options that were given, converted, stage and command line applied.
+        data: Where the rows come from.
+        training: The trainer's configuration; `output_dir` is the stage's own folder.
+        model: TRL's model, PEFT and quantization options.
+    """
+
+    stage: str | None
+    values: dict[str, Any]
+    data: DataArguments
+    training: DualCoTConfig
+    model: ModelConfig
+
+
+def read_recipe(path: str | Path | None) -> Recipe:
+    """Read a recipe file and the outline of its stages.
+
+    Raises:
+        InputError: No such file, broken YAML (with line and column), not a mapping, or malformed
+            stages.
+    """
+    if path is None:
+        return Recipe(None, {})
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no recipe at {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold options as `key: value`, got {type(values).__name__}")
+    stages = values.pop("stages", None)
+    problems = list(_stage_problems(stages))
+    if problems:
+        raise InputError(problems, heading=f"{path}:")
+    return Recipe(
+        path,
+        values,
+        tuple((s["name"], {k: v for k, v in s.items() if k != "name"}) for s in stages or ()),
+    )
+
+
+def _stage_problems(stages: Any) -> Iterator[str]:
+    if stages is None:
+        return
+    if not isinstance(stages, list) or not stages:
+        yield f"`stages` must be a list of `name:` and overrides, got {stages!r}"
+        return
+    names = [stage.get("name") if isinstance(stage, dict) else None for stage in stages]
+    for number, name in enumerate(names, 1):
+        if not isinstance(name, str) or not name.isidentifier():
+            yield f"stage {number} needs a `name` of letters, digits and underscores, got {name!r}"
+        elif names.index(name) != number - 1:
+            yield f"two stages are named {name!r}"
+        elif "output_dir" in stages[number - 1]:
+            yield f"stage {name!r} sets `output_dir`; it is made from the recipe's and the stage's name"
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The command-line parser of all options; it remembers only those that were given."""
+
+    class Parser(TrlParser):
+        def error(self, message: str) -> typing.NoReturn:
+            raise InputError(f"{message} (see `edit-trl train --help`)")
+
+    parser = Parser(ARGUMENT_CLASSES, prog=prog, allow_abbrev=False)
+    parser.set_defaults(**dict.fromkeys(_hints(), argparse.SUPPRESS))
+    return parser
+
+
+def parse_options(argv: Sequence[str]) -> dict[str, Any]:
+    """Command-line options -> the values given.
+
+    Raises:
+        InputError: An option that does not exist (the nearest is named) or has the wrong type.
+    """
+    namespace, unknown = make_parser().parse_known_args(list(argv))
+    problems = [
+        f"unknown option {word}{_nearest(word.split('=')[0].lstrip('-'), '--')}"
+        if word.startswith("-")
+        else f"unexpected {word!r}"
+        for word in unknown
+        # The value after an unknown option is not a problem of its own.
+        if word.startswith("-") or not unknown[unknown.index(word) - 1].startswith("-")
+    ]
+    if problems:
+        raise InputError(problems)
+    return vars(namespace)
+
+
+def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArguments]:
+    """The checked arguments of every run of a recipe.
+
+    Args:
+        recipe: The recipe.
+        options: Command-line options, which win over the recipe and its stages.
+
+    Raises:
+        InputError: All problems of the recipe, each stage included, at once.
+    """
+    problems: list[str] = []
+    runs = []
+    for name, overrides in recipe.stages or ((None, {}),):
+        values = {**recipe.values, **overrides, **options}
+        if name is not None:
+            values["output_dir"] = str(Path(values.get("output_dir") or "outputs") / name)
+        try:
+            runs.append(_resolve(name, values))
+        except InputError as error:
+            label = f"stage {name}: " if name else ""
+            problems += [label + problem for problem in error.problems]
+    if problems:
+        # What is wrong at the top level is wrong in every stage: say it once.
+        shared = [p for p in problems if p.startswith("stage ")]
+        texts = [p.split(": ", 1)[1] for p in shared]
+        count = max(len(recipe.stages), 1)
+        everywhere = [t for t in dict.fromkeys(texts) if texts.count(t) == count]
+        rest = [p for p in problems if p not in shared or p.split(": ", 1)[1] not in everywhere]
+        raise InputError(everywhere + rest, heading=f"{recipe.path or 'command line'}:")
+    return runs
+
+
+def _resolve(stage: str | None, values: dict[str, Any]) -> RunArguments:
+    values, problems = _convert(values)
+    built: dict[type, Any] = {}
+    for cls in ARGUMENT_CLASSES:
+        names = {f.name for f in dataclasses.fields(cls)}
+        try:
+            built[cls] = cls(**{k: v for k, v in values.items() if k in names})
+        except InputError as error:
+            problems += error.problems
+        except (
+            ValueError,
+            ImportError,
+        ) as error:  # what TRL and transformers raise for bad options
+            problems.append(str(error))
+    problems += _model_problems(values)
+    if not problems and built[DualCoTConfig].reference == "adapter_off" and not values.get("use_peft"):
+        problems.append("`reference: adapter_off` needs an adapter to switch off; set `use_peft: true`")
+    if problems:
+        raise InputError(problems)
+    data, training, model = (built[cls] for cls in ARGUMENT_CLASSES)
+    return RunArguments(stage, values, data, training, model)
+
+
+def _model_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    if not values.get("model_name_or_path"):
+        yield "`model_name_or_path` is missing: the student, as a Hub id or a path"
+    if not values.get("dataset_name"):
+        yield "`dataset_name` is missing: the dual CoTs, as a file, a folder or a Hub id"
+    for bits in ("load_in_4bit", "load_in_8bit"):
+        if values.get(bits) and not values.get("use_peft"):
+            yield f"`{bits}: true` needs an adapter to train; set `use_peft: true`"
+    targets = values.get("lora_target_modules") or ()
+    if "lm_head" in ([targets] if isinstance(targets, str) else targets):
+        yield (
+            "LoRA on `lm_head` would never be trained; remove it from `lora_target_modules` "
+            "('all-linear' leaves it out)"
+        )
+
+
+def _convert(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Values as their options' types; what cannot be is left out and said."""
+    hints, converted, problems = _hints(), {}, []
+    for name, value in values.items():
+        if name not in hints:
+            problems.append(f"unknown key `{name}`{_nearest(name, '')}")
+            continue
+        try:
+            converted[name] = _convert_value(value, hints[name])
+        except (TypeError, ValueError) as error:
+            problems.append(f"`{name}: {value!r}`: {error}")
+    return converted, problems
+
+
+def _convert_value(value: Any, hint: Any) -> Any:
+    members = typing.get_args(hint) if _is_union(hint) else (hint,)
+    kinds = [typing.get_origin(member) or member for member in members]
+    if value is None:
+        if type(None) in kinds:
+            return None
+        raise TypeError(f"must not be empty, expected {_describe(members)}")
+    for member, kind in zip(members, kinds, strict=True):
+        if kind is Literal and value in typing.get_args(member):
+            return value
+        # bool is an int to Python; 1 is a float to a person.
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(kind, type) and type(value) is kind:
+            return value
+    if isinstance(value, str):
+        return _convert_text(value, members, kinds)
+    raise TypeError(f"expected {_describe(members)}, got {type(value).__name__}")
+
+
+def _convert_text(text: str, members: Sequence[Any], kinds: Sequence[Any]) -> Any:
+    """PyYAML reads `1e-4` and a quoted number as text; say what else a text was meant to be."""
+    if any(isinstance(kind, type) and issubclass(kind, enum.Enum) for kind in kinds):
+        return text  # checked by the class itself, which names the choices
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    if bool in kinds and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    choices = [choice for m in members if typing.get_origin(m) is Literal for choice in typing.get_args(m)]
+    close = difflib.get_close_matches(text, choices, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"expected {_describe(members)}{hint}")
+
+
+def _describe(members: Sequence[Any]) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    names |= {list: "a list", dict: "a mapping", type(None): "nothing"}
+    parts = []
+    for member in members:
+        if typing.get_origin(member) is Literal:
+            parts.append("one of " + ", ".join(map(str, typing.get_args(member))))
+        else:
+            kind = typing.get_origin(member) or member
+            parts.append(names.get(kind, getattr(kind, "__name__", str(kind))))
+    return " or ".join(part for part in parts if part != "nothing")
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _hints() -> dict[str, Any]:
+    """Every option and its type."""
+    hints = {}
+    for cls in ARGUMENT_CLASSES:
+        names = {f.name for f in dataclasses.fields(cls) if f.init}
+        hints |= {k: v for k, v in typing.get_type_hints(cls).items() if k in names}
+    return hints
+
+
+def _nearest(name: str, prefix: str) -> str:
+    close = difflib.get_close_matches(name.replace("-", "_"), _hints(), n=1, cutoff=0.6)
+    return f"; did you mean `{prefix}{close[0]}`?" if close else ""

@@ -1,0 +1,518 @@
+"""DualCoTTrainer (L3): trains a student on dual chains of thought, as `trl.SFTTrainer` trains on text."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import (
+    AutoProcessor,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
+from transformers.utils import logging
+from trl import SFTTrainer
+
+from edit_trl.collation import MODEL_INPUTS, DualCoTCollator
+from edit_trl.config import DualCoTConfig
+from edit_trl.dual_cot_row import validate_dual_cots
+from edit_trl.errors import InputError
+from edit_trl.losses import DualCoTLoss, chain_score, dual_cot_loss, masked_mean
+from edit_trl.metrics import MetricTotals, chosen_metrics, pair_metrics
+from edit_trl.model_card import CITATION, dual_cot_model_card
+from edit_trl.reference import adapter_off, fork_histogram, score_pairs
+from edit_trl.tokenization import PreparationReport, RowPreparation, prepare_dual_cots
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import BitsAndBytesConfig
+
+logger = logging.get_logger(__name__)
+
+
+class DualCoTTrainer(SFTTrainer):
+    """Trainer for key-step learning on dual CoTs (EDIT, arXiv 2405.19737), and for its warm-up.
+
+    Every option of `trl.SFTTrainer` means the same here. The objective is
+    `edit_trl.losses.dual_cot_loss` with the weights in `args`, averaged over the pairs of an
+    optimizer step.
+
+    Args:
+        model: A model id, a path, a model, or a `PeftModel` whose adapter goes on training.
+        args: A `DualCoTConfig`; the defaults where None.
+        data_collator: Replaces `DualCoTCollator`.
+        train_dataset: Dual CoTs: `prompt`, `chosen`, `rejected`, plain strings or conversational.
+        eval_dataset: Likewise, or a dict of such.
+        processing_class: The tokenizer; the model's own where None.
+        compute_metrics: Gets, per pair, the mean log-probabilities (correct chain, wrong chain) as
+            predictions and 0, the index of the right one, as label.
+        callbacks: As in `transformers.Trainer`.
+        optimizers: As in `transformers.Trainer`.
+        optimizer_cls_and_kwargs: As in `transformers.Trainer`.
+        quantization_config: As in `trl.SFTTrainer`; needs a model id or path.
+        peft_config: Trains a new adapter.
+
+    Attributes:
+        preparation_reports: Per dataset name, how many rows were kept, dropped and cut, and why.
+
+    Raises:
+        InputError: Rows, options or adapter that cannot be trained on; before a model is loaded.
+
+    Example:
+        ```python
+        from datasets import load_dataset
+        from edit_trl import DualCoTConfig, DualCoTTrainer
+
+        trainer = DualCoTTrainer(
+            model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            args=DualCoTConfig("SmolLM2-135M-EDIT"),
+            train_dataset=load_dataset("json", data_files="dual_cots.jsonl", split="train"),
+        )
+        trainer.train()
+        ```
+    """
+
+    _tag_names = ["trl", "edit_trl", "dual-cot"]  # noqa: RUF012 (as in TRL)
+    _name = "EDIT"
+    _paper = {  # noqa: RUF012 (as in TRL)
+        "title": "Capture the Key in Reasoning to Enhance CoT Distillation Generalization",
+        "id": "2405.19737",
+        "citation": CITATION,
+    }
+
+    # The loss is divided by the pairs of the whole optimizer step, so the Trainer must not divide it
+    # by the accumulation steps again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: DualCoTConfig | None = None,
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (
+            None,
+            None,
+        ),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+    ):
+        name = model if isinstance(model, str) else model.config._name_or_path
+        args = args or DualCoTConfig(f"{Path(name).name or 'student'}-EDIT")
+        _check_arguments(model, args, train_dataset, peft_config)
+        processing_class = processing_class or AutoProcessor.from_pretrained(
+            name,
+            revision=(args.model_init_kwargs or {}).get("revision"),
+            trust_remote_code=args.trust_remote_code,
+        )
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = args.eos_token or tokenizer.eos_token
+
+        # Before the base class loads the model: bad rows are known in seconds. Not where the chat
+        # template comes with the model; the base class then calls `_prepare_dataset` after cloning it.
+        self.preparation_reports: dict[str, PreparationReport] = {}
+        if args.chat_template_path is None:
+            train_dataset = self._prepare_dataset(train_dataset, processing_class, args)
+            eval_dataset = _map_datasets(
+                eval_dataset,
+                lambda dataset, key: self._prepare_dataset(dataset, processing_class, args, dataset_name=key),
+            )
+        self._totals = {"train": MetricTotals(), "eval": MetricTotals()}
+        self._tokens_run = torch.zeros((), dtype=torch.long, device=args.device)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or DualCoTCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        if args.max_fork_confidence is not None or args.reference == "precomputed":
+            self.train_dataset = self._drop_easy_forks(self._score(self.train_dataset, "train"))
+        if args.reference == "precomputed":
+            self.eval_dataset = _map_datasets(self.eval_dataset, self._score)
+
+    # Data
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+        args: DualCoTConfig,
+        packing: bool = False,
+        formatting_func: Callable | None = None,
+        dataset_name: str = "train",
+    ) -> Dataset:
+        """TRL's hook for datasets given to `__init__` and `evaluate`; leaves a prepared one as it is."""
+        if "chosen_key_mask" in dataset.column_names:
+            return dataset
+        validate_dual_cots(dataset, source=f"{dataset_name} dataset")
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        if args.eos_token is not None:
+            tokenizer.eos_token = args.eos_token
+        preparation = RowPreparation(
+            tokenizer,
+            args.key_step_method,
+            args.max_length,
+            args.truncate_long,
+            args.max_key_fraction,
+        )
+        with PartialState().main_process_first():
+            dataset, report = prepare_dual_cots(
+                dataset, preparation, name=dataset_name, num_proc=args.dataset_num_proc
+            )
+        self.preparation_reports[dataset_name] = report
+        log = logger.warning if report.dropped or report.truncated else logger.info
+        if PartialState().is_main_process:
+            log(f"{dataset_name} dataset: {report}")
+        return dataset
+
+    def _set_signature_columns_if_needed(self):
+        sides = ("chosen", "rejected")
+        self._signature_columns = ["prompt_ids", "fork", "row", "length"] + [
+            f"{prefix}{side}_{name}"
+            for side in sides
+            for prefix, name in (
+                ("", "ids"),
+                ("", "key_mask"),
+                ("", "fork_mask"),
+                ("reference_", "score"),
+            )
+        ]
+
+    def _score(self, dataset: Dataset, name: str) -> Dataset:
+        """Add the student's scores before training: at the fork, and for the preference term."""
+
+        def score_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            chosen, rejected = self._logps(self.model, self._prepare_inputs(batch))
+            scores = self._scores(chosen, rejected, batch)
+            fork = chosen.gather(1, batch["fork"].unsqueeze(1)).squeeze(1).exp()
+            return {
+                "reference_chosen_score": scores[0],
+                "reference_rejected_score": scores[1],
+                "fork_confidence": fork,
+            }
+
+        return score_pairs(
+            dataset,
+            score_batch,
+            model=self.model,
+            accelerator=self.accelerator,
+            collator=self.data_collator,
+            batch_size=self.args.per_device_eval_batch_size,
+            settings=f"{self.args.preference_scope} {self.args.preference_reduction}",
+            name=name,
+        )
+
+    def _drop_easy_forks(self, dataset: Dataset) -> Dataset:
+        confidences = dataset["fork_confidence"][:]
+        logger.warning(fork_histogram(confidences))
+        limit = self.args.max_fork_confidence
+        if limit is None:
+            return dataset
+        kept = [index for index, value in enumerate(confidences) if value <= limit]
+        logger.warning(
+            f"{len(kept)} of {len(dataset)} pairs kept, the others' forks are decided rightly with "
+            f"more than max_fork_confidence={limit}"
+        )
+        if not kept:
+            raise InputError(
+                f"max_fork_confidence={limit} leaves no pair: the student decides every fork rightly "
+                f"with more than {min(confidences):.3f}; raise it, or find harder pairs"
+            )
+        self.preparation_reports["train"].dropped[f"fork confidence over {limit}"] = len(dataset) - len(kept)
+        self.preparation_reports["train"].kept = len(kept)
+        return dataset.select(kept)
+
+    # The step
+
+    def _logps(
+        self, model: nn.Module, batch: dict[str, Tensor], *, with_rejected: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """One forward for all chains: log-probabilities of the completion tokens, (B, T⁺), (B, T⁻)."""
+        rows = None if with_rejected else len(batch["fork"])  # the correct chains come first
+        inputs = {name: batch[name][:rows] for name in MODEL_INPUTS if name in batch}
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        # Prompt-learning adapters put virtual tokens first; the columns of the real ones are last.
+        columns = batch["input_ids"].size(1) - 1
+        logps = outputs.log_probs[:, -columns:].float().flatten()
+        self._aux_loss = outputs.aux_loss
+        if self.model.training:
+            self._tokens_run += inputs["attention_mask"].sum()
+        return logps[batch["chosen_index"]], logps[batch["rejected_index"]] if with_rejected else None
+
+    def _runs_rejected(self) -> bool:
+        """Whether this step runs the wrong chains.
+
+        In a warm-up only the metrics look at them, so they are run for the steps that are logged alone:
+        half of the tokens, and the logs are as full.
+        """
+        args, state = self.args, self.state
+        if args.rejected_key_weight or args.preference_weight or not self.model.training:
+            return True
+        if args.logging_strategy != "steps" or (args.logging_first_step and state.global_step == 0):
+            return True
+        return (state.global_step + 1) % state.logging_steps == 0
+
+    def _scope_masks(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        name = {
+            "key_steps": "key_mask",
+            "fork": "fork_mask",
+            "completion": "mask",
+            None: "fork_mask",
+        }
+        scope = name[self.args.preference_scope]
+        return batch[f"chosen_{scope}"], batch[f"rejected_{scope}"]
+
+    def _scores(self, chosen: Tensor, rejected: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        masks = self._scope_masks(batch)
+        reduction = self.args.preference_reduction
+        return chain_score(chosen, masks[0], reduction), chain_score(rejected, masks[1], reduction)
+
+    def _reference_scores(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        if self.args.reference == "none":
+            return None
+        if self.args.reference == "adapter_off":
+            with torch.no_grad(), adapter_off(self.accelerator.unwrap_model(model)):
+                return self._scores(*self._logps(model, batch), batch)
+        if "reference_chosen_score" not in batch:
+            raise InputError(
+                "`reference: precomputed` scores the datasets that the trainer is made with, before "
+                "training; this one came later. Pass it as `eval_dataset` to the trainer"
+            )
+        return batch["reference_chosen_score"], batch["reference_rejected_score"]
+
+    def _loss(
+        self,
+        chosen: Tensor,
+        rejected: Tensor,
+        batch: dict[str, Tensor],
+        reference_scores: tuple[Tensor, Tensor] | None,
+        step_means: tuple[Tensor, Tensor] | None,
+    ) -> DualCoTLoss:
+        args = self.args
+        chosen_scope, rejected_scope = self._scope_masks(batch)
+        penalised = "key_mask" if args.rejected_key_scope == "all" else "fork_mask"
+        return dual_cot_loss(
+            chosen,
+            rejected,
+            batch["chosen_mask"],
+            batch["rejected_mask"],
+            batch["chosen_key_mask"],
+            batch[f"rejected_{penalised}"],
+            chosen_key_weight=args.chosen_key_weight,
+            chosen_context_weight=args.chosen_context_weight,
+            rejected_key_weight=args.rejected_key_weight,
+            rejected_penalty=args.rejected_penalty,
+            normalization=args.normalization,
+            step_means=step_means,
+            preference_weight=args.preference_weight,
+            preference_loss=args.preference_loss,
+            preference_reduction=args.preference_reduction,
+            preference_beta=args.preference_beta,
+            preference_margin=args.preference_margin,
+            chosen_scope_mask=chosen_scope,
+            rejected_scope_mask=rejected_scope,
+            reference_scores=reference_scores,
+        )
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Also count what the loss of the optimizer step is divided by, over all processes.
+
+        Returns:
+            The batches and (pairs, tokens of correct chains, tokens of wrong ones), shape (3,).
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = torch.zeros(3, dtype=torch.long, device=device)
+        for batch in batches:
+            counts[0] += len(batch["fork"])
+            counts[1] += batch["chosen_mask"].sum().to(device)
+            counts[2] += batch["rejected_mask"].sum().to(device)
+        return batches, self.accelerator.reduce(counts, "sum")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ):
+        """The mean objective over the pairs of the optimizer step, as this batch's share of it."""
+        mode = "train" if self.model.training else "eval"
+        reference_scores = self._reference_scores(model, inputs)
+        chosen, rejected = self._logps(model, inputs, with_rejected=self._runs_rejected())
+        pairs = len(inputs["fork"])
+        step_means, scale = None, 1 / pairs
+        if num_items_in_batch is not None:
+            total, chosen_tokens, rejected_tokens = num_items_in_batch
+            step_means = (
+                (chosen_tokens / total).clamp(min=1),
+                (rejected_tokens / total).clamp(min=1),
+            )
+            # Data-parallel training averages gradients over processes, `total` counts all of them.
+            scale = self.accelerator.num_processes / total
+        loss_parts = self._loss(chosen, rejected, inputs, reference_scores, step_means)
+        loss = loss_parts.loss.sum() * scale
+        if self.aux_loss_enabled:
+            steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+            loss = loss + self.router_aux_loss_coef * self._aux_loss / steps
+        self._check_finite(loss, loss_parts, inputs)
+        self._record(mode, loss_parts, chosen, rejected, inputs)
+        if not return_outputs:
+            return loss
+        # Asked for in evaluation alone, where both chains are run.
+        means = [
+            masked_mean(chosen, inputs["chosen_mask"]),
+            masked_mean(rejected, inputs["rejected_mask"]),
+        ]
+        return loss, {"logps": torch.stack(means, dim=1)}
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, outputs["logps"], torch.zeros_like(inputs["fork"])
+
+    def _check_finite(self, loss: Tensor, parts: DualCoTLoss, batch: dict[str, Tensor]) -> None:
+        if torch.isfinite(loss):
+            return
+        rows = batch["row"].tolist()
+        dataset = self.train_dataset if self.model.training else None
+        ids = dict(zip(dataset["row"], dataset["row_id"], strict=True)) if dataset else {}
+        named = ", ".join(f"{row} ({ids[row]})" if ids.get(row) else str(row) for row in rows)
+        values = "; ".join(
+            f"{part}: {getattr(parts, part).tolist()}" for part in ("chosen", "rejected", "preference")
+        )
+        raise FloatingPointError(
+            f"the loss is {loss.item()} at step {self.state.global_step}, rows {named} ({values}). "
+            "Lower `learning_rate` or `rejected_key_weight`, use `rejected_penalty: unlikelihood`, or "
+            "look at these rows"
+        )
+
+    # Metrics
+
+    def _record(
+        self,
+        mode: str,
+        parts: DualCoTLoss,
+        chosen: Tensor,
+        rejected: Tensor | None,
+        batch: dict[str, Tensor],
+    ) -> None:
+        chosen_masks = batch["chosen_mask"], batch["chosen_key_mask"]
+        self._totals[mode].add(chosen_metrics(parts, chosen, *chosen_masks, batch["fork"]))
+        if rejected is not None:
+            masks = (batch[f"{side}_{m}"] for m in ("mask", "key_mask") for side in ("chosen", "rejected"))
+            self._totals[mode].add(pair_metrics(chosen, rejected, *masks))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the metrics gathered since the last log, and the drift of the correct chains."""
+        mode = "train" if self.model.training else "eval"
+        metrics = self._totals[mode].read(lambda totals: self.accelerator.reduce(totals, "sum"))
+        if mode == "train" and metrics:
+            self._total_train_tokens += int(self.accelerator.reduce(self._tokens_run, "sum"))
+            self._tokens_run.zero_()
+            metrics["num_tokens"] = self._total_train_tokens
+        if "logps/chosen" in metrics:
+            metrics["drift/chosen"] = self._drift(mode, metrics["logps/chosen"])
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+        super().log(logs, start_time)
+
+    def _drift(self, mode: str, logp: float) -> float:
+        """How far the correct chains' mean log-probability has moved since the first log.
+
+        The start is read from the log history, which checkpoints keep.
+        """
+        key = "eval_logps/chosen" if mode == "eval" else "logps/chosen"
+        start = next((entry[key] for entry in self.state.log_history if key in entry), logp)
+        drift, limit = logp - start, self.args.displacement_warning
+        if limit is not None and drift < -limit:
+            logger.warning_once(
+                f"likelihood displacement: the correct chains' mean log-probability has fallen by "
+                f"more than {limit} nats a token since the start. Lower `rejected_key_weight`, "
+                "`preference_weight` or `learning_rate`, or raise `chosen_context_weight`"
+            )
+        return drift
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:
+        """Write `README.md` into the output folder: what was trained on what, and how to use it."""
+        if self.is_world_process_zero():
+            tags = {*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])}
+            card = dual_cot_model_card(
+                config=self.args,
+                base_model=self.model.config._name_or_path,
+                adapter=is_peft_model(self.model),
+                model_name=model_name or Path(self.args.output_dir).name,
+                dataset_name=dataset_name,
+                tags=sorted(tags),
+                reports=self.preparation_reports,
+                log_history=self.state.log_history,
+            )
+            card.save(Path(self.args.output_dir) / "README.md")
+
+
+def _map_datasets(datasets, function: Callable[[Dataset, str], Dataset]):
+    """Apply a function to an eval dataset, to each of a dict of them, or to none."""
+    if not datasets:
+        return datasets
+    if isinstance(datasets, dict):
+        return {name: function(dataset, name) for name, dataset in datasets.items()}
+    return function(datasets, "eval")
+
+
+def _check_arguments(model, args, train_dataset, peft_config) -> None:
+    """What can be said before anything is loaded."""
+    problems = []
+    if not isinstance(args, DualCoTConfig):
+        problems.append(f"`args` must be a DualCoTConfig, got {type(args).__name__}")
+    if not isinstance(train_dataset, Dataset):
+        problems.append(
+            f"`train_dataset` must be a datasets.Dataset, got {type(train_dataset).__name__}; key "
+            "steps are found once before training, so a stream must be loaded first"
+        )
+    elif not len(train_dataset):
+        problems.append("`train_dataset` has no rows")
+    targets = getattr(peft_config, "target_modules", None) or ()
+    if "lm_head" in ([targets] if isinstance(targets, str) else targets):
+        problems.append(
+            "LoRA on `lm_head` would never be trained: log-probabilities are computed from its weight "
+            "directly. Remove 'lm_head' from the target modules ('all-linear' leaves it out)"
+        )
+    if problems:
+        raise InputError(problems)
+    if args.reference == "adapter_off" and peft_config is None and not _is_peft(model):
+        raise InputError(
+            "`reference: adapter_off` needs an adapter to switch off: train with LoRA (`use_peft: "
+            "true`, or a `peft_config`), or use `reference: precomputed`"
+        )
+
+
+def _is_peft(model) -> bool:
+    return isinstance(model, nn.Module) and is_peft_model(model)

@@ -1,0 +1,141 @@
+"""`edit-trl generate`."""
+
+import json
+
+import pytest
+
+from edit_trl.cli import generate
+from edit_trl.dual_cots import load_dual_cots
+from edit_trl.errors import InputError
+from edit_trl.teachers import ProceduralTeacher, procedural
+
+
+def run(output, *options):
+    return generate.main(["--output", str(output), *map(str, options)])
+
+
+def test_folder(tmp_path, capsys):
+    output = tmp_path / "made"
+    assert run(output, "--rows", 6, "--families", "navigate", "arithmetic", "--seed", 2) == 0
+    rows = list(load_dual_cots(output))
+    assert rows == list(ProceduralTeacher(["navigate", "arithmetic"], seed=2).rows(6))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{output}: 6 rows"
+    assert ["navigate", "3"] in [line.split() for line in lines]
+    assert ["arithmetic", "3"] in [line.split() for line in lines]
+    assert any(line.startswith("example (procedural/navigate/d1/s2/0") for line in lines)
+    start, end = rows[0]["chosen_key_spans"][-1]
+    [chosen] = [line for line in lines if line.startswith("  chosen")]
+    assert f"[{rows[0]['chosen'][start:end]}]" in chosen
+
+
+@pytest.mark.parametrize("name", ["made.jsonl", "made.parquet"])
+def test_file(tmp_path, name):
+    assert run(tmp_path / name, "--teacher", "procedural", "--rows", 7, "--difficulty", 3) == 0
+    assert list(load_dual_cots(tmp_path / name)) == list(ProceduralTeacher(difficulty=3).rows(7))
+
+
+def test_conversational(tmp_path, capsys):
+    run(tmp_path / "made.jsonl", "--rows", 1, "--conversational")
+    row = json.loads((tmp_path / "made.jsonl").read_text())
+    assert [turn["role"] for turn in row["prompt"]] == ["user"]
+    assert f"  prompt    {row['prompt'][0]['content']}" in capsys.readouterr().out
+
+
+def test_held_out_set_shares_no_problem(tmp_path):
+    output = tmp_path / "made"
+    run(output, "--rows", 200, "--held_out", 50, "--families", "boolean_expressions")
+    train, test = load_dual_cots(output / "train"), load_dual_cots(output / "test")
+    assert (len(train), len(test)) == (200, 50)
+    assert not set(train["prompt"]) & set(test["prompt"])
+    # Without the held-out set, the rows to train on are the same.
+    assert list(train) == list(ProceduralTeacher(["boolean_expressions"]).rows(200))
+
+
+def test_existing_output_needs_force(tmp_path):
+    output = tmp_path / "made"
+    run(output, "--rows", 2)
+    with pytest.raises(InputError, match=r"made exists.*--force"):
+        run(output, "--rows", 3)
+    assert len(load_dual_cots(output)) == 2
+    run(output, "--rows", 3, "--force")
+    assert len(load_dual_cots(output)) == 3
+
+
+def test_held_out_sets_can_be_replaced(tmp_path):
+    run(tmp_path / "made", "--rows", 2, "--held_out", 2)
+    with pytest.raises(InputError, match="--force"):
+        run(tmp_path / "made", "--rows", 3, "--held_out", 4)
+    run(tmp_path / "made", "--rows", 3, "--held_out", 4, "--force")
+    assert len(load_dual_cots(tmp_path / "made" / "train")) == 3
+    assert len(load_dual_cots(tmp_path / "made" / "test")) == 4
+
+
+def test_empty_folder_needs_no_force(tmp_path):
+    assert run(tmp_path, "--rows", 1) == 0
+
+
+def test_force_never_deletes_something_else(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="holds something else"):
+        run(tmp_path, "--rows", 1, "--force")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_one_set_is_not_mixed_with_two(tmp_path, is_file):
+    if is_file:
+        (tmp_path / "made").write_text("notes")
+    else:
+        run(tmp_path / "made", "--rows", 1)
+    with pytest.raises(InputError, match="holds one set"):
+        run(tmp_path / "made", "--rows", 1, "--held_out", 1, "--force")
+
+
+def test_output_below_a_file(tmp_path):
+    (tmp_path / "notes").write_text("notes")
+    with pytest.raises(InputError, match="notes is a file, not a folder"):
+        run(tmp_path / "notes" / "made", "--rows", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rows", "0"], "--rows must be 1 or more, got 0"),
+        (["--rows", "1", "--held_out", "-2"], "--held_out must be 1 or more, got -2"),
+        (["--rows", "1", "--difficulty", "7"], "difficulty must be an integer from 1 to 5, got 7"),
+        (["--rows", "1", "--seed", "-1"], "seed must be an integer of 0 or more"),
+        (["--rows", "1", "--families", "wordsorting"], "did you mean 'word_sorting'"),
+        (["--rows", "9999", "--families", "boolean_expressions"], "ask for fewer rows"),
+    ],
+)
+def test_bad_options_leave_nothing_behind(tmp_path, options, message, monkeypatch):
+    monkeypatch.setattr(procedural, "_MAX_DRAWS", 20)
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "made", *options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_held_out_needs_a_folder(tmp_path):
+    with pytest.raises(InputError, match="must be a folder"):
+        run(tmp_path / "made.jsonl", "--rows", 1, "--held_out", 1)
+    assert run(tmp_path / "made.v2", "--rows", 1, "--held_out", 1) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--rows", "1", "--teacher", "gpt"], ["--row", "1"], ["--rows", "many"], []],
+)
+def test_options_that_argparse_refuses(tmp_path, options, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "made", *options)
+    assert stop.value.code == 2
+    assert "usage: edit-trl generate" in capsys.readouterr().err
+
+
+def test_help_describes_every_option(capsys):
+    with pytest.raises(SystemExit):
+        generate.main(["--help"])
+    text = capsys.readouterr().out
+    for option in ("families", "rows", "held_out", "difficulty", "seed", "conversational", "force"):
+        assert f"--{option}" in text

@@ -1,0 +1,258 @@
+
+import pytest
+from conftest import CHAT_TEMPLATE, ROWS, conversational
+from datasets import Dataset
+from peft import LoraConfig
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer
+
+from edit_trl.errors import InputError
+from edit_trl.tokenization import RowPreparation, prepare_dual_cots, tokenize_dual_cot
+
+CJK_ROW = {
+    "prompt": "箱に りんごが🍎 3個と みかんが 4個。全部で何個？\n",
+    "chosen": "りんご🍎は3個。みかん🍊は4個。3 + 4 = 7個。Therefore, the answer is 7.",
+    "rejected": "りんご🍎は3個。みかん🍋は4個。3 + 4 = 8個。Therefore, the answer is 8.",
+}
+
+
+def word_piece_tokenizer() -> PreTrainedTokenizerFast:
+    """As BERT's: lower-cases, and puts special tokens around."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[EOS]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special)
+    tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", special.index("[CLS]"))]
+    )
+    return _wrap(tokenizer, eos_token="[EOS]", pad_token="[PAD]", unk_token="[UNK]")
+
+
+def sentence_piece_tokenizer() -> PreTrainedTokenizerFast:
+    """As Llama 2's and Gemma's: a unigram model over text whose spaces are ▁, with byte fallback off."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>"
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    return _wrap(tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+
+
+def _texts() -> list[str]:
+    return [text for row in [*ROWS, CJK_ROW] for text in (row["prompt"], row["chosen"], row["rejected"])]
+
+
+def _wrap(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@pytest.fixture(params=["byte_level", "word_piece", "sentence_piece", "smollm2"])
+def any_tokenizer(request, tokenizer):
+    return {
+        "byte_level": lambda: tokenizer,
+        "word_piece": word_piece_tokenizer,
+        "sentence_piece": sentence_piece_tokenizer,
+        "smollm2": lambda: request.getfixturevalue("smollm2_tokenizer"),
+    }[request.param]()
+
+
+def key_texts(row: dict, tokenizer, side: str, method: str = "words") -> list[str]:
+    """The chain's characters under each run of key tokens, found without the code under test's offsets."""
+    output = tokenize_dual_cot(row, tokenizer, key_step_method=method)
+    ids, mask = output[f"{side}_ids"], output[f"{side}_key_mask"]
+    runs: list[list[int]] = []
+    for position, (token, key) in enumerate(zip(ids, mask, strict=True)):
+        if key and position and mask[position - 1]:
+            runs[-1].append(token)
+        elif key:
+            runs.append([token])
+    return [tokenizer.decode(run).strip() for run in runs]
+
+
+@pytest.mark.parametrize("make", [dict, conversational], ids=["plain", "conversational"])
+def test_marks_the_words_that_differ(any_tokenizer, make):
+    row = make(ROWS[1])  # 12 - 5 = 7 against 8, and the answer
+    assert key_texts(row, any_tokenizer, "chosen") == ["7", "7"]
+    assert key_texts(row, any_tokenizer, "rejected") == ["8", "8"]
+
+
+@pytest.mark.parametrize("make", [dict, conversational], ids=["plain", "conversational"])
+@pytest.mark.parametrize("method", ["edit", "words", "fork", "reference"])
+def test_masks_fit_their_ids(any_tokenizer, make, method):
+    for row in ROWS:
+        output = tokenize_dual_cot(make(row), any_tokenizer, key_step_method=method)
+        for side in ("chosen", "rejected"):
+            lengths = {len(output[f"{side}_{name}"]) for name in ("ids", "key_mask", "fork_mask")}
+            assert len(lengths) == 1
+            assert any(output[f"{side}_key_mask"])
+            assert not output[f"{side}_key_mask"][-1]  # EOS, or the template's end of turn
+        fork = output["fork"]
+        assert output["chosen_ids"][:fork] == output["rejected_ids"][:fork]
+        assert output["chosen_ids"][fork] != output["rejected_ids"][fork]
+
+
+@pytest.mark.parametrize("make", [dict, conversational], ids=["plain", "conversational"])
+def test_splits_as_dpo_trainer_does(any_tokenizer, make, model, tmp_path):
+    rows = [{k: v for k, v in make(row).items() if k in ("prompt", "chosen", "rejected")} for row in ROWS]
+    model.resize_token_embeddings(len(any_tokenizer))
+    args = DPOConfig(str(tmp_path), bf16=False, report_to="none", max_length=None)
+    trainer = DPOTrainer(
+        model,
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=any_tokenizer,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]),  # no reference model
+    )
+    for row, expected in zip(rows, trainer.train_dataset, strict=True):
+        output = tokenize_dual_cot(row, any_tokenizer)
+        for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+            assert output[name] == expected[name]
+
+
+def test_eos_is_a_completion_token(tokenizer):
+    output = tokenize_dual_cot(ROWS[0], tokenizer)
+    assert output["chosen_ids"][-1] == output["rejected_ids"][-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("make", [dict, conversational], ids=["plain", "conversational"])
+def test_multi_byte_text(tokenizer, smollm2_tokenizer, make):
+    # A byte-level tokenizer cuts 🍊 and 🍋 (4 bytes each, 3 of them shared) into several tokens; all of
+    # the character is key, and none of its neighbours.
+    for any_byte_level in (tokenizer, smollm2_tokenizer):
+        assert key_texts(make(CJK_ROW), any_byte_level, "chosen") == ["🍊", "7", "7"]
+        assert key_texts(make(CJK_ROW), any_byte_level, "rejected") == ["🍋", "8", "8"]
+
+
+def test_spans_of_the_row(any_tokenizer):
+    row = ROWS[0] | {"chosen_key_spans": [[32, 37]], "rejected_key_spans": [[32, 37]]}
+    assert row["chosen"][32:37] == "2 + 1"
+    marked = "".join("".join(key_texts(row, any_tokenizer, "chosen", "spans")).split())
+    assert marked == "2+1"
+    assert "".join("".join(key_texts(row, any_tokenizer, "rejected", "spans")).split()) == "2*1"
+
+
+def test_shared_tail_stays_unmarked_at_different_lengths(tokenizer):
+    """The authors align sequences padded to one length, which marks a shared tail as key."""
+    row = {
+        "prompt": "Count.\n",
+        "chosen": "One and two. So it is 2. Therefore, the answer is as said.",
+        "rejected": "One and two and three and four and five. So it is 2. Therefore, the answer is as said.",
+    }
+    for method in ("edit", "words", "fork", "reference"):
+        output = tokenize_dual_cot(row, tokenizer, key_step_method=method)
+        tail = len(tokenizer(". So it is 2. Therefore, the answer is as said.")["input_ids"])
+        for side in ("chosen", "rejected"):
+            assert not any(output[f"{side}_key_mask"][-tail:])
+        assert any(output["rejected_key_mask"])
+
+
+def test_chain_that_stands_in_the_prompt_too(tokenizer):
+    row = conversational(ROWS[1])
+    row["prompt"] = [{"role": "user", "content": f"Is this right? {ROWS[1]['chosen']} Do it again."}]
+    assert key_texts(row, tokenizer, "chosen") == ["7", "7"]
+
+
+def test_fork_mask_ends_with_the_step(tokenizer):
+    output = tokenize_dual_cot(ROWS[0], tokenizer)
+    marked = [t for t, key in zip(output["rejected_ids"], output["rejected_fork_mask"], strict=True) if key]
+    # "2 * 1 = 2" differs in the operator and the result; the answer in the next sentence is left out.
+    assert "".join(tokenizer.decode(marked).split()) == "*2"
+    assert sum(output["rejected_key_mask"]) > len(marked)
+
+
+# Preparing a dataset
+
+
+def prepare(rows, tokenizer, **options):
+    return prepare_dual_cots(Dataset.from_list(rows), RowPreparation(tokenizer, **options))
+
+
+def test_keeps_row_numbers_and_counts(tokenizer):
+    same_words = {"prompt": "Hi.\n", "chosen": "So: one.", "rejected": "So:  one."}  # a space apart
+    prepared, report = prepare([ROWS[0], same_words, ROWS[1]], tokenizer)
+    assert prepared["row"][:] == [1, 3]
+    assert prepared["row_id"][:] == ["robe", "apples"]
+    assert (report.rows, report.kept, report.dropped) == (3, 2, {"no key token": 1})
+    assert "2 of 3 pairs kept; 1 dropped: no key token; key fraction 0." in str(report)
+
+
+def test_drops_by_key_fraction(tokenizer):
+    unlike = {"prompt": "Hi.\n", "chosen": "All is one here.", "rejected": "Two were never quite there."}
+    _, report = prepare([ROWS[1], unlike], tokenizer, max_key_fraction=0.5)
+    assert report.dropped == {"key fraction over 0.5": 1}
+
+
+def test_drops_rows_over_max_length(tokenizer):
+    lengths = [len(tokenize_dual_cot(row, tokenizer)["prompt_ids"]) for row in ROWS]
+    output = tokenize_dual_cot(ROWS[2], tokenizer)
+    fits = lengths[2] + max(len(output["chosen_ids"]), len(output["rejected_ids"]))
+    long = ROWS[2] | {"chosen": ROWS[2]["chosen"] + " Indeed.", "id": "long"}
+    prepared, report = prepare([ROWS[2], long], tokenizer, max_length=fits)
+    assert prepared["row_id"][:] == ["boolean"]
+    assert report.dropped == {f"longer than max_length={fits}": 1}
+
+
+def test_truncates_and_says_how_many_key_tokens_went(tokenizer):
+    output = tokenize_dual_cot(ROWS[1], tokenizer)
+    prompt = len(output["prompt_ids"])
+    first_key = output["chosen_key_mask"].index(True)
+    total = sum(output["chosen_key_mask"]) + sum(output["rejected_key_mask"])
+    prepared, report = prepare(
+        [ROWS[1]], tokenizer, max_length=prompt + first_key + 1, truncate_long=True
+    )
+    assert len(prepared["chosen_ids"][0]) == len(prepared["chosen_key_mask"][0]) == first_key + 1
+    assert report.truncated == 1
+    assert report.truncated_key_tokens == total - 2  # one key token is left on each side
+    assert f"1 truncated, {total - 2} key tokens cut off" in str(report)
+
+
+def test_second_run_uses_the_cache(tokenizer, tmp_path):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "rows")
+    first, _ = prepare_dual_cots(Dataset.load_from_disk(tmp_path / "rows"), RowPreparation(tokenizer))
+    tokenizer("A tokenizer that has been used is the same tokenizer.")
+    second, _ = prepare_dual_cots(Dataset.load_from_disk(tmp_path / "rows"), RowPreparation(tokenizer))
+    assert first._fingerprint == second._fingerprint
+
+
+# Bad input
+
+
+def test_prompt_alone_over_max_length(tokenizer):
+    with pytest.raises(InputError, match=r"prompt alone fills max_length=5 in 2 of 2 rows \(rows 1, 2\)"):
+        prepare(ROWS[:2], tokenizer, max_length=5)
+
+
+def test_no_row_left(tokenizer):
+    with pytest.raises(InputError, match="no pair is left to train on .0 of 4 pairs kept; 4 dropped"):
+        prepare(ROWS, tokenizer, max_key_fraction=1e-3)
+
+
+def test_no_chat_template(tokenizer):
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match="has no chat template"):
+        tokenize_dual_cot(conversational(ROWS[0]), tokenizer)
+
+
+def test_no_eos_token(tokenizer):
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="no EOS token"):
+        tokenize_dual_cot(ROWS[0], tokenizer)
+
+
+def test_template_that_rewrites_the_answer(tokenizer):
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("m['content']", "m['content'] | upper")
+    with pytest.raises(InputError, match="rewrites the assistant's text"):
+        tokenize_dual_cot(conversational(ROWS[0]), tokenizer)
+
+
+def test_prompt_that_merges_into_the_chain(smollm2_tokenizer):
+    row = {"prompt": "t", "chosen": "he one is 1.", "rejected": "he one is 2."}
+    with pytest.raises(InputError, match="shares no token"):
+        tokenize_dual_cot(row, smollm2_tokenizer)
