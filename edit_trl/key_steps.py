@@ -1,60 +1,427 @@
-"""PLACEHOLDER while the real module is being written; replace freely."""
+r"""Where the two chains of a dual CoT really differ: alignment -> key-step masks and spans (L1).
+
+Both chains are aligned by minimum edit distance (insert, delete, replace: 1 each); what is deleted or
+replaced on a side is key there. Methods:
+
+- `edit`: over token ids, with the common prefix and suffix taken off first.
+- `words`: over words and numbers, mapped to tokens by character offsets, so that half a number is
+  never key alone.
+- `fork`: of the key words, those from the first divergence to the end of that step (sentence or line).
+- `spans`: given, as character offsets.
+- `reference`: over token ids with the tie-breaking of the authors' code, for replication.
+
+The chains "2 + 3 = 5." and "2 * 3 = 6." have, over words, the masks
+
+    chosen      2  [+]  3  =  [5]  .
+    rejected    2  [*]  3  =  [6]  .
+"""
+
 import re
-from dataclasses import dataclass
-from typing import Literal
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from operator import index
+from typing import TYPE_CHECKING, Literal, get_args
+from unicodedata import category
 
 from rapidfuzz.distance import Levenshtein
 
+from edit_trl.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 KeyStepMethod = Literal["edit", "words", "fork", "spans", "reference"]
+
+TOKEN_METHODS: tuple[KeyStepMethod, ...] = ("edit", "reference")
+"""The methods that align token ids; the others mark characters of the text."""
+
+Span = tuple[int, int]
+"""[start, end) character offsets."""
 
 
 @dataclass(frozen=True)
 class KeySteps:
-    chosen: list
-    rejected: list
-    chosen_spans: list | None = None
-    rejected_spans: list | None = None
+    """The key tokens of a dual CoT.
+
+    Attributes:
+        chosen: One bool per token of the correct chain, true where the token is key. All false where
+            the wrong chain only adds something.
+        rejected: The same for the wrong chain.
+        chosen_spans: The key steps as characters of the correct chain, sorted, adjacent key tokens of
+            one line merged. None where no text was given.
+        rejected_spans: The same for the wrong chain.
+    """
+
+    chosen: list[bool]
+    rejected: list[bool]
+    chosen_spans: list[Span] | None = None
+    rejected_spans: list[Span] | None = None
+
+    @property
+    def key_fraction(self) -> float:
+        """Share of key tokens over both chains; 0 for two empty ones."""
+        tokens = len(self.chosen) + len(self.rejected)
+        return (sum(self.chosen) + sum(self.rejected)) / tokens if tokens else 0.0
 
 
-def key_step_masks(chosen_ids, rejected_ids, method="edit"):
-    n = 0
-    while n < min(len(chosen_ids), len(rejected_ids)) and chosen_ids[n] == rejected_ids[n]:
-        n += 1
-    m = 0
-    while m < min(len(chosen_ids), len(rejected_ids)) - n and chosen_ids[-1 - m] == rejected_ids[-1 - m]:
-        m += 1
-    a, b = chosen_ids[n : len(chosen_ids) - m], rejected_ids[n : len(rejected_ids) - m]
-    ca, cb = [False] * len(chosen_ids), [False] * len(rejected_ids)
-    for op in Levenshtein.opcodes(a, b):
-        if op.tag != "equal":
-            for i in range(op.src_start, op.src_end):
-                ca[n + i] = True
-            for i in range(op.dest_start, op.dest_end):
-                cb[n + i] = True
-    return KeySteps(ca, cb)
+def key_step_masks(
+    chosen_ids: Sequence[int], rejected_ids: Sequence[int], method: KeyStepMethod = "edit"
+) -> KeySteps:
+    """Mark the key tokens of two unpadded sequences of token ids.
+
+    Padding must stay out: a difference in length would be repaid in pad tokens, and a tail that both
+    chains share would be marked as key.
+
+    Args:
+        chosen_ids: Token ids of the correct chain: a list, or a 1-d array or tensor of integers.
+        rejected_ids: The same for the wrong chain.
+        method: `edit` or `reference`.
+
+    Returns:
+        Masks as long as the ids, without spans.
+
+    Raises:
+        InputError: The method needs text, or the ids are not integers.
+    """
+    _check_method(method)
+    if method not in TOKEN_METHODS:
+        raise InputError(
+            f"method {method!r} needs the chains' text, and token ids were given; use "
+            f"locate_key_steps, or method {' or '.join(map(repr, TOKEN_METHODS))}"
+        )
+    chosen, rejected = _integers(chosen_ids, "chosen_ids"), _integers(rejected_ids, "rejected_ids")
+    if method == "reference":
+        return KeySteps(_reference_mask(chosen, rejected), _reference_mask(rejected, chosen))
+    return KeySteps(*_edit_masks(chosen, rejected))
 
 
-WORD = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_a-zA-Z]|\w+|[^\w\s]")
+def locate_key_steps(
+    chosen: str,
+    rejected: str,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    method: KeyStepMethod = "words",
+    *,
+    chosen_spans: Sequence[Sequence[int]] | None = None,
+    rejected_spans: Sequence[Sequence[int]] | None = None,
+) -> KeySteps:
+    """Mark the key tokens of two chains given as text.
+
+    Args:
+        chosen: The correct chain.
+        rejected: The wrong chain.
+        tokenizer: A fast tokenizer; the masks are over its tokens, without special tokens. Without
+            one they are over words, and `edit` is the same as `words`.
+        method: How key steps are found, see the module.
+        chosen_spans: Key steps of the correct chain for `spans`: sorted [start, end) character
+            offsets. Other methods do not read them.
+        rejected_spans: The same for the wrong chain.
+
+    Returns:
+        Masks and spans of both chains.
+
+    Raises:
+        InputError: Unknown method, a tokenizer without offsets, or spans that are missing, out of
+            range, unsorted or overlapping.
+    """
+    _check_method(method)
+    ids, offsets = _tokens((chosen, rejected), tokenizer)
+    if method in TOKEN_METHODS:
+        steps = key_step_masks(*ids, method=method)
+        return replace(
+            steps,
+            chosen_spans=_merged_spans(steps.chosen, offsets[0], chosen),
+            rejected_spans=_merged_spans(steps.rejected, offsets[1], rejected),
+        )
+    spans = key_spans(chosen, rejected, method, chosen_spans=chosen_spans, rejected_spans=rejected_spans)
+    return KeySteps(*map(masks_from_spans, spans, offsets), *spans)
 
 
-def locate_key_steps(chosen, rejected, tokenizer=None, method="words", *, chosen_spans=None, rejected_spans=None):
-    wa, wb = list(WORD.finditer(chosen)), list(WORD.finditer(rejected))
-    s = key_step_masks([hash(m.group()) for m in wa], [hash(m.group()) for m in wb])
-    sa = [m.span() for m, k in zip(wa, s.chosen) if k]
-    sb = [m.span() for m, k in zip(wb, s.rejected) if k]
+def key_spans(
+    chosen: str,
+    rejected: str,
+    method: KeyStepMethod = "words",
+    *,
+    chosen_spans: Sequence[Sequence[int]] | None = None,
+    rejected_spans: Sequence[Sequence[int]] | None = None,
+) -> tuple[list[Span], list[Span]]:
+    """The characters of both chains that are key; `masks_from_spans` turns them into token masks.
+
+    White space alone is never key, except between two key words of the same line.
+
+    Args:
+        chosen: The correct chain.
+        rejected: The wrong chain.
+        method: `words`, `fork` or `spans`.
+        chosen_spans: See `locate_key_steps`.
+        rejected_spans: See `locate_key_steps`.
+
+    Returns:
+        Sorted, disjoint [start, end) character offsets for each chain.
+
+    Raises:
+        InputError: A method that is unknown or aligns token ids, or bad spans.
+    """
+    _check_method(method)
+    if method in TOKEN_METHODS:
+        raise InputError(
+            f"method {method!r} aligns token ids, and text was given; use locate_key_steps, or method 'words'"
+        )
     if method == "spans":
-        sa, sb = chosen_spans, rejected_spans
-    return KeySteps(s.chosen, s.rejected, sa, sb)
+        return (
+            _checked_spans(chosen_spans, chosen, "chosen_spans"),
+            _checked_spans(rejected_spans, rejected, "rejected_spans"),
+        )
+    texts = (chosen, rejected)
+    ids, words = _tokens(texts, None)
+    masks = _edit_masks(*ids)
+    if method == "fork":
+        fork = _common_prefix(*ids)
+        masks = [
+            _within_step(mask, side, text, side[fork][0] if fork < len(side) else len(text))
+            for mask, side, text in zip(masks, words, texts, strict=True)
+        ]
+    chosen_found, rejected_found = map(_merged_spans, masks, words, texts)
+    return chosen_found, rejected_found
 
 
-def masks_from_spans(spans, offsets):
-    return [any(a < e and b > s for s, e in spans) and a < b for a, b in offsets]
+def masks_from_spans(spans: Sequence[Span], offsets: Sequence[Span]) -> list[bool]:
+    """Map characters to tokens: a token is key if at least one of its characters is in a span.
+
+    The several tokens that a byte-level tokenizer makes of one character all carry that character's
+    offsets, so they are key together.
+
+    Args:
+        spans: Sorted, disjoint [start, end) character offsets, as `key_spans` returns them.
+        offsets: [start, end) characters of each token in the same text. Tokens without characters
+            (start == end: EOS, template, prompt) are never key.
+
+    Returns:
+        One bool per token.
+    """
+    ends = [end for _, end in spans]
+    mask = []
+    for start, end in offsets:
+        first = bisect_right(ends, start)  # the first span that ends after the token starts
+        mask.append(start < end and first < len(spans) and spans[first][0] < end)
+    return mask
 
 
-def fork_scope(mask, offsets, text):
-    if True not in mask:
-        return list(mask)
-    start = offsets[mask.index(True)][0]
-    m = re.compile(r"\n|[.!?](?=\s|$)").search(text, start)
-    end = m.end() if m else len(text)
-    return [k and o[0] < end for k, o in zip(mask, offsets)]
+def fork_scope(
+    rejected_mask: Sequence[bool], rejected_offsets: Sequence[Span], rejected_text: str
+) -> list[bool]:
+    """Keep the key tokens from the first one to the end of its step (sentence or line).
+
+    What follows the first error is mostly valid reasoning from a wrong premise.
+
+    Args:
+        rejected_mask: One bool per token of the chain.
+        rejected_offsets: [start, end) characters of each token; tokens without characters are dropped.
+        rejected_text: The chain.
+
+    Returns:
+        One bool per token; all false if no token with characters is key.
+    """
+    key = (span for span, k in zip(rejected_offsets, rejected_mask, strict=True) if k and span[0] < span[1])
+    first = next(key, None)
+    if first is None:
+        return [False] * len(rejected_mask)
+    start = _visible_start(first, rejected_text)
+    return _within_step(rejected_mask, rejected_offsets, rejected_text, start)
+
+
+def _check_method(method: str) -> None:
+    if method not in get_args(KeyStepMethod):
+        raise InputError(
+            f"unknown key-step method {method!r}; choose one of {', '.join(get_args(KeyStepMethod))}"
+        )
+
+
+def _integers(ids: Sequence[int], name: str) -> list[int]:
+    try:
+        return [index(token) for token in ids]
+    except TypeError as error:
+        raise InputError(
+            f"{name} must be a flat sequence of integer token ids ({error}), got "
+            f"{type(ids).__name__}; pass the ids of one chain, and text to locate_key_steps"
+        ) from None
+
+
+def _checked_spans(spans: Sequence[Sequence[int]] | None, text: str, name: str) -> list[Span]:
+    if spans is None:
+        raise InputError(
+            f"method 'spans' needs {name}, got None; give [start, end) offsets ([] where nothing is "
+            "key), or use another method"
+        )
+    previous = 0
+    for start, end in spans:
+        if not previous <= start < end <= len(text):
+            raise InputError(
+                f"{name}: [{start}, {end}] is empty, out of range (the chain has {len(text)} "
+                f"characters), or begins before the end of the span before it ({previous}); give "
+                "sorted, disjoint [start, end) offsets"
+            )
+        previous = end
+    return [(start, end) for start, end in spans]
+
+
+def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def _edit_masks(chosen: list[int], rejected: list[int]) -> tuple[list[bool], list[bool]]:
+    """One minimum alignment of both chains.
+
+    The common prefix and suffix never enter it: among alignments of the same cost it could prefer
+    one that marks a shared tail. They must not overlap ("a a" in "a a a").
+    """
+    prefix = _common_prefix(chosen, rejected)
+    chosen_rest, rejected_rest = chosen[prefix:], rejected[prefix:]
+    suffix = _common_prefix(chosen_rest[::-1], rejected_rest[::-1])
+    masks = [False] * len(chosen), [False] * len(rejected)
+    edits = Levenshtein.editops(
+        chosen_rest[: len(chosen_rest) - suffix], rejected_rest[: len(rejected_rest) - suffix]
+    )
+    for tag, chosen_at, rejected_at in edits.as_list():
+        if tag != "insert":
+            masks[0][prefix + chosen_at] = True
+        if tag != "delete":
+            masks[1][prefix + rejected_at] = True
+    return masks
+
+
+def _reference_mask(own: list[int], other: list[int]) -> list[bool]:
+    """The tokens of `own` that the authors' code deletes or replaces to make `other` of it.
+
+    `levenshtein_operations_tokens` in edit_dis_precal.py (github.com/C-W-D/CasCoD, commit 452b26d)
+    takes off the common prefix only and walks back from the end, preferring to delete, then to insert,
+    then to keep or replace. It runs once for each side, so the two masks may come from different
+    alignments, and a token at a shared end may be marked. The authors' padding is left out.
+    """
+    prefix = _common_prefix(own, other)
+    rises, grows = _distance_steps(own[prefix:], other[prefix:])
+    mask = [False] * len(own)
+    row, column = len(own) - prefix, len(other) - prefix
+    while row:
+        if not column or rises[column - 1] >> (row - 1) & 1:
+            row -= 1
+            mask[prefix + row] = True
+        elif grows[column - 1] >> (row - 1) & 1:
+            column -= 1
+        else:
+            row, column = row - 1, column - 1
+            mask[prefix + row] = own[prefix + row] != other[prefix + column]
+    return mask
+
+
+def _distance_steps(own: list[int], other: list[int]) -> tuple[list[int], list[int]]:
+    """The matrix D of edit distances, as the differences that walking back needs.
+
+    Myers' bit-parallel algorithm as Hyyrö (2003) gives it: a column of D is a handful of operations on
+    one long integer, where a table of Python lists would take len(own) steps.
+
+    Returns:
+        For each column j of `other`, integers with bit i set where D[i+1][j+1] = D[i][j+1] + 1 and
+        where D[i+1][j+1] = D[i+1][j] + 1.
+    """
+    ones = (1 << len(own)) - 1
+    equal: defaultdict[int, int] = defaultdict(int)
+    for i, token in enumerate(own):
+        equal[token] |= 1 << i
+    up, down = ones, 0  # where D grows and falls along the column
+    rises, grows = [], []
+    for token in other:
+        same = equal[token]
+        diagonal = (((same & up) + up) ^ up) | same | down  # D[i+1][j+1] = D[i][j]
+        right, left = down | (ones & ~(diagonal | up)), diagonal & up
+        grows.append(right)
+        right, left = right << 1 | 1, left << 1
+        up, down = (left | ~(diagonal | right)) & ones, right & diagonal & ones
+        rises.append(up)
+    return rises, grows
+
+
+def _tokens(
+    texts: tuple[str, str], tokenizer: "PreTrainedTokenizerBase | None"
+) -> tuple[list[list[int]], list[list[Span]]]:
+    """Ids and character offsets of both texts; words get ids that are equal for equal words."""
+    if tokenizer is None:
+        words = [list(_WORD.finditer(text)) for text in texts]
+        ids: defaultdict[str, int] = defaultdict(count().__next__)
+        return [[ids[m[0]] for m in side] for side in words], [[m.span() for m in side] for side in words]
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"the tokenizer ({tokenizer.name_or_path}) is a slow one and gives no character offsets; "
+            "use a fast tokenizer, or key_step_masks on token ids"
+        )
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _merged_spans(mask: Sequence[bool], offsets: Sequence[Span], text: str) -> list[Span]:
+    """The characters of the key tokens; runs of them are one span as long as they share a line."""
+    spans: list[Span] = []
+    in_run = False
+    for (start, end), key in zip(offsets, mask, strict=True):
+        if start == end:
+            continue
+        if key and in_run and "\n" not in text[spans[-1][1] : start]:
+            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+        elif key:
+            spans.append((start, end))
+        in_run = key
+    return spans
+
+
+def _within_step(mask: Sequence[bool], offsets: Sequence[Span], text: str, start: int) -> list[bool]:
+    """The part of a mask from the character `start` to the end of the step it lies in."""
+    end = _step_end(text, start)
+    return [
+        key and span[0] < span[1] and start <= _visible_start(span, text) < end
+        for key, span in zip(mask, offsets, strict=True)
+    ]
+
+
+def _step_end(text: str, start: int) -> int:
+    """The end of the sentence or line that `start` lies in."""
+    line = text.rfind("\n", 0, start) + 1
+    for match in _STEP_END.finditer(text, start):
+        if not _INNER_PERIOD.search(text[line : match.end()]):
+            return match.end()
+    return len(text)
+
+
+def _visible_start(span: Span, text: str) -> int:
+    """Where a token's text begins after the white space that tokenizers put in front of it."""
+    piece = text[slice(*span)]
+    return span[0] + (len(piece) - len(piece.lstrip()) if piece.strip() else 0)
+
+
+# A character and what modifies it is one word: combining marks, joiners, variation selectors, skin
+# tones, tags. `re` has no class for marks, so the ones of the living scripts are listed here.
+_MODIFIER = "".join(chr(c) for c in range(0x300, 0x11000) if category(chr(c))[0] == "M") + (
+    "\u200c\u200d\U0001f3fb-\U0001f3ff\U000e0020-\U000e01ef"
+)
+# Scripts written without spaces, where each character is a word: Thai, Lao, Burmese, Khmer, kana, Han.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_LETTERS = rf"(?:[A-Za-z]++|(?![{_UNSPACED}])[^\W\d_]|[{_MODIFIER}])++"
+_WORD = re.compile(
+    rf"""
+      (?: \d{{1,3}}(?:,\d{{3}})+(?!\d) | \d+ ) (?:\.\d+)? [{_MODIFIER}]*  # 1,234.5
+    | {_LETTERS} (?:['’]{_LETTERS})*                                      # doesn't
+    | [\U0001f1e6-\U0001f1ff]{{2}}                                        # a flag
+    | \S [{_MODIFIER}]* (?: (?<=\u200d) \S [{_MODIFIER}]* )*              # 中 + an emoji
+    """,
+    re.VERBOSE,
+)
+_STEP_END = re.compile(r"""\n|[。！？]+[」』”’）]*|[.!?…]+[)\]}"'”’»*$]*(?=\s|\Z)""")
+# Abbreviations, and the number of a list item: "2. Then". Not an initial: "the answer is A."
+_INNER_PERIOD = re.compile(
+    r"(?:^\s*(?:[Ss]tep\s+)?(?:\d{1,2}|[A-Za-z])|\b(?:e\.g|i\.e|[ap]\.m|vs|cf|Mr|Mrs|Ms|Dr|St))\.$"
+)

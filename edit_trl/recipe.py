@@ -153,15 +153,13 @@ def _stage_problems(stages: Any) -> Iterator[str]:
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
-    """The command-line parser of all options; it remembers only those that were given."""
+    """The command-line parser of all options of a recipe."""
 
     class Parser(TrlParser):
         def error(self, message: str) -> typing.NoReturn:
             raise InputError(f"{message} (see `edit-trl train --help`)")
 
-    parser = Parser(ARGUMENT_CLASSES, prog=prog, allow_abbrev=False)
-    parser.set_defaults(**dict.fromkeys(_hints(), argparse.SUPPRESS))
-    return parser
+    return Parser(ARGUMENT_CLASSES, prog=prog, allow_abbrev=False)
 
 
 def parse_options(argv: Sequence[str]) -> dict[str, Any]:
@@ -170,7 +168,9 @@ def parse_options(argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: An option that does not exist (the nearest is named) or has the wrong type.
     """
-    namespace, unknown = make_parser().parse_known_args(list(argv))
+    parser, not_given = make_parser(), object()
+    parser.set_defaults(**dict.fromkeys(_hints(), not_given))
+    namespace, unknown = parser.parse_known_args(list(argv))
     problems = [
         f"unknown option {word}{_nearest(word.split('=')[0].lstrip('-'), '--')}"
         if word.startswith("-")
@@ -181,7 +181,7 @@ def parse_options(argv: Sequence[str]) -> dict[str, Any]:
     ]
     if problems:
         raise InputError(problems)
-    return vars(namespace)
+    return {name: value for name, value in vars(namespace).items() if value is not not_given}
 
 
 def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArguments]:
@@ -293,6 +293,8 @@ def _convert_text(text: str, members: Sequence[Any], kinds: Sequence[Any]) -> An
     """PyYAML reads `1e-4` and a quoted number as text; say what else a text was meant to be."""
     if any(isinstance(kind, type) and issubclass(kind, enum.Enum) for kind in kinds):
         return text  # checked by the class itself, which names the choices
+    if list in kinds:
+        return [text]  # one of a list, as on the command line
     for kind in (int, float):
         if kind in kinds:
             try:

@@ -13,20 +13,17 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from edit_trl.dual_cot_row import chain_text, is_conversational
 from edit_trl.errors import InputError
 from edit_trl.key_steps import (
+    TOKEN_METHODS,
     KeyStepMethod,
     fork_scope,
+    key_spans,
     key_step_masks,
-    locate_key_steps,
     masks_from_spans,
 )
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-TOKEN_METHODS = ("edit", "reference")
-"""The key-step methods that align token ids; the others mark characters of the text."""
-
 
 class TokenizedDualCoT(TypedDict):
     """One pair as token ids. `*_ids` are completions, EOS included; masks are theirs."""
@@ -161,23 +158,29 @@ def _key_masks(
 ) -> dict[str, list[bool]]:
     if method in TOKEN_METHODS:
         steps = key_step_masks(ids["chosen"], ids["rejected"], method=method)
-        return {"chosen": steps.chosen, "rejected": steps.rejected}
+        masks = {"chosen": steps.chosen, "rejected": steps.rejected}
+        # EOS and the template's tokens are no steps, also where an alignment of ids would have it so.
+        return {name: _inside_chain(mask, offsets[name]) for name, mask in masks.items()}
     if offsets["chosen"] is None:
         raise InputError(
             f"key_step_method={method!r} places key steps by character offsets, which this slow "
             "tokenizer does not give; use a fast tokenizer or key_step_method='edit'"
         )
-    steps = locate_key_steps(
+    spans = key_spans(
         chain_text(row["chosen"]),
         chain_text(row["rejected"]),
-        method=method,
+        method,
         chosen_spans=row.get("chosen_key_spans"),
         rejected_spans=row.get("rejected_key_spans"),
     )
-    return {
-        "chosen": masks_from_spans(steps.chosen_spans, offsets["chosen"]),
-        "rejected": masks_from_spans(steps.rejected_spans, offsets["rejected"]),
-    }
+    sides = ("chosen", "rejected")
+    return {name: masks_from_spans(s, offsets[name]) for name, s in zip(sides, spans, strict=True)}
+
+
+def _inside_chain(mask: list[bool], offsets: list[tuple[int, int]] | None) -> list[bool]:
+    if offsets is None:
+        return [*mask[:-1], False]
+    return [key and start < end for key, (start, end) in zip(mask, offsets, strict=True)]
 
 
 def _first_run(mask: list[bool]) -> list[bool]:

@@ -456,6 +456,14 @@ class DualCoTTrainer(SFTTrainer):
             )
         return drift
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # The Trainer pickles its arguments beside the weights, the Hub token with them.
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
+
     def create_model_card(
         self,
         model_name: str | None = None,

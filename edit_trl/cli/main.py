@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 from edit_trl import __version__
@@ -12,7 +13,6 @@ COMMANDS = {
     "train": "run a recipe: warm-up, key-step learning or any list of stages",
     "validate": "check a recipe and a dataset without loading a model",
     "generate": "make dual CoTs with a teacher",
-    "evaluate": "measure a model's accuracy by generating answers",
 }
 
 
@@ -23,11 +23,20 @@ def main(argv: list[str] | None = None) -> int:
         argv: The arguments after the program's name; those of the process by default.
 
     Returns:
-        The exit code: 2 for bad input, which is explained without a traceback, and 130 for an
+        The exit code, as `run_command` gives it.
+    """
+    return run_command(_run, sys.argv[1:] if argv is None else argv)
+
+
+def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:
+    """Runs a command and turns what a person can mend into a message.
+
+    Returns:
+        The command's exit code; 2 for bad input, which is explained without a traceback, and 130 for an
         interruption. Any other exception is a bug and keeps its traceback.
     """
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return command(argv)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,8 +3,8 @@
     Do these instructions lead back to where you started? Always face forward. Take 3 steps forward.
     Take 2 steps left. Take 3 steps backward.
 
-    Start at (0, 0). 3 steps forward: (0, 3). 2 steps left: (-2, 3). 3 steps backward: (-2, 0). That
-    is away from the start. Therefore, the answer is No.
+    Start at (0, 0). 3 steps forward: (0, 3). 2 steps left: (-2, 3). 3 steps backward: (-2, 0). You
+    are away from the start. Therefore, the answer is No.
 
 In half of the problems the person always faces forward, in the others there are turns.
 """
@@ -199,7 +199,7 @@ def _take_turning(place: Place, order: Order, slip: Slip | None) -> tuple[list[s
 
 
 def _conclusion(place: Place) -> list[str]:
-    return [" That is ", "back at" if place.is_start else "away from", " the start."]
+    return [" You are ", "back at" if place.is_start else "away from", " the start."]
 
 
 def _told(order: Order, turning: bool) -> str:

@@ -1,0 +1,76 @@
+import dataclasses
+
+import pytest
+
+from edit_trl import DualCoTConfig
+from edit_trl.errors import InputError
+
+
+def make(tmp_path, **options) -> DualCoTConfig:
+    return DualCoTConfig(str(tmp_path), use_cpu=True, report_to="none", **options)
+
+
+def test_defaults_are_gentle(tmp_path):
+    config = make(tmp_path)
+    assert (config.chosen_key_weight, config.chosen_context_weight) == (2.0, 1.0)
+    assert config.rejected_key_weight == 0.0
+    assert (config.preference_weight, config.preference_scope) == (0.1, "fork")
+    assert config.reference == "none"
+
+
+def test_every_field_of_ours_has_help():
+    ours = [f for f in dataclasses.fields(DualCoTConfig) if f.name in DualCoTConfig.__annotations__]
+    assert len(ours) == 19
+    assert all(f.metadata["help"].endswith(".") for f in ours)
+
+
+def test_round_trip_through_a_dict(tmp_path):
+    for options in ({}, {"preference_weight": 0.0}, {"preference_scope": "completion"}):
+        config = make(tmp_path, **options)
+        again = DualCoTConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init})
+        assert again.preference_scope == config.preference_scope
+
+
+def test_bf16_follows_the_machine(tmp_path):
+    assert DualCoTConfig(str(tmp_path), report_to="none").bf16 is False  # no GPU here
+    assert make(tmp_path, bf16=True).bf16 is True  # asked for, on the CPU
+    with pytest.raises(InputError, match="`bf16: true`, but this machine has no GPU with bfloat16"):
+        DualCoTConfig(str(tmp_path), bf16=True)
+
+
+BAD = [
+    ({"chosen_key_weight": -1.0}, "`chosen_key_weight` must be a finite number, 0 or more, got -1.0"),
+    ({"rejected_key_weight": float("nan")}, "`rejected_key_weight` must be a finite number"),
+    ({"preference_weight": float("inf")}, "`preference_weight` must be a finite number"),
+    (
+        {"chosen_key_weight": 0.0, "chosen_context_weight": 0.0, "preference_weight": 0.0},
+        "all weights of the objective are 0",
+    ),
+    ({"preference_weight": 0.0, "preference_scope": "fork"}, "there is no preference term"),
+    ({"preference_weight": 0.0, "reference": "precomputed"}, "nothing else uses a reference"),
+    ({"preference_loss": "ipo"}, "compares with a reference model, but `reference` is 'none'"),
+    ({"preference_loss": "orpo", "reference": "adapter_off"}, "has no reference model"),
+    ({"preference_loss": "simpo", "preference_reduction": "sum"}, "is defined on mean log-probabilities"),
+    ({"preference_beta": 0.0}, "`preference_beta` must be a finite number above 0"),
+    ({"max_key_fraction": 0.0}, "`max_key_fraction` must be above 0"),
+    ({"max_key_fraction": 1.5}, "`max_key_fraction` must be above 0 and at most 1, got 1.5"),
+    ({"max_fork_confidence": 2.0}, "`max_fork_confidence` must be above 0"),
+    ({"max_length": 1}, "`max_length` must be at least 2"),
+    ({"packing": True}, "`packing: True` does not apply to dual CoTs"),
+    ({"padding_free": True}, "`padding_free: True` does not apply"),
+    ({"loss_type": "dft"}, "`loss_type: dft` does not apply"),
+    ({"assistant_only_loss": True}, "`assistant_only_loss: True` does not apply"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_bad_options(tmp_path, options, message):
+    with pytest.raises(InputError) as caught:
+        make(tmp_path, **options)
+    assert message in str(caught.value)
+
+
+def test_all_problems_at_once(tmp_path):
+    with pytest.raises(InputError) as caught:
+        make(tmp_path, chosen_key_weight=-1.0, max_key_fraction=0.0, preference_loss="ipo", packing=True)
+    assert len(caught.value.problems) == 4
