@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+
 class TokenizedDualCoT(TypedDict):
     """One pair as token ids. `*_ids` are completions, EOS included; masks are theirs."""
 
