@@ -1,8 +1,8 @@
 """Examples -> a batch (L1).
 
-A collator lays the chains of a batch out as rows for one forward and says, for every completion
-token of every pair, where in the forward's log-probabilities to find it (`chosen_index`,
-`rejected_index`). Loss and metrics see only those, so they do not depend on the layout.
+A collator lays the chains of a batch out as rows for one forward and says which positions predict the
+completion tokens (`chosen_positions`, `rejected_positions`). Only those pass the LM head, and loss and
+metrics see only their log-probabilities, so neither depends on the layout.
 """
 
 from collections.abc import Sequence
@@ -12,23 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -100
-"""The label of a position that is not scored, as everywhere in transformers."""
-
-MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
-"""The entries of a batch that the model takes; the others belong to the loss and the metrics."""
+SIDES = ("chosen", "rejected")
 
 
 @dataclass
 class DualCoTCollator:
     """Padded layout: the correct chains of the batch, then the wrong ones, one chain a row.
 
-    Rows are padded on the right whatever the tokenizer's `padding_side` is, which is for
-    generation: with causal attention nothing then sees the padding.
+    Rows are padded on the right whatever the tokenizer's `padding_side` is, which is for generation: with
+    causal attention nothing then sees the padding.
 
-    An example has `prompt_ids`, and for each side (`chosen`, `rejected`) `*_ids`, `*_key_mask`,
-    `*_fork_mask`; `fork`, the index of the first completion token in which the chains differ; `row`,
-    its number in the source; and, where a reference is precomputed, `reference_chosen_score` and
+    An example has `prompt_ids`, and for each side (`chosen`, `rejected`) `*_ids`, `*_key_mask` and
+    `*_fork_mask`; `fork`, the index of the first completion token in which the chains differ; `row`, its
+    number in the source; and, where a reference is precomputed, `reference_chosen_score` and
     `reference_rejected_score`.
 
     Args:
@@ -51,11 +47,10 @@ class DualCoTCollator:
         >>> batch["input_ids"]
         tensor([[5, 6, 7, 8, 9, 0],
                 [5, 6, 7, 4, 3, 9]])
-        >>> batch["labels"]
-        tensor([[-100, -100,    7,    8,    9, -100],
-                [-100, -100,    7,    4,    3,    9]])
-        >>> batch["rejected_index"]  # into the flattened (2, 5) log-probabilities of the labels
-        tensor([[6, 7, 8, 9]])
+        >>> batch["rejected_positions"]  # of the flattened (2, 6) input: token 6 predicts 7, ...
+        tensor([ 7,  8,  9, 10])
+        >>> batch["rejected_labels"]
+        tensor([7, 4, 3, 9])
         >>> batch["rejected_key_mask"]
         tensor([[False,  True,  True, False]])
 
@@ -69,51 +64,43 @@ class DualCoTCollator:
         """Collate B examples.
 
         Returns:
-            `input_ids`, `attention_mask`, `labels` of shape (2B, T), the correct chains first; for
-            each side `*_index`, `*_mask`, `*_key_mask`, `*_fork_mask` of shape (B, longest
-            completion); `fork`, `row` and the reference scores of shape (B,).
+            `input_ids` and `attention_mask` of shape (2B, T), the correct chains first. For each side
+            `*_positions` and `*_labels` of shape (its completion tokens,), pair after pair: where the
+            token is predicted in the flattened input, and which it is; and `*_mask`, `*_key_mask`,
+            `*_fork_mask` of shape (B, longest completion), bool. `fork`, `row` and the reference scores of
+            shape (B,).
         """
-        sides = ("chosen", "rejected")
-        sequences = [ex["prompt_ids"] + ex[f"{side}_ids"] for side in sides for ex in examples]
-        completions = [len(ex[f"{side}_ids"]) for side in sides for ex in examples]
+        sequences = [ex["prompt_ids"] + ex[f"{side}_ids"] for side in SIDES for ex in examples]
         width = max(map(len, sequences))
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        batch = self._model_inputs(sequences, completions, width)
-        for number, side in enumerate(sides):
-            rows = range(number * len(examples), (number + 1) * len(examples))
-            batch |= self._side(examples, side, rows, width)
+        input_ids = torch.full((len(sequences), width), self.pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, ids in enumerate(sequences):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            attention_mask[row, : len(ids)] = 1
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        for number, side in enumerate(SIDES):
+            batch |= self._side(examples, side, first_row=number * len(examples), width=width)
         for name in ("fork", "row", "reference_chosen_score", "reference_rejected_score"):
             if name in examples[0]:
                 batch[name] = torch.tensor([example[name] for example in examples])
         return batch
 
-    def _model_inputs(
-        self, sequences: list[list[int]], completions: list[int], width: int
-    ) -> dict[str, Tensor]:
-        input_ids = torch.full((len(sequences), width), self.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        labels = torch.full_like(input_ids, IGNORE_INDEX)
-        for row, (ids, completion) in enumerate(zip(sequences, completions, strict=True)):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            attention_mask[row, : len(ids)] = 1
-            labels[row, len(ids) - completion : len(ids)] = input_ids[row, len(ids) - completion : len(ids)]
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-
     @staticmethod
-    def _side(examples: Sequence[dict[str, Any]], side: str, rows: range, width: int) -> dict[str, Tensor]:
+    def _side(examples: Sequence[dict[str, Any]], side: str, first_row: int, width: int) -> dict[str, Tensor]:
         longest = max(len(example[f"{side}_ids"]) for example in examples)
-        index = torch.zeros(len(examples), longest, dtype=torch.long)
-        masks = {
-            name: torch.zeros(len(examples), longest, dtype=torch.bool)
-            for name in ("mask", "key_mask", "fork_mask")
-        }
-        for pair, (row, example) in enumerate(zip(rows, examples, strict=True)):
+        names = ("mask", "key_mask", "fork_mask")
+        masks = {name: torch.zeros(len(examples), longest, dtype=torch.bool) for name in names}
+        positions, labels = [], []
+        for pair, example in enumerate(examples):
             length = len(example[f"{side}_ids"])
-            # The log-probabilities have one column fewer than the input: the first token has none.
-            start = row * (width - 1) + len(example["prompt_ids"]) - 1
-            index[pair, :length] = torch.arange(start, start + length)
+            # A token is predicted one position before it.
+            start = (first_row + pair) * width + len(example["prompt_ids"]) - 1
+            positions += range(start, start + length)
+            labels += example[f"{side}_ids"]
             masks["mask"][pair, :length] = True
             for name in ("key_mask", "fork_mask"):
                 masks[name][pair, :length] = torch.tensor(example[f"{side}_{name}"])
-        return {f"{side}_index": index} | {f"{side}_{name}": m for name, m in masks.items()}
+        tensors = {"positions": torch.tensor(positions), "labels": torch.tensor(labels)} | masks
+        return {f"{side}_{name}": tensor for name, tensor in tensors.items()}

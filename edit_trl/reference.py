@@ -42,7 +42,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def score_pairs(
+def add_scores(
     dataset: Dataset,
     score_batch: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     *,

@@ -20,14 +20,15 @@ from transformers import (
 from transformers.utils import logging
 from trl import SFTTrainer
 
-from edit_trl.collation import MODEL_INPUTS, DualCoTCollator
+from edit_trl.collation import SIDES, DualCoTCollator
 from edit_trl.config import DualCoTConfig
 from edit_trl.dual_cot_row import validate_dual_cots
 from edit_trl.errors import InputError
 from edit_trl.losses import DualCoTLoss, chain_score, dual_cot_loss, masked_mean
 from edit_trl.metrics import MetricTotals, chosen_metrics, pair_metrics
 from edit_trl.model_card import CITATION, dual_cot_model_card
-from edit_trl.reference import adapter_off, fork_histogram, score_pairs
+from edit_trl.reference import adapter_off, add_scores, fork_histogram
+from edit_trl.scoring import PairLogps, PairScorer
 from edit_trl.tokenization import PreparationReport, RowPreparation, prepare_dual_cots
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ class DualCoTTrainer(SFTTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        self.score_pairs = PairScorer(self.model)
         if args.max_fork_confidence is not None or args.reference == "precomputed":
             self.train_dataset = self._drop_easy_forks(self._score(self.train_dataset, "train"))
         if args.reference == "precomputed":
@@ -203,16 +205,16 @@ class DualCoTTrainer(SFTTrainer):
         """Add the student's scores before training: at the fork, and for the preference term."""
 
         def score_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-            chosen, rejected = self._logps(self.model, self._prepare_inputs(batch))
-            scores = self._scores(chosen, rejected, batch)
-            fork = chosen.gather(1, batch["fork"].unsqueeze(1)).squeeze(1).exp()
+            logps = self.score_pairs(self.model, self._prepare_inputs(batch))
+            scores = self._scores(logps, batch)
+            fork = logps.chosen.gather(1, batch["fork"].unsqueeze(1)).squeeze(1).exp()
             return {
                 "reference_chosen_score": scores[0],
                 "reference_rejected_score": scores[1],
                 "fork_confidence": fork,
             }
 
-        return score_pairs(
+        return add_scores(
             dataset,
             score_batch,
             model=self.model,
@@ -245,21 +247,6 @@ class DualCoTTrainer(SFTTrainer):
 
     # The step
 
-    def _logps(
-        self, model: nn.Module, batch: dict[str, Tensor], *, with_rejected: bool = True
-    ) -> tuple[Tensor, Tensor | None]:
-        """One forward for all chains: log-probabilities of the completion tokens, (B, T⁺), (B, T⁻)."""
-        rows = None if with_rejected else len(batch["fork"])  # the correct chains come first
-        inputs = {name: batch[name][:rows] for name in MODEL_INPUTS if name in batch}
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        # Prompt-learning adapters put virtual tokens first; the columns of the real ones are last.
-        columns = batch["input_ids"].size(1) - 1
-        logps = outputs.log_probs[:, -columns:].float().flatten()
-        self._aux_loss = outputs.aux_loss
-        if self.model.training:
-            self._tokens_run += inputs["attention_mask"].sum()
-        return logps[batch["chosen_index"]], logps[batch["rejected_index"]] if with_rejected else None
-
     def _runs_rejected(self) -> bool:
         """Whether this step runs the wrong chains.
 
@@ -274,26 +261,21 @@ class DualCoTTrainer(SFTTrainer):
         return (state.global_step + 1) % state.logging_steps == 0
 
     def _scope_masks(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        name = {
-            "key_steps": "key_mask",
-            "fork": "fork_mask",
-            "completion": "mask",
-            None: "fork_mask",
-        }
-        scope = name[self.args.preference_scope]
+        """The tokens that the preference term scores."""
+        scope = {"key_steps": "key_mask", "completion": "mask"}.get(self.args.preference_scope, "fork_mask")
         return batch[f"chosen_{scope}"], batch[f"rejected_{scope}"]
 
-    def _scores(self, chosen: Tensor, rejected: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        masks = self._scope_masks(batch)
+    def _scores(self, logps: PairLogps, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         reduction = self.args.preference_reduction
-        return chain_score(chosen, masks[0], reduction), chain_score(rejected, masks[1], reduction)
+        chosen, rejected = self._scope_masks(batch)
+        return chain_score(logps.chosen, chosen, reduction), chain_score(logps.rejected, rejected, reduction)
 
     def _reference_scores(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         if self.args.reference == "none":
             return None
         if self.args.reference == "adapter_off":
             with torch.no_grad(), adapter_off(self.accelerator.unwrap_model(model)):
-                return self._scores(*self._logps(model, batch), batch)
+                return self._scores(self.score_pairs(model, batch), batch)
         if "reference_chosen_score" not in batch:
             raise InputError(
                 "`reference: precomputed` scores the datasets that the trainer is made with, before "
@@ -303,18 +285,17 @@ class DualCoTTrainer(SFTTrainer):
 
     def _loss(
         self,
-        chosen: Tensor,
-        rejected: Tensor,
+        logps: PairLogps,
         batch: dict[str, Tensor],
-        reference_scores: tuple[Tensor, Tensor] | None,
-        step_means: tuple[Tensor, Tensor] | None,
+        reference_scores: tuple[Tensor, Tensor] | None = None,
+        step_means: tuple[Tensor, Tensor] | None = None,
     ) -> DualCoTLoss:
         args = self.args
         chosen_scope, rejected_scope = self._scope_masks(batch)
         penalised = "key_mask" if args.rejected_key_scope == "all" else "fork_mask"
         return dual_cot_loss(
-            chosen,
-            rejected,
+            logps.chosen,
+            logps.rejected,
             batch["chosen_mask"],
             batch["rejected_mask"],
             batch["chosen_key_mask"],
@@ -342,12 +323,12 @@ class DualCoTTrainer(SFTTrainer):
             The batches and (pairs, tokens of correct chains, tokens of wrong ones), shape (3,).
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.zeros(3, dtype=torch.long, device=device)
-        for batch in batches:
-            counts[0] += len(batch["fork"])
-            counts[1] += batch["chosen_mask"].sum().to(device)
-            counts[2] += batch["rejected_mask"].sum().to(device)
-        return batches, self.accelerator.reduce(counts, "sum")
+        # All three are shapes: nothing is read from the device.
+        counts = [
+            sum(len(batch[name]) for batch in batches)
+            for name in ("fork", "chosen_labels", "rejected_labels")
+        ]
+        return batches, self.accelerator.reduce(torch.tensor(counts, device=device), "sum")
 
     def compute_loss(
         self,
@@ -357,36 +338,29 @@ class DualCoTTrainer(SFTTrainer):
         num_items_in_batch: Tensor | None = None,
     ):
         """The mean objective over the pairs of the optimizer step, as this batch's share of it."""
-        mode = "train" if self.model.training else "eval"
         reference_scores = self._reference_scores(model, inputs)
-        chosen, rejected = self._logps(model, inputs, with_rejected=self._runs_rejected())
-        pairs = len(inputs["fork"])
-        step_means, scale = None, 1 / pairs
+        logps = self.score_pairs(model, inputs, with_rejected=self._runs_rejected())
+        step_means, scale = None, 1 / len(inputs["fork"])
         if num_items_in_batch is not None:
-            total, chosen_tokens, rejected_tokens = num_items_in_batch
-            step_means = (
-                (chosen_tokens / total).clamp(min=1),
-                (rejected_tokens / total).clamp(min=1),
-            )
-            # Data-parallel training averages gradients over processes, `total` counts all of them.
-            scale = self.accelerator.num_processes / total
-        loss_parts = self._loss(chosen, rejected, inputs, reference_scores, step_means)
-        loss = loss_parts.loss.sum() * scale
+            pairs = num_items_in_batch[0]
+            step_means = tuple((num_items_in_batch[1:] / pairs).clamp(min=1))
+            # Data-parallel training averages gradients over processes, `pairs` counts all of them.
+            scale = self.accelerator.num_processes / pairs
+        parts = self._loss(logps, inputs, reference_scores, step_means)
+        loss = parts.loss.sum() * scale
         if self.aux_loss_enabled:
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
-            loss = loss + self.router_aux_loss_coef * self._aux_loss / steps
-        self._check_finite(loss, loss_parts, inputs)
-        self._record(mode, loss_parts, chosen, rejected, inputs)
+            loss = loss + self.router_aux_loss_coef * logps.aux_loss / steps
+        self._check_finite(loss, parts, inputs)
+        self._record(parts, logps, inputs)
         if not return_outputs:
             return loss
         # Asked for in evaluation alone, where both chains are run.
-        means = [
-            masked_mean(chosen, inputs["chosen_mask"]),
-            masked_mean(rejected, inputs["rejected_mask"]),
-        ]
-        return loss, {"logps": torch.stack(means, dim=1)}
+        sides = ((logps.chosen, inputs["chosen_mask"]), (logps.rejected, inputs["rejected_mask"]))
+        return loss, {"logps": torch.stack([masked_mean(*side) for side in sides], dim=1)}
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Per pair, the mean log-probabilities of both chains as predictions, and 0 as the label."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
@@ -397,34 +371,28 @@ class DualCoTTrainer(SFTTrainer):
     def _check_finite(self, loss: Tensor, parts: DualCoTLoss, batch: dict[str, Tensor]) -> None:
         if torch.isfinite(loss):
             return
-        rows = batch["row"].tolist()
-        dataset = self.train_dataset if self.model.training else None
-        ids = dict(zip(dataset["row"], dataset["row_id"], strict=True)) if dataset else {}
-        named = ", ".join(f"{row} ({ids[row]})" if ids.get(row) else str(row) for row in rows)
-        values = "; ".join(
-            f"{part}: {getattr(parts, part).tolist()}" for part in ("chosen", "rejected", "preference")
-        )
+        ids = {}
+        if self.model.training:
+            ids = dict(zip(self.train_dataset["row"], self.train_dataset["row_id"], strict=True))
+        rows = ", ".join(f"{row} ({ids[row]})" if ids.get(row) else str(row) for row in batch["row"].tolist())
+        names = ("chosen", "rejected", "preference")
+        values = "; ".join(f"{name}: {getattr(parts, name).tolist()}" for name in names)
         raise FloatingPointError(
-            f"the loss is {loss.item()} at step {self.state.global_step}, rows {named} ({values}). "
-            "Lower `learning_rate` or `rejected_key_weight`, use `rejected_penalty: unlikelihood`, or "
-            "look at these rows"
+            f"the loss is {loss.item()} at step {self.state.global_step}, rows {rows} ({values}). Lower "
+            "`learning_rate` or `rejected_key_weight`, use `rejected_penalty: unlikelihood`, or look at "
+            "these rows"
         )
 
     # Metrics
 
-    def _record(
-        self,
-        mode: str,
-        parts: DualCoTLoss,
-        chosen: Tensor,
-        rejected: Tensor | None,
-        batch: dict[str, Tensor],
-    ) -> None:
-        chosen_masks = batch["chosen_mask"], batch["chosen_key_mask"]
-        self._totals[mode].add(chosen_metrics(parts, chosen, *chosen_masks, batch["fork"]))
-        if rejected is not None:
-            masks = (batch[f"{side}_{m}"] for m in ("mask", "key_mask") for side in ("chosen", "rejected"))
-            self._totals[mode].add(pair_metrics(chosen, rejected, *masks))
+    def _record(self, parts: DualCoTLoss, logps: PairLogps, batch: dict[str, Tensor]) -> None:
+        totals = self._totals["train" if self.model.training else "eval"]
+        masks = [batch[f"{side}_{name}"] for name in ("mask", "key_mask") for side in SIDES]
+        totals.add(chosen_metrics(parts, logps.chosen, masks[0], masks[2], batch["fork"]))
+        if logps.rejected is not None:
+            totals.add(pair_metrics(logps.chosen, logps.rejected, *masks))
+        if self.model.training:
+            self._tokens_run += logps.tokens
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics gathered since the last log, and the drift of the correct chains."""

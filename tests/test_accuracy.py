@@ -10,9 +10,7 @@ from edit_trl import DualCoTTrainer, evaluate_accuracy
 from edit_trl.errors import InputError
 from edit_trl.evaluation import format_table
 
-PROBLEMS = [
-    conversational(row) | {"task": "sums" if row["answer"].isdigit() else "logic"} for row in ROWS
-]
+PROBLEMS = [conversational(row) | {"task": "sums" if row["answer"].isdigit() else "logic"} for row in ROWS]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +77,9 @@ def test_leaves_everything_as_it_was(student):
     assert model.training
     assert tokenizer.padding_side == "right"
     model.eval()
-    assert [i.response for i in first.items] == [i.response for i in evaluate(student, max_new_tokens=3).items]
+    assert [i.response for i in first.items] == [
+        i.response for i in evaluate(student, max_new_tokens=3).items
+    ]
     model.generation_config.do_sample = False
 
 

@@ -127,7 +127,9 @@ def read(name: str) -> list[dict]:
     return [json.loads(line) for line in (SHARED / name).read_text(encoding="utf-8").splitlines()]
 
 
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data does not stand beside the project")
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the shared data does not stand beside the project"
+)
 
 
 @needs_shared

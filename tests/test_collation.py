@@ -40,18 +40,14 @@ def test_two_pairs_literally():
     expected = {
         "input_ids": [[5, 6, 7, 8, 9, 0], [1, 2, 9, 0, 0, 0], [5, 6, 7, 4, 3, 9], [1, 3, 9, 0, 0, 0]],
         "attention_mask": [[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0], [1] * 6, [1, 1, 1, 0, 0, 0]],
-        "labels": [
-            [-100, -100, 7, 8, 9, -100],
-            [-100, 2, 9, -100, -100, -100],
-            [-100, -100, 7, 4, 3, 9],
-            [-100, 3, 9, -100, -100, -100],
-        ],
-        # Rows of 5 log-probabilities: row 0 holds labels 1..5, so token 2 of row 0 is at 1.
-        "chosen_index": [[1, 2, 3], [5, 6, 0]],
+        # Rows of 6: chosen token 2 of row 0 is predicted at position 1, of row 1 at 6 + 0.
+        "chosen_positions": [1, 2, 3, 6, 7],
+        "chosen_labels": [7, 8, 9, 2, 9],
         "chosen_mask": [[True, True, True], [True, True, False]],
         "chosen_key_mask": [[False, True, False], [True, False, False]],
         "chosen_fork_mask": [[False, True, False], [True, False, False]],
-        "rejected_index": [[11, 12, 13, 14], [15, 16, 0, 0]],
+        "rejected_positions": [13, 14, 15, 16, 18, 19],
+        "rejected_labels": [7, 4, 3, 9, 3, 9],
         "rejected_mask": [[True] * 4, [True, True, False, False]],
         "rejected_key_mask": [[False, True, True, False], [True, False, False, False]],
         "rejected_fork_mask": [[False, True, False, False], [True, False, False, False]],
@@ -62,13 +58,14 @@ def test_two_pairs_literally():
 
 
 @pytest.mark.parametrize("examples", [[PAIR], [PAIR, SHORT], [SHORT, PAIR, SHORT]])
-def test_index_finds_every_completion_token(examples):
+def test_each_position_stands_before_its_label(examples):
     batch = DualCoTCollator(pad_token_id=0, pad_to_multiple_of=8)(examples)
-    labels = batch["labels"][:, 1:].flatten()  # what the log-probabilities are of
-    for number, example in enumerate(examples):
-        for side in ("chosen", "rejected"):
-            index = batch[f"{side}_index"][number][batch[f"{side}_mask"][number]]
-            assert labels[index].tolist() == example[f"{side}_ids"]
+    for side in ("chosen", "rejected"):
+        labels = batch[f"{side}_labels"]
+        assert torch.equal(batch["input_ids"].flatten()[batch[f"{side}_positions"] + 1], labels)
+        # Pair after pair, as the true entries of the mask go.
+        assert labels.tolist() == [token for example in examples for token in example[f"{side}_ids"]]
+        assert batch[f"{side}_mask"].sum() == len(labels)
 
 
 def test_pad_to_multiple_of():

@@ -131,8 +131,7 @@ def pair_losses(trainer, rows) -> list[float]:
     """Each pair's loss when its batch holds `rows` (indices into the prepared dataset)."""
     batch = trainer.data_collator([trainer.train_dataset[i] for i in rows])
     with torch.no_grad():
-        chosen, rejected = trainer._logps(trainer.model.eval(), batch)
-        return trainer._loss(chosen, rejected, batch, None, None).loss.tolist()
+        return trainer._loss(trainer.score_pairs(trainer.model.eval(), batch), batch).loss.tolist()
 
 
 def test_batch_composition_and_padding_side_do_not_change_a_pair(tmp_path, tokenizer):

@@ -23,6 +23,7 @@ LAYERS = {
     "tokenization": 1,
     "collation": 1,
     "metrics": 1,
+    "scoring": 1,
     "config": 2,
     "recipe": 2,
     "reference": 2,

@@ -161,9 +161,9 @@ def test_orpo_is_finite_when_every_token_is_certain():
 
 def test_sigmoid_on_sums_is_the_bounded_contrast():
     # -log(P⁺ / (P⁺ + P⁻)) with P⁺ = 1/4 · 1/8 = 1/32 and P⁻ = 1/4: 1/9.
-    assert value(
-        preference_weight=1.0, preference_reduction="sum", preference_beta=1.0
-    ) == pytest.approx(math.log(9))
+    assert value(preference_weight=1.0, preference_reduction="sum", preference_beta=1.0) == pytest.approx(
+        math.log(9)
+    )
 
 
 def test_preference_scopes_and_reference():
@@ -240,7 +240,9 @@ def random_batch(shape, dtype, seed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("preference", ["sigmoid", "ipo", "hinge", "orpo", "simpo"])
 @pytest.mark.parametrize("penalty", ["likelihood", "unlikelihood"])
-@pytest.mark.parametrize(("normalization", "scope"), [("completion", "key_steps"), ("key_tokens", "completion")])
+@pytest.mark.parametrize(
+    ("normalization", "scope"), [("completion", "key_steps"), ("key_tokens", "completion")]
+)
 def test_agrees_with_a_naive_version(shape, dtype, preference, penalty, normalization, scope):
     tensors = random_batch(shape, dtype, seed=hash((shape, preference)) % 1000)
     weights = (2.0, 1.0, 0.3, 0.5)

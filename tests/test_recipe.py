@@ -105,7 +105,10 @@ def test_column_mapping(recipe):
         ("use_peft: [1]", "`use_peft: [1]`: expected true or false, got list"),
         ("learning_rate:", "`learning_rate: None`: must not be empty, expected a number"),
         ("preference_loss: sigmoit", "did you mean 'sigmoid'?"),
-        ("key_step_method: word", "expected one of edit, words, fork, spans, reference; did you mean 'words'?"),
+        (
+            "key_step_method: word",
+            "expected one of edit, words, fork, spans, reference; did you mean 'words'?",
+        ),
         ("chosen_key_weight: -2.0", "`chosen_key_weight` must be a finite number, 0 or more"),
         ("load_in_4bit: true", "`load_in_4bit: true` needs an adapter to train; set `use_peft: true`"),
         ("use_peft: true\nlora_target_modules: [lm_head]", "LoRA on `lm_head` would never be trained"),

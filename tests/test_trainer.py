@@ -216,7 +216,10 @@ def test_evaluate_takes_raw_rows_and_dicts(tmp_path, tokenizer):
 
 def test_group_by_length(tmp_path, tokenizer):
     trainer = make_trainer(
-        tmp_path, tokenizer, max_steps=1, train_sampling_strategy="group_by_length",
+        tmp_path,
+        tokenizer,
+        max_steps=1,
+        train_sampling_strategy="group_by_length",
         per_device_train_batch_size=2,
     )
     trainer.train()
@@ -277,7 +280,7 @@ def scores_of(model, tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, model, preference_scope="completion")
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     with torch.no_grad():
-        return trainer._scores(*trainer._logps(model.eval(), batch), batch)
+        return trainer._scores(trainer.score_pairs(model.eval(), batch), batch)
 
 
 def test_adapter_off_is_the_base_model(tmp_path, tokenizer):
@@ -379,9 +382,7 @@ def test_foreign_args(tmp_path, tokenizer):
 
 def test_default_args(tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    trainer = DualCoTTrainer(
-        tiny_llama(), train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer
-    )
+    trainer = DualCoTTrainer(tiny_llama(), train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
     assert isinstance(trainer.args, DualCoTConfig)
     assert trainer.args.output_dir == "student-EDIT"
 

@@ -37,7 +37,7 @@ def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:
     """
     try:
         return command(argv)
-    except InputError as error:
+    except (InputError, FloatingPointError) as error:  # the latter: a loss that is not finite
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -67,7 +67,9 @@ def _own_parser() -> argparse.ArgumentParser:
         help="An accelerate configuration file, or the name of one beside the recipe or in "
         "recipes/accelerate.",
     )
-    group.add_argument("--num_processes", metavar="N", help="Processes to launch, as in accelerate launch.")
+    group.add_argument(
+        "--num_processes", type=int, metavar="N", help="Processes to launch, as in accelerate launch."
+    )
     return parser
 
 
@@ -95,11 +97,21 @@ def _stage_names(config: str | None, stage: str | None) -> list[str | None]:
 
 
 def _launch_options(own: argparse.Namespace) -> list[str]:
-    options = []
     if own.accelerate_config:
-        options += ["--config_file", str(_accelerate_config(own.accelerate_config, own.config))]
-    if own.num_processes:
-        options += ["--num_processes", own.num_processes]
+        options = ["--config_file", str(_accelerate_config(own.accelerate_config, own.config))]
+        return options + (["--num_processes", str(own.num_processes)] if own.num_processes else [])
+    import torch
+
+    # What accelerate launch would choose, said out loud so that it has nothing to warn of; but left to
+    # itself it gives a process one CPU thread, however many cores there are.
+    gpus = torch.cuda.device_count()
+    processes = own.num_processes or max(gpus, 1)
+    options = ["--num_processes", str(processes), "--num_machines", "1", "--dynamo_backend", "no"]
+    options += ["--mixed_precision", "no"]  # the recipe's bf16 or fp16 decides in the process
+    options += ["--multi_gpu"] if gpus > 1 and processes > 1 else []
+    if "OMP_NUM_THREADS" not in os.environ:
+        threads = max(torch.get_num_threads() // processes, 1)
+        options += ["--num_cpu_threads_per_process", str(threads)]
     return options
 
 
