@@ -173,6 +173,14 @@ class DualCoTConfig(SFTConfig):
         },
     )
 
+    lr_decay_per_epoch: float | None = field(
+        default=None,
+        metadata={
+            "help": "Multiply the learning rate by this after each epoch (0.95 in the paper); with "
+            "lr_scheduler_type constant only. Above 0, at most 1; off by default."
+        },
+    )
+
     # TRL asks for bf16 unless told otherwise, which fails on a machine without it.
     bf16: bool | None = field(
         default=None,
@@ -183,7 +191,7 @@ class DualCoTConfig(SFTConfig):
     )
 
     def __post_init__(self):
-        problems = [*self._key_step_problems(), *self._objective_problems()]
+        problems = [*self._range_problems(), *self._objective_problems()]
         problems += [*self._preference_problems(), *self._inherited_problems()]
         has_bf16 = is_torch_bf16_gpu_available()
         if self.bf16 and not has_bf16 and not self.use_cpu:
@@ -199,12 +207,17 @@ class DualCoTConfig(SFTConfig):
             self.preference_scope = "fork"
         super().__post_init__()
 
-    def _key_step_problems(self):
+    def _range_problems(self):
         if not 0 < self.max_key_fraction <= 1:
             yield f"`max_key_fraction` must be above 0 and at most 1, got {self.max_key_fraction}"
         confidence = self.max_fork_confidence
         if confidence is not None and not 0 < confidence <= 1:
             yield f"`max_fork_confidence` must be above 0 and at most 1, got {confidence}"
+        decay = self.lr_decay_per_epoch
+        if decay is not None and not 0 < decay <= 1:
+            yield f"`lr_decay_per_epoch` must be above 0 and at most 1, got {decay}"
+        if decay is not None and self.lr_scheduler_type != "constant":
+            yield "`lr_decay_per_epoch` needs `lr_scheduler_type: constant`; two schedules cannot both hold"
         if self.max_length is not None and self.max_length < 2:
             yield f"`max_length` must be at least 2 (a prompt and a completion), got {self.max_length}"
 

@@ -1,5 +1,6 @@
 """DualCoTTrainer (L3): trains a student on dual chains of thought, as `trl.SFTTrainer` trains on text."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -315,6 +316,17 @@ class DualCoTTrainer(SFTTrainer):
             rejected_scope_mask=rejected_scope,
             reference_scores=reference_scores,
         )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """Also `lr_decay_per_epoch`, for which transformers has no schedule."""
+        decay = self.args.lr_decay_per_epoch
+        if decay is not None and self.lr_scheduler is None:
+            batches = math.ceil(len(self.train_dataset) / (self.args.train_batch_size * self.args.world_size))
+            steps_per_epoch = math.ceil(batches / self.args.gradient_accumulation_steps)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: decay ** (step // steps_per_epoch)
+            )
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Also count what the loss of the optimizer step is divided by, over all processes.

@@ -226,6 +226,15 @@ def test_group_by_length(tmp_path, tokenizer):
     assert trainer.state.global_step == 1
 
 
+def test_learning_rate_decays_per_epoch(tmp_path, tokenizer):
+    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "num_train_epochs": 3}
+    trainer = make_trainer(tmp_path, tokenizer, lr_decay_per_epoch=0.5, **options)
+    trainer.train()
+    # 4 pairs, 3 a step: two steps an epoch.
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates == pytest.approx([1e-2, 1e-2, 5e-3, 5e-3, 2.5e-3, 2.5e-3])
+
+
 # Watching the run
 
 
