@@ -13,6 +13,13 @@ import torch
 from torch import Tensor
 
 SIDES = ("chosen", "rejected")
+PAIR_COLUMNS = ("fork", "row", "reference_chosen_score", "reference_rejected_score")
+EXAMPLE_COLUMNS = (
+    "prompt_ids",
+    *(f"{side}_{name}" for side in SIDES for name in ("ids", "key_mask", "fork_mask")),
+    *PAIR_COLUMNS,
+)
+"""What of a prepared dataset makes a batch."""
 
 
 @dataclass
@@ -82,7 +89,7 @@ class DualCoTCollator:
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
         for number, side in enumerate(SIDES):
             batch |= self._side(examples, side, first_row=number * len(examples), width=width)
-        for name in ("fork", "row", "reference_chosen_score", "reference_rejected_score"):
+        for name in PAIR_COLUMNS:
             if name in examples[0]:
                 batch[name] = torch.tensor([example[name] for example in examples])
         return batch

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from edit_trl.errors import InputError
+
 HISTOGRAM_BINS = 10
 
 
@@ -96,3 +98,23 @@ def fork_histogram(confidences: list[float]) -> str:
     return "share of pairs by the student's probability of the right token at the fork, from " + (
         ", ".join(bars)
     )
+
+
+def keep_hard_forks(dataset: Dataset, max_confidence: float) -> Dataset:
+    """The pairs whose fork the student does not decide rightly with more than `max_confidence`.
+
+    Args:
+        dataset: A prepared dataset with the column `fork_confidence` (see `add_scores`).
+        max_confidence: The most the student's probability of the right token may be.
+
+    Raises:
+        InputError: No pair is left.
+    """
+    confidences = dataset["fork_confidence"][:]
+    kept = [index for index, confidence in enumerate(confidences) if confidence <= max_confidence]
+    if not kept:
+        raise InputError(
+            f"max_fork_confidence={max_confidence} leaves no pair: the student decides every fork rightly "
+            f"with at least {min(confidences):.3f}; raise it, or find harder pairs"
+        )
+    return dataset.select(kept)

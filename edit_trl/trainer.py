@@ -21,14 +21,14 @@ from transformers import (
 from transformers.utils import logging
 from trl import SFTTrainer
 
-from edit_trl.collation import SIDES, DualCoTCollator
+from edit_trl.collation import EXAMPLE_COLUMNS, SIDES, DualCoTCollator
 from edit_trl.config import DualCoTConfig
 from edit_trl.dual_cot_row import validate_dual_cots
 from edit_trl.errors import InputError
 from edit_trl.losses import DualCoTLoss, chain_score, dual_cot_loss, masked_mean
 from edit_trl.metrics import MetricTotals, chosen_metrics, pair_metrics
 from edit_trl.model_card import CITATION, dual_cot_model_card
-from edit_trl.reference import adapter_off, add_scores, fork_histogram
+from edit_trl.reference import adapter_off, add_scores, fork_histogram, keep_hard_forks
 from edit_trl.scoring import PairLogps, PairScorer
 from edit_trl.tokenization import PreparationReport, RowPreparation, prepare_dual_cots
 
@@ -190,17 +190,7 @@ class DualCoTTrainer(SFTTrainer):
         return dataset
 
     def _set_signature_columns_if_needed(self):
-        sides = ("chosen", "rejected")
-        self._signature_columns = ["prompt_ids", "fork", "row", "length"] + [
-            f"{prefix}{side}_{name}"
-            for side in sides
-            for prefix, name in (
-                ("", "ids"),
-                ("", "key_mask"),
-                ("", "fork_mask"),
-                ("reference_", "score"),
-            )
-        ]
+        self._signature_columns = [*EXAMPLE_COLUMNS, "length"]
 
     def _score(self, dataset: Dataset, name: str) -> Dataset:
         """Add the student's scores before training: at the fork, and for the preference term."""
@@ -227,24 +217,16 @@ class DualCoTTrainer(SFTTrainer):
         )
 
     def _drop_easy_forks(self, dataset: Dataset) -> Dataset:
-        confidences = dataset["fork_confidence"][:]
-        logger.warning(fork_histogram(confidences))
+        logger.warning(fork_histogram(dataset["fork_confidence"][:]))
         limit = self.args.max_fork_confidence
         if limit is None:
             return dataset
-        kept = [index for index, value in enumerate(confidences) if value <= limit]
-        logger.warning(
-            f"{len(kept)} of {len(dataset)} pairs kept, the others' forks are decided rightly with "
-            f"more than max_fork_confidence={limit}"
-        )
-        if not kept:
-            raise InputError(
-                f"max_fork_confidence={limit} leaves no pair: the student decides every fork rightly "
-                f"with more than {min(confidences):.3f}; raise it, or find harder pairs"
-            )
-        self.preparation_reports["train"].dropped[f"fork confidence over {limit}"] = len(dataset) - len(kept)
-        self.preparation_reports["train"].kept = len(kept)
-        return dataset.select(kept)
+        kept = keep_hard_forks(dataset, limit)
+        report = self.preparation_reports["train"]
+        report.dropped[f"fork confidence over {limit}"] = len(dataset) - len(kept)
+        report.kept = len(kept)
+        logger.warning(f"train dataset: {report}")
+        return kept
 
     # The step
 
