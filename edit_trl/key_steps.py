@@ -16,7 +16,6 @@ The chains "2 + 3 = 5." and "2 * 3 = 6." have, over words, the masks
     rejected    2  [*]  3  =  [6]  .
 """
 
-import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,11 +23,11 @@ from dataclasses import dataclass, replace
 from itertools import count
 from operator import index
 from typing import TYPE_CHECKING, Literal, get_args
-from unicodedata import category
 
 from rapidfuzz.distance import Levenshtein
 
 from edit_trl.errors import InputError
+from edit_trl.text_units import WORD, step_end, visible_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -228,7 +227,7 @@ def fork_scope(
     first = next(key, None)
     if first is None:
         return [False] * len(rejected_mask)
-    start = _visible_start(first, rejected_text)
+    start = visible_start(first, rejected_text)
     return _within_step(rejected_mask, rejected_offsets, rejected_text, start)
 
 
@@ -349,7 +348,7 @@ def _tokens(
 ) -> tuple[list[list[int]], list[list[Span]]]:
     """Ids and character offsets of both texts; words get ids that are equal for equal words."""
     if tokenizer is None:
-        words = [list(_WORD.finditer(text)) for text in texts]
+        words = [list(WORD.finditer(text)) for text in texts]
         ids: defaultdict[str, int] = defaultdict(count().__next__)
         return [[ids[m[0]] for m in side] for side in words], [[m.span() for m in side] for side in words]
     if not tokenizer.is_fast:
@@ -378,50 +377,8 @@ def _merged_spans(mask: Sequence[bool], offsets: Sequence[Span], text: str) -> l
 
 def _within_step(mask: Sequence[bool], offsets: Sequence[Span], text: str, start: int) -> list[bool]:
     """The part of a mask from the character `start` to the end of the step it lies in."""
-    end = _step_end(text, start)
+    end = step_end(text, start)
     return [
-        key and span[0] < span[1] and start <= _visible_start(span, text) < end
+        key and span[0] < span[1] and start <= visible_start(span, text) < end
         for key, span in zip(mask, offsets, strict=True)
     ]
-
-
-def _step_end(text: str, start: int) -> int:
-    """The end of the sentence or line that `start` lies in."""
-    line = text.rfind("\n", 0, start) + 1
-    for match in _STEP_END.finditer(text, start):
-        if not _INNER_PERIOD.search(text[line : match.end()]):
-            return match.end()
-    return len(text)
-
-
-def _visible_start(span: Span, text: str) -> int:
-    """Where a token's text begins after the white space that tokenizers put in front of it."""
-    piece = text[slice(*span)]
-    return span[0] + (len(piece) - len(piece.lstrip()) if piece.strip() else 0)
-
-
-# A character and what modifies it is one word: combining marks, joiners, variation selectors, skin
-# tones, tags. `re` has no class for marks, so the ones of the living scripts are listed here.
-_MODIFIER = "".join(chr(c) for c in range(0x300, 0x11000) if category(chr(c))[0] == "M") + (
-    "\u200c\u200d\U0001f3fb-\U0001f3ff\U000e0020-\U000e01ef"
-)
-# Scripts written without spaces, where each character is a word: Thai, Lao, Burmese, Khmer, kana, Han.
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-)
-_LETTERS = rf"(?:[A-Za-z]++|(?![{_UNSPACED}])[^\W\d_]|[{_MODIFIER}])++"
-_WORD = re.compile(
-    rf"""
-      (?: \d{{1,3}}(?:,\d{{3}})+(?!\d) | \d+ ) (?:\.\d+)? [{_MODIFIER}]*  # 1,234.5
-    | {_LETTERS} (?:['’]{_LETTERS})*                                      # doesn't
-    | [\U0001f1e6-\U0001f1ff]{{2}}                                        # a flag
-    | \S [{_MODIFIER}]* (?: (?<=\u200d) \S [{_MODIFIER}]* )*              # 中 + an emoji
-    """,
-    re.VERBOSE,
-)
-_STEP_END = re.compile(r"""\n|[。！？]+[」』”’）]*|[.!?…]+[)\]}"'”’»*$]*(?=\s|\Z)""")
-# Abbreviations, and the number of a list item: "2. Then". Not an initial: "the answer is A."
-_INNER_PERIOD = re.compile(
-    r"(?:^\s*(?:[Ss]tep\s+)?(?:\d{1,2}|[A-Za-z])|\b(?:e\.g|i\.e|[ap]\.m|vs|cf|Mr|Mrs|Ms|Dr|St))\.$"
-)

@@ -74,11 +74,10 @@ def dual_cot_model_card(
         A card with metadata that the Hub accepts.
     """
     data = ModelCardData(
-        # The Hub refuses a path as a model id.
-        base_model=None if Path(base_model).is_dir() else base_model or None,
+        base_model=_hub_id(base_model),
         library_name="peft" if adapter else "transformers",
         model_name=model_name,
-        datasets=[dataset_name] if dataset_name else None,
+        datasets=[dataset_name] if _hub_id(dataset_name) else None,
         tags=list(tags),
         pipeline_tag="text-generation",
     )
@@ -117,6 +116,11 @@ Versions: {", ".join(f"{package} {version(package)}" for package in PACKAGES)}.
 ```
 """
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def _hub_id(name: str | None) -> str | None:
+    """The name, unless it is a local path: the Hub refuses those as ids."""
+    return None if not name or Path(name).exists() else name
 
 
 def _usage(base_model: str, adapter: bool) -> str:

@@ -17,6 +17,7 @@ LAYERS = {
     "errors": 0,
     "dual_cots": 0,
     "dual_cot_row": 0,
+    "text_units": 0,
     "answers": 0,
     "key_steps": 1,
     "losses": 1,

@@ -1,123 +1,231 @@
-"""Every recipe parses through the real parser and names only keys that exist."""
+"""Every file in recipes/ is read by the code that will run it."""
 
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
-from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.utils import DistributedType
 
-from edit_trl.recipe import read_recipe, resolve_runs
+from edit_trl.recipe import RunArguments, read_recipe, resolve_runs
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-ACCELERATE = sorted((RECIPES / "accelerate").glob("*.yaml"))
-QUICKSTART = sorted((RECIPES / "quickstart").glob("*.yaml"))
-MODELS = sorted(set(RECIPES.rglob("*.yaml")) - set(ACCELERATE) - set(QUICKSTART))
-PAPER = RECIPES / "Llama-2-7b" / "edit" / "config_paper.yaml"
+ROOT = Path(__file__).parents[1] / "recipes"
+MODEL_RECIPES = sorted(ROOT.rglob("edit/config_*.yaml"))
+QUICKSTART = sorted((ROOT / "quickstart").glob("*.yaml"))
+ACCELERATE = sorted((ROOT / "accelerate").glob("*.yaml"))
+RECIPES = [*MODEL_RECIPES, *QUICKSTART]
+PAPER = ROOT / "Llama-2-7b" / "edit" / "config_paper.yaml"
 
-every_recipe = pytest.mark.parametrize(
-    "path", [*MODELS, *QUICKSTART], ids=lambda p: str(p.relative_to(RECIPES))
-)
-every_model_recipe = pytest.mark.parametrize("path", MODELS, ids=lambda p: str(p.relative_to(RECIPES)))
-
-
-def runs_of(path: Path):
-    # The recipes ask for bf16; a machine without a GPU takes it on the CPU.
-    return resolve_runs(read_recipe(path), {"use_cpu": True})
-
-
-def test_how_many_there_are():
-    assert len(MODELS) == 13 * 3 + 1
-    assert len(QUICKSTART) == 1
-    assert [path.stem for path in ACCELERATE] == ["cpu", "ddp", "fsdp2", "single_gpu", "zero2", "zero3"]
-    # Nothing in recipes/ is left out by the patterns above.
-    files = {path for path in RECIPES.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    others = files - {*MODELS, *QUICKSTART, *ACCELERATE}
-    assert {path.name for path in others} == {"README.md", "quickstart.py"}
+MODELS = {
+    *("SmolLM2-135M-Instruct", "SmolLM2-360M-Instruct", "SmolLM2-1.7B-Instruct"),
+    *("Qwen3-0.6B", "Qwen3-1.7B", "Qwen3-4B", "Qwen3-8B"),
+    *("Llama-3.2-1B-Instruct", "Llama-3.2-3B-Instruct", "Llama-3.1-8B-Instruct"),
+    *("gemma-3-1b-it", "gemma-3-4b-it", "Mistral-7B-Instruct-v0.3"),
+}
 
 
-@every_recipe
-def test_parses_into_both_stages(path):
-    warm_up, key_steps = runs_of(path)
-    assert (warm_up.stage, key_steps.stage) == ("warm_up", "key_steps")
-    assert warm_up.training.output_dir != key_steps.training.output_dir
+def label(path: Path) -> str:
+    return str(path.relative_to(ROOT).with_suffix(""))
 
 
-@every_recipe
-def test_warm_up_is_sft(path):
-    training = runs_of(path)[0].training
-    assert (training.chosen_key_weight, training.chosen_context_weight) == (1.0, 1.0)
-    assert (training.rejected_key_weight, training.preference_weight) == (0.0, 0.0)
-    assert training.normalization == "step"
+def each(paths: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", paths, ids=label)
 
 
-@every_recipe
-def test_key_steps_go_slower_than_the_warm_up(path):
-    warm_up, key_steps = (run.training.learning_rate for run in runs_of(path))
-    assert 0.01 < key_steps / warm_up < 0.2
+@cache
+def runs(path: Path) -> dict[str, RunArguments]:
+    return {run.stage: run for run in resolve_runs(read_recipe(path), {})}
 
 
-@every_recipe
-def test_yaml_reads_numbers_as_numbers(path):
-    """PyYAML takes `1e-4` for text; the parser mends it, a recipe should not need it."""
-    raw = yaml.safe_load(path.read_text())
-    for values in (raw, *raw["stages"]):
-        for name in ("learning_rate", "lora_dropout", "weight_decay", "warmup_steps", "preference_weight"):
-            assert isinstance(values.get(name, 0.0), (int, float)), name
+def variant(name: str) -> list[Path]:
+    return [path for path in MODEL_RECIPES if path.stem == f"config_{name}"]
 
 
-@every_recipe
-def test_never_lora_on_the_head(path):
-    for run in runs_of(path):
-        assert "lm_head" not in (run.model.lora_target_modules or ())
+def test_every_recipe_is_found():
+    assert len(MODEL_RECIPES) == 40
+    assert len(QUICKSTART) >= 1
+    assert len(ACCELERATE) == 6
+    # Nothing in recipes/ escapes the tests below.
+    files = {path for path in ROOT.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path.name for path in files - {*RECIPES, *ACCELERATE}} == {"README.md", "quickstart.py"}
 
 
-@every_model_recipe
-def test_variants_are_what_their_names_say(path):
-    variant = path.stem.removeprefix("config_")
-    for run in runs_of(path):
-        model, training = run.model, run.training
-        assert model.use_peft == (variant != "full")
-        assert model.load_in_4bit == (variant == "qlora")
-        if variant == "qlora":
-            assert (model.bnb_4bit_quant_type, model.use_bnb_nested_quant) == ("nf4", True)
-            assert model.dtype == "bfloat16"  # TRL computes in the dtype of the model
-            assert training.optim == "paged_adamw_8bit"
-            assert training.gradient_checkpointing
-        step = training.per_device_train_batch_size * training.gradient_accumulation_steps
-        assert step == (256 if variant == "paper" else 32)
-        assert model.model_name_or_path.split("/")[-1].startswith(path.parent.parent.name)
+def test_every_model_has_every_variant():
+    found = {(path.parts[-3], path.stem) for path in MODEL_RECIPES if path != PAPER}
+    assert found == {(model, f"config_{name}") for model in MODELS for name in ("full", "lora", "qlora")}
+    assert PAPER in MODEL_RECIPES
 
 
-def test_output_folders_differ():
-    folders = [run.training.output_dir for path in [*MODELS, *QUICKSTART] for run in runs_of(path)]
-    assert len(set(folders)) == len(folders)
+@each(RECIPES)
+def test_both_stages_resolve(path):
+    stages = runs(path)
+    assert list(stages) == ["warm_up", "key_steps"]
+    for name, run in stages.items():
+        assert Path(run.training.output_dir).name == name
+        assert run.data.dataset_name
 
 
-def test_the_papers_setting():
-    warm_up, key_steps = runs_of(PAPER)
-    for run in (warm_up, key_steps):
+@each(RECIPES)
+def test_warm_up_is_sft_on_the_correct_chains(path):
+    warm_up = runs(path)["warm_up"].training
+    assert (warm_up.chosen_key_weight, warm_up.chosen_context_weight) == (1.0, 1.0)
+    assert (warm_up.rejected_key_weight, warm_up.preference_weight) == (0.0, 0.0)
+    assert warm_up.normalization == "step"
+    assert warm_up.reference == "none"
+
+
+@each([path for path in RECIPES if path != PAPER])
+def test_key_steps_is_gentle(path):
+    key_steps = runs(path)["key_steps"].training
+    assert (key_steps.chosen_key_weight, key_steps.chosen_context_weight) == (2.0, 1.0)
+    assert (key_steps.rejected_key_weight, key_steps.preference_weight) == (0.0, 0.1)
+    assert key_steps.preference_scope == "fork"
+    assert key_steps.normalization == "completion"
+
+
+@each(RECIPES)
+def test_key_steps_learns_more_slowly(path):
+    stages = runs(path)
+    ratio = stages["key_steps"].training.learning_rate / stages["warm_up"].training.learning_rate
+    assert 0.01 < ratio < 0.2
+
+
+@each(RECIPES)
+def test_numbers_are_numbers_to_yaml(path):
+    """PyYAML reads `1e-4` as text, which other readers of the file would trip over."""
+
+    def texts(value) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from texts(part)
+
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert [text for text in texts(values) if re.fullmatch(r"[-+]?[\d._]+(e[-+]?\d+)?", text, re.I)] == []
+
+
+@each(MODEL_RECIPES)
+def test_is_named_for_its_model_and_shared_settings(path):
+    name, form = path.parts[-3], path.stem.removeprefix("config_")
+    for run in runs(path).values():
+        hub_name = run.model.model_name_or_path.split("/")[1]
+        assert hub_name == ("Llama-2-7b-hf" if path == PAPER else name)
+        assert Path(run.training.output_dir).parent == Path("outputs", f"{name}-EDIT-{form}")
+        assert run.data.dataset_name == "data/dual_cots.jsonl"
+        assert "bf16" not in run.values  # taken where the machine has it, so that any machine validates
+        assert run.training.gradient_checkpointing is True
+        assert run.training.max_length == 1024
+        assert run.training.eval_strategy == "no"
+        assert run.training.push_to_hub is False
+
+
+@each([path for path in MODEL_RECIPES if path != PAPER])
+def test_optimizer_step_is_of_32_pairs(path):
+    comment = r"(\d+) x (\d+) makes an optimizer step of 32 on (\w+) GPU"
+    says = re.search(comment, path.read_text(encoding="utf-8"))
+    batch, accumulation, gpus = (1 if word == "one" else int(word) for word in says.groups())
+    assert batch * accumulation * gpus == 32
+    for run in runs(path).values():
+        assert run.training.per_device_train_batch_size == batch
+        assert run.training.gradient_accumulation_steps == accumulation
+
+
+def test_no_two_recipes_share_an_output_folder():
+    folders = [run.training.output_dir for path in RECIPES for run in runs(path).values()]
+    assert len(set(folders)) == len(folders) == 2 * len(RECIPES)
+
+
+@each(variant("full"))
+def test_full_trains_float32_weights(path):
+    for run in runs(path).values():
+        assert (run.model.use_peft, run.model.load_in_4bit, run.model.dtype) == (False, False, "float32")
+
+
+@each(variant("lora"))
+def test_lora(path):
+    for run in runs(path).values():
+        assert (run.model.use_peft, run.model.load_in_4bit, run.model.dtype) == (True, False, "bfloat16")
+
+
+@each(variant("qlora"))
+def test_qlora(path):
+    for run in runs(path).values():
+        assert (run.model.use_peft, run.model.load_in_4bit) == (True, True)
+        assert (run.model.bnb_4bit_quant_type, run.model.use_bnb_nested_quant) == ("nf4", True)
+        assert run.model.dtype == "bfloat16"  # TRL computes in it
+        assert run.training.optim == "paged_adamw_8bit"
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    needed = {"use_peft", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype"}
+    assert needed | {"gradient_checkpointing", "optim"} <= written.keys()
+
+
+@each(RECIPES)
+def test_adapters_stay_off_the_head_and_the_vision_tower(path):
+    targets = runs(path)["warm_up"].model.lora_target_modules
+    if not runs(path)["warm_up"].model.use_peft:
+        assert targets is None
+    elif path == PAPER:
+        assert targets == ["q_proj", "v_proj"]
+    elif "gemma-3-4b-it" in path.parts:
+        assert re.fullmatch(targets, "model.language_model.layers.0.self_attn.q_proj")
+        assert re.fullmatch(targets, "model.language_model.layers.0.mlp.down_proj")
+        assert not re.fullmatch(targets, "model.vision_tower.encoder.layers.0.self_attn.q_proj")
+        assert not re.fullmatch(targets, "lm_head")
+    else:
+        assert targets == "all-linear"  # PEFT leaves the head out
+
+
+def test_paper_recipe_has_the_papers_values():
+    warm_up, key_steps = runs(PAPER).values()
+    for run, rate, epochs in ((warm_up, 2.0e-4, 15), (key_steps, 5.0e-6, 10)):
         model, training = run.model, run.training
         assert (model.lora_r, model.lora_alpha, model.lora_dropout) == (64, 32, 0.05)
-        assert model.lora_target_modules == ["q_proj", "v_proj"]
-        assert (training.max_length, training.weight_decay, training.lr_decay_per_epoch) == (1024, 0.0, 0.95)
-    assert (warm_up.training.learning_rate, warm_up.training.num_train_epochs) == (2e-4, 15)
+        assert (training.learning_rate, training.num_train_epochs) == (rate, epochs)
+        assert (training.lr_scheduler_type, training.lr_decay_per_epoch) == ("constant", 0.95)
+        assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 256
+        assert (training.max_length, training.weight_decay, training.warmup_steps) == (1024, 0.0, 0)
     training = key_steps.training
-    assert (training.learning_rate, training.num_train_epochs) == (5e-6, 10)
-    assert (training.chosen_key_weight, training.rejected_key_weight) == (1.0, 0.025)
-    assert (training.chosen_context_weight, training.preference_weight) == (0.0, 0.0)
-    assert (training.rejected_penalty, training.rejected_key_scope) == ("likelihood", "all")
-    assert (training.key_step_method, training.normalization) == ("edit", "completion")
+    assert training.key_step_method == "edit"
+    assert (training.chosen_key_weight, training.chosen_context_weight) == (1.0, 0.0)
+    assert (training.rejected_key_weight, training.rejected_key_scope) == (0.025, "all")
+    assert (training.rejected_penalty, training.normalization) == ("likelihood", "completion")
+    assert training.preference_weight == 0.0
 
 
-@pytest.mark.parametrize("path", ACCELERATE, ids=lambda p: p.stem)
-def test_accelerate_reads_its_configurations(path):
-    config = load_config_from_file(str(path))
-    expected = {"cpu": "NO", "single_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP"}
-    assert config.distributed_type == expected.get(path.stem, "DEEPSPEED")
-    assert config.use_cpu == (path.stem == "cpu")
+def test_paper_recipe_opens_with_its_warning():
+    first = PAPER.read_text(encoding="utf-8").split("model_name_or_path")[0]
+    for phrase in ("When it hurts", "no lower bound", "one standard error", "continued SFT"):
+        assert phrase in first
 
 
-def test_readme_names_every_folder():
-    text = (RECIPES / "README.md").read_text()
-    for folder in (path for path in RECIPES.iterdir() if path.is_dir() and path.name != "__pycache__"):
-        assert f"`{folder.name}" in text, folder.name
+@pytest.mark.parametrize(
+    ("name", "distributed_type", "processes"),
+    [
+        ("single_gpu", DistributedType.NO, 1),
+        ("cpu", DistributedType.NO, 1),
+        ("ddp", DistributedType.MULTI_GPU, 2),
+        ("fsdp2", DistributedType.FSDP, 2),
+        ("zero2", DistributedType.DEEPSPEED, 2),
+        ("zero3", DistributedType.DEEPSPEED, 2),
+    ],
+)
+def test_accelerate_loads_its_configurations(name, distributed_type, processes):
+    config: ClusterConfig = load_config_from_file(os.fspath(ROOT / "accelerate" / f"{name}.yaml"))
+    assert (config.distributed_type, config.num_processes) == (distributed_type, processes)
+    assert config.mixed_precision == "no"  # the recipe decides
+    assert config.use_cpu is (name == "cpu")
+    assert config.fsdp_config.get("fsdp_version") == (2 if name == "fsdp2" else None)
+    assert config.deepspeed_config.get("zero_stage") == {"zero2": 2, "zero3": 3}.get(name)
+
+
+def test_readme_lists_every_folder():
+    rows = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    listed = set(re.findall(r"`([\w.-]+)`", "\n".join(rows)))
+    assert {path.parts[-3] for path in MODEL_RECIPES} <= listed
+    assert {path.stem for path in ACCELERATE} <= listed
+    assert "`quickstart/`" in "\n".join(rows)

@@ -1,7 +1,9 @@
 """`edit-trl`: finds the command and runs it; imports the standard library only (L4)."""
 
 import difflib
+import logging
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 
@@ -35,6 +37,7 @@ def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:
         The command's exit code; 2 for bad input, which is explained without a traceback, and 130 for an
         interruption. Any other exception is a bug and keeps its traceback.
     """
+    _hush_libraries()
     try:
         return command(argv)
     except (InputError, FloatingPointError) as error:  # the latter: a loss that is not finite
@@ -43,6 +46,14 @@ def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _hush_libraries() -> None:
+    """What libraries tell each other is nothing that a user of the command can act on."""
+    # transformers on its own renamed options, which TRL still sets.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # bitsandbytes, at import, on a CPU kernel that it would have to download.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _run(argv: list[str]) -> int:

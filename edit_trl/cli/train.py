@@ -270,6 +270,8 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
     quantization = get_quantization_config(model)
     # What an earlier stage, or an earlier run, has saved of an adapter goes on training.
     loaded = _load_adapter(student, training, quantization)
+    if loaded is not None:
+        training.model_init_kwargs = None  # used; the trainer would warn that it does not use them
     trainer = DualCoTTrainer(
         model=student if loaded is None else loaded,
         args=training,

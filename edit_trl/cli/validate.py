@@ -15,8 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     if own.config is None and own.dataset is None:
         raise InputError("nothing to check: give --config RECIPE.yaml, --dataset DATA, or both")
     problems: list[str] = []
-    runs = []
-    options = {}
+    runs, options = [], {}
     try:
         options = parse_options(rest)
         if own.dataset:
@@ -24,14 +23,14 @@ def main(argv: list[str] | None = None) -> int:
         if own.config:
             runs = resolve_runs(read_recipe(own.config), options)
     except InputError as error:
-        problems.append(str(error))
+        problems += [f"{own.config or 'options'}: {problem}" for problem in error.problems]
     datasets = _datasets(runs) or ([(own.dataset, None, options)] if own.dataset else [])
     for source, split, values in datasets:
         try:
             rows = _check_dataset(source, split, values)
             print(f"{source}{f' ({split})' if split else ''}: {rows} dual CoTs")
         except InputError as error:
-            problems.append(str(error))
+            problems += error.problems
     if problems:
         raise InputError(problems, heading="not valid:")
     for run in runs:

@@ -1,0 +1,45 @@
+"""The words and the steps of a text (L0)."""
+
+import re
+from unicodedata import category
+
+# A character and what modifies it is one word: combining marks, joiners, variation selectors, skin
+# tones, tags. `re` has no class for marks, so the ones of the living scripts are listed here.
+_MODIFIER = "".join(chr(c) for c in range(0x300, 0x11000) if category(chr(c))[0] == "M") + (
+    "\u200c\u200d\U0001f3fb-\U0001f3ff\U000e0020-\U000e01ef"
+)
+# Scripts written without spaces, where each character is a word: Thai, Lao, Burmese, Khmer, kana, Han.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_LETTERS = rf"(?:[A-Za-z]++|(?![{_UNSPACED}])[^\W\d_]|[{_MODIFIER}])++"
+WORD = re.compile(
+    rf"""
+      (?: \d{{1,3}}(?:,\d{{3}})+(?!\d) | \d+ ) (?:\.\d+)? [{_MODIFIER}]*  # 1,234.5
+    | {_LETTERS} (?:['’]{_LETTERS})*                                      # doesn't
+    | [\U0001f1e6-\U0001f1ff]{{2}}                                        # a flag
+    | \S [{_MODIFIER}]* (?: (?<=\u200d) \S [{_MODIFIER}]* )*              # 中 + an emoji
+    """,
+    re.VERBOSE,
+)
+_STEP_END = re.compile(r"""\n|[。！？]+[」』”’）]*|[.!?…]+[)\]}"'”’»*$]*(?=\s|\Z)""")
+# Abbreviations, and the number of a list item: "2. Then". Not an initial: "the answer is A."
+_INNER_PERIOD = re.compile(
+    r"(?:^\s*(?:[Ss]tep\s+)?(?:\d{1,2}|[A-Za-z])|\b(?:e\.g|i\.e|[ap]\.m|vs|cf|Mr|Mrs|Ms|Dr|St))\.$"
+)
+
+
+def step_end(text: str, start: int) -> int:
+    """The end of the sentence or line that `start` lies in."""
+    line = text.rfind("\n", 0, start) + 1
+    for match in _STEP_END.finditer(text, start):
+        if not _INNER_PERIOD.search(text[line : match.end()]):
+            return match.end()
+    return len(text)
+
+
+def visible_start(span: tuple[int, int], text: str) -> int:
+    """Where a token's text begins after the white space that tokenizers put in front of it."""
+    piece = text[slice(*span)]
+    return span[0] + (len(piece) - len(piece.lstrip()) if piece.strip() else 0)
