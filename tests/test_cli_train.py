@@ -192,6 +192,18 @@ def test_output_dir_with_other_files(recipe, tmp_path, capfd):
     assert "is not empty and holds no run of edit-trl" in capfd.readouterr().err
 
 
+def test_output_dir_that_is_a_file(recipe, tmp_path, capfd):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "warm_up").write_text("a file")
+    assert stage(recipe, "warm_up") == 2
+    assert "is a file; choose another" in capfd.readouterr().err
+
+
+def test_student_that_does_not_exist(recipe, tmp_path, capfd):
+    code = stage(recipe, "warm_up", "--model_name_or_path", str(tmp_path / "nobody"))
+    refused(capfd, tmp_path, code, "`model_name_or_path: ", "nobody` cannot be loaded: ")
+
+
 def test_accelerate_config_by_name(recipe, tmp_path, capfd):
     assert main(["train", "--config", str(recipe), "--accelerate_config", "nothing"]) == 2
     assert "no accelerate configuration 'nothing'" in capfd.readouterr().err

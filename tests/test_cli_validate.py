@@ -40,7 +40,7 @@ def test_recipe_and_dataset_problems_at_once(files, capfd):
     recipe, data = files
     recipe.write_text(recipe.read_text().replace("use_cpu", "use_cup") + "    rejected_key_weight: -1\n")
     data.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1] | {"rejected": ROWS[1]["chosen"]}) + "\n")
-    assert main(["validate", "--config", str(recipe), "--dataset", str(data)]) == 2
+    assert main(["validate", "--config", str(recipe)]) == 2
     errors = capfd.readouterr().err
     assert "unknown key `use_cup`; did you mean `use_cpu`?" in errors
     assert "`rejected_key_weight` must be a finite number" in errors

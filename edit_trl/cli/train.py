@@ -198,6 +198,8 @@ def _check_run_folder(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: The folder holds another run, or other files.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output_dir {folder} is a file; choose another")
     state = _read_run_file(folder)
     if not state:
         if folder.is_dir() and any(folder.iterdir()):
@@ -267,6 +269,7 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
+    _check_student(student, training)
     quantization = get_quantization_config(model)
     # What an earlier stage, or an earlier run, has saved of an adapter goes on training.
     loaded = _load_adapter(student, training, quantization)
@@ -299,6 +302,23 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
     if trainer.is_world_process_zero():
         _write_run_file(folder, run.values, time.strftime("%Y-%m-%d %H:%M:%S"), results)
     trainer.end()
+
+
+def _check_student(student: str, training: "DualCoTConfig") -> None:
+    """Say in one line what the Hub client says in fifty: no such model, no access, no network."""
+    from transformers import AutoConfig
+
+    if (Path(student) / "adapter_config.json").is_file():
+        return
+    try:
+        AutoConfig.from_pretrained(
+            student,
+            revision=training.model_init_kwargs["revision"],
+            trust_remote_code=training.trust_remote_code,
+        )
+    except OSError as error:
+        reason = " ".join(str(error).split("\n")[:2])
+        raise InputError(f"`model_name_or_path: {student}` cannot be loaded: {reason}") from error
 
 
 def _load_adapter(student: str, training: "DualCoTConfig", quantization) -> "PeftModel | None":

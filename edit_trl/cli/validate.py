@@ -15,19 +15,22 @@ def main(argv: list[str] | None = None) -> int:
     if own.config is None and own.dataset is None:
         raise InputError("nothing to check: give --config RECIPE.yaml, --dataset DATA, or both")
     problems: list[str] = []
-    runs, options = [], {}
+    runs, values = [], {}
     try:
-        options = parse_options(rest)
-        if own.dataset:
-            options["dataset_name"] = own.dataset
+        recipe = read_recipe(own.config)
+        values |= recipe.values
+        options = parse_options(rest) | ({"dataset_name": own.dataset} if own.dataset else {})
+        values |= options
         if own.config:
-            runs = resolve_runs(read_recipe(own.config), options)
+            runs = resolve_runs(recipe, options)
     except InputError as error:
         problems += [f"{own.config or 'options'}: {problem}" for problem in error.problems]
-    datasets = _datasets(runs) or ([(own.dataset, None, options)] if own.dataset else [])
-    for source, split, values in datasets:
+    # A recipe that does not hold still names its rows: they are checked in the same go.
+    named = own.dataset or values.get("dataset_name")
+    fallback = [(named, values.get("dataset_train_split"), values)] if isinstance(named, str) else []
+    for source, split, given in _datasets(runs) or fallback:
         try:
-            rows = _check_dataset(source, split, values)
+            rows = _check_dataset(source, split, given)
             print(f"{source}{f' ({split})' if split else ''}: {rows} dual CoTs")
         except InputError as error:
             problems += error.problems
