@@ -1,10 +1,13 @@
+import copy
 import json
 
 import pytest
 import torch
 from conftest import ROWS, conversational, tiny_llama
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from test_invariants import config
+from transformers import GenerationConfig
 
 from edit_trl import DualCoTTrainer, evaluate_accuracy
 from edit_trl.errors import InputError
@@ -83,6 +86,82 @@ def test_leaves_everything_as_it_was(student):
     model.generation_config.do_sample = False
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *[{"repetition_penalty": 9.0}, {"no_repeat_ngram_size": 1}, {"suppress_tokens": list(range(3, 200))}],
+        *[{"max_time": 1e-9}, {"stop_strings": "a"}, {"num_beams": 3}, {"use_cache": False}],
+        {"do_sample": True, "temperature": 9.0, "top_k": 0},
+    ],
+)
+def test_the_models_generation_settings_stay_out(student, setting, monkeypatch, capfd):
+    expected = [item.response for item in evaluate(student, max_new_tokens=12).items]
+    model = student[0]
+    own = GenerationConfig(eos_token_id=2, pad_token_id=0, **setting)
+    monkeypatch.setattr(model, "generation_config", own)
+    capfd.readouterr()
+    assert [item.response for item in evaluate(student, max_new_tokens=12).items] == expected
+    assert model.generation_config is own
+    assert "generation" not in capfd.readouterr().err  # no warning either
+
+
+def test_with_an_adapter(student):
+    model, tokenizer = student
+    expected = [item.response for item in evaluate(student, max_new_tokens=12).items]
+    model = copy.deepcopy(model)
+    model.generation_config.repetition_penalty = 9.0
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    result = evaluate((adapted, tokenizer), max_new_tokens=12)  # a new adapter changes nothing
+    assert [item.response for item in result.items] == expected
+    assert adapted.get_base_model().generation_config.repetition_penalty == 9.0
+
+
+def test_modules_keep_their_own_mode(student):
+    model = copy.deepcopy(student[0]).train()
+    model.lm_head.eval()  # as a frozen part may be
+    before = {name: module.training for name, module in model.named_modules()}
+    evaluate((model, student[1]), max_new_tokens=2)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert set(before.values()) == {True, False}
+
+
+def test_a_failure_leaves_everything_as_it_was(student, monkeypatch):
+    model = copy.deepcopy(student[0]).train()
+    own = model.generation_config
+
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(model, "generate", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate((model, student[1]))
+    assert model.training
+    assert model.generation_config is own
+
+
+def test_the_longest_prompts_come_first(student, monkeypatch):
+    model, widths = copy.deepcopy(student[0]), []
+    generate = model.generate
+
+    def watched(**inputs):
+        widths.append(inputs["input_ids"].size(1))
+        return generate(**inputs)
+
+    monkeypatch.setattr(model, "generate", watched)
+    evaluate((model, student[1]), batch_size=1, max_new_tokens=1)
+    assert widths == sorted(widths, reverse=True)
+    assert len(set(widths)) > 1
+
+
+def test_a_tokenizer_without_a_pad_token(student):
+    model, tokenizer = student
+    expected = [item.response for item in evaluate(student).items]
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = None
+    assert [item.response for item in evaluate((model, tokenizer), batch_size=4).items] == expected
+    assert tokenizer.pad_token is None
+
+
 def test_plain_prompts_and_given_types(student):
     rows = [{"prompt": row["prompt"], "answer": row["answer"], "answer_type": "text"} for row in ROWS]
     result = evaluate(student, rows, max_new_tokens=2)
@@ -117,6 +196,57 @@ def test_bad_rows(student, change, message):
     with pytest.raises(InputError) as caught:
         evaluate(student, [PROBLEMS[0], PROBLEMS[1] | change])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (7, "row 2: `prompt` must be a text or a list of messages, got 7"),
+        (" \n", "row 2: `prompt` is missing or empty"),
+        ("plain", "row 2: `prompt` is of another kind than row 1's"),
+        ([{"role": "user"}], 'row 2: `prompt` holds a message without "role" and "content"'),
+        (["Hi"], 'row 2: `prompt` holds a message without "role" and "content"'),
+        ([{"role": "user", "content": "a " * 600}], "row 2: a prompt of "),
+    ],
+)
+def test_bad_prompts(student, prompt, message):
+    with pytest.raises(InputError) as caught:
+        evaluate(student, [PROBLEMS[0], PROBLEMS[1] | {"prompt": prompt}])
+    assert message in str(caught.value)
+
+
+def test_all_problems_are_told_up_to_twenty(student):
+    with pytest.raises(InputError) as caught:
+        evaluate(student, [PROBLEMS[0] | {"answer": None}] * 25)
+    assert len(caught.value.problems) == 21
+    assert caught.value.problems[-1] == "and 5 more"
+
+
+@pytest.mark.parametrize("column", ["prompt", "answer"])
+def test_a_missing_column(student, column):
+    rows = [{key: value for key, value in row.items() if key != column} for row in PROBLEMS]
+    with pytest.raises(InputError, match=f"^no column {column}; the columns are "):
+        evaluate(student, rows)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"answer_type": "numbr"}, "unknown answer_type 'numbr'"),
+    ],
+)
+def test_bad_options(student, option, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(student, **option)
+
+
+def test_no_eos(student):
+    model, tokenizer = (copy.deepcopy(part) for part in student)
+    model.generation_config.eos_token_id = tokenizer.eos_token = None
+    with pytest.raises(InputError, match="neither the model nor the tokenizer has an EOS token"):
+        evaluate((model, tokenizer))
 
 
 def test_no_rows(student):

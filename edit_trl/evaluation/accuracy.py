@@ -1,8 +1,9 @@
 """Accuracy by generation (L3): a student answers problems, its final answers are checked."""
 
+import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, get_args
@@ -106,7 +107,8 @@ def evaluate_accuracy(
 ) -> AccuracyResult:
     """Let a model answer problems greedily and check its final answers.
 
-    The model's mode and the random state are left as they were found.
+    Nothing of the model's own generation settings takes part, save its EOS tokens. Its mode, its settings
+    and the random state are left as they were found.
 
     Args:
         model: A causal language model, or a PEFT model of one.
@@ -123,15 +125,18 @@ def evaluate_accuracy(
         Verdicts by item, task and overall.
 
     Raises:
-        InputError: Rows without prompt or answer, answers that are not of their type, or conversational
-            rows and a tokenizer without a chat template; before anything is generated.
+        InputError: An option out of range, rows without prompt or answer, plain and conversational rows in
+            one dataset, answers that are not of their type, conversational rows and a tokenizer without a
+            chat template, or prompts too long for the model; before anything is generated.
     """
+    _check_options(batch_size, max_new_tokens, answer_type)
     rows = list(dataset)
     types = _answer_types(rows, answer_type)
     prompts = _prompts(rows, tokenizer)
     # A template has written a conversation's special tokens already.
     special = not is_conversational(rows[0])
     encoded = [tokenizer(prompt, add_special_tokens=special)["input_ids"] for prompt in prompts]
+    _check_lengths(encoded, max_new_tokens, model)
     started = time.perf_counter()
     responses, cut_off, tokens = _generate(model, tokenizer, encoded, batch_size, max_new_tokens, progress)
     seconds = time.perf_counter() - started
@@ -178,32 +183,73 @@ def format_table(results: Mapping[str, AccuracyResult]) -> str:
     return "\n".join([lines[0], rule, *lines[1 : 1 + len(tasks)], rule, *lines[1 + len(tasks) :]])
 
 
+def _check_options(batch_size: int, max_new_tokens: int, answer_type: AnswerType | None) -> None:
+    problems = [
+        f"{name} must be at least 1, got {value!r}"
+        for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens))
+        if value < 1
+    ]
+    if answer_type is not None and answer_type not in get_args(AnswerType):
+        problems.append(f"unknown answer_type {answer_type!r}, not in {get_args(AnswerType)}")
+    if problems:
+        raise InputError(problems)
+
+
 def _answer_types(
     rows: Sequence[Mapping[str, Any]], answer_type: AnswerType | None
 ) -> list[AnswerType | None]:
     """The type of each answer, once every row has been checked."""
     if not rows:
         raise InputError("there is nothing to evaluate: the dataset has no rows")
-    problems, types = [], []
-    for number, row in enumerate(rows, 1):
-        kind = answer_type or row.get("answer_type")
-        types.append(kind)
-        answer = row.get("answer")
-        if not row.get("prompt"):
-            problems.append(f"row {number}: `prompt` is missing or empty")
-        if not isinstance(answer, str) or not answer.strip():
-            problems.append(f"row {number}: `answer` must be a text that is not empty, got {answer!r}")
-        elif kind is not None and kind not in get_args(AnswerType):
-            problems.append(f"row {number}: unknown `answer_type` {kind!r}, not in {get_args(AnswerType)}")
-        else:
-            try:
-                check_answer("", answer, kind)
-            except InputError as error:
-                problems.append(f"row {number}: {error}")
-    if problems:
-        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
-        raise InputError(problems[:20] + more)
+    columns = {column for row in rows for column in row}
+    missing = [column for column in ("prompt", "answer") if column not in columns]
+    if missing:
+        raise InputError(f"no column {' and '.join(missing)}; the columns are {', '.join(sorted(columns))}")
+    types = [answer_type or row.get("answer_type") for row in rows]
+    conversational = isinstance(rows[0].get("prompt"), list)
+    _raise_all(
+        f"row {number}: {problem}"
+        for number, (row, kind) in enumerate(zip(rows, types, strict=True), 1)
+        for problem in (_prompt_problem(row.get("prompt"), conversational), _answer_problem(row, kind))
+        if problem
+    )
     return types
+
+
+def _raise_all(problems: Iterable[str], most: int = 20) -> None:
+    found = list(problems)
+    if found:
+        more = [f"and {len(found) - most} more"] if len(found) > most else []
+        raise InputError(found[:most] + more)
+
+
+def _prompt_problem(prompt: Any, conversational: bool) -> str | None:
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        return "`prompt` is missing or empty"
+    if not isinstance(prompt, str | list):
+        return f"`prompt` must be a text or a list of messages, got {prompt!r}"
+    if isinstance(prompt, list) != conversational:
+        return "`prompt` is of another kind than row 1's: all must be texts, or all lists of messages"
+    well_formed = isinstance(prompt, str) or all(
+        isinstance(message, Mapping)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+        for message in prompt
+    )
+    return None if well_formed else f'`prompt` holds a message without "role" and "content": {prompt!r:.200}'
+
+
+def _answer_problem(row: Mapping[str, Any], kind: str | None) -> str | None:
+    answer = row.get("answer")
+    if not isinstance(answer, str) or not answer.strip():
+        return f"`answer` must be a text that is not empty, got {answer!r}"
+    if kind is not None and kind not in get_args(AnswerType):
+        return f"unknown `answer_type` {kind!r}, not in {get_args(AnswerType)}"
+    try:
+        check_answer(None, answer, kind)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _prompts(rows: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
@@ -219,6 +265,19 @@ def _prompts(rows: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerB
     ]
 
 
+def _check_lengths(encoded: list[list[int]], max_new_tokens: int, model: "PreTrainedModel") -> None:
+    """Beyond its positions a model breaks off or, worse, writes nonsense that would count as wrong."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    _raise_all(
+        f"row {number}: `prompt` has no tokens"
+        if not ids
+        else f"row {number}: a prompt of {len(ids)} tokens and max_new_tokens={max_new_tokens} exceed the "
+        f"model's {most} positions; shorten the prompt or lower max_new_tokens"
+        for number, ids in enumerate(encoded, 1)
+        if not ids or len(ids) + max_new_tokens > most
+    )
+
+
 def _generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -232,13 +291,12 @@ def _generate(
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
     eos = _eos_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]
-    # Made here, not taken from the model: its sampling settings are not asked for.
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad
+        do_sample=False, use_cache=True, max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad
     )
     responses, cut_off, tokens = [""] * len(encoded), [False] * len(encoded), 0
     bar = tqdm(total=len(encoded), desc="Generating", unit="problem", disable=not progress)
-    with _undisturbed(model), torch.inference_mode(), bar:
+    with _undisturbed(model, config), torch.inference_mode(), bar:
         started = time.perf_counter()
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
@@ -277,15 +335,24 @@ def _left_pad(sequences: list[list[int]], pad: int, device: torch.device) -> dic
 
 
 @contextmanager
-def _undisturbed(model: "PreTrainedModel"):
-    """Eval mode inside; mode, cache setting and random state as before outside."""
-    training, use_cache = model.training, model.config.use_cache
+def _undisturbed(model: "PreTrainedModel", config: GenerationConfig):
+    """Eval mode and these generation settings inside; all as before, and the random state, outside.
+
+    `generate` fills what its config leaves open from the model's own (transformers 5.23), so that a
+    repetition penalty or beams set there would take part: the model's is out of the way meanwhile.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    # With an adapter, both the wrapper and the model inside may hold one.
+    own = [(m, m.generation_config) for m, _ in modes if "generation_config" in vars(m)]
     devices = [model.device] if model.device.type == "cuda" else []
     model.eval()
-    model.config.use_cache = True
+    for module, _ in own:
+        module.generation_config = config
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
-        model.config.use_cache = use_cache
-        model.train(training)
+        for module, generation_config in own:
+            module.generation_config = generation_config
+        for module, training in modes:
+            module.training = training
