@@ -1,16 +1,19 @@
-"""Examples -> a batch (L1).
+"""Examples -> a batch (L1): the tree layout and the padded one.
 
-A collator lays the chains of a batch out as rows for one forward and says which positions predict the
-completion tokens (`chosen_positions`, `rejected_positions`). Only those pass the LM head, and loss and
-metrics see only their log-probabilities, so neither depends on the layout.
+A collator lays the chains of a batch out for one forward, says which predictions are scored
+(`scored_positions`, `scored_labels`) and where among them each completion token is (`chosen_index`,
+`rejected_index`). Loss and metrics see only the scored log-probabilities, so neither depends on the layout.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+BatchLayoutName = Literal["tree", "padded"]
 
 SIDES = ("chosen", "rejected")
 PAIR_COLUMNS = ("fork", "row", "reference_chosen_score", "reference_rejected_score")
@@ -22,12 +25,56 @@ EXAMPLE_COLUMNS = (
 """What of a prepared dataset makes a batch."""
 
 
+class Run(NamedTuple):
+    """A stretch of the row that continues a path of the tree.
+
+    Attributes:
+        start: Its first token's index in the row.
+        stop: One past its last's.
+        ancestors: The [start, stop) stretches of the row that lead to it from the root, in order. A token
+            of the run attends to all of them, and to its run up to itself.
+    """
+
+    start: int
+    stop: int
+    ancestors: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """What is known of a batch without asking the device.
+
+    Attributes:
+        examples: What the batch was made of, to lay it out anew.
+        chosen_rows: The rows of `input_ids` that hold the correct chains; they come first.
+        chosen_width: How much of these rows the correct chains take.
+        chosen_scored: How many of the scored predictions are enough for the correct chains.
+        completion_tokens: Of all correct chains, of all wrong ones; shared ones count for both.
+        tokens: Tokens in the input, padding not counted, for the correct chains alone and for all.
+        runs: The tree, correct chains first; None in the padded layout.
+        chosen_runs: How many of the runs hold the correct chains.
+    """
+
+    examples: Sequence[dict[str, Any]]
+    chosen_rows: int
+    chosen_width: int
+    chosen_scored: int
+    completion_tokens: tuple[int, int]
+    tokens: tuple[int, int]
+    runs: tuple[Run, ...] | None = None
+    chosen_runs: int = 0
+
+
 @dataclass
 class DualCoTCollator:
-    """Padded layout: the correct chains of the batch, then the wrong ones, one chain a row.
+    """Lays out a batch of dual CoTs for one forward.
 
-    Rows are padded on the right whatever the tokenizer's `padding_side` is, which is for generation: with
-    causal attention nothing then sees the padding.
+    Tree layout: one row with every shared token once. All chains of the batch are put into one prefix tree
+    (so pairs share a system prompt, and pairs of one prompt the prompt); the row holds the paths of the
+    correct chains, end to end, then what the wrong ones add. Position ids go on from the fork.
+
+    Padded layout: the correct chains, then the wrong ones, one chain a row, padded on the right whatever
+    the tokenizer's `padding_side` is, which is for generation.
 
     An example has `prompt_ids`, and for each side (`chosen`, `rejected`) `*_ids`, `*_key_mask` and
     `*_fork_mask`; `fork`, the index of the first completion token in which the chains differ; `row`, its
@@ -35,8 +82,9 @@ class DualCoTCollator:
     `reference_rejected_score`.
 
     Args:
-        pad_token_id: Fills the rows; never attended to and never a label.
-        pad_to_multiple_of: Rounds the row length up.
+        pad_token_id: Fills the rows of the padded layout; never attended to and never a label.
+        pad_to_multiple_of: Rounds their length up.
+        layout: Which layout; may be changed between batches.
 
     Example:
         ```python
@@ -51,32 +99,52 @@ class DualCoTCollator:
         ...     "fork": 1, "row": 1,
         ... }
         >>> batch = collator([pair])
-        >>> batch["input_ids"]
-        tensor([[5, 6, 7, 8, 9, 0],
-                [5, 6, 7, 4, 3, 9]])
-        >>> batch["rejected_positions"]  # of the flattened (2, 6) input: token 6 predicts 7, ...
-        tensor([ 7,  8,  9, 10])
-        >>> batch["rejected_labels"]
-        tensor([7, 4, 3, 9])
+        >>> batch["input_ids"]  # 4 3 9 continue 5 6 7
+        tensor([[5, 6, 7, 8, 9, 4, 3, 9]])
+        >>> batch["position_ids"]
+        tensor([[0, 1, 2, 3, 4, 3, 4, 5]])
+        >>> batch["layout"].runs
+        (Run(start=0, stop=5, ancestors=()), Run(start=5, stop=8, ancestors=((0, 3),)))
+        >>> batch["scored_positions"], batch["scored_labels"]  # token 7, at 2, predicts both 8 and 4
+        (tensor([1, 2, 3, 2, 5, 6]), tensor([7, 8, 9, 4, 3, 9]))
+        >>> batch["rejected_index"]
+        tensor([[0, 3, 4, 5]])
         >>> batch["rejected_key_mask"]
         tensor([[False,  True,  True, False]])
+        >>> DualCoTCollator(pad_token_id=0, layout="padded")([pair])["input_ids"]
+        tensor([[5, 6, 7, 8, 9, 0],
+                [5, 6, 7, 4, 3, 9]])
 
         ```
     """
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
+    layout: BatchLayoutName = "tree"
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate B examples.
 
         Returns:
-            `input_ids` and `attention_mask` of shape (2B, T), the correct chains first. For each side
-            `*_positions` and `*_labels` of shape (its completion tokens,), pair after pair: where the
-            token is predicted in the flattened input, and which it is; and `*_mask`, `*_key_mask`,
-            `*_fork_mask` of shape (B, longest completion), bool. `fork`, `row` and the reference scores of
-            shape (B,).
+            `fork`, `row` and the reference scores, shape (B,). `input_ids`, with `position_ids` of shape
+            (1, T) or `attention_mask` of shape (2B, T). `scored_positions`, of the flattened input, and
+            `scored_labels`, the tokens predicted there, of shape (S,). For each side `*_index` into them,
+            `*_mask`, `*_key_mask` and `*_fork_mask` of shape (B, longest completion), 0 at padding.
+            `layout`, a `BatchLayout`.
         """
+        batch: dict[str, Any] = {
+            name: torch.tensor([example[name] for example in examples])
+            for name in PAIR_COLUMNS
+            if name in examples[0]
+        }
+        lay_out = self._tree if self.layout == "tree" else self._padded
+        tensors, indices = lay_out(examples)
+        batch |= tensors
+        for side in SIDES:
+            batch |= _side(examples, side, indices[side])
+        return batch
+
+    def _padded(self, examples: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, list]]:
         sequences = [ex["prompt_ids"] + ex[f"{side}_ids"] for side in SIDES for ex in examples]
         width = max(map(len, sequences))
         if self.pad_to_multiple_of:
@@ -86,28 +154,112 @@ class DualCoTCollator:
         for row, ids in enumerate(sequences):
             input_ids[row, : len(ids)] = torch.tensor(ids)
             attention_mask[row, : len(ids)] = 1
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
-        for number, side in enumerate(SIDES):
-            batch |= self._side(examples, side, first_row=number * len(examples), width=width)
-        for name in PAIR_COLUMNS:
-            if name in examples[0]:
-                batch[name] = torch.tensor([example[name] for example in examples])
-        return batch
+        positions: list[int] = []
+        labels: list[int] = []
+        indices: dict[str, list[range]] = {side: [] for side in SIDES}
+        for row, (side, example) in enumerate((side, ex) for side in SIDES for ex in examples):
+            ids = example[f"{side}_ids"]
+            # A token is predicted one position before it.
+            start = row * width + len(example["prompt_ids"]) - 1
+            indices[side].append(range(len(labels), len(labels) + len(ids)))
+            positions += range(start, start + len(ids))
+            labels += ids
+        lengths = [sum(map(len, sequences[: len(examples)])), sum(map(len, sequences))]
+        completions = _completion_tokens(examples)
+        layout = BatchLayout(examples, len(examples), width, completions[0], completions, tuple(lengths))
+        tensors = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "scored_positions": torch.tensor(positions),
+            "scored_labels": torch.tensor(labels),
+            "layout": layout,
+        }
+        return tensors, indices
 
     @staticmethod
-    def _side(examples: Sequence[dict[str, Any]], side: str, first_row: int, width: int) -> dict[str, Tensor]:
-        longest = max(len(example[f"{side}_ids"]) for example in examples)
-        names = ("mask", "key_mask", "fork_mask")
-        masks = {name: torch.zeros(len(examples), longest, dtype=torch.bool) for name in names}
-        positions, labels = [], []
-        for pair, example in enumerate(examples):
-            length = len(example[f"{side}_ids"])
-            # A token is predicted one position before it.
-            start = (first_row + pair) * width + len(example["prompt_ids"]) - 1
-            positions += range(start, start + length)
-            labels += example[f"{side}_ids"]
-            masks["mask"][pair, :length] = True
-            for name in ("key_mask", "fork_mask"):
-                masks[name][pair, :length] = torch.tensor(example[f"{side}_{name}"])
-        tensors = {"positions": torch.tensor(positions), "labels": torch.tensor(labels)} | masks
-        return {f"{side}_{name}": tensor for name, tensor in tensors.items()}
+    def _tree(examples: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, list]]:
+        tree = _PrefixTree()
+        paths, sizes, run_counts = {}, [], []
+        for side in SIDES:
+            paths[side] = [tree.insert(ex["prompt_ids"], ex[f"{side}_ids"]) for ex in examples]
+            sizes.append(len(tree.tokens))
+            run_counts.append(len(tree.runs))
+        # One prediction a token, however many chains it belongs to; the correct chains' come first.
+        scored = sorted({node for side in SIDES for path in paths[side] for node in path})
+        entry = {node: number for number, node in enumerate(scored)}
+        layout = BatchLayout(
+            examples,
+            chosen_rows=1,
+            chosen_width=sizes[0],
+            chosen_scored=sum(node < sizes[0] for node in scored),
+            completion_tokens=_completion_tokens(examples),
+            tokens=tuple(sizes),
+            runs=tuple(tree.runs),
+            chosen_runs=run_counts[0],
+        )
+        tensors = {
+            "input_ids": torch.tensor([tree.tokens]),
+            "position_ids": torch.tensor([tree.depths]),
+            "scored_positions": torch.tensor([tree.parents[node] for node in scored]),
+            "scored_labels": torch.tensor([tree.tokens[node] for node in scored]),
+            "layout": layout,
+        }
+        return tensors, {side: [[entry[n] for n in path] for path in paths[side]] for side in SIDES}
+
+
+class _PrefixTree:
+    """Chains with their common beginnings put together; a node is an index in the row."""
+
+    def __init__(self):
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.depths: list[int] = []
+        self.runs: list[Run] = []
+        self._children: dict[tuple[int, int], int] = {}
+
+    def insert(self, prompt: Sequence[int], completion: Sequence[int]) -> list[int]:
+        """Add a chain and return the nodes of its completion."""
+        node, path, start = -1, [], len(self.tokens)
+        for depth, token in enumerate(chain(prompt, completion)):
+            child = self._children.setdefault((node, token), len(self.tokens))
+            if child == len(self.tokens):
+                self.tokens.append(token)
+                self.parents.append(node)
+                self.depths.append(depth)
+            node = child
+            path.append(node)
+        new = len(self.tokens) - start
+        if new:
+            self.runs.append(Run(start, len(self.tokens), _stretches(path[: len(path) - new])))
+        return path[len(prompt) :]
+
+
+def _stretches(nodes: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Ascending indices as [start, stop) stretches."""
+    stretches: list[list[int]] = []
+    for node in nodes:
+        if stretches and stretches[-1][1] == node:
+            stretches[-1][1] += 1
+        else:
+            stretches.append([node, node + 1])
+    return tuple((start, stop) for start, stop in stretches)
+
+
+def _completion_tokens(examples: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    chosen, rejected = (sum(len(example[f"{side}_ids"]) for example in examples) for side in SIDES)
+    return chosen, rejected
+
+
+def _side(
+    examples: Sequence[dict[str, Any]], side: str, indices: Sequence[Sequence[int]]
+) -> dict[str, Tensor]:
+    shape = len(examples), max(map(len, indices))
+    index = torch.zeros(shape, dtype=torch.long)
+    masks = {name: torch.zeros(shape, dtype=torch.bool) for name in ("mask", "key_mask", "fork_mask")}
+    for pair, (example, entries) in enumerate(zip(examples, indices, strict=True)):
+        length = len(entries)
+        index[pair, :length] = torch.tensor(entries)
+        masks["mask"][pair, :length] = True
+        for name in ("key_mask", "fork_mask"):
+            masks[name][pair, :length] = torch.tensor(example[f"{side}_{name}"])
+    return {f"{side}_index": index} | {f"{side}_{name}": mask for name, mask in masks.items()}

@@ -10,6 +10,7 @@ from trl import SFTConfig
 from edit_trl.errors import InputError
 from edit_trl.key_steps import KeyStepMethod
 from edit_trl.losses import Normalization, PreferenceLoss, PreferenceReduction, RejectedPenalty
+from edit_trl.scoring import Layout
 
 logger = logging.get_logger(__name__)
 
@@ -164,6 +165,23 @@ class DualCoTConfig(SFTConfig):
         },
     )
 
+    # Batches
+    layout: Layout = field(
+        default="auto",
+        metadata={
+            "help": "How the two chains of a pair are run. 'tree': every token they share once, about "
+            "twice as fast. 'padded': each chain in a row of its own, rows of similar length together. "
+            "'auto': the tree where the model can take it and the first batch shows that both agree."
+        },
+    )
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Fill each training batch of a device up to this many tokens, instead of with "
+            "per_device_train_batch_size pairs. Tokens that chains share count once (layout tree)."
+        },
+    )
+
     # Watching the run
     displacement_warning: float | None = field(
         default=0.25,
@@ -179,6 +197,12 @@ class DualCoTConfig(SFTConfig):
             "help": "Multiply the learning rate by this after each epoch (0.95 in the paper); with "
             "lr_scheduler_type constant only. Above 0, at most 1; off by default."
         },
+    )
+
+    # Reads the loss from the device at every batch; ours is looked at whenever something is logged or saved.
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Not needed: a loss that is not finite stops the run and names the rows."},
     )
 
     # TRL asks for bf16 unless told otherwise, which fails on a machine without it.
@@ -218,6 +242,8 @@ class DualCoTConfig(SFTConfig):
             yield f"`lr_decay_per_epoch` must be above 0 and at most 1, got {decay}"
         if decay is not None and self.lr_scheduler_type != "constant":
             yield "`lr_decay_per_epoch` needs `lr_scheduler_type: constant`; two schedules cannot both hold"
+        if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
+            yield f"`max_tokens_per_batch` must be at least 1, got {self.max_tokens_per_batch}"
         if self.max_length is not None and self.max_length < 2:
             yield f"`max_length` must be at least 2 (a prompt and a completion), got {self.max_length}"
 

@@ -35,18 +35,21 @@ class DualCoT(TypedDict):
     Conversational: the prompt is a list of messages that ends in a user turn, each chain a list of
     one assistant message. Spans are [start, end) character offsets into the chain's text (see
     `chain_text`), in order and apart. An optional column may be absent or None in a row.
+
+    `rejected` may be a list of wrong chains, each a pair with the correct one; spans are then a list
+    with an item for each of them.
     """
 
     prompt: str | list[Message]
     chosen: str | list[Message]
-    rejected: str | list[Message]
+    rejected: str | list[Message] | list[str] | list[list[Message]]
     answer: NotRequired[str | None]
     task: NotRequired[str | None]
     mistake: NotRequired[list[str] | None]
     source: NotRequired[str | None]
     id: NotRequired[str | None]
-    chosen_key_spans: NotRequired[list[list[int]] | None]
-    rejected_key_spans: NotRequired[list[list[int]] | None]
+    chosen_key_spans: NotRequired[list[list[int]] | list[list[list[int]]] | None]
+    rejected_key_spans: NotRequired[list[list[int]] | list[list[list[int]]] | None]
 
 
 REQUIRED_COLUMNS = ("prompt", "chosen", "rejected")
@@ -73,6 +76,22 @@ _KNOWN_NAMES = {
 def is_conversational(row: Mapping[str, Any]) -> bool:
     """Whether a (valid) row holds lists of messages rather than plain text."""
     return isinstance(row["prompt"], list)
+
+
+def has_several_rejected(row: Mapping[str, Any]) -> bool:
+    """Whether a row's `rejected` is a list of chains rather than one chain."""
+    rejected = row.get("rejected")
+    return isinstance(rejected, list) and bool(rejected) and not isinstance(rejected[0], dict)
+
+
+def pairs_of(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The pairs of a (valid) row: itself, or one for each of its wrong chains."""
+    if not has_several_rejected(row):
+        yield row
+        return
+    for number, rejected in enumerate(row["rejected"]):
+        spans = {column: row[column][number] for column in SPAN_COLUMNS if row.get(column) is not None}
+        yield {**row, "rejected": rejected, **spans}
 
 
 def chain_text(value: str | list[Message]) -> str:
@@ -199,6 +218,28 @@ def _kind(value: Any) -> str:
 
 def _row_problems(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[str, str]]:
     """The (column, problem) pairs of one row; columns missing everywhere are not reported again."""
+    if not has_several_rejected(row):
+        yield from _pair_problems(row, missing)
+    elif lengths := list(_span_list_problems(row)):
+        yield from lengths
+    else:
+        for number, pair in enumerate(pairs_of(row)):
+            for column, problem in _pair_problems(pair, missing):
+                of_one = column == "rejected" or column in SPAN_COLUMNS
+                if of_one or number == 0:  # the rest of the row is the same for all
+                    yield f"{column}[{number}]" if of_one else column, problem
+    yield from _extras_problems(row)
+
+
+def _span_list_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    chains = len(row["rejected"])
+    for column in SPAN_COLUMNS:
+        spans = row.get(column)
+        if spans is not None and not (isinstance(spans, list) and len(spans) == chains):
+            yield column, f"must hold spans for each of the {chains} wrong chains, got {show(spans)}"
+
+
+def _pair_problems(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[str, str]]:
     turns = {column: row.get(column) for column in REQUIRED_COLUMNS if column not in missing}
     broken = {column: _turns_problem(column, value) for column, value in turns.items()}
     yield from ((column, problem) for column, problem in broken.items() if problem)
@@ -214,7 +255,6 @@ def _row_problems(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[
             problem = _spans_problem(row[column], len(chains[chain]))
             if problem:
                 yield column, problem
-    yield from _extras_problems(row)
 
 
 def _extras_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -26,6 +26,7 @@ from edit_trl.dual_cot_row import (
     chain_text,
     checked_mapping,
     find_problems,
+    has_several_rejected,
     is_conversational,
     raise_problems,
     rows_of,
@@ -247,14 +248,18 @@ def _parse_csv_cell(column: str, text: str) -> Any:
     """What a CSV cell holds; text that does not parse is left for the validation to name."""
     if column in OPTIONAL_COLUMNS and not text:
         return None
-    may_be_messages = column in REQUIRED_COLUMNS and text.startswith("[{")
-    if column not in _CSV_JSON_COLUMNS and not may_be_messages:
+    beginnings = ("[{", '["', "[[{") if column == "rejected" else ("[{",)  # messages, or several chains
+    if column not in _CSV_JSON_COLUMNS and not (column in REQUIRED_COLUMNS and text.startswith(beginnings)):
         return text
     try:
         value = json.loads(text)
     except ValueError:
         return text
-    return value if column in _CSV_JSON_COLUMNS or "role" in value[0] else text
+    first = value
+    while isinstance(first, list) and first:
+        first = first[0]
+    is_turns = isinstance(first, str) or (isinstance(first, dict) and "role" in first)
+    return value if column in _CSV_JSON_COLUMNS or is_turns else text
 
 
 def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str]) -> Dataset:
@@ -274,7 +279,8 @@ def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str]) -> Dataset:
     # Fixed types where they are known: a column of empty lists or of None has none of its own.
     types = dict.fromkeys(TEXT_COLUMNS, pa.string())
     types |= {"mistake": pa.list_(pa.string())}
-    types |= dict.fromkeys(SPAN_COLUMNS, pa.list_(pa.list_(pa.int64())))
+    spans = pa.list_(pa.list_(pa.int64()))
+    types |= dict.fromkeys(SPAN_COLUMNS, pa.list_(spans) if has_several_rejected(rows[0]) else spans)
     arrays = {}
     for column in columns:
         try:

@@ -4,6 +4,10 @@ Each metric is a ratio of two sums, so that batches and processes combine exactl
 sizes. Nothing is read from the device until the totals are.
 """
 
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -124,3 +128,46 @@ class MetricTotals:
         totals = reduce(torch.stack([self._totals[name] for name in names])).tolist()
         self._totals.clear()
         return {n: top / bottom for n, (top, bottom) in zip(names, totals, strict=True) if bottom}
+
+
+class _SeenLoss(NamedTuple):
+    loss: Tensor
+    rows: Tensor
+    step: int
+    training: bool
+
+
+class LossWatch:
+    """The losses of batches, left on the device until somebody looks."""
+
+    def __init__(self):
+        self._seen: list[_SeenLoss] = []
+
+    def add(self, loss: Tensor, rows: Tensor, step: int, training: bool) -> None:
+        """Keep a batch's loss and the row numbers of its pairs."""
+        self._seen.append(_SeenLoss(loss.detach(), rows, step, training))
+
+    def check(self, row_ids: Mapping[int, str | None]) -> None:
+        """Look at what was added since the last look: one reading from the device for all of it.
+
+        Args:
+            row_ids: The ids of training rows, for the message.
+
+        Raises:
+            FloatingPointError: A loss is not finite; names the rows of its batch.
+        """
+        seen, self._seen = self._seen, []
+        if not seen:
+            return
+        values = torch.stack([batch.loss for batch in seen]).float().tolist()
+        bad = next((pair for pair in zip(seen, values, strict=True) if not math.isfinite(pair[1])), None)
+        if bad is None:
+            return
+        batch, value = bad
+        ids = row_ids if batch.training else {}
+        rows = ", ".join(f"{row} ({ids[row]})" if ids.get(row) else str(row) for row in batch.rows.tolist())
+        raise FloatingPointError(
+            f"the loss is {value} at step {batch.step}, rows {rows}. Lower `learning_rate` or "
+            "`rejected_key_weight`, use `rejected_penalty: unlikelihood`, or look at these rows; with "
+            "`logging_steps: 1` a run stops at once"
+        )

@@ -2,15 +2,26 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from accelerate.utils import is_peft_model
-from torch import Tensor, cat, nn
+import torch
+from accelerate.utils import is_peft_model, send_to_device
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
-from edit_trl.collation import SIDES
+from edit_trl.collation import BatchLayout, DualCoTCollator
+from edit_trl.errors import InputError
+from edit_trl.tree_attention import TreeAttention, tree_obstacle
+
+logger = logging.get_logger(__name__)
+
+Layout = Literal["auto", "tree", "padded"]
+
+# How far two ways to compute the log-probability of a token may lie apart, in nats.
+LOGP_TOLERANCE = 1e-3
+HALF_PRECISION_LOGP_TOLERANCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -21,13 +32,29 @@ class PairLogps:
         chosen: Of the correct chains, 0 at padding. Shape (B, T⁺), float32.
         rejected: Of the wrong chains. Shape (B, T⁻); None where they were not run.
         aux_loss: The load-balancing loss of a mixture of experts that returns one.
-        tokens: Tokens that were run, padding not counted. A scalar on the device.
+        tokens: Tokens that were run, padding not counted.
     """
 
     chosen: Tensor
     rejected: Tensor | None
     aux_loss: Tensor | None
-    tokens: Tensor
+    tokens: int
+
+
+@dataclass(frozen=True)
+class TreeCheck:
+    """What the first batch in the tree layout is held against.
+
+    Attributes:
+        example: The pair that is scored in both layouts; the longest of a dataset, so that every sliding
+            window takes part.
+        tolerance: The most that a log-probability may differ, in nats.
+        required: Whether a disagreement is an error, and not a reason for the padded layout.
+    """
+
+    example: dict[str, Any]
+    tolerance: float
+    required: bool = False
 
 
 class PairScorer:
@@ -35,49 +62,137 @@ class PairScorer:
 
     TRL's fused head returns log-probabilities without building logits, but off a GPU it takes every
     position of the input through the LM head, which is a third of a small model. A hook on the backbone
-    leaves it only the positions that predict a completion token.
+    leaves it only the positions that predict a completion token. Another gives the backbone the tree.
+
+    Where the tree layout turns out not to work (see `TreeCheck`, or an error in a forward), batches are laid
+    out anew in the padded one, and the collator makes padded ones from then on.
 
     Args:
         model: The student, after `trl.trainer.utils.add_fused_lm_head`; a PEFT model of one also.
+        collator: What makes the batches.
+        tree: How the model takes a tree; None where it does not.
+        check: How the first batch in the tree layout is checked; None to trust it.
+
+    Attributes:
+        tree: None once the padded layout is used.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(
+        self,
+        model: nn.Module,
+        collator: DualCoTCollator,
+        tree: TreeAttention | None = None,
+        check: TreeCheck | None = None,
+    ):
+        self.tree = tree
+        self._collator = collator
+        self._check = check
         self._positions: Tensor | None = None
         self._width = 0
+        self._backbone_inputs: dict[str, Any] = {}
         base: PreTrainedModel = model.get_base_model() if is_peft_model(model) else model
+        base.base_model.register_forward_pre_hook(self._give_tree, with_kwargs=True)
         base.base_model.register_forward_hook(self._keep_scored_positions)
 
-    def __call__(self, model: nn.Module, batch: dict[str, Tensor], with_rejected: bool = True) -> PairLogps:
+    def __call__(self, model: nn.Module, batch: dict[str, Any], with_rejected: bool = True) -> PairLogps:
         """Run the chains of a batch.
 
         Args:
             model: The student, wrapped for distributed training or not.
             batch: As `edit_trl.collation` describes it.
             with_rejected: Whether to run the wrong chains too.
+
+        Raises:
+            InputError: The tree layout is asked for and disagrees with the padded one.
         """
-        sides = SIDES if with_rejected else SIDES[:1]
-        rows = None if with_rejected else len(batch["fork"])  # the correct chains come first
-        inputs = {name: batch[name][:rows] for name in ("input_ids", "attention_mask")}
-        labels = cat([batch[f"{side}_labels"] for side in sides])
-        positions = cat([batch[f"{side}_positions"] for side in sides])
-        with self._scoring(positions, inputs["input_ids"].size(1)):
-            outputs = model(**inputs, shift_labels=labels.unsqueeze(0), use_cache=False, fused_lm_head=True)
-        parts = outputs.log_probs[0].float().split([len(batch[f"{side}_labels"]) for side in sides])
-        # Positions go pair after pair, which is the order of a mask's true entries.
-        logps = [
-            part.new_zeros(batch[f"{side}_mask"].shape).masked_scatter(batch[f"{side}_mask"], part)
-            for side, part in zip(sides, parts, strict=True)
-        ]
-        tokens = inputs["attention_mask"].sum()
-        return PairLogps(logps[0], logps[1] if with_rejected else None, outputs.aux_loss, tokens)
+        if batch["layout"].runs is None:
+            return self._score(model, batch, with_rejected)
+        if self._check is not None and self.tree is not None:
+            self._compare_layouts(model, self._check, batch["input_ids"].device)
+        if self.tree is not None:
+            try:
+                return self._score(model, batch, with_rejected)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, TypeError, ValueError) as error:
+                self._fall_back(f"the tree layout failed ({type(error).__name__}: {error})")
+        return self._score(model, self._padded(batch["layout"], batch["input_ids"].device), with_rejected)
+
+    def _padded(self, layout: BatchLayout, device: torch.device) -> dict[str, Any]:
+        return send_to_device(replace(self._collator, layout="padded")(layout.examples), device)
+
+    def _fall_back(self, reason: str) -> None:
+        self.tree = None
+        self._collator.layout = "padded"
+        logger.warning(f"layout: padded from here on, since {reason}")
+
+    @torch.no_grad()
+    def _compare_layouts(self, model: nn.Module, check: TreeCheck, device: torch.device) -> None:
+        """Score one pair in both layouts; take the padded one where they disagree."""
+        self._check = None
+        # No dropout. Linear layers have none, and those of bitsandbytes repack their weights in eval mode.
+        modes = [(m, m.training) for m in model.modules() if not isinstance(m, nn.Linear)]
+        for module, _ in modes:
+            module.training = False
+        try:
+            batch = send_to_device(replace(self._collator, layout="tree")([check.example]), device)
+            expected = self._score(model, self._padded(batch["layout"], device), with_rejected=True)
+            seen = self(model, batch)
+        finally:
+            for module, training in modes:
+                module.training = training
+        if self.tree is None:
+            return  # it failed, and has been said to
+        difference = max(
+            (a - b).abs().max().item()
+            for a, b in ((seen.chosen, expected.chosen), (seen.rejected, expected.rejected))
+        )
+        if difference <= check.tolerance:
+            logger.info(f"layout: tree; it agrees with the padded one to {difference:.1e} nats a token")
+            return
+        reason = (
+            f"a pair's log-probabilities differ from the padded layout's by up to {difference:.2g} nats a "
+            f"token, more than {check.tolerance:.2g}"
+        )
+        if check.required:
+            raise InputError(f"`layout: tree`: {reason}; set `layout: auto` or `layout: padded`")
+        self._fall_back(reason)
+
+    def _score(self, model: nn.Module, batch: dict[str, Any], with_rejected: bool) -> PairLogps:
+        layout: BatchLayout = batch["layout"]
+        rows = width = scored = None
+        if not with_rejected:
+            rows, width, scored = layout.chosen_rows, layout.chosen_width, layout.chosen_scored
+        names = ("input_ids", "attention_mask", "position_ids")
+        inputs = {name: batch[name][:rows, :width] for name in names if name in batch}
+        tree = {}
+        if layout.runs is not None:
+            runs = layout.runs if with_rejected else layout.runs[: layout.chosen_runs]
+            tree = self.tree.inputs(runs, inputs["position_ids"])
+        with self._scoring(batch["scored_positions"][:scored], inputs["input_ids"].size(1), tree):
+            labels = batch["scored_labels"][:scored]
+            outputs = model(**inputs, shift_labels=labels[None], use_cache=False, fused_lm_head=True)
+        logps = outputs.log_probs[0].float()
+        return PairLogps(
+            chosen=_of_side(batch, "chosen", logps),
+            rejected=_of_side(batch, "rejected", logps) if with_rejected else None,
+            aux_loss=outputs.aux_loss,
+            tokens=layout.tokens[with_rejected],
+        )
 
     @contextmanager
-    def _scoring(self, positions: Tensor, width: int) -> Iterator[None]:
-        self._positions, self._width = positions, width
+    def _scoring(self, positions: Tensor, width: int, backbone_inputs: dict[str, Any]) -> Iterator[None]:
+        self._positions, self._width, self._backbone_inputs = positions, width, backbone_inputs
         try:
             yield
         finally:
-            self._positions = None  # generation and other forwards are not ours to change
+            self._positions, self._backbone_inputs = None, {}  # other forwards are not ours to change
+
+    def _give_tree(
+        self, backbone: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        # Here and not as inputs of the whole model: the fused head reads a 2D mask for its own ends.
+        return args, kwargs | self._backbone_inputs
 
     def _keep_scored_positions(self, backbone: nn.Module, args: Any, output: ModelOutput) -> ModelOutput:
         if self._positions is not None:
@@ -85,3 +200,48 @@ class PairScorer:
             hidden = output.last_hidden_state[:, -self._width :].flatten(0, 1)
             output.last_hidden_state = hidden[self._positions].unsqueeze(0)
         return output
+
+
+def _of_side(batch: dict[str, Any], side: str, logps: Tensor) -> Tensor:
+    return logps[batch[f"{side}_index"]].masked_fill(~batch[f"{side}_mask"], 0.0)
+
+
+def make_pair_scorer(
+    model: nn.Module,
+    collator: DualCoTCollator,
+    layout: Layout,
+    *,
+    check_example: dict[str, Any],
+    half_precision: bool = False,
+    obstacle: str | None = None,
+) -> PairScorer:
+    """Choose the layout for a model, and make its scorer; says so once where it is not the one asked for.
+
+    Args:
+        model: The student, as for `PairScorer`.
+        collator: What will make the batches; its layout is set.
+        layout: `tree`, `padded`, or `auto`: the tree where the model can take one.
+        check_example: See `TreeCheck`.
+        half_precision: Whether the forward runs in bf16 or fp16, whatever the weights are in.
+        obstacle: Why there can be no tree, where something else than the model stands in its way.
+
+    Raises:
+        InputError: `layout` is `tree` and the model cannot take one.
+    """
+    if layout != "padded":
+        obstacle = obstacle or tree_obstacle(model)
+        if obstacle and layout == "tree":
+            raise InputError(
+                f"`layout: tree`: {type(model).__name__} cannot take a tree, since {obstacle}; set "
+                "`layout: auto` or `layout: padded`"
+            )
+        if not obstacle:
+            exact = not half_precision and model.dtype == torch.float32
+            exact = exact and getattr(model, "quantization_method", None) is None
+            tolerance = LOGP_TOLERANCE if exact else HALF_PRECISION_LOGP_TOLERANCE
+            check = TreeCheck(check_example, tolerance, required=layout == "tree")
+            collator.layout = "tree"
+            return PairScorer(model, collator, TreeAttention(model), check)
+        logger.warning(f"layout: padded, since {type(model).__name__} cannot take a tree: {obstacle}")
+    collator.layout = "padded"
+    return PairScorer(model, collator)

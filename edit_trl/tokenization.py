@@ -5,12 +5,17 @@ sees the same tokens: prompt and prompt + chain are tokenized, and the completio
 part. Plain rows get the EOS token; conversational ones what the chat template ends a turn with.
 """
 
+import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from edit_trl.dual_cot_row import chain_text, is_conversational
+import edit_trl.dual_cot_row
+import edit_trl.key_steps
+import edit_trl.text_units
+from edit_trl.dual_cot_row import chain_text, is_conversational, pairs_of
 from edit_trl.errors import InputError
 from edit_trl.key_steps import (
     TOKEN_METHODS,
@@ -198,15 +203,15 @@ def _common_prefix(first, second) -> int:
 
 @dataclass
 class PreparationReport:
-    """What became of the rows of a dataset.
+    """What became of the pairs of a dataset.
 
     Attributes:
-        rows: Rows before.
-        kept: Rows after.
+        rows: Pairs before; a row with several wrong chains is several.
+        kept: Pairs after.
         dropped: Why the others went, with their numbers: `too long`, `no key token`, `key fraction`.
-        truncated: Rows cut to `max_length`.
+        truncated: Pairs cut to `max_length`.
         truncated_key_tokens: Key tokens that were cut off with them.
-        key_fraction: Mean share of key tokens in the kept rows' completions.
+        key_fraction: Mean share of key tokens in the kept pairs' completions.
     """
 
     rows: int
@@ -227,7 +232,7 @@ class PreparationReport:
 
 @dataclass(frozen=True)
 class RowPreparation:
-    """How a row is tokenized, cut and judged; the function that `Dataset.map` applies.
+    """How rows are tokenized, cut and judged; the function that `Dataset.map` applies.
 
     Attributes:
         tokenizer: The student's.
@@ -243,18 +248,41 @@ class RowPreparation:
     truncate_long: bool = False
     max_key_fraction: float = 1.0
 
-    def __call__(self, row: dict[str, Any], index: int) -> dict[str, Any]:
+    def __call__(self, rows: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+        """Prepare some rows, given as columns; a row with several wrong chains becomes several."""
+        pairs = [
+            self._prepare(pair, index)
+            for index, *values in zip(indices, *rows.values(), strict=True)
+            for pair in pairs_of(dict(zip(rows, values, strict=True)))
+        ]
+        return {column: [pair[column] for pair in pairs] for column in pairs[0]}
+
+    def fingerprint(self, dataset: "Dataset") -> str:
+        """What the outcome depends on: the rows, the settings, the tokenizer and this code.
+
+        `datasets` would hash the tokenizer as an object, which changes as it is used.
+        """
+        from datasets.fingerprint import Hasher
+
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        settings["tokenizer"] = _tokenizer_state(self.tokenizer)
+        code = [Path(source).read_bytes() for source in _SOURCES]
+        return Hasher.hash((dataset._fingerprint, settings, code))
+
+    def _prepare(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         output: dict[str, Any] = tokenize_dual_cot(row, self.tokenizer, key_step_method=self.key_step_method)
         output |= {"row": index + 1, "row_id": row.get("id"), "truncated_key_tokens": -1}
-        room = None if self.max_length is None else self.max_length - len(output["prompt_ids"])
+        prompt = len(output["prompt_ids"])
+        room = None if self.max_length is None else self.max_length - prompt
         longest = max(len(output["chosen_ids"]), len(output["rejected_ids"]))
         too_long = room is not None and longest > room
         if too_long and self.truncate_long and room > 0:
             output["truncated_key_tokens"] = _truncate(output, room)
+        chains = [output["chosen_ids"], output["rejected_ids"]]
         # The name that transformers' length-grouping sampler reads.
-        output["length"] = len(output["prompt_ids"]) + max(
-            len(output["chosen_ids"]), len(output["rejected_ids"])
-        )
+        output["length"] = prompt + max(map(len, chains))
+        output["prompt_length"] = prompt
+        output["unique_length"] = prompt + sum(map(len, chains)) - _common_prefix(*chains)
         output["key_fraction"] = _key_fraction(output)
         output["problem"] = self._problem(output, room, too_long)
         return output
@@ -269,6 +297,27 @@ class RowPreparation:
         if output["key_fraction"] > self.max_key_fraction:
             return f"key fraction over {self.max_key_fraction}"
         return ""
+
+
+# The modules that decide what a prepared pair is: rows prepared by other code are not taken from the cache.
+_SOURCES = (
+    __file__,
+    edit_trl.key_steps.__file__,
+    edit_trl.text_units.__file__,
+    edit_trl.dual_cot_row.__file__,
+)
+
+
+def _tokenizer_state(tokenizer: "PreTrainedTokenizerBase") -> tuple:
+    """All of a tokenizer that decides about ids, and nothing that changes with its use."""
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state.pop("padding", None)
+        state.pop("truncation", None)
+    else:
+        state = tokenizer.get_vocab()
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return type(tokenizer).__name__, state, special, tokenizer.chat_template
 
 
 def _truncate(output: dict[str, Any], room: int) -> int:
@@ -296,7 +345,8 @@ def prepare_dual_cots(
 ) -> tuple["Dataset", PreparationReport]:
     """Tokenize a dataset and drop the pairs that cannot teach.
 
-    The result is cached by `datasets`, so a second run with the same rows and settings does nothing.
+    The result is cached by `datasets`, also for rows in memory, so that a second run with the same rows and
+    settings does nothing.
 
     Args:
         dataset: Validated dual CoTs.
@@ -305,33 +355,58 @@ def prepare_dual_cots(
         num_proc: Processes to use.
 
     Returns:
-        The prepared dataset (columns of `TokenizedDualCoT`, `row`, `row_id`) and what became of the
-        rows.
+        The prepared dataset, a pair a row (columns of `TokenizedDualCoT`, `row`, `row_id`, lengths), and what
+        became of the pairs.
 
     Raises:
         InputError: Prompts that alone fill `max_length` (rows named), or no row left.
     """
-    prepared = dataset.map(
-        preparation,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        num_proc=num_proc,
-        desc=f"Tokenizing {name} dataset",
-    )
+    prepared = _map(dataset, preparation, f"Tokenizing {name} dataset", num_proc)
     problems = prepared["problem"][:]
-    prompts = [i + 1 for i, problem in enumerate(problems) if problem == "prompt too long"]
+    prompts = [row for row, problem in zip(prepared["row"], problems, strict=True) if "prompt" in problem]
     if prompts:
-        rows = ", ".join(map(str, prompts[:10])) + (", ..." if len(prompts) > 10 else "")
         raise InputError(
             f"{name} dataset: the prompt alone fills max_length={preparation.max_length} in "
-            f"{len(prompts)} of {len(problems)} rows (rows {rows}), so nothing of the chains would be "
-            "left; raise `max_length` or remove these rows"
+            f"{len(prompts)} of {len(problems)} pairs ({name_rows(prompts)}), so nothing of the chains would "
+            "be left; raise `max_length` or remove these rows"
         )
     kept = prepared.select([i for i, problem in enumerate(problems) if not problem])
     report = _report(kept, problems)
     if not len(kept):
         raise InputError(f"{name} dataset: no pair is left to train on ({report})")
     return kept.remove_columns(["problem", "key_fraction", "truncated_key_tokens"]), report
+
+
+def name_rows(rows: Iterable[int], most: int = 10) -> str:
+    """Row numbers for a message: "rows 3, 7, ..."."""
+    numbers = sorted(set(rows))
+    listed = ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
+    return f"{'rows' if len(numbers) > 1 else 'row'} {listed}"
+
+
+def _map(dataset: "Dataset", preparation: RowPreparation, desc: str, num_proc: int | None) -> "Dataset":
+    import datasets
+
+    fingerprint = preparation.fingerprint(dataset)
+    cache_file = None
+    if datasets.is_caching_enabled():
+        # A dataset in memory has no folder of its own; its fingerprint is that of its content.
+        folder = Path(datasets.config.HF_DATASETS_CACHE) / "edit_trl"
+        if dataset.cache_files:
+            folder = Path(dataset.cache_files[0]["filename"]).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        cache_file = str(folder / f"dual-cots-{fingerprint}.arrow")
+    return dataset.map(
+        preparation,
+        with_indices=True,
+        batched=True,
+        batch_size=100,
+        remove_columns=dataset.column_names,
+        num_proc=num_proc,
+        cache_file_name=cache_file,
+        new_fingerprint=fingerprint,
+        desc=desc,
+    )
 
 
 def _report(kept: "Dataset", problems: list[str]) -> PreparationReport:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     AutoProcessor,
     EvalPrediction,
@@ -18,6 +20,7 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import logging
 from trl import SFTTrainer
 
@@ -26,10 +29,11 @@ from edit_trl.config import DualCoTConfig
 from edit_trl.dual_cot_row import validate_dual_cots
 from edit_trl.errors import InputError
 from edit_trl.losses import DualCoTLoss, chain_score, dual_cot_loss, masked_mean
-from edit_trl.metrics import MetricTotals, chosen_metrics, pair_metrics
+from edit_trl.metrics import LossWatch, MetricTotals, chosen_metrics, pair_metrics
 from edit_trl.model_card import CITATION, dual_cot_model_card
 from edit_trl.reference import adapter_off, add_scores, fork_histogram, keep_hard_forks
-from edit_trl.scoring import PairLogps, PairScorer
+from edit_trl.sampling import TokenBudgetBatches, check_budget
+from edit_trl.scoring import PairLogps, PairScorer, make_pair_scorer
 from edit_trl.tokenization import PreparationReport, RowPreparation, prepare_dual_cots
 
 if TYPE_CHECKING:
@@ -49,7 +53,7 @@ class DualCoTTrainer(SFTTrainer):
     Args:
         model: A model id, a path, a model, or a `PeftModel` whose adapter goes on training.
         args: A `DualCoTConfig`; the defaults where None.
-        data_collator: Replaces `DualCoTCollator`.
+        data_collator: A `DualCoTCollator` of one's own.
         train_dataset: Dual CoTs: `prompt`, `chosen`, `rejected`, plain strings or conversational.
         eval_dataset: Likewise, or a dict of such.
         processing_class: The tokenizer; the model's own where None.
@@ -97,7 +101,7 @@ class DualCoTTrainer(SFTTrainer):
         self,
         model: str | PreTrainedModel,
         args: DualCoTConfig | None = None,
-        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        data_collator: DualCoTCollator | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
@@ -113,7 +117,7 @@ class DualCoTTrainer(SFTTrainer):
     ):
         name = model if isinstance(model, str) else model.config._name_or_path
         args = args or DualCoTConfig(f"{Path(name).name or 'student'}-EDIT")
-        _check_arguments(model, args, train_dataset, peft_config)
+        _check_arguments(model, args, train_dataset, peft_config, data_collator)
         processing_class = processing_class or AutoProcessor.from_pretrained(
             name,
             revision=(args.model_init_kwargs or {}).get("revision"),
@@ -133,7 +137,8 @@ class DualCoTTrainer(SFTTrainer):
                 lambda dataset, key: self._prepare_dataset(dataset, processing_class, args, dataset_name=key),
             )
         self._totals = {"train": MetricTotals(), "eval": MetricTotals()}
-        self._tokens_run = torch.zeros((), dtype=torch.long, device=args.device)
+        self._tokens_run = 0
+        self._losses = LossWatch()
         super().__init__(
             model=model,
             args=args,
@@ -148,11 +153,26 @@ class DualCoTTrainer(SFTTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        self.score_pairs = PairScorer(self.model)
+        self.score_pairs = self._pair_scorer()
+        if args.max_tokens_per_batch is not None and train_dataset is not None:
+            check_budget(_lengths(self.train_dataset), args.max_tokens_per_batch, self.data_collator.layout)
         if args.max_fork_confidence is not None or args.reference == "precomputed":
             self.train_dataset = self._drop_easy_forks(self._score(self.train_dataset, "train"))
         if args.reference == "precomputed":
             self.eval_dataset = _map_datasets(self.eval_dataset, self._score)
+
+    def _pair_scorer(self) -> PairScorer:
+        parallelism = self.accelerator.parallelism_config
+        sharded = parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled)
+        longest = max(range(len(self.train_dataset)), key=self.train_dataset["unique_length"][:].__getitem__)
+        return make_pair_scorer(
+            self.model,
+            self.data_collator,
+            self.args.layout,
+            check_example=self.train_dataset[longest],
+            half_precision=self.args.bf16 or self.args.fp16,
+            obstacle="context parallelism cuts the row into pieces" if sharded else None,
+        )
 
     # Data
 
@@ -191,6 +211,42 @@ class DualCoTTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self):
         self._signature_columns = [*EXAMPLE_COLUMNS, "length"]
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """Rows of a similar length together where they are padded, unless another order is asked for."""
+        dataset, args = train_dataset or self.train_dataset, self.args
+        if self.data_collator.layout == "padded" and args.train_sampling_strategy == "random":
+            size = args.train_batch_size * args.gradient_accumulation_steps
+            return LengthGroupedSampler(size, lengths=dataset["length"][:])
+        return super()._get_train_sampler(train_dataset)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Also batches by tokens (`max_tokens_per_batch`)."""
+        args = self.args
+        if args.max_tokens_per_batch is None:
+            return super().get_train_dataloader()
+        batches = TokenBudgetBatches(
+            _lengths(self.train_dataset),
+            args.max_tokens_per_batch,
+            layout=self.data_collator.layout,
+            shuffle=args.train_sampling_strategy != "sequential",
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            processes=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
+        )
+        loader = DataLoader(
+            self._remove_unused_columns(self.train_dataset, description="Training"),
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        # The sampler has dealt the batches out already: one process, as far as accelerate knows.
+        return prepare_data_loader(
+            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+        )
 
     def _score(self, dataset: Dataset, name: str) -> Dataset:
         """Add the student's scores before training: at the fork, and for the preference term."""
@@ -303,7 +359,7 @@ class DualCoTTrainer(SFTTrainer):
         """Also `lr_decay_per_epoch`, for which transformers has no schedule."""
         decay = self.args.lr_decay_per_epoch
         if decay is not None and self.lr_scheduler is None:
-            batches = math.ceil(len(self.train_dataset) / (self.args.train_batch_size * self.args.world_size))
+            batches = len(self.get_train_dataloader())
             steps_per_epoch = math.ceil(batches / self.args.gradient_accumulation_steps)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
                 optimizer or self.optimizer, lambda step: decay ** (step // steps_per_epoch)
@@ -317,10 +373,10 @@ class DualCoTTrainer(SFTTrainer):
             The batches and (pairs, tokens of correct chains, tokens of wrong ones), shape (3,).
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        # All three are shapes: nothing is read from the device.
+        # Known on this side: nothing is read from the device.
         counts = [
-            sum(len(batch[name]) for batch in batches)
-            for name in ("fork", "chosen_labels", "rejected_labels")
+            sum(len(batch["fork"]) for batch in batches),
+            *(sum(batch["layout"].completion_tokens[side] for batch in batches) for side in (0, 1)),
         ]
         return batches, self.accelerator.reduce(torch.tensor(counts, device=device), "sum")
 
@@ -345,7 +401,7 @@ class DualCoTTrainer(SFTTrainer):
         if self.aux_loss_enabled:
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
             loss = loss + self.router_aux_loss_coef * logps.aux_loss / steps
-        self._check_finite(loss, parts, inputs)
+        self._losses.add(loss, inputs["row"], self.state.global_step, self.model.training)
         self._record(parts, logps, inputs)
         if not return_outputs:
             return loss
@@ -362,20 +418,15 @@ class DualCoTTrainer(SFTTrainer):
             return loss, None, None
         return loss, outputs["logps"], torch.zeros_like(inputs["fork"])
 
-    def _check_finite(self, loss: Tensor, parts: DualCoTLoss, batch: dict[str, Tensor]) -> None:
-        if torch.isfinite(loss):
-            return
+    def _check_finite(self) -> None:
         ids = {}
-        if self.model.training:
+        if self.train_dataset is not None:
             ids = dict(zip(self.train_dataset["row"], self.train_dataset["row_id"], strict=True))
-        rows = ", ".join(f"{row} ({ids[row]})" if ids.get(row) else str(row) for row in batch["row"].tolist())
-        names = ("chosen", "rejected", "preference")
-        values = "; ".join(f"{name}: {getattr(parts, name).tolist()}" for name in names)
-        raise FloatingPointError(
-            f"the loss is {loss.item()} at step {self.state.global_step}, rows {rows} ({values}). Lower "
-            "`learning_rate` or `rejected_key_weight`, use `rejected_penalty: unlikelihood`, or look at "
-            "these rows"
-        )
+        self._losses.check(ids)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._check_finite()  # such weights are not worth keeping
+        super()._save_checkpoint(*args, **kwargs)
 
     # Metrics
 
@@ -390,11 +441,13 @@ class DualCoTTrainer(SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics gathered since the last log, and the drift of the correct chains."""
+        self._check_finite()
         mode = "train" if self.model.training else "eval"
         metrics = self._totals[mode].read(lambda totals: self.accelerator.reduce(totals, "sum"))
         if mode == "train" and metrics:
-            self._total_train_tokens += int(self.accelerator.reduce(self._tokens_run, "sum"))
-            self._tokens_run.zero_()
+            tokens = torch.tensor(self._tokens_run, device=self.accelerator.device)
+            self._total_train_tokens += int(self.accelerator.reduce(tokens, "sum"))
+            self._tokens_run = 0
             metrics["num_tokens"] = self._total_train_tokens
         if "logps/chosen" in metrics:
             metrics["drift/chosen"] = self._drift(mode, metrics["logps/chosen"])
@@ -448,6 +501,10 @@ class DualCoTTrainer(SFTTrainer):
             card.save(Path(self.args.output_dir) / "README.md")
 
 
+def _lengths(dataset: Dataset) -> dict[str, list[int]]:
+    return {name: dataset[name][:] for name in ("length", "unique_length", "prompt_length", "row")}
+
+
 def _map_datasets(datasets, function: Callable[[Dataset, str], Dataset]):
     """Apply a function to an eval dataset, to each of a dict of them, or to none."""
     if not datasets:
@@ -457,9 +514,11 @@ def _map_datasets(datasets, function: Callable[[Dataset, str], Dataset]):
     return function(datasets, "eval")
 
 
-def _check_arguments(model, args, train_dataset, peft_config) -> None:
+def _check_arguments(model, args, train_dataset, peft_config, data_collator) -> None:
     """What can be said before anything is loaded."""
     problems = []
+    if not isinstance(data_collator, DualCoTCollator | None):
+        problems.append(f"`data_collator` must be a DualCoTCollator, got {type(data_collator).__name__}")
     if not isinstance(args, DualCoTConfig):
         problems.append(f"`args` must be a DualCoTConfig, got {type(args).__name__}")
     if not isinstance(train_dataset, Dataset):

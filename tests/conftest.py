@@ -1,11 +1,14 @@
 """Toy models and tokenizers built in process, and a few real-looking dual CoTs."""
 
 import os
+import tempfile
 
 # Before anything imports them: tests must not look for a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+# Nor may one run's prepared rows be another's.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="edit_trl-tests-")
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +18,9 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import edit_trl.scoring
+import edit_trl.trainer
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -130,3 +136,13 @@ def saved_student(tmp_path, model, tokenizer) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def log(monkeypatch) -> list[str]:
+    """What the trainer tells."""
+    messages: list[str] = []
+    for module in (edit_trl.trainer, edit_trl.scoring):
+        for level in ("warning", "info", "warning_once"):
+            monkeypatch.setattr(module.logger, level, messages.append)
+    return messages

@@ -90,6 +90,52 @@ def test_round_trip(tmp_path, name, rows):
     assert [entry.name for entry in path.parent.iterdir()] == [name]  # no temporary file is left
 
 
+SEVERAL = {
+    "prompt": "How many?\n",
+    "chosen": "1 + 1 = 2. The answer is 2.",
+    "rejected": ["1 + 1 = 3. The answer is 3.", "1 * 1 = 1. The answer is 1."],
+    "chosen_key_spans": [[[8, 9]], [[2, 3], [8, 9]]],
+    "rejected_key_spans": [[[8, 9]], [[2, 3], [8, 9]]],
+}
+
+
+def as_messages(row: dict) -> dict:
+    def turn(text: str, role: str = "assistant") -> list[dict]:
+        return [{"role": role, "content": text}]
+
+    chains = {"chosen": turn(row["chosen"]), "rejected": [turn(text) for text in row["rejected"]]}
+    return row | chains | {"prompt": turn(row["prompt"], "user")}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.csv", "rows"])
+@pytest.mark.parametrize("form", [dict, as_messages], ids=["plain", "conversational"])
+def test_several_wrong_chains(tmp_path, name, form):
+    rows = [form(SEVERAL), form(SEVERAL | {"rejected": SEVERAL["rejected"][::-1]})]
+    save_dual_cots(Dataset.from_list(rows), tmp_path / name)
+    assert load_dual_cots(tmp_path / name).to_list() == rows
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rejected": []}, "row 1, rejected: "),
+        ({"rejected": ["One.", " "]}, "row 1, rejected[1]: is empty: ' '"),
+        ({"rejected": ["One.", SEVERAL["chosen"]]}, "row 1, rejected[1]: equals chosen"),
+        ({"rejected": ["One.", 2]}, "row 1, rejected[1]: must be text or a list of messages, got 2 (int)"),
+        ({"rejected": SEVERAL["rejected"][:1]}, "row 1, chosen_key_spans: must hold spans for each of the 1"),
+        ({"rejected_key_spans": [[[8, 9]], [[2, 99]]]}, "row 1, rejected_key_spans[1]: [2, 99] is out of"),
+        ({"prompt": ""}, "row 1, prompt: is empty"),
+    ],
+)
+def test_bad_rows_with_several_wrong_chains(tmp_path, change, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(SEVERAL | change))
+    with pytest.raises(InputError) as caught:
+        load_dual_cots(path)
+    assert message in str(caught.value)
+    assert str(caught.value).count("row 1, prompt") <= 1
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.csv", "rows"])
 def test_save_replaces_what_was_saved_before(tmp_path, name):
     path = tmp_path / name

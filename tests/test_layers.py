@@ -25,6 +25,8 @@ LAYERS = {
     "collation": 1,
     "metrics": 1,
     "scoring": 1,
+    "sampling": 1,
+    "tree_attention": 1,
     "config": 2,
     "recipe": 2,
     "reference": 2,

@@ -91,7 +91,8 @@ def test_key_steps_is_gentle(path):
 def test_key_steps_learns_more_slowly(path):
     stages = runs(path)
     ratio = stages["key_steps"].training.learning_rate / stages["warm_up"].training.learning_rate
-    assert 0.01 < ratio < 0.2
+    # The quickstart's second stage has pairs of its own to learn.
+    assert 0.01 < ratio < (0.6 if path.parent.name == "quickstart" else 0.2)
 
 
 @each(RECIPES)

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from conftest import CHAT_TEMPLATE, ROWS, conversational
 from datasets import Dataset
@@ -210,19 +214,83 @@ def test_truncates_and_says_how_many_key_tokens_went(tokenizer):
     assert f"1 truncated, {total - 2} key tokens cut off" in str(report)
 
 
-def test_second_run_uses_the_cache(tokenizer, tmp_path):
-    Dataset.from_list(ROWS).save_to_disk(tmp_path / "rows")
-    first, _ = prepare_dual_cots(Dataset.load_from_disk(tmp_path / "rows"), RowPreparation(tokenizer))
-    tokenizer("A tokenizer that has been used is the same tokenizer.")
-    second, _ = prepare_dual_cots(Dataset.load_from_disk(tmp_path / "rows"), RowPreparation(tokenizer))
-    assert first._fingerprint == second._fingerprint
+SEVERAL = ROWS[0] | {
+    "rejected": [
+        ROWS[0]["rejected"],
+        "White: 2 / 2 = 1 bolt. In total 2 + 1 = 4 bolts. Therefore, the answer is 4.",
+    ]
+}
+
+
+@pytest.mark.parametrize("form", [dict, conversational], ids=["plain", "conversational"])
+def test_several_wrong_chains_are_several_pairs(tokenizer, form):
+    chains = SEVERAL["rejected"]
+    rows = [form(row | {"rejected": chain}) for row, chain in ((SEVERAL, chains[0]), (SEVERAL, chains[1]))]
+    several = form(SEVERAL)
+    if form is conversational:
+        several["rejected"] = [row["rejected"] for row in rows]
+    other = form(ROWS[1])
+    other["rejected"] = [other["rejected"]]
+    prepared, report = prepare([several, other], tokenizer)
+    assert prepared["row"][:] == [1, 1, 2]
+    assert prepared["row_id"][:] == ["robe", "robe", "apples"]
+    assert report.kept == 3
+    for pair, row in zip(prepared, rows, strict=False):
+        expected = tokenize_dual_cot(row, tokenizer)
+        assert {name: pair[name] for name in expected} == expected
+
+
+def test_spans_of_several_wrong_chains(tokenizer):
+    plus, three = (SEVERAL["chosen"].index(text) for text in ("+", "3 bolts"))
+    spans = [[[plus, plus + 1]], [[three, three + 1]]]
+    spans = {"chosen_key_spans": spans, "rejected_key_spans": spans}
+    prepared, _ = prepare([SEVERAL | spans], tokenizer, key_step_method="spans")
+    marked = [
+        tokenizer.decode([token for token, key in zip(*columns, strict=True) if key]).strip()
+        for columns in zip(prepared["chosen_ids"], prepared["chosen_key_mask"], strict=True)
+    ]
+    assert marked == ["+", "3"]
+
+
+PREPARE = """
+import sys, time
+from datasets import Dataset, load_from_disk
+sys.path.insert(0, {tests!r})
+from conftest import ROWS, byte_level_tokenizer
+import datasets, edit_trl.tokenization as t
+datasets.config.HF_DATASETS_CACHE = {cache!r}
+tokenizer = byte_level_tokenizer()
+tokenizer("used before", padding=True, truncation=True, max_length=8)
+original, calls = t.tokenize_dual_cot, []
+t.tokenize_dual_cot = lambda *a, **k: calls.append(1) or original(*a, **k)
+t.prepare_dual_cots(Dataset.from_list(ROWS), t.RowPreparation(tokenizer, {method!r}))
+print("CALLS", len(calls))
+"""
+
+
+def test_a_second_run_tokenizes_nothing(tmp_path):
+    """In a process of its own each, from rows in memory."""
+
+    def calls(method: str) -> int:
+        code = PREPARE.format(tests=str(Path(__file__).parent), cache=str(tmp_path), method=method)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return int(done.stdout.split("CALLS ")[1])
+
+    assert [calls("words"), calls("words"), calls("edit")] == [4, 0, 4]
+
+
+def test_several_processes(tokenizer):
+    rows = Dataset.from_list([row | {"id": f"{row['id']}{n}"} for n in range(5) for row in ROWS])
+    alone, _ = prepare_dual_cots(rows, RowPreparation(tokenizer, "edit"))
+    shared, _ = prepare_dual_cots(rows, RowPreparation(tokenizer, "edit", max_length=511), num_proc=2)
+    assert shared.to_list() == alone.to_list()
 
 
 # Bad input
 
 
 def test_prompt_alone_over_max_length(tokenizer):
-    with pytest.raises(InputError, match=r"prompt alone fills max_length=5 in 2 of 2 rows \(rows 1, 2\)"):
+    with pytest.raises(InputError, match=r"prompt alone fills max_length=5 in 2 of 2 pairs \(rows 1, 2\)"):
         prepare(ROWS[:2], tokenizer, max_length=5)
 
 

@@ -9,7 +9,6 @@ from peft import LoraConfig, PeftModel
 from test_invariants import config
 from transformers import BitsAndBytesConfig, TrainerCallback
 
-import edit_trl.trainer
 from edit_trl import DualCoTConfig, DualCoTTrainer
 from edit_trl.errors import InputError
 
@@ -32,16 +31,6 @@ def make_trainer(tmp_path, tokenizer, model=None, rows=ROWS, peft_config=None, e
         processing_class=tokenizer,
         peft_config=peft_config,
     )
-
-
-@pytest.fixture
-def log(monkeypatch):
-    """What the trainer warns of."""
-    messages: list[str] = []
-    for level in ("warning", "info"):
-        monkeypatch.setattr(edit_trl.trainer.logger, level, messages.append)
-    monkeypatch.setattr(edit_trl.trainer.logger, "warning_once", messages.append)
-    return messages
 
 
 @pytest.mark.parametrize("form", [dict, conversational], ids=["plain", "conversational"])
@@ -111,7 +100,13 @@ def test_eval_metrics_do_not_depend_on_the_batch_size(tmp_path, tokenizer):
 
 
 def test_warm_up_runs_the_wrong_chains_for_the_logs_alone(tmp_path, tokenizer):
-    options = {"preference_weight": 0.0, "max_steps": 4, "logging_steps": 2, "num_train_epochs": 4}
+    options = {
+        "preference_weight": 0.0,
+        "max_steps": 4,
+        "logging_steps": 2,
+        "num_train_epochs": 4,
+        "layout": "padded",
+    }
     trainer = make_trainer(tmp_path, tokenizer, **options)
     rows_run = []
     trainer.model.register_forward_pre_hook(
@@ -314,7 +309,7 @@ def test_precomputed_is_the_student_before_training(tmp_path, tokenizer):
 
 
 def test_no_reference_runs_nothing(tmp_path, tokenizer):
-    trainer = make_trainer(tmp_path, tokenizer, max_steps=2)
+    trainer = make_trainer(tmp_path, tokenizer, max_steps=2, layout="padded")
     forwards = []
     trainer.model.register_forward_hook(lambda *_: forwards.append(1))
     trainer.train()

@@ -8,24 +8,24 @@ procedural teacher. Run again, it takes up what is missing.
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edit_trl import ProceduralTeacher, evaluate_accuracy, generate_dual_cots, load_dual_cots
 from edit_trl.cli.main import main as edit_trl
-from edit_trl.dual_cots import save_dual_cots
 from edit_trl.evaluation import AccuracyResult, format_table
 
 RECIPE = Path(__file__).with_name("config.yaml")
 FAMILIES = ("object_counting", "arithmetic", "boolean_expressions")
-TRAIN_ROWS, TEST_ROWS = 400, 90
+WARM_UP_ROWS, TEST_ROWS, KEY_STEP_ROWS = 240, 90, 280
 MAX_NEW_TOKENS = 110
 
 
@@ -48,12 +48,22 @@ def unpack_student(folder: Path) -> None:
 
 
 def make_data(folder: Path, seed: int) -> None:
-    """Training pairs, and held-out problems: none of their prompts is trained on."""
-    rows = generate_dual_cots(
-        ProceduralTeacher(FAMILIES, seed=seed), TRAIN_ROWS + TEST_ROWS, conversational=True
-    )
-    save_dual_cots(rows.select(range(TRAIN_ROWS)), folder / "train.jsonl")
-    save_dual_cots(rows.select(range(TRAIN_ROWS, len(rows))), folder / "test.jsonl")
+    """Pairs for each stage and held-out problems; no problem is in two of them.
+
+    Key-step learning gets pairs of its own: where a chain was learnt in the warm-up, the student decides its
+    fork rightly already, and such a pair teaches nothing.
+    """
+    sizes = {"warm_up": WARM_UP_ROWS, "test": TEST_ROWS, "key_steps": KEY_STEP_ROWS}
+    teacher = ProceduralTeacher(FAMILIES, seed=seed)
+    rows = generate_dual_cots(teacher, sum(sizes.values()), conversational=True)
+    splits, start = DatasetDict(), 0
+    for name, size in sizes.items():
+        splits[name] = rows.select(range(start, start + size))
+        start += size
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    splits.save_to_disk(unfinished)
+    unfinished.rename(folder)
 
 
 def bf16_is_faster() -> bool:
@@ -89,22 +99,24 @@ def main() -> int:
     if not (student / "model.safetensors").is_file():
         print(f"Unpacking SmolLM2-135M-Instruct into {student}")
         unpack_student(student)
-    if not (data / "test.jsonl").is_file():
-        print(f"Making {TRAIN_ROWS} dual CoTs and {TEST_ROWS} held-out problems in {data}")
+    if not data.is_dir():
+        print(
+            f"Making {WARM_UP_ROWS} + {KEY_STEP_ROWS} dual CoTs and {TEST_ROWS} held-out problems in {data}"
+        )
         make_data(data, args.seed)
 
     bf16 = bf16_is_faster()
     code = edit_trl(
         [
             *("train", "--config", str(RECIPE), "--output_dir", str(args.output), "--seed", str(args.seed)),
-            *("--model_name_or_path", str(student), "--dataset_name", str(data / "train.jsonl")),
+            *("--model_name_or_path", str(student), "--dataset_name", str(data)),
             *("--bf16", str(bf16), "--use_cpu", str(not torch.cuda.is_available())),
         ]
     )
     if code:
         return code
 
-    test = load_dual_cots(data / "test.jsonl")
+    test = load_dual_cots(data, split="test")
     models = {"base": student, "warm_up": args.output / "warm_up", "key_steps": args.output / "key_steps"}
     results = {}
     for name, path in models.items():
