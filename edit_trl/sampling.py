@@ -4,9 +4,12 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
-from torch.utils.data import Sampler
+from accelerate.data_loader import prepare_data_loader
+from datasets import Dataset
+from torch.utils.data import DataLoader, Sampler
+from transformers import TrainingArguments
 
-from edit_trl.collation import BatchLayoutName
+from edit_trl.collation import BatchLayoutName, DualCoTCollator
 from edit_trl.errors import InputError
 from edit_trl.tokenization import name_rows
 
@@ -117,6 +120,40 @@ class TokenBudgetBatches(Sampler[list[int]]):
             middle = len(pairs) // 2
             batches[largest : largest + 1] = [pairs[:middle], pairs[middle:]]
         return batches
+
+
+def pair_lengths(dataset: Dataset) -> dict[str, list[int]]:
+    """What `TokenBudgetBatches` needs to know of a prepared dataset."""
+    return {name: dataset[name][:] for name in ("length", "unique_length", "prompt_length", "row")}
+
+
+def token_budget_loader(
+    dataset: Dataset,
+    batches: TokenBudgetBatches,
+    collator: DualCoTCollator,
+    args: TrainingArguments,
+    device: torch.device,
+) -> DataLoader:
+    """A loader of this process's batches, ready for the Trainer.
+
+    Args:
+        dataset: The prepared rows, without the columns that make no batch.
+        batches: The sampler; it has dealt the batches out to the processes already.
+        collator: Examples -> batch.
+        args: For the `dataloader_*` options.
+        device: Where the batches go.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collator,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )
+    # One process, as far as accelerate knows, or it would deal them out again.
+    return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
 
 
 def check_budget(columns: dict[str, Sequence[int]], max_tokens: int, layout: BatchLayoutName) -> None:

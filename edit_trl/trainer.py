@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
-from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor, nn
@@ -28,11 +27,12 @@ from edit_trl.collation import EXAMPLE_COLUMNS, SIDES, DualCoTCollator
 from edit_trl.config import DualCoTConfig
 from edit_trl.dual_cot_row import validate_dual_cots
 from edit_trl.errors import InputError
-from edit_trl.losses import DualCoTLoss, chain_score, dual_cot_loss, masked_mean
+from edit_trl.losses import DualCoTLoss, masked_mean
 from edit_trl.metrics import LossWatch, MetricTotals, chosen_metrics, pair_metrics
 from edit_trl.model_card import CITATION, dual_cot_model_card
+from edit_trl.objective import Objective
 from edit_trl.reference import adapter_off, add_scores, fork_histogram, keep_hard_forks
-from edit_trl.sampling import TokenBudgetBatches, check_budget
+from edit_trl.sampling import TokenBudgetBatches, check_budget, pair_lengths, token_budget_loader
 from edit_trl.scoring import PairLogps, PairScorer, make_pair_scorer
 from edit_trl.tokenization import PreparationReport, RowPreparation, prepare_dual_cots
 
@@ -67,6 +67,8 @@ class DualCoTTrainer(SFTTrainer):
 
     Attributes:
         preparation_reports: Per dataset name, how many rows were kept, dropped and cut, and why.
+        objective: The loss as `args` sets it.
+        score_pairs: Log-probabilities of a batch's chains, in the layout that was chosen.
 
     Raises:
         InputError: Rows, options or adapter that cannot be trained on; before a model is loaded.
@@ -139,6 +141,7 @@ class DualCoTTrainer(SFTTrainer):
         self._totals = {"train": MetricTotals(), "eval": MetricTotals()}
         self._tokens_run = 0
         self._losses = LossWatch()
+        self.objective = Objective(args)
         super().__init__(
             model=model,
             args=args,
@@ -154,8 +157,9 @@ class DualCoTTrainer(SFTTrainer):
             peft_config=peft_config,
         )
         self.score_pairs = self._pair_scorer()
-        if args.max_tokens_per_batch is not None and train_dataset is not None:
-            check_budget(_lengths(self.train_dataset), args.max_tokens_per_batch, self.data_collator.layout)
+        if args.max_tokens_per_batch is not None:
+            lengths = pair_lengths(self.train_dataset)
+            check_budget(lengths, args.max_tokens_per_batch, self.data_collator.layout)
         if args.max_fork_confidence is not None or args.reference == "precomputed":
             self.train_dataset = self._drop_easy_forks(self._score(self.train_dataset, "train"))
         if args.reference == "precomputed":
@@ -226,7 +230,7 @@ class DualCoTTrainer(SFTTrainer):
         if args.max_tokens_per_batch is None:
             return super().get_train_dataloader()
         batches = TokenBudgetBatches(
-            _lengths(self.train_dataset),
+            pair_lengths(self.train_dataset),
             args.max_tokens_per_batch,
             layout=self.data_collator.layout,
             shuffle=args.train_sampling_strategy != "sequential",
@@ -234,26 +238,15 @@ class DualCoTTrainer(SFTTrainer):
             processes=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
         )
-        loader = DataLoader(
-            self._remove_unused_columns(self.train_dataset, description="Training"),
-            batch_sampler=batches,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
-        # The sampler has dealt the batches out already: one process, as far as accelerate knows.
-        return prepare_data_loader(
-            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
-        )
+        dataset = self._remove_unused_columns(self.train_dataset, description="Training")
+        return token_budget_loader(dataset, batches, self.data_collator, args, self.accelerator.device)
 
     def _score(self, dataset: Dataset, name: str) -> Dataset:
         """Add the student's scores before training: at the fork, and for the preference term."""
 
         def score_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
             logps = self.score_pairs(self.model, self._prepare_inputs(batch))
-            scores = self._scores(logps, batch)
+            scores = self.objective.scores(logps, batch)
             fork = logps.chosen.gather(1, batch["fork"].unsqueeze(1)).squeeze(1).exp()
             return {
                 "reference_chosen_score": scores[0],
@@ -293,67 +286,24 @@ class DualCoTTrainer(SFTTrainer):
         half of the tokens, and the logs are as full.
         """
         args, state = self.args, self.state
-        if args.rejected_key_weight or args.preference_weight or not self.model.training:
+        if self.objective.needs_rejected or not self.model.training:
             return True
         if args.logging_strategy != "steps" or (args.logging_first_step and state.global_step == 0):
             return True
         return (state.global_step + 1) % state.logging_steps == 0
-
-    def _scope_masks(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The tokens that the preference term scores."""
-        scope = {"key_steps": "key_mask", "completion": "mask"}.get(self.args.preference_scope, "fork_mask")
-        return batch[f"chosen_{scope}"], batch[f"rejected_{scope}"]
-
-    def _scores(self, logps: PairLogps, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        reduction = self.args.preference_reduction
-        chosen, rejected = self._scope_masks(batch)
-        return chain_score(logps.chosen, chosen, reduction), chain_score(logps.rejected, rejected, reduction)
 
     def _reference_scores(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         if self.args.reference == "none":
             return None
         if self.args.reference == "adapter_off":
             with torch.no_grad(), adapter_off(self.accelerator.unwrap_model(model)):
-                return self._scores(self.score_pairs(model, batch), batch)
+                return self.objective.scores(self.score_pairs(model, batch), batch)
         if "reference_chosen_score" not in batch:
             raise InputError(
                 "`reference: precomputed` scores the datasets that the trainer is made with, before "
                 "training; this one came later. Pass it as `eval_dataset` to the trainer"
             )
         return batch["reference_chosen_score"], batch["reference_rejected_score"]
-
-    def _loss(
-        self,
-        logps: PairLogps,
-        batch: dict[str, Tensor],
-        reference_scores: tuple[Tensor, Tensor] | None = None,
-        step_means: tuple[Tensor, Tensor] | None = None,
-    ) -> DualCoTLoss:
-        args = self.args
-        chosen_scope, rejected_scope = self._scope_masks(batch)
-        penalised = "key_mask" if args.rejected_key_scope == "all" else "fork_mask"
-        return dual_cot_loss(
-            logps.chosen,
-            logps.rejected,
-            batch["chosen_mask"],
-            batch["rejected_mask"],
-            batch["chosen_key_mask"],
-            batch[f"rejected_{penalised}"],
-            chosen_key_weight=args.chosen_key_weight,
-            chosen_context_weight=args.chosen_context_weight,
-            rejected_key_weight=args.rejected_key_weight,
-            rejected_penalty=args.rejected_penalty,
-            normalization=args.normalization,
-            step_means=step_means,
-            preference_weight=args.preference_weight,
-            preference_loss=args.preference_loss,
-            preference_reduction=args.preference_reduction,
-            preference_beta=args.preference_beta,
-            preference_margin=args.preference_margin,
-            chosen_scope_mask=chosen_scope,
-            rejected_scope_mask=rejected_scope,
-            reference_scores=reference_scores,
-        )
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """Also `lr_decay_per_epoch`, for which transformers has no schedule."""
@@ -396,7 +346,7 @@ class DualCoTTrainer(SFTTrainer):
             step_means = tuple((num_items_in_batch[1:] / pairs).clamp(min=1))
             # Data-parallel training averages gradients over processes, `pairs` counts all of them.
             scale = self.accelerator.num_processes / pairs
-        parts = self._loss(logps, inputs, reference_scores, step_means)
+        parts = self.objective.loss(logps, inputs, reference_scores, step_means)
         loss = parts.loss.sum() * scale
         if self.aux_loss_enabled:
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
@@ -499,10 +449,6 @@ class DualCoTTrainer(SFTTrainer):
                 log_history=self.state.log_history,
             )
             card.save(Path(self.args.output_dir) / "README.md")
-
-
-def _lengths(dataset: Dataset) -> dict[str, list[int]]:
-    return {name: dataset[name][:] for name in ("length", "unique_length", "prompt_length", "row")}
 
 
 def _map_datasets(datasets, function: Callable[[Dataset, str], Dataset]):

@@ -131,7 +131,7 @@ def pair_losses(trainer, rows) -> list[float]:
     """Each pair's loss when its batch holds `rows` (indices into the prepared dataset)."""
     batch = trainer.data_collator([trainer.train_dataset[i] for i in rows])
     with torch.no_grad():
-        return trainer._loss(trainer.score_pairs(trainer.model.eval(), batch), batch).loss.tolist()
+        return trainer.objective.loss(trainer.score_pairs(trainer.model.eval(), batch), batch).loss.tolist()
 
 
 def test_batch_composition_and_padding_side_do_not_change_a_pair(tmp_path, tokenizer):

@@ -28,6 +28,7 @@ LAYERS = {
     "sampling": 1,
     "tree_attention": 1,
     "config": 2,
+    "objective": 2,
     "recipe": 2,
     "reference": 2,
     "model_card": 3,

@@ -1,6 +1,7 @@
 """One forward through the fused head, held against plain logits, and one layout against the other."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -48,6 +49,7 @@ from transformers import (
     RwkvConfig,
     RwkvForCausalLM,
 )
+from transformers.integrations.flex_attention import WrappedFlexAttention
 from trl.trainer.utils import add_fused_lm_head
 
 from edit_trl import DualCoTTrainer
@@ -199,6 +201,22 @@ def test_layouts_give_the_same_gradients(name, lora, checkpointing, examples):
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mistral_window"])
 def test_layouts_give_the_same_gradients_with_a_dense_mask(name, examples):
     assert largest_gradient_difference(student(name).train(), examples, kind="dense") < 1e-4
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mistral_window"])
+def test_flex_attention_takes_a_block_mask(name, examples, monkeypatch):
+    """FlexAttention as PyTorch traces it, without generated kernels, which take a compiler and a minute."""
+    monkeypatch.setattr(WrappedFlexAttention, "_instance", None)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    model = student(name).eval()
+    model.set_attn_implementation("flex_attention")
+    with torch.no_grad():  # there is no backward on a CPU
+        expected = scorer_for(model, "padded")(model, collate(examples, "padded"))
+        scorer = scorer_for(model, "tree")
+        seen = scorer(model, collate(examples, "tree"))
+    assert scorer.tree.kind == "block"
+    assert (seen.chosen - expected.chosen).abs().max() < 1e-5
+    assert (seen.rejected - expected.rejected).abs().max() < 1e-5
 
 
 def test_layouts_give_the_same_gradients_in_nf4(tmp_path, examples):

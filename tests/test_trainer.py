@@ -284,7 +284,7 @@ def scores_of(model, tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, model, preference_scope="completion")
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     with torch.no_grad():
-        return trainer._scores(trainer.score_pairs(model.eval(), batch), batch)
+        return trainer.objective.scores(trainer.score_pairs(model.eval(), batch), batch)
 
 
 def test_adapter_off_is_the_base_model(tmp_path, tokenizer):
