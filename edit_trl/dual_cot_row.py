@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from edit_trl.errors import InputError
@@ -37,7 +37,7 @@ class DualCoT(TypedDict):
     `chain_text`), in order and apart. An optional column may be absent or None in a row.
 
     `rejected` may be a list of wrong chains, each a pair with the correct one; spans are then a list
-    with an item for each of them.
+    with an item for each of them. An empty list is a correct chain alone, such as for the warm-up.
     """
 
     prompt: str | list[Message]
@@ -84,8 +84,19 @@ def has_several_rejected(row: Mapping[str, Any]) -> bool:
     return isinstance(rejected, list) and bool(rejected) and not isinstance(rejected[0], dict)
 
 
+def is_chosen_alone(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a correct chain and no wrong one."""
+    return row.get("rejected") == []
+
+
 def pairs_of(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The pairs of a (valid) row: itself, or one for each of its wrong chains."""
+    """The pairs of a (valid) row: itself, or one for each of its wrong chains.
+
+    A correct chain alone is its own partner: the two differ in nothing, so no term of a pair applies.
+    """
+    if is_chosen_alone(row):
+        yield {**row, "rejected": row["chosen"]} | dict.fromkeys(SPAN_COLUMNS)
+        return
     if not has_several_rejected(row):
         yield row
         return
@@ -177,11 +188,15 @@ def _missing_columns(missing: list[str], columns: list[str], source: str) -> str
     return f"{problem}; to use these: --column_mapping '{json.dumps(mapping, ensure_ascii=False)}'"
 
 
-def checked_mapping(mapping: Mapping[str, str], columns: list[str], source: str) -> dict[str, str]:
+def checked_mapping(
+    mapping: Mapping[str, str],
+    columns: list[str],
+    source: str,
+    ours: Sequence[str] = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS),
+) -> dict[str, str]:
     """The mapping, once its names (theirs -> ours) exist and no two columns become one."""
     if not isinstance(mapping, Mapping):
         raise InputError(f'column_mapping must be {{"theirs": "ours"}}, got {show(mapping)}')
-    ours = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
     problems = []
     for old, new in mapping.items():
         where = f"{source}: column_mapping {json.dumps({old: new}, ensure_ascii=False)}"
@@ -218,7 +233,9 @@ def _kind(value: Any) -> str:
 
 def _row_problems(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[str, str]]:
     """The (column, problem) pairs of one row; columns missing everywhere are not reported again."""
-    if not has_several_rejected(row):
+    if is_chosen_alone(row):
+        yield from _pair_problems(row, [*missing, "rejected"])
+    elif not has_several_rejected(row):
         yield from _pair_problems(row, missing)
     elif lengths := list(_span_list_problems(row)):
         yield from lengths

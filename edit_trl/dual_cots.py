@@ -85,15 +85,15 @@ def load_dual_cots(
     """
     path, where = Path(source).expanduser(), str(source)
     if not path.exists():
-        _refuse_missing_path(where)
-        dataset = _load_from_hub(where, name, split, revision)
+        refuse_missing_path(where)
+        dataset = load_from_hub(where, name, split, revision)
     else:
         _refuse_hub_options(where, {"name": name, "revision": revision})
         if path.is_file():
             _pick_split({"train": path}, split, where)
             if path.suffix.lower() != ".parquet":
                 return _dataset_of_rows(path, column_mapping or {})
-        dataset = _load_folder(path, split) if path.is_dir() else _read_parquet(path)
+        dataset = load_folder(path, split) if path.is_dir() else read_parquet(path)
     dataset = dataset.rename_columns(checked_mapping(column_mapping or {}, dataset.column_names, where))
     validate_dual_cots(dataset, source=where)
     return dataset
@@ -104,7 +104,7 @@ def _looks_like_file(path: Path) -> bool:
     return re.fullmatch(r"\.[a-z]{2,9}", path.suffix.lower()) is not None
 
 
-def _refuse_missing_path(source: str) -> None:
+def refuse_missing_path(source: str) -> None:
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source) is not None
     if not is_hub_id or _looks_like_file(Path(source)):
         raise InputError(f"no such file or folder: {source!r} (looked in {Path.cwd()})")
@@ -126,7 +126,7 @@ def _pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> An
     return splits[wanted]
 
 
-def _load_from_hub(source: str, name: str | None, split: str | None, revision: str | None) -> Dataset:
+def load_from_hub(source: str, name: str | None, split: str | None, revision: str | None) -> Dataset:
     from datasets import DatasetDict, load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -142,7 +142,7 @@ def _load_from_hub(source: str, name: str | None, split: str | None, revision: s
     return _pick_split(loaded, None, source) if isinstance(loaded, DatasetDict) else loaded
 
 
-def _load_folder(path: Path, split: str | None) -> Dataset:
+def load_folder(path: Path, split: str | None) -> Dataset:
     from datasets import DatasetDict, load_from_disk
 
     if not any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
@@ -159,7 +159,7 @@ def _load_folder(path: Path, split: str | None) -> Dataset:
     return _pick_split(splits, split, str(path))
 
 
-def _read_parquet(path: Path) -> Dataset:
+def read_parquet(path: Path) -> Dataset:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Dataset
@@ -174,7 +174,7 @@ def _read_parquet(path: Path) -> Dataset:
 # --- Files of rows ---------------------------------------------------------------------------
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     if path.suffix.lower() not in _ROW_READERS:
         known = ", ".join([*_ROW_READERS, ".parquet"])
         raise InputError(f"{path}: cannot read a {path.suffix!r} file; use one of {known}")
@@ -248,6 +248,8 @@ def _parse_csv_cell(column: str, text: str) -> Any:
     """What a CSV cell holds; text that does not parse is left for the validation to name."""
     if column in OPTIONAL_COLUMNS and not text:
         return None
+    if column == "rejected" and text == "[]":
+        return []
     beginnings = ("[{", '["', "[[{") if column == "rejected" else ("[{",)  # messages, or several chains
     if column not in _CSV_JSON_COLUMNS and not (column in REQUIRED_COLUMNS and text.startswith(beginnings)):
         return text
@@ -267,7 +269,7 @@ def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str]) -> Dataset:
     from datasets import Dataset
     from datasets.table import InMemoryTable
 
-    rows = _read_rows(path)
+    rows = read_rows(path)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     mapping = checked_mapping(column_mapping, columns, str(path))
     rows = [{mapping.get(column, column): value for column, value in row.items()} for row in rows]
@@ -280,7 +282,8 @@ def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str]) -> Dataset:
     types = dict.fromkeys(TEXT_COLUMNS, pa.string())
     types |= {"mistake": pa.list_(pa.string())}
     spans = pa.list_(pa.list_(pa.int64()))
-    types |= dict.fromkeys(SPAN_COLUMNS, pa.list_(spans) if has_several_rejected(rows[0]) else spans)
+    several = any(map(has_several_rejected, rows))
+    types |= dict.fromkeys(SPAN_COLUMNS, pa.list_(spans) if several else spans)
     arrays = {}
     for column in columns:
         try:

@@ -21,7 +21,7 @@ CONFIDENT = 0.9
 
 @torch.no_grad()
 def chosen_metrics(
-    loss: DualCoTLoss, logps: Tensor, mask: Tensor, key_mask: Tensor, fork: Tensor
+    loss: DualCoTLoss, logps: Tensor, mask: Tensor, key_mask: Tensor, fork: Tensor, paired: Tensor
 ) -> dict[str, Ratio]:
     """Metrics of the objective and of the correct chains of B pairs.
 
@@ -31,6 +31,7 @@ def chosen_metrics(
         mask: Completion tokens. (B, T), bool.
         key_mask: Key tokens. (B, T), bool.
         fork: Index of the first completion token in which the chains differ. Shape (B,).
+        paired: False for a correct chain alone, which has no fork. Shape (B,), bool.
 
     Returns:
         `loss/*` (the weighted parts, mean over pairs), `logps/*` (mean over tokens), `fork/confidence`
@@ -45,8 +46,8 @@ def chosen_metrics(
         "logps/chosen": _token_ratio(logps, mask),
         "logps/chosen_key": _token_ratio(logps, key_mask),
         "logps/chosen_context": _token_ratio(logps, mask & ~key_mask),
-        "fork/confidence": (fork_probability, pairs),
-        "fork/solved": (fork_probability > CONFIDENT, pairs),
+        "fork/confidence": (fork_probability * paired, paired),
+        "fork/solved": ((fork_probability > CONFIDENT) & paired, paired),
     }
     return _sums(ratios)
 
@@ -59,6 +60,7 @@ def pair_metrics(
     rejected_mask: Tensor,
     chosen_key_mask: Tensor,
     rejected_key_mask: Tensor,
+    paired: Tensor,
 ) -> dict[str, Ratio]:
     """Metrics that compare the two chains of B pairs.
 
@@ -69,6 +71,7 @@ def pair_metrics(
         rejected_mask: Likewise. (B, T⁻), bool.
         chosen_key_mask: Key tokens of the correct chains. (B, T⁺), bool.
         rejected_key_mask: Of the wrong ones. (B, T⁻), bool.
+        paired: False for a correct chain alone, which is compared with nothing. Shape (B,), bool.
 
     Returns:
         `logps/rejected_*` (mean over tokens); `key_accuracy`, the share of pairs whose correct key
@@ -79,17 +82,17 @@ def pair_metrics(
     both = (chosen_key_mask.any(-1) & rejected_key_mask.any(-1)).to(chosen_logps.dtype)
     key = masked_mean(chosen_logps, chosen_key_mask) - masked_mean(rejected_logps, rejected_key_mask)
     completion = masked_mean(chosen_logps, chosen_mask) - masked_mean(rejected_logps, rejected_mask)
-    pairs = torch.ones_like(completion)
+    rejected_context = rejected_mask & ~rejected_key_mask & paired.unsqueeze(1)
     ratios = {
         "logps/rejected_key": _token_ratio(rejected_logps, rejected_key_mask),
-        "logps/rejected_context": _token_ratio(rejected_logps, rejected_mask & ~rejected_key_mask),
+        "logps/rejected_context": _token_ratio(rejected_logps, rejected_context),
         "key_accuracy": ((key > 0) * both, both),
         "margins/key": (key * both, both),
-        "completion_accuracy": (completion > 0, pairs),
-        "margins/completion": (completion, pairs),
+        "completion_accuracy": ((completion > 0) & paired, paired),
+        "margins/completion": (completion * paired, paired),
         "key_fraction": (
             chosen_key_mask.sum(-1) + rejected_key_mask.sum(-1),
-            chosen_mask.sum(-1) + rejected_mask.sum(-1),
+            (chosen_mask.sum(-1) + rejected_mask.sum(-1)) * paired,
         ),
     }
     return _sums(ratios)

@@ -7,21 +7,19 @@ reported at once.
 
 import argparse
 import dataclasses
-import difflib
-import enum
 import json
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from trl import ModelConfig, TrlParser
 
 from edit_trl.config import DualCoTConfig
 from edit_trl.errors import InputError
+from edit_trl.options import convert, hints_of, nearest
 
 
 @dataclass
@@ -172,7 +170,7 @@ def parse_options(argv: Sequence[str]) -> dict[str, Any]:
     parser.set_defaults(**dict.fromkeys(_hints(), not_given))
     namespace, unknown = parser.parse_known_args(list(argv))
     problems = [
-        f"unknown option {word}{_nearest(word.split('=')[0].lstrip('-'), '--')}"
+        f"unknown option {word}{nearest(word.split('=')[0].lstrip('-'), _hints(), '--')}"
         if word.startswith("-")
         else f"unexpected {word!r}"
         for word in unknown
@@ -217,7 +215,7 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
 
 
 def _resolve(stage: str | None, values: dict[str, Any]) -> RunArguments:
-    values, problems = _convert(values)
+    values, problems = convert(values, _hints())
     built: dict[type, Any] = {}
     for cls in ARGUMENT_CLASSES:
         names = {f.name for f in dataclasses.fields(cls)}
@@ -255,86 +253,6 @@ def _model_problems(values: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _convert(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Values as their options' types; what cannot be is left out and said."""
-    hints, converted, problems = _hints(), {}, []
-    for name, value in values.items():
-        if name not in hints:
-            problems.append(f"unknown key `{name}`{_nearest(name, '')}")
-            continue
-        try:
-            converted[name] = _convert_value(value, hints[name])
-        except (TypeError, ValueError) as error:
-            problems.append(f"`{name}: {value!r}`: {error}")
-    return converted, problems
-
-
-def _convert_value(value: Any, hint: Any) -> Any:
-    members = typing.get_args(hint) if _is_union(hint) else (hint,)
-    kinds = [typing.get_origin(member) or member for member in members]
-    if value is None:
-        if type(None) in kinds:
-            return None
-        raise TypeError(f"must not be empty, expected {_describe(members)}")
-    for member, kind in zip(members, kinds, strict=True):
-        if kind is Literal and value in typing.get_args(member):
-            return value
-        # bool is an int to Python; 1 is a float to a person.
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(kind, type) and type(value) is kind:
-            return value
-    if isinstance(value, str):
-        return _convert_text(value, members, kinds)
-    raise TypeError(f"expected {_describe(members)}, got {type(value).__name__}")
-
-
-def _convert_text(text: str, members: Sequence[Any], kinds: Sequence[Any]) -> Any:
-    """PyYAML reads `1e-4` and a quoted number as text; say what else a text was meant to be."""
-    if any(isinstance(kind, type) and issubclass(kind, enum.Enum) for kind in kinds):
-        return text  # checked by the class itself, which names the choices
-    if list in kinds:
-        return [text]  # one of a list, as on the command line
-    for kind in (int, float):
-        if kind in kinds:
-            try:
-                return kind(text)
-            except ValueError:
-                continue
-    if bool in kinds and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    choices = [choice for m in members if typing.get_origin(m) is Literal for choice in typing.get_args(m)]
-    close = difflib.get_close_matches(text, choices, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"expected {_describe(members)}{hint}")
-
-
-def _describe(members: Sequence[Any]) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    names |= {list: "a list", dict: "a mapping", type(None): "nothing"}
-    parts = []
-    for member in members:
-        if typing.get_origin(member) is Literal:
-            parts.append("one of " + ", ".join(map(str, typing.get_args(member))))
-        else:
-            kind = typing.get_origin(member) or member
-            parts.append(names.get(kind, getattr(kind, "__name__", str(kind))))
-    return " or ".join(part for part in parts if part != "nothing")
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
 def _hints() -> dict[str, Any]:
     """Every option and its type."""
-    hints = {}
-    for cls in ARGUMENT_CLASSES:
-        names = {f.name for f in dataclasses.fields(cls) if f.init}
-        hints |= {k: v for k, v in typing.get_type_hints(cls).items() if k in names}
-    return hints
-
-
-def _nearest(name: str, prefix: str) -> str:
-    close = difflib.get_close_matches(name.replace("-", "_"), _hints(), n=1, cutoff=0.6)
-    return f"; did you mean `{prefix}{close[0]}`?" if close else ""
+    return hints_of(ARGUMENT_CLASSES)

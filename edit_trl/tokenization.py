@@ -91,7 +91,9 @@ def tokenize_dual_cot(
     ids = {name: side.ids[start:] for name, side in sides.items()}
     offsets = {name: None if side.offsets is None else side.offsets[start:] for name, side in sides.items()}
     key_masks = _key_masks(row, ids, offsets, key_step_method)
-    output = {"prompt_ids": prompt_ids[:start], "fork": _common_prefix(*ids.values())}
+    # A correct chain alone is paired with itself and has no fork; its last token stands in for it.
+    fork = min(_common_prefix(*ids.values()), len(ids["chosen"]) - 1)
+    output = {"prompt_ids": prompt_ids[:start], "fork": fork}
     for name in sides:
         output[f"{name}_ids"] = ids[name]
         output[f"{name}_key_mask"] = key_masks[name]
@@ -162,6 +164,8 @@ def _key_masks(
     offsets: dict[str, list[tuple[int, int]] | None],
     method: KeyStepMethod,
 ) -> dict[str, list[bool]]:
+    if _is_alone(row):
+        return {name: [False] * len(of_side) for name, of_side in ids.items()}
     if method in TOKEN_METHODS:
         steps = key_step_masks(ids["chosen"], ids["rejected"], method=method)
         masks = {"chosen": steps.chosen, "rejected": steps.rejected}
@@ -181,6 +185,11 @@ def _key_masks(
     )
     sides = ("chosen", "rejected")
     return {name: masks_from_spans(s, offsets[name]) for name, s in zip(sides, spans, strict=True)}
+
+
+def _is_alone(row: Mapping[str, Any]) -> bool:
+    """Whether a pair (see `pairs_of`) is a correct chain alone."""
+    return chain_text(row["chosen"]) == chain_text(row["rejected"])
 
 
 def _inside_chain(mask: list[bool], offsets: list[tuple[int, int]] | None) -> list[bool]:
@@ -284,15 +293,15 @@ class RowPreparation:
         output["prompt_length"] = prompt
         output["unique_length"] = prompt + sum(map(len, chains)) - _common_prefix(*chains)
         output["key_fraction"] = _key_fraction(output)
-        output["problem"] = self._problem(output, room, too_long)
+        output["problem"] = self._problem(output, room, too_long, _is_alone(row))
         return output
 
-    def _problem(self, output: dict[str, Any], room: int | None, too_long: bool) -> str:
+    def _problem(self, output: dict[str, Any], room: int | None, too_long: bool, alone: bool) -> str:
         if room is not None and room <= 0:
             return "prompt too long"
         if too_long and not self.truncate_long:
             return f"longer than max_length={self.max_length}"
-        if output["key_fraction"] == 0:
+        if output["key_fraction"] == 0 and not alone:
             return "no key token"
         if output["key_fraction"] > self.max_key_fraction:
             return f"key fraction over {self.max_key_fraction}"

@@ -383,9 +383,10 @@ class DualCoTTrainer(SFTTrainer):
     def _record(self, parts: DualCoTLoss, logps: PairLogps, batch: dict[str, Tensor]) -> None:
         totals = self._totals["train" if self.model.training else "eval"]
         masks = [batch[f"{side}_{name}"] for name in ("mask", "key_mask") for side in SIDES]
-        totals.add(chosen_metrics(parts, logps.chosen, masks[0], masks[2], batch["fork"]))
+        paired = masks[2].any(-1) | masks[3].any(-1)
+        totals.add(chosen_metrics(parts, logps.chosen, masks[0], masks[2], batch["fork"], paired))
         if logps.rejected is not None:
-            totals.add(pair_metrics(logps.chosen, logps.rejected, *masks))
+            totals.add(pair_metrics(logps.chosen, logps.rejected, *masks, paired))
         if self.model.training:
             self._tokens_run += logps.tokens
 

@@ -115,10 +115,26 @@ def test_several_wrong_chains(tmp_path, name, form):
     assert load_dual_cots(tmp_path / name).to_list() == rows
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.csv", "rows"])
+@pytest.mark.parametrize("form", ["plain", "conversational"])
+def test_correct_chains_alone_come_back(tmp_path, name, form):
+    rows = [
+        {"prompt": f"{n}?", "chosen": f"It is {n}.", "rejected": ["No."] if n else [], "id": str(n)}
+        for n in range(2)
+    ]
+    if form == "conversational":
+        for row in rows:
+            row["prompt"] = [{"role": "user", "content": row["prompt"]}]
+            row["chosen"] = [{"role": "assistant", "content": row["chosen"]}]
+            row["rejected"] = [[{"role": "assistant", "content": chain}] for chain in row["rejected"]]
+    save_dual_cots(Dataset.from_list(rows), tmp_path / name)
+    assert load_dual_cots(tmp_path / name).to_list() == rows
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rejected": []}, "row 1, rejected: "),
+        ({"rejected": [], "prompt": None}, "row 1, prompt: is missing"),
         ({"rejected": ["One.", " "]}, "row 1, rejected[1]: is empty: ' '"),
         ({"rejected": ["One.", SEVERAL["chosen"]]}, "row 1, rejected[1]: equals chosen"),
         ({"rejected": ["One.", 2]}, "row 1, rejected[1]: must be text or a list of messages, got 2 (int)"),

@@ -103,6 +103,32 @@ def test_sft_is_a_special_case(tmp_path, tokenizer, form, accumulation):
     assert largest_difference(grads, expected_grads) < 1e-5
 
 
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_correct_chains_alone_train_as_pairs_do_without_their_wrong_ones(tmp_path, tokenizer, layout):
+    """A warm-up looks at the correct chains alone, so it may do without the others; nothing else is asked
+    of such rows where pairs stand beside them."""
+    alone = [row | {"rejected": []} for row in ROWS]
+    several = [row | {"rejected": [row["rejected"]]} for row in ROWS]
+    runs = []
+    for rows, options in ((alone, SFT), (several, SFT), (alone[:2] + several[2:], EVERYTHING)):
+        trainer = DualCoTTrainer(
+            tiny_llama(),
+            args=config(tmp_path, **options, layout=layout),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+        assert len(trainer.train_dataset) == 4
+        runs.append((one_step(trainer), trainer.state.log_history[0]))
+    (loss, grads), log = runs[0]
+    assert loss == pytest.approx(runs[1][0][0], rel=1e-5)
+    assert largest_difference(grads, runs[1][0][1]) < 1e-5
+    assert "key_accuracy" not in log
+    assert "fork/confidence" not in log
+    mixed = runs[2][1]
+    assert mixed["loss/preference"] > 0
+    assert 0 <= mixed["key_accuracy"] <= 1
+
+
 @pytest.mark.parametrize("normalization", ["completion", "key_tokens", "step"])
 def test_gradient_accumulation_does_not_change_the_update(tmp_path, tokenizer, normalization):
     """8 x 1, 4 x 2, 1 x 8, and 3 + 3 + 2: the same eight pairs, the same update."""

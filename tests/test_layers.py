@@ -15,6 +15,7 @@ PACKAGE = Path(edit_trl.__file__).parent
 # Every module and package directly in edit_trl. A new one gets its layer here.
 LAYERS = {
     "errors": 0,
+    "options": 0,
     "dual_cots": 0,
     "dual_cot_row": 0,
     "text_units": 0,

@@ -21,9 +21,12 @@ def ratios(metrics):
     return {name: (top / bottom).item() for name, (top, bottom) in metrics.items() if bottom}
 
 
+PAIRED = torch.tensor([True, True])
+
+
 def test_pair_metrics_by_hand():
     masks = (CHOSEN_MASK, REJECTED_MASK, CHOSEN_KEY, REJECTED_KEY)
-    assert ratios(pair_metrics(CHOSEN, REJECTED, *masks)) == pytest.approx(
+    assert ratios(pair_metrics(CHOSEN, REJECTED, *masks, PAIRED)) == pytest.approx(
         {
             "logps/rejected_key": (-3 - 2) / 2 * LN2,
             "logps/rejected_context": (-1 - 1) / 2 * LN2,
@@ -41,7 +44,7 @@ def test_chosen_metrics_by_hand():
     parts = [torch.tensor(values) for values in ([3.0, 5.0], [2.0, 2.0], [0.0, 1.0], [1.0, 2.0])]
     fork = torch.tensor([0, 0])
     assert ratios(
-        chosen_metrics(DualCoTLoss(*parts), CHOSEN, CHOSEN_MASK, CHOSEN_KEY, fork)
+        chosen_metrics(DualCoTLoss(*parts), CHOSEN, CHOSEN_MASK, CHOSEN_KEY, fork, PAIRED)
     ) == pytest.approx(
         {
             "loss/chosen": 2.0,
@@ -59,9 +62,28 @@ def test_chosen_metrics_by_hand():
 
 def test_a_pair_without_key_tokens_on_one_side_does_not_count():
     none = torch.zeros_like(REJECTED_KEY[:1])
-    metrics = pair_metrics(CHOSEN[:1], REJECTED[:1], CHOSEN_MASK[:1], REJECTED_MASK[:1], CHOSEN_KEY[:1], none)
+    masks = (CHOSEN_MASK[:1], REJECTED_MASK[:1], CHOSEN_KEY[:1], none)
+    metrics = pair_metrics(CHOSEN[:1], REJECTED[:1], *masks, PAIRED[:1])
     assert "key_accuracy" not in ratios(metrics)
     assert "completion_accuracy" in ratios(metrics)
+
+
+def test_a_correct_chain_alone_counts_for_itself():
+    """The second pair is a correct chain and itself: it has likelihoods, and no fork and no margin."""
+    paired = torch.tensor([True, False])
+    rejected, masks = (
+        REJECTED.clone(),
+        [m.clone() for m in (CHOSEN_MASK, REJECTED_MASK, CHOSEN_KEY, REJECTED_KEY)],
+    )
+    masks[2][1] = masks[3][1] = False
+    seen = ratios(pair_metrics(CHOSEN, rejected, *masks, paired))
+    only = ratios(pair_metrics(CHOSEN[:1], rejected[:1], *(m[:1] for m in masks), paired[:1]))
+    assert seen == pytest.approx(only)
+    parts = DualCoTLoss(*torch.ones(4, 2))
+    fork = torch.tensor([0, 0])
+    chosen = ratios(chosen_metrics(parts, CHOSEN, masks[0], masks[2], fork, paired))
+    assert chosen["fork/confidence"] == pytest.approx(1 / 2)
+    assert chosen["logps/chosen"] == pytest.approx((-1 - 2 - 4) / 3 * LN2)
 
 
 def test_totals_combine_batches_of_any_size():

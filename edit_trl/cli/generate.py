@@ -1,8 +1,13 @@
-"""`edit-trl generate`: lets a teacher make dual CoTs and saves them (L4)."""
+"""`edit-trl generate`: lets a teacher make dual CoTs and saves them (L4).
+
+With `--config` (or any option of a recipe) a teacher is asked about questions; with `--rows` and `--output`
+alone, the embedded teacher writes pairs of its own problems.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +29,11 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         InputError: A bad option, or an output that exists and may not be replaced.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.split("=")[0] == "--config" for word in argv):
+        from edit_trl.cli.generate_recipe import main as generate_by_recipe
+
+        return generate_by_recipe(argv)
     options = _parser().parse_args(argv)
     parts = _parts(options)
     _check_free(options.output, list(parts), options.force)
@@ -47,7 +57,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="edit-trl generate", description=f"{HELP[0].upper()}{HELP[1:]}.", allow_abbrev=False
+        prog="edit-trl generate",
+        description=f"{HELP[0].upper()}{HELP[1:]}.",
+        epilog="To ask a teacher about questions of your own: edit-trl generate --config RECIPE.yaml "
+        "[--OPTION VALUE ...]; edit-trl generate --config --help lists the options, recipes/generate/ has "
+        "recipes.",
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add(

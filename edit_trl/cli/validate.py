@@ -10,6 +10,8 @@ def main(argv: list[str] | None = None) -> int:
     """Report every problem of a recipe and of its datasets at once; return 0 if there is none."""
     argv = sys.argv[1:] if argv is None else argv
     own, rest = _parser().parse_known_args(argv)
+    if own.config is not None and _is_generation(own.config):
+        return _check_generation(argv)
     from edit_trl.recipe import parse_options, read_recipe, resolve_runs
 
     if own.config is None and own.dataset is None:
@@ -47,12 +49,30 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edit-trl validate",
         allow_abbrev=False,
-        description="Check a recipe and a dataset without loading a model.",
-        epilog="Options of the recipe may be given as --key value, as to edit-trl train.",
+        description="Check a recipe of train or generate, and a dataset, without loading a model.",
+        epilog="Options of the recipe may be given as --key value, as to the command itself.",
     )
     parser.add_argument("--config", metavar="RECIPE.yaml", help="The recipe.")
     parser.add_argument("--dataset", metavar="DATA", help="File, folder or Hub id; wins over the recipe's.")
     return parser
+
+
+def _is_generation(config: str) -> bool:
+    from edit_trl.teachers.generate_config import is_generate_recipe
+
+    return is_generate_recipe(config)
+
+
+def _check_generation(argv: list[str]) -> int:
+    """A recipe of `edit-trl generate`, and all that it names; nothing is asked of a teacher."""
+    from edit_trl.cli.generate_recipe import read_options
+    from edit_trl.teachers.generate_config import read_generate_config
+    from edit_trl.teachers.run import Prepared
+
+    path, options = read_options(argv)
+    print(Prepared(read_generate_config(path, options)))
+    print("valid")
+    return 0
 
 
 def _datasets(runs) -> list[tuple[str, str | None, dict]]:

@@ -1,0 +1,160 @@
+"""`edit-trl generate --config`: asks a teacher about questions, as a recipe says (L4)."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edit_trl.errors import InputError
+from edit_trl.teachers.dispatch import Interrupted
+from edit_trl.teachers.export import DUAL, push_generation
+from edit_trl.teachers.generate_config import (
+    GenerateConfig,
+    option_defaults,
+    option_help,
+    read_generate_config,
+    unknown_option,
+)
+from edit_trl.teachers.generation import Generation
+from edit_trl.teachers.run import Prepared
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a recipe.
+
+    Args:
+        argv: `--config RECIPE` and `--option value` over it.
+
+    Raises:
+        InputError: Anything wrong with the recipe or what it names, before a request is sent; or a run that
+            stopped.
+    """
+    if "--help" in argv or "-h" in argv:
+        print(_help())
+        return 0
+    path, options = read_options(argv)
+    config = read_generate_config(path, options)
+    command = f"edit-trl generate {' '.join(argv)}"
+    try:
+        if config.arguments.rounds > 1:
+            _run_rounds(config)
+        else:
+            _run_once(config, Path(config.arguments.output_dir))
+    except Interrupted as stopped:
+        print(f"{stopped}:\n  {command}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def read_options(argv: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
+    """`--config PATH` and the other options, as YAML reads their values.
+
+    Raises:
+        InputError: An option without a name or a value, or one that does not exist.
+    """
+    known, given = option_help(), {}
+    problems: list[str] = []
+    name = None
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, value = word[2:].partition("=")
+            name = flag.replace("-", "_")
+            given[name] = [value] if equals else []
+            if name != "config" and name not in known:
+                problems.append(unknown_option(name))
+        elif name is None:
+            problems.append(f"unexpected {word!r}")
+        else:
+            given[name].append(word)
+    problems += [f"--{name} needs a value" for name, words in given.items() if not words and name in known]
+    if problems:
+        raise InputError(problems)
+    config = given.pop("config", [])
+    if len(config) > 1:
+        raise InputError(f"--config takes one file, got {' '.join(config)}")
+    return (config or [None])[0], {name: _value(words) for name, words in given.items()}
+
+
+def _value(words: list[str]) -> Any:
+    """One word, or a list of them; lists, mappings and nothing are written as in YAML."""
+    if len(words) > 1:
+        return words
+    (word,) = words
+    if word[:1] in "{[" or word in ("null", "true", "false", "True", "False"):
+        try:
+            return yaml.safe_load(word)
+        except yaml.YAMLError as error:
+            raise InputError(f"{word!r} cannot be read: {error}") from error
+    return word
+
+
+def _run_once(config: GenerateConfig, folder: Path) -> Generation:
+    prepared = Prepared(config)
+    print(prepared, file=sys.stderr)
+    generation, rows = asyncio.run(prepared.run(folder))
+    print(_summary(generation, folder, rows))
+    repository = config.arguments.push_to_hub
+    if repository:
+        push_generation(folder, repository, private=config.arguments.private)
+        print(f"pushed to {repository}")
+    return generation
+
+
+def _run_rounds(config: GenerateConfig) -> None:
+    """Generate with the student's mistakes, train on them, and again with the student that came of it."""
+    from edit_trl.cli.train import main as train
+    from edit_trl.recipe import read_recipe
+
+    arguments = config.arguments
+    stages = read_recipe(Path(arguments.train_recipe)).stages
+    student = arguments.student
+    for number in range(1, arguments.rounds + 1):
+        folder = Path(arguments.output_dir) / f"round_{number}"
+        print(f"round {number} of {arguments.rounds}: student {student}", file=sys.stderr)
+        _run_once(replace(config, arguments=replace(arguments, student=student)), folder)
+        output = folder / "student"
+        code = train(
+            [
+                *("--config", arguments.train_recipe, "--model_name_or_path", str(student)),
+                *("--dataset_name", str(folder / DUAL), "--output_dir", str(output)),
+            ]
+        )
+        if code:
+            raise InputError(
+                f"training in round {number} ended with exit code {code}; run again to go on from it"
+            )
+        student = str(output / stages[-1][0] if stages else output)
+
+
+def _summary(generation: Generation, folder: Path, rows: dict[str, int]) -> str:
+    lines = [f"{folder / name}: {count} rows" for name, count in rows.items()]
+    lines += [f"  dropped, {reason}: {len(ids)}" for reason, ids in sorted(generation.dropped.items())]
+    if generation.failures:
+        question, stage, reason = generation.failures[0]
+        lines.append(
+            f"  without an answer: {len(generation.failures)}, the first in {stage} of {question}: {reason} "
+            f"(all in {folder / 'report.json'})"
+        )
+    return "\n".join(lines)
+
+
+def _help() -> str:
+    lines = ["usage: edit-trl generate --config RECIPE.yaml [--OPTION VALUE ...]", ""]
+    lines += [
+        "Ask a teacher about questions and make dual CoTs of its answers. Options, in the recipe or here:",
+        "",
+    ]
+    defaults = option_defaults()
+    for name, text in option_help().items():
+        default = defaults[name]
+        shown = "" if default in (None, "") else f" (default: {default})"
+        lines.append(f"  --{name}{shown}")
+        lines += textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)

@@ -1,0 +1,251 @@
+"""A generation -> files that can be trained on, and their card (L3)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edit_trl.dual_cots import push_dual_cots, save_dual_cots
+from edit_trl.errors import InputError
+from edit_trl.teachers.dispatch import DispatchStats
+from edit_trl.teachers.filters import Pair
+from edit_trl.teachers.generation import Chain, Generation
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DUAL, WARM_UP = "dual.parquet", "warm_up.parquet"
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card tells beside the counts.
+
+    Attributes:
+        teacher: The model that was asked for.
+        stats: What was sent, by who asked: "teacher", "student", "labeller".
+        template_versions: By template name.
+        options: What the run was asked for, as in its recipe.
+    """
+
+    teacher: str
+    stats: Mapping[str, DispatchStats]
+    template_versions: Mapping[str, str]
+    options: Mapping[str, Any]
+
+
+def dual_rows(pairs: Iterable[Pair], conversational: bool) -> list[dict[str, Any]]:
+    """Dual CoTs, as `edit_trl.dual_cots` has them, with `mistake_text` beside `mistake`."""
+    return [
+        _texts(pair.question.question, pair.chosen, pair.rejected, conversational)
+        | {
+            "answer": pair.question.answer,
+            "task": pair.question.task,
+            "mistake": list(pair.mistake) if pair.mistake is not None else None,
+            "mistake_text": pair.mistake_text,
+            "source": pair.source,
+            "id": pair.id,
+        }
+        for pair in pairs
+    ]
+
+
+def warm_up_rows(generation: Generation, conversational: bool) -> list[dict[str, Any]]:
+    """Correct chains for the warm-up: the teacher's own, and the rectified ones.
+
+    `rejected` is a list: the wrong chains of the same question among the pairs, or none.
+    """
+    wrong: dict[str, list[str]] = {}
+    for pair in generation.pairs:
+        chains = wrong.setdefault(pair.question.id, [])
+        if pair.rejected not in chains:
+            chains.append(pair.rejected)
+    rows, seen = [], set()
+    for source, chains in (("annotated", generation.correct), ("rectified", generation.rectified)):
+        for chain in chains:
+            if (chain.question.id, chain.text) in seen:
+                continue
+            seen.add((chain.question.id, chain.text))
+            rows.append(_warm_up_row(chain, source, wrong.get(chain.question.id, []), conversational))
+    return rows
+
+
+def save_generation(
+    generation: Generation, folder: str | Path, facts: CardFacts, *, conversational: bool = True
+) -> dict[str, int]:
+    """Write `dual.parquet`, `warm_up.parquet`, `report.json` and the card `README.md` into a folder.
+
+    The same generation gives the same bytes.
+
+    Returns:
+        Rows by file name.
+
+    Raises:
+        InputError: There is no pair to write.
+    """
+    if not generation.pairs:
+        raise InputError(
+            f"no pair is left of {len(generation.correct)} correct and {len(generation.rectified)} rectified "
+            f"chains; {_why(generation)}"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {
+        DUAL: dual_rows(generation.pairs, conversational),
+        WARM_UP: warm_up_rows(generation, conversational),
+    }
+    for name, of_file in rows.items():
+        save_dual_cots(_dataset(of_file, conversational), folder / name)
+    report = {
+        "counts": {stage: dict(sorted(counts.items())) for stage, counts in generation.counts.items()},
+        "dropped": {reason: sorted(ids) for reason, ids in sorted(generation.dropped.items())},
+        "failures": [
+            {"question": question, "stage": stage, "reason": reason}
+            for question, stage, reason in generation.failures
+        ],
+    }
+    _write(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    _write(folder / "README.md", generation_card(generation, facts, rows))
+    return {name: len(of_file) for name, of_file in rows.items()}
+
+
+def push_generation(folder: str | Path, repo_id: str, *, private: bool | None = None) -> None:
+    """Push both files of a folder, and its card, to a dataset repository on the Hub."""
+    from datasets import load_dataset
+    from huggingface_hub import upload_file
+
+    for name, split in ((DUAL, "dual"), (WARM_UP, "warm_up")):
+        dataset = load_dataset("parquet", data_files=str(Path(folder) / name), split="train")
+        push_dual_cots(dataset, repo_id, private=private, split=split)
+    upload_file(
+        path_or_fileobj=Path(folder) / "README.md",
+        path_in_repo="README.md",
+        repo_id=repo_id,
+        repo_type="dataset",
+    )
+
+
+def generation_card(
+    generation: Generation, facts: CardFacts, rows: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> str:
+    """The card: what is in the files, where it comes from and what it cost."""
+    dual = rows[DUAL]
+    mistakes = Counter(kind for row in dual for kind in row["mistake"] or ())
+    header = {
+        "configs": [
+            {"config_name": "dual", "data_files": DUAL, "default": True},
+            {"config_name": "warm_up", "data_files": WARM_UP},
+        ],
+        "tags": ["edit_trl", "dual-cot", "trl"],
+    }
+    lines = ["---", json.dumps(header, indent=2), "---", "", "# Dual chains of thought", ""]
+    lines += [
+        "Pairs of a correct chain of thought and a similar wrong one of the same question, made with",
+        f"[edit_trl](https://arxiv.org/abs/2405.19737) by the teacher `{_code(facts.teacher)}`.",
+        "",
+        f"`{DUAL}` has {len(dual)} pairs, `{WARM_UP}` {len(rows[WARM_UP])} correct chains for the warm-up.",
+        "",
+        *_table("source", Counter(row["source"] for row in dual)),
+        *_table("task", Counter(row["task"] or "" for row in dual)),
+    ]
+    if mistakes:
+        lines += _table("mistake", mistakes)
+    lines += ["## How they were made", "", "| stage | outcome | answers |", "|---|---|---|"]
+    lines += [
+        f"| {stage} | {outcome} | {count} |"
+        for stage, counts in generation.counts.items()
+        for outcome, count in sorted(counts.items())
+    ]
+    if generation.dropped:
+        lines += ["", *_table("dropped pairs", Counter({r: len(i) for r, i in generation.dropped.items()}))]
+    lines += [
+        "",
+        "| | prompt tokens | completion tokens | cost | models as reported |",
+        "|---|---|---|---|---|",
+    ]
+    for who, stats in facts.stats.items():
+        models = ", ".join(f"`{_code(model)}`" for model in sorted(stats.models)) or "-"
+        cost = f"{stats.cost:.4f}" if stats.cost else "-"
+        lines.append(f"| {who} | {stats.prompt_tokens} | {stats.completion_tokens} | {cost} | {models} |")
+    lines += ["", "Versions of the prompt templates: " + _versions(facts.template_versions) + ".", ""]
+    lines += ["```json", json.dumps(facts.options, indent=2, sort_keys=True, default=str), "```", ""]
+    return "\n".join(lines)
+
+
+def _texts(question: str, chosen: str, rejected: str | list[str], conversational: bool) -> dict[str, Any]:
+    if not conversational:
+        return {"prompt": f"{question}\n", "chosen": chosen, "rejected": rejected}
+
+    def said(text: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": text}]
+
+    several = isinstance(rejected, list)
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "chosen": said(chosen),
+        "rejected": [said(text) for text in rejected] if several else said(rejected),
+    }
+
+
+def _warm_up_row(chain: Chain, source: str, wrong: list[str], conversational: bool) -> dict[str, Any]:
+    question = chain.question
+    others = [text for text in wrong if text != chain.text]
+    return _texts(question.question, chain.text, others, conversational) | {
+        "answer": question.answer,
+        "task": question.task,
+        "source": source,
+        "id": f"{question.id}/{source}/{chain.sample}",
+    }
+
+
+def _dataset(rows: list[dict[str, Any]], conversational: bool) -> Dataset:
+    from datasets import Dataset, Features, List, Value
+
+    text = Value("string")
+    chain = List({"role": text, "content": text}) if conversational else text
+    types: dict[str, Any] = dict.fromkeys(("prompt", "chosen", "rejected"), chain)
+    if isinstance(rows[0]["rejected"], list) and "mistake" not in rows[0]:
+        types["rejected"] = List(chain)
+    types |= dict.fromkeys(("answer", "task", "source", "id", "mistake_text"), text)
+    types["mistake"] = List(text)
+    return Dataset.from_list(rows, features=Features({name: types[name] for name in rows[0]}))
+
+
+def _why(generation: Generation) -> str:
+    counts = "; ".join(
+        f"{stage}: " + ", ".join(f"{n} {outcome}" for outcome, n in sorted(counted.items()))
+        for stage, counted in generation.counts.items()
+        if counted
+    )
+    dropped = ", ".join(f"{len(ids)} {reason}" for reason, ids in generation.dropped.items())
+    return counts + (f"; dropped: {dropped}" if dropped else "")
+
+
+def _table(title: str, counts: Counter[str]) -> list[str]:
+    lines = [f"| {title} | pairs |", "|---|---|"]
+    return [*lines, *(f"| {_cell(name)} | {n} |" for name, n in sorted(counts.items())), ""]
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} `{version}`" for name, version in versions.items())
+
+
+def _cell(text: str) -> str:
+    """Text of others as a table's cell: no markup, no line breaks."""
+    for mark, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
+        text = text.replace(mark, name)
+    return " ".join(text.split())
+
+
+def _code(text: str) -> str:
+    return " ".join(text.replace("`", "'").split())
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,109 @@
+"""Which pairs are kept (L3); what is dropped is counted and named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edit_trl.answers import extract_answer, infer_answer_type
+from edit_trl.errors import InputError
+from edit_trl.key_steps import locate_key_steps
+from edit_trl.teachers.questions import Question
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A correct chain and a wrong one of the same question.
+
+    Attributes:
+        question: The question.
+        chosen: The correct chain.
+        rejected: The wrong one.
+        source: How it came about: `rectified`, `rectified_minimal`, `corrupted` or `on_policy`.
+        sample: Which of several of this source and question.
+        mistake: Kinds of mistake, where they were labelled.
+        mistake_text: What the labelling teacher wrote.
+    """
+
+    question: Question
+    chosen: str
+    rejected: str
+    source: str
+    sample: int
+    mistake: tuple[str, ...] | None = None
+    mistake_text: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Unique in a generation."""
+        return f"{self.question.id}/{self.source}/{self.sample}"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a pair must keep to.
+
+    Attributes:
+        min_key_fraction: Least share of words in which the chains differ.
+        max_key_fraction: Most; above it the two are different texts, and not a text with a mistake.
+        max_length_ratio: The longer chain's characters over the shorter one's.
+
+    Raises:
+        InputError: Bounds that let nothing through.
+    """
+
+    min_key_fraction: float = 0.0
+    max_key_fraction: float = 0.9
+    max_length_ratio: float = 3.0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 <= self.min_key_fraction < self.max_key_fraction <= 1:
+            problems.append(
+                "0 <= `min_key_fraction` < `max_key_fraction` <= 1 must hold, got "
+                f"{self.min_key_fraction} and {self.max_key_fraction}"
+            )
+        if self.max_length_ratio < 1:
+            problems.append(f"`max_length_ratio` must be at least 1, got {self.max_length_ratio}")
+        if problems:
+            raise InputError(problems)
+
+
+def filter_pairs(pairs: Sequence[Pair], bounds: Bounds) -> tuple[list[Pair], dict[str, list[str]]]:
+    """Keep sound pairs.
+
+    Returns:
+        The pairs kept, in order, and by reason the ids of those dropped.
+    """
+    kept: list[Pair] = []
+    dropped: dict[str, list[str]] = {}
+    seen: set[tuple[str, str, str]] = set()
+    for pair in pairs:
+        reason = _reason(pair, bounds)
+        content = (pair.question.question, pair.chosen, pair.rejected)
+        if reason is None and content in seen:
+            reason = "duplicate"
+        seen.add(content)
+        if reason is None:
+            kept.append(pair)
+        else:
+            dropped.setdefault(reason, []).append(pair.id)
+    return kept, dropped
+
+
+def _reason(pair: Pair, bounds: Bounds) -> str | None:
+    if pair.chosen == pair.rejected:
+        return "chosen equals rejected"
+    kind = pair.question.answer_type or infer_answer_type(pair.question.answer)
+    answers = [extract_answer(chain, kind) for chain in (pair.chosen, pair.rejected)]
+    if all(answers) and answers[0].value == answers[1].value:
+        return "same answer on both sides"
+    shorter, longer = sorted((len(pair.chosen), len(pair.rejected)))
+    if longer > bounds.max_length_ratio * shorter:
+        return "lengths too different"
+    fraction = locate_key_steps(pair.chosen, pair.rejected).key_fraction
+    if fraction < bounds.min_key_fraction:
+        return "key fraction too small"
+    if fraction > bounds.max_key_fraction:
+        return "key fraction too large"
+    return None

@@ -1,0 +1,343 @@
+"""A recipe of `edit-trl generate`: a YAML file, and command-line options over it, checked (L3).
+
+Options are those of `GenerateArguments`, `PipelineOptions`, `Bounds` and `Limits`, each described where it is
+defined. Everything wrong is reported at once, and before anything is asked of a teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from edit_trl.answers import AnswerType
+from edit_trl.errors import InputError
+from edit_trl.options import convert, described, hints_of, nearest
+from edit_trl.teachers.dispatch import Limits
+from edit_trl.teachers.exemplars import Exemplar, load_exemplars
+from edit_trl.teachers.filters import Bounds
+from edit_trl.teachers.generation import PipelineOptions
+from edit_trl.teachers.openai_compatible import DEFAULT_KEY, OpenAICompatibleTeacher
+from edit_trl.teachers.procedural_chat import ProceduralChat
+from edit_trl.teachers.prompts import Templates
+from edit_trl.teachers.questions import Question, read_questions
+from edit_trl.teachers.teacher import Teacher
+
+TeacherKind = Literal["openai_compatible", "transformers_local", "procedural"]
+
+
+@dataclass(frozen=True)
+class GenerateArguments:
+    """Who is asked what, and where the result goes.
+
+    Attributes:
+        teacher: `openai_compatible` asks an endpoint, `transformers_local` a model on this machine,
+            `procedural` the embedded teacher, which knows its own problems alone.
+        model: The teacher's name at the endpoint, or its path or Hub id.
+        base_urls: Endpoints of the teacher, such as http://127.0.0.1:8000/v1; requests go to them in turn.
+        api_key_env: The environment variable with the key; empty where the endpoint needs none.
+        timeout: Seconds until an answer is given up.
+        token_limit: What the endpoint calls the limit of an answer's length.
+        extra_body: More fields to send to the endpoint.
+        batch_size: Prompts a batch of a local model.
+        dataset_name: Questions with answers: a .jsonl, .json, .csv or .parquet file, a folder saved by
+            datasets, or a Hub id.
+        dataset_config: Configuration of a Hub dataset; a list of them is read in order, and each names the
+            task of its questions.
+        dataset_split: Split; "train" where there are several.
+        column_mapping: Renames columns to question, answer, id, task, task_description, choices.
+        answer_after: The answer is what stands after this in the answer column, such as "####".
+        answer_type: Type of every answer: number, choice, yes_no, boolean, text or list; by its
+            looks where empty.
+        task: Task of questions that name none.
+        task_descriptions: A YAML file, task: description.
+        limit: Only the first so many questions, of each configuration.
+        exemplars: A YAML or JSON Lines file of worked examples.
+        templates: Prompt templates of one's own, name: text file.
+        families: Families of the procedural teacher's problems; all by default.
+        rows: How many problems the procedural teacher makes.
+        difficulty: Of its problems, 1 to 5.
+        wrong_share: How often it annotates with a wrong chain.
+        student: A model on this machine whose own wrong chains are mended too (on-policy dual CoTs); its name
+            at the endpoint where `student_base_urls` is given.
+        student_base_urls: Endpoints of the student.
+        labeller: Another model at the teacher's endpoints, to label mistakes.
+        output_dir: Where the journal, the dual CoTs and their card go.
+        conversational: Rows of messages; plain strings otherwise.
+        push_to_hub: A dataset repository to push the result to.
+        private: Whether that repository is private.
+        rounds: How often generating and training alternate; each round the student's own mistakes are mended.
+        train_recipe: The recipe that each round trains with.
+    """
+
+    teacher: TeacherKind = "openai_compatible"
+    model: str | None = None
+    base_urls: list[str] | None = None
+    api_key_env: str | None = DEFAULT_KEY
+    timeout: float = 120.0
+    token_limit: str = "max_tokens"
+    extra_body: dict[str, Any] | None = None
+    batch_size: int = 16
+    dataset_name: str | None = None
+    dataset_config: str | list[str] | None = None
+    dataset_split: str | None = None
+    column_mapping: dict[str, str] | None = None
+    answer_after: str | None = None
+    answer_type: AnswerType | None = None
+    task: str | None = None
+    task_descriptions: str | None = None
+    limit: int | None = None
+    exemplars: str | None = None
+    templates: dict[str, str] | None = None
+    families: list[str] | None = None
+    rows: int = 100
+    difficulty: int = 1
+    wrong_share: float = 0.4
+    student: str | None = None
+    student_base_urls: list[str] | None = None
+    labeller: str | None = None
+    output_dir: str = "outputs/dual_cots"
+    conversational: bool = True
+    push_to_hub: str | None = None
+    private: bool | None = None
+    rounds: int = 1
+    train_recipe: str | None = None
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise InputError(problems)
+
+    def _problems(self):
+        endpoint = self.teacher == "openai_compatible"
+        if self.teacher != "procedural":
+            if not self.model:
+                yield "`model` is missing: the teacher, " + (
+                    "as the endpoint names it" if endpoint else "as a path or Hub id"
+                )
+            if not self.dataset_name:
+                yield "`dataset_name` is missing: questions with answers, as a file, a folder or a Hub id"
+        elif self.dataset_name:
+            yield "`teacher: procedural` asks its own problems; leave out `dataset_name`, or change `teacher`"
+        if endpoint and not self.base_urls:
+            yield "`base_urls` is missing: where the teacher is, such as [http://127.0.0.1:8000/v1]"
+        if self.labeller and not endpoint:
+            yield "`labeller` is a model at the teacher's endpoints; it needs `teacher: openai_compatible`"
+        if self.student_base_urls and not self.student:
+            yield "`student_base_urls` needs `student`, its name there"
+        for name in ("timeout", "batch_size", "rows", "rounds", "limit"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                yield f"`{name}` must be positive, got {getattr(self, name)}"
+        if self.rounds > 1 and not (self.student and self.train_recipe):
+            yield "`rounds` trains a student between generations: set `student` and `train_recipe`"
+        if self.train_recipe and self.rounds == 1:
+            yield "`train_recipe` is for `rounds` of 2 or more"
+
+
+CLASSES = (GenerateArguments, PipelineOptions, Bounds, Limits)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """A checked recipe.
+
+    Attributes:
+        values: The options given, as text and numbers.
+        arguments: See `GenerateArguments`.
+        options: How dual CoTs are made.
+        limits: How hard the teacher is asked.
+    """
+
+    values: Mapping[str, Any]
+    arguments: GenerateArguments
+    options: PipelineOptions
+    limits: Limits
+
+    def questions(self, teacher: Teacher | None) -> list[Question]:
+        """The questions to ask.
+
+        Raises:
+            InputError: Every row that is no question.
+        """
+        limit = self.arguments.limit
+        if self.arguments.teacher == "procedural":
+            return teacher.questions()[:limit] if isinstance(teacher, ProceduralChat) else []
+        configs = self.arguments.dataset_config
+        if not isinstance(configs, list):
+            return self._read(configs, self.arguments.task)
+        return [
+            replace(question, id=f"{config}/{question.id}")
+            for config in configs
+            for question in self._read(config, config)
+        ]
+
+    def _read(self, config: str | None, task: str | None) -> list[Question]:
+        arguments = self.arguments
+        return read_questions(
+            arguments.dataset_name,
+            name=config,
+            split=arguments.dataset_split,
+            column_mapping=arguments.column_mapping,
+            answer_after=arguments.answer_after,
+            answer_type=arguments.answer_type,
+            task=task,
+            task_descriptions=_descriptions(arguments.task_descriptions),
+            limit=arguments.limit,
+        )
+
+    def templates(self) -> Templates:
+        """The prompt templates, with one's own in place of some."""
+        return Templates.load(self.arguments.templates)
+
+    def exemplars(self) -> list[Exemplar]:
+        """The worked examples."""
+        return load_exemplars(self.arguments.exemplars) if self.arguments.exemplars else []
+
+    def make_teacher(self) -> Teacher:
+        """The teacher; nothing is sent or loaded yet."""
+        arguments = self.arguments
+        if arguments.teacher == "procedural":
+            return ProceduralChat(
+                arguments.families,
+                rows=arguments.rows,
+                seed=self.options.seed,
+                difficulty=arguments.difficulty,
+                wrong_share=arguments.wrong_share,
+            )
+        if arguments.teacher == "transformers_local":
+            return _local(arguments.model, arguments.batch_size)
+        return self._endpoint(arguments.model, arguments.base_urls)
+
+    def make_student(self) -> Teacher | None:
+        """The student whose mistakes are mended, where one is named."""
+        arguments = self.arguments
+        if arguments.student is None:
+            return None
+        if arguments.student_base_urls:
+            return self._endpoint(arguments.student, arguments.student_base_urls)
+        return _local(arguments.student, arguments.batch_size)
+
+    def make_labeller(self) -> Teacher | None:
+        """Who labels mistakes, where it is not the teacher."""
+        if self.arguments.labeller is None or self.options.label == "none":
+            return None
+        return self._endpoint(self.arguments.labeller, self.arguments.base_urls)
+
+    def _endpoint(self, model: str, base_urls: Sequence[str]) -> OpenAICompatibleTeacher:
+        arguments = self.arguments
+        return OpenAICompatibleTeacher(
+            model,
+            base_urls,
+            api_key_env=arguments.api_key_env,
+            timeout=arguments.timeout,
+            token_limit=arguments.token_limit,
+            extra_body=arguments.extra_body,
+        )
+
+
+def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) -> GenerateConfig:
+    """Read a recipe.
+
+    Args:
+        path: A YAML file of `key: value`; files that it names are looked for from where the command runs,
+            then from the recipe's own folder.
+        options: Values that win over the file's.
+
+    Raises:
+        InputError: All that is wrong with it.
+    """
+    values = {**(_read(Path(path)) if path else {}), **options}
+    converted, problems = convert(values, _hints())
+    built: dict[type, Any] = {}
+    # The pipeline's options hold the bounds, so these are made first.
+    for cls in (GenerateArguments, Bounds, Limits, PipelineOptions):
+        names = {field.name for field in fields(cls)} - {"bounds"}
+        more = {"bounds": built[Bounds]} if cls is PipelineOptions and Bounds in built else {}
+        try:
+            built[cls] = cls(**{name: value for name, value in converted.items() if name in names}, **more)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems, heading=f"{path or 'command line'}:")
+    arguments = _beside(built[GenerateArguments], Path(path).parent if path else Path())
+    return GenerateConfig(values, arguments, built[PipelineOptions], built[Limits])
+
+
+def is_generate_recipe(path: str | Path) -> bool:
+    """Whether the keys of a YAML file are those of a generation rather than of a training."""
+    try:
+        values = _read(Path(path))
+    except InputError:
+        return False  # who reads it as the other kind will say what is wrong
+    return bool({"teacher", "base_urls"} & values.keys())
+
+
+def option_help() -> dict[str, str]:
+    """Every option and what it is for."""
+    known = _hints()
+    return {name: text for cls in CLASSES for name, text in described(cls).items() if name in known}
+
+
+def option_defaults() -> dict[str, Any]:
+    """Every option's default."""
+    known = _hints()
+    return {field.name: field.default for cls in CLASSES for field in fields(cls) if field.name in known}
+
+
+def unknown_option(name: str) -> str:
+    """What to say of an option that does not exist."""
+    return f"unknown option --{name}{nearest(name, _hints(), '--')}"
+
+
+def _hints() -> dict[str, Any]:
+    hints = hints_of(CLASSES)
+    hints.pop("bounds")  # its fields are options themselves
+    return hints
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"no recipe at {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold options as `key: value`, got {type(values).__name__}")
+    return values
+
+
+def _beside(arguments: GenerateArguments, folder: Path) -> GenerateArguments:
+    """Files that a recipe names and that are not found from here are looked for beside it."""
+
+    def find(file: str | None) -> str | None:
+        if file is None or Path(file).exists() or not (folder / file).exists():
+            return file
+        return str(folder / file)
+
+    values = {field.name: getattr(arguments, field.name) for field in fields(arguments)}
+    for name in ("dataset_name", "task_descriptions", "exemplars"):
+        values[name] = find(values[name])
+    if values["templates"]:
+        values["templates"] = {name: find(file) for name, file in values["templates"].items()}
+    return GenerateArguments(**values)
+
+
+def _descriptions(file: str | None) -> dict[str, str]:
+    if file is None:
+        return {}
+    values = _read(Path(file))
+    wrong = [task for task, text in values.items() if not isinstance(text, str)]
+    if wrong:
+        raise InputError(f"{file}: the description of {', '.join(map(str, wrong))} must be a text")
+    return values
+
+
+def _local(model: str, batch_size: int) -> Teacher:
+    # Heavy, and needed for local models alone.
+    from edit_trl.teachers.transformers_local import TransformersTeacher
+
+    return TransformersTeacher(model, batch_size=batch_size)

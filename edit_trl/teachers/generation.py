@@ -1,0 +1,119 @@
+"""What a generation is asked for, and what comes of it (L3)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from edit_trl.errors import InputError
+from edit_trl.teachers.filters import Bounds, Pair
+from edit_trl.teachers.questions import Question
+
+Rectify = Literal["hint", "minimal", "none"]
+RectifyCheck = Literal["none", "self_consistency", "judge"]
+Label = Literal["none", "paper", "fine"]
+Outcome = Literal["correct", "wrong", "unparsed", "cut off", "refused"]
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """How dual CoTs are made.
+
+    Attributes:
+        samples: Chains asked for per question.
+        pairs_per_question: The most pairs of a question, of each source.
+        exemplars_per_prompt: The most worked examples in a prompt.
+        rectify: How wrong chains are mended: a new chain with a `hint` at the answer (the paper's AHP), the
+            wrong one with `minimal` changes, or `none`.
+        rectify_check: A second look at mended chains that is not told the answer: `self_consistency` lets
+            the teacher draw the conclusion again, `judge` asks whether each step is sound.
+        corrupt: Whether right chains are corrupted (CCP).
+        label: Whether kinds of mistake are named: the `paper`'s four, or the `fine` set.
+        temperature: Of annotating, rectifying and corrupting.
+        student_temperature: Of the student's own chains.
+        top_p: Nucleus sampling.
+        max_tokens: Where an answer is cut off.
+        system_prompt: Sent first, where given.
+        seed: Chooses exemplars; also sent to the teacher where `send_seed` is set.
+        send_seed: Some endpoints refuse a seed.
+        bounds: What pairs must keep to.
+
+    Raises:
+        InputError: A value out of range.
+    """
+
+    samples: int = 1
+    pairs_per_question: int = 1
+    exemplars_per_prompt: int = 3
+    rectify: Rectify = "hint"
+    rectify_check: RectifyCheck = "none"
+    corrupt: bool = True
+    label: Label = "none"
+    temperature: float = 0.2
+    student_temperature: float = 0.7
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    system_prompt: str | None = None
+    seed: int = 0
+    send_seed: bool = False
+    bounds: Bounds = field(default_factory=Bounds)
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"`{name}` must be at least {least}, got {getattr(self, name)}"
+            for name, least in (
+                ("samples", 1),
+                ("pairs_per_question", 1),
+                ("exemplars_per_prompt", 0),
+                ("max_tokens", 1),
+                ("temperature", 0),
+                ("student_temperature", 0),
+            )
+            if getattr(self, name) < least
+        ]
+        if not 0 < self.top_p <= 1:
+            problems.append(f"`top_p` must be above 0 and at most 1, got {self.top_p}")
+        if problems:
+            raise InputError(problems)
+
+
+class Watcher(Protocol):
+    """Is told what happens."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage of so many requests begins."""
+
+    def step(self, outcome: str, fresh: bool) -> None:
+        """A request of it is done."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain that was written for a question, and what its answer is worth."""
+
+    question: Question
+    text: str
+    outcome: Outcome
+    sample: int
+
+
+@dataclass
+class Generation:
+    """What came of it.
+
+    Attributes:
+        pairs: The dual CoTs, by question, source and sample.
+        correct: All correct chains of the teacher (D⁺).
+        rectified: Mended chains that were verified, also of pairs that were dropped.
+        counts: Outcomes by stage.
+        dropped: Ids of pairs by the reason why they are none.
+        failures: (question id, stage, reason) of requests without an answer.
+    """
+
+    pairs: list[Pair] = field(default_factory=list)
+    correct: list[Chain] = field(default_factory=list)
+    rectified: list[Chain] = field(default_factory=list)
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    failures: list[tuple[str, str, str]] = field(default_factory=list)

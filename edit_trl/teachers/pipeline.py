@@ -1,0 +1,326 @@
+"""Questions -> dual CoTs (L3): annotate, verify, rectify, corrupt, verify, filter, label.
+
+Stages run one after another over all questions. Every choice (which exemplars are shown, which chains are
+paired, the order of the rows) follows from ids and the seed and never from when an answer came, so that the
+same answers make the same dataset.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from edit_trl.answers import check_answer, extract_answer, infer_answer_type
+from edit_trl.teachers.dispatch import Answer, Dispatcher
+from edit_trl.teachers.exemplars import Exemplar
+from edit_trl.teachers.filters import Pair, filter_pairs
+from edit_trl.teachers.generation import Chain, Generation, Outcome, PipelineOptions, Watcher
+from edit_trl.teachers.prompts import (
+    LabelSet,
+    TemplateName,
+    Templates,
+    read_chain,
+    read_kinds,
+    read_verdict,
+    without_conclusion,
+)
+from edit_trl.teachers.questions import Question
+from edit_trl.teachers.teacher import ChatRequest, ChatResponse, Sampling, Stage
+
+# Answers a self-consistency check draws, and at what temperature.
+_CHECKS, _CHECK_TEMPERATURE = 3, 0.7
+
+
+async def make_dual_cots(
+    questions: Sequence[Question],
+    teacher: Dispatcher,
+    *,
+    options: PipelineOptions | None = None,
+    templates: Templates | None = None,
+    exemplars: Sequence[Exemplar] = (),
+    student: Dispatcher | None = None,
+    labeller: Dispatcher | None = None,
+    watcher: Watcher | None = None,
+) -> Generation:
+    """Make dual CoTs of questions.
+
+    Args:
+        questions: With known answers; ids are unique.
+        teacher: Writes, mends and corrupts chains.
+        options: See `PipelineOptions`.
+        templates: The prompts; the package's own where None.
+        exemplars: Shown to the teacher; those with a wrong chain also for corrupting.
+        student: Where given, its own wrong chains are mended by the teacher too (`on_policy`).
+        labeller: Names mistakes; the teacher where None.
+        watcher: Is told of progress.
+
+    Raises:
+        RunStopped: See `Dispatcher.run`; what was answered is in the journal.
+    """
+    run = _Run(questions, options or PipelineOptions(), templates or Templates.load(), exemplars, watcher)
+    made = run.made
+    chains = await run.annotate(teacher)
+    made.correct = [chain for chain in chains if chain.outcome == "correct"]
+    wrong = run.some(chain for chain in chains if chain.outcome == "wrong")
+    if run.options.rectify != "none":
+        made.pairs += await run.rectify(teacher, wrong, run.options.rectify == "minimal")
+    if run.options.corrupt:
+        made.pairs += await run.corrupt(teacher, run.some(made.correct), made.pairs)
+    if student is not None:
+        own = await run.annotate(student, by_student=True)
+        wrong = run.some(chain for chain in own if chain.outcome == "wrong")
+        made.pairs += await run.rectify(teacher, wrong, minimal=True, source="on_policy")
+    order = {question.id: number for number, question in enumerate(questions)}
+    made.pairs.sort(key=lambda pair: order[pair.question.id])  # stable: by source and sample within one
+    made.pairs, dropped = filter_pairs(made.pairs, run.options.bounds)
+    for reason, ids in dropped.items():
+        made.dropped.setdefault(reason, []).extend(ids)
+    if run.options.label != "none":
+        made.pairs = await run.label(labeller or teacher, made.pairs, run.options.label)
+    return made
+
+
+class _Run:
+    """One generation: the stages, each from its prompts to what is made of the answers."""
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        options: PipelineOptions,
+        templates: Templates,
+        exemplars: Sequence[Exemplar],
+        watcher: Watcher | None,
+    ):
+        self.questions = questions
+        self.options = options
+        self.made = Generation()
+        self._templates = templates
+        self._exemplars = exemplars
+        self._watcher = watcher
+
+    async def annotate(self, writer: Dispatcher, *, by_student: bool = False) -> list[Chain]:
+        """Chains for all questions, by question and sample."""
+        template: TemplateName = "student" if by_student else "annotate"
+        requests = {}
+        for question in self.questions:
+            if by_student:
+                prompt = self._templates.student(question)
+            else:
+                prompt = self._templates.annotate(question, self._shown(question))
+            for sample in range(self.options.samples):
+                stage: Stage = "student" if by_student else "annotate"
+                requests[question, sample] = self._request(stage, template, question, prompt, sample)
+        answers = await self._answers(writer, requests, template)
+        return [_chain(question, sample, answer) for (question, sample), answer in answers.items()]
+
+    async def rectify(
+        self, teacher: Dispatcher, wrong: Sequence[Chain], minimal: bool, source: str | None = None
+    ) -> list[Pair]:
+        """Pairs of wrong chains and their mended ones, where these end in the known answer."""
+        template: TemplateName = "rectify_minimal" if minimal else "rectify"
+        requests = {}
+        for chain in wrong:
+            if minimal:
+                prompt = self._templates.rectify_minimal(chain.question, chain.text)
+            else:
+                prompt = self._templates.rectify(chain.question, self._shown(chain.question))
+            request = self._request("rectify", template, chain.question, prompt, chain.sample)
+            requests[chain.question, chain.sample] = request
+        texts = {(chain.question, chain.sample): chain.text for chain in wrong}
+        name = f"{template} ({source})" if source else template
+        answers = await self._answers(teacher, requests, name)
+        mended = [_chain(question, sample, answer) for (question, sample), answer in answers.items()]
+        mended = [chain for chain in mended if chain.outcome == "correct"]
+        mended = await self._checked(teacher, mended, source or template)
+        self.made.rectified += mended
+        source = source or ("rectified_minimal" if minimal else "rectified")
+        return [
+            Pair(chain.question, chain.text, texts[chain.question, chain.sample], source, chain.sample)
+            for chain in mended
+        ]
+
+    async def corrupt(
+        self, teacher: Dispatcher, correct: Sequence[Chain], pairs: Sequence[Pair]
+    ) -> list[Pair]:
+        """Pairs of right chains and similar wrong ones, where these end in another answer."""
+        collected: dict[str | None, list[Exemplar]] = {}
+        for pair in pairs:
+            question = pair.question
+            collected.setdefault(question.task, []).append(
+                Exemplar(question.question, pair.chosen, question.answer, pair.rejected, question.task)
+            )
+        requests = {
+            (chain.question, chain.sample): self._request(
+                "corrupt",
+                "corrupt",
+                chain.question,
+                self._templates.corrupt(chain.question, chain.text, self._contrasts(chain, collected)),
+                chain.sample,
+            )
+            for chain in correct
+        }
+        texts = {(chain.question, chain.sample): chain.text for chain in correct}
+        answers = await self._answers(teacher, requests, "corrupt")
+        corrupted = [_chain(question, sample, answer) for (question, sample), answer in answers.items()]
+        return [
+            Pair(chain.question, texts[chain.question, chain.sample], chain.text, "corrupted", chain.sample)
+            for chain in corrupted
+            if chain.outcome == "wrong"
+        ]
+
+    async def label(self, labeller: Dispatcher, pairs: Sequence[Pair], kinds: LabelSet) -> list[Pair]:
+        """The pairs with the kinds of mistake; None where the answer was not in the form asked for."""
+        requests = {}
+        for number, pair in enumerate(pairs):
+            prompt = self._templates.label(pair.question, pair.chosen, pair.rejected, kinds)
+            requests[pair.question, number] = self._request(
+                "label", "label", pair.question, prompt, 0, number
+            )
+
+        def outcome(_: Question, response: ChatResponse) -> str:
+            return "unparsed" if read_kinds(response.text, kinds) is None else "labelled"
+
+        answers = await self._answers(labeller, requests, "label", outcome)
+        labelled = list(pairs)
+        for (_, number), answer in answers.items():
+            named = read_kinds(answer.text, kinds)
+            labelled[number] = replace(
+                pairs[number], mistake=None if named is None else tuple(named), mistake_text=answer.text
+            )
+        return labelled
+
+    def some(self, chains: Iterable[Chain]) -> list[Chain]:
+        """Of each question, the first few that differ."""
+        taken: dict[str, list[Chain]] = {}
+        for chain in chains:
+            of_question = taken.setdefault(chain.question.id, [])
+            known = {other.text for other in of_question}
+            if len(of_question) < self.options.pairs_per_question and chain.text not in known:
+                of_question.append(chain)
+        return [chain for of_question in taken.values() for chain in of_question]
+
+    async def _checked(self, teacher: Dispatcher, chains: Sequence[Chain], source: str) -> list[Chain]:
+        """Those that a second look, which is not told the answer, agrees with."""
+        check = self.options.rectify_check
+        if check == "none":
+            return list(chains)
+        template: TemplateName = "judge" if check == "judge" else "conclude"
+        draws = 1 if check == "judge" else _CHECKS
+        temperature = 0.0 if check == "judge" else _CHECK_TEMPERATURE
+        requests = {}
+        for number, chain in enumerate(chains):
+            if check == "judge":
+                prompt = self._templates.judge(chain.question, chain.text)
+            else:
+                beginning = without_conclusion(chain.text, chain.question.answer)
+                prompt = self._templates.conclude(chain.question, beginning)
+            for draw in range(draws):
+                request = self._request(
+                    "check", template, chain.question, prompt, draw, number * draws + draw, temperature
+                )
+                requests[chain.question, number * draws + draw] = request
+
+        def outcome(question: Question, response: ChatResponse) -> str:
+            if check == "judge":
+                verdict = read_verdict(response.text)
+                return "unparsed" if verdict is None else "sound" if verdict else "flawed"
+            return _outcome(question, response)
+
+        answers = await self._answers(teacher, requests, f"check ({source})", outcome)
+        votes: Counter[int] = Counter()
+        for (question, slot), answer in answers.items():
+            votes[slot // draws] += outcome(question, answer) in ("sound", "correct")
+        agreed = [chain for number, chain in enumerate(chains) if 2 * votes[number] > draws]
+        ids = [f"{chain.question.id}/{source}/{chain.sample}" for chain in chains if chain not in agreed]
+        if ids:
+            self.made.dropped.setdefault(f"the {check} check disagrees", []).extend(ids)
+        return agreed
+
+    def _request(
+        self,
+        stage: Stage,
+        template: TemplateName,
+        question: Question,
+        prompt: str,
+        sample: int,
+        slot: int | None = None,
+        temperature: float | None = None,
+    ) -> ChatRequest:
+        options = self.options
+        system = [("system", options.system_prompt)] if options.system_prompt else []
+        if temperature is None:
+            temperature = options.student_temperature if stage == "student" else options.temperature
+            temperature = 0.0 if stage == "label" else temperature
+        return ChatRequest(
+            stage=stage,
+            # The slot tells requests of one question apart; it is not sent and not part of the key.
+            row_id=f"{sample if slot is None else slot}\t{question.id}",
+            template=self._templates.version(template),
+            messages=(*system, ("user", prompt)),
+            sampling=Sampling(temperature, options.top_p, options.max_tokens),
+            sample=sample,
+            seed=options.seed + sample if options.send_seed else None,
+        )
+
+    async def _answers(
+        self,
+        dispatcher: Dispatcher,
+        requests: Mapping[tuple[Question, int], ChatRequest],
+        name: str,
+        outcome: Any = None,
+    ) -> dict[tuple[Question, int], ChatResponse]:
+        """Answers in the order of the requests, whenever they came; failures are noted."""
+        counts = self.made.counts.setdefault(name, Counter())
+        if self._watcher:
+            self._watcher.stage(name, len(requests))
+        slots = {request.row_id: slot for slot, request in requests.items()}
+        answers: dict[tuple[Question, int], ChatResponse] = {}
+        failures = []
+        async for result in dispatcher.run(requests.values()):
+            slot = slots[result.request.row_id]
+            if isinstance(result, Answer):
+                answers[slot] = result.response
+                seen = (outcome or _outcome)(slot[0], result.response)
+            else:
+                seen = "failed"
+                failures.append((slot[0].id, name, result.reason))
+            counts[seen] += 1
+            if self._watcher:
+                self._watcher.step(seen, isinstance(result, Answer) and result.fresh)
+        self.made.failures += sorted(failures)
+        return {slot: answers[slot] for slot in requests if slot in answers}
+
+    def _shown(self, question: Question) -> list[Exemplar]:
+        """Exemplars of the question's task, else those of no task."""
+        own = [exemplar for exemplar in self._exemplars if exemplar.task == question.task]
+        general = [exemplar for exemplar in self._exemplars if exemplar.task is None]
+        return (own or general)[: self.options.exemplars_per_prompt]
+
+    def _contrasts(self, chain: Chain, collected: Mapping[str | None, Sequence[Exemplar]]) -> list[Exemplar]:
+        """Contrastive exemplars: collected ones of the task, and given ones until there are enough."""
+        wanted = self.options.exemplars_per_prompt
+        pool = [e for e in collected.get(chain.question.task, ()) if e.question != chain.question.question]
+        rng = random.Random(f"{self.options.seed}/{chain.question.id}/{chain.sample}")
+        chosen = rng.sample(pool, min(wanted, len(pool)))
+        given = [exemplar for exemplar in self._exemplars if exemplar.wrong_chain is not None]
+        own = [exemplar for exemplar in given if exemplar.task == chain.question.task]
+        return chosen + (own or [e for e in given if e.task is None])[: wanted - len(chosen)]
+
+
+def _chain(question: Question, sample: int, response: ChatResponse) -> Chain:
+    return Chain(question, read_chain(response.text), _outcome(question, response), sample)
+
+
+def _outcome(question: Question, response: ChatResponse) -> Outcome:
+    if response.finish_reason == "refused":
+        return "refused"
+    if response.finish_reason == "length":
+        return "cut off"
+    kind = question.answer_type or infer_answer_type(question.answer)
+    text = read_chain(response.text)
+    if extract_answer(text, kind) is None:
+        return "unparsed"
+    return check_answer(text, question.answer, kind).verdict

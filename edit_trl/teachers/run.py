@@ -1,0 +1,145 @@
+"""One generation from a recipe: check, ask, save (L3)."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from edit_trl.errors import InputError
+from edit_trl.teachers.dispatch import Dispatcher, DispatchStats
+from edit_trl.teachers.display import Display
+from edit_trl.teachers.exemplars import Exemplar
+from edit_trl.teachers.export import CardFacts, save_generation
+from edit_trl.teachers.generate_config import GenerateConfig
+from edit_trl.teachers.generation import Generation
+from edit_trl.teachers.journal import Journal
+from edit_trl.teachers.pipeline import make_dual_cots
+from edit_trl.teachers.prompts import TemplateName, Templates
+from edit_trl.teachers.questions import Question
+from edit_trl.teachers.teacher import Teacher
+
+# What does not change what is made, and so is not told in the card: the same answers make the same card.
+_INCIDENTAL = {"output_dir", "push_to_hub", "private", "max_cost", "timeout", "batch_size", "max_concurrency"}
+
+
+class Prepared:
+    """A recipe with everything it names, read and checked; nothing has been sent.
+
+    Args:
+        config: The recipe.
+
+    Attributes:
+        teacher: Who will be asked.
+        questions: What.
+
+    Raises:
+        InputError: Questions, exemplars, templates or a teacher that cannot be used; all at once.
+    """
+
+    def __init__(self, config: GenerateConfig):
+        self.config = config
+        problems: list[str] = []
+
+        def of(make: Callable[[], Any]) -> Any:
+            try:
+                return make()
+            except InputError as error:
+                problems.extend(error.problems)
+
+        self.templates: Templates = of(config.templates)
+        self.exemplars: Sequence[Exemplar] = of(config.exemplars)
+        self.teacher: Teacher = of(config.make_teacher)
+        self.questions: Sequence[Question] = of(lambda: config.questions(self.teacher))
+        if problems:
+            raise InputError(problems)
+
+    def __str__(self) -> str:
+        tasks = {question.task for question in self.questions}
+        of_tasks = f" of {len(tasks)} tasks" if len(tasks) > 1 else ""
+        return (
+            f"{len(self.questions)} questions{of_tasks}, {len(self.exemplars)} exemplars; teacher "
+            f"{self.teacher.model!r} ({self.config.arguments.teacher})"
+        )
+
+    async def run(self, folder: Path) -> tuple[Generation, dict[str, int]]:
+        """Make the dual CoTs and save them.
+
+        Args:
+            folder: For the result; the journal is in the recipe's `output_dir`.
+
+        Returns:
+            What was made, and the rows written by file.
+
+        Raises:
+            InputError: See `make_dual_cots` and `save_generation`.
+        """
+        config = self.config
+        async with AsyncExitStack() as stack:
+            teachers = {"teacher": self.teacher}
+            teachers |= {"student": config.make_student(), "labeller": config.make_labeller()}
+            teachers = {who: teacher for who, teacher in teachers.items() if teacher is not None}
+            for teacher in teachers.values():
+                stack.push_async_callback(teacher.close)
+            await asyncio.gather(*(teacher.check() for teacher in teachers.values()))
+            journal = stack.enter_context(Journal(config.arguments.output_dir))
+            dispatchers = {
+                who: Dispatcher(
+                    teacher,
+                    journal,
+                    # Prices are the teacher's.
+                    config.limits
+                    if who == "teacher"
+                    else replace(config.limits, prompt_price=None, completion_price=None, max_cost=None),
+                )
+                for who, teacher in teachers.items()
+            }
+            stack.enter_context(_stopped_by_signals(list(dispatchers.values())))
+            display = stack.enter_context(Display(list(dispatchers.values())))
+            generation = await make_dual_cots(
+                self.questions,
+                dispatchers["teacher"],
+                options=config.options,
+                templates=self.templates,
+                exemplars=self.exemplars,
+                student=dispatchers.get("student"),
+                labeller=dispatchers.get("labeller"),
+                watcher=display,
+            )
+            facts = self._facts({who: dispatcher.stats for who, dispatcher in dispatchers.items()})
+        rows = save_generation(generation, folder, facts, conversational=config.arguments.conversational)
+        return generation, rows
+
+    def _facts(self, stats: dict[str, DispatchStats]) -> CardFacts:
+        values = {name: value for name, value in self.config.values.items() if name not in _INCIDENTAL}
+        versions = {name: self.templates.version(name) for name in get_args(TemplateName)}
+        return CardFacts(self.teacher.model, stats, versions, values)
+
+
+class _stopped_by_signals:
+    """Ctrl-C lets what is in flight come back; a second one does not."""
+
+    def __init__(self, dispatchers: Sequence[Dispatcher]):
+        self._dispatchers = dispatchers
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, self._stop)
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _stop(self) -> None:
+        for dispatcher in self._dispatchers:
+            dispatcher.stop()
+        self._release()
+
+    def _release(self) -> None:
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(name)

@@ -1,0 +1,426 @@
+"""Requests through the journal to a server that fails in every way."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from chat_server import MODEL, ChatServer, completion, running
+
+from edit_trl.errors import InputError
+from edit_trl.teachers.dispatch import (
+    Answer,
+    BudgetSpent,
+    Dispatcher,
+    Failure,
+    Interrupted,
+    Limits,
+    TeacherUnavailable,
+)
+from edit_trl.teachers.journal import Journal
+from edit_trl.teachers.openai_compatible import OpenAICompatibleTeacher
+from edit_trl.teachers.pacing import Pacer, RateLimit
+from edit_trl.teachers.teacher import ChatRequest, Sampling
+
+
+def requests(count: int, sample: int = 0) -> list[ChatRequest]:
+    return [
+        ChatRequest("annotate", f"row {n}", "v1", (("user", f"question {n}"),), Sampling(), sample)
+        for n in range(count)
+    ]
+
+
+def ask(url: str, folder: Path, asked, timeout: float = 5.0, watch=None, **limits):
+    """All outcomes by row, and the dispatcher."""
+
+    async def main():
+        teacher = OpenAICompatibleTeacher(MODEL, [url] if isinstance(url, str) else url, timeout=timeout)
+        with Journal(folder) as journal:
+            dispatcher = Dispatcher(teacher, journal, Limits(**limits))
+            outcomes = {}
+            try:
+                async for outcome in dispatcher.run(asked):
+                    outcomes[outcome.request.row_id] = outcome
+                    if watch:
+                        watch(dispatcher, outcomes)
+            finally:
+                await teacher.close()
+            return outcomes, dispatcher, len(journal)
+
+    return asyncio.run(main())
+
+
+def echo(body: dict) -> str:
+    return f"answer to {body['messages'][-1]['content']}"
+
+
+def test_answers_come_once_and_then_from_the_journal(tmp_path):
+    server = ChatServer(echo)
+    with running(server) as url:
+        first, dispatcher, kept = ask(url, tmp_path, requests(50))
+        again, second, _ = ask(url, tmp_path, requests(60))
+    assert {row: answer.response.text for row, answer in first.items()} == {
+        f"row {n}": f"answer to question {n}" for n in range(50)
+    }
+    assert all(answer.fresh for answer in first.values())
+    assert kept == 50
+    assert server.seen == 60
+    assert sum(answer.fresh for answer in again.values()) == 10
+    assert (second.stats.from_journal, second.stats.sent) == (50, 10)
+    assert dispatcher.stats.models == {MODEL: 50}
+    assert (dispatcher.stats.prompt_tokens, dispatcher.stats.completion_tokens) == (500, 250)
+
+
+def test_the_same_request_of_two_rows_is_sent_once(tmp_path):
+    one = requests(1)[0]
+    other = ChatRequest("annotate", "another row", "v1", one.messages, one.sampling)
+    server = ChatServer(echo, delay=0.05)
+    with running(server) as url:
+        outcomes, dispatcher, _ = ask(url, tmp_path, [one, other], prompt_price=1.0, completion_price=2.0)
+    assert server.seen == 1
+    assert outcomes["row 0"].response == outcomes["another row"].response
+    assert dispatcher.stats.cost == pytest.approx((10 * 1.0 + 5 * 2.0) / 1e6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sample": 1},
+        {"seed": 3},
+        {"template": "v2"},
+        {"stage": "corrupt"},
+        {"sampling": Sampling(temperature=0.5)},
+        {"messages": (("user", "other"),)},
+    ],
+)
+def test_what_may_change_an_answer_is_part_of_the_key(change):
+    teacher = OpenAICompatibleTeacher(MODEL, ["http://127.0.0.1:1/v1"])
+    request = requests(1)[0]
+    changed = ChatRequest(
+        **({name: getattr(request, name) for name in request.__dataclass_fields__} | change)
+    )
+    assert changed.key(teacher) != request.key(teacher)
+    elsewhere = OpenAICompatibleTeacher(MODEL, ["http://127.0.0.1:2/v1"])
+    assert request.key(elsewhere) != request.key(teacher)
+    assert request.key(OpenAICompatibleTeacher("other", ["http://127.0.0.1:1/v1"])) != request.key(teacher)
+
+
+FAULTS = [
+    "429",
+    "429 0.2",
+    "500",
+    "503",
+    "reset",
+    "truncated JSON",
+    "empty choices",
+    "html",
+    "slow body",
+    "empty",
+]
+FAULTS += ["half a body", "408", "409"]
+
+
+def test_every_fault_that_may_pass_is_tried_again(tmp_path):
+    """Two requests in five fail in some way; what is answered in full is journaled, each time."""
+    rng = random.Random(0)
+    plan = [rng.choice(FAULTS) if rng.random() < 0.4 else None for _ in range(2000)]
+    server = ChatServer(echo, lambda n, body: plan[n])
+    with running(server) as url:
+        outcomes, dispatcher, kept = ask(url, tmp_path, requests(120), max_concurrency=32, max_attempts=12)
+    assert {row: outcome.response.text for row, outcome in outcomes.items()} == {
+        f"row {n}": f"answer to question {n}" for n in range(120)
+    }
+    assert kept == sum(server.paid.values()) > 120
+    assert {"status 429", "status 500", "not JSON", "no choices"} <= set(dispatcher.stats.retries)
+
+
+def test_what_never_works_is_listed_and_not_tried_again(tmp_path):
+    def fault(n, body):
+        return {"question 3": "400", "question 5": "422"}.get(body["messages"][-1]["content"])
+
+    server = ChatServer(echo, fault)
+    with running(server) as url:
+        outcomes, dispatcher, _ = ask(url, tmp_path, requests(8))
+    failures = {row: o.reason for row, o in outcomes.items() if isinstance(o, Failure)}
+    assert failures["row 3"] == "longer than the model's context"
+    assert failures["row 5"].startswith("status 422")
+    assert len(failures) == 2
+    assert server.seen == 8
+    assert dispatcher.stats.failed == 2
+
+
+def test_a_request_that_keeps_failing_is_given_up(tmp_path):
+    server = ChatServer(echo, lambda n, body: "500" if "question 1" in str(body) else None)
+    with running(server) as url:
+        outcomes, _, _ = ask(url, tmp_path, requests(3), max_attempts=2)
+    assert outcomes["row 1"] == Failure(requests(3)[1], "status 500 (2 attempts)")
+    assert server.seen == 4
+
+
+def test_malformed_answers_are_paid_for_and_not_asked_for_forever(tmp_path):
+    server = ChatServer(echo, lambda n, body: "html")
+    with running(server) as url:
+        outcomes, _, kept = ask(url, tmp_path, requests(1), max_attempts=2)
+        again, _, _ = ask(url, tmp_path, requests(1), max_attempts=2)
+    assert outcomes["row 0"].reason == "not JSON (2 attempts)"
+    assert isinstance(again["row 0"], Failure)
+    assert server.seen == kept == 2
+
+
+def test_a_timeout_is_tried_again(tmp_path):
+    server = ChatServer(echo, lambda n, body: "timeout" if n == 1 else None)
+    with running(server) as url:
+        outcomes, dispatcher, _ = ask(url, tmp_path, requests(1), timeout=0.3)
+    assert outcomes["row 0"].response.text == "answer to question 0"
+    assert dispatcher.stats.retries == {"timeout": 1}
+
+
+def test_a_wait_that_is_asked_for_is_kept(tmp_path):
+    server = ChatServer(echo, lambda n, body: "429 0.6" if n == 1 else None)
+    started = time.monotonic()
+    with running(server) as url:
+        ask(url, tmp_path, requests(1))
+    assert time.monotonic() - started > 0.6
+
+
+def test_too_many_requests_mean_fewer_at_once(tmp_path):
+    """The server takes eight at once and refuses the rest."""
+    server = ChatServer(echo, delay=0.02)
+    server.fault = lambda n, body: "429" if server.in_flight > 8 else None
+    with running(server) as url:
+        outcomes, dispatcher, _ = ask(url, tmp_path, requests(200), max_concurrency=64)
+    assert all(isinstance(outcome, Answer) for outcome in outcomes.values())
+    assert server.most_in_flight < 40
+    assert dispatcher.pacer.limit < 20
+
+
+def fill(pacer: Pacer, latencies: list[float], **release) -> float:
+    """The limit after answers of these latencies, while others wait for their turn."""
+
+    async def main():
+        waiters = [asyncio.ensure_future(pacer.acquire()) for _ in range(300)]
+        for latency in latencies:
+            await asyncio.sleep(0)
+            pacer.release("annotate", latency, **release)
+        pacer.close()
+        await asyncio.gather(*waiters, return_exceptions=True)
+        return pacer.limit
+
+    return asyncio.run(main())
+
+
+def test_all_goes_well_with_as_many_as_allowed():
+    assert fill(Pacer(40), [0.1] * 32) == 40
+    assert fill(Pacer(40), [0.1] * 100) == 40
+    assert fill(Pacer(3), [0.1] * 10) == 3
+
+
+def test_congestion_halves_once_a_round_trip():
+    assert (
+        fill(Pacer(64), [60.0] * 5, congestion=True) == 4
+    )  # eight at the start; the others were sent before
+    assert fill(Pacer(64), [0.0] * 5, congestion=True) == 1
+
+
+def test_a_wrong_key_stops_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    server = ChatServer(echo, lambda n, body: "401")
+    with running(server) as url, pytest.raises(TeacherUnavailable) as caught:
+        ask(url, tmp_path, requests(100), max_concurrency=4)
+    assert server.seen <= 4
+    assert server.keys == {"Bearer sk-very-secret"}
+    message = str(caught.value)
+    assert "401" in message
+    assert "OPENAI_API_KEY" in message
+    assert "run the same command again" in message
+    assert "very-secret" not in message
+
+
+def test_requests_that_are_all_refused_stop_the_run(tmp_path):
+    server = ChatServer(echo, lambda n, body: "400")
+    with running(server) as url, pytest.raises(TeacherUnavailable, match="not one of the first 20"):
+        ask(url, tmp_path, requests(500), max_concurrency=8)
+    assert server.seen < 60
+
+
+def test_a_teacher_that_is_gone_stops_the_run(tmp_path):
+    server = ChatServer(echo, lambda n, body: "500" if n > 10 else None)
+    with running(server) as url, pytest.raises(TeacherUnavailable, match="nothing but failures for"):
+        ask(url, tmp_path, requests(500), give_up_after=1.0, max_attempts=50, max_concurrency=8)
+    with Journal(tmp_path) as journal:
+        assert len(journal) == 10
+
+
+def test_a_wait_longer_than_anyone_has_stops_the_run(tmp_path):
+    server = ChatServer(echo, lambda n, body: "429 3600")
+    with running(server) as url, pytest.raises(TeacherUnavailable, match="it asks to wait for 3600 s"):
+        ask(url, tmp_path, requests(5))
+
+
+def test_the_budget_stops_the_run_and_a_higher_one_goes_on(tmp_path):
+    server = ChatServer(echo, delay=0.01)
+    prices = {"prompt_price": 1e6, "completion_price": 0.0, "max_concurrency": 1}  # ten a request
+    with running(server) as url:
+        with pytest.raises(BudgetSpent, match=r"`max_cost: 45` is spent \(50\.0000\)"):
+            ask(url, tmp_path, requests(20), max_cost=45, **prices)
+        assert server.seen == 5
+        with pytest.raises(BudgetSpent):
+            ask(url, tmp_path, requests(20), max_cost=45, **prices)
+        assert server.seen == 5  # the journal's answers count
+        outcomes, dispatcher, _ = ask(url, tmp_path, requests(20), max_cost=1000, **prices)
+    assert server.seen == len(outcomes) == 20
+    assert dispatcher.stats.cost == pytest.approx(200)
+
+
+def test_a_stop_waits_for_what_is_in_flight(tmp_path):
+    server = ChatServer(echo, delay=0.1)
+
+    def watch(dispatcher, outcomes):
+        if len(outcomes) == 5:
+            dispatcher.stop()
+
+    with running(server) as url, pytest.raises(Interrupted, match="run the same command again"):
+        ask(url, tmp_path, requests(100), watch=watch, max_concurrency=16)
+    with Journal(tmp_path) as journal:
+        assert len(journal) == sum(server.paid.values()) == server.seen < 100
+
+
+def test_endpoints_take_turns_and_a_dead_one_is_passed_over(tmp_path):
+    servers = [ChatServer(echo), ChatServer(echo)]
+    with running(servers[0]) as one, running(servers[1]) as two:
+        ask([one, two], tmp_path / "both", requests(40))
+        assert servers[0].seen == servers[1].seen == 20
+        dead = "http://127.0.0.1:9/v1"
+        outcomes, _, _ = ask([one, dead], tmp_path / "dead", requests(40))
+    assert all(isinstance(outcome, Answer) for outcome in outcomes.values())
+
+
+def test_rates_are_kept(tmp_path):
+    server = ChatServer(echo)
+    started = time.monotonic()
+    with running(server) as url:
+        ask(url, tmp_path / "requests", requests(30), requests_per_minute=1200)
+        assert time.monotonic() - started > 0.4  # 20 a second, 20 saved up
+        started = time.monotonic()
+        ask(url, tmp_path / "tokens", requests(30), tokens_per_minute=12000, max_concurrency=2)
+        assert time.monotonic() - started > 1.0  # 200 tokens a second, 15 each, 200 saved up
+
+
+def test_a_rate_limit_fills_with_time():
+    limit = RateLimit(per_minute=6000)
+    assert limit.delay() == 0
+    limit.take(150)  # 100 were saved up
+    assert 0.3 < limit.delay() <= 0.5
+
+
+def test_slow_answers_stop_the_growth():
+    assert fill(Pacer(64), [0.1] * 20 + [1.0] * 200) < 45
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_concurrency": 0}, "`max_concurrency` must be at least 1, got 0"),
+        ({"max_attempts": 0}, "`max_attempts` must be at least 1, got 0"),
+        ({"requests_per_minute": 0}, "`requests_per_minute` must be positive, got 0"),
+        ({"prompt_price": -1.0}, "`prompt_price` cannot be negative, got -1.0"),
+        ({"max_cost": 3.0}, "`max_cost` needs a price"),
+    ],
+)
+def test_limits_are_checked(options, message):
+    with pytest.raises(InputError) as caught:
+        Limits(**options)
+    assert message in str(caught.value)
+
+
+def killed_runs(tmp_path: Path, kills: int, rng: random.Random) -> None:
+    """Kill a run again and again; what was journaled is never asked for again."""
+    server = ChatServer(echo, delay=0.02)
+    with running(server) as url:
+        command = [sys.executable, __file__, url, str(tmp_path)]
+        for _ in range(kills):
+            child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            assert child.stdout.readline() == "started\n"
+            time.sleep(rng.uniform(0.05, 0.6))
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            with Journal(tmp_path, wait=5) as journal:
+                kept = len(journal)
+            # At most what was in flight when it was killed is missing.
+            assert sum(server.paid.values()) - kept <= 8 * kills
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["answers"] == {f"row {n}": f"answer to question {n}" for n in range(400)}
+    assert json.loads(again.stdout.splitlines()[-1]) == {"answers": result["answers"], "sent": 0}
+    # What was sent more than once is what was in flight at a kill.
+    assert sum(server.paid.values()) - 400 <= 8 * kills
+    with Journal(tmp_path) as journal:
+        assert len(journal) == 400
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    killed_runs(tmp_path, 3, random.Random(0))
+
+
+@pytest.mark.slow
+def test_twenty_killed_runs_go_on(tmp_path):
+    killed_runs(tmp_path, 20, random.Random(1))
+
+
+def test_ctrl_c_in_a_process_leaves_a_journal(tmp_path):
+    server = ChatServer(echo, delay=0.05)
+    with running(server) as url:
+        child = subprocess.Popen(
+            [sys.executable, __file__, url, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout.readline() == "started\n"
+        time.sleep(0.3)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=30)
+    assert "run the same command again" in errors
+    with Journal(tmp_path) as journal:
+        assert 0 < len(journal) == sum(server.paid.values()) < 400
+
+
+def test_completions_are_read():
+    teacher = OpenAICompatibleTeacher(MODEL, ["http://127.0.0.1:1/v1"])
+    from edit_trl.teachers.teacher import RawResponse
+
+    assert teacher.read(RawResponse(completion("x", finish_reason="length"), 0)).finish_reason == "length"
+    assert (
+        teacher.read(RawResponse(completion("", finish_reason="content_filter"), 0)).finish_reason
+        == "refused"
+    )
+
+
+async def child(url: str, folder: str) -> None:
+    teacher = OpenAICompatibleTeacher(MODEL, [url])
+    with Journal(folder, wait=5) as journal:
+        dispatcher = Dispatcher(teacher, journal, Limits(max_concurrency=8))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, dispatcher.stop)
+        print("started", flush=True)
+        answers = {o.request.row_id: o.response.text async for o in dispatcher.run(requests(400))}
+        await teacher.close()
+    print(
+        json.dumps(
+            {
+                "answers": dict(sorted(answers.items(), key=lambda i: int(i[0][4:]))),
+                "sent": dispatcher.stats.sent,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    asyncio.run(child(*sys.argv[1:]))

@@ -1,0 +1,123 @@
+"""Questions, from files as people have them."""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from edit_trl.errors import InputError
+from edit_trl.teachers.questions import Question, read_questions
+
+ROWS = [
+    {"question": "What is 2 + 2?", "answer": "4"},
+    {"question": " Is {x} odd? ", "answer": "yes", "id": "odd", "task": "parity", "answer_type": "yes_no"},
+]
+READ = [
+    Question("row 1", "What is 2 + 2?", "4", None, "sums", "Do sums."),
+    Question("odd", "Is {x} odd?", "yes", "yes_no", "parity", None),
+]
+
+
+def write(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        Dataset.from_list(rows).save_to_disk(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q.json", "q.parquet", "q"])
+def test_every_format(tmp_path, name):
+    keys = {key for row in ROWS for key in row}
+    path = write(tmp_path / name, [dict.fromkeys(keys) | row for row in ROWS])
+    assert read_questions(path, task="sums", task_descriptions={"sums": "Do sums."}) == READ
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "q.csv"
+    path.write_text("problem,solution\nWhat is 007?,007\n", encoding="utf-8")
+    mapping = {"problem": "question", "solution": "answer"}
+    assert read_questions(path, column_mapping=mapping) == [Question("row 1", "What is 007?", "007")]
+
+
+def test_gsm8k(tmp_path):
+    path = write(tmp_path / "q.jsonl", [{"question": "How many?", "answer": "It is 2 + 2.\n#### 1,004"}])
+    (question,) = read_questions(path, answer_after="####", answer_type="number")
+    assert (question.answer, question.answer_type) == ("1,004", "number")
+
+
+OPTIONS = "\nOptions:\n(A) red\n(B) green\n(C) blue"
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "expected"),
+    [
+        (["red", "green", "blue"], "B", "(B)"),
+        (["red", "green", "blue"], "(C)", "(C)"),
+        (["(A) red", "(B) green", "(C)blue"], "A", "(A)"),
+        (["red", "green", "blue"], 2, "(C)"),
+        ({"text": ["red", "green", "blue"], "label": ["A", "B", "C"]}, "C", "(C)"),
+        ({"text": ["red", "green", "blue"], "label": ["1", "2", "3"]}, "3", "(C)"),
+    ],
+)
+def test_choices(tmp_path, choices, answer, expected):
+    path = write(tmp_path / "q.jsonl", [{"question": "Which?", "answer": answer, "choices": choices}])
+    assert read_questions(path) == [Question("row 1", "Which?" + OPTIONS, expected, "choice")]
+
+
+def test_the_first_few(tmp_path):
+    path = write(tmp_path / "q.jsonl", [{"question": f"{n}?", "answer": str(n)} for n in range(9)])
+    assert [question.answer for question in read_questions(path, limit=2)] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        ({"answer": None}, {}, "row 2, column 'answer': must be a text, got None"),
+        ({"answer": " "}, {}, "row 2, column 'answer': must be a text, got ' '"),
+        ({"answer": 4}, {}, "row 2, column 'answer': must be a text, got 4 (int); write numbers as text"),
+        (
+            {"answer": "four"},
+            {"answer_type": "number"},
+            "row 2, column 'answer': the known answer 'four' is not",
+        ),
+        ({"question": ""}, {}, "row 2, column 'question': must be a text, got ''"),
+        ({"id": 3}, {}, "row 2, column 'id': must be a text, got 3 (int)"),
+        ({"task": ["a"]}, {}, "row 2, column 'task': must be a text"),
+        ({"answer_type": "numbr"}, {}, "row 2, column 'answer_type': must be one of number, choice"),
+        ({"choices": "a or b"}, {}, "row 2, column 'choices': must be a list of texts"),
+        (
+            {"choices": ["a", "b"], "answer": "C"},
+            {},
+            "row 2, column 'answer': must name one of the choices A, B",
+        ),
+        ({}, {"answer_after": "####"}, "row 2, column 'answer': has no '####'"),
+        ({"id": "row 1"}, {}, "id 'row 1' occurs 2 times"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, row, options, message):
+    first = {"question": "What?", "answer": "#### 4"} if options.get("answer_after") else ROWS[0]
+    path = write(tmp_path / "q.jsonl", [first, {"question": "Why?", "answer": "5"} | row])
+    with pytest.raises(InputError) as caught:
+        read_questions(path, **options)
+    assert f"{path}" in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_all_problems_at_once(tmp_path):
+    path = write(tmp_path / "q.jsonl", [{"question": "", "answer": 3}, {"question": "x", "answer": None}])
+    with pytest.raises(InputError) as caught:
+        read_questions(path)
+    assert len(caught.value.problems) == 3
+
+
+def test_missing_columns_and_files(tmp_path):
+    path = write(tmp_path / "q.jsonl", [{"problem": "x", "answer": "1"}])
+    with pytest.raises(InputError, match=r"no column 'question'; it has problem, answer. Name what they are"):
+        read_questions(path)
+    with pytest.raises(InputError, match=r"no such file or folder: 'nothere\.jsonl'"):
+        read_questions("nothere.jsonl")
