@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import random
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 from chat_server import MODEL, ChatServer, running
 
 from edit_trl import load_dual_cots
+from edit_trl.teachers.journal import Journal
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "edit_trl.cli.main"]
@@ -162,3 +164,82 @@ def test_help_is_quick_and_whole():
     )
     modules = {line.rpartition("|")[2].strip() for line in loaded.stderr.splitlines()}
     assert not modules & {"torch", "transformers", "datasets", "openai"}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    names = ("dual.parquet", "warm_up.parquet", "report.json", "README.md")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def killed_runs(tmp_path: Path, kills: int, rng: random.Random) -> None:
+    """Killed at random and started again, a run ends in the bytes of one that was left alone."""
+    server = ChatServer(solve, delay=0.1)
+    with running(server) as url:
+        options = {"questions": 150, "max_concurrency": 8, "label": "none"}
+        whole = edit_trl("generate", "--config", recipe(tmp_path, url, **options))
+        assert whole.returncode == 0, whole.stderr
+        expected, paid = files_of(tmp_path / "out"), sum(server.paid.values())
+        server.paid.clear()
+        command = [*COMMAND, "generate", "--config", str(tmp_path / "recipe.yaml")]
+        command += ["--output_dir", str(tmp_path / "killed")]
+        for _ in range(kills):
+            child = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            time.sleep(rng.uniform(0.6, 1.4))
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert files_of(tmp_path / "killed") == expected
+        # Asked for twice is at most what was in flight at a kill and so is not in the journal.
+        assert paid <= sum(server.paid.values()) <= paid + 8 * kills
+        with Journal(tmp_path / "killed") as journal:
+            assert len(journal) == paid
+
+
+def test_a_killed_run_ends_in_the_same_bytes(tmp_path):
+    killed_runs(tmp_path, 2, random.Random(0))
+
+
+@pytest.mark.slow
+def test_twenty_kills_end_in_the_same_bytes(tmp_path):
+    killed_runs(tmp_path, 20, random.Random(1))
+
+
+TRAINING = """
+model_name_or_path: replaced
+dataset_name: replaced
+output_dir: replaced
+use_peft: true
+lora_r: 4
+lora_target_modules: all-linear
+per_device_train_batch_size: 4
+max_steps: 1
+gradient_checkpointing: false
+use_cpu: true
+bf16: false
+report_to: none
+save_strategy: "no"
+stages:
+  - name: warm_up
+    preference_weight: 0.0
+  - name: key_steps
+"""
+
+
+def test_rounds_generate_and_train_in_turn(tmp_path, saved_student):
+    (tmp_path / "train.yaml").write_text(TRAINING)
+    path = tmp_path / "recipe.yaml"
+    values = {"teacher": "procedural", "families": ["arithmetic"], "rows": 12, "max_tokens": 8, "rounds": 2}
+    values |= {"student": str(saved_student), "train_recipe": str(tmp_path / "train.yaml")}
+    path.write_text(yaml.safe_dump(values | {"output_dir": str(tmp_path / "out")}))
+    done = edit_trl("generate", "--config", path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"round 1 of 2: student {saved_student}" in done.stderr
+    trained = tmp_path / "out" / "round_1" / "student" / "key_steps"
+    assert f"round 2 of 2: student {trained}" in done.stderr
+    for number in (1, 2):
+        folder = tmp_path / "out" / f"round_{number}"
+        assert len(load_dual_cots(folder / "dual.parquet")) == 12
+        assert (folder / "student" / "key_steps" / "adapter_model.safetensors").is_file()
+        # An untrained student of 30 thousand parameters writes nothing that could be mended.
+        assert sum(json.loads((folder / "report.json").read_text())["counts"]["student"].values()) == 12
