@@ -165,3 +165,14 @@ def test_every_option_says_what_it_is_for():
     for cls in CLASSES:
         for name in cls.__dataclass_fields__:
             assert name == "bounds" or len(helped[name]) > 10, name
+
+
+def test_students_and_labellers_are_made(tmp_path, saved_student):
+    endpoint = {"model": "m", "base_urls": ["http://127.0.0.1:1/v1"], "dataset_name": "q.jsonl"}
+    path = write(tmp_path, **endpoint, labeller="big", label="fine", student=str(saved_student))
+    config = read_generate_config(path, {})
+    assert config.make_labeller().model == "big"
+    assert config.make_student().address.startswith("weights ")
+    served = read_generate_config(path, {"student_base_urls": ["http://127.0.0.1:2/v1"]})
+    assert served.make_student().address == "http://127.0.0.1:2/v1"
+    assert read_generate_config(path, {"label": "none"}).make_labeller() is None
