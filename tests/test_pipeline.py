@@ -235,6 +235,33 @@ def test_labels_that_are_not_in_the_form_are_kept_as_text_alone(tmp_path):
     assert made.counts["label"] == {"unparsed": 1, "labelled": 1}
 
 
+def test_question_ids_are_unique(tmp_path):
+    with pytest.raises(InputError, match="question ids must be unique; these are not: 'q0'"):
+        generate(tmp_path, Scripted(chain), [QUESTIONS[0], *QUESTIONS])
+
+
+def test_another_model_may_label(tmp_path):
+    """The labeller is asked for labels and nothing else."""
+
+    async def main():
+        teacher = Scripted(lambda r: chain(9) if r.stage == "corrupt" else chain(number_of(r) + 1))
+        labeller = Scripted(lambda r: "Kinds: knowledge")
+        labeller.model = "labeller"
+        with Journal(tmp_path) as journal:
+            made = await make_dual_cots(
+                QUESTIONS,
+                Dispatcher(teacher, journal),
+                options=PipelineOptions(label="paper"),
+                labeller=Dispatcher(labeller, journal),
+            )
+        return made, {r.stage for r in teacher.asked}, {r.stage for r in labeller.asked}
+
+    made, asked_teacher, asked_labeller = asyncio.run(main())
+    assert {pair.mistake for pair in made.pairs} == {("knowledge",)}
+    assert asked_teacher == {"annotate", "corrupt"}
+    assert asked_labeller == {"label"}
+
+
 def test_pairs_per_question_and_equal_chains(tmp_path):
     def say(request):
         n = number_of(request)

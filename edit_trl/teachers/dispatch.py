@@ -31,6 +31,7 @@ RESUME = "Everything answered so far is in the journal: run the same command aga
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 # So many requests that can never be answered, and not one that was: it is not the requests.
 _ALL_REFUSED = 20
+_SEVERAL = 5
 
 
 class RunStopped(InputError):
@@ -164,6 +165,7 @@ class Dispatcher:
         self._journal = journal
         self._stop: RunStopped | None = None
         self._good = time.monotonic()  # when something last went well
+        self._bad = 0  # failed attempts since
         self._reached = False
         self._counted: set[str] = set()
 
@@ -193,7 +195,7 @@ class Dispatcher:
         tasks: set[asyncio.Task[tuple[str, Answer | Failure | None]]] = set()
         done: asyncio.Queue[asyncio.Task[tuple[str, Answer | Failure | None]]] = asyncio.Queue()
         self._good = time.monotonic()
-        source = iter(requests)
+        source, unanswered = iter(requests), False
         try:
             while True:
                 for key, request, known in self._draw(source, waiting, tasks):
@@ -209,13 +211,16 @@ class Dispatcher:
                 tasks.discard(task)
                 key, outcome = task.result()
                 for request in waiting.pop(key):
-                    if outcome is not None:
-                        self.stats.failed += isinstance(outcome, Failure)
-                        yield replace(outcome, request=request)
+                    if outcome is None:
+                        unanswered = True
+                        continue
+                    self.stats.failed += isinstance(outcome, Failure)
+                    yield replace(outcome, request=request)
         finally:
             for task in tasks:
                 task.cancel()
-        if self._stop is not None:
+        # What stops a run after its last answer has stopped nothing.
+        if self._stop is not None and (unanswered or next(source, None) is not None):
             raise self._stop
 
     def _draw(
@@ -293,7 +298,7 @@ class Dispatcher:
             self.pacer.release(
                 request.stage, time.monotonic() - started, tokens=tokens, congestion=congestion
             )
-        self._good, self._reached = time.monotonic(), True
+        self._good, self._bad, self._reached = time.monotonic(), 0, True
         self._count(key, response)
         return Answer(request, response, fresh=True)
 
@@ -315,8 +320,10 @@ class Dispatcher:
             )
 
     def _check_health(self, reason: str) -> None:
+        self._bad += 1
         silent = time.monotonic() - self._good
-        if silent > self.limits.give_up_after:
+        # Several: an endpoint that takes minutes for an answer may fail once before the first comes.
+        if silent > self.limits.give_up_after and self._bad >= _SEVERAL:
             self._give_up(f"nothing but failures for {silent:.0f} s, the last one: {reason}")
 
     def _give_up(self, reason: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from edit_trl.answers import check_answer, extract_answer, infer_answer_type
+from edit_trl.errors import InputError
 from edit_trl.teachers.dispatch import Answer, Dispatcher
 from edit_trl.teachers.exemplars import Exemplar
 from edit_trl.teachers.filters import Pair, filter_pairs
@@ -58,8 +59,13 @@ async def make_dual_cots(
         watcher: Is told of progress.
 
     Raises:
+        InputError: Two questions of one id.
         RunStopped: See `Dispatcher.run`; what was answered is in the journal.
     """
+    if len({question.id for question in questions}) < len(questions):
+        counts = Counter(question.id for question in questions)
+        twice = [name for name, count in counts.items() if count > 1]
+        raise InputError(f"question ids must be unique; these are not: {', '.join(map(repr, twice[:10]))}")
     run = _Run(questions, options or PipelineOptions(), templates or Templates.load(), exemplars, watcher)
     made = run.made
     chains = await run.annotate(teacher)
