@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from datasets import load_dataset
 from test_dispatch import MODEL, ChatServer, running
 
 from edit_trl import load_dual_cots
@@ -14,7 +15,7 @@ from edit_trl.answers import check_answer
 from edit_trl.errors import InputError
 from edit_trl.teachers.dispatch import Dispatcher, Interrupted, Limits
 from edit_trl.teachers.exemplars import Exemplar
-from edit_trl.teachers.export import DUAL, WARM_UP, CardFacts, save_generation
+from edit_trl.teachers.export import DUAL, WARM_UP, CardFacts, push_generation, save_generation
 from edit_trl.teachers.filters import Bounds, Pair, filter_pairs
 from edit_trl.teachers.generation import Generation, PipelineOptions
 from edit_trl.teachers.journal import Journal
@@ -354,6 +355,10 @@ def test_what_is_saved_can_be_trained_on(tmp_path, conversational):
     warm_up = load_dual_cots(tmp_path / "out" / WARM_UP)
     assert Counter(warm_up["source"]) == {"annotated": len(made.correct), "rectified": len(made.rectified)}
     assert any(row["rejected"] == [] for row in warm_up)
+    # The card tells `datasets` of both, as the Hub reads it.
+    for name, rows in (("dual", dual), ("warm_up", warm_up)):
+        loaded = load_dataset(str(tmp_path / "out"), name, split="train", cache_dir=str(tmp_path / "cache"))
+        assert loaded["id"][:] == rows["id"][:]
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| corrupted | {sum(pair.source == 'corrupted' for pair in made.pairs)} |" in card
     assert "| teacher | " in card
@@ -372,6 +377,14 @@ def test_a_card_shows_names_as_text(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "<script>" not in card
     assert "\n# y" not in card
+
+
+def test_a_push_that_cannot_be_is_said(tmp_path):
+    """The tests are offline: the Hub cannot be reached."""
+    with pytest.raises(InputError, match=r"could not push to me/data: .*The files are in"):
+        push_generation(tmp_path, "me/data")
+    with pytest.raises(InputError, match="could not push to not/a/name"):
+        push_generation(tmp_path, "not/a/name")
 
 
 def test_no_pair_is_an_error_that_says_why(tmp_path):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.dual_cots import push_dual_cots, save_dual_cots
+from edit_trl.dual_cots import save_dual_cots
 from edit_trl.errors import InputError
 from edit_trl.teachers.dispatch import DispatchStats
 from edit_trl.teachers.filters import Pair
@@ -114,19 +114,33 @@ def save_generation(
 
 
 def push_generation(folder: str | Path, repo_id: str, *, private: bool | None = None) -> None:
-    """Push both files of a folder, and its card, to a dataset repository on the Hub."""
-    from datasets import load_dataset
-    from huggingface_hub import upload_file
+    """Push both files of a folder, and the card that tells them apart, to a dataset repository on the Hub.
 
-    for name, split in ((DUAL, "dual"), (WARM_UP, "warm_up")):
-        dataset = load_dataset("parquet", data_files=str(Path(folder) / name), split="train")
-        push_dual_cots(dataset, repo_id, private=private, split=split)
-    upload_file(
-        path_or_fileobj=Path(folder) / "README.md",
-        path_in_repo="README.md",
-        repo_id=repo_id,
-        repo_type="dataset",
-    )
+    Args:
+        folder: Where `save_generation` wrote.
+        repo_id: The repository; made where there is none.
+        private: Whether a new one is private; the account's default where None.
+
+    Raises:
+        InputError: No login, no right to write there, or no network.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        api.upload_folder(
+            folder_path=folder,
+            repo_id=repo_id,
+            repo_type="dataset",
+            allow_patterns=[DUAL, WARM_UP, "README.md"],  # not the journal
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise InputError(
+            f"could not push to {repo_id}: {error}. The files are in {folder}; log in with `hf auth login` "
+            "and run the same command again"
+        ) from error
 
 
 def generation_card(

@@ -145,7 +145,7 @@ class GenerateConfig:
     """A checked recipe.
 
     Attributes:
-        values: The options given, as text and numbers.
+        values: The options given, in their types.
         arguments: See `GenerateArguments`.
         options: How dual CoTs are made.
         limits: How hard the teacher is asked.
@@ -263,7 +263,7 @@ def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) ->
     if problems:
         raise InputError(problems, heading=f"{path or 'command line'}:")
     arguments = _beside(built[GenerateArguments], Path(path).parent if path else Path())
-    return GenerateConfig(values, arguments, built[PipelineOptions], built[Limits])
+    return GenerateConfig(converted, arguments, built[PipelineOptions], built[Limits])
 
 
 def is_generate_recipe(path: str | Path) -> bool:
