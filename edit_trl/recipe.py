@@ -123,6 +123,8 @@ def read_recipe(path: str | Path | None) -> Recipe:
         raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold options as `key: value`, got {type(values).__name__}")
+    if "teacher" in values or "base_urls" in values:
+        raise InputError(f"{path}: this is a recipe of `edit-trl generate`, not of train")
     stages = values.pop("stages", None)
     problems = list(_stage_problems(stages))
     if problems:

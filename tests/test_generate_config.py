@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from edit_trl.errors import InputError
+from edit_trl.recipe import read_recipe
 from edit_trl.teachers.exemplars import load_exemplars
 from edit_trl.teachers.generate_config import (
     CLASSES,
@@ -150,6 +151,13 @@ def test_what_a_recipe_names_is_checked_all_at_once(tmp_path, monkeypatch):
     problems = "\n".join(caught.value.problems)
     for words in ("no API key", "write numbers as text", "has the answer '5'", "cannot read the template"):
         assert words in problems
+
+
+def test_the_recipes_of_other_commands_are_told_apart():
+    with pytest.raises(InputError, match="this is a recipe of `edit-trl train`"):
+        read_generate_config(ROOT / "quickstart" / "config.yaml", {})
+    with pytest.raises(InputError, match="this is a recipe of `edit-trl generate`"):
+        read_recipe(ROOT / "generate" / "procedural.yaml")
 
 
 @pytest.mark.parametrize("text", ["[", "- a", "3"])

@@ -82,6 +82,12 @@ def test_a_second_process_is_refused_with_the_first_ones_pid(tmp_path):
     assert third.returncode == 0, third.stderr
 
 
+def test_a_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalError, match=r"cannot make the folder .*file: File exists; choose another"):
+        Journal(tmp_path / "file")
+
+
 def test_a_file_that_is_no_journal_is_refused(tmp_path):
     (tmp_path / "journal-0.sqlite").write_text("hello " * 1000)
     with pytest.raises(JournalError, match=r"cannot be opened as a journal: file is not a database"):

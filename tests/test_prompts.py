@@ -105,6 +105,7 @@ def test_a_template_that_is_not_there(tmp_path):
         (" 2 + 2 = 4. \n", "2 + 2 = 4."),
         ("Answer: Let's think step by step. First 2.", "First 2."),
         ("Mended reasoning: So 4.", "So 4."),
+        ("<think>\nHm, the answer is 9.\n</think>\n\nSo 4.", "So 4."),
         (
             "So 4. Therefore, the answer is 4.\n\nQuestion: And 5?\nAnswer: 6",
             "So 4. Therefore, the answer is 4.",

@@ -250,6 +250,8 @@ def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) ->
         InputError: All that is wrong with it.
     """
     values = {**(_read(Path(path)) if path else {}), **options}
+    if "stages" in values or "model_name_or_path" in values:
+        raise InputError(f"{path or 'these options'}: this is a recipe of `edit-trl train`, not of generate")
     converted, problems = convert(values, _hints())
     built: dict[type, Any] = {}
     # The pipeline's options hold the bounds, so these are made first.

@@ -74,7 +74,12 @@ class Journal:
 
     def __init__(self, folder: str | Path, *, worker: str = "0", wait: float = 0.0):
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise JournalError(
+                f"cannot make the folder {folder}: {error.strerror}; choose another"
+            ) from error
         self.path = folder / f"journal-{worker}.sqlite"
         self._lock = _lock(self.path, wait)
         try:

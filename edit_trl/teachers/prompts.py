@@ -168,9 +168,10 @@ class Templates:
 def read_chain(text: str) -> str:
     """A chain as it goes into a row: without what the prompt's own words were echoed with.
 
-    Also ends it after the sentence with the answer: some teachers go on with a question of their own.
+    Also without the thoughts that some models write first in <think> tags, and without a question of its own
+    that a teacher goes on with.
     """
-    chain = text.strip()
+    chain = text.rpartition("</think>")[2].strip()
     for echo in ("Answer:", "Mended reasoning:", "Wrong reasoning:", "Let's think step by step."):
         chain = chain.removeprefix(echo).lstrip()
     return re.split(r"\n\s*(?:Question|Right reasoning|Wrong reasoning|Hint):", chain, maxsplit=1)[0].rstrip()
