@@ -166,7 +166,7 @@ def test_a_second_look_at_rectified_chains(tmp_path, check, say, kept):
     options = {"rectify_check": check, "corrupt": False}
     made, _ = generate(tmp_path, Scripted(answer), QUESTIONS[:1], **options)
     assert len(made.pairs) == kept
-    assert made.dropped == ({} if kept else {f"the {check} check disagrees": ["q0/rectify/0"]})
+    assert made.dropped == ({} if kept else {f"the {check} check disagrees": ["q0/rectified/0"]})
 
 
 def test_the_majority_decides(tmp_path):
@@ -178,7 +178,7 @@ def test_the_majority_decides(tmp_path):
     made, _ = generate(
         tmp_path, Scripted(answer), QUESTIONS[:1], rectify_check="self_consistency", corrupt=False
     )
-    assert made.counts["check (rectify)"] == {"correct": 2, "wrong": 1}
+    assert made.counts["check (rectified)"] == {"correct": 2, "wrong": 1}
     assert len(made.pairs) == 1
 
 
@@ -223,6 +223,34 @@ def test_the_students_own_mistakes_are_mended_minimally(tmp_path):
     assert made.counts["student"] == {"correct": 6, "wrong": 6}
 
 
+def test_a_question_both_writers_got_wrong_is_saved_by_source(tmp_path):
+    """The same sample of one question is rectified by hint and, the student's, minimally."""
+
+    def teacher_says(request):
+        n = number_of(request)
+        if request.stage == "annotate":
+            return chain(9)
+        return f"Mended: {chain(n + 1)}" if chain(40) in request.messages[-1][1] else chain(n + 1)
+
+    student = Scripted(lambda request: chain(40))
+    made, dispatcher = generate(tmp_path, Scripted(teacher_says), QUESTIONS[:2], student=student)
+    save(made, tmp_path / "out", dispatcher)
+    warm_up = load_dual_cots(tmp_path / "out" / WARM_UP)
+    expected = ["q0/rectified/0", "q1/rectified/0", "q0/on_policy/0", "q1/on_policy/0"]
+    assert warm_up["id"][:] == expected
+    assert warm_up["source"][:] == ["rectified", "rectified", "on_policy", "on_policy"]
+    assert sorted(pair.id for pair in made.pairs) == sorted(expected)
+
+
+def test_the_students_system_prompt_is_that_of_its_rows(tmp_path):
+    """There is none, whatever the teacher is told."""
+    teacher = Scripted(lambda request: chain(number_of(request) + 1))
+    student = Scripted(lambda request: chain(40))
+    generate(tmp_path, teacher, QUESTIONS[:1], student=student, system_prompt="Be brief.")
+    assert [request.messages for request in student.asked] == [(("user", QUESTIONS[0].question),)]
+    assert all(request.messages[0] == ("system", "Be brief.") for request in teacher.asked)
+
+
 def test_labels_that_are_not_in_the_form_are_kept_as_text_alone(tmp_path):
     def say(request):
         n = number_of(request)
@@ -234,6 +262,21 @@ def test_labels_that_are_not_in_the_form_are_kept_as_text_alone(tmp_path):
     assert [pair.mistake for pair in made.pairs] == [None, ("logical", "calculation")]
     assert made.pairs[0].mistake_text == "It is a sum."
     assert made.counts["label"] == {"unparsed": 1, "labelled": 1}
+
+
+def test_a_question_is_not_shown_as_its_own_exemplar(tmp_path):
+    """It would give the answer away."""
+    given = [
+        Exemplar(QUESTIONS[0].question, "SECRET", "1", chain(6)),
+        Exemplar("Other?", "SHOWN", "5", chain(6)),
+    ]
+    teacher = Scripted(lambda request: chain(number_of(request) + 1))
+    generate(tmp_path, teacher, QUESTIONS[:2], exemplars=given)
+    prompts = {(request.stage, number_of(request)): request.messages[-1][1] for request in teacher.asked}
+    assert set(prompts) == {(stage, n) for stage in ("annotate", "corrupt") for n in (0, 1)}
+    for (_, n), prompt in prompts.items():
+        assert "SHOWN" in prompt
+        assert ("SECRET" in prompt) == (n == 1)
 
 
 def test_question_ids_are_unique(tmp_path):
@@ -353,6 +396,7 @@ def test_what_is_saved_can_be_trained_on(tmp_path, conversational):
     assert set(dual["source"]) == {"rectified", "corrupted"}
     assert isinstance(dual[0]["prompt"], list) == conversational
     warm_up = load_dual_cots(tmp_path / "out" / WARM_UP)
+    assert all(row["id"].split("/")[1] == row["source"] for row in warm_up)
     assert Counter(warm_up["source"]) == {"annotated": len(made.correct), "rectified": len(made.rectified)}
     assert any(row["rejected"] == [] for row in warm_up)
     # The card tells `datasets` of both, as the Hub reads it.

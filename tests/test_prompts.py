@@ -79,6 +79,8 @@ def test_versions_follow_the_text(tmp_path):
         ("annotate", "{question} {anser}", "placeholder {anser}: there is none of this name"),
         ("rectify", "{question} {anser}", "did you mean 'answer'?"),
         ("judge", "{question} {chain", "not a template"),
+        ("student", "{question:{width}}", "placeholder {question} is filled in as it is"),
+        ("student", "{question!r}", "placeholder {question} is filled in as it is"),
         (
             "anotate",
             "{question}",
@@ -118,16 +120,24 @@ def test_chains(text, chain):
 
 
 @pytest.mark.parametrize(
-    ("chain", "answer", "beginning"),
+    ("chain", "kind", "beginning"),
     [
-        ("First 1. Then 2. Therefore, the answer is 3.", "3", "First 1. Then 2."),
-        ("First 1.\nThe answer is 3", "3", "First 1."),
-        ("Therefore, the answer is 3.", "3", ""),
-        ("No answer here.", "3", "No answer here."),
+        ("First 1. Then 2. Therefore, the answer is 3.", "number", "First 1. Then 2."),
+        ("First 1.\nThe answer is 3", "number", "First 1."),
+        ("Therefore, the answer is 3.", "number", ""),
+        ("No answer here.", "number", "No answer here."),
+        ("1 + 2 = 3. The answer is 3. Therefore, the answer is 3.0.", "number", "1 + 2 = 3."),
+        ("The right answer is 3. That is 1 + 2. Therefore, the answer is 3.", "number", ""),
+        (
+            "The first answer is 2. Add 1. Therefore, the answer is 3.",
+            "number",
+            "The first answer is 2. Add 1.",
+        ),
+        ("a is first. Therefore, the answer is a b.", "list", "a is first."),
     ],
 )
-def test_a_chain_without_its_conclusion(chain, answer, beginning):
-    assert without_conclusion(chain, answer) == beginning
+def test_a_chain_without_its_conclusion(chain, kind, beginning):
+    assert without_conclusion(chain, kind) == beginning
 
 
 @pytest.mark.parametrize(

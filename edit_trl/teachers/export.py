@@ -65,12 +65,10 @@ def warm_up_rows(generation: Generation, conversational: bool) -> list[dict[str,
         if pair.rejected not in chains:
             chains.append(pair.rejected)
     rows, seen = [], set()
-    for source, chains in (("annotated", generation.correct), ("rectified", generation.rectified)):
-        for chain in chains:
-            if (chain.question.id, chain.text) in seen:
-                continue
+    for chain in (*generation.correct, *generation.rectified):
+        if (chain.question.id, chain.text) not in seen:
             seen.add((chain.question.id, chain.text))
-            rows.append(_warm_up_row(chain, source, wrong.get(chain.question.id, []), conversational))
+            rows.append(_warm_up_row(chain, wrong.get(chain.question.id, []), conversational))
     return rows
 
 
@@ -205,14 +203,14 @@ def _texts(question: str, chosen: str, rejected: str | list[str], conversational
     }
 
 
-def _warm_up_row(chain: Chain, source: str, wrong: list[str], conversational: bool) -> dict[str, Any]:
+def _warm_up_row(chain: Chain, wrong: list[str], conversational: bool) -> dict[str, Any]:
     question = chain.question
     others = [text for text in wrong if text != chain.text]
     return _texts(question.question, chain.text, others, conversational) | {
         "answer": question.answer,
         "task": question.task,
-        "source": source,
-        "id": f"{question.id}/{source}/{chain.sample}",
+        "source": chain.source,
+        "id": chain.id,
     }
 
 

@@ -34,7 +34,7 @@ class PipelineOptions:
         student_temperature: Of the student's own chains.
         top_p: Nucleus sampling.
         max_tokens: Where an answer is cut off.
-        system_prompt: Sent first, where given.
+        system_prompt: Sent first, where given; not to the student.
         seed: Chooses exemplars; also sent to the teacher where `send_seed` is set.
         send_seed: Some endpoints refuse a seed.
         bounds: What pairs must keep to.
@@ -90,12 +90,26 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain that was written for a question, and what its answer is worth."""
+    """A chain that was written for a question, and what its answer is worth.
+
+    Attributes:
+        question: The question.
+        text: The chain.
+        outcome: What its answer is worth.
+        source: How it came about: `annotated`, or the source of the pair it is for.
+        sample: Which of several of this source and question.
+    """
 
     question: Question
     text: str
     outcome: Outcome
+    source: str
     sample: int
+
+    @property
+    def id(self) -> str:
+        """Unique in a generation; that of its pair, if it is of one."""
+        return f"{self.question.id}/{self.source}/{self.sample}"
 
 
 @dataclass

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edit_trl.answers import check_answer, extract_answer, infer_answer_type
+from edit_trl.answers import AnswerType, check_answer, extract_answer, infer_answer_type
 from edit_trl.errors import InputError
 from edit_trl.teachers.dispatch import Answer, Dispatcher
 from edit_trl.teachers.exemplars import Exemplar
@@ -120,7 +120,7 @@ class _Run:
                 stage: Stage = "student" if by_student else "annotate"
                 requests[question, sample] = self._request(stage, template, question, prompt, sample)
         answers = await self._answers(writer, requests, template)
-        return [_chain(question, sample, answer) for (question, sample), answer in answers.items()]
+        return _chains(answers, "on_policy" if by_student else "annotated")
 
     async def rectify(
         self, teacher: Dispatcher, wrong: Sequence[Chain], minimal: bool, source: str | None = None
@@ -138,11 +138,10 @@ class _Run:
         texts = {(chain.question, chain.sample): chain.text for chain in wrong}
         name = f"{template} ({source})" if source else template
         answers = await self._answers(teacher, requests, name)
-        mended = [_chain(question, sample, answer) for (question, sample), answer in answers.items()]
-        mended = [chain for chain in mended if chain.outcome == "correct"]
-        mended = await self._checked(teacher, mended, source or template)
-        self.made.rectified += mended
         source = source or ("rectified_minimal" if minimal else "rectified")
+        mended = [chain for chain in _chains(answers, source) if chain.outcome == "correct"]
+        mended = await self._checked(teacher, mended, source)
+        self.made.rectified += mended
         return [
             Pair(chain.question, chain.text, texts[chain.question, chain.sample], source, chain.sample)
             for chain in mended
@@ -170,10 +169,9 @@ class _Run:
         }
         texts = {(chain.question, chain.sample): chain.text for chain in correct}
         answers = await self._answers(teacher, requests, "corrupt")
-        corrupted = [_chain(question, sample, answer) for (question, sample), answer in answers.items()]
         return [
             Pair(chain.question, texts[chain.question, chain.sample], chain.text, "corrupted", chain.sample)
-            for chain in corrupted
+            for chain in _chains(answers, "corrupted")
             if chain.outcome == "wrong"
         ]
 
@@ -221,7 +219,7 @@ class _Run:
             if check == "judge":
                 prompt = self._templates.judge(chain.question, chain.text)
             else:
-                beginning = without_conclusion(chain.text, chain.question.answer)
+                beginning = without_conclusion(chain.text, _answer_type(chain.question))
                 prompt = self._templates.conclude(chain.question, beginning)
             for draw in range(draws):
                 request = self._request(
@@ -240,7 +238,7 @@ class _Run:
         for (question, slot), answer in answers.items():
             votes[slot // draws] += outcome(question, answer) in ("sound", "correct")
         agreed = [chain for number, chain in enumerate(chains) if 2 * votes[number] > draws]
-        ids = [f"{chain.question.id}/{source}/{chain.sample}" for chain in chains if chain not in agreed]
+        ids = [chain.id for number, chain in enumerate(chains) if 2 * votes[number] <= draws]
         if ids:
             self.made.dropped.setdefault(f"the {check} check disagrees", []).extend(ids)
         return agreed
@@ -256,7 +254,8 @@ class _Run:
         temperature: float | None = None,
     ) -> ChatRequest:
         options = self.options
-        system = [("system", options.system_prompt)] if options.system_prompt else []
+        # Not to the student: rows have no system prompt, and its mistakes are those it makes on rows.
+        system = [("system", options.system_prompt)] if options.system_prompt and stage != "student" else []
         if temperature is None:
             temperature = options.student_temperature if stage == "student" else options.temperature
             temperature = 0.0 if stage == "label" else temperature
@@ -300,10 +299,17 @@ class _Run:
         return {slot: answers[slot] for slot in requests if slot in answers}
 
     def _shown(self, question: Question) -> list[Exemplar]:
-        """Exemplars of the question's task, else those of no task."""
-        own = [exemplar for exemplar in self._exemplars if exemplar.task == question.task]
-        general = [exemplar for exemplar in self._exemplars if exemplar.task is None]
-        return (own or general)[: self.options.exemplars_per_prompt]
+        return self._given(question)[: self.options.exemplars_per_prompt]
+
+    def _given(self, question: Question, *, pairs: bool = False) -> list[Exemplar]:
+        """Exemplars of the question's task, else those of no task; never the question itself."""
+        given = [
+            exemplar
+            for exemplar in self._exemplars
+            if exemplar.question != question.question and (exemplar.wrong_chain is not None or not pairs)
+        ]
+        own = [exemplar for exemplar in given if exemplar.task == question.task]
+        return own or [exemplar for exemplar in given if exemplar.task is None]
 
     def _contrasts(self, chain: Chain, collected: Mapping[str | None, Sequence[Exemplar]]) -> list[Exemplar]:
         """Contrastive exemplars: collected ones of the task, and given ones until there are enough."""
@@ -311,13 +317,18 @@ class _Run:
         pool = [e for e in collected.get(chain.question.task, ()) if e.question != chain.question.question]
         rng = random.Random(f"{self.options.seed}/{chain.question.id}/{chain.sample}")
         chosen = rng.sample(pool, min(wanted, len(pool)))
-        given = [exemplar for exemplar in self._exemplars if exemplar.wrong_chain is not None]
-        own = [exemplar for exemplar in given if exemplar.task == chain.question.task]
-        return chosen + (own or [e for e in given if e.task is None])[: wanted - len(chosen)]
+        return chosen + self._given(chain.question, pairs=True)[: wanted - len(chosen)]
 
 
-def _chain(question: Question, sample: int, response: ChatResponse) -> Chain:
-    return Chain(question, read_chain(response.text), _outcome(question, response), sample)
+def _chains(answers: Mapping[tuple[Question, int], ChatResponse], source: str) -> list[Chain]:
+    return [
+        Chain(question, read_chain(response.text), _outcome(question, response), source, sample)
+        for (question, sample), response in answers.items()
+    ]
+
+
+def _answer_type(question: Question) -> AnswerType:
+    return question.answer_type or infer_answer_type(question.answer)
 
 
 def _outcome(question: Question, response: ChatResponse) -> Outcome:
@@ -325,7 +336,7 @@ def _outcome(question: Question, response: ChatResponse) -> Outcome:
         return "refused"
     if response.finish_reason == "length":
         return "cut off"
-    kind = question.answer_type or infer_answer_type(question.answer)
+    kind = _answer_type(question)
     text = read_chain(response.text)
     if extract_answer(text, kind) is None:
         return "unparsed"

@@ -21,7 +21,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Literal, get_args
 
-from edit_trl.answers import extract_answer, infer_answer_type
+from edit_trl.answers import AnswerType, extract_answer
 from edit_trl.errors import InputError
 from edit_trl.teachers.exemplars import Exemplar
 from edit_trl.teachers.questions import Question
@@ -177,14 +177,16 @@ def read_chain(text: str) -> str:
     return re.split(r"\n\s*(?:Question|Right reasoning|Wrong reasoning|Hint):", chain, maxsplit=1)[0].rstrip()
 
 
-def without_conclusion(chain: str, answer: str) -> str:
-    """A chain up to the sentence that states its answer."""
-    found = extract_answer(chain, infer_answer_type(answer))
-    if found is None:
-        return chain
-    before = chain[: found.start]
-    ends = [match.end() for match in re.finditer(r"[.!?]\s+|\n", before)]
-    return before[: ends[-1]].rstrip() if ends else ""
+def without_conclusion(chain: str, answer_type: AnswerType) -> str:
+    """A chain up to the sentence that first states what it ends in.
+
+    A chain that begins with its answer and then gives reasons has nothing to draw it from.
+    """
+    final = found = extract_answer(chain, answer_type)
+    while found is not None and found.value == final.value:
+        chain = _sentences_before(chain, found.start)
+        found = extract_answer(chain, answer_type)
+    return chain
 
 
 def read_verdict(text: str) -> bool | None:
@@ -207,17 +209,27 @@ def read_kinds(text: str, kinds: LabelSet) -> list[str] | None:
     return [kind for kind in KINDS[kinds] if kind in named]
 
 
+def _sentences_before(text: str, position: int) -> str:
+    ends = [match.end() for match in re.finditer(r"[.!?]\s+|\n", text[:position])]
+    return text[: ends[-1]].rstrip() if ends else ""
+
+
 def _read(file: Path | Traversable) -> str:
     return file.read_text(encoding="utf-8").rstrip("\n")  # the line end of the file is not the prompt's
 
 
 def _template_problems(name: TemplateName, text: str) -> list[str]:
     try:
-        used = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+        parsed = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
     except ValueError as error:
         return [f"not a template: {error}; a brace that is meant is written twice"]
-    allowed = PLACEHOLDERS[name]
+    used, allowed = {field for field, _, _ in parsed}, PLACEHOLDERS[name]
     problems = [
+        f"placeholder {{{field}}} is filled in as it is: write it without anything after the name"
+        for field, form, conversion in parsed
+        if form or conversion
+    ]
+    problems += [
         f"placeholder {{{field}}}: {_choose(field, sorted(allowed))}" for field in sorted(used - allowed)
     ]
     missing = sorted(allowed - _OPTIONAL - used)
