@@ -181,6 +181,49 @@ def test_a_timeout_is_tried_again(tmp_path):
     assert dispatcher.stats.retries == {"timeout": 1}
 
 
+@pytest.mark.parametrize("give_up_after", [3.0, 0.5])
+def test_one_request_that_always_times_out_is_listed(tmp_path, give_up_after):
+    """However often: failures of one request are not an endpoint that is gone."""
+    server = ChatServer(echo, lambda n, body: "timeout" if "question 3" in str(body) else None)
+    limits = {"max_attempts": 6, "give_up_after": give_up_after}
+    with running(server) as url:
+        outcomes, _, _ = ask(url, tmp_path, requests(8), timeout=0.2, **limits)
+    assert outcomes["row 3"] == Failure(requests(8)[3], "timeout (6 attempts)")
+    assert sum(isinstance(outcome, Answer) for outcome in outcomes.values()) == 7
+
+
+def test_one_failure_between_slow_answers_is_no_outage(tmp_path):
+    server = ChatServer(echo, lambda n, body: "500" if n == 2 else None, delay=0.6)
+    with running(server) as url:
+        outcomes, _, _ = ask(url, tmp_path, requests(3), max_concurrency=1, give_up_after=0.5)
+    assert all(isinstance(outcome, Answer) for outcome in outcomes.values())
+
+
+def test_one_request_that_is_turned_away_forever_stops_the_run(tmp_path):
+    with running(ChatServer(echo, lambda n, body: "429")) as url, pytest.raises(TeacherUnavailable):
+        ask(url, tmp_path, requests(1), give_up_after=0.5)
+
+
+def test_a_stop_is_heard_while_the_journal_is_read(tmp_path):
+    async def main(url):
+        teacher = OpenAICompatibleTeacher(MODEL, [url])
+        with Journal(tmp_path) as journal:
+            dispatcher = Dispatcher(teacher, journal)
+            asyncio.get_running_loop().call_later(0, dispatcher.stop)
+            seen = []
+            try:
+                async for outcome in dispatcher.run(requests(300)):
+                    seen.append(outcome)
+            except Interrupted:
+                return len(seen)
+            finally:
+                await teacher.close()
+
+    with running(ChatServer(echo)) as url:
+        ask(url, tmp_path, requests(300))
+        assert asyncio.run(main(url)) < 300
+
+
 def test_a_wait_that_is_asked_for_is_kept(tmp_path):
     server = ChatServer(echo, lambda n, body: "429 0.6" if n == 1 else None)
     started = time.monotonic()

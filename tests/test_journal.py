@@ -6,6 +6,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,37 @@ def test_a_second_process_is_refused_with_the_first_ones_pid(tmp_path):
         assert f"is in use by process {os.getpid()}; wait until it ends" in second.stderr
     third = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert third.returncode == 0, third.stderr
+
+
+@pytest.mark.parametrize("change", [{"seed": 2**64}, {"row_id": "a \ud83d"}])
+def test_what_cannot_be_kept_is_said_and_the_journal_goes_on(tmp_path, change):
+    async def main(journal):
+        bad = replace(REQUEST, **change)
+        with pytest.raises(JournalError, match="cannot write"):
+            await asyncio.wait_for(journal.add("a", bad, TEACHER, RawResponse("x", 0)), 10)
+        await asyncio.wait_for(journal.add("b", REQUEST, TEACHER, RawResponse("y", 0)), 10)
+
+    with Journal(tmp_path) as journal:
+        asyncio.run(main(journal))
+        assert journal.find("b") == [RawResponse("y", 0)]
+
+
+def test_a_damaged_file_is_said(tmp_path):
+    with Journal(tmp_path) as journal:
+        for number in range(60):
+            add(journal, f"k{number}", "x" * 2000)
+        path = journal.path
+    data = bytearray(path.read_bytes())
+    data[8192:60000] = b"\xff" * (60000 - 8192)
+    path.write_bytes(data)
+
+    def read_all() -> None:
+        with Journal(tmp_path) as journal:
+            for number in range(60):
+                journal.find(f"k{number}")
+
+    with pytest.raises(JournalError, match=r"cannot be (read|opened)"):
+        read_all()
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path):

@@ -76,10 +76,38 @@ def read(body: str) -> ChatResponse:
     return OpenAICompatibleTeacher(MODEL, [LOCAL]).read(RawResponse(body, 0.0))
 
 
+def test_a_body_that_trickles_in_is_given_up():
+    async def trickle(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        data = completion("slow").encode()
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        writer.write(head % len(data))
+        try:
+            for byte in data:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.1)
+        except ConnectionError:
+            pass
+
+    async def main():
+        server = await asyncio.start_server(trickle, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        teacher = OpenAICompatibleTeacher(MODEL, [url], timeout=0.5)
+        with pytest.raises(TryAgain, match="timeout"):
+            await asyncio.wait_for(teacher.attempt(request()), 10)
+        await teacher.close()
+        server.close()
+
+    asyncio.run(main())
+
+
 def test_what_is_read():
     assert read(completion("It is 4.", "gpt-x")) == ChatResponse("It is 4.", "stop", "gpt-x", 10, 5)
     assert read(completion("It", finish_reason="length")).finish_reason == "length"
     assert read(completion("", finish_reason="content_filter")).finish_reason == "refused"
+    thoughts = {"message": {"content": None, "reasoning_content": "hm"}, "finish_reason": "length"}
+    assert read(json.dumps({"choices": [thoughts]})) == ChatResponse("", "length", "", 0, 0)
     refusal = {"choices": [{"message": {"content": None, "refusal": "I will not."}}]}
     assert read(json.dumps(refusal)) == ChatResponse("I will not.", "refused", "", 0, 0)
     assert read(completion("ab").replace('"ab"', '"a\\ud83d"')).text == "a?"
@@ -101,6 +129,7 @@ def test_what_is_read():
         ("{}", "no choices"),
         ('{"choices": []}', "no choices"),
         ('{"choices": [3]}', "no choices"),
+        ("[" * 100_000, "not JSON"),
         ('{"choices": [{"message": {"content": null}}]}', "no text"),
         ('{"choices": [{"message": "text"}]}', "no text"),
     ],

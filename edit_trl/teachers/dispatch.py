@@ -165,7 +165,7 @@ class Dispatcher:
         self._journal = journal
         self._stop: RunStopped | None = None
         self._good = time.monotonic()  # when something last went well
-        self._bad = 0  # failed attempts since
+        self._failing: set[str] = set()  # requests that have failed since
         self._reached = False
         self._counted: set[str] = set()
 
@@ -204,6 +204,7 @@ class Dispatcher:
                         task.add_done_callback(done.put_nowait)
                         tasks.add(task)
                     else:
+                        await asyncio.sleep(0)  # a long journal must not keep Ctrl-C from being heard
                         yield known
                 if not tasks:
                     break
@@ -268,10 +269,11 @@ class Dispatcher:
                 try:
                     return key, await self._attempt(key, request)
                 except (TryAgain, MalformedResponse) as error:
-                    attempts += not (isinstance(error, TryAgain) and error.congestion)
+                    turned_away = isinstance(error, TryAgain) and error.turned_away
+                    attempts += not turned_away
                     if attempts >= self.limits.max_attempts:
                         return key, Failure(request, f"{error} ({attempts} attempts)")
-                    self._check_health(str(error))
+                    self._check_health(key, turned_away, str(error))
                     await self._wait(error, attempts)
         except NoAnswer as error:
             if not self._reached and self.stats.failed >= _ALL_REFUSED:
@@ -298,7 +300,8 @@ class Dispatcher:
             self.pacer.release(
                 request.stage, time.monotonic() - started, tokens=tokens, congestion=congestion
             )
-        self._good, self._bad, self._reached = time.monotonic(), 0, True
+        self._good, self._reached = time.monotonic(), True
+        self._failing.clear()
         self._count(key, response)
         return Answer(request, response, fresh=True)
 
@@ -319,11 +322,12 @@ class Dispatcher:
                 )
             )
 
-    def _check_health(self, reason: str) -> None:
-        self._bad += 1
+    def _check_health(self, key: str, turned_away: bool, reason: str) -> None:
+        self._failing.add(key)
         silent = time.monotonic() - self._good
-        # Several: an endpoint that takes minutes for an answer may fail once before the first comes.
-        if silent > self.limits.give_up_after and self._bad >= _SEVERAL:
+        # Several: one request that keeps failing runs out of attempts and is listed. Who is turned away
+        # never runs out of them.
+        if silent > self.limits.give_up_after and (turned_away or len(self._failing) >= _SEVERAL):
             self._give_up(f"nothing but failures for {silent:.0f} s, the last one: {reason}")
 
     def _give_up(self, reason: str) -> None:

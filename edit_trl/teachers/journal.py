@@ -114,10 +114,20 @@ class Journal:
         )
 
     def find(self, key: str) -> list[RawResponse]:
-        """All responses to a request, in the order in which they came."""
-        return [
-            RawResponse(*row) for connection in self._reading for row in connection.execute(_FIND, (key,))
-        ]
+        """All responses to a request, in the order in which they came.
+
+        Raises:
+            JournalError: A file is damaged.
+        """
+        try:
+            return [
+                RawResponse(*row) for connection in self._reading for row in connection.execute(_FIND, (key,))
+            ]
+        except sqlite3.DatabaseError as error:
+            raise JournalError(
+                f"a journal in {self.path.parent} cannot be read: {error}. Keep a copy of it; "
+                "`sqlite3 FILE .recover` saves what can still be read"
+            ) from error
 
     async def add(self, key: str, request: ChatRequest, teacher: Teacher, raw: RawResponse) -> None:
         """Keep a response; it is on the disk when this returns.
@@ -155,7 +165,7 @@ class Journal:
         try:
             with self._writing:
                 self._writing.executemany(_INSERT, [write.values for write in writes])
-        except sqlite3.Error as failure:
+        except (sqlite3.Error, OverflowError, UnicodeError) as failure:
             error = JournalError(
                 f"cannot write {self.path}: {failure}. What it holds is safe: free some space or mend the "
                 "disk, and run the same command again"
@@ -184,7 +194,11 @@ def _lock(path: Path, wait: float) -> FileLock:
         raise JournalError(
             f"{path} is in use by process {pid}; wait until it ends, stop it, or choose another `output_dir`"
         ) from error
-    owner.write_text(str(os.getpid()), encoding="utf-8")
+    try:
+        owner.write_text(str(os.getpid()), encoding="utf-8")
+    except OSError as error:
+        lock.release()
+        raise JournalError(f"cannot write {owner}: {error.strerror}; free some space") from error
     return lock
 
 

@@ -69,7 +69,7 @@ class OpenAICompatibleTeacher:
             reached. All must serve the same model.
         api_key_env: The environment variable that holds the key; None where the endpoint needs none. Local
             endpoints need none.
-        timeout: Seconds until an answer is given up.
+        timeout: Seconds until an answer is given up, however slowly it comes.
         token_limit: What the endpoint calls the limit of an answer's length.
         extra_body: More fields to send, such as `{"chat_template_kwargs": {"enable_thinking": false}}`.
 
@@ -94,6 +94,7 @@ class OpenAICompatibleTeacher:
         if problems:
             raise InputError(problems)
         self.model = model
+        self._timeout = timeout
         self._token_limit = token_limit
         self._extra_body = dict(extra_body or {})
         # What is sent beside the request's own fields is part of the address: it may change the answer.
@@ -115,15 +116,16 @@ class OpenAICompatibleTeacher:
 
     async def attempt(self, request: ChatRequest) -> RawResponse:
         """Ask once; see `Teacher.attempt`."""
-        import httpx2
         import openai
 
         endpoint = self._next_endpoint()
         started = time.monotonic()
         try:
-            response = await endpoint.client.post(
-                "/chat/completions", cast_to=httpx2.Response, body=self._body(request)
-            )
+            # The client's own timeout is for each read: a body that trickles in would never be given up.
+            async with asyncio.timeout(self._timeout):
+                body = await endpoint.client.post("/chat/completions", cast_to=str, body=self._body(request))
+        except TimeoutError as error:
+            raise TryAgain("timeout", congestion=True) from error
         except openai.APIConnectionError as error:
             # The aiohttp transport also calls a lost connection a timeout; the first cause tells.
             cause = _first_cause(error)
@@ -133,13 +135,13 @@ class OpenAICompatibleTeacher:
             raise TryAgain(f"{type(cause).__name__} at {endpoint.url}") from error
         except openai.APIStatusError as error:
             raise self._of_status(error) from error
-        return RawResponse(response.text, time.monotonic() - started)
+        return RawResponse(body, time.monotonic() - started)
 
     def read(self, raw: RawResponse) -> ChatResponse:
         """Read a chat completion; see `Teacher.read`."""
         try:
             body = json.loads(raw.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MalformedResponse("not JSON") from error
         choices = body.get("choices") if isinstance(body, dict) else None
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -150,6 +152,8 @@ class OpenAICompatibleTeacher:
         reason = choices[0].get("finish_reason")
         if refused or reason == "content_filter":
             return _response(body, str(refused or text or ""), "refused")
+        if text is None and reason == "length":
+            text = ""  # cut off before the answer began, such as in a reasoning model's thoughts
         if not isinstance(text, str):
             raise MalformedResponse("no text")
         return _response(body, text, "length" if reason == "length" else "stop")
@@ -192,6 +196,7 @@ class OpenAICompatibleTeacher:
             return TryAgain(
                 f"status {error.status_code}",
                 congestion=congestion,
+                turned_away=congestion,
                 retry_after=_retry_after(error.response.headers),
             )
         if error.status_code in _UNUSABLE:

@@ -142,13 +142,22 @@ class TryAgain(Exception):
     Attributes:
         reason: Such as "429 Too Many Requests".
         congestion: Whether there were too many requests at once.
+        turned_away: Whether the endpoint did not take the request up at all, so that it was no attempt.
         retry_after: Seconds to wait, where the endpoint says so.
     """
 
-    def __init__(self, reason: str, *, congestion: bool = False, retry_after: float | None = None):
+    def __init__(
+        self,
+        reason: str,
+        *,
+        congestion: bool = False,
+        turned_away: bool = False,
+        retry_after: float | None = None,
+    ):
         super().__init__(reason)
         self.reason = reason
         self.congestion = congestion
+        self.turned_away = turned_away
         self.retry_after = retry_after
 
 
