@@ -1,7 +1,7 @@
 """`edit-trl generate`: lets a teacher make dual CoTs and saves them (L4).
 
-With `--config` a teacher is asked about questions, as a recipe says; without, the embedded teacher writes pairs
-of its own problems.
+With `--config` a teacher is asked about questions, as a recipe says; without,
+the embedded teacher writes pairs of its own problems.
 """
 
 from __future__ import annotations
