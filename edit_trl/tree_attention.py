@@ -183,6 +183,10 @@ def _tree_attention_forward(
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     kwargs.pop("is_causal", None)
+    if torch.is_autocast_enabled(query.device.type):
+        # Autocast does not reach into a `CausalBias`, and rotary embeddings leave queries in float32.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     outputs = []
     for run in tree.runs:
         path = [*run.ancestors, (run.start, run.stop)]

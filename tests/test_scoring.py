@@ -231,6 +231,20 @@ def test_layouts_give_the_same_gradients_in_nf4(tmp_path, examples):
     assert largest_gradient_difference(model, examples) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2_windows", "gemma3"])
+def test_a_float32_student_trains_in_bf16(name, examples):
+    """Autocast leaves queries and keys in float32 beside values in bf16."""
+    model = student(name)
+    seen = {}
+    for layout in ("padded", "tree"):
+        scorer = scorer_for(model, layout)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            seen[layout] = scorer(model, collate(examples, layout)).chosen
+        assert (scorer.tree is not None) == (layout == "tree")
+        seen[layout].sum().backward()
+    assert (seen["tree"] - seen["padded"]).abs().mean() < 0.05
+
+
 def test_pairs_of_one_prompt_give_the_same_gradients(examples):
     """Also where branches leave a branch."""
     first = examples[0]
