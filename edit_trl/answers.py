@@ -16,6 +16,8 @@ from edit_trl.errors import InputError
 
 AnswerType = Literal["number", "choice", "yes_no", "boolean", "text", "list"]
 Verdict = Literal["correct", "wrong", "unparsed"]
+VERIFIER_VERSION = "1"
+"""One more whenever a response may be judged otherwise: results are comparable within a version."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,33 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
+
+from edit_trl.errors import InputError
+
+
+def read_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
+    """A YAML file of `key: value`.
+
+    Args:
+        path: The file.
+        what: What messages call it.
+
+    Raises:
+        InputError: There is none, or it is not such a file.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"no {what} at {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold options as `key: value`, got {type(values).__name__}")
+    return values
 
 
 def convert(values: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from trl import ModelConfig, TrlParser
 
 from edit_trl.config import DualCoTConfig
 from edit_trl.errors import InputError
-from edit_trl.options import convert, hints_of, nearest
+from edit_trl.options import convert, hints_of, nearest, read_yaml
 
 
 @dataclass
@@ -115,14 +114,7 @@ def read_recipe(path: str | Path | None) -> Recipe:
     if path is None:
         return Recipe(None, {})
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no recipe at {path}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold options as `key: value`, got {type(values).__name__}")
+    values = read_yaml(path)
     if "teacher" in values or "base_urls" in values:
         raise InputError(f"{path}: this is a recipe of `edit-trl generate`, not of train")
     stages = values.pop("stages", None)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from edit_trl.errors import InputError
-from edit_trl.teachers.exemplars import Exemplar, load_exemplars
+from edit_trl.exemplars import Exemplar, load_exemplars
 
 GOOD = {
     "question": "What is 2 + 2?",

@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from edit_trl.errors import InputError
+from edit_trl.exemplars import load_exemplars
 from edit_trl.recipe import read_recipe
-from edit_trl.teachers.exemplars import load_exemplars
+from edit_trl.cli.option_parsing import option_help
 from edit_trl.teachers.generate_config import (
     CLASSES,
     is_generate_recipe,
-    option_help,
     read_generate_config,
 )
 from edit_trl.teachers.run import Prepared
@@ -169,7 +169,7 @@ def test_files_that_are_no_recipes(tmp_path, text):
 
 
 def test_every_option_says_what_it_is_for():
-    helped = option_help()
+    helped = option_help(CLASSES)
     for cls in CLASSES:
         for name in cls.__dataclass_fields__:
             assert name == "bounds" or len(helped[name]) > 10, name

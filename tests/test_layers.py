@@ -20,6 +20,8 @@ LAYERS = {
     "dual_cot_row": 0,
     "text_units": 0,
     "answers": 0,
+    "questions": 0,
+    "exemplars": 0,
     "key_steps": 1,
     "losses": 1,
     "tokenization": 1,

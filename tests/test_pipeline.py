@@ -13,8 +13,9 @@ from test_dispatch import MODEL, ChatServer, running
 from edit_trl import load_dual_cots
 from edit_trl.answers import check_answer
 from edit_trl.errors import InputError
+from edit_trl.exemplars import Exemplar
+from edit_trl.questions import Question
 from edit_trl.teachers.dispatch import Dispatcher, Interrupted, Limits
-from edit_trl.teachers.exemplars import Exemplar
 from edit_trl.teachers.export import DUAL, WARM_UP, CardFacts, push_generation, save_generation
 from edit_trl.teachers.filters import Bounds, Pair, filter_pairs
 from edit_trl.teachers.generation import Generation, PipelineOptions
@@ -23,7 +24,6 @@ from edit_trl.teachers.openai_compatible import OpenAICompatibleTeacher
 from edit_trl.teachers.pipeline import make_dual_cots
 from edit_trl.teachers.procedural_chat import ProceduralChat
 from edit_trl.teachers.prompts import Templates
-from edit_trl.teachers.questions import Question
 from edit_trl.teachers.teacher import ChatResponse, RawResponse
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

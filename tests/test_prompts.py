@@ -5,7 +5,8 @@ from typing import get_args
 import pytest
 
 from edit_trl.errors import InputError
-from edit_trl.teachers.exemplars import Exemplar
+from edit_trl.exemplars import Exemplar
+from edit_trl.questions import Question
 from edit_trl.teachers.prompts import (
     KINDS,
     PLACEHOLDERS,
@@ -16,7 +17,6 @@ from edit_trl.teachers.prompts import (
     read_verdict,
     without_conclusion,
 )
-from edit_trl.teachers.questions import Question
 
 QUESTION = Question("1", "What is {x} + 2?", "4", "number", "sums", "Do {sums}.")
 EXEMPLAR = Exemplar("Q?", "So 3. Therefore, the answer is 3.", "3", "So 4. Therefore, the answer is 4.")

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from edit_trl.errors import InputError
-from edit_trl.teachers.questions import Question, read_questions
+from edit_trl.questions import Question, read_questions
 
 ROWS = [
     {"question": "What is 2 + 2?", "answer": "4"},

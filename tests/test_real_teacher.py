@@ -12,9 +12,9 @@ import pytest
 from test_pipeline import generate
 
 from edit_trl.answers import check_answer
-from edit_trl.teachers.exemplars import Exemplar
+from edit_trl.exemplars import Exemplar
+from edit_trl.questions import Question
 from edit_trl.teachers.openai_compatible import OpenAICompatibleTeacher
-from edit_trl.teachers.questions import Question
 from edit_trl.teachers.transformers_local import TransformersTeacher
 
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart" / "quickstart.py"

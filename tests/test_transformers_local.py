@@ -8,7 +8,7 @@ import pytest
 from test_pipeline import generate
 
 from edit_trl.errors import InputError
-from edit_trl.teachers.questions import Question
+from edit_trl.questions import Question
 from edit_trl.teachers.teacher import ChatRequest, MalformedResponse, NoAnswer, RawResponse, Sampling
 from edit_trl.teachers.transformers_local import TransformersTeacher
 

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from edit_trl.cli.option_parsing import format_help, read_options
 from edit_trl.errors import InputError
 from edit_trl.teachers.dispatch import Interrupted
 from edit_trl.teachers.export import DUAL, push_generation
 from edit_trl.teachers.generate_config import (
+    CLASSES,
+    HIDDEN,
+    OPTIONS,
     GenerateConfig,
-    option_defaults,
-    option_help,
     read_generate_config,
-    unknown_option,
 )
 from edit_trl.teachers.generation import Generation
 from edit_trl.teachers.run import Prepared
+
+USAGE = "edit-trl generate --config RECIPE.yaml [--OPTION VALUE ...]"
+DESCRIPTION = (
+    "Ask a teacher about questions and make dual CoTs of its answers. Options, in the recipe or here:"
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,9 +39,9 @@ def main(argv: Sequence[str]) -> int:
             stopped.
     """
     if "--help" in argv or "-h" in argv:
-        print(_help())
+        print(format_help(USAGE, DESCRIPTION, CLASSES, HIDDEN))
         return 0
-    path, options = read_options(argv)
+    path, options = read_options(argv, OPTIONS)
     config = read_generate_config(path, options)
     command = f"edit-trl generate {' '.join(argv)}"
     try:
@@ -51,48 +53,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"{stopped}:\n  {command}", file=sys.stderr)
         return 130
     return 0
-
-
-def read_options(argv: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
-    """`--config PATH` and the other options, as YAML reads their values.
-
-    Raises:
-        InputError: An option without a name or a value, or one that does not exist.
-    """
-    known, given = option_help(), {}
-    problems: list[str] = []
-    name = None
-    for word in argv:
-        if word.startswith("--"):
-            flag, equals, value = word[2:].partition("=")
-            name = flag.replace("-", "_")
-            given[name] = [value] if equals else []
-            if name != "config" and name not in known:
-                problems.append(unknown_option(name))
-        elif name is None:
-            problems.append(f"unexpected {word!r}")
-        else:
-            given[name].append(word)
-    problems += [f"--{name} needs a value" for name, words in given.items() if not words and name in known]
-    if problems:
-        raise InputError(problems)
-    config = given.pop("config", [])
-    if len(config) > 1:
-        raise InputError(f"--config takes one file, got {' '.join(config)}")
-    return (config or [None])[0], {name: _value(words) for name, words in given.items()}
-
-
-def _value(words: list[str]) -> Any:
-    """One word, or a list of them; lists, mappings and nothing are written as in YAML."""
-    if len(words) > 1:
-        return words
-    (word,) = words
-    if word[:1] in "{[" or word in ("null", "true", "false", "True", "False"):
-        try:
-            return yaml.safe_load(word)
-        except yaml.YAMLError as error:
-            raise InputError(f"{word!r} cannot be read: {error}") from error
-    return word
 
 
 def _run_once(config: GenerateConfig, folder: Path) -> Generation:
@@ -142,19 +102,4 @@ def _summary(generation: Generation, folder: Path, rows: dict[str, int]) -> str:
             f"  without an answer: {len(generation.failures)}, the first in {stage} of {question}: {reason} "
             f"(all in {folder / 'report.json'})"
         )
-    return "\n".join(lines)
-
-
-def _help() -> str:
-    lines = ["usage: edit-trl generate --config RECIPE.yaml [--OPTION VALUE ...]", ""]
-    lines += [
-        "Ask a teacher about questions and make dual CoTs of its answers. Options, in the recipe or here:",
-        "",
-    ]
-    defaults = option_defaults()
-    for name, text in option_help().items():
-        default = defaults[name]
-        shown = "" if default in (None, "") else f" (default: {default})"
-        lines.append(f"  --{name}{shown}")
-        lines += textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)

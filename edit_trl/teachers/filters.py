@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edit_trl.answers import extract_answer, infer_answer_type
 from edit_trl.errors import InputError
 from edit_trl.key_steps import locate_key_steps
-from edit_trl.teachers.questions import Question
+from edit_trl.questions import Question
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from edit_trl.answers import AnswerType
 from edit_trl.errors import InputError
-from edit_trl.options import convert, described, hints_of, nearest
+from edit_trl.exemplars import Exemplar, load_exemplars
+from edit_trl.options import convert, hints_of, read_yaml
+from edit_trl.questions import Question, read_questions
 from edit_trl.teachers.dispatch import Limits
-from edit_trl.teachers.exemplars import Exemplar, load_exemplars
 from edit_trl.teachers.filters import Bounds
 from edit_trl.teachers.generation import PipelineOptions
 from edit_trl.teachers.openai_compatible import DEFAULT_KEY, OpenAICompatibleTeacher
 from edit_trl.teachers.procedural_chat import ProceduralChat
 from edit_trl.teachers.prompts import Templates
-from edit_trl.teachers.questions import Question, read_questions
 from edit_trl.teachers.teacher import Teacher
 
 TeacherKind = Literal["openai_compatible", "transformers_local", "procedural"]
@@ -138,6 +136,9 @@ class GenerateArguments:
 
 
 CLASSES = (GenerateArguments, PipelineOptions, Bounds, Limits)
+HIDDEN = ("bounds",)  # its fields are options themselves
+OPTIONS = {name: hint for name, hint in hints_of(CLASSES).items() if name not in HIDDEN}
+"""Every option and its type."""
 
 
 @dataclass(frozen=True)
@@ -249,10 +250,10 @@ def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) ->
     Raises:
         InputError: All that is wrong with it.
     """
-    values = {**(_read(Path(path)) if path else {}), **options}
+    values = {**(read_yaml(path) if path else {}), **options}
     if "stages" in values or "model_name_or_path" in values:
         raise InputError(f"{path or 'these options'}: this is a recipe of `edit-trl train`, not of generate")
-    converted, problems = convert(values, _hints())
+    converted, problems = convert(values, OPTIONS)
     built: dict[type, Any] = {}
     # The pipeline's options hold the bounds, so these are made first.
     for cls in (GenerateArguments, Bounds, Limits, PipelineOptions):
@@ -271,45 +272,10 @@ def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) ->
 def is_generate_recipe(path: str | Path) -> bool:
     """Whether the keys of a YAML file are those of a generation rather than of a training."""
     try:
-        values = _read(Path(path))
+        values = read_yaml(path)
     except InputError:
         return False  # who reads it as the other kind will say what is wrong
     return bool({"teacher", "base_urls"} & values.keys())
-
-
-def option_help() -> dict[str, str]:
-    """Every option and what it is for."""
-    known = _hints()
-    return {name: text for cls in CLASSES for name, text in described(cls).items() if name in known}
-
-
-def option_defaults() -> dict[str, Any]:
-    """Every option's default."""
-    known = _hints()
-    return {field.name: field.default for cls in CLASSES for field in fields(cls) if field.name in known}
-
-
-def unknown_option(name: str) -> str:
-    """What to say of an option that does not exist."""
-    return f"unknown option --{name}{nearest(name, _hints(), '--')}"
-
-
-def _hints() -> dict[str, Any]:
-    hints = hints_of(CLASSES)
-    hints.pop("bounds")  # its fields are options themselves
-    return hints
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"no recipe at {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold options as `key: value`, got {type(values).__name__}")
-    return values
 
 
 def _beside(arguments: GenerateArguments, folder: Path) -> GenerateArguments:
@@ -331,7 +297,7 @@ def _beside(arguments: GenerateArguments, folder: Path) -> GenerateArguments:
 def _descriptions(file: str | None) -> dict[str, str]:
     if file is None:
         return {}
-    values = _read(Path(file))
+    values = read_yaml(file)
     wrong = [task for task, text in values.items() if not isinstance(text, str)]
     if wrong:
         raise InputError(f"{file}: the description of {', '.join(map(str, wrong))} must be a text")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from edit_trl.errors import InputError
+from edit_trl.questions import Question
 from edit_trl.teachers.filters import Bounds, Pair
-from edit_trl.teachers.questions import Question
 
 Rectify = Literal["hint", "minimal", "none"]
 RectifyCheck = Literal["none", "self_consistency", "judge"]

@@ -15,8 +15,9 @@ from typing import Any
 
 from edit_trl.answers import AnswerType, check_answer, extract_answer, infer_answer_type
 from edit_trl.errors import InputError
+from edit_trl.exemplars import Exemplar
+from edit_trl.questions import Question
 from edit_trl.teachers.dispatch import Answer, Dispatcher
-from edit_trl.teachers.exemplars import Exemplar
 from edit_trl.teachers.filters import Pair, filter_pairs
 from edit_trl.teachers.generation import Chain, Generation, Outcome, PipelineOptions, Watcher
 from edit_trl.teachers.prompts import (
@@ -28,7 +29,6 @@ from edit_trl.teachers.prompts import (
     read_verdict,
     without_conclusion,
 )
-from edit_trl.teachers.questions import Question
 from edit_trl.teachers.teacher import ChatRequest, ChatResponse, Sampling, Stage
 
 # Answers a self-consistency check draws, and at what temperature.

@@ -12,9 +12,9 @@ import random
 from collections.abc import Sequence
 
 from edit_trl.errors import InputError
+from edit_trl.questions import Question
 from edit_trl.teachers.families import ANSWER_TYPES, Family
 from edit_trl.teachers.procedural import ProceduralTeacher
-from edit_trl.teachers.questions import Question
 from edit_trl.teachers.teacher import ChatRequest, ChatResponse, NoAnswer, RawResponse
 
 

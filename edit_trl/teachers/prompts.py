@@ -23,8 +23,8 @@ from typing import Literal, get_args
 
 from edit_trl.answers import AnswerType, extract_answer
 from edit_trl.errors import InputError
-from edit_trl.teachers.exemplars import Exemplar
-from edit_trl.teachers.questions import Question
+from edit_trl.exemplars import Exemplar
+from edit_trl.questions import Question
 
 TemplateName = Literal[
     "annotate", "rectify", "rectify_minimal", "corrupt", "conclude", "judge", "label", "student"

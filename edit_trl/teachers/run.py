@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from edit_trl.errors import InputError
+from edit_trl.exemplars import Exemplar
+from edit_trl.questions import Question
 from edit_trl.teachers.dispatch import Dispatcher, DispatchStats
 from edit_trl.teachers.display import Display
-from edit_trl.teachers.exemplars import Exemplar
 from edit_trl.teachers.export import CardFacts, save_generation
 from edit_trl.teachers.generate_config import GenerateConfig
 from edit_trl.teachers.generation import Generation
 from edit_trl.teachers.journal import Journal
 from edit_trl.teachers.pipeline import make_dual_cots
 from edit_trl.teachers.prompts import TemplateName, Templates
-from edit_trl.teachers.questions import Question
 from edit_trl.teachers.teacher import Teacher
 
 # What does not change what is made, and so is not told in the card: the same answers make the same card.

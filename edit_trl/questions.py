@@ -1,4 +1,4 @@
-"""Questions with known answers, from wherever they are (L3)."""
+"""Questions with known answers, from wherever they are (L0)."""
 
 from __future__ import annotations
 

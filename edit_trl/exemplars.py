@@ -1,4 +1,4 @@
-"""Worked examples that people write and a teacher is shown (L3)."""
+"""Worked examples that people write and a teacher is shown (L0)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from edit_trl.answers import check_answer
 from edit_trl.dual_cot_row import raise_problems, show
@@ -57,6 +55,8 @@ def load_exemplars(path: str | Path) -> list[Exemplar]:
 
 
 def _read(path: Path) -> list[Any]:
+    import yaml
+
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix.lower() == ".jsonl":

@@ -1,0 +1,89 @@
+"""`--config RECIPE` and `--option value` over it, for the commands whose options are dataclasses (L4)."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from edit_trl.errors import InputError
+from edit_trl.options import described, hints_of, nearest
+
+
+def read_options(argv: Sequence[str], known: Iterable[str]) -> tuple[str | None, dict[str, Any]]:
+    """`--config PATH` and the other options, as YAML reads their values.
+
+    Args:
+        argv: The command's arguments.
+        known: The names of its options.
+
+    Raises:
+        InputError: An option without a name or a value, or one that does not exist.
+    """
+    known, given = set(known), {}
+    problems: list[str] = []
+    name = None
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, value = word[2:].partition("=")
+            name = flag.replace("-", "_")
+            given[name] = [value] if equals else []
+            if name != "config" and name not in known:
+                problems.append(f"unknown option --{name}{nearest(name, known, '--')}")
+        elif name is None:
+            problems.append(f"unexpected {word!r}")
+        else:
+            given[name].append(word)
+    problems += [f"--{name} needs a value" for name, words in given.items() if not words and name in known]
+    if problems:
+        raise InputError(problems)
+    config = given.pop("config", [])
+    if len(config) > 1:
+        raise InputError(f"--config takes one file, got {' '.join(config)}")
+    return (config or [None])[0], {name: _value(words) for name, words in given.items()}
+
+
+def _value(words: list[str]) -> Any:
+    """One word, or a list of them; lists, mappings and nothing are written as in YAML."""
+    import yaml
+
+    if len(words) > 1:
+        return words
+    (word,) = words
+    if word[:1] in "{[" or word in ("null", "true", "false", "True", "False"):
+        try:
+            return yaml.safe_load(word)
+        except yaml.YAMLError as error:
+            raise InputError(f"{word!r} cannot be read: {error}") from error
+    return word
+
+
+def format_help(usage: str, description: str, classes: Sequence[type], hidden: Iterable[str] = ()) -> str:
+    """What `--help` prints: each option of the classes, its default and what it is for.
+
+    Args:
+        usage: The line after "usage: ".
+        description: A sentence or two.
+        classes: Dataclasses whose docstrings describe their fields.
+        hidden: Fields that are no options.
+    """
+    lines = [f"usage: {usage}", "", *textwrap.wrap(description, 100), ""]
+    defaults = option_defaults(classes)
+    for name, text in option_help(classes, hidden).items():
+        default = defaults[name]
+        shown = "" if default in (None, "") else f" (default: {default})"
+        lines.append(f"  --{name}{shown}")
+        lines += textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def option_help(classes: Sequence[type], hidden: Iterable[str] = ()) -> dict[str, str]:
+    """Every option and what it is for."""
+    known = hints_of(classes).keys() - set(hidden)
+    return {name: text for cls in classes for name, text in described(cls).items() if name in known}
+
+
+def option_defaults(classes: Sequence[type]) -> Mapping[str, Any]:
+    """Every option's default."""
+    return {field.name: field.default for cls in classes for field in fields(cls)}
