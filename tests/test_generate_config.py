@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from edit_trl.cli.option_parsing import option_help
 from edit_trl.errors import InputError
 from edit_trl.exemplars import load_exemplars
 from edit_trl.recipe import read_recipe
-from edit_trl.cli.option_parsing import option_help
 from edit_trl.teachers.generate_config import (
     CLASSES,
     is_generate_recipe,

@@ -375,7 +375,7 @@ def _read_record(path: Path) -> RunRecord:
     )
     if version != FORMAT:
         raise InputError(
-            f"{file} has format {version!r}, and edit_trl {__version__} reads format {FORMAT}; measure anew, or "
+            f"{file} has format {version!r}; edit_trl {__version__} reads format {FORMAT}. Measure anew, or "
             f"use the version that wrote it ({writer or 'not said'})"
         )
     names = {field.name for field in fields(RunRecord)}
