@@ -22,6 +22,8 @@ _MODULE_OF = {
     "generate_dual_cots": "teachers",
     "ProceduralTeacher": "teachers",
     "evaluate_accuracy": "evaluation",
+    "evaluate_suite": "evaluation",
+    "compare_runs": "evaluation",
 }
 
 __all__ = [  # noqa: RUF022 (in the order of _MODULE_OF: training, data, measuring)
@@ -37,6 +39,8 @@ __all__ = [  # noqa: RUF022 (in the order of _MODULE_OF: training, data, measuri
     "generate_dual_cots",
     "ProceduralTeacher",
     "evaluate_accuracy",
+    "evaluate_suite",
+    "compare_runs",
 ]
 
 if TYPE_CHECKING:
@@ -44,7 +48,7 @@ if TYPE_CHECKING:
     from edit_trl.config import DualCoTConfig
     from edit_trl.dual_cot_row import validate_dual_cots
     from edit_trl.dual_cots import load_dual_cots
-    from edit_trl.evaluation import evaluate_accuracy
+    from edit_trl.evaluation import compare_runs, evaluate_accuracy, evaluate_suite
     from edit_trl.key_steps import KeySteps, key_step_masks, locate_key_steps
     from edit_trl.losses import dual_cot_loss
     from edit_trl.teachers import ProceduralTeacher, generate_dual_cots

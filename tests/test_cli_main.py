@@ -47,7 +47,7 @@ def test_help_lists_every_command():
     assert done.stderr == ""
     listed = re.findall(r"^  (\w+) +(\S.*)$", done.stdout, re.MULTILINE)
     assert dict(listed) == COMMANDS
-    assert list(COMMANDS) == ["train", "validate", "generate"]
+    assert list(COMMANDS)[:3] == ["train", "validate", "generate"]
     assert run("-h").stdout == done.stdout
 
 
@@ -68,7 +68,7 @@ def test_version():
         ("trian", "error: unknown command 'trian'; did you mean 'train'?\n"),
         (
             "--x",
-            "error: unknown command '--x'; choose from train, validate, generate\n",
+            f"error: unknown command '--x'; choose from {', '.join(COMMANDS)}\n",
         ),
     ],
 )

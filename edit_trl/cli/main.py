@@ -15,6 +15,16 @@ COMMANDS = {
     "train": "run a recipe: warm-up, key-step learning or any list of stages",
     "validate": "check a recipe and a dataset without loading a model",
     "generate": "make dual CoTs with a teacher",
+    "inspect": "look at dual CoTs and their key steps",
+    "evaluate": "let a model answer questions and check its answers",
+    "suite": "see whether a model prefers correct chains to wrong ones",
+    "compare": "compare runs of evaluate or suite, item by item",
+    "report": "write runs as one HTML page",
+    "history": "list what was measured before, and plot it",
+    "judge": "let a model judge how well chains show the key steps",
+    "merge": "put an adapter into the weights of its model",
+    "push": "push a trained model to the Hub",
+    "chat": "try a model in the terminal",
 }
 
 

@@ -1,6 +1,48 @@
-"""Measuring a student (L3)."""
+"""Measuring a student (L3).
 
-from edit_trl.evaluation.accuracy import AccuracyResult, Item, Score, evaluate_accuracy, format_table
-from edit_trl.evaluation.answer_accuracy import AnswerAccuracy
+The names below are imported from their modules on first use: comparing two runs needs no torch.
+"""
 
-__all__ = ["AccuracyResult", "AnswerAccuracy", "Item", "Score", "evaluate_accuracy", "format_table"]
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+_MODULE_OF = {
+    "AccuracyResult": "accuracy",
+    "AnswerAccuracy": "answer_accuracy",
+    "Comparison": "compare",
+    "Score": "accuracy",
+    "SuiteCallback": "callback",
+    "SuiteResult": "suite",
+    "compare_runs": "compare",
+    "evaluate_accuracy": "accuracy",
+    "evaluate_suite": "suite",
+    "format_table": "accuracy",
+}
+
+__all__ = [
+    "AccuracyResult",
+    "AnswerAccuracy",
+    "Comparison",
+    "Score",
+    "SuiteCallback",
+    "SuiteResult",
+    "compare_runs",
+    "evaluate_accuracy",
+    "evaluate_suite",
+    "format_table",
+]
+
+if TYPE_CHECKING:
+    from edit_trl.evaluation.accuracy import AccuracyResult, Score, evaluate_accuracy, format_table
+    from edit_trl.evaluation.answer_accuracy import AnswerAccuracy
+    from edit_trl.evaluation.callback import SuiteCallback
+    from edit_trl.evaluation.compare import Comparison, compare_runs
+    from edit_trl.evaluation.suite import SuiteResult, evaluate_suite
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value

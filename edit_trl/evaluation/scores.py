@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edit_trl.evaluation.runs import RunKind
+from edit_trl.evaluation.statistics import bootstrap_interval
 
 Score = Callable[[Mapping[str, Any]], float | None]
 
@@ -83,6 +84,19 @@ def names_in(item: Mapping[str, Any], group: str) -> list[str]:
     """The names of an item's groups of a kind: its task, its mistakes, its source."""
     value = item[group]
     return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def run_scores(
+    items: Sequence[Mapping[str, Any]], kind: RunKind
+) -> tuple[dict[str, float | None], dict[str, list[float]], dict[str, Any]]:
+    """What `RunFolder.finish` wants: scores, intervals over items (the tasks taken as they are), groups."""
+    intervals = {}
+    for name, score in SCORES[kind].items():
+        known = [value for value in map(score, items) if value is not None]
+        if known:
+            interval = bootstrap_interval(known)
+            intervals[name] = [interval.low, interval.high]
+    return mean_scores(items, kind), intervals, grouped_scores(items, kind)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
