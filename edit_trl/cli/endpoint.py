@@ -91,7 +91,7 @@ class EndpointGenerator:
         """See `edit_trl.evaluation.decoding.Generator.run`.
 
         Raises:
-            InputError: The endpoint broke off, or left questions without an answer; what was answered is kept.
+            InputError: The endpoint broke off, or left questions unanswered; what was answered is kept.
         """
         from edit_trl.teachers.dispatch import Dispatcher
         from edit_trl.teachers.journal import Journal
