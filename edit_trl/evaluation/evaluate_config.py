@@ -10,6 +10,7 @@ from typing import Any, Literal
 from edit_trl.errors import InputError
 from edit_trl.evaluation.decoding import Batching, Decoding, check_batching
 from edit_trl.evaluation.tasks import MakeProblems, Tasks, read_tasks
+from edit_trl.ray_pool import Engine, engine_problems
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -37,6 +38,9 @@ class EvaluateArguments:
             and there is a GPU, else continuous on a GPU and padded on a CPU.
         dtype: Of the weights: float32, bfloat16 or float16; as they were saved by default.
         device: Such as cuda:1 or cpu; a GPU where there is one.
+        engine: local, or ray: on the machines of a Ray cluster that is running, which must all see the model
+            under the same name. Batches and answers are the same.
+        actors: How many models the Ray cluster loads; one a GPU, or where it has none one a machine.
         attn_implementation: As in transformers, such as flash_attention_2.
         trust_remote_code: Run code that comes with the model; only for models whose code you have read.
         history: The SQLite file that remembers the scores of every run; null for none.
@@ -60,6 +64,8 @@ class EvaluateArguments:
     batching: Batching = "auto"
     dtype: Dtype | None = None
     device: str | None = None
+    engine: Engine = "local"
+    actors: int | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     history: str | None = "outputs/history.sqlite"
@@ -78,6 +84,9 @@ class EvaluateArguments:
             yield "`tasks` is missing: task files, or names of those in recipes/evaluate/tasks"
         if self.limit is not None and self.limit < 1:
             yield f"`limit` must be at least 1, got {self.limit}"
+        yield from engine_problems(self.engine, self.actors, self.device)
+        if self.engine == "ray" and self.harness:
+            yield "`harness` needs the model on this machine: leave out `engine: ray`"
         for check in (lambda: self.decoding, lambda: check_batching(self.batching, self.batch_size)):
             try:
                 check()

@@ -1,0 +1,433 @@
+"""Work for the machines of an existing Ray cluster (L0): what is lost with a machine is done again elsewhere.
+
+Objects are made in processes of their own (actors), one a GPU, a machine or an endpoint, and called there.
+Ray's own restarts stay off: Ray would hold a call back until its actor has a place again, and on a full
+cluster that is never, while another actor could take the call at once.
+
+Ray is imported when a pool is made, and not before. Read in ray 2.60: `ray.init`, the exception classes, and
+that awaiting an `ObjectRef` raises them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from edit_trl import __version__
+from edit_trl.errors import InputError
+
+Engine = Literal["local", "ray"]
+
+logger = logging.getLogger(__name__)
+
+# A call that ends so many processes, or a process that ends so often before it is ready, is given up.
+_MOST_LOSSES = 4
+# Seconds until it is said that no machine has room; and that an object whose call failed is left alone.
+_PATIENCE, _REST = 30.0, 10.0
+_START = "`ray start --head` starts one here, `ray start --address HEAD:6379` adds a machine"
+
+
+def engine_problems(engine: Engine, actors: int | None, device: str | None = None) -> Iterator[str]:
+    """What is wrong with these options, by themselves."""
+    if actors is not None and engine != "ray":
+        yield "`actors` is for `engine: ray`"
+    if actors is not None and actors < 1:
+        yield f"`actors` must be at least 1, got {actors}"
+    if engine == "ray" and device not in (None, "cpu", "cuda"):
+        yield f"`device: {device}`: with `engine: ray` the cluster chooses; leave it out, or take cpu"
+
+
+def connect() -> None:
+    """Join the cluster: the one of `RAY_ADDRESS`, else the one that runs on this machine.
+
+    The connection ends with the process, and with it all that was started through it.
+
+    Raises:
+        InputError: Ray is not installed, or there is no cluster.
+    """
+    # What machines tell each other is nothing that a user can act on, and Ray prints it to stdout. Read by
+    # ray as it is imported.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("`engine: ray` needs Ray: pip install 'edit_trl[ray]'") from error
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "")
+    path = os.environ.get("PYTHONPATH")
+    try:
+        _knock(address)
+        ray.init(
+            address="auto",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            # A machine finds the packages that this process finds.
+            runtime_env={"env_vars": {"PYTHONPATH": path}} if path else None,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        at = f"at RAY_ADDRESS={address}" if address else "on this machine, and RAY_ADDRESS is not set"
+        raise InputError(f"no Ray cluster {at} ({error}). {_START}") from error
+
+
+def _knock(address: str) -> None:
+    """Ray itself tries an address that nobody answers at for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def places(actors: int | None, *, cpu: bool = False) -> tuple[int, dict[str, float]]:
+    """How many actors a model has, and what each takes of its machine.
+
+    Args:
+        actors: How many are asked for; one a GPU, or where there are none one a machine with CPUs if None.
+        cpu: Leave GPUs alone.
+
+    Raises:
+        InputError: More than there is room for.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if gpus and not cpu:
+        if actors is not None and actors > gpus:
+            raise InputError(f"`actors: {actors}`, and the Ray cluster has {gpus} GPUs")
+        return actors or gpus, {"num_gpus": 1}
+    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    if not cpus or (actors or 0) > sum(cpus):
+        raise InputError(f"`actors: {actors or 1}`, and the Ray cluster has {sum(cpus)} CPUs")
+    if actors is None:
+        return len(cpus), {"num_cpus": min(cpus)}
+    share = next(n for n in range(max(cpus), 0, -1) if sum(count // n for count in cpus) >= actors)
+    return actors, {"num_cpus": share}
+
+
+class Worker:
+    """What runs in an actor: an object, made there, and calls to it.
+
+    Args:
+        make: Makes the object; may give an awaitable of it.
+        folder: Where paths are looked for, where it exists on that machine.
+        errors: What is handed back as a value; anything else is a bug, and comes with its traceback.
+    """
+
+    def __init__(self, make: Callable[[], Any], folder: str, errors: tuple[type[Exception], ...]):
+        self._make, self._errors = make, errors
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+
+    async def machine(self) -> str:
+        """Its name."""
+        return socket.gethostname()
+
+    async def start(self, version: str) -> Exception | None:
+        """Make the object."""
+        if version != __version__:
+            return InputError(f"edit_trl {__version__} is installed there, and {version} here")
+        try:
+            self._object = await _done(self._make())
+        except self._errors as error:
+            return error
+
+    async def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """Call a method of the object."""
+        try:
+            return await _done(getattr(self._object, method)(*arguments))
+        except self._errors as error:
+            return error
+
+
+async def _done(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value
+
+
+@dataclass(eq=False)
+class _Seat:
+    """An actor's place in a pool; `losses` counts the actors in a row that ended before they were ready."""
+
+    make: Callable[[], Any]
+    losses: int = 0
+    actor: Any = None
+    machine: str | None = None
+    ready: bool = False
+    lost: bool = False
+    rests_until: float = 0.0
+
+
+@dataclass(order=True)
+class _Turn:
+    """The right to call an actor; those with the fewest calls before them come first."""
+
+    calls: int
+    number: int
+    seat: _Seat | None = field(compare=False)
+
+
+class RayPool:
+    """Objects in actors of a cluster, and calls to whichever is free. All methods but `close` in one loop.
+
+    Args:
+        makers: How each object is made; picklable. A maker may give an awaitable.
+        resources: What an actor takes of its machine, as `places` gives it.
+        calls: The most calls to an object at once.
+        errors: Exceptions that a call may end in, which are raised here as they were there.
+        passing: Those of them after which an object is left alone for a while, where there are others.
+
+    Raises:
+        InputError: See `connect`.
+    """
+
+    def __init__(
+        self,
+        makers: Sequence[Callable[[], Any]],
+        resources: dict[str, float],
+        *,
+        calls: int = 1,
+        errors: tuple[type[Exception], ...] = (InputError,),
+        passing: tuple[type[Exception], ...] = (),
+    ):
+        connect()
+        from ray import exceptions
+
+        self._lost = (
+            exceptions.RayActorError,
+            exceptions.NodeDiedError,
+            exceptions.ObjectLostError,
+            exceptions.OutOfMemoryError,
+        )
+        self._resources, self._calls, self._errors, self._passing = resources, calls, errors, passing
+        self._seats = [_Seat(make) for make in makers]
+        self._turns: asyncio.PriorityQueue[_Turn] = asyncio.PriorityQueue()
+        self._numbers = itertools.count()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._error: Exception | None = None
+
+    async def ready(self, everyone: bool = False) -> None:
+        """Wait for the first object, or for all of them.
+
+        Raises:
+            InputError: One could not be made.
+        """
+        self._begin()
+        while not (all if everyone else any)(seat.ready for seat in self._seats):
+            if self._error is not None:
+                raise self._error
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of an object that is free, again where the object is lost.
+
+        Raises:
+            InputError: No object can be made any more, or every object that was called so was lost.
+            Exception: Whatever the method raises.
+        """
+        self._begin()
+        for _ in range(_MOST_LOSSES):
+            turn = await self._turn()
+            try:
+                outcome = await turn.seat.actor.call.remote(method, arguments)
+            except self._lost as error:
+                self._replace(turn.seat, error)
+                continue
+            except BaseException:
+                self._turns.put_nowait(turn)
+                raise
+            if isinstance(outcome, self._passing):
+                turn.seat.rests_until = time.monotonic() + _REST
+            self._turns.put_nowait(turn)
+            if isinstance(outcome, self._errors):
+                raise outcome
+            return outcome
+        raise InputError(
+            f"{_MOST_LOSSES} processes of the Ray cluster ended over the same work; if it is their memory, "
+            "lower `batch_size`. What is done is kept: run the same command again to go on"
+        )
+
+    def close(self) -> None:
+        """End the actors."""
+        import ray
+
+        for task in self._tasks:
+            task.cancel()
+        for seat in self._seats:
+            if seat.actor is not None and ray.is_initialized():
+                ray.kill(seat.actor)
+        self._seats = []
+
+    def _begin(self) -> None:
+        if not self._tasks:
+            self._keep(self._watch())
+            for seat in self._seats:
+                self._keep(self._fill(seat))
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._fail(task.exception())
+
+    async def _fill(self, seat: _Seat) -> None:
+        """Start an actor, and let it be called once its object is made."""
+        import ray
+
+        remote = ray.remote(Worker).options(
+            **({"num_cpus": 0} | self._resources),
+            max_restarts=0,
+            max_concurrency=self._calls + 2,
+            scheduling_strategy="SPREAD",
+        )
+        seat.actor = remote.remote(seat.make, os.getcwd(), self._errors)
+        try:
+            seat.machine = await seat.actor.machine.remote()
+            error = await seat.actor.start.remote(__version__)
+        except self._lost as lost:
+            self._replace(seat, lost)
+            return
+        if error is not None:
+            raise type(error)(f"on {seat.machine}, in the Ray cluster: {error}") from error
+        seat.ready, seat.losses = True, 0
+        for calls in range(self._calls):
+            self._turns.put_nowait(_Turn(calls, next(self._numbers), seat))
+        self._changed.set()
+
+    def _replace(self, seat: _Seat, error: Exception) -> None:
+        if seat.lost:  # another call to it has seen it
+            return
+        import ray
+
+        seat.lost = True
+        # One that only could not be reached would come back, and keep its GPU.
+        ray.kill(seat.actor)
+        self._seats.remove(seat)
+        losses = 0 if seat.ready else seat.losses + 1
+        reason = str(error).strip().split("\n")[0]
+        logger.warning(f"lost a process on {seat.machine} ({reason}); its work is done again elsewhere")
+        if losses < _MOST_LOSSES:
+            self._seats.append(_Seat(seat.make, losses))
+            self._keep(self._fill(self._seats[-1]))
+        elif not self._seats:
+            self._fail(InputError(f"no process of the Ray cluster lives until it is ready: {error}"))
+
+    def _fail(self, error: Exception) -> None:
+        self._error = error
+        self._changed.set()
+        self._turns.put_nowait(_Turn(-1, next(self._numbers), None))
+
+    async def _turn(self) -> _Turn:
+        while True:
+            turn = await self._turns.get()
+            if turn.seat is None:
+                self._turns.put_nowait(turn)
+                raise self._error
+            if turn.seat.lost:
+                continue
+            now = time.monotonic()
+            wait = turn.seat.rests_until - now
+            if wait <= 0 or all(seat.rests_until > now for seat in self._seats):
+                return turn
+            asyncio.get_running_loop().call_later(wait, self._turns.put_nowait, turn)
+
+    async def _watch(self) -> None:
+        """Say that no machine has room, once each time."""
+        told = False
+        while True:
+            await asyncio.sleep(_PATIENCE)
+            waiting = all(seat.machine is None for seat in self._seats)
+            if waiting and not told:
+                needed = " and ".join(f"{n:g} {name[4:-1].upper()}" for name, n in self._resources.items())
+                logger.warning(f"waiting for a machine of the Ray cluster with {needed or 'room'} free")
+            told = waiting
+
+
+class RayCalls:
+    """Batches of work for the objects of a pool, for code that is not asynchronous.
+
+    Args:
+        make: How each object is made; picklable.
+        actors: How many; see `places`.
+        cpu: Leave GPUs alone.
+        errors: See `RayPool`.
+
+    Raises:
+        InputError: See `connect` and `places`.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        actors: int | None = None,
+        *,
+        cpu: bool = False,
+        errors: tuple[type[Exception], ...] = (InputError,),
+    ):
+        connect()
+        count, resources = places(actors, cpu=cpu)
+        self._loop = asyncio.new_event_loop()
+        self._pool = RayPool([make] * count, resources, errors=errors)
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """One call; see `RayPool.call`."""
+        try:
+            return self._loop.run_until_complete(self._pool.call(method, *arguments))
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, method: str, jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """A call for each job, and its number with what came of it, as they come; then the pool is closed.
+
+        Raises:
+            InputError: See `RayPool.call`.
+            Exception: Whatever the method raises.
+        """
+        done: asyncio.Queue[tuple[int, asyncio.Task[Any]]] = asyncio.Queue()
+        tasks = []
+        try:
+            for number, job in enumerate(jobs):
+                task = self._loop.create_task(self._pool.call(method, *job))
+                task.add_done_callback(partial(_put, done, number))
+                tasks.append(task)
+            for _ in tasks:
+                number, task = self._loop.run_until_complete(done.get())
+                yield number, task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            self.close()
+
+    def close(self) -> None:
+        """End the actors."""
+        if not self._loop.is_closed():
+            self._pool.close()
+            self._loop.run_until_complete(_let_go(self._loop))
+            self._loop.close()
+
+
+def _put(done: asyncio.Queue[tuple[int, asyncio.Task[Any]]], number: int, task: asyncio.Task[Any]) -> None:
+    done.put_nowait((number, task))
+
+
+async def _let_go(loop: asyncio.AbstractEventLoop) -> None:
+    """See cancelled tasks end."""
+    left = asyncio.all_tasks(loop) - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
