@@ -318,8 +318,9 @@ class RayPool:
         ray.kill(seat.actor)
         self._seats.remove(seat)
         losses = 0 if seat.ready else seat.losses + 1
-        reason = str(error).strip().split("\n")[0]
-        logger.warning(f"lost a process on {seat.machine} ({reason}); its work is done again elsewhere")
+        # On a line of its own, under a progress bar.
+        where = f"on {seat.machine}" if seat.machine else "of the Ray cluster"
+        logger.warning(f"\nlost a process {where} ({type(error).__name__}): its work is done again elsewhere")
         if losses < _MOST_LOSSES:
             self._seats.append(_Seat(seat.make, losses))
             self._keep(self._fill(self._seats[-1]))

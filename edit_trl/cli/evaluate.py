@@ -28,7 +28,8 @@ DESCRIPTION = (
 # Prices and budgets are for teachers.
 HIDDEN = ("prompt_price", "completion_price", "max_cost")
 # Options that change nothing of what is measured.
-INCIDENTAL = ("name", "output_dir", "history", "device", "engine", "actors", "batching", "batch_size", "harness")
+INCIDENTAL = ("name", "output_dir", "history", "harness")
+INCIDENTAL += ("device", "engine", "actors", "batching", "batch_size")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,12 +96,18 @@ def _measure(
     from edit_trl.evaluation.runs import RunFolder, read_run
 
     client = endpoint.client(arguments.model) if endpoint.base_urls else None
+    if client and arguments.actors is not None:
+        raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
     known = client.address if client else model_hash(arguments.model)
     folder = RunFolder(arguments.folder, _record(arguments, tasks, known))
     if folder.finished:
         print(f"{folder.path} is finished ({folder.record.finished}), nothing to ask", file=sys.stderr)
         return read_run(folder.path), None
     if client:
+        if arguments.engine == "ray":
+            from edit_trl.teachers.ray_teacher import on_ray
+
+            client = on_ray({"model": client}, None, limits.max_concurrency)["model"]
         generator = EndpointGenerator(client, folder.path, arguments.decoding, limits, arguments.seed)
         generator.check()
         prompts, loaded = [problem.prompt for problem in tasks.problems], None

@@ -16,6 +16,7 @@ from edit_trl.errors import InputError
 from edit_trl.exemplars import Exemplar, load_exemplars
 from edit_trl.options import convert, hints_of, read_yaml
 from edit_trl.questions import Question, read_questions
+from edit_trl.ray_pool import Engine, engine_problems
 from edit_trl.teachers.dispatch import Limits
 from edit_trl.teachers.filters import Bounds
 from edit_trl.teachers.generation import PipelineOptions
@@ -41,6 +42,10 @@ class GenerateArguments:
         token_limit: What the endpoint calls the limit of an answer's length.
         extra_body: More fields to send to the endpoint.
         batch_size: Prompts a batch of a local model.
+        engine: local, or ray: local models are loaded by the machines of a Ray cluster that is running, which
+            must all see them under the same name, and each endpoint is asked by a process of its own there.
+        actors: How many processes of the Ray cluster load local models; one a GPU, or where it has none one
+            a machine.
         dataset_name: Questions with answers: a .jsonl, .json, .csv or .parquet file, a folder saved by
             datasets, or a Hub id.
         dataset_config: Configuration of a Hub dataset; a list of them is read in order, and each names the
@@ -79,6 +84,8 @@ class GenerateArguments:
     token_limit: str = "max_tokens"
     extra_body: dict[str, Any] | None = None
     batch_size: int = 16
+    engine: Engine = "local"
+    actors: int | None = None
     dataset_name: str | None = None
     dataset_config: str | list[str] | None = None
     dataset_split: str | None = None
@@ -129,6 +136,12 @@ class GenerateArguments:
         for name in ("timeout", "batch_size", "rows", "rounds", "limit"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 yield f"`{name}` must be positive, got {getattr(self, name)}"
+        yield from engine_problems(self.engine, self.actors)
+        if self.engine == "ray" and self.teacher == "procedural":
+            yield "`teacher: procedural` has nothing to do on other machines: leave out `engine: ray`"
+        local = self.teacher == "transformers_local" or (self.student and not self.student_base_urls)
+        if self.actors is not None and not local:
+            yield "`actors` is for models that are loaded; each endpoint has one process"
         if self.rounds > 1 and not (self.student and self.train_recipe):
             yield "`rounds` trains a student between generations: set `student` and `train_recipe`"
         if self.train_recipe and self.rounds == 1:
