@@ -70,7 +70,7 @@ def read_questions(
     Raises:
         InputError: What cannot be read, or every row that is no question, by file, row and column.
     """
-    rows, columns = _rows(source, name, split)
+    rows, columns = read_table(source, name, split)
     where = str(source)
     mapping = checked_mapping(column_mapping or {}, columns, where, COLUMNS)
     columns = [mapping.get(column, column) for column in columns]
@@ -98,7 +98,12 @@ def read_questions(
     return questions
 
 
-def _rows(source: str | Path, name: str | None, split: str | None) -> tuple[Sequence[dict], list[str]]:
+def read_table(source: str | Path, name: str | None, split: str | None) -> tuple[Sequence[dict], list[str]]:
+    """The rows and columns of a file, a folder saved by `datasets` or a Hub dataset, unchecked.
+
+    Raises:
+        InputError: What cannot be found or read.
+    """
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() != ".parquet":
         rows = read_rows(path)

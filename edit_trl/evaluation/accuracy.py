@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from edit_trl.answers import AnswerType, Verdict, check_answer
+from edit_trl.evaluation.decoding import Decoding
 from edit_trl.evaluation.problems import Problem, encode, problems_of
 from edit_trl.evaluation.runs import EvaluateItem, Run, RunFolder, Sample, key_of
 from edit_trl.evaluation.scores import run_scores
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from edit_trl.evaluation.generation import Batching, Generated, Generator
+    from edit_trl.evaluation.decoding import Batching, Generated, Generator
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def evaluate_accuracy(
             one dataset, answers that are not of their type, conversational rows and a tokenizer without a
             chat template, or prompts too long for the model; before anything is generated.
     """
-    from edit_trl.evaluation.generation import Decoding, ModelGenerator
+    from edit_trl.evaluation.generation import ModelGenerator
 
     decoding = Decoding(max_new_tokens, temperature, top_p, samples)
     problems = problems_of(list(dataset), answer_type=answer_type)
@@ -182,6 +183,8 @@ def answer_problems(
         disable=not progress or not count,
     )
     started, tokens = time.perf_counter(), 0
+    if folder:
+        folder.start()
     with bar:
         for batch, samples in generator.run(prompts, left):
             items = [judged(problems[index], drawn) for index, drawn in zip(batch, samples, strict=True)]
