@@ -87,7 +87,7 @@ def evaluate_suite(
         InputError: See `cases_of`; or an option out of range.
         FloatingPointError: A log-probability that is not finite; names the row.
     """
-    from edit_trl.evaluation.suite_model import ModelJudge, model_positions
+    from edit_trl.evaluation.suite_model import ModelJudge, positions_of
 
     started = time.perf_counter()
     rows = list(rows_of(dataset)) if hasattr(dataset, "column_names") else dataset
@@ -95,7 +95,7 @@ def evaluate_suite(
         rows,
         tokenizer,
         key_step_method=key_step_method,
-        positions=model_positions(model),
+        positions=positions_of(model.config),
         max_new_tokens=max_new_tokens if greedy else 0,
         limit=limit,
     )
@@ -192,6 +192,9 @@ def format_suite(
             lines += ["", *_table(rows)]
     return "\n".join(lines)
 
+
+SUITE_VERSION = "1"
+"""One more whenever the numbers of a case would come out otherwise."""
 
 _IN_GROUPS = (
     "preference",

@@ -10,14 +10,15 @@ from accelerate.utils import send_to_device
 
 from edit_trl.collation import DualCoTCollator
 from edit_trl.errors import InputError
-from edit_trl.evaluation.generation import Decoding, eos_ids, generation_config, left_pad, undisturbed
+from edit_trl.evaluation.decoding import Decoding
+from edit_trl.evaluation.generation import eos_ids, generation_config, left_pad, undisturbed
 from edit_trl.evaluation.runs import Continuation, SuiteItem
 from edit_trl.evaluation.suite_cases import SuiteCase
 from edit_trl.evaluation.suite_items import WrongTurnAt, check_finite, continuation_of, suite_item
 from edit_trl.scoring import Layout, PairLogps, make_pair_scorer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class ModelJudge:
@@ -158,9 +159,9 @@ class ModelJudge:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def model_positions(model: PreTrainedModel) -> int | None:
+def positions_of(config: PreTrainedConfig) -> int | None:
     """How many tokens a model takes; None where its configuration does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def _example(case: SuiteCase) -> dict[str, Any]:
