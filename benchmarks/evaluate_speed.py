@@ -1,6 +1,6 @@
 """How fast a model answers questions, by the ways of batching.
 
-    python benchmarks/evaluate_speed.py --model outputs/quickstart/key_steps [--rows 90] [--max_new_tokens 110]
+    python benchmarks/evaluate_speed.py --model outputs/quickstart/key_steps [--rows 90 --max_new_tokens 110]
                                         [--batch_size 30 --repeats 3 --dtype bfloat16]
 
 The problems are the quickstart's held-out ones. Ways: `ours` is `evaluate_accuracy` (padded batches, prompts
