@@ -8,7 +8,7 @@ a change of the model, so they are refused.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from edit_trl.errors import InputError
 from edit_trl.evaluation.runs import Run, key_of, read_run
+from edit_trl.evaluation.scores import SCORES
 
 Key = tuple[str, str]
 Runs = Run | str | Path | Sequence[Run | str | Path]
@@ -129,13 +130,13 @@ def check_comparable(systems: Sequence[System], score: str, any_decoding: bool =
         raise InputError(problems, heading="these runs cannot be compared:")
 
 
-def align(baseline: System, other: System, score: Callable[[Mapping[str, Any]], float | None]) -> Aligned:
+def align(baseline: System, other: System, score: str) -> Aligned:
     """Lay the items of two systems side by side.
 
     Args:
         baseline: The one that the other is compared with.
         other: The other.
-        score: An item's.
+        score: What is compared.
 
     Raises:
         InputError: They share no item, or no item that has the score.
@@ -149,11 +150,12 @@ def align(baseline: System, other: System, score: Callable[[Mapping[str, Any]], 
             f"{run.path} has {_some(table)}" for run, table in zip(runs, tables, strict=True)
         )
         raise InputError(f"the runs have no item in common: {examples}. Items are known by task and id")
-    scores = {key: [score(table[key]) for table in tables] for key in shared}
+    score_of = SCORES[baseline.runs[0].record.kind][score]
+    scores = {key: [score_of(table[key]) for table in tables] for key in shared}
     scored = [key for key in shared if None not in scores[key]]
     if not scored:
         raise InputError(
-            f"none of the {len(shared)} items in common has the score in every run; name another with --score"
+            f"none of the {len(shared)} items in common has the score `{score}` in every run; name another"
         )
     table = np.array([scores[key] for key in scored], dtype=float)
     missing = {
@@ -184,7 +186,7 @@ def setting_differences(systems: Sequence[System]) -> list[str]:
 def _repeated(run: Run) -> list[str]:
     counts = Counter(map(key_of, run.items))
     twice = [key for key, count in counts.items() if count > 1]
-    return [f"{run.path}: {len(twice)} items occur more than once ({_some(twice)})"] if twice else []
+    return [f"{run.path}: items that occur more than once: {_some(twice)}"] if twice else []
 
 
 def _versions(first: Run, run: Run) -> list[str]:

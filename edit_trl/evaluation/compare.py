@@ -189,12 +189,12 @@ def compare_runs(
         raise InputError(f"`{kind}` has no score {score!r}{hint}")
     check_comparable(systems, score, any_decoding)
     first, *rest = systems
-    compared = [_compare(first, system, kind, score, by) for system in rest]
+    compared = [_compare(first, system, score, by) for system in rest]
     return Comparison(kind, score, first.name, by, compared, setting_differences(systems))
 
 
-def _compare(baseline: System, other: System, kind: RunKind, score: str, by: GroupBy) -> SystemComparison:
-    aligned = align(baseline, other, SCORES[kind][score])
+def _compare(baseline: System, other: System, score: str, by: GroupBy) -> SystemComparison:
+    aligned = align(baseline, other, score)
     before, after = aligned.before, aligned.after
     tasks = [item["task"] for item in aligned.items]
     members: dict[str, list[int]] = {}
