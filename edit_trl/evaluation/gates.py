@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from edit_trl.errors import InputError
 from edit_trl.evaluation.compare import Comparison, SystemComparison
-from edit_trl.evaluation.compare_output import amount, clean, value_of
+from edit_trl.evaluation.score_text import amount, clean, count_text, value_of
 from edit_trl.evaluation.scores import IN_NATS, LOWER_IS_BETTER
 from edit_trl.evaluation.statistics import LEVEL
 
@@ -154,7 +154,7 @@ def _no_regression(system: SystemComparison, comparison: Comparison) -> GateResu
 
 def _max_broken(system: SystemComparison, most: float) -> GateResult:
     broken = system.overall.flips.broken if system.overall.flips else math.inf
-    message = f"{broken:g} items broken, {most:g} may be"
+    message = f"right before and wrong now: {count_text(broken)}, at most {count_text(most)} may be"
     return GateResult("max-broken", system.name, broken <= most + _ROUNDING, message)
 
 
