@@ -79,7 +79,11 @@ class EndpointGenerator:
         Raises:
             InputError: It is not, or has not.
         """
-        self._loop.run_until_complete(self._client.check())
+        try:
+            self._loop.run_until_complete(self._client.check())
+        except InputError:
+            self._close()
+            raise
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """A question is a batch: answers come in any order."""
@@ -91,7 +95,7 @@ class EndpointGenerator:
         """See `edit_trl.evaluation.decoding.Generator.run`.
 
         Raises:
-            InputError: The endpoint broke off, or left questions without an answer; what was answered is kept.
+            InputError: The endpoint broke off, or left questions unanswered; what was answered is kept.
         """
         from edit_trl.teachers.dispatch import Dispatcher
         from edit_trl.teachers.journal import Journal
@@ -103,9 +107,12 @@ class EndpointGenerator:
                 with stopped_by_signals([dispatcher], self._loop):
                     yield from self._answers(dispatcher, prompts, batches)
         finally:
-            self._loop.run_until_complete(self._client.close())
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._loop.run_until_complete(self._client.close())
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
 
     def _answers(
         self, dispatcher: Dispatcher, prompts: Sequence[Prompt], batches: Sequence[list[int]]

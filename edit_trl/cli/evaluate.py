@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 USAGE = "edit-trl evaluate [--config RECIPE.yaml] [--OPTION VALUE ...]"
 DESCRIPTION = (
-    "Let a model answer questions and check its answers. Options, in the recipe or here; "
-    "the last six groups are for a model behind an endpoint:"
+    "Let a model answer questions and check its answers. Run again, it goes on from what is done. "
+    "Options, in the recipe or here; those from --base_urls on are for a model behind an endpoint:"
 )
 # Prices and budgets are for teachers.
 HIDDEN = ("prompt_price", "completion_price", "max_cost")
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(
     arguments: EvaluateArguments, endpoint: EndpointOptions, limits: Limits, recipe: Path | None
 ) -> int:
-    from edit_trl.evaluation.accuracy import run_table
+    from edit_trl.evaluation.tables import run_table
 
     loaded = None
     if arguments.tasks:

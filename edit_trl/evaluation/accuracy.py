@@ -15,6 +15,7 @@ from edit_trl.evaluation.decoding import Decoding
 from edit_trl.evaluation.problems import Problem, encode, problems_of
 from edit_trl.evaluation.runs import EvaluateItem, Run, RunFolder, Sample, key_of
 from edit_trl.evaluation.scores import run_scores
+from edit_trl.evaluation.tables import aligned
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -265,10 +266,4 @@ def format_table(results: Mapping[str, AccuracyResult]) -> str:
         ["cut off", *(f"{r.overall.cut_off} of {sum(len(i['samples']) for i in r.items)}" for r in every)]
     )
     rows.append(["seconds", *(f"{result.seconds:.0f}" for result in every)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1 : 1 + len(tasks)], rule, *lines[1 + len(tasks) :]])
+    return aligned([rows[:1], rows[1 : 1 + len(tasks)], rows[1 + len(tasks) :]])

@@ -25,6 +25,7 @@ class EvaluateArguments:
         output_dir: The run's folder; outputs/evaluate/NAME by default. Run again, it goes on from there.
         limit: Only the first so many questions of each task.
         conversational: Ask by messages, through the chat template; false for base models without one.
+        system_prompt: What every conversation begins with, instead of the tasks' own.
         max_new_tokens: Where a response is cut off.
         samples: Responses a question, of which the majority's answer counts (self-consistency; the paper: 8
             at temperature 0.7 and top_p 0.95).
@@ -49,6 +50,7 @@ class EvaluateArguments:
     output_dir: str | None = None
     limit: int | None = None
     conversational: bool = True
+    system_prompt: str | None = None
     max_new_tokens: int = 512
     samples: int = 1
     temperature: float = 0.0
@@ -112,6 +114,7 @@ class EvaluateArguments:
             self.tasks or [],
             beside=recipe.parent if recipe else None,
             conversational=self.conversational,
+            system_prompt=self.system_prompt,
             limit=self.limit,
             make_problems=make_problems,
         )

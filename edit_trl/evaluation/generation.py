@@ -58,8 +58,17 @@ class ModelGenerator:
         seed: int = 0,
     ):
         check_batching(batching, batch_size)
+        # The scheduler knows these attentions alone; a model just trained has that of the tree layout.
+        attention = model.config._attn_implementation or ""
+        schedulable = attention in ("sdpa", "eager") or attention.startswith("flash")
+        schedulable = schedulable and not is_peft_model(model)
         if batching == "auto":
-            batching = "continuous" if model.device.type == "cuda" and not is_peft_model(model) else "padded"
+            batching = "continuous" if model.device.type == "cuda" and schedulable else "padded"
+        if batching == "continuous" and not schedulable:
+            raise InputError(
+                f"`batching: continuous` cannot run {type(model).__name__} with attention {attention!r}; use "
+                "`batching: padded`"
+            )
         self.batching = batching
         self._model, self._tokenizer = model, tokenizer
         self._samples, self._seed = decoding.samples, seed

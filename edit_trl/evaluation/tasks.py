@@ -43,11 +43,14 @@ class TaskFile:
     Attributes:
         version: One more whenever results before and after a change cannot be compared.
         task: Name of rows without a task of their own; the file's name by default.
+        prefix: Put before the names of its tasks, where another file has tasks of the same names.
         dataset_name: Questions with answers: a .jsonl, .json, .csv or .parquet file, a folder saved by
             datasets, or a Hub id.
+        datasets: Several of them instead, task: source.
         dataset_config: Configuration of a Hub dataset; each of a list of them is a task of its name.
         dataset_split: Split; "train" where there are several.
-        column_mapping: Renames columns to question, answer, id, task, task_description, choices, or prompt.
+        column_mapping: Renames columns to question, answer, id, task, task_description, choices, context, or
+            prompt.
         answer_after: The answer is what stands after this in the answer column, such as "####".
         answer_type: Type of every answer: number, choice, yes_no, boolean, text or list; by its looks where
             empty.
@@ -65,7 +68,9 @@ class TaskFile:
 
     version: str = "1"
     task: str | None = None
+    prefix: str = ""
     dataset_name: str | None = None
+    datasets: dict[str, str] | None = None
     dataset_config: str | list[str] | None = None
     dataset_split: str | None = None
     column_mapping: dict[str, str] | None = None
@@ -88,8 +93,10 @@ class TaskFile:
             raise InputError(problems)
 
     def _problems(self) -> Iterator[str]:
-        if (self.dataset_name is None) == (self.families is None):
-            yield "a task needs either `dataset_name` (questions) or `families` (the procedural teacher's)"
+        if sum(bool(source) for source in (self.dataset_name, self.datasets, self.families)) != 1:
+            yield "a task needs one of `dataset_name`, `datasets` and `families` (procedural problems)"
+        if self.datasets and isinstance(self.dataset_config, list):
+            yield "`datasets` and a list of `dataset_config` both name tasks; use one of them"
         try:
             names = {name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None}
         except ValueError as error:
@@ -132,6 +139,7 @@ def read_tasks(
     *,
     beside: Path | None = None,
     conversational: bool = True,
+    system_prompt: str | None = None,
     limit: int | None = None,
     make_problems: MakeProblems,
 ) -> Tasks:
@@ -141,6 +149,7 @@ def read_tasks(
         files: Paths, or names of files in `tasks/` beside the recipe.
         beside: The recipe's folder.
         conversational: Whether prompts are messages; plain text is for models without a chat template.
+        system_prompt: Instead of the files' own.
         limit: Only the first so many questions of each task.
         make_problems: Makes the questions of tasks with `families`.
 
@@ -153,13 +162,15 @@ def read_tasks(
     for name in files:
         try:
             path, task = read_task(name, beside)
+            if system_prompt is not None:
+                task = replace(task, system_prompt=system_prompt)
             asked, version = _problems_of_task(task, path, conversational, make_problems)
         except InputError as error:
             wrong += error.problems
             continue
-        asked = _first(asked, limit)
+        asked = [replace(problem, task=task.prefix + problem.task) for problem in _first(asked, limit)]
         wrong += [
-            f"{path}: task {known!r} is in another file too"
+            f"{path}: task {known!r} is in another file too; give one of them a `prefix`"
             for known in dict.fromkeys(problem.task for problem in asked)
             if known in versions
         ]
@@ -186,12 +197,14 @@ def read_task(name: str, beside: Path | None = None) -> tuple[Path, TaskFile]:
         problems += error.problems
     if problems or task is None:
         raise InputError([f"{path}: {problem}" for problem in problems])
-    near = {
-        field: str(path.parent / value)
-        for field in ("dataset_name", "task_descriptions", "exemplars")
-        if (value := getattr(task, field)) and not Path(value).exists() and (path.parent / value).exists()
-    }
-    return path, replace(task, **near)
+
+    def near(file: str | None) -> str | None:
+        beside_it = file is not None and not Path(file).exists() and (path.parent / file).exists()
+        return str(path.parent / file) if beside_it else file
+
+    found = {name: near(getattr(task, name)) for name in ("dataset_name", "task_descriptions", "exemplars")}
+    datasets = {name: near(source) for name, source in (task.datasets or {}).items()} or None
+    return path, replace(task, datasets=datasets, **found)
 
 
 def _as_texts(values: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +251,7 @@ def _problems_of_task(
 def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
     """The rows of a dataset that has prompts rather than questions; None for one that has questions."""
     config = task.dataset_config
-    if isinstance(config, list):
+    if task.dataset_name is None or isinstance(config, list):
         return None
     rows, columns = read_table(task.dataset_name, config, task.dataset_split)
     mapping = task.column_mapping or {}
@@ -261,22 +274,30 @@ _DEFAULTS = {field.name: field.default for field in fields(TaskFile)}
 
 
 def _questions(task: TaskFile, name: str) -> list[Question]:
-    configs = task.dataset_config if isinstance(task.dataset_config, list) else [task.dataset_config]
-    several = isinstance(task.dataset_config, list)
-    return [
-        replace(question, id=f"{config}/{question.id}") if several else question
-        for config in configs
-        for question in read_questions(
-            task.dataset_name,
+    """The questions of each source; where there are several, each is a task of its own."""
+    configs, sources = task.dataset_config, task.datasets
+    if isinstance(configs, list):
+        parts = [(config, task.dataset_name, config) for config in configs]
+    else:
+        parts = [
+            (of_task, source, configs) for of_task, source in (sources or {name: task.dataset_name}).items()
+        ]
+    descriptions = read_yaml(task.task_descriptions) if task.task_descriptions else None
+    questions: list[Question] = []
+    for of_task, source, config in parts:
+        read = read_questions(
+            source,
             name=config,
             split=task.dataset_split,
             column_mapping=task.column_mapping,
             answer_after=task.answer_after,
             answer_type=task.answer_type,
-            task=config if several else name,
-            task_descriptions=read_yaml(task.task_descriptions) if task.task_descriptions else None,
+            task=of_task,
+            task_descriptions=descriptions,
         )
-    ]
+        several = len(parts) > 1
+        questions += [replace(one, id=f"{of_task}/{one.id}") for one in read] if several else read
+    return questions
 
 
 def _row(
