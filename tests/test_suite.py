@@ -318,6 +318,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(killed_after, tmp_path, model, t
 
     judge = ModelJudge(model, tokenizer, cases, batch_size=2, max_new_tokens=4)
     part = RunFolder(tmp_path / "part", record())
+    part.start()
     for _, items in zip(range(killed_after), judge.run(judge.plan()), strict=False):
         part.append(items)
     with (part.path / "items.jsonl").open("ab") as file:

@@ -65,7 +65,8 @@ def _measure(arguments: SuiteArguments, endpoint: EndpointOptions, beside: Path)
     from edit_trl.evaluation.suite_cases import cases_of
 
     rows, where = _rows(arguments, beside)
-    known, tokenizer, positions = _of_model(arguments, endpoint)
+    client = endpoint.client(arguments.model) if endpoint.base_urls else None
+    known, tokenizer, positions = _of_model(arguments, client)
     cases, left_out = cases_of(
         rows,
         tokenizer,
@@ -80,7 +81,7 @@ def _measure(arguments: SuiteArguments, endpoint: EndpointOptions, beside: Path)
     if folder.finished:
         print(f"{folder.path} is finished ({folder.record.finished}), nothing to score", file=sys.stderr)
         return read_run(folder.path)
-    judge = _judge(arguments, endpoint, tokenizer, cases)
+    judge = _judge(arguments, client, tokenizer, cases)
     try:
         score_cases(cases, judge, folder=folder)
     finally:
@@ -122,19 +123,19 @@ def _found_beside(name: str, folder: Path) -> str:
     return name if Path(name).exists() or not (folder / name).exists() else str(folder / name)
 
 
-def _of_model(arguments: SuiteArguments, endpoint: EndpointOptions) -> tuple[str, Any, int | None]:
+def _of_model(arguments: SuiteArguments, client: Any) -> tuple[str, Any, int | None]:
     """What tells the model from others, its tokenizer, and how many tokens it takes; it is not loaded yet."""
     from edit_trl.evaluation.models import adapter_base, load_config, load_tokenizer, model_hash
 
     options = {"trust_remote_code": arguments.trust_remote_code}
-    if endpoint.base_urls:
+    if client is not None:
         if arguments.tokenizer is None:
             raise InputError(
                 "`tokenizer` is missing: a suite looks at single tokens, so it needs the tokenizer of the "
                 "model at `base_urls`, as a path or Hub id"
             )
         tokenizer = load_tokenizer(arguments.tokenizer, **options)
-        return endpoint.client(arguments.model).address, tokenizer, None
+        return client.address, tokenizer, None
     from edit_trl.evaluation.suite_model import positions_of
 
     known, base = model_hash(arguments.model), adapter_base(arguments.model)
@@ -142,9 +143,12 @@ def _of_model(arguments: SuiteArguments, endpoint: EndpointOptions) -> tuple[str
     return known, tokenizer, positions_of(load_config(arguments.model, base, **options))
 
 
-def _judge(
-    arguments: SuiteArguments, endpoint: EndpointOptions, tokenizer: Any, cases: Sequence[SuiteCase]
-) -> CaseJudge:
+def _judge(arguments: SuiteArguments, client: Any, tokenizer: Any, cases: Sequence[SuiteCase]) -> CaseJudge:
+    options = {"batch_size": arguments.batch_size, "max_new_tokens": arguments.written}
+    if client is not None:
+        from edit_trl.cli.suite_endpoint import EndpointJudge
+
+        return EndpointJudge(client, tokenizer, cases, **options)
     from edit_trl.evaluation.models import load_student
     from edit_trl.evaluation.suite_model import ModelJudge
 
@@ -155,9 +159,7 @@ def _judge(
         trust_remote_code=arguments.trust_remote_code,
         attn_implementation=arguments.attn_implementation,
     )
-    return ModelJudge(
-        model, tokenizer, cases, batch_size=arguments.batch_size, max_new_tokens=arguments.written
-    )
+    return ModelJudge(model, tokenizer, cases, **options)
 
 
 def _record(arguments: SuiteArguments, cases: Sequence[SuiteCase], known: str) -> RunRecord:

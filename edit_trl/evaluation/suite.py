@@ -15,8 +15,10 @@ from tqdm.auto import tqdm
 
 from edit_trl.dual_cot_row import rows_of
 from edit_trl.evaluation.runs import Run, RunFolder, SuiteItem, key_of
+from edit_trl.evaluation.score_text import clean
 from edit_trl.evaluation.scores import GROUPS, run_scores
 from edit_trl.evaluation.suite_cases import SuiteCase, cases_of
+from edit_trl.evaluation.tables import aligned, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,6 +26,18 @@ if TYPE_CHECKING:
 
     from edit_trl.key_steps import KeyStepMethod
     from edit_trl.scoring import Layout
+
+SUITE_VERSION = "1"
+"""One more whenever the numbers of a case would come out otherwise."""
+
+_IN_GROUPS = (
+    "preference",
+    "key_preference",
+    "key_margin",
+    "no_wrong_turn",
+    "right_branch",
+    "greedy_accuracy",
+)
 
 
 @dataclass(frozen=True)
@@ -175,49 +189,18 @@ def format_suite(
     groups: Mapping[str, Mapping[str, Mapping[str, float | None]]],
 ) -> str:
     """Plain-text tables: every score with its interval, then the main ones by task, mistake and source."""
-    lines = [f"{items} pairs", ""]
-    rows = [["", "score", "95% interval"]]
+    rows = []
     for name, value in scores.items():
         if value is not None:
-            low, high = (_shown(name, bound) for bound in intervals[name])
-            rows.append([name, _shown(name, value), f"{low} to {high}"])
-    lines += _table(rows)
+            low, high = (shown(name, bound) for bound in intervals[name])
+            rows.append([name, shown(name, value), f"{low} to {high}"])
+    tables = [f"{items} pairs", aligned([[["", "score", "95% interval"]], rows])]
+    names = [name for name in _IN_GROUPS if scores[name] is not None]
     for group in GROUPS:
         if groups[group]:
-            names = [name for name in _IN_GROUPS if scores[name] is not None]
-            rows = [[group, "pairs", *names]]
-            for of, values in groups[group].items():
-                shown = (_shown(name, values[name]) for name in names)
-                rows.append([of, f"{values['items']:.0f}", *shown])
-            lines += ["", *_table(rows)]
-    return "\n".join(lines)
-
-
-SUITE_VERSION = "1"
-"""One more whenever the numbers of a case would come out otherwise."""
-
-_IN_GROUPS = (
-    "preference",
-    "key_preference",
-    "key_margin",
-    "no_wrong_turn",
-    "right_branch",
-    "greedy_accuracy",
-)
-
-
-def _shown(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:+.3f}" if name.endswith("margin") else f"{value:.1%}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    # A name may hold what would move the cursor.
-    rows = [["".join(c if c.isprintable() else "�" for c in cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+            rows = [
+                [clean(of), f"{values['items']:.0f}", *(shown(name, values[name]) for name in names)]
+                for of, values in groups[group].items()
+            ]
+            tables.append(aligned([[[group, "pairs", *names]], rows]))
+    return "\n\n".join(tables)
