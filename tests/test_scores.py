@@ -77,6 +77,7 @@ def test_a_score_is_over_the_items_that_have_it():
         "right_branch": pytest.approx(2 / 3),
         "wrong_branch": pytest.approx(1 / 3),
         "greedy_accuracy": 0.5,
+        "cut_off": 0.0,
     }
     scores, intervals, _ = run_scores([suite_item(greedy=None)], "suite")
     assert scores["right_branch"] is None
