@@ -5,27 +5,15 @@ import sqlite3
 from dataclasses import replace
 
 import pytest
+from run_folders import finished_run, outcomes
 
 from edit_trl.errors import InputError
 from edit_trl.evaluation.history import DEFAULT_FILE, SCHEMA_VERSION, read_history, record_run
-from edit_trl.evaluation.runs import Run, RunFolder, RunRecord
-from edit_trl.evaluation.scores import run_scores
+from edit_trl.evaluation.runs import Run
 
 
-def item(identity, verdict="correct"):
-    sample = {"response": "", "verdict": verdict, "value": None, "span": None, "cut_off": False, "tokens": 1}
-    sample |= {"lenient_verdict": verdict, "lenient_value": None, "lenient_span": None}
-    kept = {"task": "sums", "id": identity, "prompt": f"{identity}?", "answer": "1", "answer_type": "number"}
-    kept |= {"mistake": None, "source": None, "verdict": verdict, "value": None}
-    return kept | {"lenient_verdict": verdict, "lenient_value": None, "cut_off": 0, "samples": [sample]}
-
-
-def make_run(path, name="student", verdicts=("correct", "wrong"), **record) -> Run:
-    items = [item(str(number), verdict) for number, verdict in enumerate(verdicts)]
-    record = {"model": f"models/{name}", "model_hash": "m1", "settings": {}, "tasks": {"sums": "1"}} | record
-    folder = RunFolder(path, RunRecord("evaluate", name, data_hash="d1", recipe_hash="r1", seed=3, **record))
-    folder.append(items)
-    return folder.finish([("sums", one["id"]) for one in items], *run_scores(items, "evaluate"))
+def make_run(path, name="student") -> Run:
+    return finished_run(path, outcomes("+-"), name, seed=3)
 
 
 def test_a_row_says_what_was_measured(tmp_path):

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 
 from edit_trl.errors import InputError
 from edit_trl.evaluation import models
-from edit_trl.evaluation.models import load_student, load_tokenizer, model_hash
+from edit_trl.evaluation.models import adapter_base, load_config, load_student, load_tokenizer, model_hash
 
 
 @pytest.fixture
@@ -49,6 +49,13 @@ def test_an_adapter_is_put_on_its_base_and_takes_its_tokenizer(saved_student, sa
         assert torch.equal(loaded(ids).logits, base(ids).logits)
 
 
+def test_the_configuration_of_an_adapter_is_its_bases(saved_student, saved_adapter):
+    base = adapter_base(str(saved_adapter))
+    assert base == str(saved_student)
+    assert adapter_base(base) is None
+    assert load_config(str(saved_adapter), base).max_position_embeddings == 512
+
+
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
@@ -73,8 +80,9 @@ def test_a_folder_without_tokenizer_or_model_is_said(tmp_path, model, saved_stud
     with pytest.raises(InputError, match="no tokenizer"):
         load_tokenizer(str(tmp_path / "bare"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="cannot be loaded"):
-        load_student(str(tmp_path / "empty"))
+    for load in (load_student, load_config):
+        with pytest.raises(InputError, match="cannot be loaded"):
+            load(str(tmp_path / "empty"))
     with pytest.raises(InputError, match="no weights"):
         model_hash(str(tmp_path / "empty"))
 

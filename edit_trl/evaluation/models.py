@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edit_trl.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _ADAPTER = "adapter_config.json"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json", _ADAPTER)
@@ -86,6 +86,25 @@ def load_tokenizer(
     raise InputError(
         f"`model: {model}` has no tokenizer that can be loaded ({_brief(reason)}); save it beside the model"
     ) from reason
+
+
+def load_config(model: str, base: str | None = None, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a model, or of an adapter's base model; the weights are left alone.
+
+    Args:
+        model: A path or Hub id.
+        base: The base model, where `model` is an adapter.
+        trust_remote_code: Run code that comes with it.
+
+    Raises:
+        InputError: There is none.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(base or model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"`model: {model}` cannot be loaded: {_brief(error)}") from error
 
 
 def adapter_base(model: str) -> str | None:
