@@ -362,27 +362,23 @@ class RayCalls:
     """Batches of work for the objects of a pool, for code that is not asynchronous.
 
     Args:
-        make: How each object is made; picklable.
-        actors: How many; see `places`.
-        cpu: Leave GPUs alone.
-        errors: See `RayPool`.
+        makers: See `RayPool`, as for the others.
+        resources: Likewise.
+        errors: Likewise.
 
     Raises:
-        InputError: See `connect` and `places`.
+        InputError: See `connect`.
     """
 
     def __init__(
         self,
-        make: Callable[[], Any],
-        actors: int | None = None,
+        makers: Sequence[Callable[[], Any]],
+        resources: dict[str, float],
         *,
-        cpu: bool = False,
         errors: tuple[type[Exception], ...] = (InputError,),
     ):
-        connect()
-        count, resources = places(actors, cpu=cpu)
+        self._pool = RayPool(makers, resources, errors=errors)
         self._loop = asyncio.new_event_loop()
-        self._pool = RayPool([make] * count, resources, errors=errors)
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """One call; see `RayPool.call`."""

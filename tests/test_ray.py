@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chat_server import ChatServer, running
+from chat_server import MODEL, ChatServer, running
 from test_cli_generate_recipe import recipe as generate_recipe
 from test_cli_generate_recipe import solve
+from test_suite_endpoint import Engine
 
 from edit_trl.cli.main import main
 from edit_trl.errors import InputError
@@ -141,6 +142,39 @@ def test_evaluate_killed_on_the_cluster_and_taken_up_without_it(cluster, recipe,
 
 
 @pytest.mark.slow
+def test_suite_with_a_node_lost_and_the_command_killed(cluster, second_node, saved_student, tmp_path):
+    words = ("suite", "--model", saved_student, "--rows", 60, "--history", "null", "--batch_size", 2)
+    words = (*words, "--max_new_tokens", 60, "--output_dir")
+    assert main([*map(str, words), str(tmp_path / "one")]) == 0
+    items = tmp_path / "two" / "items.jsonl"
+    process = start(*words, tmp_path / "two", "--engine", "ray")
+    wait_for(process, lambda: lines(items) >= 8)
+    cluster.remove_node(second_node, allow_graceful=False)
+    before = lines(items)
+    wait_for(process, lambda: lines(items) > before)
+    process.kill()
+    _, errors = process.communicate()
+    assert "its work is done again elsewhere" in errors
+    assert lines(items) < 60
+    finished(start(*words, tmp_path / "two", "--engine", "ray"))
+    assert items.read_bytes() == (tmp_path / "one" / "items.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_suite_at_endpoints(cluster, saved_student, tmp_path):
+    first, second = ChatServer(Engine(), delay=0.1), ChatServer(Engine(), delay=0.1)
+    with running(first) as one, running(second) as two:
+        words = ("suite", "--model", MODEL, "--rows", 8, "--history", "null", "--batch_size", 2)
+        words += ("--max_new_tokens", 4, "--tokenizer", saved_student, "--base_urls", one, two)
+        finished(start(*words, "--output_dir", tmp_path / "two", "--engine", "ray"))
+        seen = first.seen + second.seen
+        assert main([*map(str, words), "--output_dir", str(tmp_path / "one")]) == 0
+        assert first.seen + second.seen == 2 * seen
+    items = (tmp_path / "one" / "items.jsonl").read_bytes()
+    assert (tmp_path / "two" / "items.jsonl").read_bytes() == items
+
+
+@pytest.mark.slow
 def test_generate_with_a_node_lost_and_the_command_killed(cluster, second_node, tmp_path):
     """What is asked twice was under way to the node or to the command: at most `max_concurrency` each."""
     first, second = (ChatServer(solve, delay=0.2) for _ in range(2))
@@ -232,21 +266,21 @@ def test_what_goes_wrong_in_an_actor_is_told(cluster, second_node, capsys):
     assert places(1) == (1, {"num_cpus": 1})
     with pytest.raises(InputError, match="`actors: 3`, and the Ray cluster has 2 CPUs"):
         places(3)
-    # An actor that leaves once is replaced; results come with the number of their job.
-    assert sorted(RayCalls(Ill).run("double", [(1,), (2,)])) == [(0, 2), (1, 4)]
+    two = [Ill, Ill], {"num_cpus": 1}
+    assert sorted(RayCalls(*two).run("double", [(1,), (2,)])) == [(0, 2), (1, 4)]
     with pytest.raises(KeyError, match="a bug"):
-        list(RayCalls(Ill).run("double", [(1,), (3,)]))
+        list(RayCalls(*two).run("double", [(1,), (3,)]))
     with pytest.raises(InputError, match="bad input"):
-        list(RayCalls(Ill).run("double", [(4,)]))
+        list(RayCalls(*two).run("double", [(4,)]))
     with pytest.raises(InputError, match="4 processes of the Ray cluster ended over the same work"):
-        list(RayCalls(Ill, 1).run("double", [(5,)]))
+        list(RayCalls([Ill], {}).run("double", [(5,)]))
     for how, error, said in (
         ("refuses", InputError, f"on {socket.gethostname()}, in the Ray cluster: no such model"),
         ("fails", KeyError, "a bug"),
         ("leaves", InputError, "no process of the Ray cluster lives until it is ready"),
     ):
         with pytest.raises(error, match=said):
-            RayCalls(partial(Ill, how), 1).ask("double", 1)
+            RayCalls([partial(Ill, how)], {}).ask("double", 1)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ DESCRIPTION = (
 )
 HIDDEN = ("token_limit",)
 # Options that change nothing of what is measured.
-INCIDENTAL = ("name", "output_dir", "history", "device", "batch_size")
+INCIDENTAL = ("name", "output_dir", "history", "device", "engine", "actors", "batch_size")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +66,9 @@ def _measure(arguments: SuiteArguments, endpoint: EndpointOptions, beside: Path)
 
     rows, where = _rows(arguments, beside)
     client = endpoint.client(arguments.model) if endpoint.base_urls else None
-    known, tokenizer, positions = _of_model(arguments, client)
+    if client and arguments.actors is not None:
+        raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
+    known, tokenizer, positions = of_model(arguments, client)
     cases, left_out = cases_of(
         rows,
         tokenizer,
@@ -81,7 +83,12 @@ def _measure(arguments: SuiteArguments, endpoint: EndpointOptions, beside: Path)
     if folder.finished:
         print(f"{folder.path} is finished ({folder.record.finished}), nothing to score", file=sys.stderr)
         return read_run(folder.path)
-    judge = _judge(arguments, client, tokenizer, cases)
+    if arguments.engine == "ray":
+        from edit_trl.cli.suite_ray import RayJudge
+
+        judge = RayJudge(arguments, client, known, cases)
+    else:
+        judge = judge_of(arguments, client, tokenizer, cases)
     try:
         score_cases(cases, judge, folder=folder)
     finally:
@@ -123,7 +130,7 @@ def _found_beside(name: str, folder: Path) -> str:
     return name if Path(name).exists() or not (folder / name).exists() else str(folder / name)
 
 
-def _of_model(arguments: SuiteArguments, client: Any) -> tuple[str, Any, int | None]:
+def of_model(arguments: SuiteArguments, client: Any) -> tuple[str, Any, int | None]:
     """What tells the model from others, its tokenizer, and how many tokens it takes; it is not loaded yet."""
     from edit_trl.evaluation.models import adapter_base, load_config, load_tokenizer, model_hash
 
@@ -143,7 +150,7 @@ def _of_model(arguments: SuiteArguments, client: Any) -> tuple[str, Any, int | N
     return known, tokenizer, positions_of(load_config(arguments.model, base, **options))
 
 
-def _judge(arguments: SuiteArguments, client: Any, tokenizer: Any, cases: Sequence[SuiteCase]) -> CaseJudge:
+def judge_of(arguments: SuiteArguments, client: Any, tokenizer: Any, cases: Sequence[SuiteCase]) -> CaseJudge:
     options = {"batch_size": arguments.batch_size, "max_new_tokens": arguments.written}
     if client is not None:
         from edit_trl.cli.suite_endpoint import EndpointJudge

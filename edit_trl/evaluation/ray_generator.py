@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from edit_trl.errors import InputError
-from edit_trl.ray_pool import RayCalls
+from edit_trl.ray_pool import RayCalls, connect, places
 
 if TYPE_CHECKING:
     from edit_trl.evaluation.decoding import Generated
@@ -34,8 +34,9 @@ class RayGenerator:
     """
 
     def __init__(self, arguments: EvaluateArguments, known: str):
-        make = partial(RemoteStudent, arguments, known)
-        self._calls = RayCalls(make, arguments.actors, cpu=arguments.device == "cpu")
+        connect()
+        count, resources = places(arguments.actors, cpu=arguments.device == "cpu")
+        self._calls = RayCalls([partial(RemoteStudent, arguments, known)] * count, resources)
         self.batching, self.positions = self._calls.ask("facts")
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
@@ -68,8 +69,9 @@ class RemoteStudent:
 
     def __init__(self, arguments: EvaluateArguments, known: str):
         from edit_trl.evaluation.generation import load_generator
+        from edit_trl.evaluation.models import model_hash
 
-        check_same_model(arguments.model, known)
+        check_same_model(arguments.model, model_hash(arguments.model), known)
         self._generator, _, self._positions, _ = load_generator(arguments)
 
     def facts(self) -> tuple[str, int | None]:
@@ -95,15 +97,18 @@ class RemoteStudent:
         return samples
 
 
-def check_same_model(model: str, known: str) -> None:
+def check_same_model(model: str, found: str, known: str) -> None:
     """See that a path or Hub id leads to the same weights here.
+
+    Args:
+        model: The path or Hub id.
+        found: Its `model_hash` here.
+        known: Its `model_hash` where the command runs.
 
     Raises:
         InputError: It does not.
     """
-    from edit_trl.evaluation.models import model_hash
-
-    if model_hash(model) != known:
+    if found != known:
         raise InputError(
             f"`model: {model}` has other weights than where the command runs; put the same on every machine, "
             "or a folder that all of them share"

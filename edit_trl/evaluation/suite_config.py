@@ -10,6 +10,7 @@ from typing import Any
 from edit_trl.errors import InputError
 from edit_trl.evaluation.evaluate_config import Dtype
 from edit_trl.key_steps import KeyStepMethod
+from edit_trl.ray_pool import Engine, engine_problems
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class SuiteArguments:
         batch_size: Pairs at once.
         dtype: Of the weights: float32, bfloat16 or float16; as they were saved by default.
         device: Such as cuda:1 or cpu; a GPU where there is one.
+        engine: local, or ray: on the machines of a Ray cluster that is running, which must all see the model
+            under the same name. Batches and items are the same.
+        actors: How many models the Ray cluster loads; one a GPU, or where it has none one a machine.
         attn_implementation: As in transformers, such as eager; flash_attention_2 takes no tree, so that
             chains are run a row each.
         trust_remote_code: Run code that comes with the model; only for models whose code you have read.
@@ -72,6 +76,8 @@ class SuiteArguments:
     batch_size: int = 8
     dtype: Dtype | None = None
     device: str | None = None
+    engine: Engine = "local"
+    actors: int | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     history: str | None = "outputs/history.sqlite"
@@ -94,6 +100,7 @@ class SuiteArguments:
             yield f"`{'` and `'.join(given)}` are different sources of pairs; leave one"
         if self.families is not None and self.rows is None:
             yield "`families` needs `rows`, how many pairs"
+        yield from engine_problems(self.engine, self.actors, self.device)
         for name in ("rows", "limit", "pairs_per_question", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

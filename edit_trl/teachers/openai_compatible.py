@@ -116,7 +116,7 @@ class OpenAICompatibleTeacher:
         )
 
     def makers(self) -> list[Callable[[], OpenAICompatibleTeacher]]:
-        """How the same teacher is made in other processes, one for each endpoint; keys are looked for there."""
+        """How it is made in other processes, one for each endpoint; keys are looked for there."""
         return [partial(self._make, [endpoint.url]) for endpoint in self._endpoints]
 
     async def check(self) -> None:
