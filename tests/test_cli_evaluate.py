@@ -38,8 +38,8 @@ def test_a_run_and_again(recipe, tmp_path, capsys):
     assert "12 questions of 2 tasks" in output.err
     assert "tokens/s" in output.err
     lines = output.out.splitlines()
-    assert lines[0] == "student"
-    assert lines[1].split() == ["items", *["accuracy", "lenient", "accuracy", "unparsed", "cut", "off"]]
+    assert lines[0] == "student: 12 questions"
+    assert [line.split()[0] for line in lines[4:8]] == ["accuracy", "lenient_accuracy", "unparsed", "cut_off"]
     assert lines[-1] == str(tmp_path / "run")
     run = read_run(tmp_path / "run")
     assert [item["task"] for item in run.items] == ["object_counting", "arithmetic"] * 6

@@ -38,6 +38,14 @@ def test_dtype_device_and_attention_are_what_was_asked_for(saved_student):
     assert loaded.config._attn_implementation == "eager"
 
 
+def test_four_bits(saved_adapter):
+    loaded, tokenizer = load_student(str(saved_adapter), load_in_4bit=True, device="cpu")
+    base = loaded.get_base_model().model.layers[0].self_attn.q_proj.base_layer
+    assert (base.weight.quant_state.quant_type, base.weight.quant_state.nested) == ("nf4", True)
+    ids = torch.tensor([tokenizer("Is 1 more than 2?")["input_ids"]])
+    assert loaded(ids).logits.isfinite().all()
+
+
 def test_an_adapter_is_put_on_its_base_and_takes_its_tokenizer(saved_student, saved_adapter):
     base, tokenizer = load_student(str(saved_student))
     loaded, of_base = load_student(str(saved_adapter))

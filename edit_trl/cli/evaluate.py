@@ -71,7 +71,7 @@ def _evaluate(
         print(f"{len(tasks.problems)} questions of {len(tasks.versions)} tasks", file=sys.stderr)
         run, loaded = _measure(arguments, endpoint, limits, tasks)
         _remember(run, arguments.history)
-        print(f"{run_table(run)}\n{run.path}")
+        print(f"{run_table(run)}\n\n{run.path}")
     if arguments.harness:
         _run_harness(arguments, endpoint, loaded)
     return 0
@@ -133,6 +133,7 @@ def _prepare(
         device=arguments.device,
         trust_remote_code=arguments.trust_remote_code,
         attn_implementation=arguments.attn_implementation,
+        load_in_4bit=arguments.load_in_4bit,
     )
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     _, prompts = encode(problems, tokenizer, max_new_tokens=length, positions=positions)
@@ -184,6 +185,7 @@ def _run_harness(arguments: EvaluateArguments, endpoint: EndpointOptions, loaded
         device=arguments.device,
         trust_remote_code=arguments.trust_remote_code,
         attn_implementation=arguments.attn_implementation,
+        load_in_4bit=arguments.load_in_4bit,
     )
     results = evaluate_with_harness(
         model,

@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from edit_trl.cli.endpoint import EndpointOptions
     from edit_trl.cli.option_parsing import build_options, format_help, read_options
     from edit_trl.evaluation.suite_config import SuiteArguments
+    from edit_trl.evaluation.tables import run_table
     from edit_trl.options import hints_of
 
     classes = (SuiteArguments, EndpointOptions)
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from edit_trl.evaluation.history import record_run
 
         record_run(run, arguments.history)
-    print(_shown(run))
+    print(f"{run_table(run)}\n\n{run.path}")
     return 0
 
 
@@ -158,6 +159,7 @@ def _judge(arguments: SuiteArguments, client: Any, tokenizer: Any, cases: Sequen
         device=arguments.device,
         trust_remote_code=arguments.trust_remote_code,
         attn_implementation=arguments.attn_implementation,
+        load_in_4bit=arguments.load_in_4bit,
     )
     return ModelJudge(model, tokenizer, cases, **options)
 
@@ -183,11 +185,3 @@ def _record(arguments: SuiteArguments, cases: Sequence[SuiteCase], known: str) -
 def _found(cases: Sequence[SuiteCase], left_out: int) -> str:
     text = f"{len(cases)} pairs of {len({case.task for case in cases})} tasks"
     return text + (f"; {left_out} rows left out, correct chains alone" if left_out else "")
-
-
-def _shown(run: Run) -> str:
-    from edit_trl.evaluation.suite import format_suite
-
-    record = run.record
-    table = format_suite(record.items, record.scores, record.intervals, record.groups)
-    return f"{record.name}: {table}\n\n{run.path}"

@@ -42,6 +42,7 @@ class SuiteArguments:
         max_new_tokens: Where that is cut off.
         batch_size: Pairs at once.
         dtype: Of the weights: float32, bfloat16 or float16; as they were saved by default.
+        load_in_4bit: Load the model in NF4, as QLoRA trains on it, for a card that takes no more.
         device: Such as cuda:1 or cpu; a GPU where there is one.
         attn_implementation: As in transformers, such as eager; flash_attention_2 takes no tree, so that
             chains are run a row each.
@@ -71,6 +72,7 @@ class SuiteArguments:
     max_new_tokens: int = 256
     batch_size: int = 8
     dtype: Dtype | None = None
+    load_in_4bit: bool = False
     device: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
@@ -120,5 +122,5 @@ class SuiteArguments:
 
         Batches and dtype too, which decide a number's last digits.
         """
-        names = ("key_step_method", "batch_size", "dtype", "attn_implementation")
+        names = ("key_step_method", "batch_size", "dtype", "load_in_4bit", "attn_implementation")
         return {name: getattr(self, name) for name in names} | {"max_new_tokens": self.written}
