@@ -97,4 +97,8 @@ def test_a_table(tmp_path):
     assert rows["task"] == ["questions", "accuracy", "lenient_accuracy", "unparsed", "cut_off"]
     assert rows["other"] == ["2", "0.0%", "50.0%", "100.0%", "50.0%"]
     assert {"sums", "order", "counting"} <= rows.keys()
-    assert "source" not in rows  # a single source is all of them
+    assert rows["a"][0] == "2"
+    alone = [one | {"source": "a", "task": "sums"} for one in ITEMS]
+    scores, intervals, groups = run_scores(alone, "evaluate")
+    of_run = record(items=4, scores=scores, intervals=intervals, groups=groups)
+    assert "source" not in run_table(Run(tmp_path, of_run, alone))  # a single source is all of them
