@@ -17,7 +17,9 @@ from chat_server import MODEL, ChatServer, running
 from edit_trl.answers import check_answer
 from edit_trl.cli.judge import read_judge_config
 from edit_trl.cli.main import main
+from edit_trl.errors import InputError
 from edit_trl.evaluation.runs import RunFolder, RunRecord
+from edit_trl.teachers.generate_config import read_generate_config
 from edit_trl.teachers.journal import Journal
 
 ROOT = Path(__file__).parents[1]
@@ -172,7 +174,7 @@ def test_a_judge_that_favours_a_place_is_found_out(tmp_path, run_command):
     assert first["effect"] == pytest.approx(1, abs=0.15)
     assert second["effect"] == pytest.approx(-1, abs=0.15)
     assert first["interval"][0] > 0 > second["interval"][1]
-    assert "scores depend on the place (see 1, 2)" in done.stdout
+    assert "scores depend on the place at which a chain is shown (1, 2)" in done.stdout
     # By hand, from the rows.
     means = {name: np.mean([row["score"] for row in rows if row["model"] == name]) for name in QUALITY}
     effect = np.mean([row["score"] - means[row["model"]] for row in rows if row["position"] == 1])
@@ -283,6 +285,7 @@ def test_items_that_not_every_run_has_and_a_limit(tmp_path, run_command):
     report, rows = read_result(tmp_path / "out")
     assert report["not_in_every_run"] == 8
     assert report["items"] == 12
+    assert "12 items: 12 judged; 8 more are not in every run" in done.stdout
     assert {row["id"] for row in rows} == {f"q{number}" for number in range(4, 16)}
     assert [(one["first"], one["second"]) for one in report["comparisons"]] == [
         ("weak", "strong"),
@@ -410,6 +413,8 @@ def test_the_shipped_recipe_holds_and_finds_files_beside_it(tmp_path):
     path = recipe(tmp_path, "http://127.0.0.1:9/v1", ["a", "b"], template="mine.txt")
     assert read_judge_config(path, {"max_tokens": "64"}).arguments.template == str(tmp_path / "mine.txt")
     assert read_judge_config(path, {"max_tokens": "64"}).options.max_tokens == 64
+    with pytest.raises(InputError, match="this is a recipe of `edit-trl judge`, not of generate"):
+        read_generate_config(path, {})
 
 
 def test_help_is_quick_and_whole():

@@ -65,9 +65,9 @@ def save_judgements(judgements: Sequence[Judgement], report: Mapping[str, Any], 
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """Plain-text tables of a report."""
+    """Plain-text tables of a report: what `summarize` returns, and `not_in_every_run`, a count."""
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in report["outcomes"].items())
-    scores = [["score", "mean", "95% interval", *map(str, SCORES)]]
+    scores = [["model", "mean", "95% interval", *map(str, SCORES)]]
     for model, one in report["scores"].items():
         counts = [str(count) if count else "." for count in one["histogram"].values()]
         scores.append([model, _number(one["mean"]), _interval(one), *counts])
@@ -77,7 +77,7 @@ def format_report(report: Mapping[str, Any]) -> str:
         comparisons.append(
             [one["first"], one["second"], *counts, _number(one["difference"], "+.2f"), _interval(one)]
         )
-    positions = [["shown", "mean", "effect", "95% interval"]]
+    positions = [["shown at", "mean", "effect", "95% interval"]]
     for one in report["positions"]:
         effect = _number(one["effect"], "+.2f")
         positions.append([f"place {one['position']}", _number(one["mean"]), effect, _interval(one)])
@@ -85,10 +85,13 @@ def format_report(report: Mapping[str, Any]) -> str:
     favoured = [one["position"] for one in report["positions"] if one["interval"] and _excludes_zero(one)]
     if favoured:
         tables.append(
-            f"The judge's scores depend on the place (see {', '.join(map(str, favoured))}); the random order "
-            "averages this out over items, not within one."
+            "The judge's scores depend on the place at which a chain is shown "
+            f"({', '.join(map(str, favoured))}). The random order averages this out over items, not within "
+            "one."
         )
-    return "\n\n".join([f"{report['items']} items: {outcomes}", *tables])
+    lacking = report["not_in_every_run"]
+    more = f"; {lacking} more are not in every run" if lacking else ""
+    return "\n\n".join([f"{report['items']} items: {outcomes}{more}", *tables])
 
 
 def _scores(judged: Sequence[Judgement], model: str) -> dict[str, Any]:

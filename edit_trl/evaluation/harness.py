@@ -60,6 +60,9 @@ def load_harness_tasks(names: Sequence[str], include_path: str | Path | None = N
         InputError: lm_eval is not installed, the folder is missing, a name is unknown, a task runs code that
             a model wrote or shows pictures, or its data cannot be loaded.
     """
+    from datasets.exceptions import DatasetsError
+
+    names = tuple(dict.fromkeys(names))
     manager = _manager(names, include_path)
     unknown = [name for name in names if name not in manager.task_index]
     if unknown:
@@ -67,9 +70,9 @@ def load_harness_tasks(names: Sequence[str], include_path: str | Path | None = N
     try:
         with _random_states_kept():  # a task may draw its examples when it is made
             loaded = manager.load(list(names))
-    # `datasets` says so in these two ways, also where the Hub cannot be reached.
-    except (ConnectionError, FileNotFoundError) as error:
-        raise InputError(f"the data of {', '.join(names)} cannot be loaded: {error}") from error
+    # No data or no network, a task file that does not hold, a task named twice over, a package that it wants.
+    except (OSError, ValueError, LookupError, ImportError, DatasetsError) as error:
+        raise InputError(f"{', '.join(names)} cannot be loaded: {type(error).__name__}: {error}") from error
     problems = [
         f"the task {name!r} {trouble}; leave it out"
         for name, task in loaded["tasks"].items()
@@ -81,7 +84,7 @@ def load_harness_tasks(names: Sequence[str], include_path: str | Path | None = N
     ]
     if problems:
         raise InputError(problems)
-    return HarnessTasks(tuple(names), loaded)
+    return HarnessTasks(names, loaded)
 
 
 def evaluate_with_harness(
@@ -249,6 +252,7 @@ def _measure(
         tasks.loaded,
         limit=settings["limit"],
         apply_chat_template=settings["apply_chat_template"],
+        fewshot_as_multiturn=True,  # as `simple_evaluate` has it; without a chat template, of no effect
         log_samples=False,
     )
 
