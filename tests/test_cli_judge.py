@@ -246,6 +246,7 @@ def test_references_and_conversations(tmp_path, run_command):
     ]
     row = {"prompt": "p", "chosen": "By counting on: 1.", "rejected": "No: 2.", "answer": "1"}
     rows = [row | {"task": "task0", "id": "q0"}, row | {"task": "other", "id": "q4", "answer": "9"}]
+    rows.append(row | {"task": None, "id": "q3", "chosen": "After 3: 4.", "answer": "4"})
     data = tmp_path / "dual.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     server = ChatServer(judge())
@@ -262,12 +263,14 @@ def test_references_and_conversations(tmp_path, run_command):
     shown = [prompt for prompt in prompts if "A correct solution:\n> By counting on: 1.\n" in prompt]
     assert len(shown) == 1
     assert "> What is 0 + 1?" in shown[0]
-    assert sum("A correct solution" in prompt for prompt in prompts) == 1
+    [untasked] = [prompt for prompt in prompts if "A correct solution:\n> After 3: 4.\n" in prompt]
+    assert "> What is 3 + 1?" in untasked
+    assert sum("A correct solution" in prompt for prompt in prompts) == 2
     assert not any("14" in prompt or "Think." in prompt for prompt in prompts)
-    assert "6 items of weak, strong; 1 with a reference" in done.stderr
+    assert "6 items of weak, strong; 2 with a reference" in done.stderr
     report, judged = read_result(tmp_path / "out")
-    assert report["with_reference"] == 1
-    assert sum(row["reference"] for row in judged) == 2
+    assert report["with_reference"] == 2
+    assert sum(row["reference"] for row in judged) == 4
     assert other.returncode == none.returncode == 2
     assert "task0/q0 has the answer '5' there and '1' in the runs" in other.stderr
     assert "has a correct chain of none of the items, by task and id: it has task0/x" in none.stderr

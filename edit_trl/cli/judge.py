@@ -43,8 +43,8 @@ class JudgeArguments(EndpointArguments):
         runs: Folders of two or more finished runs of `edit-trl evaluate`; the first chain of each item that
             all of them have is judged.
         reference_dataset: Dual CoTs whose correct chains are shown to the judge as solutions, found by task
-            and id: a file, a folder saved by datasets, or a Hub id. Without one, or where it has none of an
-            item, key steps are judged by the question and its known answer.
+            (where rows have one) and id: a file, a folder saved by datasets, or a Hub id. Without one, or
+            where it has none of an item, key steps are judged by the question and its known answer.
         reference_config: Configuration of a Hub dataset.
         reference_split: Split; "train" where there are several.
         template: A prompt template of one's own, a text file.

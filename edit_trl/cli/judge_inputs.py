@@ -10,8 +10,8 @@ from edit_trl.errors import InputError
 from edit_trl.evaluation.runs import Run, key_of, read_run
 from edit_trl.teachers.judging import ChainSet
 
-References = Mapping[tuple[str, str], tuple[str, str | None]]
-"""Correct chains and known answers, by task and id."""
+References = Mapping[tuple[str | None, str], tuple[str, str | None]]
+"""Correct chains and known answers, by task and id; without a task, the id stands for itself."""
 
 _MOST_NAMED = 10
 
@@ -58,8 +58,8 @@ def read_references(source: str, config: str | None = None, split: str | None = 
     from edit_trl.dual_cots import load_dual_cots
 
     return {
-        # As `edit-trl evaluate` names the items of rows without a task or an id.
-        (row.get("task") or "all", row.get("id") or str(number)): (
+        # Rows without an id are named by `edit-trl evaluate` as here; those without a task, by its task file.
+        (row.get("task"), row.get("id") or str(number)): (
             chain_text(row["chosen"]),
             row.get("answer"),
         )
@@ -128,7 +128,9 @@ def with_references(sets: Sequence[ChainSet], references: References, source: st
     """
     found = []
     for chains in sets:
-        chain, answer = references.get((chains.task, chains.id), (None, None))
+        chain, answer = references.get((chains.task, chains.id)) or references.get(
+            (None, chains.id), (None, None)
+        )
         if answer is not None and answer.strip() != chains.answer.strip():
             raise InputError(
                 f"{source}: {chains.task}/{chains.id} has the answer {answer!r} there and "
@@ -149,6 +151,6 @@ def _question(prompt: str | list[dict[str, str]]) -> str:
     return (prompt if isinstance(prompt, str) else prompt[-1]["content"]).strip()
 
 
-def _some(keys: Collection[tuple[str, str]]) -> str:
-    shown = ", ".join(f"{task}/{name}" for task, name in list(keys)[:3])
+def _some(keys: Collection[tuple[str | None, str]]) -> str:
+    shown = ", ".join(f"{task}/{name}" if task else name for task, name in list(keys)[:3])
     return shown + (", ..." if len(keys) > 3 else "")
