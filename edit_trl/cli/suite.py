@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.errors import InputError
 
 if TYPE_CHECKING:
-    from edit_trl.cli.endpoint import EndpointOptions
     from edit_trl.evaluation.runs import Run, RunRecord
     from edit_trl.evaluation.suite import CaseJudge
     from edit_trl.evaluation.suite_cases import SuiteCase
     from edit_trl.evaluation.suite_config import SuiteArguments
+    from edit_trl.teachers.endpoint import EndpointArguments
 
 USAGE = "edit-trl suite [--config RECIPE.yaml] [--OPTION VALUE ...]"
 DESCRIPTION = (
@@ -39,13 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         FloatingPointError: A log-probability that is not finite; names the pair.
     """
     argv = sys.argv[1:] if argv is None else argv
-    from edit_trl.cli.endpoint import EndpointOptions
     from edit_trl.cli.option_parsing import build_options, format_help, read_options
     from edit_trl.evaluation.suite_config import SuiteArguments
     from edit_trl.evaluation.tables import run_table
     from edit_trl.options import hints_of
+    from edit_trl.teachers.endpoint import EndpointArguments
 
-    classes = (SuiteArguments, EndpointOptions)
+    classes = (SuiteArguments, EndpointArguments)
     if "--help" in argv or "-h" in argv:
         print(format_help(USAGE, DESCRIPTION, classes, HIDDEN))
         return 0
@@ -60,13 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(arguments: SuiteArguments, endpoint: EndpointOptions, beside: Path) -> Run:
+def _measure(arguments: SuiteArguments, endpoint: EndpointArguments, beside: Path) -> Run:
     from edit_trl.evaluation.runs import RunFolder, read_run
     from edit_trl.evaluation.suite import finish_suite, score_cases
     from edit_trl.evaluation.suite_cases import cases_of
 
     rows, where = _rows(arguments, beside)
-    client = endpoint.client(arguments.model) if endpoint.base_urls else None
+    client = endpoint.endpoint() if endpoint.base_urls else None
     known, tokenizer, positions = _of_model(arguments, client)
     cases, left_out = cases_of(
         rows,

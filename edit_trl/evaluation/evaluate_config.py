@@ -43,6 +43,7 @@ class EvaluateArguments:
         history: The SQLite file that remembers the scores of every run; null for none.
         harness: Tasks of lm-evaluation-harness to run too, or instead; needs the extra `harness`.
         harness_include_path: A folder with task files of lm-evaluation-harness.
+        harness_chat_template: Give its questions the model's chat template; off as in lm_eval itself.
     """
 
     model: str | None = None
@@ -67,6 +68,7 @@ class EvaluateArguments:
     history: str | None = "outputs/history.sqlite"
     harness: list[str] | None = None
     harness_include_path: str | None = None
+    harness_chat_template: bool = False
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
