@@ -126,6 +126,15 @@ def test_the_scores_are_those_of_the_functions(tmp_path):
     assert [step for step, logs in reporter.logs if "loss" in logs] == [1, 2, 3]
 
 
+def test_a_run_in_half_precision_with_checkpointed_activations(tmp_path):
+    suite = SuiteCallback(SUITE, steps=1, accuracy_rows=1, max_new_tokens=3)
+    trainer = make_trainer(tmp_path, [suite], bf16=True, gradient_checkpointing=True, peft=True, max_steps=2)
+    trainer.train()
+    scores = evaluate_suite(trainer.model, byte_level_tokenizer(), SUITE, greedy=False, progress=False).scores
+    assert history(tmp_path)[-1]["margin"] == pytest.approx(scores["margin"], abs=0.02)
+    assert trainer.score_pairs.tree is not None
+
+
 def test_it_runs_at_the_last_step_too(tmp_path):
     make_trainer(tmp_path, [SuiteCallback(SUITE, steps=3)], max_steps=4).train()
     assert [line["step"] for line in history(tmp_path)] == [3, 4]
