@@ -38,6 +38,7 @@ const tickText = (value, unit) =>
 function barChart(title, rows, unit) {
   const values = rows.flatMap(([, , bars]) => bars.flatMap(([, score]) => score || []));
   const [low, high] = domain(values, unit);
+  const several = data.runs.length > 1;
   return chart((width) => {
     const narrow = width < 620;
     const left = narrow ? 26 : Math.min(300, width * 0.34);
@@ -56,7 +57,7 @@ function barChart(title, rows, unit) {
       parts.push(heading);
       if (narrow) y += 18;
       for (const [run, score] of bars) {
-        parts.push(label(left - 8, y + 11, letter(run), { class: "letter", "text-anchor": "end" }));
+        if (several) parts.push(label(left - 8, y + 11, letter(run), { class: "letter", "text-anchor": "end" }));
         if (score) parts.push(bar(run, score, unit, x, y, size, low, width));
         else parts.push(label(left + 4, y + 11, "\u2013", { class: "note" }));
         y += size + 3;

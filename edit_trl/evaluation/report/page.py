@@ -87,7 +87,9 @@ def write_report(
         "labels": {kind: score_labels(SCORES[kind]) for kind in {run.record.kind: None for run in runs}},
         "training": [
             {"name": name, **learning_curves(one)}
-            for name, one in zip(_distinct([("train", t.name, t.path) for t in training]), training, strict=True)
+            for name, one in zip(
+                _distinct([("train", t.name, t.path) for t in training]), training, strict=True
+            )
         ],
     }
     for keep, notice in _LEFT_OUT:
@@ -130,7 +132,12 @@ def write_pairs(
         "Longest chain": f"{everything.longest} {unit}",
     }
     labels = {
-        name: {"label": label, "help": f"{what}, {unit}", "unit": kind, "lower_is_better": False}
+        name: {
+            "label": label,
+            "help": what if kind == "share" else f"{what}, {unit}",
+            "unit": kind,
+            "lower_is_better": False,
+        }
         for name, (label, what, kind) in _PAIR_SCORES.items()
     }
     run = {
