@@ -8,7 +8,7 @@ from edit_trl.answers import check_answer, infer_answer_type
 from edit_trl.dual_cot_row import chain_text
 from edit_trl.evaluation.runs import Run, RunFolder, RunRecord, key_of
 from edit_trl.evaluation.scores import run_scores
-from edit_trl.key_steps import key_spans
+from edit_trl.key_steps import key_spans, masks_from_spans
 from edit_trl.text_units import WORD
 
 
@@ -80,7 +80,10 @@ def suite_item(row: dict, prefers: bool, random_: random.Random) -> dict:
     }
     logps = {side: _mean(of) for side, of in tokens.items()}
     for side, key in zip(tokens, spans, strict=True):
-        logps[f"{side}_key"] = _mean([token for token in tokens[side] if _inside(token, key)])
+        mask = masks_from_spans(key, [token[:2] for token in tokens[side]])
+        logps[f"{side}_key"] = _mean(
+            [token for token, is_key in zip(tokens[side], mask, strict=True) if is_key]
+        )
     key_margin = None
     if None not in (logps["chosen_key"], logps["rejected_key"]):
         key_margin = logps["chosen_key"] - logps["rejected_key"]
@@ -103,7 +106,7 @@ def suite_item(row: dict, prefers: bool, random_: random.Random) -> dict:
             "token": chosen[start:end],
             "instead": " then",
             "logp": logp,
-            "at_key": _inside((start, end), spans[0]),
+            "at_key": masks_from_spans(spans[0], [(start, end)])[0],
         },
         "greedy": {
             "response": (chosen if prefers else rejected)[-60:],
@@ -161,18 +164,16 @@ def _response(row: dict, skill: float, random_: random.Random) -> str:
 
 def _tokens(text: str, spans, surprise: float, random_: random.Random) -> list[list[float]]:
     """Pieces of at most six characters with the space before, as tokenizers make them, and EOS."""
-    tokens, at = [], 0
+    pieces, at = [], 0
     for word in WORD.finditer(text):
         while at < word.end():
             end = min(word.end(), max(word.start(), at) + 6)
-            logp = -random_.expovariate(1 / (surprise if _inside((at, end), spans) else 0.25))
-            tokens.append([at, end, logp])
+            pieces.append((at, end))
             at = end
+    key = masks_from_spans(spans, pieces)
+    scales = [surprise if is_key else 0.25 for is_key in key]
+    tokens = [[*piece, -random_.expovariate(1 / scale)] for piece, scale in zip(pieces, scales, strict=True)]
     return [*tokens, [0, 0, -0.01]]
-
-
-def _inside(token, spans) -> bool:
-    return any(token[0] < end and start < token[1] for start, end in spans)
 
 
 def _mean(tokens) -> float | None:

@@ -1,26 +1,30 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 
 async function unpack(text) {
-  const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+  const binary = atob(text);
+  const bytes = new Uint8Array(binary.length);
+  for (let index = 0; index < binary.length; index += 1) bytes[index] = binary.charCodeAt(index);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return JSON.parse(await new Response(stream).text());
 }
 
-function draw(items) {
+async function start() {
+  const main = document.getElementById("main");
+  const above = [data.runs.length ? summary() : null, ...Object.keys(GROUPS).map(groups), learning()].filter(Boolean);
+  document.getElementById("top").append(...header());
+  main.replaceChildren(...above);
+  const items = await unpack(data.items);
   const list = items.length ? browser(items) : null;
-  const sections = [
-    data.runs.length ? summary() : null, ...Object.keys(GROUPS).map(groups), learning(),
-    list && flips(items, list.show), list?.root,
-  ].filter(Boolean);
-  document.getElementById("top").append(...header(), navigation(sections));
-  document.getElementById("main").replaceChildren(...sections);
+  const below = list ? [flips(items, list.show), list.root].filter(Boolean) : [];
+  main.append(...below);
+  document.getElementById("top").append(navigation([...above, ...below]));
   list?.start();
   document.documentElement.dataset.ready = Math.round(performance.now());
 }
 
-unpack(data.items).then(draw).catch((error) => {
+start().catch((error) => {
   const why = typeof DecompressionStream === "undefined" ? "it is too old to unpack the items" : String(error);
-  document.getElementById("main").replaceChildren(
-    element("p", { class: "notice", role: "alert" }, `This browser cannot show the page: ${why}.`));
+  document.getElementById("main").prepend(
+    element("p", { class: "notice", role: "alert" }, `This browser cannot show all of the page: ${why}.`));
   throw error;
 });
