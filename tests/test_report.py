@@ -32,13 +32,17 @@ HOSTILE = (
 TASKS = [{**row, "task": "numbers" if row["answer"].isdigit() else "logic", "mistake": None} for row in ROWS]
 
 
+def unpacked(text: str):
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
 def read_page(path) -> tuple[dict, list[dict]]:
     """The data of a page, as its script reads it, and its items."""
     [text] = re.findall(
         r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL
     )
     data = json.loads(text)
-    return data, json.loads(gzip.decompress(base64.b64decode(data["items"])))
+    return data, unpacked(data["items"])
 
 
 class Outline(HTMLParser):
@@ -163,7 +167,9 @@ def test_a_question_of_several_runs_is_one_item(tmp_path):
         write_run(tmp_path / "b", "evaluate", "b", other),
         write_run(tmp_path / "c", "suite", "a", suite_items(rows, 1.0)),
     ]
-    found = page_items(runs, Keep())
+    found, tokens = page_items(runs, Keep())
+    assert [dict(item["runs"])[2]["tokens"] for item in found[:4]] == [0, 1, 2, 3]
+    assert len(tokens) == 4
     assert len(found) == 5
     by_prompt = {json.dumps(item["prompt"]): item for item in found}
     assert [run for run, _ in by_prompt[json.dumps(rows[0]["prompt"])]["runs"]] == [0, 2]
@@ -180,7 +186,7 @@ def test_suites_of_other_chains_are_other_items(tmp_path):
         write_run(tmp_path / "a", "suite", "a", suite_items(TASKS, 1.0)),
         write_run(tmp_path / "b", "suite", "b", suite_items(changed, 1.0)),
     ]
-    items = page_items(runs, Keep())
+    items, _ = page_items(runs, Keep())
     assert [len(item["runs"]) for item in items] == [1] * 8
     assert flips(["suite", "suite"], items) == []
 
@@ -204,7 +210,7 @@ def test_flips_are_counted_and_tested(tmp_path):
         write_run(tmp_path / "b", "evaluate", "b", after),
         write_run(tmp_path / "c", "suite", "c", suite_items(rows, 1.0)),
     ]
-    items = page_items(runs, Keep())
+    items, _ = page_items(runs, Keep())
     [pair] = flips(["evaluate", "evaluate", "suite"], items)
     # 6 fixed and 1 broken: 2 * (P(0 of 7) + P(1 of 7)) = 2 * 8 / 128.
     assert (pair["a"], pair["b"], pair["items"]) == (0, 1, 10)
@@ -243,9 +249,9 @@ def test_values_that_are_no_numbers(tmp_path):
     item["logps"]["chosen"] = item["margin"] = math.nan
     run = write_run(tmp_path / "a", "suite", "a", suite_items(TASKS[:1], 1.0))
     run.items[0] = item
-    _, [shown] = read_page(write_report([run], tmp_path / "report.html"))
+    data, [shown] = read_page(write_report([run], tmp_path / "report.html"))
     outcome = shown["runs"][0][1]
-    assert outcome["tokens"]["chosen"]["logps"][2] is None
+    assert unpacked(data["tokens"])[outcome["tokens"]]["chosen"]["logps"][2] is None
     assert outcome["margin"] is None
     assert outcome["logps"]["chosen"] is None
 

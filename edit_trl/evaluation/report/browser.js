@@ -194,5 +194,5 @@ function browser(items) {
       element("kbd", {}, "/"), " search", anyRuns && ["; ", element("kbd", {}, "h"), " log-probabilities"])),
   element("div", { class: "browser" }, list, pane));
   drawFields();
-  return { root, show, start: () => apply() };
+  return { root, show, start: apply, redraw: () => at >= 0 && drawItem() };
 }

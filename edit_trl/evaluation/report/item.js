@@ -1,5 +1,8 @@
 // One item: its prompt, both chains, and what each run made of it.
-const view = { heat: null };
+// Tokens are unpacked after the page is there.
+const view = { heat: null, tokens: [] };
+const tokensOf = (outcome) => view.tokens[outcome?.tokens];
+const hasTokens = (item) => item.runs.filter(([, outcome]) => tokensOf(outcome)).map(([run]) => run);
 
 const LEVELS = [[0.105, "p > 0.9"], [0.693, "p > 0.5"], [2.303, "p > 0.1"], [4.605, "p > 0.01"], [Infinity, "p \u2264 0.01"]];
 const level = (logp) => (logp === null ? 4 : LEVELS.findIndex(([limit]) => -logp <= limit));
@@ -51,7 +54,7 @@ function chainPanel(item, side, outcome) {
   const right = side === "chosen";
   const text = item[side];
   const layers = [(item[`${side}_spans`] || []).map(([start, end]) => [start, end, `key ${right ? "plus" : "minus"}`])];
-  if (outcome?.tokens) layers.push(heatLayer(unpackTokens(outcome.tokens[side])));
+  if (tokensOf(outcome)) layers.push(heatLayer(unpackTokens(tokensOf(outcome)[side])));
   const turn = right && outcome?.first_wrong;
   if (turn && turn.end > turn.start) {
     layers.push([[turn.start, turn.end, "turn", `greedy decoding would have written \u201c${turn.instead}\u201d`]]);
@@ -63,7 +66,7 @@ function chainPanel(item, side, outcome) {
 }
 
 function heatControl(item, redraw) {
-  const able = item.runs.filter(([, outcome]) => outcome.tokens).map(([run]) => run);
+  const able = hasTokens(item);
   if (!able.length) return null;
   const options = [["", "off"], ...able.map((run) => [String(run), `${letter(run)}: ${data.runs[run].name}`])];
   return choice("Log-probabilities", options, able.includes(view.heat) ? String(view.heat) : "", (value) => {
@@ -73,14 +76,14 @@ function heatControl(item, redraw) {
 }
 
 function toggleHeat(item) {
-  const able = item.runs.filter(([, outcome]) => outcome.tokens).map(([run]) => run);
+  const able = hasTokens(item);
   if (able.length) view.heat = able.includes(view.heat) ? null : able[0];
 }
 
 function heatLegend(item, outcome) {
   const rows = (side) => {
     const chars = characters(item[side]);
-    return unpackTokens(outcome.tokens[side]).map(([start, end, logp], number) => [
+    return unpackTokens(tokensOf(outcome)[side]).map(([start, end, logp], number) => [
       String(number + 1), end > start ? words(JSON.stringify(chars.slice(start, end)), "code") : "(end)", nats(logp),
     ]);
   };
@@ -95,7 +98,7 @@ function heatLegend(item, outcome) {
 function dualChain(item, redraw) {
   if (item.chosen === undefined) return null;
   const outcome = view.heat === null ? null : outcomeOf(item, view.heat);
-  const heat = Boolean(outcome?.tokens);
+  const heat = Boolean(tokensOf(outcome));
   // Without a heat map the wrong turn of a lone run can be shown too.
   const lone = item.runs.filter(([, one]) => "logps" in one);
   const used = heat ? outcome : lone.length === 1 ? { first_wrong: lone[0][1].first_wrong } : null;
@@ -148,7 +151,7 @@ function evaluateCard(run, outcome) {
     element("h4", {}, runName(run), " ", verdict(outcome.verdict), outcome.of > 1 && element("span", { class: "note" },
       ` majority of ${outcome.of} samples`)),
     element("p", {}, answerLine(first)), response(first),
-    others.length > 0 && details(`${others.length} more samples`, () =>
+    others.length > 0 && details(`${others.length} more ${others.length > 1 ? "samples" : "sample"}`, () =>
       others.map((sample) => [element("p", {}, answerLine(sample)), response(sample)]).flat()));
 }
 

@@ -25,7 +25,7 @@ class Keep:
     tokens: bool = True
 
 
-def page_items(runs: Sequence[Run], keep: Keep) -> list[dict[str, Any]]:
+def page_items(runs: Sequence[Run], keep: Keep) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What the page shows item by item.
 
     A question that several runs answered is one item; what each run made of it is in `runs`, a list of
@@ -34,7 +34,12 @@ def page_items(runs: Sequence[Run], keep: Keep) -> list[dict[str, Any]]:
     Args:
         runs: Of either kind.
         keep: What there is room for.
+
+    Returns:
+        The items, and the tokens of both chains that an outcome's `tokens` is an index of: apart they
+        compress better, and are not unpacked before the page is there.
     """
+    tokens: list[dict[str, Any]] = []
     merged: dict[tuple[str, ...], dict[str, Any]] = {}
     # Suites first: their items have the chains, which a question of the same name and text then joins.
     order = sorted(range(len(runs)), key=lambda index: runs[index].record.kind != "suite")
@@ -48,11 +53,14 @@ def page_items(runs: Sequence[Run], keep: Keep) -> list[dict[str, Any]]:
             if shown is None:
                 shown = merged[(*question, *chains)] = _question(item)
                 by_question.setdefault(question, shown)
-            outcome = _suite_outcome(item, keep) if is_suite else _evaluate_outcome(item, keep)
+            outcome = _suite_outcome(item) if is_suite else _evaluate_outcome(item, keep)
+            if is_suite and keep.tokens:
+                outcome["tokens"] = len(tokens)
+                tokens.append({side: packed_tokens(item["tokens"][side]) for side in ("chosen", "rejected")})
             shown["runs"].append([index, outcome])
     for shown in merged.values():
         shown["runs"].sort(key=lambda entry: entry[0])
-    return list(merged.values())
+    return list(merged.values()), tokens
 
 
 def _question(item: Detail) -> dict[str, Any]:
@@ -81,14 +89,12 @@ def _sample(sample: Detail) -> dict[str, Any]:
     return {name: sample[name] for name in kept if sample[name] not in (None, False)}
 
 
-def _suite_outcome(item: Detail, keep: Keep) -> dict[str, Any]:
+def _suite_outcome(item: Detail) -> dict[str, Any]:
     outcome = {name: item[name] for name in ("preferred", "key_preferred", "first_wrong", "greedy")}
     if outcome["first_wrong"]:
         outcome["first_wrong"] = item["first_wrong"] | {"logp": rounded(item["first_wrong"]["logp"])}
     outcome |= {name: rounded(item[name]) for name in ("margin", "key_margin")}
     outcome["logps"] = {name: rounded(value) for name, value in item["logps"].items()}
-    if keep.tokens:
-        outcome["tokens"] = {side: packed_tokens(item["tokens"][side]) for side in ("chosen", "rejected")}
     return outcome
 
 

@@ -93,10 +93,10 @@ def write_report(
         ],
     }
     for keep, notice in _LEFT_OUT:
-        items = page_items(runs, keep)
+        items, tokens = page_items(runs, keep)
         if "flips" not in data:
             data["flips"] = flips([run.record.kind for run in runs], items)
-        page = render(data | {"notice": notice}, items)
+        page = render(data | {"notice": notice}, items, tokens)
         if len(page) <= MOST_BYTES:
             break
     return _written(page, path)
@@ -181,25 +181,27 @@ def _pair_item(pair: Pair, unit: str) -> dict[str, Any]:
     return item | {"id": pair.id or f"row {pair.row}", "task": pair.task or "", "facts": facts, "runs": []}
 
 
-def render(data: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> bytes:
+def render(
+    data: Mapping[str, Any], items: Sequence[Mapping[str, Any]], tokens: Sequence[Mapping[str, Any]] = ()
+) -> bytes:
     """The page.
 
     Args:
         data: What is drawn at once, ready for JSON.
         items: What is looked at item by item; compressed.
+        tokens: See `page_items`; likewise.
     """
     folder = files(__package__)
     style = (folder / "page.css").read_text(encoding="utf-8")
     script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();'
-    packed = gzip.compress(_json(items).encode("ascii"), compresslevel=9, mtime=0)
     filled = Template((folder / "template.html").read_text(encoding="utf-8")).substitute(
         version=__version__,
         style_hash=_hash(style),
         script_hash=_hash(script),
         style=style,
         script=script,
-        data=escaped_json({**data, "items": base64.b64encode(packed).decode("ascii")}),
+        data=escaped_json({**data, "items": _packed(items), "tokens": _packed(tokens)}),
     )
     return filled.encode("utf-8")
 
@@ -207,6 +209,11 @@ def render(data: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> bytes
 def escaped_json(value: Any) -> str:
     """JSON that can stand in an HTML script element: ASCII, and without the characters of tags."""
     return re.sub(r"[<>&]", lambda match: f"\\u{ord(match[0]):04x}", _json(value))
+
+
+def _packed(value: Sequence[Any]) -> str:
+    packed = gzip.compress(_json(value).encode("ascii"), compresslevel=9, mtime=0)
+    return base64.b64encode(packed).decode("ascii")
 
 
 def _json(value: Any) -> str:

@@ -20,6 +20,9 @@ async function start() {
   document.getElementById("top").append(navigation([...above, ...below]));
   list?.start();
   document.documentElement.dataset.ready = Math.round(performance.now());
+  view.tokens = await unpack(data.tokens);
+  if (view.tokens.length) list?.redraw();
+  document.documentElement.dataset.complete = Math.round(performance.now());
 }
 
 start().catch((error) => {
