@@ -13,7 +13,7 @@ from edit_trl.dual_cot_row import checked_mapping, raise_problems, rows_of, show
 from edit_trl.dual_cots import load_folder, load_from_hub, read_parquet, read_rows, refuse_missing_path
 from edit_trl.errors import InputError
 
-COLUMNS = ("question", "answer", "id", "task", "task_description", "answer_type", "choices")
+COLUMNS = ("question", "answer", "id", "task", "task_description", "answer_type", "choices", "context")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -52,9 +52,10 @@ def read_questions(
 ) -> list[Question]:
     """Read questions and check every row.
 
-    Columns: `question`, `answer`, and if there are any `id`, `task`, `task_description`, `answer_type` and
-    `choices`. Choices (a list of texts, or `{"text": [...], "label": [...]}` as in ARC) are written under the
-    question as (A), (B), ...; the answer is then one of their labels, or its number from 0.
+    Columns: `question`, `answer`, and if there are any `id`, `task`, `task_description`, `answer_type`,
+    `context` (a passage, put before the question) and `choices`. Choices (a list of texts, or
+    `{"text": [...], "label": [...]}` as in ARC) are written under the question as (A), (B), ...; the answer
+    is then one of their labels, its number from 0, or its text; a list of one such is taken too.
 
     Args:
         source: A .jsonl, .json, .csv or .parquet file, a folder saved by `datasets`, or a Hub id.
@@ -70,9 +71,9 @@ def read_questions(
     Raises:
         InputError: What cannot be read, or every row that is no question, by file, row and column.
     """
-    rows, columns = _rows(source, name, split)
+    rows, columns = read_table(source, name, split)
     where = str(source)
-    mapping = checked_mapping(column_mapping or {}, columns, where, COLUMNS)
+    mapping, kept = checked_mapping(column_mapping or {}, columns, where, COLUMNS), columns
     columns = [mapping.get(column, column) for column in columns]
     missing = [column for column in ("question", "answer") if column not in columns]
     if missing:
@@ -83,7 +84,7 @@ def read_questions(
     questions: list[Question] = []
     problems: list[str] = []
     for number, row in enumerate(rows[:limit], 1):
-        row = {mapping.get(column, column): value for column, value in row.items()}
+        row = {mapping.get(column, column): row[column] for column in kept if column in row}
         found = list(_problems(row, answer_after, answer_type))
         problems += [f"{where}, row {number}, column {column!r}: {problem}" for column, problem in found]
         if not found:
@@ -98,19 +99,25 @@ def read_questions(
     return questions
 
 
-def _rows(source: str | Path, name: str | None, split: str | None) -> tuple[Sequence[dict], list[str]]:
+def read_table(source: str | Path, name: str | None, split: str | None) -> tuple[Sequence[dict], list[str]]:
+    """The rows and columns of a file, a folder saved by `datasets` or a Hub dataset, unchecked.
+
+    Raises:
+        InputError: What cannot be found or read.
+    """
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() != ".parquet":
         rows = read_rows(path)
-        return rows, list(dict.fromkeys(column for row in rows for column in row))
-    if path.is_file():
-        dataset = read_parquet(path)
+    elif path.is_file():
+        rows = list(rows_of(read_parquet(path)))
     elif path.is_dir():
-        dataset = load_folder(path, split)
+        rows = list(rows_of(load_folder(path, split)))
     else:
         refuse_missing_path(str(source))
-        dataset = load_from_hub(str(source), name, split, None)
-    return list(rows_of(dataset)), dataset.column_names
+        rows = list(rows_of(load_from_hub(str(source), name, split, None)))
+    columns = dict.fromkeys(column for row in rows for column in row)
+    # A column that holds nothing is none: AGIEval's files have an empty `answer` beside `label`.
+    return rows, [column for column in columns if any(row.get(column) is not None for row in rows)]
 
 
 def _problems(
@@ -119,7 +126,7 @@ def _problems(
     question, choices = row.get("question"), _choices(row.get("choices"))
     if not isinstance(question, str) or not question.strip():
         yield "question", f"must be a text, got {show(question)}"
-    for column in ("id", "task", "task_description"):
+    for column in ("id", "task", "task_description", "context"):
         if not isinstance(row.get(column), str | None):
             yield column, f"must be a text, got {show(row[column])}"
     kind = answer_type or row.get("answer_type")
@@ -157,6 +164,8 @@ def _question(
 ) -> Question:
     choices = _choices(row.get("choices"))
     text, kind = row["question"].strip(), answer_type or row.get("answer_type")
+    if row.get("context"):
+        text = f"{row['context'].strip()}\n{text}"
     answer = row["answer"]
     if choices:
         text += "\nOptions:\n" + "\n".join(f"({label}) {choice}" for label, choice in choices)
@@ -197,12 +206,17 @@ def _choices(value: Any) -> list[tuple[str, str]]:
 
 
 def _label(answer: Any, choices: Sequence[tuple[str, str]]) -> str | None:
-    """Which choice an answer names: its label, its number from 0 (a number) or from 1 (ARC's text)."""
+    """Which choice an answer names: its label, its text, its number from 0 (a number) or from 1 (ARC's)."""
     labels = [label for label, _ in choices]
+    if isinstance(answer, list) and len(answer) == 1:
+        (answer,) = answer
     if isinstance(answer, int) and not isinstance(answer, bool):
         return labels[answer] if 0 <= answer < len(labels) else None
     if not isinstance(answer, str):
         return None
+    named = [label for label, text in choices if text == answer.strip()]
+    if len(named) == 1:
+        return named[0]
     answer = answer.strip().strip("().")
     if answer in labels:
         return answer

@@ -1,5 +1,7 @@
 import copy
 import json
+from contextlib import suppress
+from itertools import islice
 
 import pytest
 import torch
@@ -12,6 +14,11 @@ from transformers import GenerationConfig
 from edit_trl import DualCoTTrainer, evaluate_accuracy
 from edit_trl.errors import InputError
 from edit_trl.evaluation import format_table
+from edit_trl.evaluation.accuracy import answer_problems, finish_run, judged
+from edit_trl.evaluation.decoding import Decoding, Generated
+from edit_trl.evaluation.generation import ModelGenerator
+from edit_trl.evaluation.problems import encode, problems_of
+from edit_trl.evaluation.runs import RunFolder, RunRecord
 
 PROBLEMS = [conversational(row) | {"task": "sums" if row["answer"].isdigit() else "logic"} for row in ROWS]
 
@@ -37,15 +44,23 @@ def evaluate(student, problems=PROBLEMS, **options):
     return evaluate_accuracy(*student, problems, **options)
 
 
+def responses(result):
+    return [item["samples"][0]["response"] for item in result.items]
+
+
 def test_verdicts_by_item_task_and_overall(student):
     result = evaluate(student)
-    assert [item.verdict for item in result.items[:3]] == ["correct"] * 3
-    assert result.items[3].verdict != "correct"
+    assert [item["verdict"] for item in result.items[:3]] == ["correct"] * 3
+    assert result.items[3]["verdict"] != "correct"
     first = result.items[0]
-    assert (first.id, first.task, first.answer, first.value) == ("robe", "sums", "3", "3")
-    assert first.response == ROWS[0]["chosen"]  # cut at the end of the turn
-    assert first.response[slice(*first.span)] == "3"
-    assert first.prompt.endswith("<|im_start|>assistant\n")
+    assert [first[name] for name in ("id", "task", "answer", "value")] == ["robe", "sums", "3", "3"]
+    assert (
+        first["prompt"] == PROBLEMS[0]["prompt"]
+    )  # before the chat template, so that models can be compared
+    (sample,) = first["samples"]
+    assert sample["response"] == ROWS[0]["chosen"]  # cut at the end of the turn
+    assert sample["response"][slice(*sample["span"])] == "3"
+    assert sample["tokens"] == len(student[1](ROWS[0]["chosen"])["input_ids"]) + 1
     assert (result.overall.items, result.overall.correct, result.overall.accuracy) == (4, 3, 0.75)
     assert list(result.tasks) == ["sums", "logic"]
     assert result.tasks["sums"].accuracy == 1.0
@@ -56,7 +71,7 @@ def test_batches_do_not_change_responses(student):
     alone = evaluate(student, batch_size=1)
     for size in (2, 4):
         together = evaluate(student, batch_size=size)
-        assert [item.response for item in together.items] == [item.response for item in alone.items]
+        assert responses(together) == responses(alone)
         assert together.generated_tokens == alone.generated_tokens
 
 
@@ -80,9 +95,7 @@ def test_leaves_everything_as_it_was(student):
     assert model.training
     assert tokenizer.padding_side == "right"
     model.eval()
-    assert [i.response for i in first.items] == [
-        i.response for i in evaluate(student, max_new_tokens=3).items
-    ]
+    assert responses(first) == responses(evaluate(student, max_new_tokens=3))
     model.generation_config.do_sample = False
 
 
@@ -95,24 +108,24 @@ def test_leaves_everything_as_it_was(student):
     ],
 )
 def test_the_models_generation_settings_stay_out(student, setting, monkeypatch, capfd):
-    expected = [item.response for item in evaluate(student, max_new_tokens=12).items]
+    expected = responses(evaluate(student, max_new_tokens=12))
     model = student[0]
     own = GenerationConfig(eos_token_id=2, pad_token_id=0, **setting)
     monkeypatch.setattr(model, "generation_config", own)
     capfd.readouterr()
-    assert [item.response for item in evaluate(student, max_new_tokens=12).items] == expected
+    assert responses(evaluate(student, max_new_tokens=12)) == expected
     assert model.generation_config is own
     assert "generation" not in capfd.readouterr().err  # no warning either
 
 
 def test_with_an_adapter(student):
     model, tokenizer = student
-    expected = [item.response for item in evaluate(student, max_new_tokens=12).items]
+    expected = responses(evaluate(student, max_new_tokens=12))
     model = copy.deepcopy(model)
     model.generation_config.repetition_penalty = 9.0
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
     result = evaluate((adapted, tokenizer), max_new_tokens=12)  # a new adapter changes nothing
-    assert [item.response for item in result.items] == expected
+    assert responses(result) == expected
     assert adapted.get_base_model().generation_config.repetition_penalty == 9.0
 
 
@@ -155,19 +168,19 @@ def test_the_longest_prompts_come_first(student, monkeypatch):
 
 def test_a_tokenizer_without_a_pad_token(student):
     model, tokenizer = student
-    expected = [item.response for item in evaluate(student).items]
+    expected = responses(evaluate(student))
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = None
-    assert [item.response for item in evaluate((model, tokenizer), batch_size=4).items] == expected
+    assert responses(evaluate((model, tokenizer), batch_size=4)) == expected
     assert tokenizer.pad_token is None
 
 
 def test_plain_prompts_and_given_types(student):
     rows = [{"prompt": row["prompt"], "answer": row["answer"], "answer_type": "text"} for row in ROWS]
     result = evaluate(student, rows, max_new_tokens=2)
-    assert [item.id for item in result.items] == ["1", "2", "3", "4"]
+    assert [item["id"] for item in result.items] == ["1", "2", "3", "4"]
     assert list(result.tasks) == ["all"]
-    assert result.items[0].prompt == ROWS[0]["prompt"]
+    assert result.items[0]["prompt"] == ROWS[0]["prompt"]
 
 
 def test_json_and_table(student):
@@ -177,7 +190,8 @@ def test_json_and_table(student):
     assert lines[0].split() == ["before", "after"]
     assert lines[2].split() == ["sums", "100.0%", "100.0%"]
     assert lines[5].split() == ["all", "75.0%", "75.0%"]
-    assert lines[6].split()[0] == "unparsed"
+    assert lines[6].split() == ["all,", "lenient", "75.0%", "75.0%"]
+    assert lines[7].split()[0] == "unparsed"
     assert len({len(line) for line in lines}) == 1
 
 
@@ -232,14 +246,81 @@ def test_a_missing_column(student, column):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be at least 1, got 0"),
         ({"answer_type": "numbr"}, "unknown answer_type 'numbr'"),
     ],
 )
 def test_bad_options(student, option, message):
     with pytest.raises(InputError, match=message):
         evaluate(student, **option)
+
+
+def test_samples_and_the_majority(student):
+    drawn = evaluate(student, PROBLEMS[:2], samples=5, temperature=1.5, seed=3)
+    assert [len(item["samples"]) for item in drawn.items] == [5, 5]
+    for item in drawn.items:
+        values = [sample["value"] for sample in item["samples"] if sample["value"] is not None]
+        counts = {value: values.count(value) for value in values}
+        assert item["value"] == (max(values, key=counts.__getitem__) if values else None)
+    assert len({sample["response"] for item in drawn.items for sample in item["samples"]}) > 2
+    again = evaluate(student, PROBLEMS[:2], samples=5, temperature=1.5, seed=3)
+    assert again.items == drawn.items
+    assert evaluate(student, PROBLEMS[:2], samples=5, temperature=1.5, seed=4).items != drawn.items
+
+
+def test_votes():
+    problem = problems_of([{"prompt": "1 + 1?", "answer": "2"}])[0]
+
+    def verdict(*texts):
+        item = judged(problem, [Generated(text, 3, False) for text in texts])
+        return item["verdict"], item["value"]
+
+    right, wrong, none = "The answer is 2.", "The answer is 3.", "Hm."
+    assert verdict(wrong, right, right) == ("correct", "2")
+    assert verdict(right, wrong, wrong, none) == ("wrong", "3")
+    assert verdict(right, none, none, none) == ("correct", "2")  # who gives no answer has no vote
+    assert verdict(wrong, right) == ("wrong", "3")  # the earliest of equals
+    assert verdict(none, none) == ("unparsed", None)
+
+
+def test_continuous_batching_answers_alike(student):
+    with pytest.raises(
+        InputError, match="`batching: continuous` cannot run"
+    ):  # the attention of the tree layout
+        evaluate(student, batching="continuous")
+    model = tiny_llama()
+    model.load_state_dict(student[0].state_dict())
+    student = (model.eval(), student[1])
+    padded = evaluate(student, batch_size=4, max_new_tokens=40)
+    continuous = evaluate(student, batch_size=4, max_new_tokens=40, batching="continuous")
+    assert responses(continuous) == responses(padded)
+    assert continuous.generated_tokens == padded.generated_tokens
+
+
+def test_a_run_that_is_taken_up_answers_as_one_left_alone(student, tmp_path):
+    model, tokenizer = student
+    problems = problems_of(PROBLEMS)
+    _, prompts = encode(problems, tokenizer, max_new_tokens=20, positions=512)
+
+    def answer(folder, generator_runs=None):
+        decoding = Decoding(20, temperature=1.0, samples=2)
+        generator = ModelGenerator(model, tokenizer, decoding, batch_size=2, batching="padded")
+        if generator_runs is not None:
+            run = generator.run
+            generator.run = lambda prompts, batches: islice(run(prompts, batches), generator_runs)
+        record = RunRecord("evaluate", "x", "m", "h", {}, {"sums": "1", "logic": "1"}, "d")
+        folder = RunFolder(folder, record)
+        with suppress(KeyError):  # the items of the batches that were not run
+            answer_problems(problems, prompts, generator, folder=folder, progress=False)
+        return folder
+
+    finish_run(answer(tmp_path / "whole"), problems)
+    for batches in (1, 2, 0):
+        assert len(answer(tmp_path / "parts", batches).done) < 4
+    finish_run(answer(tmp_path / "parts"), problems)
+    whole, parts = ((tmp_path / name / "items.jsonl").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
 
 
 def test_no_eos(student):

@@ -16,10 +16,13 @@ def test_quickstart(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "results.json").read_text())
-    scores = {name: result["overall"] for name, result in results["models"].items()}
+    scores = {name: result["scores"] for name, result in results["models"].items()}
     assert scores["key_steps"]["accuracy"] > scores["base"]["accuracy"] + 0.2
     assert scores["key_steps"]["accuracy"] >= scores["warm_up"]["accuracy"]
     assert scores["key_steps"]["unparsed"] <= scores["base"]["unparsed"]
+    assert scores["key_steps"]["key_preference"] > 0.5
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "report.html")
+    assert "<html" in (tmp_path / "report.html").read_text()
     for name in ("adapter_model.safetensors", "README.md", "tokenizer_config.json"):
         assert (tmp_path / "key_steps" / name).is_file()
     assert "key_steps" in done.stdout

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from edit_trl.errors import InputError
-from edit_trl.options import described, hints_of, nearest
+from edit_trl.options import convert, described, hints_of, nearest, read_yaml
 
 
 def read_options(argv: Sequence[str], known: Iterable[str]) -> tuple[str | None, dict[str, Any]]:
@@ -42,6 +42,34 @@ def read_options(argv: Sequence[str], known: Iterable[str]) -> tuple[str | None,
     if len(config) > 1:
         raise InputError(f"--config takes one file, got {' '.join(config)}")
     return (config or [None])[0], {name: _value(words) for name, words in given.items()}
+
+
+def build_options(
+    path: str | None, options: Mapping[str, Any], classes: Sequence[type], hidden: Iterable[str] = ()
+) -> list[Any]:
+    """One of each class, from a recipe and from options that win over it.
+
+    Args:
+        path: A YAML file of `key: value`; None for options alone.
+        options: As `read_options` gives them.
+        classes: Dataclasses whose checks raise InputError.
+        hidden: Fields that are no options.
+
+    Raises:
+        InputError: All that is wrong with them.
+    """
+    hints = {name: hint for name, hint in hints_of(classes).items() if name not in set(hidden)}
+    values, problems = convert({**(read_yaml(path) if path else {}), **options}, hints)
+    built = []
+    for cls in classes:
+        names = {field.name for field in fields(cls)}
+        try:
+            built.append(cls(**{name: value for name, value in values.items() if name in names}))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems, heading=f"{path or 'command line'}:")
+    return built
 
 
 def _value(words: list[str]) -> Any:

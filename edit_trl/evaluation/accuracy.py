@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from edit_trl.answers import AnswerType, Verdict, check_answer
+from edit_trl.evaluation.decoding import Decoding
 from edit_trl.evaluation.problems import Problem, encode, problems_of
 from edit_trl.evaluation.runs import EvaluateItem, Run, RunFolder, Sample, key_of
 from edit_trl.evaluation.scores import run_scores
+from edit_trl.evaluation.tables import aligned
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from edit_trl.evaluation.generation import Batching, Generated, Generator
+    from edit_trl.evaluation.decoding import Batching, Generated, Generator
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def evaluate_accuracy(
             one dataset, answers that are not of their type, conversational rows and a tokenizer without a
             chat template, or prompts too long for the model; before anything is generated.
     """
-    from edit_trl.evaluation.generation import Decoding, ModelGenerator
+    from edit_trl.evaluation.generation import ModelGenerator
 
     decoding = Decoding(max_new_tokens, temperature, top_p, samples)
     problems = problems_of(list(dataset), answer_type=answer_type)
@@ -182,6 +184,8 @@ def answer_problems(
         disable=not progress or not count,
     )
     started, tokens = time.perf_counter(), 0
+    if folder:
+        folder.start()
     with bar:
         for batch, samples in generator.run(prompts, left):
             items = [judged(problems[index], drawn) for index, drawn in zip(batch, samples, strict=True)]
@@ -262,10 +266,4 @@ def format_table(results: Mapping[str, AccuracyResult]) -> str:
         ["cut off", *(f"{r.overall.cut_off} of {sum(len(i['samples']) for i in r.items)}" for r in every)]
     )
     rows.append(["seconds", *(f"{result.seconds:.0f}" for result in every)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1 : 1 + len(tasks)], rule, *lines[1 + len(tasks) :]])
+    return aligned([rows[:1], rows[1 : 1 + len(tasks)], rows[1 + len(tasks) :]])

@@ -1,9 +1,9 @@
 """Prompts in, responses out (L3): greedy or sampled, in batches that are the same however often a run is
 taken up.
 
-Three ways to batch. `padded`: prompts of like lengths together, the longest first. `continuous`: transformers'
-own scheduler, which fills the place of a response that has ended; the faster one on a GPU, and the slower one
-on a CPU (`python benchmarks/evaluate_speed.py`). `vllm`: vLLM, where it is installed.
+Three ways to batch. `padded`: prompts of like lengths together, the longest first. `continuous`: the
+scheduler of transformers, which fills the place of a response that has ended; the faster one on a GPU, and
+the slower one on a CPU (`python benchmarks/evaluate_speed.py`). `vllm`: vLLM, where it is installed.
 
 Read in transformers 5.23: `ContinuousMixin.generate_batch`; in vllm 0.11: `LLM.generate`, `SamplingParams`,
 `LoRARequest`.
@@ -14,90 +14,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
 from transformers import GenerationConfig
 
 from edit_trl.errors import InputError
+from edit_trl.evaluation.decoding import Batching, Decoding, Generated, check_batching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Batching = Literal["auto", "padded", "continuous", "vllm"]
-
 # A scheduler needs a supply to fill its places from, and a killed run loses at most as much.
 _CHUNK = 8
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How responses are drawn.
-
-    Attributes:
-        max_new_tokens: Where a response is cut off.
-        temperature: 0 is greedy.
-        top_p: Nucleus sampling.
-        samples: Responses a prompt; more than one is for a majority vote (self-consistency).
-
-    Raises:
-        InputError: A value out of range, or several samples of greedy decoding, which are all the same.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    samples: int = 1
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"`{name}` must be at least 1, got {getattr(self, name)!r}"
-            for name in ("max_new_tokens", "samples")
-            if getattr(self, name) < 1
-        ]
-        if self.temperature < 0:
-            problems.append(f"`temperature` cannot be negative, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"`top_p` must be above 0 and at most 1, got {self.top_p}")
-        if self.samples > 1 and self.temperature == 0:
-            problems.append(
-                f"`samples: {self.samples}` at temperature 0 are all the same; set `temperature: 0.7`, or one"
-            )
-        if problems:
-            raise InputError(problems)
-
-
-@dataclass(frozen=True)
-class Generated:
-    """A response.
-
-    Attributes:
-        text: Without special tokens.
-        tokens: How many were generated, EOS included.
-        cut_off: Whether there was no EOS within `max_new_tokens`.
-    """
-
-    text: str
-    tokens: int
-    cut_off: bool
-
-
-class Generator(Protocol):
-    """Answers prompts in batches; a batch is answered as a whole, or again."""
-
-    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
-        """The batches, as indexes of prompts; decided by the prompts' lengths in tokens alone."""
-        ...
-
-    def run(
-        self, prompts: Sequence[list[int]], batches: Sequence[list[int]]
-    ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
-        """Some of the planned batches, each with the samples of its prompts."""
-        ...
 
 
 class ModelGenerator:
@@ -126,8 +58,17 @@ class ModelGenerator:
         seed: int = 0,
     ):
         check_batching(batching, batch_size)
+        # The scheduler knows these attentions alone; a model just trained has that of the tree layout.
+        attention = model.config._attn_implementation or ""
+        schedulable = attention in ("sdpa", "eager") or attention.startswith("flash")
+        schedulable = schedulable and not is_peft_model(model)
         if batching == "auto":
-            batching = "continuous" if model.device.type == "cuda" and not is_peft_model(model) else "padded"
+            batching = "continuous" if model.device.type == "cuda" and schedulable else "padded"
+        if batching == "continuous" and not schedulable:
+            raise InputError(
+                f"`batching: continuous` cannot run {type(model).__name__} with attention {attention!r}; use "
+                "`batching: padded`"
+            )
         self.batching = batching
         self._model, self._tokenizer = model, tokenizer
         self._samples, self._seed = decoding.samples, seed
@@ -136,7 +77,7 @@ class ModelGenerator:
         self._config = generation_config(decoding, self._eos, tokenizer)
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
-        """See `Generator.plan`."""
+        """See `edit_trl.evaluation.decoding.Generator.plan`."""
         # Batches of like lengths pad little; the longest first, so that memory runs out at once or never.
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         return [order[start : start + self._prompts] for start in range(0, len(order), self._prompts)]
@@ -144,7 +85,7 @@ class ModelGenerator:
     def run(
         self, prompts: Sequence[list[int]], batches: Sequence[list[int]]
     ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
-        """See `Generator.run`."""
+        """See `edit_trl.evaluation.decoding.Generator.run`."""
         for batch in batches:
             # Not around the loop: what is done between batches is not ours to make undone.
             with undisturbed(self._model, self._config), torch.inference_mode():
@@ -200,14 +141,14 @@ class VllmGenerator:
         self._decoding, self._seed, self._parameters = decoding, seed, SamplingParams
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
-        """See `Generator.plan`."""
+        """See `edit_trl.evaluation.decoding.Generator.plan`."""
         size = 256  # enough to keep it busy, and what a killed run may lose
         return [list(range(start, min(start + size, len(lengths)))) for start in range(0, len(lengths), size)]
 
     def run(
         self, prompts: Sequence[list[int]], batches: Sequence[list[int]]
     ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
-        """See `Generator.run`."""
+        """See `edit_trl.evaluation.decoding.Generator.run`."""
         decoding = self._decoding
         for batch in batches:
             settings = [
@@ -234,6 +175,11 @@ class VllmGenerator:
             )
 
 
+def vllm_is_faster() -> bool:
+    """Whether vLLM is here and has a GPU to run on."""
+    return find_spec("vllm") is not None and torch.cuda.is_available()
+
+
 def _vllm_adapter(model: str) -> tuple[str, Any]:
     if not (Path(model) / "adapter_config.json").is_file():
         return model, None
@@ -241,21 +187,6 @@ def _vllm_adapter(model: str) -> tuple[str, Any]:
     from vllm.lora.request import LoRARequest
 
     return PeftConfig.from_pretrained(model).base_model_name_or_path, LoRARequest("student", 1, model)
-
-
-def check_batching(batching: str, batch_size: int) -> None:
-    """See that both are what they may be.
-
-    Raises:
-        InputError: They are not.
-    """
-    problems = []
-    if batching not in get_args(Batching):
-        problems.append(f"`batching` must be one of {', '.join(get_args(Batching))}, got {batching!r}")
-    if batch_size < 1:
-        problems.append(f"`batch_size` must be at least 1, got {batch_size!r}")
-    if problems:
-        raise InputError(problems)
 
 
 def generation_config(

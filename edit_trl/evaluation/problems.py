@@ -130,7 +130,8 @@ def encode(
     messages = not isinstance(problems[0].prompt, str)
     if messages and tokenizer.chat_template is None:
         raise InputError(
-            f"the prompts are conversational but the tokenizer ({tokenizer.name_or_path}) has no chat template"
+            f"the prompts are conversational but the tokenizer ({tokenizer.name_or_path}) has no chat "
+            "template; ask by plain prompts (`conversational: false`)"
         )
     texts = [
         tokenizer.apply_chat_template(problem.prompt, add_generation_prompt=True, tokenize=False)

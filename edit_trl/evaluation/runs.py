@@ -221,6 +221,8 @@ class Run:
 class RunFolder:
     """A run that is being made; takes up the one in the folder if it is the same.
 
+    Nothing is written before `start`, so that a model that cannot be loaded leaves no run behind.
+
     Args:
         path: The folder; made where it is not there.
         record: What is to be measured.
@@ -246,6 +248,9 @@ class RunFolder:
                 f"{self.path} is not empty and holds no run of edit-trl; choose another, or remove it"
             )
         self.record = record
+
+    def start(self) -> None:
+        """Write down what is going to be measured."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_record()
 
@@ -257,6 +262,8 @@ class RunFolder:
     def append(self, items: Iterable[Item]) -> None:
         """Add a batch of items, and see them safely on the disk."""
         items = list(items)
+        if not (self.path / RECORD_FILE).is_file():
+            self.start()
         with (self.path / ITEMS_FILE).open("a", encoding="utf-8") as file:
             file.write("".join(map(_line, items)))
             file.flush()
@@ -293,6 +300,8 @@ class RunFolder:
 
     def pause(self) -> None:
         """Note how long this start took."""
+        if not (self.path / RECORD_FILE).is_file():
+            return  # it has not begun
         now = time.monotonic()
         self.record = replace(self.record, seconds=round(self.record.seconds + now - self._started, 3))
         self._started = now

@@ -55,6 +55,8 @@ MAIN_SCORE: dict[RunKind, str] = {"evaluate": "accuracy", "suite": "key_preferen
 """What is shown first, and compared unless another is named."""
 
 LOWER_IS_BETTER = frozenset({"unparsed", "cut_off", "wrong_branch"})
+IN_NATS = frozenset({"margin", "key_margin"})
+"""The scores that are no shares, between 0 and 1."""
 GROUPS = ("task", "mistake", "source")
 
 

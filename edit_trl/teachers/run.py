@@ -98,7 +98,7 @@ class Prepared:
                 )
                 for who, teacher in teachers.items()
             }
-            stack.enter_context(_stopped_by_signals(list(dispatchers.values())))
+            stack.enter_context(stopped_by_signals(list(dispatchers.values())))
             display = stack.enter_context(Display(list(dispatchers.values())))
             generation = await make_dual_cots(
                 self.questions,
@@ -120,16 +120,21 @@ class Prepared:
         return CardFacts(self.teacher.model, stats, versions, values)
 
 
-class _stopped_by_signals:
-    """Ctrl-C lets what is in flight come back; a second one does not."""
+class stopped_by_signals:
+    """Ctrl-C lets what is in flight come back; a second one does not.
 
-    def __init__(self, dispatchers: Sequence[Dispatcher]):
+    Args:
+        dispatchers: What is stopped.
+        loop: Where they run; the running one by default.
+    """
+
+    def __init__(self, dispatchers: Sequence[Dispatcher], loop: asyncio.AbstractEventLoop | None = None):
         self._dispatchers = dispatchers
+        self._loop = loop or asyncio.get_running_loop()
 
     def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(name, self._stop)
+            self._loop.add_signal_handler(name, self._stop)
 
     def __exit__(self, *_: object) -> None:
         self._release()
@@ -140,6 +145,5 @@ class _stopped_by_signals:
         self._release()
 
     def _release(self) -> None:
-        loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(name)
+            self._loop.remove_signal_handler(name)

@@ -15,13 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from datasets import Dataset, DatasetDict
-from peft import AutoPeftModelForCausalLM
+import yaml
+from datasets import DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from edit_trl import ProceduralTeacher, evaluate_accuracy, generate_dual_cots, load_dual_cots
+from edit_trl import ProceduralTeacher, generate_dual_cots
 from edit_trl.cli.main import main as edit_trl
-from edit_trl.evaluation import AccuracyResult, format_table
+from edit_trl.evaluation.runs import read_run
 
 RECIPE = Path(__file__).with_name("config.yaml")
 FAMILIES = ("object_counting", "arithmetic", "boolean_expressions")
@@ -80,12 +80,12 @@ def bf16_is_faster() -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
-def measure(path: Path, tokenizer_path: Path, test: Dataset, bf16: bool) -> AccuracyResult:
-    loader = AutoPeftModelForCausalLM if (path / "adapter_config.json").is_file() else AutoModelForCausalLM
-    model = loader.from_pretrained(path, dtype=torch.bfloat16 if bf16 else torch.float32)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
-    return evaluate_accuracy(model, tokenizer, test, batch_size=30, max_new_tokens=MAX_NEW_TOKENS)
+def run(*words: object) -> None:
+    """A command of edit-trl, as one would type it; ends the quickstart where it fails."""
+    print(f"\n$ edit-trl {' '.join(map(str, words))}", flush=True)
+    code = edit_trl([str(word) for word in words])
+    if code:
+        sys.exit(code)
 
 
 def main() -> int:
@@ -94,7 +94,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs/quickstart"), help="Where to work.")
     args = parser.parse_args()
     started = time.perf_counter()
-    student, data = args.output / "student", args.output / "data"
+    output, student, data = args.output, args.output / "student", args.output / "data"
 
     if not (student / "model.safetensors").is_file():
         print(f"Unpacking SmolLM2-135M-Instruct into {student}")
@@ -106,30 +106,46 @@ def main() -> int:
         make_data(data, args.seed)
 
     bf16 = bf16_is_faster()
-    code = edit_trl(
-        [
-            *("train", "--config", str(RECIPE), "--output_dir", str(args.output), "--seed", str(args.seed)),
-            *("--model_name_or_path", str(student), "--dataset_name", str(data)),
-            *("--bf16", str(bf16), "--use_cpu", str(not torch.cuda.is_available())),
-        ]
+    run(
+        *("train", "--config", RECIPE, "--output_dir", output, "--seed", args.seed),
+        *("--model_name_or_path", student, "--dataset_name", data),
+        *("--bf16", bf16, "--use_cpu", not torch.cuda.is_available()),
     )
-    if code:
-        return code
 
-    test = load_dual_cots(data, split="test")
-    models = {"base": student, "warm_up": args.output / "warm_up", "key_steps": args.output / "key_steps"}
-    results = {}
+    # Accuracy by generation, and whether correct chains are preferred to wrong ones, on the held-out pairs.
+    task = output / "held_out.yaml"
+    task.write_text(yaml.safe_dump({"version": 1, "dataset_name": str(data), "dataset_split": "test"}))
+    models = {"base": student, "warm_up": output / "warm_up", "key_steps": output / "key_steps"}
+    dtype, history = "bfloat16" if bf16 else "float32", output / "history.sqlite"
+    answers = {name: output / "measured" / name for name in models}
+    suites = {name: output / "measured" / f"{name}_suite" for name in models}
     for name, path in models.items():
-        print(f"Measuring {name} on {len(test)} held-out problems")
-        results[name] = measure(path, student, test, bf16)
+        shared = ("--model", path, "--name", name, "--dtype", dtype, "--history", history)
+        run(
+            *("evaluate", *shared, "--tasks", task, "--output_dir", answers[name]),
+            *("--batch_size", 30, "--max_new_tokens", MAX_NEW_TOKENS),
+        )
+        run(
+            *("suite", *shared, "--dataset_name", data, "--dataset_split", "test"),
+            *("--output_dir", suites[name], "--greedy", False),
+        )
+    run("compare", *answers.values())
+    report = output / "report.html"
+    run("report", *answers.values(), *suites.values(), output, "--output", report)
 
     seconds = time.perf_counter() - started
-    print(f"\n{format_table(results)}\n")
-    summary = {"seed": args.seed, "seconds": round(seconds, 1), "bf16": bf16}
-    summary["models"] = {name: result.to_dict() for name, result in results.items()}
-    (args.output / "results.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(f"The adapter and its model card are in {models['key_steps']}, the figures in")
-    print(f"{args.output / 'results.json'}. All of it took {seconds:.0f} s.")
+    summary = {"seed": args.seed, "seconds": round(seconds, 1), "bf16": bf16, "models": {}}
+    for name in models:
+        record, suite = read_run(answers[name]).record, read_run(suites[name]).record
+        summary["models"][name] = {
+            "scores": record.scores | suite.scores,
+            "intervals": record.intervals | suite.intervals,
+            "items": record.items,
+        }
+    (output / "results.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print(f"\nThe adapter and its model card are in {models['key_steps']}, the figures in")
+    print(f"{output / 'results.json'}. All of it took {seconds:.0f} s. Open the report in a browser:")
+    print(report.resolve())
     return 0
 
 

@@ -1,0 +1,167 @@
+"""A model behind an endpoint that is measured (L4): here teachers and evaluation meet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edit_trl.errors import InputError
+
+if TYPE_CHECKING:
+    from edit_trl.evaluation.decoding import Decoding, Generated
+    from edit_trl.teachers.dispatch import Answer, Dispatcher, Failure, Limits
+    from edit_trl.teachers.teacher import ChatRequest, Teacher
+
+Prompt = Any  # text, or messages
+
+
+@dataclass(frozen=True)
+class EndpointOptions:
+    """Where a model is, if it is not on this machine.
+
+    Attributes:
+        base_urls: Endpoints that speak OpenAI's chat completions, such as http://127.0.0.1:8000/v1; requests
+            go to them in turn. The model is on this machine where there are none.
+        api_key_env: The environment variable with the key; empty where the endpoint needs none.
+        timeout: Seconds until an answer is given up.
+        token_limit: What the endpoint calls the limit of an answer's length.
+        extra_body: More fields to send to the endpoint.
+    """
+
+    base_urls: list[str] | None = None
+    api_key_env: str | None = "OPENAI_API_KEY"
+    timeout: float = 120.0
+    token_limit: str = "max_tokens"
+    extra_body: dict[str, Any] | None = None
+
+    def client(self, model: str) -> Teacher:
+        """The model there; nothing is sent yet.
+
+        Raises:
+            InputError: An address that is none, or no key.
+        """
+        from edit_trl.teachers.openai_compatible import OpenAICompatibleTeacher
+
+        return OpenAICompatibleTeacher(
+            model,
+            self.base_urls or [],
+            api_key_env=self.api_key_env,
+            timeout=self.timeout,
+            token_limit=self.token_limit,
+            extra_body=self.extra_body,
+        )
+
+
+class EndpointGenerator:
+    """A `Generator` whose model is behind an endpoint; every response is journaled before it is read.
+
+    Args:
+        client: The model.
+        journal: The folder of the journal.
+        decoding: How responses are drawn.
+        limits: How hard the endpoint is asked.
+        seed: Sent with each request, one more for each sample.
+    """
+
+    batching = "endpoint"
+
+    def __init__(self, client: Teacher, journal: Path, decoding: Decoding, limits: Limits, seed: int):
+        self._client, self._folder, self._decoding = client, journal, decoding
+        self._limits, self._seed = limits, seed
+        self._loop = asyncio.new_event_loop()
+
+    def check(self) -> None:
+        """See that the endpoint is there and has the model; no prompt is sent.
+
+        Raises:
+            InputError: It is not, or has not.
+        """
+        try:
+            self._loop.run_until_complete(self._client.check())
+        except InputError:
+            self._close()
+            raise
+
+    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
+        """A question is a batch: answers come in any order."""
+        return [[index] for index in range(len(lengths))]
+
+    def run(
+        self, prompts: Sequence[Prompt], batches: Sequence[list[int]]
+    ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
+        """See `edit_trl.evaluation.decoding.Generator.run`.
+
+        Raises:
+            InputError: The endpoint broke off, or left questions unanswered; what was answered is kept.
+        """
+        from edit_trl.teachers.dispatch import Dispatcher
+        from edit_trl.teachers.journal import Journal
+        from edit_trl.teachers.run import stopped_by_signals
+
+        try:
+            with Journal(self._folder) as journal:
+                dispatcher = Dispatcher(self._client, journal, self._limits)
+                with stopped_by_signals([dispatcher], self._loop):
+                    yield from self._answers(dispatcher, prompts, batches)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._loop.run_until_complete(self._client.close())
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    def _answers(
+        self, dispatcher: Dispatcher, prompts: Sequence[Prompt], batches: Sequence[list[int]]
+    ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
+        from edit_trl.evaluation.decoding import Generated
+        from edit_trl.teachers.dispatch import Failure
+
+        drawn: dict[int, dict[int, Generated]] = {index: {} for (index,) in batches}
+        failures: list[Failure] = []
+        answers = dispatcher.run(self._requests(prompts, list(drawn)))
+        while (outcome := self._loop.run_until_complete(_next(answers))) is not None:
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+                continue
+            response, index = outcome.response, int(outcome.request.row_id)
+            drawn[index][outcome.request.sample] = Generated(
+                response.text.strip(), response.completion_tokens, response.finish_reason == "length"
+            )
+            if len(drawn[index]) == self._decoding.samples:
+                yield [index], [[drawn[index][sample] for sample in range(self._decoding.samples)]]
+        if failures:
+            raise InputError(
+                f"{len(failures)} requests got no answer, the first: {failures[0].reason}. The others are "
+                "kept: run the same command again to ask these once more, or leave such questions out"
+            )
+
+    def _requests(self, prompts: Sequence[Prompt], indexes: Sequence[int]) -> Iterator[ChatRequest]:
+        from edit_trl.teachers.teacher import ChatRequest, Sampling
+
+        decoding = self._decoding
+        sampling = Sampling(decoding.temperature, decoding.top_p, decoding.max_new_tokens)
+        for index in indexes:
+            prompt = prompts[index]
+            messages = (
+                [("user", prompt)]
+                if isinstance(prompt, str)
+                else [(message["role"], message["content"]) for message in prompt]
+            )
+            for sample in range(decoding.samples):
+                yield ChatRequest(
+                    stage="student",
+                    row_id=str(index),
+                    template="",
+                    messages=tuple(messages),
+                    sampling=sampling,
+                    sample=sample,
+                    seed=self._seed + sample,
+                )
+
+
+async def _next(answers: AsyncIterator[Answer | Failure]) -> Answer | Failure | None:
+    return await anext(answers, None)

@@ -1,0 +1,196 @@
+"""`edit-trl evaluate`: a model answers questions, and its answers are checked (L4)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edit_trl.errors import InputError
+
+if TYPE_CHECKING:
+    from edit_trl.cli.endpoint import EndpointOptions
+    from edit_trl.evaluation.decoding import Generator
+    from edit_trl.evaluation.evaluate_config import EvaluateArguments
+    from edit_trl.evaluation.problems import Problem
+    from edit_trl.evaluation.runs import Run, RunRecord
+    from edit_trl.evaluation.tasks import TaskFile, Tasks
+    from edit_trl.questions import Question
+    from edit_trl.teachers.dispatch import Limits
+
+USAGE = "edit-trl evaluate [--config RECIPE.yaml] [--OPTION VALUE ...]"
+DESCRIPTION = (
+    "Let a model answer questions and check its answers. Run again, it goes on from what is done. "
+    "Options, in the recipe or here; those from --base_urls on are for a model behind an endpoint:"
+)
+# Prices and budgets are for teachers.
+HIDDEN = ("prompt_price", "completion_price", "max_cost")
+# Options that change nothing of what is measured.
+INCIDENTAL = ("name", "output_dir", "history", "device", "batching", "batch_size", "harness")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a recipe, or go on with it.
+
+    Args:
+        argv: `--config RECIPE` and `--option value` over it.
+
+    Raises:
+        InputError: Anything wrong with the recipe, the tasks or the model, before anything is generated.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    from edit_trl.cli.endpoint import EndpointOptions
+    from edit_trl.cli.option_parsing import build_options, format_help, read_options
+    from edit_trl.evaluation.evaluate_config import EvaluateArguments
+    from edit_trl.options import hints_of
+    from edit_trl.teachers.dispatch import Interrupted, Limits
+
+    classes = (EvaluateArguments, EndpointOptions, Limits)
+    if "--help" in argv or "-h" in argv:
+        print(format_help(USAGE, DESCRIPTION, classes, HIDDEN))
+        return 0
+    path, options = read_options(argv, hints_of(classes).keys() - set(HIDDEN))
+    arguments, endpoint, limits = build_options(path, options, classes, HIDDEN)
+    try:
+        return _evaluate(arguments, endpoint, limits, Path(path) if path else None)
+    except Interrupted as stopped:
+        print(f"{stopped}:\n  edit-trl evaluate {' '.join(argv)}", file=sys.stderr)
+        return 130
+
+
+def _evaluate(
+    arguments: EvaluateArguments, endpoint: EndpointOptions, limits: Limits, recipe: Path | None
+) -> int:
+    from edit_trl.evaluation.tables import run_table
+
+    loaded = None
+    if arguments.tasks:
+        tasks = arguments.read_tasks(recipe, procedural_questions)
+        print(f"{len(tasks.problems)} questions of {len(tasks.versions)} tasks", file=sys.stderr)
+        run, loaded = _measure(arguments, endpoint, limits, tasks)
+        _remember(run, arguments.history)
+        print(f"{run_table(run)}\n{run.path}")
+    if arguments.harness:
+        _run_harness(arguments, endpoint, loaded)
+    return 0
+
+
+def procedural_questions(task: TaskFile) -> list[Question]:
+    """The questions of a task of the procedural teacher."""
+    from edit_trl.teachers.procedural_chat import ProceduralChat
+
+    chat = ProceduralChat(task.families, rows=task.rows, seed=task.problem_seed, difficulty=task.difficulty)
+    return chat.questions()
+
+
+def _measure(
+    arguments: EvaluateArguments, endpoint: EndpointOptions, limits: Limits, tasks: Tasks
+) -> tuple[Run, Any]:
+    """The run; and the model and tokenizer, where they were loaded."""
+    from edit_trl.cli.endpoint import EndpointGenerator
+    from edit_trl.evaluation.accuracy import answer_problems, finish_run
+    from edit_trl.evaluation.models import model_hash
+    from edit_trl.evaluation.runs import RunFolder, read_run
+
+    client = endpoint.client(arguments.model) if endpoint.base_urls else None
+    known = client.address if client else model_hash(arguments.model)
+    folder = RunFolder(arguments.folder, _record(arguments, tasks, known))
+    if folder.finished:
+        print(f"{folder.path} is finished ({folder.record.finished}), nothing to ask", file=sys.stderr)
+        return read_run(folder.path), None
+    if client:
+        generator = EndpointGenerator(client, folder.path, arguments.decoding, limits, arguments.seed)
+        generator.check()
+        prompts, loaded = [problem.prompt for problem in tasks.problems], None
+    else:
+        generator, prompts, loaded = _prepare(arguments, tasks.problems)
+    try:
+        answer_problems(tasks.problems, prompts, generator, folder=folder)
+    finally:
+        folder.pause()
+    return finish_run(folder, tasks.problems), loaded
+
+
+def _prepare(
+    arguments: EvaluateArguments, problems: Sequence[Problem]
+) -> tuple[Generator, list[list[int]], Any]:
+    """The generator and the prompts as token ids; and the model and tokenizer, but for vLLM."""
+    from edit_trl.evaluation.generation import ModelGenerator, VllmGenerator, vllm_is_faster
+    from edit_trl.evaluation.models import load_student, load_tokenizer
+    from edit_trl.evaluation.problems import encode
+
+    length, decoding = arguments.max_new_tokens, arguments.decoding
+    if arguments.batching == "vllm" or (arguments.batching == "auto" and vllm_is_faster()):
+        tokenizer = load_tokenizer(arguments.model, trust_remote_code=arguments.trust_remote_code)
+        _, prompts = encode(problems, tokenizer, max_new_tokens=length, positions=None)
+        dtype = arguments.dtype or "auto"
+        return VllmGenerator(arguments.model, decoding, dtype=dtype, seed=arguments.seed), prompts, None
+    model, tokenizer = load_student(
+        arguments.model,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+        attn_implementation=arguments.attn_implementation,
+    )
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    _, prompts = encode(problems, tokenizer, max_new_tokens=length, positions=positions)
+    generator = ModelGenerator(
+        model,
+        tokenizer,
+        decoding,
+        batch_size=arguments.batch_size,
+        batching=arguments.batching,
+        seed=arguments.seed,
+    )
+    return generator, prompts, (model, tokenizer)
+
+
+def _record(arguments: EvaluateArguments, tasks: Tasks, known: str) -> RunRecord:
+    from edit_trl.evaluation.runs import RunRecord, content_hash
+
+    options = {name: value for name, value in asdict(arguments).items() if name not in INCIDENTAL}
+    return RunRecord(
+        kind="evaluate",
+        name=arguments.run_name,
+        model=arguments.model,
+        model_hash=known,
+        settings=arguments.settings,
+        tasks=tasks.versions,
+        data_hash=tasks.data_hash,
+        recipe_hash=content_hash(options),
+        seed=arguments.seed,
+    )
+
+
+def _remember(run: Run, history: str | None) -> None:
+    from edit_trl.evaluation.history import record_run
+
+    if history is not None:
+        record_run(run, history)
+
+
+def _run_harness(arguments: EvaluateArguments, endpoint: EndpointOptions, loaded: Any) -> None:
+    """lm-evaluation-harness, on the same model."""
+    from edit_trl.evaluation.harness import evaluate_with_harness
+    from edit_trl.evaluation.models import load_student
+
+    if endpoint.base_urls:
+        raise InputError("`harness` needs the model on this machine: leave out `base_urls`")
+    model, tokenizer = loaded or load_student(
+        arguments.model,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+        attn_implementation=arguments.attn_implementation,
+    )
+    results = evaluate_with_harness(
+        model,
+        tokenizer,
+        arguments.harness,
+        batch_size=arguments.batch_size,
+        limit=arguments.limit,
+        include_path=arguments.harness_include_path,
+    )
+    print(results)

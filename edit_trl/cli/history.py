@@ -1,0 +1,165 @@
+"""`edit-trl history`: what was measured before, as a table and as a plot of one metric (L4)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from edit_trl.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from edit_trl.evaluation.history import HistoryRow
+
+# Characters of a plot.
+_WIDTH = 24
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `edit-trl history`.
+
+    Args:
+        argv: The options; those of the process by default.
+
+    Raises:
+        InputError: No such file, or one that is no history; an unknown metric.
+    """
+    options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    if options.last is not None and options.last < 1:
+        raise InputError(f"--last must be 1 or more, got {options.last}")
+    from edit_trl.evaluation.history import DEFAULT_FILE, read_history
+
+    file = options.file or DEFAULT_FILE
+    rows = read_history(file, kind=options.kind, name=options.name, model=options.model)
+    if options.metric is not None:
+        rows = _with_metric(rows, options.metric)
+    earlier = max(len(rows) - options.last, 0) if options.last else 0
+    rows = rows[earlier:]
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    elif not rows:
+        print(f"{file}: no run like that")
+    else:
+        _show(rows, options.metric, earlier)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edit-trl history",
+        description="List the runs of evaluate and suite, the newest last, and plot a metric over them.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--file", metavar="FILE", help="the SQLite file (default: outputs/history.sqlite)")
+    add("--metric", metavar="NAME", help="plot this score over the runs that have it, such as accuracy")
+    add("--kind", choices=["evaluate", "suite"], help="only runs of this kind")
+    add("--name", metavar="TEXT", help="only runs with this text in their name")
+    add("--model", metavar="TEXT", help="only runs with this text in their model")
+    add("--last", type=int, metavar="N", help="only the newest N")
+    add("--json", action="store_true", help="print all that is known of them as JSON, in place of the table")
+    return parser
+
+
+def _with_metric(rows: Sequence[HistoryRow], metric: str) -> list[HistoryRow]:
+    """The runs that have a score.
+
+    Raises:
+        InputError: There is no such score.
+    """
+    from edit_trl.evaluation.scores import SCORES
+    from edit_trl.options import nearest
+
+    known = dict.fromkeys(
+        [name for row in rows for name in row.scores] + [n for s in SCORES.values() for n in s]
+    )
+    if metric not in known:
+        hint = nearest(metric, known) or f"; choose from {', '.join(known)}"
+        raise InputError(f"no run has a metric {metric!r}{hint}")
+    return [row for row in rows if row.scores.get(metric) is not None]
+
+
+def _show(rows: Sequence[HistoryRow], metric: str | None, earlier: int) -> None:
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else 1000, highlight=False)
+    console.print(_plot(rows, metric) if metric else _list(rows, console))
+    if metric and len({row.data_hash for row in rows}) > 1:
+        print(
+            "  the data differs between some of these runs (column data): only like with like can be compared"
+        )
+    if earlier:
+        print(f"  {earlier} earlier run{'s' if earlier > 1 else ''} not shown")
+
+
+def _list(rows: Sequence[HistoryRow], console: Console) -> Table:
+    from edit_trl.evaluation.scores import MAIN_SCORE
+
+    # Where there is room, everything a person might look for; the score says of which kind the run is.
+    more = console.width >= 120
+    table = _table("finished", "name", "items>", "seed>", "score>", "revision", *(["model", "folder"] * more))
+    for row in rows:
+        main_score = MAIN_SCORE.get(row.kind, "")
+        score = row.scores.get(main_score)
+        shown = "-" if score is None else f"{main_score} {_value(score, main_score)}"
+        cells = [_time(row), row.name, f"{row.items:,}", str(row.seed), shown, row.git_revision or "-"]
+        _add(table, cells + [row.model, row.path] * more)
+    return table
+
+
+def _plot(rows: Sequence[HistoryRow], metric: str) -> Table:
+    """A dot a run, between the least and the greatest value."""
+    values = [row.scores[metric] for row in rows]
+    low, high = min(values), max(values)
+    ends = _value(low, metric), _value(high, metric)
+    scale = f"{ends[0]}{ends[1]:>{_WIDTH - len(ends[0])}}" if high > low else ends[0]
+    table = _table("finished", "name", "data", f"{metric}>", scale)
+    for row, value in zip(rows, values, strict=True):
+        place = round((value - low) / (high - low) * (_WIDTH - 1)) if high > low else 0
+        dots = "·" * place + "●" + "·" * (_WIDTH - 1 - place)
+        _add(table, [_time(row), row.name, row.data_hash[:6], _value(value, metric), dots])
+    return table
+
+
+def _table(*titles: str) -> Table:
+    """An empty table; a title that ends in ">" has its column on the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in titles:
+        # The texts of people give way in a narrow terminal, by going on in the next line.
+        folds = title in ("name", "model", "folder")
+        justify = "right" if title.endswith(">") else "left"
+        table.add_column(
+            Text(title.rstrip(">")), justify=justify, no_wrap=not folds, overflow="fold", min_width=8 * folds
+        )
+    return table
+
+
+def _add(table: Table, cells: Sequence[str]) -> None:
+    """A row of texts from a file: shown as text, whatever is in them."""
+    from rich.text import Text
+
+    from edit_trl.evaluation.score_text import clean
+
+    table.add_row(*(Text(clean(cell)) for cell in cells))
+
+
+def _time(row: HistoryRow) -> str:
+    return row.finished[:16].replace("T", " ")
+
+
+def _value(value: float, name: str) -> str:
+    from edit_trl.evaluation.scores import IN_NATS, SCORES
+
+    share = name not in IN_NATS and any(name in scores for scores in SCORES.values())
+    return f"{value:.1%}" if share else f"{value:.3f}"
