@@ -243,6 +243,20 @@ def test_nothing_in_the_data_steers_the_terminal(tmp_path, capfd):
     assert visible("a\tb\nc\x7f") == "a\tb\nc\u2421"
 
 
+def test_a_reader_that_has_seen_enough(tmp_path):
+    rows = [{**ROWS[0], "id": str(number)} for number in range(2000)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with subprocess.Popen(
+        [sys.executable, "-m", "edit_trl.cli.main", "inspect", tmp_path / "rows.jsonl"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert b"2000 rows" in process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 # --- On a terminal ---------------------------------------------------------------------------
 
 

@@ -13,7 +13,6 @@ from importlib.resources import files
 import pytest
 from conftest import ROWS, conversational
 from report_data import evaluate_item, evaluate_items, suite_item, suite_items, write_run, write_training
-from statsmodels.stats.proportion import proportion_confint
 
 from edit_trl import ProceduralTeacher, generate_dual_cots
 from edit_trl.errors import InputError
@@ -23,6 +22,7 @@ from edit_trl.evaluation.report.items import Keep, packed_tokens, page_items
 from edit_trl.evaluation.report.page import SCRIPTS, escaped_json
 from edit_trl.evaluation.report.summary import SCORE_LABELS, flips, group_scores
 from edit_trl.evaluation.scores import SCORES
+from edit_trl.evaluation.statistics import bootstrap_interval
 from edit_trl.evaluation.training_history import read_training_run
 
 HOSTILE = (
@@ -228,9 +228,10 @@ def test_groups_have_intervals(tmp_path):
     groups = group_scores(run)
     [[name, count, scores]] = groups["task"]
     assert (name, count) == ("numbers", 6)
-    right = sum(item["verdict"] == "correct" for item in run.items)
-    low, high = proportion_confint(right, 6, method="wilson")
-    assert scores["accuracy"] == pytest.approx([right / 6, low, high], abs=1e-4)
+    right = [float(item["verdict"] == "correct") for item in run.items]
+    interval = bootstrap_interval(right)
+    assert scores["accuracy"] == pytest.approx([sum(right) / 6, interval.low, interval.high], abs=1e-4)
+    assert scores["cut_off"][0] == pytest.approx(sum(item["cut_off"] for item in run.items) / 6, abs=1e-4)
     assert [(name, count) for name, count, _ in groups["mistake"]] == [("x", 6), ("y", 3)]
     assert groups["source"] == []
     suite = write_run(tmp_path / "b", "suite", "b", suite_items(rows, 1.0))

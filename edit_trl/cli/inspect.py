@@ -56,7 +56,11 @@ def _show(pairs: list[Pair], shown: list[Pair], options: argparse.Namespace) -> 
         path = write_pairs(shown, options.html, title=options.dataset, method=options.method, unit=unit)
         print(f"{path.resolve()}: {len(shown)} pairs, {path.stat().st_size / 1e6:.1f} MB")
     elif not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        _print_plain(*about)
+        try:
+            _print_plain(*about)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has seen enough; the interpreter must not try once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     elif sys.stdin.isatty() and find_spec("termios"):
         from edit_trl.cli.pair_viewer import browse
 

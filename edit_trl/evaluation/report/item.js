@@ -90,7 +90,7 @@ function heatLegend(item, outcome) {
   return element("div", { class: "heat-legend" },
     element("p", { class: "note" }, "Probability of each token: ", LEVELS.map(([, name], number) =>
       [element("span", { class: `heat h${number}` }, name), " "]),
-    "; key steps are framed."),
+    "Key steps are framed."),
     details("As a table", () => ["chosen", "rejected"].map((side) =>
       table(side === "chosen" ? "Correct chain" : "Wrong chain", ["#", "Token", "Log-probability"], rows(side), "tokens"))));
 }

@@ -35,8 +35,7 @@ function summary() {
     element("div", { class: `cards ${data.runs.length > 6 ? "wide" : ""}` },
       kindsHere().map((kind) => (kind === "pairs" ? pairSummary() : kindSummary(kind)))),
     data.runs.some((run) => run.scores && run.kind !== "pairs") && element("p", { class: "note" },
-      "Brackets and whiskers are 95% confidence intervals: the bootstrap's for a run and for means of nats, Wilson's " +
-      "for shares of a group."));
+      "Brackets and whiskers are 95% confidence intervals over items."));
 }
 
 function kindSummary(kind) {

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+
 from edit_trl.evaluation.report.items import rounded
 from edit_trl.evaluation.runs import Run
-from edit_trl.evaluation.scores import GROUPS, LOWER_IS_BETTER, MAIN_SCORE, SCORES, names_in
-from edit_trl.evaluation.statistics import LEVEL, bootstrap_interval, exact_mcnemar
+from edit_trl.evaluation.scores import GROUPS, IN_NATS, LOWER_IS_BETTER, MAIN_SCORE, SCORES, names_in
+from edit_trl.evaluation.statistics import bootstrap_interval, exact_mcnemar, paired_difference
 from edit_trl.evaluation.training_history import TrainingRun
 
 # What tables and charts call the scores, and which are shares (0 to 1) rather than nats.
@@ -27,7 +29,6 @@ SCORE_LABELS = {
     "wrong_branch": ("Wrong branch", "share of pairs where greedy decoding goes on as the wrong chain"),
     "greedy_accuracy": ("Greedy accuracy", "share of right answers after the prefix that both chains share"),
 }
-_NATS = {"margin", "key_margin"}
 
 # The charts of learning curves: their title and the metrics they show where they were logged.
 CURVES = {
@@ -37,6 +38,18 @@ CURVES = {
     "Preference and forks (share)": ("key_accuracy", "completion_accuracy", "fork/confidence", "fork/solved"),
     "Loss": ("loss",),
 }
+# As the suite callback logs them; no more than can be told apart.
+_SUITE = tuple(
+    f"suite/{name}"
+    for name in (
+        "key_preference",
+        "preference",
+        "no_wrong_turn",
+        "right_branch",
+        "greedy_accuracy",
+        "accuracy",
+    )
+)
 _MOST_POINTS = 300
 
 
@@ -76,7 +89,7 @@ def score_labels(names: Iterable[str]) -> dict[str, dict[str, Any]]:
         name: {
             "label": SCORE_LABELS[name][0],
             "help": SCORE_LABELS[name][1],
-            "unit": "nats" if name in _NATS else "share",
+            "unit": "nats" if name in IN_NATS else "share",
             "lower_is_better": name in LOWER_IS_BETTER,
         }
         for name in names
@@ -84,10 +97,7 @@ def score_labels(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def group_scores(run: Run) -> dict[str, list[Any]]:
-    """[name, items, scores] of each task, kind of mistake and source; scores are [value, low, high].
-
-    Intervals of shares are Wilson's: a bootstrap of five right answers of five would claim to be sure.
-    """
+    """[name, items, scores] of each task, kind of mistake and source; scores are [value, low, high]."""
     members: dict[str, dict[str, list[Mapping[str, Any]]]] = {group: {} for group in GROUPS}
     for item in run.items:
         for group in GROUPS:
@@ -111,11 +121,6 @@ def _interval(values: Sequence[float | None]) -> list[float | None] | None:
     known = [value for value in values if value is not None]
     if not known:
         return None
-    if set(known) <= {0.0, 1.0}:
-        from statsmodels.stats.proportion import proportion_confint
-
-        bounds = proportion_confint(int(sum(known)), len(known), alpha=1 - LEVEL, method="wilson")
-        return [rounded(value, 4) for value in (sum(known) / len(known), *bounds)]
     interval = bootstrap_interval(known)
     return [rounded(value, 4) for value in (interval.value, interval.low, interval.high)]
 
@@ -123,7 +128,7 @@ def _interval(values: Sequence[float | None]) -> list[float | None] | None:
 def flips(kinds: Sequence[str], items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every two runs of a kind, paired item by item: how sure it is that one is better.
 
-    The interval of the difference resamples tasks and items; the p-value is the exact McNemar test's.
+    The interval of the difference is the paired one on these tasks, the p-value the exact McNemar test's.
 
     Args:
         kinds: Each run's.
@@ -140,9 +145,7 @@ def flips(kinds: Sequence[str], items: Sequence[Mapping[str, Any]]) -> list[dict
         if kinds[a] != kinds[b] or not shared:
             continue
         before, after = ([verdicts[run][number] for number in shared] for run in (a, b))
-        tasks = [items[number]["task"] for number in shared]
-        differences = [int(y) - int(x) for x, y in zip(before, after, strict=True)]
-        interval = bootstrap_interval(differences, tasks)
+        interval = paired_difference(*(np.array([side], dtype=float).T for side in (before, after)))
         bounds = [rounded(value, 4) for value in (interval.value, interval.low, interval.high)]
         p_value = exact_mcnemar(before, after).p_value
         found.append({"a": a, "b": b, "items": len(shared), "difference": bounds, "p_value": p_value})
@@ -160,13 +163,10 @@ def learning_curves(training: TrainingRun) -> dict[str, Any]:
     for stage in training.stages:
         logged = {name for entry in stage.log for name in entry}
         charts = dict(CURVES)
-        suite = sorted(
-            name.removeprefix("eval_")
-            for name in logged
-            if name.removeprefix("eval_").startswith("suite/") and "margin" not in name
-        )
+        measured = {name.removeprefix("eval_") for name in logged}
+        suite = [name for name in _SUITE if name in measured]
         if suite:
-            charts["Suite during training (share)"] = tuple(dict.fromkeys(suite))
+            charts["Suite during training (share)"] = tuple(suite)
         drawn = []
         for title, metrics in charts.items():
             curves = [
