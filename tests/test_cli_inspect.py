@@ -227,7 +227,7 @@ def test_the_methods_are_those_of_key_steps():
 
 def test_a_page(data, tmp_path, capfd):
     output = inspect(capfd, data, "--html", tmp_path / "pairs.html", "--source", "web", "--limit", "1")
-    assert output == f"{tmp_path / 'pairs.html'}: 1 pairs, 0.1 MB\n"
+    assert output == f"{tmp_path / 'pairs.html'}: 1 pair, 0.1 MB\n"
     page, [item] = read_page(tmp_path / "pairs.html")
     assert page["title"] == str(data)
     assert item["id"] == "boolean"

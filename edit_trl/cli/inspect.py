@@ -54,7 +54,8 @@ def _show(pairs: list[Pair], shown: list[Pair], options: argparse.Namespace) -> 
         from edit_trl.evaluation.report import write_pairs
 
         path = write_pairs(shown, options.html, title=options.dataset, method=options.method, unit=unit)
-        print(f"{path.resolve()}: {len(shown)} pairs, {path.stat().st_size / 1e6:.1f} MB")
+        count = f"{len(shown)} pair{'' if len(shown) == 1 else 's'}"
+        print(f"{path.resolve()}: {count}, {path.stat().st_size / 1e6:.1f} MB")
     elif not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         try:
             _print_plain(*about)

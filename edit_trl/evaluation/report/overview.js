@@ -45,7 +45,7 @@ function kindSummary(kind) {
   const rows = Object.entries(labels)
     .filter(([name]) => runs.some((run) => data.runs[run].scores[name]))
     .map(([name, about]) => [
-      element("span", { title: about.help }, about.label + (about.lower_is_better ? " \u2193" : "")),
+      element("span", { title: about.help }, about.label + (about.lower_is_better ? "\u00a0\u2193" : "")),
       ...runs.map((run) => data.runs[run].scores[name] ? withInterval(data.runs[run].scores[name], about.unit) : "\u2013"),
     ]);
   rows.unshift(["Items", ...runs.map((run) => data.runs[run].items.toLocaleString("en"))]);
