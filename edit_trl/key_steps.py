@@ -131,8 +131,8 @@ def locate_key_steps(
         steps = key_step_masks(*ids, method=method)
         return replace(
             steps,
-            chosen_spans=_merged_spans(steps.chosen, offsets[0], chosen),
-            rejected_spans=_merged_spans(steps.rejected, offsets[1], rejected),
+            chosen_spans=merged_spans(steps.chosen, offsets[0], chosen),
+            rejected_spans=merged_spans(steps.rejected, offsets[1], rejected),
         )
     spans = key_spans(chosen, rejected, method, chosen_spans=chosen_spans, rejected_spans=rejected_spans)
     return KeySteps(*map(masks_from_spans, spans, offsets), *spans)
@@ -182,7 +182,7 @@ def key_spans(
             _within_step(mask, side, text, side[fork][0] if fork < len(side) else len(text))
             for mask, side, text in zip(masks, words, texts, strict=True)
         ]
-    chosen_found, rejected_found = map(_merged_spans, masks, words, texts)
+    chosen_found, rejected_found = map(merged_spans, masks, words, texts)
     return chosen_found, rejected_found
 
 
@@ -360,8 +360,14 @@ def _tokens(
     return encoded["input_ids"], encoded["offset_mapping"]
 
 
-def _merged_spans(mask: Sequence[bool], offsets: Sequence[Span], text: str) -> list[Span]:
-    """The characters of the key tokens; runs of them are one span as long as they share a line."""
+def merged_spans(mask: Sequence[bool], offsets: Sequence[Span], text: str) -> list[Span]:
+    """The characters of the key tokens; runs of them are one span as long as they share a line.
+
+    Args:
+        mask: One bool per token.
+        offsets: [start, end) characters of each token; tokens without characters are passed over.
+        text: The chain.
+    """
     spans: list[Span] = []
     in_run = False
     for (start, end), key in zip(offsets, mask, strict=True):

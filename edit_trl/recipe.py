@@ -56,6 +56,26 @@ class DataArguments:
         },
     )
 
+    suite_eval_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Show the student a suite of dual CoTs every so many steps, and keep its scores in "
+            "suite_history.jsonl; `metric_for_best_model: suite/key_preference` chooses weights by them."
+        },
+    )
+    suite_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "The suite, as a file, folder or Hub id; the evaluation dataset by default."},
+    )
+    suite_dataset_split: str | None = field(default=None, metadata={"help": "Split of suite_dataset_name."})
+    suite_rows: int | None = field(default=None, metadata={"help": "Only the suite's first so many pairs."})
+    suite_accuracy_rows: int = field(
+        default=0, metadata={"help": "How many of the suite's questions the student also answers."}
+    )
+    suite_max_new_tokens: int = field(
+        default=256, metadata={"help": "Where the student's answers to a suite's questions are cut off."}
+    )
+
     def __post_init__(self):
         if isinstance(self.column_mapping, str):
             try:
@@ -65,6 +85,15 @@ class DataArguments:
                     f"`column_mapping` is not JSON ({error}): {self.column_mapping!r}; write "
                     '\'{"theirs": "ours"}\''
                 ) from error
+
+    @property
+    def suite_source(self) -> tuple[str | None, str | None]:
+        """Where the suite is, and which split."""
+        if self.suite_dataset_name:
+            return self.suite_dataset_name, self.suite_dataset_split
+        if self.eval_dataset_name:
+            return self.eval_dataset_name, None
+        return self.dataset_name, self.dataset_test_split
 
 
 ARGUMENT_CLASSES = (DataArguments, DualCoTConfig, ModelConfig)
@@ -222,7 +251,7 @@ def _resolve(stage: str | None, values: dict[str, Any]) -> RunArguments:
             ImportError,
         ) as error:  # what TRL and transformers raise for bad options
             problems.append(str(error))
-    problems += _model_problems(values)
+    problems += [*_model_problems(values), *_suite_problems(values)]
     if not problems and built[DualCoTConfig].reference == "adapter_off" and not values.get("use_peft"):
         problems.append("`reference: adapter_off` needs an adapter to switch off; set `use_peft: true`")
     if problems:
@@ -245,6 +274,23 @@ def _model_problems(values: Mapping[str, Any]) -> Iterator[str]:
             "LoRA on `lm_head` would never be trained; remove it from `lora_target_modules` "
             "('all-linear' leaves it out)"
         )
+
+
+def _suite_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("suite_eval_steps", "suite_rows", "suite_max_new_tokens"):
+        if values.get(name) is not None and values[name] < 1:
+            yield f"`{name}` must be at least 1, got {values[name]}"
+    if values.get("suite_accuracy_rows", 0) < 0:
+        yield f"`suite_accuracy_rows` cannot be negative, got {values['suite_accuracy_rows']}"
+    if values.get("suite_dataset_split") is not None and not values.get("suite_dataset_name"):
+        yield "`suite_dataset_split` is a split of `suite_dataset_name`, which is missing"
+    if values.get("suite_eval_steps") is not None:
+        return
+    given = [name for name in values if name.startswith("suite_") and values[name] is not None]
+    if given:
+        yield f"`{'`, `'.join(given)}` need `suite_eval_steps`, how often the suite is run"
+    if str(values.get("metric_for_best_model", "")).removeprefix("eval_").startswith("suite/"):
+        yield f"`metric_for_best_model: {values['metric_for_best_model']}` needs `suite_eval_steps`"
 
 
 def _hints() -> dict[str, Any]:

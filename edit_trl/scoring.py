@@ -25,6 +25,9 @@ Layout = Literal["auto", "tree", "padded"]
 LOGP_TOLERANCE = 1e-3
 HALF_PRECISION_MEAN_LOGP_TOLERANCE = 1e-2
 
+# How many logits are looked at at once where they are needed: 128 MiB of them.
+_LOGITS = 2**25
+
 
 @dataclass(frozen=True)
 class PairLogps:
@@ -35,12 +38,15 @@ class PairLogps:
         rejected: Of the wrong chains. Shape (B, T⁻); None where they were not run.
         aux_loss: The load-balancing loss of a mixture of experts that returns one.
         tokens: Tokens that were run, padding not counted.
+        chosen_best: The likeliest token in the place of each of the correct chains'; None unless asked for.
+            Shape (B, T⁺).
     """
 
     chosen: Tensor
     rejected: Tensor | None
     aux_loss: Tensor | None
     tokens: int
+    chosen_best: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,13 @@ class PairScorer:
     out anew in the padded one, and the collator makes padded ones from then on.
 
     Args:
-        model: The student, after `trl.trainer.utils.add_fused_lm_head`; a PEFT model of one also.
+        model: The student, after `trl.trainer.utils.add_fused_lm_head` unless `with_best`; a PEFT model of
+            one also.
         collator: What makes the batches.
         tree: How the model takes a tree; None where it does not.
         check: How the first batch in the tree layout is checked; None to trust it.
+        with_best: Also say which tokens are the likeliest. The fused head, which does not, stays out of it:
+            the model's own logits are looked at, a piece of the scored positions at a time. Not for training.
 
     Attributes:
         tree: None once the padded layout is used.
@@ -85,16 +94,31 @@ class PairScorer:
         collator: DualCoTCollator,
         tree: TreeAttention | None = None,
         check: TreeCheck | None = None,
+        with_best: bool = False,
     ):
         self.tree = tree
+        self._given_tree = tree
         self._collator = collator
         self._check = check
+        self._with_best = with_best
+        self._scored: Tensor | None = None
+        self._piece: Tensor | None = None
         self._positions: Tensor | None = None
         self._width = 0
         self._backbone_inputs: dict[str, Any] = {}
         base: PreTrainedModel = model.get_base_model() if is_peft_model(model) else model
-        base.base_model.register_forward_pre_hook(self._give_tree, with_kwargs=True)
-        base.base_model.register_forward_hook(self._keep_scored_positions)
+        self._piece_size = max(1, _LOGITS // base.config.get_text_config().vocab_size)
+        self._hooks = [
+            base.base_model.register_forward_pre_hook(self._give_tree, with_kwargs=True),
+            base.base_model.register_forward_hook(self._keep_scored_positions),
+        ]
+
+    def remove(self) -> None:
+        """Leave the model as it was found; the scorer is of no use any more."""
+        for hook in self._hooks:
+            hook.remove()
+        if self._given_tree is not None:
+            self._given_tree.remove()
 
     def __call__(self, model: nn.Module, batch: dict[str, Any], with_rejected: bool = True) -> PairLogps:
         """Run the chains of a batch.
@@ -176,16 +200,43 @@ class PairScorer:
         if layout.runs is not None:
             runs = layout.runs if with_rejected else layout.runs[: layout.chosen_runs]
             tree = self.tree.inputs(runs, inputs["position_ids"])
+        best = aux_loss = None
         with self._scoring(batch["scored_positions"][:scored], inputs["input_ids"].size(1), tree):
             labels = batch["scored_labels"][:scored]
-            outputs = model(**inputs, shift_labels=labels[None], use_cache=False, fused_lm_head=True)
-        logps = outputs.log_probs[0].float()
+            if self._with_best:
+                logps, best = self._read_logits(model, inputs, labels)
+            else:
+                outputs = model(**inputs, shift_labels=labels[None], use_cache=False, fused_lm_head=True)
+                logps, aux_loss = outputs.log_probs[0].float(), outputs.aux_loss
         return PairLogps(
             chosen=_of_side(batch, "chosen", logps),
             rejected=_of_side(batch, "rejected", logps) if with_rejected else None,
-            aux_loss=outputs.aux_loss,
+            aux_loss=aux_loss,
             tokens=layout.tokens[with_rejected],
+            chosen_best=None if best is None else best[batch["chosen_index"]],
         )
+
+    @torch.no_grad()
+    def _read_logits(
+        self, model: nn.Module, inputs: dict[str, Tensor], labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the labels, and the likeliest tokens, both of shape (S,).
+
+        The head, with whatever the model does to its logits, is in the model's own forward. So the first
+        piece of the scored positions leaves the one forward of the batch, and each piece after it that of a
+        single token, in place of that token's.
+        """
+        logps, best = [], []
+        for start in range(0, len(labels), self._piece_size):
+            if start:
+                self._piece = self._scored[start : start + self._piece_size]
+                self._backbone_inputs = {}
+                inputs = {"input_ids": inputs["input_ids"][:1, :1]}
+            logits = model(**inputs, use_cache=False).logits[0].float()
+            of_piece = labels[start : start + self._piece_size, None]
+            logps.append(logits.gather(1, of_piece).squeeze(1) - logits.logsumexp(1))
+            best.append(logits.argmax(1))
+        return torch.cat(logps), torch.cat(best)
 
     @contextmanager
     def _scoring(self, positions: Tensor, width: int, backbone_inputs: dict[str, Any]) -> Iterator[None]:
@@ -193,7 +244,9 @@ class PairScorer:
         try:
             yield
         finally:
-            self._positions, self._backbone_inputs = None, {}  # other forwards are not ours to change
+            # Other forwards are not ours to change.
+            self._positions = self._scored = self._piece = None
+            self._backbone_inputs = {}
 
     def _give_tree(
         self, backbone: nn.Module, args: Any, kwargs: dict[str, Any]
@@ -202,10 +255,14 @@ class PairScorer:
         return args, kwargs | self._backbone_inputs
 
     def _keep_scored_positions(self, backbone: nn.Module, args: Any, output: ModelOutput) -> ModelOutput:
-        if self._positions is not None:
+        if self._piece is not None:
+            output.last_hidden_state = self._piece.unsqueeze(0)
+        elif self._positions is not None:
             # Prompt-learning adapters put virtual tokens first; the real ones are last.
-            hidden = output.last_hidden_state[:, -self._width :].flatten(0, 1)
-            output.last_hidden_state = hidden[self._positions].unsqueeze(0)
+            hidden = output.last_hidden_state[:, -self._width :].flatten(0, 1)[self._positions]
+            if self._with_best:
+                self._scored, hidden = hidden, hidden[: self._piece_size]
+            output.last_hidden_state = hidden.unsqueeze(0)
         return output
 
 
@@ -221,6 +278,7 @@ def make_pair_scorer(
     check_example: dict[str, Any],
     half_precision: bool = False,
     obstacle: str | None = None,
+    with_best: bool = False,
 ) -> PairScorer:
     """Choose the layout for a model, and make its scorer; says so once where it is not the one asked for.
 
@@ -231,6 +289,7 @@ def make_pair_scorer(
         check_example: See `TreeCheck`.
         half_precision: Whether the forward runs in bf16 or fp16, whatever the weights are in.
         obstacle: Why there can be no tree, where something else than the model stands in its way.
+        with_best: See `PairScorer`.
 
     Raises:
         InputError: `layout` is `tree` and the model cannot take one.
@@ -247,7 +306,7 @@ def make_pair_scorer(
             exact = exact and getattr(model, "quantization_method", None) is None
             check = TreeCheck(check_example, exact, required=layout == "tree")
             collator.layout = "tree"
-            return PairScorer(model, collator, TreeAttention(model), check)
+            return PairScorer(model, collator, TreeAttention(model), check, with_best)
         logger.warning(f"layout: padded, since {type(model).__name__} cannot take a tree: {obstacle}")
     collator.layout = "padded"
-    return PairScorer(model, collator)
+    return PairScorer(model, collator, with_best=with_best)

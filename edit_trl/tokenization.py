@@ -79,6 +79,21 @@ def tokenize_dual_cot(
         InputError: The tokenizer lacks what the row or the method needs (a chat template, an EOS
             token, offsets), or prompt and completion cannot be told apart as tokens.
     """
+    return tokenize_with_offsets(row, tokenizer, key_step_method=key_step_method)[0]
+
+
+def tokenize_with_offsets(
+    row: Mapping[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    key_step_method: KeyStepMethod = "words",
+) -> tuple[TokenizedDualCoT, dict[str, list[tuple[int, int]] | None]]:
+    """As `tokenize_dual_cot`, and for each side the tokens' [start, end) characters in the chain.
+
+    Returns:
+        The pair, and `chosen` and `rejected` -> a span per token, empty for tokens outside the text (EOS,
+        template); None where the tokenizer has no offsets.
+    """
     prompt_ids = _encode_prompt(row, tokenizer)
     sides = {side: _encode_chain(row, side, tokenizer) for side in ("chosen", "rejected")}
     start = min(_common_prefix(prompt_ids, side.ids) for side in sides.values())
@@ -93,7 +108,7 @@ def tokenize_dual_cot(
     key_masks = _key_masks(row, ids, offsets, key_step_method)
     # A correct chain alone is paired with itself and has no fork; its last token stands in for it.
     fork = min(_common_prefix(*ids.values()), len(ids["chosen"]) - 1)
-    output = {"prompt_ids": prompt_ids[:start], "fork": fork}
+    output: TokenizedDualCoT = {"prompt_ids": prompt_ids[:start], "fork": fork}
     for name in sides:
         output[f"{name}_ids"] = ids[name]
         output[f"{name}_key_mask"] = key_masks[name]
@@ -103,7 +118,7 @@ def tokenize_dual_cot(
             if offsets[name] is None
             else fork_scope(key_masks[name], offsets[name], chain_text(row[name]))
         )
-    return output
+    return output, offsets
 
 
 def _encode_prompt(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[int]:

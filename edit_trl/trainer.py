@@ -157,6 +157,9 @@ class DualCoTTrainer(SFTTrainer):
             peft_config=peft_config,
         )
         self.score_pairs = self._pair_scorer()
+        for callback in callbacks or ():
+            if hasattr(callback, "trainer"):
+                callback.trainer = self  # it logs through the trainer
         if args.max_tokens_per_batch is not None:
             lengths = pair_lengths(self.train_dataset)
             check_budget(lengths, args.max_tokens_per_batch, self.data_collator.layout)

@@ -86,12 +86,18 @@ class TreeAttention:
     def __init__(self, model: nn.Module, kind: TreeAttentionKind | None = None):
         base = _base(model)
         attention = base.config._attn_implementation
+        self._base, self._before = base, attention
         self.kind = kind or KIND_OF_ATTENTION.get(attention, "runs")
         self._config = base.config.get_text_config()
         self._dtype = base.dtype
         self._additive = attention == "eager"
         if self.kind == "runs":
             base.set_attn_implementation(_NAME)
+
+    def remove(self) -> None:
+        """Give the model back the attention that it had."""
+        if self.kind == "runs":
+            self._base.set_attn_implementation(self._before)
 
     def inputs(self, runs: Sequence[Run], position_ids: Tensor) -> dict[str, Any]:
         """Keyword arguments for the model's backbone.

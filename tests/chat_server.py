@@ -34,7 +34,7 @@ def completion(text: str, model: str = MODEL, finish_reason: str = "stop") -> st
 
 
 class ChatServer:
-    """Serves `POST /v1/chat/completions` and `GET /v1/models`.
+    """Serves `POST /v1/chat/completions` (and any other path alike) and `GET /v1/models`.
 
     Args:
         answer: Request body -> text, or a whole response body where it begins with "{".
@@ -133,7 +133,8 @@ class ChatServer:
 
     async def _paid(self, writer, body: dict, text: str, **options) -> None:
         await _send(writer, 200, text, **options)
-        self.paid[body["messages"][-1]["content"]] += 1
+        asked = body["messages"][-1]["content"] if "messages" in body else str(body["prompt"])
+        self.paid[asked] += 1
 
 
 async def _send(writer, status: int, text: str, *, kind="application/json", extra="", slow=False) -> None:

@@ -5,11 +5,13 @@ import shutil
 import pytest
 import torch
 from accelerate.utils import is_peft_model
+from conftest import tiny_llama
 from peft import LoraConfig, get_peft_model
+from transformers import LlamaForCausalLM
 
 from edit_trl.errors import InputError
 from edit_trl.evaluation import models
-from edit_trl.evaluation.models import load_student, load_tokenizer, model_hash
+from edit_trl.evaluation.models import adapter_base, load_config, load_student, load_tokenizer, model_hash
 
 
 @pytest.fixture
@@ -38,6 +40,18 @@ def test_dtype_device_and_attention_are_what_was_asked_for(saved_student):
     assert loaded.config._attn_implementation == "eager"
 
 
+def test_four_bits(tmp_path, tokenizer):
+    config = tiny_llama().config
+    config.hidden_size, config.head_dim, config.intermediate_size = 128, 32, 128  # whole blocks of 64
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, tokenizer = load_student(str(tmp_path), load_in_4bit=True, device="cpu")
+    weight = loaded.model.layers[0].self_attn.q_proj.weight
+    assert (weight.quant_state.quant_type, weight.quant_state.nested) == ("nf4", True)
+    ids = torch.tensor([tokenizer("Is 1 more than 2?")["input_ids"]])
+    assert loaded(ids).logits.isfinite().all()
+
+
 def test_an_adapter_is_put_on_its_base_and_takes_its_tokenizer(saved_student, saved_adapter):
     base, tokenizer = load_student(str(saved_student))
     loaded, of_base = load_student(str(saved_adapter))
@@ -47,6 +61,13 @@ def test_an_adapter_is_put_on_its_base_and_takes_its_tokenizer(saved_student, sa
     assert not torch.allclose(loaded(ids).logits, base(ids).logits)
     with loaded.disable_adapter():
         assert torch.equal(loaded(ids).logits, base(ids).logits)
+
+
+def test_the_configuration_of_an_adapter_is_its_bases(saved_student, saved_adapter):
+    base = adapter_base(str(saved_adapter))
+    assert base == str(saved_student)
+    assert adapter_base(base) is None
+    assert load_config(str(saved_adapter), base).max_position_embeddings == 512
 
 
 @pytest.mark.parametrize(
@@ -73,8 +94,9 @@ def test_a_folder_without_tokenizer_or_model_is_said(tmp_path, model, saved_stud
     with pytest.raises(InputError, match="no tokenizer"):
         load_tokenizer(str(tmp_path / "bare"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="cannot be loaded"):
-        load_student(str(tmp_path / "empty"))
+    for load in (load_student, load_config):
+        with pytest.raises(InputError, match="cannot be loaded"):
+            load(str(tmp_path / "empty"))
     with pytest.raises(InputError, match="no weights"):
         model_hash(str(tmp_path / "empty"))
 

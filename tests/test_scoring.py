@@ -52,6 +52,7 @@ from transformers import (
 from transformers.integrations.flex_attention import WrappedFlexAttention
 from trl.trainer.utils import add_fused_lm_head
 
+import edit_trl.scoring
 from edit_trl import DualCoTTrainer
 from edit_trl.collation import DualCoTCollator
 from edit_trl.errors import InputError
@@ -431,3 +432,37 @@ def test_the_check_leaves_the_modes_as_they_were(examples):
     scorer(model, collator(examples))
     assert scorer.tree is not None
     assert {name: module.training for name, module in model.named_modules()} == before
+
+
+def naive_best(model: nn.Module, example: dict) -> list[int]:
+    """The likeliest token in the place of each of the correct chain's, one at a time."""
+    ids = torch.tensor([example["prompt_ids"] + example["chosen_ids"]])
+    logits = model(input_ids=ids).logits[0]
+    start = len(example["prompt_ids"]) - 1
+    return logits[start : start + len(example["chosen_ids"])].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("logits", [2**25, 400 * 7])  # at once, and seven positions at a time
+@pytest.mark.parametrize("layout", ["auto", "padded"])
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_the_likeliest_tokens_come_with_the_same_forward(name, layout, logits, examples, monkeypatch):
+    monkeypatch.setattr(edit_trl.scoring, "_LOGITS", logits)
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    before = model.config._attn_implementation
+    expected = [naive_best(model, example) for example in examples]
+    collator = DualCoTCollator(pad_token_id=0)
+    scorer = make_pair_scorer(model, collator, layout, check_example=examples[0], with_best=True)
+    assert (scorer.tree is not None) == (layout == "auto")
+    seen = scorer(model, collator(examples))
+    assert scorer.tree is not None or layout == "padded"
+    for row, best in enumerate(expected):
+        assert seen.chosen_best[row, : len(best)].tolist() == best
+    scorer.remove()
+    assert model.config._attn_implementation == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    add_fused_lm_head(model)
+    theirs = PairScorer(model, collator)(model, DualCoTCollator(0, layout="padded")(examples))
+    torch.testing.assert_close(seen.chosen, theirs.chosen, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(seen.rejected, theirs.rejected, atol=1e-4, rtol=1e-4)

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from edit_trl.config import DualCoTConfig
-    from edit_trl.recipe import Recipe, RunArguments
+    from edit_trl.recipe import DataArguments, Recipe, RunArguments
 
 RUN_FILE = "run.json"
 """Left in a run's folder: what it was run with, and whether it is finished."""
@@ -282,6 +283,7 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
         eval_dataset=eval_dataset,
         quantization_config=quantization if loaded is None else None,
         peft_config=get_peft_config(model) if loaded is None else None,
+        callbacks=_suite_callbacks(data, training, load),
     )
     # Only now: until here nothing of the folder is touched, so a bad recipe leaves nothing behind.
     if trainer.is_world_process_zero():
@@ -302,6 +304,24 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
     if trainer.is_world_process_zero():
         _write_run_file(folder, run.values, time.strftime("%Y-%m-%d %H:%M:%S"), results)
     trainer.end()
+
+
+def _suite_callbacks(data: "DataArguments", training: "DualCoTConfig", load: Callable) -> list:
+    """What runs a suite while training, where one is asked for."""
+    if data.suite_eval_steps is None:
+        return []
+    from edit_trl.evaluation.callback import SuiteCallback
+
+    return [
+        SuiteCallback(
+            load(*data.suite_source),
+            steps=data.suite_eval_steps,
+            rows=data.suite_rows,
+            accuracy_rows=data.suite_accuracy_rows,
+            max_new_tokens=data.suite_max_new_tokens,
+            key_step_method=training.key_step_method,
+        )
+    ]
 
 
 def _check_student(student: str, training: "DualCoTConfig") -> None:

@@ -84,6 +84,8 @@ def _datasets(runs) -> list[tuple[str, str | None, dict]]:
         if run.training.eval_strategy != "no":
             split = None if data.eval_dataset_name else data.dataset_test_split
             found[data.eval_dataset_name or data.dataset_name, split] = run.values
+        if data.suite_eval_steps is not None:
+            found[data.suite_source] = run.values
     return [(source, split, values) for (source, split), values in found.items()]
 
 

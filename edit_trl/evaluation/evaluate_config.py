@@ -36,12 +36,14 @@ class EvaluateArguments:
         batching: padded, continuous (transformers' own scheduler), vllm, or auto: vllm where it is installed
             and there is a GPU, else continuous on a GPU and padded on a CPU.
         dtype: Of the weights: float32, bfloat16 or float16; as they were saved by default.
+        load_in_4bit: Load the model in NF4, as QLoRA trains on it, for a card that takes no more.
         device: Such as cuda:1 or cpu; a GPU where there is one.
         attn_implementation: As in transformers, such as flash_attention_2.
         trust_remote_code: Run code that comes with the model; only for models whose code you have read.
         history: The SQLite file that remembers the scores of every run; null for none.
         harness: Tasks of lm-evaluation-harness to run too, or instead; needs the extra `harness`.
         harness_include_path: A folder with task files of lm-evaluation-harness.
+        harness_chat_template: Give its questions the model's chat template; off as in lm_eval itself.
     """
 
     model: str | None = None
@@ -59,12 +61,14 @@ class EvaluateArguments:
     batch_size: int = 16
     batching: Batching = "auto"
     dtype: Dtype | None = None
+    load_in_4bit: bool = False
     device: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     history: str | None = "outputs/history.sqlite"
     harness: list[str] | None = None
     harness_include_path: str | None = None
+    harness_chat_template: bool = False
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -105,7 +109,7 @@ class EvaluateArguments:
 
         Batches and dtype too, which decide a response's last digits.
         """
-        names = ("conversational", "batch_size", "batching", "dtype")
+        names = ("conversational", "batch_size", "batching", "dtype", "load_in_4bit")
         return asdict(self.decoding) | {name: getattr(self, name) for name in names}
 
     def read_tasks(self, recipe: Path | None, make_problems: MakeProblems) -> Tasks:

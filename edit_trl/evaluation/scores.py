@@ -24,7 +24,7 @@ def _share(item: Mapping[str, Any], name: str) -> float | None:
     return None if item[name] is None else float(item[name])
 
 
-def _greedy(item: Mapping[str, Any], name: str, wanted: str) -> float | None:
+def _greedy(item: Mapping[str, Any], name: str, wanted: str | bool) -> float | None:
     greedy = item["greedy"]
     if greedy is None or (name == "verdict" and item["answer"] is None):
         return None
@@ -47,6 +47,7 @@ SCORES: dict[RunKind, dict[str, Score]] = {
         "right_branch": lambda item: _greedy(item, "branch", "right"),
         "wrong_branch": lambda item: _greedy(item, "branch", "wrong"),
         "greedy_accuracy": lambda item: _greedy(item, "verdict", "correct"),
+        "cut_off": lambda item: _greedy(item, "cut_off", True),
     },
 }
 """What each item counts for each score of its kind of run; None where it does not count."""

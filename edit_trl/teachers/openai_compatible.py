@@ -116,6 +116,30 @@ class OpenAICompatibleTeacher:
 
     async def attempt(self, request: ChatRequest) -> RawResponse:
         """Ask once; see `Teacher.attempt`."""
+        return await self._post("/chat/completions", self._body(request))
+
+    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask once for a completion of a text or of token ids, which also says how likely that was.
+
+        Args:
+            body: As the endpoint's `/completions` has it, without the model.
+
+        Raises:
+            TryAgain: As `attempt`, as for the others.
+            NoAnswer: The endpoint refuses this request.
+            TeacherUnusable: It refuses all.
+            MalformedResponse: An answer that is no JSON object.
+        """
+        raw = await self._post("/completions", {"model": self.model, **body} | self._extra_body)
+        try:
+            answer = json.loads(raw.body)
+        except (ValueError, RecursionError) as error:
+            raise MalformedResponse("not JSON") from error
+        if not isinstance(answer, dict):
+            raise MalformedResponse("not a JSON object")
+        return answer
+
+    async def _post(self, path: str, content: Mapping[str, Any]) -> RawResponse:
         import openai
 
         endpoint = self._next_endpoint()
@@ -123,7 +147,7 @@ class OpenAICompatibleTeacher:
         try:
             # The client's own timeout is for each read: a body that trickles in would never be given up.
             async with asyncio.timeout(self._timeout):
-                body = await endpoint.client.post("/chat/completions", cast_to=str, body=self._body(request))
+                body = await endpoint.client.post(path, cast_to=str, body=content)
         except TimeoutError as error:
             raise TryAgain("timeout", congestion=True) from error
         except openai.APIConnectionError as error:

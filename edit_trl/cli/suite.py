@@ -1,0 +1,187 @@
+"""`edit-trl suite`: what a model thinks of a correct and a wrong chain of the same question (L4)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edit_trl.errors import InputError
+
+if TYPE_CHECKING:
+    from edit_trl.evaluation.runs import Run, RunRecord
+    from edit_trl.evaluation.suite import CaseJudge
+    from edit_trl.evaluation.suite_cases import SuiteCase
+    from edit_trl.evaluation.suite_config import SuiteArguments
+    from edit_trl.teachers.endpoint import EndpointArguments
+
+USAGE = "edit-trl suite [--config RECIPE.yaml] [--OPTION VALUE ...]"
+DESCRIPTION = (
+    "Show a model a correct and a wrong chain of the same question: which does it find likelier, where would "
+    "it go wrong, and which way does it take by itself? Run again, it goes on from what is done. Options, in "
+    "the recipe or here; those from --base_urls on are for a model behind an endpoint:"
+)
+HIDDEN = ("token_limit",)
+# Options that change nothing of what is measured.
+INCIDENTAL = ("name", "output_dir", "history", "device", "batch_size")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a recipe, or go on with it.
+
+    Args:
+        argv: `--config RECIPE` and `--option value` over it.
+
+    Raises:
+        InputError: Anything wrong with the recipe, the pairs or the model, before anything is scored.
+        FloatingPointError: A log-probability that is not finite; names the pair.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    from edit_trl.cli.option_parsing import build_options, format_help, read_options
+    from edit_trl.evaluation.suite_config import SuiteArguments
+    from edit_trl.evaluation.tables import run_table
+    from edit_trl.options import hints_of
+    from edit_trl.teachers.endpoint import EndpointArguments
+
+    classes = (SuiteArguments, EndpointArguments)
+    if "--help" in argv or "-h" in argv:
+        print(format_help(USAGE, DESCRIPTION, classes, HIDDEN))
+        return 0
+    path, options = read_options(argv, hints_of(classes).keys() - set(HIDDEN))
+    arguments, endpoint = build_options(path, options, classes, HIDDEN)
+    run = _measure(arguments, endpoint, Path(path).parent if path else Path())
+    if arguments.history is not None:
+        from edit_trl.evaluation.history import record_run
+
+        record_run(run, arguments.history)
+    print(f"{run_table(run)}\n\n{run.path}")
+    return 0
+
+
+def _measure(arguments: SuiteArguments, endpoint: EndpointArguments, beside: Path) -> Run:
+    from edit_trl.evaluation.runs import RunFolder, read_run
+    from edit_trl.evaluation.suite import finish_suite, score_cases
+    from edit_trl.evaluation.suite_cases import cases_of
+
+    rows, where = _rows(arguments, beside)
+    client = endpoint.endpoint() if endpoint.base_urls else None
+    known, tokenizer, positions = _of_model(arguments, client)
+    cases, left_out = cases_of(
+        rows,
+        tokenizer,
+        key_step_method=arguments.key_step_method,
+        positions=positions,
+        max_new_tokens=arguments.written,
+        limit=arguments.limit,
+        where=where,
+    )
+    print(_found(cases, left_out), file=sys.stderr)
+    folder = RunFolder(arguments.folder, _record(arguments, cases, known))
+    if folder.finished:
+        print(f"{folder.path} is finished ({folder.record.finished}), nothing to score", file=sys.stderr)
+        return read_run(folder.path)
+    judge = _judge(arguments, client, tokenizer, cases)
+    try:
+        score_cases(cases, judge, folder=folder)
+    finally:
+        folder.pause()
+    return finish_suite(folder, cases)
+
+
+def _rows(arguments: SuiteArguments, beside: Path) -> tuple[Iterable[Mapping[str, Any]], str]:
+    """The dual CoTs, and what messages call them."""
+    from edit_trl.dual_cot_row import rows_of
+
+    if arguments.rows is not None:
+        from edit_trl.teachers import ProceduralTeacher, generate_dual_cots
+
+        teacher = ProceduralTeacher(arguments.families, seed=arguments.seed, difficulty=arguments.difficulty)
+        made = generate_dual_cots(teacher, arguments.rows, conversational=arguments.conversational)
+        return rows_of(made), "procedural teacher"
+    if arguments.from_run is not None:
+        from edit_trl.evaluation.run_pairs import pairs_of_run
+        from edit_trl.evaluation.runs import read_run
+
+        run = read_run(_found_beside(arguments.from_run, beside))
+        return pairs_of_run(run, arguments.pairs_per_question), arguments.from_run
+    from edit_trl.dual_cots import load_dual_cots
+
+    source = _found_beside(arguments.dataset_name, beside)
+    dataset = load_dual_cots(
+        source,
+        name=arguments.dataset_config,
+        split=arguments.dataset_split,
+        revision=arguments.dataset_revision,
+        column_mapping=arguments.column_mapping,
+    )
+    return rows_of(dataset), source
+
+
+def _found_beside(name: str, folder: Path) -> str:
+    """What is not found from here is looked for beside the recipe."""
+    return name if Path(name).exists() or not (folder / name).exists() else str(folder / name)
+
+
+def _of_model(arguments: SuiteArguments, client: Any) -> tuple[str, Any, int | None]:
+    """What tells the model from others, its tokenizer, and how many tokens it takes; it is not loaded yet."""
+    from edit_trl.evaluation.models import adapter_base, load_config, load_tokenizer, model_hash
+
+    options = {"trust_remote_code": arguments.trust_remote_code}
+    if client is not None:
+        if arguments.tokenizer is None:
+            raise InputError(
+                "`tokenizer` is missing: a suite looks at single tokens, so it needs the tokenizer of the "
+                "model at `base_urls`, as a path or Hub id"
+            )
+        tokenizer = load_tokenizer(arguments.tokenizer, **options)
+        return client.address, tokenizer, None
+    from edit_trl.evaluation.suite_model import positions_of
+
+    known, base = model_hash(arguments.model), adapter_base(arguments.model)
+    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, base, **options)
+    return known, tokenizer, positions_of(load_config(arguments.model, base, **options))
+
+
+def _judge(arguments: SuiteArguments, client: Any, tokenizer: Any, cases: Sequence[SuiteCase]) -> CaseJudge:
+    options = {"batch_size": arguments.batch_size, "max_new_tokens": arguments.written}
+    if client is not None:
+        from edit_trl.cli.suite_endpoint import EndpointJudge
+
+        return EndpointJudge(client, tokenizer, cases, **options)
+    from edit_trl.evaluation.models import load_student
+    from edit_trl.evaluation.suite_model import ModelJudge
+
+    model, _ = load_student(
+        arguments.model,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+        attn_implementation=arguments.attn_implementation,
+        load_in_4bit=arguments.load_in_4bit,
+    )
+    return ModelJudge(model, tokenizer, cases, **options)
+
+
+def _record(arguments: SuiteArguments, cases: Sequence[SuiteCase], known: str) -> RunRecord:
+    from edit_trl.evaluation.runs import RunRecord, content_hash
+    from edit_trl.evaluation.suite import SUITE_VERSION
+
+    options = {name: value for name, value in asdict(arguments).items() if name not in INCIDENTAL}
+    return RunRecord(
+        kind="suite",
+        name=arguments.run_name,
+        model=arguments.model,
+        model_hash=known,
+        settings=arguments.settings,
+        tasks={case.task: SUITE_VERSION for case in cases},
+        data_hash=content_hash([case.content() for case in cases]),
+        recipe_hash=content_hash(options),
+        seed=arguments.seed,
+    )
+
+
+def _found(cases: Sequence[SuiteCase], left_out: int) -> str:
+    text = f"{len(cases)} pairs of {len({case.task for case in cases})} tasks"
+    return text + (f"; {left_out} rows left out, correct chains alone" if left_out else "")
