@@ -126,6 +126,15 @@ def test_the_scores_are_those_of_the_functions(tmp_path):
     assert [step for step, logs in reporter.logs if "loss" in logs] == [1, 2, 3]
 
 
+def test_a_run_in_half_precision_with_checkpointed_activations(tmp_path):
+    suite = SuiteCallback(SUITE, steps=1, accuracy_rows=1, max_new_tokens=3)
+    trainer = make_trainer(tmp_path, [suite], bf16=True, gradient_checkpointing=True, peft=True, max_steps=2)
+    trainer.train()
+    scores = evaluate_suite(trainer.model, byte_level_tokenizer(), SUITE, greedy=False, progress=False).scores
+    assert history(tmp_path)[-1]["margin"] == pytest.approx(scores["margin"], abs=0.02)
+    assert trainer.score_pairs.tree is not None
+
+
 def test_it_runs_at_the_last_step_too(tmp_path):
     make_trainer(tmp_path, [SuiteCallback(SUITE, steps=3)], max_steps=4).train()
     assert [line["step"] for line in history(tmp_path)] == [3, 4]
@@ -353,6 +362,53 @@ def test_an_error_of_one_process_ends_both(two_processes):
     assert "log-probability of token 1" in says[0]
 
 
+def test_sharded_weights_are_judged_as_whole_ones_and_go_on_training(two_processes):
+    for rank in (0, 1):
+        sharded = json.loads((two_processes / f"sharded{rank}.json").read_text())
+        assert sharded["margins"] == pytest.approx(sharded["whole"], abs=1e-6)
+        assert sharded["answers"] == sharded["answers_of_whole"]
+        assert math.isfinite(sharded["loss"])
+
+
+def sharded_student() -> dict:
+    """What both ways of looking at a student say of one that FSDP has cut up; then a training step."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from edit_trl.evaluation.decoding import Decoding
+    from edit_trl.evaluation.generation import ModelGenerator
+    from edit_trl.evaluation.suite_cases import cases_of
+    from edit_trl.evaluation.suite_model import ModelJudge
+
+    tokenizer = byte_level_tokenizer()
+    cases, _ = cases_of(ROWS, tokenizer)
+    prompts = [tokenizer(row["prompt"])["input_ids"] for row in ROWS]
+
+    def look(model) -> tuple[list[float], list[str]]:
+        judge = ModelJudge(model, tokenizer, cases, batch_size=2)
+        generator = ModelGenerator(model, tokenizer, Decoding(4), batch_size=2, batching="padded")
+        items = [item for items in judge.run(judge.plan()) for item in items]
+        answers = generator.run(prompts, generator.plan(list(map(len, prompts))))
+        return [item["margin"] for item in items], [str(samples) for _, samples in answers]
+
+    model, mesh = tiny_llama(), init_device_mesh("cpu", (2,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    margins, answers = look(model)
+    whole, answers_of_whole = look(tiny_llama())
+    ids = torch.tensor([prompts[0]])
+    loss = model.train()(input_ids=ids, labels=ids).loss
+    loss.backward()
+    return {
+        "margins": margins,
+        "whole": whole,
+        "answers": answers,
+        "answers_of_whole": answers_of_whole,
+        "loss": loss.item(),
+    }
+
+
 if __name__ == "__main__":
     from edit_trl.evaluation import suite_model
 
@@ -390,6 +446,8 @@ if __name__ == "__main__":
             }
         )
     )
+
+    (output / f"sharded{rank}.json").write_text(json.dumps(sharded_student()))
 
     # One process alone meets a number that is none: both end, neither waits.
     broken = make_trainer(output / "broken", [suite_of_processes()], logging_strategy="no", max_steps=1)

@@ -38,8 +38,8 @@ def test_a_run_and_again(recipe, tmp_path, capsys):
     assert "12 questions of 2 tasks" in output.err
     assert "tokens/s" in output.err
     lines = output.out.splitlines()
-    assert lines[0] == "student"
-    assert lines[1].split() == ["items", *["accuracy", "lenient", "accuracy", "unparsed", "cut", "off"]]
+    assert lines[0] == "student: 12 questions"
+    assert [line.split()[0] for line in lines[4:8]] == ["accuracy", "lenient_accuracy", "unparsed", "cut_off"]
     assert lines[-1] == str(tmp_path / "run")
     run = read_run(tmp_path / "run")
     assert [item["task"] for item in run.items] == ["object_counting", "arithmetic"] * 6
@@ -81,7 +81,11 @@ def test_sampling(recipe, tmp_path):
         (["--batching", "vllm"], "pip install vllm"),
         (["--limit", "0"], "`limit` must be at least 1, got 0"),
         (["--tasks", "null", "--harness", "null"], "`tasks` is missing"),
-        (["--base_urls", "http://127.0.0.1:9/v1", "--harness", "x"], "127.0.0.1:9"),
+        (["--base_urls", "http://127.0.0.1:9/v1"], "127.0.0.1:9"),
+        (
+            ["--base_urls", "http://127.0.0.1:9/v1", "--harness", "x"],
+            "`harness` needs the model on this machine",
+        ),
     ],
 )
 def test_bad_input_leaves_nothing_behind(recipe, tmp_path, capsys, options, message):

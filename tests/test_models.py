@@ -5,7 +5,9 @@ import shutil
 import pytest
 import torch
 from accelerate.utils import is_peft_model
+from conftest import tiny_llama
 from peft import LoraConfig, get_peft_model
+from transformers import LlamaForCausalLM
 
 from edit_trl.errors import InputError
 from edit_trl.evaluation import models
@@ -36,6 +38,18 @@ def test_dtype_device_and_attention_are_what_was_asked_for(saved_student):
     assert loaded.dtype == torch.bfloat16
     assert loaded.device.type == "cpu"
     assert loaded.config._attn_implementation == "eager"
+
+
+def test_four_bits(tmp_path, tokenizer):
+    config = tiny_llama().config
+    config.hidden_size, config.head_dim, config.intermediate_size = 128, 32, 128  # whole blocks of 64
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, tokenizer = load_student(str(tmp_path), load_in_4bit=True, device="cpu")
+    weight = loaded.model.layers[0].self_attn.q_proj.weight
+    assert (weight.quant_state.quant_type, weight.quant_state.nested) == ("nf4", True)
+    ids = torch.tensor([tokenizer("Is 1 more than 2?")["input_ids"]])
+    assert loaded(ids).logits.isfinite().all()
 
 
 def test_an_adapter_is_put_on_its_base_and_takes_its_tokenizer(saved_student, saved_adapter):

@@ -172,7 +172,7 @@ def test_spoilt_items(tmp_path, spoil, message):
 def test_items_that_are_gone(tmp_path):
     finished(tmp_path)
     (tmp_path / "items.jsonl").unlink()
-    with pytest.raises(InputError, match="items.jsonl is missing"):
+    with pytest.raises(InputError, match=r"items\.jsonl is missing"):
         read_run(tmp_path)
 
 

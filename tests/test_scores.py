@@ -89,9 +89,16 @@ def test_a_table(tmp_path):
     scores, intervals, groups = run_scores(ITEMS, "evaluate")
     of_run = record(items=4, scores=scores, intervals=intervals, groups=groups)
     lines = run_table(Run(tmp_path, of_run, ITEMS)).splitlines()
-    assert lines[0] == "student"
-    assert lines[2].split() == ["all", "4", "25.0%", "50.0%", "50.0%", "25.0%"]
-    assert lines[3].startswith("95% interval")
-    rows = {line.split()[0] for line in lines}
-    assert {"sums", "other", "order", "counting"} <= rows
-    assert "a" not in rows  # a single source is all of them
+    assert lines[0] == "student: 4 questions"
+    assert lines[2].split() == ["score", "95%", "interval"]
+    assert lines[4].split()[:2] == ["accuracy", "25.0%"]
+    assert "to" in lines[4].split()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line}
+    assert rows["task"] == ["questions", "accuracy", "lenient_accuracy", "unparsed", "cut_off"]
+    assert rows["other"] == ["2", "0.0%", "50.0%", "100.0%", "50.0%"]
+    assert {"sums", "order", "counting"} <= rows.keys()
+    assert rows["a"][0] == "2"
+    alone = [one | {"source": "a", "task": "sums"} for one in ITEMS]
+    scores, intervals, groups = run_scores(alone, "evaluate")
+    of_run = record(items=4, scores=scores, intervals=intervals, groups=groups)
+    assert "source" not in run_table(Run(tmp_path, of_run, alone))  # a single source is all of them

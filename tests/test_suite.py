@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ from edit_trl import evaluate_suite
 from edit_trl.dual_cots import chain_text
 from edit_trl.errors import InputError
 from edit_trl.evaluation import suite_model
-from edit_trl.evaluation.runs import RunFolder, RunRecord, SuiteItem
+from edit_trl.evaluation.runs import Run, RunFolder, RunRecord, SuiteItem
 from edit_trl.evaluation.scores import mean_scores
-from edit_trl.evaluation.suite import finish_suite, format_suite, score_cases
+from edit_trl.evaluation.suite import finish_suite, score_cases
 from edit_trl.evaluation.suite_cases import cases_of
 from edit_trl.evaluation.suite_model import ModelJudge
+from edit_trl.evaluation.tables import run_table
 from edit_trl.tokenization import tokenize_with_offsets
 
 SEVERAL = {
@@ -336,8 +338,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(killed_after, tmp_path, model, t
 def test_the_table_shows_every_score_and_group(model, tokenizer):
     rows = [{**row, "task": "[red]b\x1b[2J", "source": "mine"} for row in ROWS]
     result = evaluate_suite(model, tokenizer, [*rows, SEVERAL], max_new_tokens=3, progress=False)
-    text = format_suite(len(result.items), result.scores, result.intervals, result.groups)
-    assert text.startswith(f"{len(ROWS) + 2} pairs")
+    scores = {"scores": result.scores, "intervals": result.intervals, "groups": result.groups}
+    record = RunRecord("suite", "mine", "m", "h", {}, {}, "d", items=len(result.items), **scores)
+    text = run_table(Run(Path(), record, result.items))
+    assert text.startswith(f"mine: {len(ROWS) + 2} pairs")
     assert "[red]b�[2J" in text
     assert "\x1b" not in text
     for name in (*result.scores, "arithmetic", "sums", "mine", "95% interval"):

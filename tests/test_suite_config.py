@@ -4,19 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from edit_trl.cli.endpoint import EndpointOptions
 from edit_trl.cli.option_parsing import build_options
 from edit_trl.errors import InputError
 from edit_trl.evaluation.run_pairs import pairs_of_run
 from edit_trl.evaluation.runs import RunFolder, RunRecord
 from edit_trl.evaluation.suite_config import SuiteArguments
+from edit_trl.teachers.endpoint import EndpointArguments
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "evaluate").glob("suite_*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_read(path):
-    arguments, endpoint = build_options(str(path), {}, (SuiteArguments, EndpointOptions))
+    arguments, endpoint = build_options(str(path), {}, (SuiteArguments, EndpointArguments))
     assert arguments.model
     assert arguments.folder == Path("outputs/suite/SmolLM2-135M-Instruct")
     assert not endpoint.base_urls
@@ -52,7 +52,7 @@ def test_everything_wrong_with_a_recipe_is_said_at_once(tmp_path):
     recipe = tmp_path / "suite.yaml"
     recipe.write_text("modle: x\nrows: many\nkey_step_method: wrods\nbatch_size: 0\n")
     with pytest.raises(InputError) as error:
-        build_options(str(recipe), {}, (SuiteArguments, EndpointOptions))
+        build_options(str(recipe), {}, (SuiteArguments, EndpointArguments))
     for says in ("did you mean `model`", "`rows: 'many'`", "'words'", "`batch_size`"):
         assert says in str(error.value)
 

@@ -94,7 +94,7 @@ def test_the_numbers_are_those_of_the_model_itself(ask, tmp_path):
 
 
 def test_a_fault_that_passes_is_outlived(ask):
-    faults = {2: "429", 4: "reset", 6: "truncated JSON", 8: "500"}
+    faults = {2: "429", 4: "reset", 6: "truncated JSON", 7: "500"}
     server = ChatServer(answer=Engine(), fault=lambda number, body: faults.get(number))
     with running(server) as url:
         code, err = ask(url, "--limit", "2", "--greedy", "false")

@@ -97,7 +97,7 @@ def test_held_out_dual_cots_are_asked_as_they_are(tmp_path):
     assert tasks.problems[0].mistake == ["calculation"]
     assert tasks.problems[0].source == "corrupt"
     assert {problem.task: problem.answer_type for problem in tasks.problems}["logic"] == "text"
-    with pytest.raises(InputError, match="has prompts of its own.*leave out `system_prompt`"):
+    with pytest.raises(InputError, match=r"has prompts of its own.*leave out `system_prompt`"):
         read(write(tmp_path, dataset_name="held_out.jsonl", system_prompt="Think."))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,43 +15,6 @@ if TYPE_CHECKING:
     from edit_trl.teachers.teacher import ChatRequest, Teacher
 
 Prompt = Any  # text, or messages
-
-
-@dataclass(frozen=True)
-class EndpointOptions:
-    """Where a model is, if it is not on this machine.
-
-    Attributes:
-        base_urls: Endpoints that speak OpenAI's chat completions, such as http://127.0.0.1:8000/v1; requests
-            go to them in turn. The model is on this machine where there are none.
-        api_key_env: The environment variable with the key; empty where the endpoint needs none.
-        timeout: Seconds until an answer is given up.
-        token_limit: What the endpoint calls the limit of an answer's length.
-        extra_body: More fields to send to the endpoint.
-    """
-
-    base_urls: list[str] | None = None
-    api_key_env: str | None = "OPENAI_API_KEY"
-    timeout: float = 120.0
-    token_limit: str = "max_tokens"
-    extra_body: dict[str, Any] | None = None
-
-    def client(self, model: str) -> Teacher:
-        """The model there; nothing is sent yet.
-
-        Raises:
-            InputError: An address that is none, or no key.
-        """
-        from edit_trl.teachers.openai_compatible import OpenAICompatibleTeacher
-
-        return OpenAICompatibleTeacher(
-            model,
-            self.base_urls or [],
-            api_key_env=self.api_key_env,
-            timeout=self.timeout,
-            token_limit=self.token_limit,
-            extra_body=self.extra_body,
-        )
 
 
 class EndpointGenerator:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.errors import InputError
 
 if TYPE_CHECKING:
-    from edit_trl.cli.endpoint import EndpointOptions
     from edit_trl.evaluation.decoding import Generator
     from edit_trl.evaluation.evaluate_config import EvaluateArguments
+    from edit_trl.evaluation.harness import HarnessTasks
     from edit_trl.evaluation.problems import Problem
     from edit_trl.evaluation.runs import Run, RunRecord
     from edit_trl.evaluation.tasks import TaskFile, Tasks
     from edit_trl.questions import Question
     from edit_trl.teachers.dispatch import Limits
+    from edit_trl.teachers.endpoint import EndpointArguments
 
 USAGE = "edit-trl evaluate [--config RECIPE.yaml] [--OPTION VALUE ...]"
 DESCRIPTION = (
@@ -42,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         InputError: Anything wrong with the recipe, the tasks or the model, before anything is generated.
     """
     argv = sys.argv[1:] if argv is None else argv
-    from edit_trl.cli.endpoint import EndpointOptions
     from edit_trl.cli.option_parsing import build_options, format_help, read_options
     from edit_trl.evaluation.evaluate_config import EvaluateArguments
     from edit_trl.options import hints_of
     from edit_trl.teachers.dispatch import Interrupted, Limits
+    from edit_trl.teachers.endpoint import EndpointArguments
 
-    classes = (EvaluateArguments, EndpointOptions, Limits)
+    classes = (EvaluateArguments, EndpointArguments, Limits)
     if "--help" in argv or "-h" in argv:
         print(format_help(USAGE, DESCRIPTION, classes, HIDDEN))
         return 0
@@ -62,19 +63,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(
-    arguments: EvaluateArguments, endpoint: EndpointOptions, limits: Limits, recipe: Path | None
+    arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Limits, recipe: Path | None
 ) -> int:
+    from edit_trl.evaluation.harness import load_harness_tasks
     from edit_trl.evaluation.tables import run_table
 
-    loaded = None
+    if arguments.harness and endpoint.base_urls:
+        raise InputError("`harness` needs the model on this machine: leave out `base_urls`")
+    loaded = harness = None
+    if arguments.harness:
+        harness = load_harness_tasks(arguments.harness, arguments.harness_include_path)
     if arguments.tasks:
         tasks = arguments.read_tasks(recipe, procedural_questions)
         print(f"{len(tasks.problems)} questions of {len(tasks.versions)} tasks", file=sys.stderr)
         run, loaded = _measure(arguments, endpoint, limits, tasks)
         _remember(run, arguments.history)
-        print(f"{run_table(run)}\n{run.path}")
-    if arguments.harness:
-        _run_harness(arguments, endpoint, loaded)
+        print(f"{run_table(run)}\n\n{run.path}")
+    if harness is not None:
+        _run_harness(arguments, harness, loaded)
     return 0
 
 
@@ -87,7 +93,7 @@ def procedural_questions(task: TaskFile) -> list[Question]:
 
 
 def _measure(
-    arguments: EvaluateArguments, endpoint: EndpointOptions, limits: Limits, tasks: Tasks
+    arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Limits, tasks: Tasks
 ) -> tuple[Run, Any]:
     """The run; and the model and tokenizer, where they were loaded."""
     from edit_trl.cli.endpoint import EndpointGenerator
@@ -95,7 +101,7 @@ def _measure(
     from edit_trl.evaluation.models import model_hash
     from edit_trl.evaluation.runs import RunFolder, read_run
 
-    client = endpoint.client(arguments.model) if endpoint.base_urls else None
+    client = endpoint.endpoint() if endpoint.base_urls else None
     if client and arguments.actors is not None:
         raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
     known = client.address if client else model_hash(arguments.model)
@@ -169,26 +175,32 @@ def _remember(run: Run, history: str | None) -> None:
         record_run(run, history)
 
 
-def _run_harness(arguments: EvaluateArguments, endpoint: EndpointOptions, loaded: Any) -> None:
+def _run_harness(arguments: EvaluateArguments, tasks: HarnessTasks, loaded: Any) -> None:
     """lm-evaluation-harness, on the same model."""
-    from edit_trl.evaluation.harness import evaluate_with_harness
+    from edit_trl.evaluation.harness import evaluate_with_harness, format_harness, write_harness
+
+    model, tokenizer = loaded or _load(arguments)
+    results = evaluate_with_harness(
+        model,
+        tokenizer,
+        tasks,
+        batch_size=arguments.batch_size,
+        limit=arguments.limit,
+        apply_chat_template=arguments.harness_chat_template,
+        seed=arguments.seed,
+    )
+    print(format_harness(results))
+    print(write_harness(results, arguments.folder))
+
+
+def _load(arguments: EvaluateArguments) -> tuple[Any, Any]:
     from edit_trl.evaluation.models import load_student
 
-    if endpoint.base_urls:
-        raise InputError("`harness` needs the model on this machine: leave out `base_urls`")
-    model, tokenizer = loaded or load_student(
+    return load_student(
         arguments.model,
         dtype=arguments.dtype,
         device=arguments.device,
         trust_remote_code=arguments.trust_remote_code,
         attn_implementation=arguments.attn_implementation,
+        load_in_4bit=arguments.load_in_4bit,
     )
-    results = evaluate_with_harness(
-        model,
-        tokenizer,
-        arguments.harness,
-        batch_size=arguments.batch_size,
-        limit=arguments.limit,
-        include_path=arguments.harness_include_path,
-    )
-    print(results)

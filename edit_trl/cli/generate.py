@@ -151,6 +151,7 @@ def _summary(dataset: Dataset, path: Path) -> str:
 
 
 def _example(row: dict) -> str:
+    from edit_trl.cli.pair_text import bracketed
     from edit_trl.dual_cots import chain_text, is_conversational
 
     prompt = row["prompt"][-1]["content"] if is_conversational(row) else row["prompt"]
@@ -159,14 +160,8 @@ def _example(row: dict) -> str:
         [
             f"example ({row['id']}, key steps in [brackets]):",
             f"  prompt    {prompt}",
-            f"  chosen    {_marked(chosen, row['chosen_key_spans'])}",
-            f"  rejected  {_marked(rejected, row['rejected_key_spans'])}",
+            f"  chosen    {bracketed(chosen, row['chosen_key_spans'])}",
+            f"  rejected  {bracketed(rejected, row['rejected_key_spans'])}",
             f"  mistake   {', '.join(row['mistake'])}",
         ]
     )
-
-
-def _marked(text: str, spans: list[list[int]]) -> str:
-    for start, end in reversed(spans):
-        text = f"{text[:start]}[{text[start:end]}]{text[end:]}"
-    return text

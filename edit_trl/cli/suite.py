@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.errors import InputError
 
 if TYPE_CHECKING:
-    from edit_trl.cli.endpoint import EndpointOptions
     from edit_trl.evaluation.runs import Run, RunRecord
     from edit_trl.evaluation.suite import CaseJudge
     from edit_trl.evaluation.suite_cases import SuiteCase
     from edit_trl.evaluation.suite_config import SuiteArguments
+    from edit_trl.teachers.endpoint import EndpointArguments
 
 USAGE = "edit-trl suite [--config RECIPE.yaml] [--OPTION VALUE ...]"
 DESCRIPTION = (
@@ -39,12 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         FloatingPointError: A log-probability that is not finite; names the pair.
     """
     argv = sys.argv[1:] if argv is None else argv
-    from edit_trl.cli.endpoint import EndpointOptions
     from edit_trl.cli.option_parsing import build_options, format_help, read_options
     from edit_trl.evaluation.suite_config import SuiteArguments
+    from edit_trl.evaluation.tables import run_table
     from edit_trl.options import hints_of
+    from edit_trl.teachers.endpoint import EndpointArguments
 
-    classes = (SuiteArguments, EndpointOptions)
+    classes = (SuiteArguments, EndpointArguments)
     if "--help" in argv or "-h" in argv:
         print(format_help(USAGE, DESCRIPTION, classes, HIDDEN))
         return 0
@@ -55,17 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         from edit_trl.evaluation.history import record_run
 
         record_run(run, arguments.history)
-    print(_shown(run))
+    print(f"{run_table(run)}\n\n{run.path}")
     return 0
 
 
-def _measure(arguments: SuiteArguments, endpoint: EndpointOptions, beside: Path) -> Run:
+def _measure(arguments: SuiteArguments, endpoint: EndpointArguments, beside: Path) -> Run:
     from edit_trl.evaluation.runs import RunFolder, read_run
     from edit_trl.evaluation.suite import finish_suite, score_cases
     from edit_trl.evaluation.suite_cases import cases_of
 
     rows, where = _rows(arguments, beside)
-    client = endpoint.client(arguments.model) if endpoint.base_urls else None
+    client = endpoint.endpoint() if endpoint.base_urls else None
     if client and arguments.actors is not None:
         raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
     known, tokenizer, positions = of_model(arguments, client)
@@ -165,6 +166,7 @@ def judge_of(arguments: SuiteArguments, client: Any, tokenizer: Any, cases: Sequ
         device=arguments.device,
         trust_remote_code=arguments.trust_remote_code,
         attn_implementation=arguments.attn_implementation,
+        load_in_4bit=arguments.load_in_4bit,
     )
     return ModelJudge(model, tokenizer, cases, **options)
 
@@ -190,11 +192,3 @@ def _record(arguments: SuiteArguments, cases: Sequence[SuiteCase], known: str) -
 def _found(cases: Sequence[SuiteCase], left_out: int) -> str:
     text = f"{len(cases)} pairs of {len({case.task for case in cases})} tasks"
     return text + (f"; {left_out} rows left out, correct chains alone" if left_out else "")
-
-
-def _shown(run: Run) -> str:
-    from edit_trl.evaluation.suite import format_suite
-
-    record = run.record
-    table = format_suite(record.items, record.scores, record.intervals, record.groups)
-    return f"{record.name}: {table}\n\n{run.path}"

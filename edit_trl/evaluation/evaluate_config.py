@@ -37,6 +37,7 @@ class EvaluateArguments:
         batching: padded, continuous (transformers' own scheduler), vllm, or auto: vllm where it is installed
             and there is a GPU, else continuous on a GPU and padded on a CPU.
         dtype: Of the weights: float32, bfloat16 or float16; as they were saved by default.
+        load_in_4bit: Load the model in NF4, as QLoRA trains on it, for a card that takes no more.
         device: Such as cuda:1 or cpu; a GPU where there is one.
         engine: local, or ray: on the machines of a Ray cluster that is running, which must all see the model
             under the same name. Batches and answers are the same.
@@ -46,6 +47,7 @@ class EvaluateArguments:
         history: The SQLite file that remembers the scores of every run; null for none.
         harness: Tasks of lm-evaluation-harness to run too, or instead; needs the extra `harness`.
         harness_include_path: A folder with task files of lm-evaluation-harness.
+        harness_chat_template: Give its questions the model's chat template; off as in lm_eval itself.
     """
 
     model: str | None = None
@@ -63,6 +65,7 @@ class EvaluateArguments:
     batch_size: int = 16
     batching: Batching = "auto"
     dtype: Dtype | None = None
+    load_in_4bit: bool = False
     device: str | None = None
     engine: Engine = "local"
     actors: int | None = None
@@ -71,6 +74,7 @@ class EvaluateArguments:
     history: str | None = "outputs/history.sqlite"
     harness: list[str] | None = None
     harness_include_path: str | None = None
+    harness_chat_template: bool = False
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -114,7 +118,7 @@ class EvaluateArguments:
 
         Batches and dtype too, which decide a response's last digits.
         """
-        names = ("conversational", "batch_size", "batching", "dtype")
+        names = ("conversational", "batch_size", "batching", "dtype", "load_in_4bit")
         return asdict(self.decoding) | {name: getattr(self, name) for name in names}
 
     def read_tasks(self, recipe: Path | None, make_problems: MakeProblems) -> Tasks:

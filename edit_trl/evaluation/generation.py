@@ -91,7 +91,8 @@ class ModelGenerator:
         """See `edit_trl.evaluation.decoding.Generator.run`."""
         for batch in batches:
             # Not around the loop: what is done between batches is not ours to make undone.
-            with undisturbed(self._model, self._config), torch.inference_mode():
+            # No inference mode: weights that FSDP gathers in it could not be trained afterwards.
+            with undisturbed(self._model, self._config), torch.no_grad():
                 # Of the batch alone: a run that is taken up draws as one that was left alone.
                 torch.manual_seed(batch_seed(self._seed, prompts[batch[0]]))
                 outputs = self._generate([prompts[index] for index in batch for _ in range(self._samples)])

@@ -24,6 +24,7 @@ def load_student(
     device: str | None = None,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
+    load_in_4bit: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer, in eval mode.
 
@@ -33,6 +34,7 @@ def load_student(
         device: Such as `cpu` or `cuda:1`; the GPU where there is one and None is given.
         trust_remote_code: Run code that comes with the model.
         attn_implementation: Such as `sdpa` or `eager`; transformers' choice where None.
+        load_in_4bit: NF4 with double quantization, as QLoRA trains on it, for a card that takes no more.
 
     Returns:
         The model (a `PeftModel` for an adapter) and the tokenizer: the adapter's own where it has one.
@@ -46,6 +48,8 @@ def load_student(
     place = _device(device)
     base = adapter_base(model)
     options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    if load_in_4bit:
+        options |= {"quantization_config": _nf4(), "device_map": {"": place}}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             base or model, dtype=_dtype(dtype), trust_remote_code=trust_remote_code, **options
@@ -56,7 +60,8 @@ def load_student(
             loaded = PeftModel.from_pretrained(loaded, model)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"`model: {model}` cannot be loaded: {_brief(error)}") from error
-    return loaded.to(place).eval(), load_tokenizer(model, base, trust_remote_code=trust_remote_code)
+    loaded = loaded if load_in_4bit else loaded.to(place)
+    return loaded.eval(), load_tokenizer(model, base, trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(
@@ -184,6 +189,18 @@ def _refuse_missing_folder(model: str) -> None:
     looks_like_path = path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
     if looks_like_path and not path.is_dir():
         raise InputError(f"`model: {model}`: no such folder (looked in {Path.cwd()})")
+
+
+def _nf4():
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def _device(device: str | None):

@@ -15,10 +15,8 @@ from tqdm.auto import tqdm
 
 from edit_trl.dual_cot_row import rows_of
 from edit_trl.evaluation.runs import Run, RunFolder, SuiteItem, key_of
-from edit_trl.evaluation.score_text import clean
-from edit_trl.evaluation.scores import GROUPS, run_scores
+from edit_trl.evaluation.scores import run_scores
 from edit_trl.evaluation.suite_cases import SuiteCase, cases_of
-from edit_trl.evaluation.tables import aligned, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,15 +27,6 @@ if TYPE_CHECKING:
 
 SUITE_VERSION = "1"
 """One more whenever the numbers of a case would come out otherwise."""
-
-_IN_GROUPS = (
-    "preference",
-    "key_preference",
-    "key_margin",
-    "no_wrong_turn",
-    "right_branch",
-    "greedy_accuracy",
-)
 
 
 @dataclass(frozen=True)
@@ -180,27 +169,3 @@ def finish_suite(folder: RunFolder, cases: Sequence[SuiteCase]) -> Run:
     """Write the scores of a run whose items are all there."""
     order = [(case.task, case.id) for case in cases]
     return folder.finish(order, *run_scores([folder.done[key] for key in order], "suite"))
-
-
-def format_suite(
-    items: int,
-    scores: Mapping[str, float | None],
-    intervals: Mapping[str, Sequence[float]],
-    groups: Mapping[str, Mapping[str, Mapping[str, float | None]]],
-) -> str:
-    """Plain-text tables: every score with its interval, then the main ones by task, mistake and source."""
-    rows = []
-    for name, value in scores.items():
-        if value is not None:
-            low, high = (shown(name, bound) for bound in intervals[name])
-            rows.append([name, shown(name, value), f"{low} to {high}"])
-    tables = [f"{items} pairs", aligned([[["", "score", "95% interval"]], rows])]
-    names = [name for name in _IN_GROUPS if scores[name] is not None]
-    for group in GROUPS:
-        if groups[group]:
-            rows = [
-                [clean(of), f"{values['items']:.0f}", *(shown(name, values[name]) for name in names)]
-                for of, values in groups[group].items()
-            ]
-            tables.append(aligned([[[group, "pairs", *names]], rows]))
-    return "\n\n".join(tables)

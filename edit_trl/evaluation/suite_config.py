@@ -43,6 +43,7 @@ class SuiteArguments:
         max_new_tokens: Where that is cut off.
         batch_size: Pairs at once.
         dtype: Of the weights: float32, bfloat16 or float16; as they were saved by default.
+        load_in_4bit: Load the model in NF4, as QLoRA trains on it, for a card that takes no more.
         device: Such as cuda:1 or cpu; a GPU where there is one.
         engine: local, or ray: on the machines of a Ray cluster that is running, which must all see the model
             under the same name. Batches and items are the same.
@@ -75,6 +76,7 @@ class SuiteArguments:
     max_new_tokens: int = 256
     batch_size: int = 8
     dtype: Dtype | None = None
+    load_in_4bit: bool = False
     device: str | None = None
     engine: Engine = "local"
     actors: int | None = None
@@ -127,5 +129,5 @@ class SuiteArguments:
 
         Batches and dtype too, which decide a number's last digits.
         """
-        names = ("key_step_method", "batch_size", "dtype", "attn_implementation")
+        names = ("key_step_method", "batch_size", "dtype", "load_in_4bit", "attn_implementation")
         return {name: getattr(self, name) for name in names} | {"max_new_tokens": self.written}

@@ -1,12 +1,13 @@
 """A recipe of `edit-trl generate`: a YAML file, and command-line options over it, checked (L3).
 
-Options are those of `GenerateArguments`, `PipelineOptions`, `Bounds` and `Limits`, each described where it is
-defined. Everything wrong is reported at once, and before anything is asked of a teacher.
+Options are those of `EndpointArguments`, `GenerateArguments`, `PipelineOptions`, `Bounds` and `Limits`, each
+described where it is defined. Everything wrong is reported at once, and before anything is asked of a
+teacher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +19,9 @@ from edit_trl.options import convert, hints_of, read_yaml
 from edit_trl.questions import Question, read_questions
 from edit_trl.ray_pool import Engine, engine_problems
 from edit_trl.teachers.dispatch import Limits
+from edit_trl.teachers.endpoint import EndpointArguments
 from edit_trl.teachers.filters import Bounds
 from edit_trl.teachers.generation import PipelineOptions
-from edit_trl.teachers.openai_compatible import DEFAULT_KEY, OpenAICompatibleTeacher
 from edit_trl.teachers.procedural_chat import ProceduralChat
 from edit_trl.teachers.prompts import Templates
 from edit_trl.teachers.teacher import Teacher
@@ -29,18 +30,13 @@ TeacherKind = Literal["openai_compatible", "transformers_local", "procedural"]
 
 
 @dataclass(frozen=True)
-class GenerateArguments:
-    """Who is asked what, and where the result goes.
+class GenerateArguments(EndpointArguments):
+    """Who is asked what, and where the result goes; also with the fields of `EndpointArguments`.
 
     Attributes:
         teacher: `openai_compatible` asks an endpoint, `transformers_local` a model on this machine,
             `procedural` the embedded teacher, which knows its own problems alone.
         model: The teacher's name at the endpoint, or its path or Hub id.
-        base_urls: Endpoints of the teacher, such as http://127.0.0.1:8000/v1; requests go to them in turn.
-        api_key_env: The environment variable with the key; empty where the endpoint needs none.
-        timeout: Seconds until an answer is given up.
-        token_limit: What the endpoint calls the limit of an answer's length.
-        extra_body: More fields to send to the endpoint.
         batch_size: Prompts a batch of a local model.
         engine: local, or ray: local models are loaded by the machines of a Ray cluster that is running, which
             must all see them under the same name, and each endpoint is asked by a process of its own there.
@@ -77,12 +73,6 @@ class GenerateArguments:
     """
 
     teacher: TeacherKind = "openai_compatible"
-    model: str | None = None
-    base_urls: list[str] | None = None
-    api_key_env: str | None = DEFAULT_KEY
-    timeout: float = 120.0
-    token_limit: str = "max_tokens"
-    extra_body: dict[str, Any] | None = None
     batch_size: int = 16
     engine: Engine = "local"
     actors: int | None = None
@@ -133,9 +123,7 @@ class GenerateArguments:
             yield "`labeller` is a model at the teacher's endpoints; it needs `teacher: openai_compatible`"
         if self.student_base_urls and not self.student:
             yield "`student_base_urls` needs `student`, its name there"
-        for name in ("timeout", "batch_size", "rows", "rounds", "limit"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                yield f"`{name}` must be positive, got {getattr(self, name)}"
+        yield from self.not_positive("timeout", "batch_size", "rows", "rounds", "limit")
         yield from engine_problems(self.engine, self.actors)
         if self.engine == "ray" and self.teacher == "procedural":
             yield "`teacher: procedural` has nothing to do on other machines: leave out `engine: ray`"
@@ -148,7 +136,7 @@ class GenerateArguments:
             yield "`train_recipe` is for `rounds` of 2 or more"
 
 
-CLASSES = (GenerateArguments, PipelineOptions, Bounds, Limits)
+CLASSES = (EndpointArguments, GenerateArguments, PipelineOptions, Bounds, Limits)
 HIDDEN = ("bounds",)  # its fields are options themselves
 OPTIONS = {name: hint for name, hint in hints_of(CLASSES).items() if name not in HIDDEN}
 """Every option and its type."""
@@ -223,7 +211,7 @@ class GenerateConfig:
             )
         if arguments.teacher == "transformers_local":
             return _local(arguments.model, arguments.batch_size)
-        return self._endpoint(arguments.model, arguments.base_urls)
+        return arguments.endpoint()
 
     def make_student(self) -> Teacher | None:
         """The student whose mistakes are mended, where one is named."""
@@ -231,25 +219,14 @@ class GenerateConfig:
         if arguments.student is None:
             return None
         if arguments.student_base_urls:
-            return self._endpoint(arguments.student, arguments.student_base_urls)
+            return arguments.endpoint(arguments.student, arguments.student_base_urls)
         return _local(arguments.student, arguments.batch_size)
 
     def make_labeller(self) -> Teacher | None:
         """Who labels mistakes, where it is not the teacher."""
         if self.arguments.labeller is None or self.options.label == "none":
             return None
-        return self._endpoint(self.arguments.labeller, self.arguments.base_urls)
-
-    def _endpoint(self, model: str, base_urls: Sequence[str]) -> OpenAICompatibleTeacher:
-        arguments = self.arguments
-        return OpenAICompatibleTeacher(
-            model,
-            base_urls,
-            api_key_env=arguments.api_key_env,
-            timeout=arguments.timeout,
-            token_limit=arguments.token_limit,
-            extra_body=arguments.extra_body,
-        )
+        return self.arguments.endpoint(self.arguments.labeller)
 
 
 def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) -> GenerateConfig:
@@ -266,6 +243,8 @@ def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) ->
     values = {**(read_yaml(path) if path else {}), **options}
     if "stages" in values or "model_name_or_path" in values:
         raise InputError(f"{path or 'these options'}: this is a recipe of `edit-trl train`, not of generate")
+    if "runs" in values:
+        raise InputError(f"{path or 'these options'}: this is a recipe of `edit-trl judge`, not of generate")
     converted, problems = convert(values, OPTIONS)
     built: dict[type, Any] = {}
     # The pipeline's options hold the bounds, so these are made first.

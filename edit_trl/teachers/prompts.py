@@ -14,7 +14,7 @@ import difflib
 import hashlib
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -90,18 +90,22 @@ class Templates:
                 be read; all at once.
         """
         names = get_args(TemplateName)
-        texts = {name: _read(resources.files(__package__) / "templates" / f"{name}.txt") for name in names}
+        texts = {
+            name: read_template(resources.files(__package__) / "templates" / f"{name}.txt") for name in names
+        }
         problems = []
         for name, file in (files or {}).items():
             if name not in names:
                 problems.append(f"`templates: {name}`: {_choose(name, names)}")
                 continue
             try:
-                texts[name] = _read(Path(file))
+                texts[name] = read_template(Path(file))
             except (OSError, UnicodeDecodeError) as error:
                 problems.append(f"cannot read the template {file}: {error}")
                 continue
-            problems += [f"{file}: {problem}" for problem in _template_problems(name, texts[name])]
+            problems += [
+                f"{file}: {problem}" for problem in template_problems(texts[name], PLACEHOLDERS[name])
+            ]
         if problems:
             raise InputError(problems)
         return cls(texts)
@@ -209,21 +213,18 @@ def read_kinds(text: str, kinds: LabelSet) -> list[str] | None:
     return [kind for kind in KINDS[kinds] if kind in named]
 
 
-def _sentences_before(text: str, position: int) -> str:
-    ends = [match.end() for match in re.finditer(r"[.!?]\s+|\n", text[:position])]
-    return text[: ends[-1]].rstrip() if ends else ""
+def read_template(file: Path | Traversable) -> str:
+    """A template's text; the line end of the file is not the prompt's."""
+    return file.read_text(encoding="utf-8").rstrip("\n")
 
 
-def _read(file: Path | Traversable) -> str:
-    return file.read_text(encoding="utf-8").rstrip("\n")  # the line end of the file is not the prompt's
-
-
-def _template_problems(name: TemplateName, text: str) -> list[str]:
+def template_problems(text: str, allowed: frozenset[str], optional: Collection[str] = _OPTIONAL) -> list[str]:
+    """What is wrong with a template that may have these placeholders, and may do without some."""
     try:
         parsed = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
     except ValueError as error:
         return [f"not a template: {error}; a brace that is meant is written twice"]
-    used, allowed = {field for field, _, _ in parsed}, PLACEHOLDERS[name]
+    used = {field for field, _, _ in parsed}
     problems = [
         f"placeholder {{{field}}} is filled in as it is: write it without anything after the name"
         for field, form, conversion in parsed
@@ -232,8 +233,13 @@ def _template_problems(name: TemplateName, text: str) -> list[str]:
     problems += [
         f"placeholder {{{field}}}: {_choose(field, sorted(allowed))}" for field in sorted(used - allowed)
     ]
-    missing = sorted(allowed - _OPTIONAL - used)
+    missing = sorted(allowed - set(optional) - used)
     return problems + [f"placeholder {{{field}}} is missing" for field in missing]
+
+
+def _sentences_before(text: str, position: int) -> str:
+    ends = [match.end() for match in re.finditer(r"[.!?]\s+|\n", text[:position])]
+    return text[: ends[-1]].rstrip() if ends else ""
 
 
 def _choose(name: str, names: Sequence[str]) -> str:

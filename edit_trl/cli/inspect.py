@@ -1,0 +1,169 @@
+"""`edit-trl inspect`: dual CoTs with their key steps, in the terminal or as an HTML page (L4)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edit_trl.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from edit_trl.evaluation.dataset_statistics import Pair
+
+FILTERS = ("task", "mistake", "source", "id")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `edit-trl inspect`.
+
+    Args:
+        argv: The options; those of the process by default.
+
+    Raises:
+        InputError: A bad option, rows that are no dual CoTs, or filters that leave nothing.
+    """
+    options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    if options.limit is not None and options.limit < 1:
+        raise InputError(f"--limit must be 1 or more, got {options.limit}")
+    if options.html:
+        from edit_trl.evaluation.report.page import free_path
+
+        free_path(options.html)
+    from edit_trl.dual_cot_row import rows_of
+    from edit_trl.evaluation.dataset_statistics import locate_pairs
+
+    dataset = _load(options)
+    tokenizer = _tokenizer(options.tokenizer) if options.tokenizer else None
+    pairs = _filtered(locate_pairs(rows_of(dataset), options.method, tokenizer), options)
+    _show(pairs, pairs[: options.limit], options)
+    return 0
+
+
+def _show(pairs: list[Pair], shown: list[Pair], options: argparse.Namespace) -> None:
+    unit = "tokens" if options.tokenizer else "words"
+    about = (options.dataset, pairs, shown, unit, options.method)
+    if options.html:
+        from edit_trl.evaluation.report import write_pairs
+
+        path = write_pairs(shown, options.html, title=options.dataset, method=options.method, unit=unit)
+        count = f"{len(shown)} pair{'' if len(shown) == 1 else 's'}"
+        print(f"{path.resolve()}: {count}, {path.stat().st_size / 1e6:.1f} MB")
+    elif not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        try:
+            _print_plain(*about)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has seen enough; the interpreter must not try once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif sys.stdin.isatty() and find_spec("termios"):
+        from edit_trl.cli.pair_viewer import browse
+
+        browse(*about)
+    else:
+        from edit_trl.cli.pair_viewer import print_pairs
+
+        print_pairs(*about)
+
+
+def _print_plain(source: str, pairs: list[Pair], shown: list[Pair], unit: str, method: str) -> None:
+    from edit_trl.cli.pair_text import group_tables, overview, pair_lines, plain_table
+
+    print("\n  ".join(overview(source, pairs, unit, method)))
+    for group, rows in group_tables(pairs).items():
+        print()
+        print("\n".join(plain_table(group, rows)))
+    print("\nkey steps in [brackets]")
+    for number, pair in enumerate(shown, 1):
+        print()
+        print("\n".join(pair_lines(pair, f"{number} of {len(shown)}")))
+
+
+def _load(options: argparse.Namespace) -> Dataset:
+    from edit_trl.dual_cots import load_dual_cots
+
+    mapping = None
+    if options.column_mapping:
+        try:
+            mapping = json.loads(options.column_mapping)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"--column_mapping is not JSON ({error}): {options.column_mapping!r}; write "
+                '\'{"theirs": "ours"}\''
+            ) from error
+    return load_dual_cots(
+        options.dataset,
+        name=options.dataset_config,
+        split=options.split,
+        revision=options.dataset_revision,
+        column_mapping=mapping,
+    )
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:  # the latter: a folder without a known tokenizer
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--tokenizer {name} cannot be loaded: {reason}") from error
+
+
+def _filtered(pairs: list[Pair], options: argparse.Namespace) -> list[Pair]:
+    """The pairs that every filter lets pass.
+
+    Raises:
+        InputError: There is none; what each filter could have been is named.
+    """
+    from edit_trl.options import nearest
+
+    wanted = {name: getattr(options, name) for name in FILTERS if getattr(options, name)}
+    problems = []
+    for name, values in wanted.items():
+        known = list(dict.fromkeys(value for pair in pairs for value in pair.names(name)))
+        listed = f"; there are {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
+        problems += [
+            f"no pair has the {name} {value!r}" + (nearest(value, known, "") or listed if known else "")
+            for value in values
+            if value not in known
+        ]
+    if problems:
+        raise InputError(problems)
+    kept = [pair for pair in pairs if all(set(pair.names(name)) & set(wanted[name]) for name in wanted)]
+    if not kept:
+        raise InputError(f"no pair passes all of the filters {', '.join(f'--{name}' for name in wanted)}")
+    return kept
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edit-trl inspect",
+        description="Look at dual CoTs: what they are like together, then each with its key steps. On a "
+        "terminal the arrow keys go through them; piped, they are printed as plain text.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("dataset", metavar="DATASET", help="a file, a folder saved by datasets, or a Hub id")
+    for name in FILTERS:
+        add(f"--{name}", nargs="+", metavar="NAME", help=f"only pairs with one of these {name}s")
+    add("--limit", type=int, metavar="N", help="show so many pairs; statistics are of all")
+    add(
+        "--method",
+        choices=["words", "edit", "fork", "spans", "reference"],
+        default="words",
+        help="how key steps are found (default: %(default)s); spans: those given in the rows",
+    )
+    add("--tokenizer", metavar="MODEL", help="align and count this model's tokens instead of words")
+    add("--html", type=Path, metavar="FILE", help="write a page instead")
+    add("--split", metavar="NAME", help="which split, 'train' by default")
+    add("--dataset_config", metavar="NAME", help="configuration of a Hub dataset")
+    add("--dataset_revision", metavar="REV", help="branch, tag or commit of a Hub dataset")
+    add("--column_mapping", metavar="JSON", help='renames columns: \'{"correct": "chosen"}\'')
+    return parser

@@ -1,0 +1,118 @@
+"""Dual CoTs as plain text: what `inspect` prints where nothing is coloured (L4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edit_trl.evaluation.dataset_statistics import Pair
+
+MOST_GROUPS = 30
+HEADINGS = ("pairs", "key", "shared prefix", "correct", "wrong")
+
+# Text of a dataset must not steer the terminal: control characters become pictures of themselves, one for
+# one, so that spans still hold.
+_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
+_PICTURES |= {0x7F: "\u2421"} | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
+
+
+def visible(text: str) -> str:
+    """The text without control characters, each replaced by one that can be seen."""
+    return text.translate(_PICTURES)
+
+
+def bracketed(text: str, spans: Sequence[Sequence[int]]) -> str:
+    """The text with its spans in [brackets]."""
+    for start, end in reversed(spans):
+        text = f"{text[:start]}[{text[start:end]}]{text[end:]}"
+    return text
+
+
+def prompt_text(prompt: str | list[dict[str, str]]) -> str:
+    """A prompt; of messages, each with its role where there are several."""
+    if isinstance(prompt, str):
+        return prompt.strip()
+    if len(prompt) == 1:
+        return prompt[0]["content"].strip()
+    return "\n".join(f"{turn['role']}: {turn['content'].strip()}" for turn in prompt)
+
+
+def pair_tags(pair: Pair) -> str:
+    """Where a pair comes from and what is wrong in it, in a line."""
+    parts = [pair.task, pair.source, f"mistake: {', '.join(pair.mistake)}" if pair.mistake else None]
+    if pair.key_fraction is not None:
+        parts.append(f"key {pair.key_fraction:.0%}, shared prefix {pair.shared_prefix:.0%}")
+    return "; ".join(part for part in parts if part)
+
+
+def pair_lines(pair: Pair, place: str) -> Iterator[str]:
+    """A pair with its key steps in [brackets]."""
+    yield f"{place}  {visible(pair.id or f'row {pair.row}')}  ({visible(pair_tags(pair))})"
+    fields = {"prompt": prompt_text(pair.prompt), "chosen": bracketed(pair.chosen, pair.chosen_spans)}
+    if pair.rejected is not None:
+        fields["rejected"] = bracketed(pair.rejected, pair.rejected_spans)
+    fields["answer"] = pair.answer or ""
+    for name, text in fields.items():
+        if text:
+            indented = visible(text).replace("\n", "\n" + " " * 12)
+            yield f"  {name:<8}  {indented}"
+
+
+def overview(source: str, pairs: Sequence[Pair], unit: str, method: str) -> list[str]:
+    """What pairs are like together, in a few lines."""
+    from edit_trl.evaluation.dataset_statistics import pair_statistics
+
+    found = pair_statistics(pairs)
+    alone = len(pairs) - found.pairs
+    lines = [f"{source}: {found.rows} rows, {found.pairs} pairs"]
+    lines[0] += f", {alone} correct chains alone" if alone else ""
+    if found.pairs:
+        lines.append(
+            f"key steps by {method!r}: {found.key_fraction:.1%} of a pair; {found.shared_prefix:.1%} of the "
+            "correct chain comes before the two part"
+        )
+        lengths = f"{found.chosen_length:.0f} {unit} correct, {found.rejected_length:.0f} wrong"
+    else:
+        lengths = f"{found.chosen_length:.0f} {unit}"
+    lines.append(f"mean chain: {lengths}; median {found.median_length:.0f}, longest {found.longest}")
+    return lines
+
+
+def group_tables(pairs: Sequence[Pair]) -> dict[str, list[list[str]]]:
+    """A table by task, mistake and source, where there is more than one: name, then `HEADINGS`."""
+    from edit_trl.evaluation.dataset_statistics import GROUPS, grouped_pairs, pair_statistics
+
+    def cells(name: str, of: list[Pair]) -> list[str]:
+        found = pair_statistics(of)
+        shares = (found.key_fraction, found.shared_prefix)
+        lengths = (found.chosen_length, found.rejected_length)
+        return [
+            visible(name).replace("\n", " "),
+            str(len(of)),
+            *("-" if share is None else f"{share:.0%}" for share in shares),
+            *("-" if length is None else f"{length:.0f}" for length in lengths),
+        ]
+
+    tables = {}
+    for group in GROUPS:
+        members = grouped_pairs(pairs, group)
+        if len(members) > 1:
+            rows = [cells(name, of) for name, of in members.items()]
+            tables[group] = rows[:MOST_GROUPS]
+            if len(rows) > MOST_GROUPS:
+                tables[group].append([f"... and {len(rows) - MOST_GROUPS} more", *[""] * len(HEADINGS)])
+    return tables
+
+
+def plain_table(title: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines of text."""
+    every = [[title, *HEADINGS], *rows]
+    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in every
+    ]
