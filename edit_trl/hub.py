@@ -82,8 +82,8 @@ def check_repo_id(repo_id: str, option: str = "--repo_id") -> None:
         raise InputError(f"{option} {repo_id!r} is no id of the Hub: {error}") from error
     if "/" not in repo_id:
         name = account()
-        whose = f'you are logged in as {name!r}, so "{name}/{repo_id}"' if name else f'"your-name/{repo_id}"'
-        raise InputError(f"{option} {repo_id!r} has no namespace; write {whose}")
+        known = f"you are logged in as {name!r}: " if name else ""
+        raise InputError(f'{option} {repo_id!r} has no namespace; {known}"{name or "your-name"}/{repo_id}"')
 
 
 def account(token: str | None = None) -> str | None:

@@ -13,6 +13,7 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="edit_trl-tests-")
 from importlib.util import find_spec
 from pathlib import Path
 
+import datasets.config
 import huggingface_hub.constants
 import pytest
 import torch
@@ -159,6 +160,7 @@ def serve_hub(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", hub_server.WRITE_TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(edit_trl.hub_errors, "_FIRST_WAIT", 0.01)
     running = []
@@ -168,6 +170,7 @@ def serve_hub(monkeypatch, tmp_path):
         running.append(hub_server.running(server))
         url = running[-1].__enter__()
         monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
         )

@@ -63,6 +63,7 @@ class HubServer:
         requests: (method, path) of all requests.
         received: Bytes of LFS content, over all uploads.
         faults: See `fail`.
+        url: As HF_ENDPOINT wants it, while it runs.
     """
 
     def __init__(self, part_size: int | None = None):
@@ -74,6 +75,17 @@ class HubServer:
         self.received = 0
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
+        self.url = ""
+
+    def environment(self, home) -> dict[str, str]:
+        """What a process needs to talk to this server alone."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_TOKEN": WRITE_TOKEN,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(home),
+        }
 
     def fail(self, method: str, path: str, status: int | str, **options) -> None:
         """Answer requests whose path holds the pattern with a status, or "reset" the connection half-way."""
@@ -253,7 +265,7 @@ class Handler(BaseHTTPRequestHandler):
         if action == "commit":
             return self.commit(repo, repo_id, branch, [json.loads(line) for line in body.splitlines()])
         if action == "tree":
-            return self.reply(200, [self.entry(*item) for item in self.below(repo, branch, path)])
+            return self.tree(repo, branch, path.rstrip("/"))
         if action == "paths-info":
             wanted = set(json.loads(body)["paths"])
             found = [(name, of) for name, of in repo.branches[branch].items() if name in wanted]
@@ -271,10 +283,19 @@ class Handler(BaseHTTPRequestHandler):
                 return branch
         raise Refused(404, "Invalid rev id", "RevisionNotFound")
 
-    @staticmethod
-    def below(repo: Repo, branch: str, path: str):
-        prefix = f"{path.rstrip('/')}/" if path else ""
-        return [(name, of) for name, of in repo.branches[branch].items() if name.startswith(prefix)]
+    def tree(self, repo: Repo, branch: str, folder: str) -> None:
+        prefix = f"{folder}/" if folder else ""
+        found = {name: of for name, of in repo.branches[branch].items() if name.startswith(prefix)}
+        if folder and not found:
+            raise Refused(404, f"{folder} does not exist", "EntryNotFound")
+        entries = []
+        for name, of in found.items():
+            first, _, rest = name[len(prefix) :].partition("/")
+            if not rest or self.query.get("recursive", ["false"])[0].lower() == "true":
+                entries.append(self.entry(name, of))
+            elif {"type": "directory", "path": prefix + first, "oid": "0" * 40} not in entries:
+                entries.append({"type": "directory", "path": prefix + first, "oid": "0" * 40})
+        self.reply(200, entries)
 
     @staticmethod
     def card_data(files) -> dict:
@@ -385,8 +406,9 @@ def running(hub: HubServer):
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield hub.url
     finally:
         server.shutdown()
         server.server_close()

@@ -198,7 +198,7 @@ def test_no_token(serve, files, monkeypatch, tmp_path):
 
 def test_an_id_without_a_namespace(serve, monkeypatch):
     hub = serve()
-    refused(lambda: check_repo_id("student"), "has no namespace", "logged in as 'ada', so \"ada/student\"")
+    refused(lambda: check_repo_id("student"), "has no namespace", "logged in as 'ada': \"ada/student\"")
     hub.fail("GET", "whoami", 503, times=99)
     monkeypatch.setattr("huggingface_hub.HfApi._whoami_cache", {}, raising=False)
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)

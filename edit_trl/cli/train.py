@@ -143,6 +143,7 @@ def _launch(launch_options: list[str], options: list[str]) -> int:
 
 def train_stage(argv: list[str]) -> int:
     """Train one stage, or a recipe without stages, in this process."""
+    from edit_trl.cli.push import pushing
     from edit_trl.recipe import parse_options, read_recipe, resolve_runs
 
     own, rest = _own_parser().parse_known_args(argv)
@@ -156,7 +157,10 @@ def train_stage(argv: list[str]) -> int:
     if state.get("finished"):
         print(f"{folder} is finished ({state['finished']}), nothing to do")
         return 0
-    _train(run, folder, student=_previous_output(recipe, run) or run.model.model_name_or_path)
+    previous = _previous_output(recipe, run)
+    is_last = run.stage == (recipe.stages[-1][0] if recipe.stages else None)
+    with pushing(run, folder, wanted=run.training.push_to_hub and is_last):
+        _train(run, folder, student=previous or run.model.model_name_or_path)
     return 0
 
 
@@ -243,6 +247,7 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
     from trl import get_peft_config, get_quantization_config
 
     from edit_trl.dual_cots import load_dual_cots
+    from edit_trl.model_card import include_earlier_stages
     from edit_trl.trainer import DualCoTTrainer
 
     data, training, model = run.data, run.training, run.model
@@ -297,9 +302,8 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
     trainer.save_state()
     trainer.create_model_card(dataset_name=data.dataset_name)
     trainer.accelerator.print(f"Saved to {folder} after {time.perf_counter() - started:.0f} s")
-    if training.push_to_hub:
-        trainer.push_to_hub(dataset_name=data.dataset_name)
     if trainer.is_world_process_zero():
+        include_earlier_stages(folder, Path(student))
         _write_run_file(folder, run.values, time.strftime("%Y-%m-%d %H:%M:%S"), results)
     trainer.end()
 
