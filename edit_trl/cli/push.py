@@ -193,6 +193,8 @@ def _model(
     stages = stage_options(source.path, names)
     if stages:
         files["recipe.yaml"] = recipe_text(stages, repo_id.split("/")[-1], base_model).encode()
+    elif (source.path / "recipe.yaml").is_file():  # beside a merged model
+        files["recipe.yaml"] = source.path / "recipe.yaml"
     training = {stage.name: stage.results for stage in facts.stages}
     results = {"training": training, "evaluations": [_result(evaluation) for evaluation in evaluations]}
     files["results.json"] = (json.dumps(results, indent=2, default=str) + "\n").encode()

@@ -272,6 +272,7 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
+        "use_safetensors": True,  # pickles are not loaded
         **(training.model_init_kwargs or {}),
     }
     _check_student(student, training)
@@ -327,8 +328,10 @@ def _check_student(student: str, training: "DualCoTConfig") -> None:
 
 def _load_adapter(student: str, training: "DualCoTConfig", quantization) -> "PeftModel | None":
     """The base model of an adapter folder with the adapter on it, trainable; None for other students."""
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
     from trl.trainer.utils import create_model_from_path
+
+    from edit_trl.adapters import put_on
 
     if not (Path(student) / "adapter_config.json").is_file():
         return None
@@ -338,7 +341,7 @@ def _load_adapter(student: str, training: "DualCoTConfig", quantization) -> "Pef
         options["quantization_config"] = quantization
     if training.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         options["device_map"] = None  # each process holds the whole model
-    return PeftModel.from_pretrained(create_model_from_path(base, **options), student, is_trainable=True)
+    return put_on(create_model_from_path(base, **options), student, is_trainable=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.adapters import put_on
 from edit_trl.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,12 +49,16 @@ def load_student(
     options = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            base or model, dtype=_dtype(dtype), trust_remote_code=trust_remote_code, **options
+            base or model,
+            dtype=_dtype(dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            **options,
         )
         if base is not None:
-            from peft import PeftModel
-
-            loaded = PeftModel.from_pretrained(loaded, model)
+            loaded = put_on(loaded, model)
+    except InputError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"`model: {model}` cannot be loaded: {_brief(error)}") from error
     return loaded.to(place).eval(), load_tokenizer(model, base, trust_remote_code=trust_remote_code)
