@@ -188,12 +188,15 @@ def model_files(folder: Path, base_model: str | None = None) -> dict[str, Conten
         Name in the repository -> the file, or its content where it named a folder of this machine.
 
     Raises:
-        InputError: A configuration that is not JSON.
+        InputError: A configuration that is not JSON, or a link to a file elsewhere.
     """
-    found = {}
+    found: dict[str, Content] = {}
     for path in sorted(folder.iterdir()):
-        if path.is_file() and _matches(path.name, (*WEIGHT_FILES, *TOKENIZER_FILES, *CARD_FILES)):
-            found[path.name] = _without_paths(path, base_model) if path.suffix == ".json" else path
+        if not path.is_file() or not _matches(path.name, (*WEIGHT_FILES, *TOKENIZER_FILES, *CARD_FILES)):
+            continue
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{path} is a link out of its folder; put a copy of the file there")
+        found[path.name] = _without_paths(path, base_model) if path.suffix == ".json" else path
     return found
 
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from edit_trl.adapters import put_on, refuse_pickled_adapter
 from edit_trl.card_facts import CardFacts, read_facts
 from edit_trl.errors import InputError
+from edit_trl.weights import put_on, refuse_pickled_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

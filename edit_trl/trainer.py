@@ -134,6 +134,8 @@ class DualCoTTrainer(SFTTrainer):
     ):
         name = model if isinstance(model, str) else model.config._name_or_path
         args = args or DualCoTConfig(f"{Path(name).name or 'student'}-EDIT")
+        if isinstance(model, str):  # pickles are not loaded
+            args.model_init_kwargs = {"use_safetensors": True, **(args.model_init_kwargs or {})}
         _check_arguments(model, args, train_dataset, peft_config, data_collator)
         processing_class = processing_class or AutoProcessor.from_pretrained(
             name,

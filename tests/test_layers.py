@@ -35,7 +35,7 @@ LAYERS = {
     "sampling": 1,
     "tree_attention": 1,
     "training_curves": 1,
-    "adapters": 1,
+    "weights": 1,
     "config": 2,
     "objective": 2,
     "recipe": 2,

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from edit_trl.adapters import put_on, refuse_pickled_adapter
 from edit_trl.card_facts import CardFacts, StageFacts, write_facts
 from edit_trl.errors import InputError
 from edit_trl.merging import merge_adapter, read_adapter
+from edit_trl.weights import put_on, refuse_pickled_adapter
 
 IDS = torch.arange(3, 40).unsqueeze(0)
 

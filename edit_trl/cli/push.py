@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -221,6 +222,9 @@ def _rows(path: Path, repo_id: str, drafts: Path) -> dict[str, Content]:
     names = ["train"]
     if (path / "dataset_dict.json").is_file():
         names = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        odd = [name for name in names if not re.fullmatch(r"\w+", str(name))]
+        if odd:
+            raise InputError(f"{path}: a split named {odd[0]!r} cannot be pushed; letters, digits and _ only")
     splits = {name: load_dual_cots(path, split=name) for name in names}
     in_repo = {name: f"data/{name}-00000-of-00001.parquet" for name in splits}
     for name, rows in splits.items():

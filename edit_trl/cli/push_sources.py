@@ -88,6 +88,8 @@ def read_run_file(folder: Path) -> dict[str, Any]:
 
 def stage_options(folder: Path, names: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     """The options that each stage of a model was run with; empty where a stage's are not known."""
+    if any(Path(name).name != name for name in names):
+        return []  # no name of a stage, and not to be followed out of the run
     folders = [folder if name == names[-1] else folder.parent / name for name in names]
     options = [read_run_file(of).get("options") for of in folders]
     if not all(options):

@@ -313,8 +313,11 @@ def _check_student(student: str, training: "DualCoTConfig") -> None:
     """Say in one line what the Hub client says in fifty: no such model, no access, no network."""
     from transformers import AutoConfig
 
+    from edit_trl.weights import refuse_pickled_model
+
     if (Path(student) / "adapter_config.json").is_file():
         return
+    refuse_pickled_model(student)
     try:
         AutoConfig.from_pretrained(
             student,
@@ -331,7 +334,7 @@ def _load_adapter(student: str, training: "DualCoTConfig", quantization) -> "Pef
     from peft import PeftConfig
     from trl.trainer.utils import create_model_from_path
 
-    from edit_trl.adapters import put_on
+    from edit_trl.weights import put_on
 
     if not (Path(student) / "adapter_config.json").is_file():
         return None

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, DatasetDict
-from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edit_trl import ProceduralTeacher, evaluate_accuracy, generate_dual_cots, load_dual_cots
 from edit_trl.cli.main import main as edit_trl
 from edit_trl.evaluation import AccuracyResult, format_table
+from edit_trl.evaluation.models import load_student
 
 RECIPE = Path(__file__).with_name("config.yaml")
 FAMILIES = ("object_counting", "arithmetic", "boolean_expressions")
@@ -81,9 +81,7 @@ def bf16_is_faster() -> bool:
 
 
 def measure(path: Path, tokenizer_path: Path, test: Dataset, bf16: bool) -> AccuracyResult:
-    loader = AutoPeftModelForCausalLM if (path / "adapter_config.json").is_file() else AutoModelForCausalLM
-    model = loader.from_pretrained(path, dtype=torch.bfloat16 if bf16 else torch.float32)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model, _ = load_student(str(path), dtype="bfloat16" if bf16 else "float32")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
     return evaluate_accuracy(model, tokenizer, test, batch_size=30, max_new_tokens=MAX_NEW_TOKENS)
 

@@ -1,4 +1,4 @@
-"""Adapters on disk or on the Hub (L1): safetensors alone, on the base model they were trained for."""
+"""Weights on disk or on the Hub (L1): safetensors alone, and adapters on the model they were trained for."""
 
 from __future__ import annotations
 
@@ -41,6 +41,21 @@ def refuse_pickled_adapter(adapter: str) -> None:
         f"{adapter} has no {WEIGHTS}; pickled weights (adapter_model.bin) are not loaded. Save it anew as "
         "safetensors where you trust it"
     )
+
+
+def refuse_pickled_model(model: str) -> None:
+    """The same for a whole model's folder; from the Hub, transformers itself takes safetensors alone.
+
+    Raises:
+        InputError: A folder with a model, and no safetensors in it.
+    """
+    folder = Path(model)
+    if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
+        pickles = ", ".join(sorted(file.name for file in folder.glob("*.bin"))) or "no other weights either"
+        raise InputError(
+            f"{model} has no weights in safetensors ({pickles}); pickled weights are not loaded. Save it "
+            "anew as safetensors where you trust it"
+        )
 
 
 def put_on(base: PreTrainedModel, adapter: str, *, is_trainable: bool = False) -> PeftModel:
