@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult
 
 from edit_trl.card_facts import LOGGED, CardFacts, Example, Form, StageFacts
 from edit_trl.hub import is_hub_id
-from edit_trl.markdown import code, marked_block, table, text
+from edit_trl.markdown import code, marked_block, one_line, table, text
 
 EDIT_CITATION = """\
 @inproceedings{dai2025capture,
@@ -272,7 +272,7 @@ def eval_results(evaluations: Sequence[Evaluation]) -> list[EvalResult]:
                 EvalResult(
                     task_type="text-generation",
                     dataset_type=f"edit_trl-{evaluation.kind}",
-                    dataset_name=", ".join(evaluation.tasks) or evaluation.kind,
+                    dataset_name=one_line(", ".join(evaluation.tasks) or evaluation.kind),
                     metric_type=name,
                     metric_name=name.replace("_", " "),
                     metric_value=round(value, 6),

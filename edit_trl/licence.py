@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from edit_trl.hub import is_hub_id
+from edit_trl.markdown import one_line
 
 # Their terms let nobody share what was made from the work.
 FORBIDS_DERIVATIVES = ("cc-by-nd-4.0", "cc-by-nc-nd-4.0")
@@ -69,11 +71,15 @@ def licence_of(metadata: dict[str, Any], source: str, base_model: str) -> Licenc
         found = f"names several licences ({', '.join(map(str, stated))})" if several else "states no licence"
         why = f'The licence is given as "other" because the base model {base_model} {found} ({source}). '
         return Licence("other", "unknown", None, why + "Find out what its terms allow before you share this.")
-    name, link = (metadata.get(key) for key in ("license_name", "license_link"))
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", stated):
+        why = f'The licence is given as "other" because what the base model {base_model} states ({source}) '
+        return Licence("other", "unknown", None, why + "is no name of a licence.")
+    told = {key: one_line(metadata[key]) for key in ("license_name", "license_link") if metadata.get(key)}
+    name, link = told.get("license_name"), told.get("license_link")
     if stated.lower() in FORBIDS_DERIVATIVES:
         why = f'The licence is given as "other" because that of the base model {base_model}, {stated}, does '
         return Licence("other", stated, link, why + "not allow sharing what was made from it.")
-    if link and "://" not in str(link):
+    if link and not link.startswith("https://"):
         link = f"https://huggingface.co/{base_model}/blob/main/{link}" if is_hub_id(base_model) else None
     shown = f"{stated} ({name})" if name else stated
     return Licence(

@@ -15,12 +15,12 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u206
 
 def text(value: Any) -> str:
     """Inline text: one line, no markup."""
-    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", _one_line(value))
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", one_line(value))
 
 
 def code(value: Any) -> str:
     """An inline code span, also within a table."""
-    shown = _one_line(value).replace("`", "'").replace("|", "¦")
+    shown = one_line(value).replace("`", "'").replace("|", "¦")
     return f"`{shown or ' '}`"
 
 
@@ -57,5 +57,6 @@ def _in_html(value: str) -> str:
     return html.escape(without_controls(value))
 
 
-def _one_line(value: Any) -> str:
+def one_line(value: Any) -> str:
+    """On one line: a card's metadata ends at the first line of three dashes, whatever is around it."""
     return " ".join(without_controls(str(value).replace("\r", "\n")).split())

@@ -26,7 +26,7 @@ from edit_trl.card_sections import (
 )
 from edit_trl.hub import is_hub_id
 from edit_trl.licence import Licence, read_licence
-from edit_trl.markdown import code, text
+from edit_trl.markdown import code, one_line, text
 from edit_trl.training_curves import curves_svg
 
 CURVES_FILE = "training_curves.svg"
@@ -161,9 +161,9 @@ def _metadata(
         license_name=licence.name,
         license_link=licence.link,
         library_name="peft" if facts.form == "adapter" else "transformers",
-        model_name=model_name,
+        model_name=one_line(model_name),
         datasets=datasets or None,
-        tags=sorted(tags),
+        tags=sorted(map(one_line, tags)),
         pipeline_tag="text-generation",
         eval_results=eval_results(evaluations) or None,
         **extra,
