@@ -22,14 +22,16 @@ from edit_trl.errors import InputError
 from edit_trl.weights import put_on, refuse_pickled_adapter
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOLERANCES = {torch.float32: 1e-3}
 """How far the mean log-probability of a token may move, in nats, by merging."""
 HALF_TOLERANCE = 0.1
 """The same in bfloat16 and float16, in which the sum of two weights is rounded."""
-QUANTIZED_TOLERANCE = 0.5
-"""How far it may be from the 4-bit model that was trained."""
+QUANTIZATION_FACTOR = 2.0
+"""How far it may be from the quantized model that was trained: so many times what quantization does to the
+base model alone, which in a small model is much."""
 
 _TEXTS = (
     "Tom has 3 apples and eats one. How many are left?\nHe had 3 and ate 1, so 3 - 1 = 2. The answer is 2.",
@@ -51,7 +53,8 @@ class MergeReport:
         largest: The largest.
         tolerance: What `mean` may be.
         quantized_mean: Mean difference to the quantized model that was trained; None where it was not
-            quantized, or cannot be loaded here.
+            quantized, or cannot be run here.
+        quantization_cost: Mean difference of the base model alone, quantized and not; None likewise.
     """
 
     base_model: str
@@ -61,6 +64,7 @@ class MergeReport:
     largest: float
     tolerance: float
     quantized_mean: float | None = None
+    quantization_cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,12 +151,15 @@ def merge_adapter(
     trained = _quantized_logps(adapter, texts, options) if adapter.quantization else None
     model = put_on(_base_model(adapter, dtype, options), adapter.path).eval()
     before = _logps(model, texts)
+    bare = _bare_logps(model, texts) if trained else None
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # weights that are not finite
         raise InputError(f"{adapter.path} cannot be merged: {error}") from error
     after = _logps(merged, texts)
-    report = _report(adapter, merged, before, after, trained, tolerance)
+    report = _report(adapter, merged, before, after, tolerance)
+    if trained is not None and bare is not None:
+        report = _check_quantized(report, adapter, after, bare, *trained)
     _save(merged, tokenizer, output)
     return report
 
@@ -196,8 +203,8 @@ def _base_model(adapter: Adapter, dtype: str | None, options: dict[str, Any]) ->
 
 def _quantized_logps(
     adapter: Adapter, texts: Sequence[torch.Tensor], options: dict[str, Any]
-) -> torch.Tensor | None:
-    """Of the adapter on its model as that was held in training; None where that cannot be loaded here."""
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """With and without the adapter, of its model as it was held in training; None where it cannot be run."""
     from transformers import BitsAndBytesConfig
 
     bits, _, kind = str(adapter.quantization).partition(" ")
@@ -215,11 +222,12 @@ def _quantized_logps(
         base = AutoModelForCausalLM.from_pretrained(
             adapter.base_model, quantization_config=quantization, use_safetensors=True, **options
         )
-        logps = _logps(put_on(base, adapter.path).eval(), texts)
+        model = put_on(base, adapter.path).eval()
+        logps = _logps(model, texts), _bare_logps(model, texts)
     except (ImportError, RuntimeError) as error:  # bitsandbytes is missing, or not for this machine or model
         print(f"the {bits} model cannot be run here, so it is not compared with: {error}")
         return None
-    del base
+    del base, model
     gc.collect()
     return logps
 
@@ -235,12 +243,16 @@ def _logps(model: Any, texts: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(found)
 
 
+def _bare_logps(model: PeftModel, texts: Sequence[torch.Tensor]) -> torch.Tensor:
+    with model.disable_adapter():
+        return _logps(model, texts)
+
+
 def _report(
     adapter: Adapter,
     merged: PreTrainedModel,
     before: torch.Tensor,
     after: torch.Tensor,
-    trained: torch.Tensor | None,
     tolerance: float | None,
 ) -> MergeReport:
     limit = tolerance if tolerance is not None else TOLERANCES.get(merged.dtype, HALF_TOLERANCE)
@@ -253,20 +265,32 @@ def _report(
         largest=difference.max().item(),
         tolerance=limit,
     )
-    if trained is not None:
-        report = replace(report, quantized_mean=(after - trained).abs().mean().item())
     if not report.mean <= limit:  # also where it is not a number
         raise InputError(
             f"the merged model is not what the adapter is on {adapter.base_model}: log-probabilities differ "
             f"by {report.mean:.2g} nats a token, and may by {limit:g}. Merge in --dtype float32, or allow "
             "more with --tolerance"
         )
-    if report.quantized_mean is not None and not report.quantized_mean <= max(limit, QUANTIZED_TOLERANCE):
+    return report
+
+
+def _check_quantized(
+    report: MergeReport,
+    adapter: Adapter,
+    after: torch.Tensor,
+    bare: torch.Tensor,
+    trained: torch.Tensor,
+    trained_bare: torch.Tensor,
+) -> MergeReport:
+    """That the merged model is no further from the trained one than quantization explains."""
+    mean, cost = (after - trained).abs().mean().item(), (bare - trained_bare).abs().mean().item()
+    limit = QUANTIZATION_FACTOR * cost + report.tolerance
+    if not mean <= limit:
         raise InputError(
             f"the merged model is not what was trained on {adapter.quantization} weights: log-probabilities "
-            f"differ by {report.quantized_mean:.2g} nats a token, and may by {QUANTIZED_TOLERANCE:g}"
+            f"differ by {mean:.2g} nats a token, and may by {limit:.2g}: quantization alone makes {cost:.2g}"
         )
-    return report
+    return replace(report, quantized_mean=mean, quantization_cost=cost)
 
 
 def _save(merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
