@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edit_trl.cli.train import RUN_FILE
 from edit_trl.errors import InputError
 
 if TYPE_CHECKING:
     from edit_trl.card_sections import Evaluation
 
+RUN_FILE = "run.json"
+"""Left in the folder of a training: what it was run with, and whether it is finished."""
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 CONFIGS = ("adapter_config.json", "config.json")
 GENERATED = ("dual.parquet", "warm_up.parquet", "README.md")

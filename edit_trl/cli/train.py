@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edit_trl.cli.push_sources import RUN_FILE
 from edit_trl.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
     from edit_trl.config import DualCoTConfig
     from edit_trl.recipe import Recipe, RunArguments
-
-RUN_FILE = "run.json"
-"""Left in a run's folder: what it was run with, and whether it is finished."""
 
 # Options that do not change what is trained: a run may be taken up again with others.
 INCIDENTAL = {
