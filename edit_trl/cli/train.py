@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edit_trl.cli.push_sources import RUN_FILE
 from edit_trl.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
     from edit_trl.config import DualCoTConfig
     from edit_trl.recipe import DataArguments, Recipe, RunArguments
-
-RUN_FILE = "run.json"
-"""Left in a run's folder: what it was run with, and whether it is finished."""
 
 # Options that do not change what is trained: a run may be taken up again with others.
 INCIDENTAL = {
@@ -144,6 +142,7 @@ def _launch(launch_options: list[str], options: list[str]) -> int:
 
 def train_stage(argv: list[str]) -> int:
     """Train one stage, or a recipe without stages, in this process."""
+    from edit_trl.cli.push import pushing
     from edit_trl.recipe import parse_options, read_recipe, resolve_runs
 
     own, rest = _own_parser().parse_known_args(argv)
@@ -157,7 +156,10 @@ def train_stage(argv: list[str]) -> int:
     if state.get("finished"):
         print(f"{folder} is finished ({state['finished']}), nothing to do")
         return 0
-    _train(run, folder, student=_previous_output(recipe, run) or run.model.model_name_or_path)
+    previous = _previous_output(recipe, run)
+    is_last = run.stage == (recipe.stages[-1][0] if recipe.stages else None)
+    with pushing(run, folder, wanted=run.training.push_to_hub and is_last):
+        _train(run, folder, student=previous or run.model.model_name_or_path)
     return 0
 
 
@@ -244,6 +246,7 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
     from trl import get_peft_config, get_quantization_config
 
     from edit_trl.dual_cots import load_dual_cots
+    from edit_trl.model_card import include_earlier_stages
     from edit_trl.trainer import DualCoTTrainer
 
     data, training, model = run.data, run.training, run.model
@@ -268,6 +271,7 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
+        "use_safetensors": True,  # pickles are not loaded
         **(training.model_init_kwargs or {}),
     }
     _check_student(student, training)
@@ -299,9 +303,8 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
     trainer.save_state()
     trainer.create_model_card(dataset_name=data.dataset_name)
     trainer.accelerator.print(f"Saved to {folder} after {time.perf_counter() - started:.0f} s")
-    if training.push_to_hub:
-        trainer.push_to_hub(dataset_name=data.dataset_name)
     if trainer.is_world_process_zero():
+        include_earlier_stages(folder, Path(student))
         _write_run_file(folder, run.values, time.strftime("%Y-%m-%d %H:%M:%S"), results)
     trainer.end()
 
@@ -328,8 +331,11 @@ def _check_student(student: str, training: "DualCoTConfig") -> None:
     """Say in one line what the Hub client says in fifty: no such model, no access, no network."""
     from transformers import AutoConfig
 
+    from edit_trl.weights import refuse_pickled_model
+
     if (Path(student) / "adapter_config.json").is_file():
         return
+    refuse_pickled_model(student)
     try:
         AutoConfig.from_pretrained(
             student,
@@ -343,8 +349,10 @@ def _check_student(student: str, training: "DualCoTConfig") -> None:
 
 def _load_adapter(student: str, training: "DualCoTConfig", quantization) -> "PeftModel | None":
     """The base model of an adapter folder with the adapter on it, trainable; None for other students."""
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
     from trl.trainer.utils import create_model_from_path
+
+    from edit_trl.weights import put_on
 
     if not (Path(student) / "adapter_config.json").is_file():
         return None
@@ -354,7 +362,7 @@ def _load_adapter(student: str, training: "DualCoTConfig", quantization) -> "Pef
         options["quantization_config"] = quantization
     if training.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         options["device_map"] = None  # each process holds the whole model
-    return PeftModel.from_pretrained(create_model_from_path(base, **options), student, is_trainable=True)
+    return put_on(create_model_from_path(base, **options), student, is_trainable=True)
 
 
 if __name__ == "__main__":
