@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -92,7 +93,8 @@ def last_checkpoint(folder: str | Path) -> str | None:
                 if manifest
                 else f"is not complete: no {MANIFEST} in it"
             )
-            logger.warning(f"{path} {why}; not resumed from")
+            if PartialState().is_main_process:
+                logger.warning(f"{path} {why}; not resumed from")
     return str(steps[max(steps)]) if steps else None
 
 

@@ -5,6 +5,9 @@ there is nothing to save and the process ends.
 """
 
 import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -17,16 +20,38 @@ EXIT_CODE = 75
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
-class TrainingStopped(Exception):
-    """A run was told to stop, and can be gone on from.
+@contextmanager
+def handled(receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have the signals call a function; nothing where Python allows it not, outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, receive) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class TrainingStopped(SystemExit):
+    """A run was told to stop, and can be gone on from; nothing on the way takes it for an error.
 
     Args:
         message: How far it came, in a line.
     """
 
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.message = message
+        self.code = EXIT_CODE
+
+    def __str__(self) -> str:
+        return self.message
+
 
 class StopSignals:
-    """Listens for the signals.
+    """What a run was told; `with handled(signals.receive)` listens.
 
     Attributes:
         training: Whether the run trains, so that a signal is to be remembered for the next step.
@@ -38,12 +63,12 @@ class StopSignals:
         self.received: str | None = None
         self._group: ProcessGroup | None = None
 
-    def listen(self) -> None:
-        """Take the signals over; from the main thread, as Python has it."""
-        for number in SIGNALS:
-            signal.signal(number, self._receive)
+    def receive(self, number: int, _frame: FrameType | None) -> None:
+        """Handle a signal.
 
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        Raises:
+            TrainingStopped: The run does not train yet.
+        """
         name = signal.Signals(number).name
         if not self.training:
             raise TrainingStopped(f"stopped by {name}, with nothing to save")
