@@ -1,15 +1,15 @@
 """Whether a run that was killed and resumed ends with the weights of one that was not, bit for bit.
 
     python benchmarks/resume_check.py [--cases padded_lora tree_lora tree_full two_stages] [--repeats 20]
-                                      [--student PATH] [--seed 0]
+                                      [--real] [--student PATH] [--seed 0]
 
 Each repetition kills a training process with SIGKILL, at a random moment of a random step or after the last
 one, so that some die while they save; runs the same command again until it is finished; and compares the
-bytes of the weights, and the log, with a run that was left alone. `padded_lora`, `tree_lora` and `tree_full`
-train in processes forked from this one, which has imported the libraries already; they differ in layout,
-batches and accumulation, and have dropout. `two_stages` is the real `edit-trl train` on a recipe like the
-quickstart's, its whole process group killed at a random moment of either stage. The student is a tiny Llama,
-or `--student`. The last line is one JSON object.
+bytes of the weights, and the log, with a run that was left alone. The cases differ in layout, batches and
+accumulation, and have dropout. `two_stages` is `edit-trl train` on a recipe like the quickstart's, its
+process group killed at a random moment of either stage. Processes are forked from this one, which has
+imported the libraries already; with `--real`, those of `two_stages` are started anew, as a person starts them.
+The student is a tiny Llama, or `--student`. The last line is one JSON object.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -133,42 +134,69 @@ def die_at(step: int, seconds: float) -> None:
     trainer.DEFAULT_CALLBACKS.append(Die)
 
 
-def run_forked(case: str, folder: Path, output: Path, death: tuple[int, float] | None = None) -> int:
-    """One stage in a process of its own, which has the libraries already; its exit code."""
-    from edit_trl.cli.main import run_command
-    from edit_trl.cli.train import train_stage
-
+def fork(function: Callable[[], int], log: Path) -> int:
+    """Run a function in a process of its own, which has the libraries already; its process id."""
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return child
     code = 1
     try:
-        log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        if death is not None:
-            die_at(*death)
-        options = ["--config", str(folder / f"{case}.yaml"), "--output_dir", str(output)]
-        code = run_command(train_stage, options)
+        os.setsid()
+        stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(stream, 1)
+        os.dup2(stream, 2)
+        code = function()
     finally:
         os._exit(code)
 
 
-def run_command_line(folder: Path, output: Path, die_after: tuple[str, float] | None = None) -> int:
-    """The whole recipe through `edit-trl train`; killed so long after a stage has begun to train."""
-    command = [sys.executable, "-m", "edit_trl.cli.main", "train"]
-    command += ["--config", str(folder / "two_stages.yaml"), "--output_dir", str(output)]
-    with (folder / "log.txt").open("a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        if die_after is None:
-            return process.wait()
-        stage, seconds = die_after
-        while process.poll() is None and not (output / stage / "run.json").is_file():
+def exit_code(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run_stage(case: str, folder: Path, output: Path, death: tuple[int, float] | None = None) -> int:
+    """A recipe without stages; killed at a moment of a step. Returns the exit code."""
+    from edit_trl.cli.main import run_command
+    from edit_trl.cli.train import train_stage
+
+    def run() -> int:
+        if death is not None:
+            die_at(*death)
+        return run_command(
+            train_stage, ["--config", str(folder / f"{case}.yaml"), "--output_dir", str(output)]
+        )
+
+    return exit_code(fork(run, folder / "log.txt"))
+
+
+def run_stages(folder: Path, output: Path, real: bool, death: tuple[str, float] | None = None) -> int:
+    """The whole recipe by `edit-trl train`; killed so long after a stage has begun to train."""
+    from edit_trl.cli import main, train
+
+    arguments = ["train", "--config", str(folder / "two_stages.yaml"), "--output_dir", str(output)]
+
+    def launch_forked(_own: argparse.Namespace, options: Sequence[str]) -> int:
+        return exit_code(os.fork() or os._exit(main.run_command(train.train_stage, options)))
+
+    def run() -> int:
+        train.launch = launch_forked
+        return main.main(arguments)
+
+    if real:
+        command = [sys.executable, "-m", "edit_trl.cli.main", *arguments]
+        with (folder / "log.txt").open("a") as log:
+            child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True).pid
+    else:
+        child = fork(run, folder / "log.txt")
+    if death is not None:
+        stage, seconds = death
+        while not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if (output / stage / "run.json").is_file():
+                time.sleep(seconds)
+                os.killpg(child, signal.SIGKILL)
+                break
             time.sleep(0.01)
-        time.sleep(seconds)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        return process.wait()
+    return exit_code(child)
 
 
 def outcome(output: Path) -> tuple[dict[str, bytes], dict[str, list]]:
@@ -186,29 +214,33 @@ def outcome(output: Path) -> tuple[dict[str, bytes], dict[str, list]]:
     return weights, logs
 
 
-def measure(case: str, folder: Path, repeats: int, chance: random.Random) -> dict[str, float]:
+def measure(case: str, folder: Path, args: argparse.Namespace, chance: random.Random) -> dict[str, float]:
     """Kill and resume so often; how many ended as the run that was left alone."""
-    counts = {"repeats": repeats, "killed": 0, "identical": 0, "same_log": 0}
+    counts = {"repeats": args.repeats, "killed": 0, "identical": 0, "same_log": 0}
     whole, output = folder / f"{case}-whole", folder / f"{case}-killed"
     two_stages = case == "two_stages"
+
+    def run(folder_of_run: Path, death=None) -> int:
+        if two_stages:
+            return run_stages(folder, folder_of_run, args.real, death)
+        return run_stage(case, folder, folder_of_run, death)
+
     started = time.perf_counter()
-    code = run_command_line(folder, whole) if two_stages else run_forked(case, folder, whole)
+    code = run(whole)
     if code:
         raise SystemExit(f"{case}: exit code {code}\n{(folder / 'log.txt').read_text()[-3000:]}")
     seconds = time.perf_counter() - started
     expected = outcome(whole)
     states = [*whole.glob("trainer_state.json"), *whole.glob("*_*/trainer_state.json")]
     steps = json.loads(states[0].read_text(encoding="utf-8"))["global_step"]
-    for _ in range(repeats):
+    for _ in range(args.repeats):
         shutil.rmtree(output, ignore_errors=True)
         if two_stages:
-            death = chance.choice(("warm_up", "key_steps")), chance.uniform(0, 1.5)
-            code = run_command_line(folder, output, death)
+            death = chance.choice(("warm_up", "key_steps")), chance.uniform(0, 2 * seconds / steps)
         else:
             death = chance.choice((*range(steps), -1)), chance.uniform(0, 0.15)
-            code = run_forked(case, folder, output, death)
-        counts["killed"] += code == KILLED
-        code = run_command_line(folder, output) if two_stages else run_forked(case, folder, output)
+        counts["killed"] += run(output, death) == KILLED
+        code = run(output)
         weights, logs = outcome(output)
         same = code == 0 and weights == expected[0]
         counts["identical"] += same
@@ -225,6 +257,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=names, default=names)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--student", type=Path, help="A model of one's own instead of the tiny one.")
+    parser.add_argument("--real", action="store_true", help="Start `edit-trl train` anew for two_stages.")
     parser.add_argument("--seed", type=int, default=0, help="Of the moments to kill at.")
     args = parser.parse_args()
     results = {}
@@ -233,12 +266,12 @@ def main() -> None:
         os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         make_inputs(folder, args.student and args.student.resolve())
-        if any(case in CASES for case in args.cases):
-            import edit_trl.recipe
-            import edit_trl.trainer  # noqa: F401 (once, for all forks)
+        import edit_trl.recipe
+        import edit_trl.trainer  # noqa: F401 (once, for all forks)
+
         print("| case | killed | ended identical | same log | steps | seconds |\n|---|---|---|---|---|---|")
         for case in args.cases:
-            result = results[case] = measure(case, folder, args.repeats, random.Random(args.seed))
+            result = results[case] = measure(case, folder, args, random.Random(args.seed))
             shares = " | ".join(
                 f"{result[key]} of {result['repeats']}" for key in ("killed", "identical", "same_log")
             )

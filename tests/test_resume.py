@@ -93,7 +93,16 @@ def assert_same(first: DualCoTTrainer, second: DualCoTTrainer) -> None:
         (True, 4, {"layout": "padded", "gradient_accumulation_steps": 2}),
         # A second epoch, its order of its own; sums that are logged two steps after a checkpoint.
         (False, 8, {"layout": "padded", "logging_steps": 3, "save_steps": 2}),
-        (True, 5, {"layout": "tree", "max_tokens_per_batch": 900, "reference": "adapter_off"}),
+        (
+            True,
+            5,
+            {
+                "layout": "tree",
+                "max_tokens_per_batch": 900,
+                "num_train_epochs": 4,
+                "reference": "adapter_off",
+            },
+        ),
         # The scores of the student before training: cached or not, they are the same, and so is what follows.
         (False, 7, {"layout": "tree", "reference": "precomputed", "preference_scope": "completion"}),
         # The last checkpoint is of an epoch's last step, and evaluation and logs are due after that step.
