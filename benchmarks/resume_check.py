@@ -8,8 +8,8 @@ one, so that some die while they save; runs the same command again until it is f
 bytes of the weights, and the log, with a run that was left alone. The cases differ in layout, batches and
 accumulation, and have dropout. `two_stages` is `edit-trl train` on a recipe like the quickstart's, its
 process group killed at a random moment of either stage. Processes are forked from this one, which has
-imported the libraries already; with `--real`, those of `two_stages` are started anew, as a person starts them.
-The student is a tiny Llama, or `--student`. The last line is one JSON object.
+imported the libraries already; with `--real`, those of `two_stages` are started anew, as a person starts
+them. The student is a tiny Llama, or `--student`. The last line is one JSON object.
 """
 
 import argparse

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import edit_trl
+from edit_trl.cli.cached_help import cached_help
 from edit_trl.cli.launch import SignalRelay, add_launch_options, end_with_launcher, launch
 from edit_trl.errors import InputError
 from edit_trl.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
@@ -92,11 +94,16 @@ def _own_parser() -> argparse.ArgumentParser:
 
 
 def _print_help() -> None:
+    package = Path(edit_trl.__file__).parent
+    sources = [package / "recipe.py", *package.glob("*config.py"), *Path(__file__).parent.glob("*.py")]
+    print(cached_help(_make_help, ("trl", "transformers"), sorted(sources)))
+
+
+def _make_help() -> str:
     from edit_trl.recipe import make_parser
 
-    _own_parser().print_help()
-    print("\nEvery option of a recipe, here as --key value:\n")
-    make_parser(prog="edit-trl train").print_help()
+    ours, recipe = _own_parser().format_help(), make_parser(prog="edit-trl train").format_help()
+    return f"{ours}\nEvery option of a recipe, here as --key value:\n\n{recipe}"
 
 
 def _stage_names(config: str | None, stage: str | None) -> list[str | None]:
@@ -234,8 +241,6 @@ def _essentials(values: dict[str, Any]) -> dict[str, Any]:
 def _write_run_file(
     folder: Path, values: dict[str, Any], finished: str | None, results: dict[str, Any]
 ) -> None:
-    import edit_trl
-
     folder.mkdir(parents=True, exist_ok=True)
     options = {k: v for k, v in values.items() if k != "hub_token"}
     state = {"edit_trl": edit_trl.__version__, "finished": finished, "options": options, "results": results}
