@@ -108,7 +108,7 @@ def commands(folder: Path, student: Path) -> dict[str, tuple[str | None, list[st
     values = {"data": str(folder / "data"), "output": str(folder / "bare"), "student": str(student)}
     script.write_text(BARE.format(batch=BATCH, **values), encoding="utf-8")
     return {
-        "imports": (None, [sys.executable, "-c", IMPORTS]),
+        "imports": (None, [sys.executable, "-c", f"{IMPORTS}import os; os._exit(0)"]),
         "bare": (f"{training}.*", [sys.executable, str(script)]),
         "edit-trl train": (f"{training}.*", [*cli, *stage]),
         "help": (None, [*cli, "--help"]),

@@ -98,7 +98,7 @@ def assert_same(first: DualCoTTrainer, second: DualCoTTrainer) -> None:
             5,
             {
                 "layout": "tree",
-                "max_tokens_per_batch": 900,
+                "max_tokens_per_batch": 450,
                 "num_train_epochs": 4,
                 "reference": "adapter_off",
             },
