@@ -19,9 +19,7 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import logging
-from trl import SFTTrainer
 
 from edit_trl.card_facts import (
     OBJECTIVE_FIELDS,
@@ -47,7 +45,14 @@ from edit_trl.metrics import LossWatch, MetricTotals, chosen_metrics, pair_metri
 from edit_trl.model_card import package_versions, write_card
 from edit_trl.objective import Objective
 from edit_trl.reference import adapter_off, add_scores, fork_histogram, keep_hard_forks
-from edit_trl.sampling import TokenBudgetBatches, check_budget, pair_lengths, token_budget_loader
+from edit_trl.resumable import ResumableTrainer
+from edit_trl.sampling import (
+    LengthGroups,
+    TokenBudgetBatches,
+    check_budget,
+    pair_lengths,
+    token_budget_loader,
+)
 from edit_trl.scoring import PairLogps, PairScorer, make_pair_scorer
 from edit_trl.tokenization import PreparationReport, RowPreparation, prepare_dual_cots
 
@@ -58,7 +63,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
-class DualCoTTrainer(SFTTrainer):
+class DualCoTTrainer(ResumableTrainer):
     """Trainer for key-step learning on dual CoTs (EDIT, arXiv 2405.19737), and for its warm-up.
 
     Every option of `trl.SFTTrainer` means the same here. The objective is
@@ -245,10 +250,14 @@ class DualCoTTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Rows of a similar length together where they are padded, unless another order is asked for."""
         dataset, args = train_dataset or self.train_dataset, self.args
-        if self.data_collator.layout == "padded" and args.train_sampling_strategy == "random":
+        strategy = args.train_sampling_strategy
+        if strategy == "group_by_length" or (self.data_collator.layout == "padded" and strategy == "random"):
             size = args.train_batch_size * args.gradient_accumulation_steps
-            return LengthGroupedSampler(size, lengths=dataset["length"][:])
+            return LengthGroups(dataset["length"][:], size, self._data_seed())
         return super()._get_train_sampler(train_dataset)
+
+    def _data_seed(self) -> int:
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
 
     def get_train_dataloader(self) -> DataLoader:
         """Also batches by tokens (`max_tokens_per_batch`)."""
@@ -260,7 +269,7 @@ class DualCoTTrainer(SFTTrainer):
             args.max_tokens_per_batch,
             layout=self.data_collator.layout,
             shuffle=args.train_sampling_strategy != "sequential",
-            seed=args.data_seed if args.data_seed is not None else args.seed,
+            seed=self._data_seed(),
             processes=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
         )
@@ -405,6 +414,16 @@ class DualCoTTrainer(SFTTrainer):
         super()._save_checkpoint(*args, **kwargs)
 
     # Metrics
+
+    def _progress(self) -> dict[str, Any]:
+        totals = {mode: totals.state() for mode, totals in self._totals.items()}
+        return super()._progress() | {"tokens_run": self._tokens_run, "totals": totals}
+
+    def _restore_progress(self, progress: dict[str, Any]) -> None:
+        super()._restore_progress(progress)
+        self._tokens_run = progress["tokens_run"]
+        for mode, totals in self._totals.items():
+            totals.restore(progress["totals"][mode], self.accelerator.device)
 
     def _record(self, parts: DualCoTLoss, logps: PairLogps, batch: dict[str, Tensor]) -> None:
         totals = self._totals["train" if self.model.training else "eval"]
