@@ -20,10 +20,11 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edit_trl import DualCoTConfig, DualCoTTrainer, load_dual_cots
+from edit_trl.weights import put_on
 
 COLUMNS = {
     "key_accuracy": "key steps preferred",
@@ -88,9 +89,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         adapter = None
         for name, options in STAGES.items():
-            model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(
+                args.model, dtype=torch.float32, use_safetensors=True
+            )
             if adapter:
-                model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+                model = put_on(model, adapter, is_trainable=True)
             trainer = DualCoTTrainer(
                 model,
                 args=DualCoTConfig(

@@ -303,3 +303,8 @@ class DualCoTConfig(SFTConfig):
                     f"`{name}: {getattr(self, name)}` does not apply to dual CoTs; remove it from "
                     "the configuration"
                 )
+        if self.hub_strategy in ("checkpoint", "all_checkpoints"):
+            yield (
+                f"`hub_strategy: {self.hub_strategy}` would push checkpoints, which hold optimizer states "
+                "and pickles; they stay here, and the finished model is pushed. Remove it"
+            )

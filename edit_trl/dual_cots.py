@@ -34,6 +34,8 @@ from edit_trl.dual_cot_row import (
     validate_dual_cots,
 )
 from edit_trl.errors import InputError
+from edit_trl.hub import check_repo_id, open_repository
+from edit_trl.hub_errors import explained
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -382,22 +384,15 @@ def push_dual_cots(
     Args:
         dataset: The rows.
         repo_id: "namespace/name"; made if it does not exist.
-        private: Whether a new repository is private; None leaves it to the namespace's default.
+        private: Whether a new repository is private; it is unless this is False.
         split: The split to write.
 
     Raises:
         InputError: A repo_id without its namespace, rows that are not dual CoTs, or a refusal by
             the Hub.
     """
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo_id):
-        raise InputError(f'repo_id must be "namespace/name", got {repo_id!r}')
+    check_repo_id(repo_id, "repo_id")
     validate_dual_cots(dataset, source=repo_id)
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-
-    try:
-        dataset.push_to_hub(repo_id, private=private, split=split)
-    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
-        raise InputError(
-            f"the Hub did not take {repo_id!r}: {error}. Log in with `hf auth login` using a token "
-            "that may write there"
-        ) from error
+    open_repository(repo_id, repo_type="dataset", private=private)
+    with explained(repo_id):
+        dataset.push_to_hub(repo_id, split=split)

@@ -132,6 +132,16 @@ class MetricTotals:
         self._totals.clear()
         return {n: top / bottom for n, (top, bottom) in zip(names, totals, strict=True) if bottom}
 
+    def state(self) -> dict[str, list[float]]:
+        """The sums of this process as they stand, to be kept with a checkpoint."""
+        return {name: pair.tolist() for name, pair in self._totals.items()}
+
+    def restore(self, state: dict[str, list[float]], device: torch.device) -> None:
+        """Go on from what `state` gave."""
+        self._totals = {
+            name: torch.tensor(pair, dtype=torch.float64, device=device) for name, pair in state.items()
+        }
+
 
 class _SeenLoss(NamedTuple):
     loss: Tensor

@@ -1,150 +1,208 @@
-"""The model card (L3)."""
+"""The model card (L3): written by the trainer, and again when more is known."""
 
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from edit_trl.config import DualCoTConfig
-from edit_trl.tokenization import PreparationReport
-
-CITATION = """\
-@inproceedings{dai2025capture,
-    title        = {Capture the Key in Reasoning to Enhance CoT Distillation Generalization},
-    author       = {Dai, Chengwei and Li, Kun and Zhou, Wei and Hu, Songlin},
-    year         = 2025,
-    booktitle    = {Annual Meeting of the Association for Computational Linguistics},
-    eprint       = {2405.19737},
-}"""
-
-PACKAGES = ("edit_trl", "trl", "transformers", "peft", "torch", "datasets")
-
-OBJECTIVE_FIELDS = (
-    "key_step_method",
-    "chosen_key_weight",
-    "chosen_context_weight",
-    "rejected_key_weight",
-    "rejected_key_scope",
-    "rejected_penalty",
-    "normalization",
-    "preference_weight",
-    "preference_loss",
-    "preference_scope",
-    "reference",
+from edit_trl.card_facts import CardFacts, read_facts, write_facts
+from edit_trl.card_sections import (
+    EDIT_CITATION,
+    TRL_CITATION,
+    Evaluation,
+    all_versions,
+    data_section,
+    eval_results,
+    evaluation_section,
+    examples_section,
+    final_metrics,
+    linked,
+    objective_section,
+    options_table,
+    usage,
 )
-TRAINING_FIELDS = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "max_length",
-    "seed",
-)
-FINAL_METRICS = ("loss", "key_accuracy", "completion_accuracy", "logps/chosen", "drift/chosen")
+from edit_trl.hub import is_hub_id
+from edit_trl.licence import Licence, read_licence
+from edit_trl.markdown import code, one_line, text
+from edit_trl.training_curves import curves_svg
+
+CURVES_FILE = "training_curves.svg"
+PACKAGES = ("edit_trl", "trl", "transformers", "peft", "torch", "datasets", "accelerate", "bitsandbytes")
+TAGS = ("trl", "edit_trl", "dual-cot")
+
+
+def package_versions() -> dict[str, str]:
+    """The packages that training goes through."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # bitsandbytes, where there is none for the machine
+            continue
+    return versions
+
+
+def write_card(
+    folder: Path,
+    facts: CardFacts,
+    *,
+    model_name: str | None = None,
+    repo_id: str | None = None,
+    base_model: str | None = None,
+    tags: Sequence[str] = TAGS,
+    evaluations: Sequence[Evaluation] = (),
+) -> Licence:
+    """Write `README.md` and `training_curves.svg` into a model's folder.
+
+    Args:
+        folder: The folder.
+        facts: What is known of the model.
+        model_name: The name in the title; the repository's, or the folder's, where None.
+        repo_id: Where it goes on the Hub, for the code that loads it.
+        base_model: The base model's id on the Hub, where it was trained from a folder.
+        tags: The Hub's tags.
+        evaluations: What was measured.
+
+    Returns:
+        The licence that the card states.
+    """
+    base = base_model or facts.base_model
+    licence = read_licence(base, facts.stages[0].revision if base == facts.base_model else None)
+    picture = curves_svg([(stage.name, stage.logs) for stage in facts.stages])
+    if picture:
+        (folder / CURVES_FILE).write_text(picture, encoding="utf-8")
+    name = model_name or (repo_id or folder.resolve().name).split("/")[-1]
+    card = dual_cot_model_card(
+        facts,
+        model_name=name,
+        repo_id=repo_id or "PATH_OR_ID_OF_THIS_MODEL",
+        base_model=base,
+        licence=licence,
+        tags=tags,
+        evaluations=evaluations,
+        has_curves=picture is not None,
+    )
+    card.save(folder / "README.md")
+    return licence
+
+
+def include_earlier_stages(folder: Path, previous: Path) -> None:
+    """Write the card of a stage anew, with the stages before it, where their folder tells of them."""
+    facts, earlier = read_facts(folder), read_facts(previous)
+    if facts is not None and earlier is not None and len(facts.stages) == 1:
+        facts = facts.after(earlier)
+        write_facts(folder, facts)
+        write_card(folder, facts)
 
 
 def dual_cot_model_card(
+    facts: CardFacts,
     *,
-    config: DualCoTConfig,
-    base_model: str,
-    adapter: bool,
     model_name: str,
-    dataset_name: str | None,
-    tags: Sequence[str],
-    reports: Mapping[str, PreparationReport],
-    log_history: Sequence[Mapping[str, Any]],
+    repo_id: str,
+    base_model: str,
+    licence: Licence,
+    tags: Sequence[str] = TAGS,
+    evaluations: Sequence[Evaluation] = (),
+    has_curves: bool = False,
 ) -> ModelCard:
-    """The card of a trained model: what was trained on what, with which objective, how to load it.
+    """The card of a trained model: what was trained on what, with which objective, how well, how to load it.
 
     Args:
-        config: The run's configuration.
-        base_model: Id or path of the model the run started from.
-        adapter: Whether a PEFT adapter was trained.
+        facts: What is known of the model.
         model_name: The name in the title.
-        dataset_name: The dataset, where it has a name.
+        repo_id: What the code that loads it calls it.
+        base_model: Id or path of the model the first stage started from.
+        licence: The base model's.
         tags: The Hub's tags.
-        reports: What became of the rows of each dataset.
-        log_history: The trainer's logs.
+        evaluations: What was measured.
+        has_curves: Whether there is a picture of the curves beside it.
 
     Returns:
         A card with metadata that the Hub accepts.
     """
-    data = ModelCardData(
-        base_model=_hub_id(base_model),
-        library_name="peft" if adapter else "transformers",
-        model_name=model_name,
-        datasets=[dataset_name] if _hub_id(dataset_name) else None,
-        tags=list(tags),
+    data = _metadata(facts, model_name, base_model, licence, tags, evaluations)
+    sections = [
+        f"# {text(model_name)}",
+        _summary(facts, base_model),
+        text(licence.why),
+        ("Use", usage(facts.form, repo_id, base_model, facts.stages[-1].conversational)),
+        ("Evaluation", evaluation_section(evaluations)),
+        ("Data", data_section(facts.stages)),
+        ("Examples", _examples(facts)),
+        ("Objective", objective_section(facts.stages)),
+        ("Training", _training(facts, has_curves)),
+        ("Versions", all_versions(facts)),
+        ("Citation", f"```bibtex\n{EDIT_CITATION}\n```\n\n```bibtex\n{TRL_CITATION}\n```"),
+    ]
+    parts = [s if isinstance(s, str) else f"## {s[0]}\n\n{s[1]}" for s in sections if s and s[-1]]
+    body = "\n\n".join(parts)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+def _metadata(
+    facts: CardFacts,
+    model_name: str,
+    base_model: str,
+    licence: Licence,
+    tags: Sequence[str],
+    evaluations: Sequence[Evaluation],
+) -> ModelCardData:
+    datasets = list(dict.fromkeys(s.dataset for s in facts.stages if is_hub_id(s.dataset)))
+    extra = {}
+    if is_hub_id(base_model):
+        extra["base_model_relation"] = "adapter" if facts.form == "adapter" else "finetune"
+    return ModelCardData(
+        base_model=base_model if is_hub_id(base_model) else None,
+        license=licence.id,
+        license_name=licence.name,
+        license_link=licence.link,
+        library_name="peft" if facts.form == "adapter" else "transformers",
+        model_name=one_line(model_name),
+        datasets=datasets or None,
+        tags=sorted(map(one_line, tags)),
         pipeline_tag="text-generation",
+        eval_results=eval_results(evaluations) or None,
+        **extra,
     )
-    rows = "\n".join(f"- {name}: {report}" for name, report in reports.items())
-    body = f"""# {model_name}
-
-A student of `{base_model}` trained on dual chains of thought (a correct one and a similar wrong one of
-the same question) with [EDIT](https://arxiv.org/abs/2405.19737) through edit_trl.
-
-## Use
-
-```python
-{_usage(base_model, adapter)}
-```
-
-## Data
-
-{rows or "- (prepared outside the trainer)"}
-
-## Objective
-
-{_table(config, OBJECTIVE_FIELDS)}
-
-## Training
-
-{_table(config, TRAINING_FIELDS)}
-
-{_final_metrics(log_history)}
-
-Versions: {", ".join(f"{package} {version(package)}" for package in PACKAGES)}.
-
-## Citation
-
-```bibtex
-{CITATION}
-```
-"""
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
 
 
-def _hub_id(name: str | None) -> str | None:
-    """The name, unless it is a local path: the Hub refuses those as ids."""
-    return None if not name or Path(name).exists() else name
+def _summary(facts: CardFacts, base_model: str) -> str:
+    what = {
+        "adapter": "An adapter for",
+        "model": "A fine-tuned version of",
+        "merged": "An adapter, merged into the weights, of",
+    }[facts.form]
+    stages = " and then ".join(code(stage.name) for stage in facts.stages)
+    return (
+        f"{what} {linked(base_model)}, trained on dual chains of thought (a correct one and a similar wrong "
+        "one of the same question) with [EDIT](https://arxiv.org/abs/2405.19737) through edit_trl and "
+        f"[TRL](https://github.com/huggingface/trl): {stages}."
+    )
 
 
-def _usage(base_model: str, adapter: bool) -> str:
-    loader = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
-    package = "peft" if adapter else "transformers"
-    return f"""from {package} import {loader}
-from transformers import AutoTokenizer
-
-model = {loader}.from_pretrained("PATH_OR_ID_OF_THIS_MODEL")
-tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID_OF_THIS_MODEL")"""
-
-
-def _table(config: DualCoTConfig, names: Sequence[str]) -> str:
-    lines = [f"| `{name}` | {_plain(getattr(config, name))} |" for name in names]
-    return "\n".join(["| option | value |", "|---|---|", *lines])
-
-
-def _plain(value: Any) -> str:
-    return str(getattr(value, "value", value))
-
-
-def _final_metrics(log_history: Sequence[Mapping[str, Any]]) -> str:
-    last = next((entry for entry in reversed(log_history) if "logps/chosen" in entry), None)
-    if last is None:
+def _examples(facts: CardFacts) -> str:
+    examples = facts.stages[-1].examples
+    if not examples:
         return ""
-    lines = [f"| `{name}` | {last[name]:.4f} |" for name in FINAL_METRICS if name in last]
-    return "\n".join([f"Last log, step {last['step']}:", "", "| metric | value |", "|---|---|", *lines])
+    method = facts.stages[-1].objective.get("key_step_method")
+    return f"Pairs it was trained on; the key steps (`{method}`) in bold.\n\n{examples_section(examples)}"
+
+
+def _training(facts: CardFacts, has_curves: bool) -> str:
+    parts = []
+    if has_curves:
+        parts.append(f"![Training curves: loss and key accuracy by step]({CURVES_FILE})")
+    parts.append(options_table(facts.stages, "training"))
+    if any(stage.adapter for stage in facts.stages):
+        parts += ["The adapter:", options_table(facts.stages, "adapter")]
+    held = facts.stages[-1].quantization
+    if held:
+        parts.append(f"While training, the base model was held in {text(held)}.")
+    if facts.stages[-1].processes > 1:
+        parts.append(f"{facts.stages[-1].processes} processes trained together; batch sizes are of each.")
+    parts.append(final_metrics(facts.stages))
+    return "\n\n".join(part for part in parts if part)

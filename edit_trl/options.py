@@ -132,8 +132,11 @@ def hints_of(classes: Iterable[type]) -> dict[str, Any]:
 
 
 def described(cls: type) -> dict[str, str]:
-    """What the `Attributes:` section of a dataclass's docstring says of each field, in a line."""
-    _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
-    section = re.split(r"\n(?=\S)", section, maxsplit=1)[0]
-    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
+    """What the `Attributes:` sections of a dataclass and its bases say of each field, in a line."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        _, _, section = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:\n")
+        section = re.split(r"\n(?=\S)", section, maxsplit=1)[0]
+        pairs = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
+        found |= {name: " ".join(text.split()) for name, text in pairs}
+    return found

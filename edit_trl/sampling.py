@@ -8,6 +8,7 @@ from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from edit_trl.collation import BatchLayoutName, DualCoTCollator
 from edit_trl.errors import InputError
@@ -15,6 +16,36 @@ from edit_trl.tokenization import name_rows
 
 # Sorting by length within this many batches costs no randomness that matters and saves most padding.
 SORT_WINDOW = 50
+
+
+class LengthGroups(Sampler[int]):
+    """Pairs of a similar length together, in an order that the seed and the epoch alone decide.
+
+    `transformers.LengthGroupedSampler` draws from the process's random state, which a resumed run, or another
+    process, has in another place.
+
+    Args:
+        lengths: Of each pair.
+        batch_size: How many pairs are to be of a similar length.
+        seed: For the shuffling.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
 
 
 class TokenBudgetBatches(Sampler[list[int]]):

@@ -19,20 +19,40 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import logging
-from trl import SFTTrainer
 
+from edit_trl.card_facts import (
+    OBJECTIVE_FIELDS,
+    TRAINING_FIELDS,
+    CardFacts,
+    Example,
+    StageFacts,
+    adapter_options,
+    pick_examples,
+    plain_logs,
+    plain_options,
+    quantization_name,
+    write_facts,
+)
+from edit_trl.card_sections import EDIT_CITATION
 from edit_trl.collation import EXAMPLE_COLUMNS, SIDES, DualCoTCollator
 from edit_trl.config import DualCoTConfig
-from edit_trl.dual_cot_row import validate_dual_cots
+from edit_trl.dual_cot_row import is_conversational, validate_dual_cots
 from edit_trl.errors import InputError
+from edit_trl.hub import account, model_files, open_repository, upload
 from edit_trl.losses import DualCoTLoss, masked_mean
 from edit_trl.metrics import LossWatch, MetricTotals, chosen_metrics, pair_metrics
-from edit_trl.model_card import CITATION, dual_cot_model_card
+from edit_trl.model_card import package_versions, write_card
 from edit_trl.objective import Objective
 from edit_trl.reference import adapter_off, add_scores, fork_histogram, keep_hard_forks
-from edit_trl.sampling import TokenBudgetBatches, check_budget, pair_lengths, token_budget_loader
+from edit_trl.resumable import ResumableTrainer
+from edit_trl.sampling import (
+    LengthGroups,
+    TokenBudgetBatches,
+    check_budget,
+    pair_lengths,
+    token_budget_loader,
+)
 from edit_trl.scoring import PairLogps, PairScorer, make_pair_scorer
 from edit_trl.tokenization import PreparationReport, RowPreparation, prepare_dual_cots
 
@@ -43,7 +63,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
-class DualCoTTrainer(SFTTrainer):
+class DualCoTTrainer(ResumableTrainer):
     """Trainer for key-step learning on dual CoTs (EDIT, arXiv 2405.19737), and for its warm-up.
 
     Every option of `trl.SFTTrainer` means the same here. The objective is
@@ -92,7 +112,7 @@ class DualCoTTrainer(SFTTrainer):
     _paper = {  # noqa: RUF012 (as in TRL)
         "title": "Capture the Key in Reasoning to Enhance CoT Distillation Generalization",
         "id": "2405.19737",
-        "citation": CITATION,
+        "citation": EDIT_CITATION,
     }
 
     # The loss is divided by the pairs of the whole optimizer step, so the Trainer must not divide it
@@ -119,6 +139,8 @@ class DualCoTTrainer(SFTTrainer):
     ):
         name = model if isinstance(model, str) else model.config._name_or_path
         args = args or DualCoTConfig(f"{Path(name).name or 'student'}-EDIT")
+        if isinstance(model, str):  # pickles are not loaded
+            args.model_init_kwargs = {"use_safetensors": True, **(args.model_init_kwargs or {})}
         _check_arguments(model, args, train_dataset, peft_config, data_collator)
         processing_class = processing_class or AutoProcessor.from_pretrained(
             name,
@@ -132,6 +154,8 @@ class DualCoTTrainer(SFTTrainer):
         # Before the base class loads the model: bad rows are known in seconds. Not where the chat
         # template comes with the model; the base class then calls `_prepare_dataset` after cloning it.
         self.preparation_reports: dict[str, PreparationReport] = {}
+        self._examples: list[Example] = []
+        self._conversational = False
         if args.chat_template_path is None:
             train_dataset = self._prepare_dataset(train_dataset, processing_class, args)
             eval_dataset = _map_datasets(
@@ -196,6 +220,7 @@ class DualCoTTrainer(SFTTrainer):
         if "chosen_key_mask" in dataset.column_names:
             return dataset
         validate_dual_cots(dataset, source=f"{dataset_name} dataset")
+        rows = dataset
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         if args.eos_token is not None:
             tokenizer.eos_token = args.eos_token
@@ -211,6 +236,9 @@ class DualCoTTrainer(SFTTrainer):
                 dataset, preparation, name=dataset_name, num_proc=args.dataset_num_proc
             )
         self.preparation_reports[dataset_name] = report
+        if dataset_name == "train":
+            self._examples = pick_examples(rows, tokenizer, args.key_step_method)
+            self._conversational = is_conversational(rows[0])
         log = logger.warning if report.dropped or report.truncated else logger.info
         if PartialState().is_main_process:
             log(f"{dataset_name} dataset: {report}")
@@ -222,10 +250,14 @@ class DualCoTTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Rows of a similar length together where they are padded, unless another order is asked for."""
         dataset, args = train_dataset or self.train_dataset, self.args
-        if self.data_collator.layout == "padded" and args.train_sampling_strategy == "random":
+        strategy = args.train_sampling_strategy
+        if strategy == "group_by_length" or (self.data_collator.layout == "padded" and strategy == "random"):
             size = args.train_batch_size * args.gradient_accumulation_steps
-            return LengthGroupedSampler(size, lengths=dataset["length"][:])
+            return LengthGroups(dataset["length"][:], size, self._data_seed())
         return super()._get_train_sampler(train_dataset)
+
+    def _data_seed(self) -> int:
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
 
     def get_train_dataloader(self) -> DataLoader:
         """Also batches by tokens (`max_tokens_per_batch`)."""
@@ -237,7 +269,7 @@ class DualCoTTrainer(SFTTrainer):
             args.max_tokens_per_batch,
             layout=self.data_collator.layout,
             shuffle=args.train_sampling_strategy != "sequential",
-            seed=args.data_seed if args.data_seed is not None else args.seed,
+            seed=self._data_seed(),
             processes=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
         )
@@ -383,6 +415,16 @@ class DualCoTTrainer(SFTTrainer):
 
     # Metrics
 
+    def _progress(self) -> dict[str, Any]:
+        totals = {mode: totals.state() for mode, totals in self._totals.items()}
+        return super()._progress() | {"tokens_run": self._tokens_run, "totals": totals}
+
+    def _restore_progress(self, progress: dict[str, Any]) -> None:
+        super()._restore_progress(progress)
+        self._tokens_run = progress["tokens_run"]
+        for mode, totals in self._totals.items():
+            totals.restore(progress["totals"][mode], self.accelerator.device)
+
     def _record(self, parts: DualCoTLoss, logps: PairLogps, batch: dict[str, Tensor]) -> None:
         totals = self._totals["train" if self.model.training else "eval"]
         masks = [batch[f"{side}_{name}"] for name in ("mask", "key_mask") for side in SIDES]
@@ -439,20 +481,80 @@ class DualCoTTrainer(SFTTrainer):
         dataset_name: str | None = None,
         tags: str | list[str] | None = None,
     ) -> None:
-        """Write `README.md` into the output folder: what was trained on what, and how to use it."""
+        """Write the card, its picture and `card.json` into the output folder: what was trained on what."""
         if self.is_world_process_zero():
             tags = {*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])}
-            card = dual_cot_model_card(
-                config=self.args,
-                base_model=self.model.config._name_or_path,
-                adapter=is_peft_model(self.model),
-                model_name=model_name or Path(self.args.output_dir).name,
-                dataset_name=dataset_name,
-                tags=sorted(tags),
-                reports=self.preparation_reports,
-                log_history=self.state.log_history,
+            folder = Path(self.args.output_dir)
+            facts = CardFacts(
+                "adapter" if is_peft_model(self.model) else "model", [self._facts(dataset_name)]
             )
-            card.save(Path(self.args.output_dir) / "README.md")
+            write_facts(folder, facts)
+            write_card(folder, facts, model_name=model_name, tags=sorted(tags))
+
+    def _facts(self, dataset_name: str | None) -> StageFacts:
+        args, config = self.args, self.model.config
+        quantization = getattr(config, "quantization_config", None)
+        return StageFacts(
+            name=Path(args.output_dir).name,
+            base_model=config._name_or_path,
+            revision=(args.model_init_kwargs or {}).get("revision"),
+            adapter=adapter_options(self.model) if is_peft_model(self.model) else None,
+            quantization=quantization_name(quantization) if quantization else None,
+            dataset=dataset_name,
+            rows={name: str(report) for name, report in self.preparation_reports.items()},
+            objective=plain_options(args, OBJECTIVE_FIELDS),
+            training=plain_options(args, TRAINING_FIELDS),
+            processes=self.accelerator.num_processes,
+            logs=plain_logs(self.state.log_history),
+            results=next((e for e in reversed(self.state.log_history) if "train_runtime" in e), {}),
+            examples=self._examples,
+            conversational=self._conversational,
+            versions=package_versions(),
+        )
+
+    # The Hub: only what `model_files` names goes there, and no checkpoints
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository, private unless `hub_private_repo` is false; see that it may be written to."""
+        if not self.is_world_process_zero():
+            return
+        token, args = token or self.args.hub_token, self.args
+        repo_id = args.hub_model_id or f"{account(token) or 'your-name'}/{Path(args.output_dir).name}"
+        private = args.hub_private_repo if private is None else private
+        self.hub_model_id = open_repository(
+            repo_id, private=private, revision=args.hub_revision, token=token
+        ).id
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> str | None:
+        """Save the model and its card and upload them; returns the page of the commit.
+
+        `card` are arguments of `create_model_card`. It always waits for the upload (`blocking`).
+        """
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        self.create_model_card(**card)
+        if not self.is_world_process_zero():
+            return None
+        return upload(
+            model_files(Path(self.args.output_dir)),
+            self.hub_model_id,
+            message=commit_message,
+            revision=revision or self.args.hub_revision,
+            token=token,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: checkpoints hold optimizer states and pickles. What is pushed is the finished model."""
 
 
 def _map_datasets(datasets, function: Callable[[Dataset, str], Dataset]):

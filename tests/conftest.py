@@ -13,12 +13,15 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="edit_trl-tests-")
 from importlib.util import find_spec
 from pathlib import Path
 
+import datasets.config
+import huggingface_hub.constants
 import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import edit_trl.hub_errors
 import edit_trl.scoring
 import edit_trl.trainer
 
@@ -146,3 +149,33 @@ def log(monkeypatch) -> list[str]:
         for level in ("warning", "info", "warning_once"):
             monkeypatch.setattr(module.logger, level, messages.append)
     return messages
+
+
+@pytest.fixture
+def serve_hub(monkeypatch, tmp_path):
+    """Starts a server as the Hub that the client of this process talks to."""
+    import hub_server
+
+    constants = huggingface_hub.constants
+    monkeypatch.setenv("HF_TOKEN", hub_server.WRITE_TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(edit_trl.hub_errors, "_FIRST_WAIT", 0.01)
+    running = []
+
+    def start(**options):
+        server = hub_server.HubServer(**options)
+        running.append(hub_server.running(server))
+        url = running[-1].__enter__()
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        return server
+
+    yield start
+    for context in running:
+        context.__exit__(None, None, None)

@@ -125,6 +125,16 @@ def test_bad_input_is_explained_without_a_traceback(new_command, capsys, problem
     assert capsys.readouterr() == ("", expected)
 
 
+def test_a_reader_that_leaves():
+    command = f"{sys.executable} -m edit_trl.cli.main evaluate --help | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "usage: edit-trl evaluate [--config RECIPE.yaml] [--OPTION VALUE ...]",
+        "0",
+    ]
+    assert done.stderr == ""
+
+
 def test_interruption(new_command, capsys):
     new_command("made_up_stop", "def main(argv):\n    raise KeyboardInterrupt\n")
     assert main(["made_up_stop"]) == 130

@@ -221,3 +221,23 @@ def test_help_lists_our_options(capfd):
     for option in ("--config", "--stage", "--chosen_key_weight", "--lora_r", "--dataset_name"):
         assert option in text
     assert "Alpha: weight of the correct chain's key tokens." in text
+
+
+def test_the_help_is_made_once(tmp_path, monkeypatch, capfd):
+    """TRL's import is most of what it takes; with another terminal, or other options, it is made anew."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["train", "--help"]) == 0
+    made = capfd.readouterr().out
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "edit_trl.cli.main", "train", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == made
+    assert "torch" not in done.stderr
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["train", "--help"]) == 0
+    assert len(capfd.readouterr().out.splitlines()) > len(made.splitlines())
+    assert len(list((tmp_path / "edit_trl").iterdir())) == 2

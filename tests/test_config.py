@@ -78,3 +78,9 @@ def test_all_problems_at_once(tmp_path):
     with pytest.raises(InputError) as caught:
         make(tmp_path, chosen_key_weight=-1.0, max_key_fraction=0.0, preference_loss="ipo", packing=True)
     assert len(caught.value.problems) == 4
+
+
+def test_checkpoints_are_not_pushed(tmp_path):
+    with pytest.raises(InputError, match="hub_strategy: all_checkpoints` would push checkpoints"):
+        DualCoTConfig(str(tmp_path), hub_strategy="all_checkpoints")
+    DualCoTConfig(str(tmp_path), hub_strategy="end", use_cpu=True)

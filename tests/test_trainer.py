@@ -399,8 +399,8 @@ def test_model_card(tmp_path, tokenizer):
     assert card.startswith("---\n")
     assert "library_name: peft" in card
     assert "- someone/dual-cots" in card
-    assert "- train: 4 of 4 pairs kept" in card
-    assert "| `chosen_key_weight` | 2.0 |" in card
-    assert "| `learning_rate` | 0.01 |" in card
+    assert "| train | 4 of 4 pairs kept; key fraction" in card
+    assert "| `chosen_key_weight` | `2.0` |" in card
+    assert "| `learning_rate` | `0.01` |" in card
     assert "AutoPeftModelForCausalLM" in card
     assert "2405.19737" in card

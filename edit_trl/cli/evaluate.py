@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from edit_trl.evaluation.evaluate_config import EvaluateArguments
     from edit_trl.evaluation.harness import HarnessTasks
     from edit_trl.evaluation.problems import Problem
-    from edit_trl.evaluation.runs import Run, RunRecord
+    from edit_trl.evaluation.runs import Run
     from edit_trl.evaluation.tasks import TaskFile, Tasks
     from edit_trl.questions import Question
     from edit_trl.teachers.dispatch import Limits
@@ -28,9 +27,6 @@ DESCRIPTION = (
 )
 # Prices and budgets are for teachers.
 HIDDEN = ("prompt_price", "completion_price", "max_cost")
-# Options that change nothing of what is measured.
-INCIDENTAL = ("name", "output_dir", "history", "harness")
-INCIDENTAL += ("device", "engine", "actors", "batching", "batch_size")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +101,10 @@ def _measure(
     if client and arguments.actors is not None:
         raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
     known = client.address if client else model_hash(arguments.model)
-    folder = RunFolder(arguments.folder, _record(arguments, tasks, known))
+    record = arguments.record(
+        model_hash=known, tasks=tasks.versions, data_hash=tasks.data_hash, seed=arguments.seed
+    )
+    folder = RunFolder(arguments.folder, record)
     if folder.finished:
         print(f"{folder.path} is finished ({folder.record.finished}), nothing to ask", file=sys.stderr)
         return read_run(folder.path), None
@@ -151,23 +150,6 @@ def _prepare(
     return generator, prompts, loaded
 
 
-def _record(arguments: EvaluateArguments, tasks: Tasks, known: str) -> RunRecord:
-    from edit_trl.evaluation.runs import RunRecord, content_hash
-
-    options = {name: value for name, value in asdict(arguments).items() if name not in INCIDENTAL}
-    return RunRecord(
-        kind="evaluate",
-        name=arguments.run_name,
-        model=arguments.model,
-        model_hash=known,
-        settings=arguments.settings,
-        tasks=tasks.versions,
-        data_hash=tasks.data_hash,
-        recipe_hash=content_hash(options),
-        seed=arguments.seed,
-    )
-
-
 def _remember(run: Run, history: str | None) -> None:
     from edit_trl.evaluation.history import record_run
 
@@ -179,7 +161,7 @@ def _run_harness(arguments: EvaluateArguments, tasks: HarnessTasks, loaded: Any)
     """lm-evaluation-harness, on the same model."""
     from edit_trl.evaluation.harness import evaluate_with_harness, format_harness, write_harness
 
-    model, tokenizer = loaded or _load(arguments)
+    model, tokenizer = loaded or arguments.load()
     results = evaluate_with_harness(
         model,
         tokenizer,
@@ -191,16 +173,3 @@ def _run_harness(arguments: EvaluateArguments, tasks: HarnessTasks, loaded: Any)
     )
     print(format_harness(results))
     print(write_harness(results, arguments.folder))
-
-
-def _load(arguments: EvaluateArguments) -> tuple[Any, Any]:
-    from edit_trl.evaluation.models import load_student
-
-    return load_student(
-        arguments.model,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        trust_remote_code=arguments.trust_remote_code,
-        attn_implementation=arguments.attn_implementation,
-        load_in_4bit=arguments.load_in_4bit,
-    )

@@ -57,11 +57,7 @@ def _show(pairs: list[Pair], shown: list[Pair], options: argparse.Namespace) -> 
         count = f"{len(shown)} pair{'' if len(shown) == 1 else 's'}"
         print(f"{path.resolve()}: {count}, {path.stat().st_size / 1e6:.1f} MB")
     elif not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        try:
-            _print_plain(*about)
-            sys.stdout.flush()
-        except BrokenPipeError:  # `| head` has seen enough; the interpreter must not try once more at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_plain(*about)
     elif sys.stdin.isatty() and find_spec("termios"):
         from edit_trl.cli.pair_viewer import browse
 

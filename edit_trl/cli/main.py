@@ -2,6 +2,8 @@
 
 import difflib
 import logging
+import os
+import select
 import sys
 import warnings
 from collections.abc import Callable
@@ -49,13 +51,30 @@ def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:
     """
     _hush_libraries()
     try:
-        return command(argv)
+        code = command(argv)
+        sys.stdout.flush()  # or a pipe that is closed would be told of at the interpreter's end
+        return code
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        return 0
     except (InputError, FloatingPointError) as error:  # the latter: a loss that is not finite
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _reader_has_left() -> bool:
+    """Whether standard output is a pipe that nobody reads any more: `| head` has seen enough."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    # The interpreter must not try once more at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _hush_libraries() -> None:

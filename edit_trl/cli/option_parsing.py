@@ -107,9 +107,13 @@ def format_help(usage: str, description: str, classes: Sequence[type], hidden: I
 
 
 def option_help(classes: Sequence[type], hidden: Iterable[str] = ()) -> dict[str, str]:
-    """Every option and what it is for."""
+    """Every option and what it is for; of an option of several classes, what the first of them says."""
     known = hints_of(classes).keys() - set(hidden)
-    return {name: text for cls in classes for name, text in described(cls).items() if name in known}
+    texts: dict[str, str] = {}
+    for cls in classes:
+        for name, text in described(cls).items():
+            texts.setdefault(name, text)
+    return {name: text for name, text in texts.items() if name in known}
 
 
 def option_defaults(classes: Sequence[type]) -> Mapping[str, Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.errors import InputError
 
 if TYPE_CHECKING:
-    from edit_trl.evaluation.runs import Run, RunRecord
+    from edit_trl.evaluation.runs import Run
     from edit_trl.evaluation.suite import CaseJudge
     from edit_trl.evaluation.suite_cases import SuiteCase
     from edit_trl.evaluation.suite_config import SuiteArguments
@@ -24,8 +23,6 @@ DESCRIPTION = (
     "the recipe or here; those from --base_urls on are for a model behind an endpoint:"
 )
 HIDDEN = ("token_limit",)
-# Options that change nothing of what is measured.
-INCIDENTAL = ("name", "output_dir", "history", "device", "engine", "actors", "batch_size")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(arguments: SuiteArguments, endpoint: EndpointArguments, beside: Path) -> Run:
-    from edit_trl.evaluation.runs import RunFolder, read_run
-    from edit_trl.evaluation.suite import finish_suite, score_cases
+    from edit_trl.evaluation.runs import RunFolder, content_hash, read_run
+    from edit_trl.evaluation.suite import SUITE_VERSION, finish_suite, score_cases
     from edit_trl.evaluation.suite_cases import cases_of
 
     rows, where = _rows(arguments, beside)
@@ -80,7 +77,13 @@ def _measure(arguments: SuiteArguments, endpoint: EndpointArguments, beside: Pat
         where=where,
     )
     print(_found(cases, left_out), file=sys.stderr)
-    folder = RunFolder(arguments.folder, _record(arguments, cases, known))
+    record = arguments.record(
+        model_hash=known,
+        tasks={case.task: SUITE_VERSION for case in cases},
+        data_hash=content_hash([case.content() for case in cases]),
+        seed=arguments.seed,
+    )
+    folder = RunFolder(arguments.folder, record)
     if folder.finished:
         print(f"{folder.path} is finished ({folder.record.finished}), nothing to score", file=sys.stderr)
         return read_run(folder.path)
@@ -152,41 +155,16 @@ def of_model(arguments: SuiteArguments, client: Any) -> tuple[str, Any, int | No
 
 
 def judge_of(arguments: SuiteArguments, client: Any, tokenizer: Any, cases: Sequence[SuiteCase]) -> CaseJudge:
+    """Who makes the items: the model behind the endpoint, else the model, which is loaded here."""
     options = {"batch_size": arguments.batch_size, "max_new_tokens": arguments.written}
     if client is not None:
         from edit_trl.cli.suite_endpoint import EndpointJudge
 
         return EndpointJudge(client, tokenizer, cases, **options)
-    from edit_trl.evaluation.models import load_student
     from edit_trl.evaluation.suite_model import ModelJudge
 
-    model, _ = load_student(
-        arguments.model,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        trust_remote_code=arguments.trust_remote_code,
-        attn_implementation=arguments.attn_implementation,
-        load_in_4bit=arguments.load_in_4bit,
-    )
+    model, _ = arguments.load()
     return ModelJudge(model, tokenizer, cases, **options)
-
-
-def _record(arguments: SuiteArguments, cases: Sequence[SuiteCase], known: str) -> RunRecord:
-    from edit_trl.evaluation.runs import RunRecord, content_hash
-    from edit_trl.evaluation.suite import SUITE_VERSION
-
-    options = {name: value for name, value in asdict(arguments).items() if name not in INCIDENTAL}
-    return RunRecord(
-        kind="suite",
-        name=arguments.run_name,
-        model=arguments.model,
-        model_hash=known,
-        settings=arguments.settings,
-        tasks={case.task: SUITE_VERSION for case in cases},
-        data_hash=content_hash([case.content() for case in cases]),
-        recipe_hash=content_hash(options),
-        seed=arguments.seed,
-    )
 
 
 def _found(cases: Sequence[SuiteCase], left_out: int) -> str:

@@ -7,13 +7,19 @@ file trains one stage in the process it is given.
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import edit_trl
+from edit_trl.cli.cached_help import cached_help
+from edit_trl.cli.launch import SignalRelay, add_launch_options, end_with_launcher, launch
+from edit_trl.cli.push_sources import RUN_FILE
 from edit_trl.errors import InputError
+from edit_trl.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -21,8 +27,13 @@ if TYPE_CHECKING:
     from edit_trl.config import DualCoTConfig
     from edit_trl.recipe import DataArguments, Recipe, RunArguments
 
-RUN_FILE = "run.json"
-"""Left in a run's folder: what it was run with, and whether it is finished."""
+DRAFT_FILE = f"{RUN_FILE}.draft"
+
+STOPPING = (
+    "Told to stop by SIGTERM or SIGUSR1 (a spot instance; Slurm, with --signal=B:USR1@90), a run saves after "
+    f"the step it is at and exits with code {EXIT_CODE}; the same command goes on from there. Bad input is "
+    "code 2."
+)
 
 # Options that do not change what is trained: a run may be taken up again with others.
 INCIDENTAL = {
@@ -40,46 +51,59 @@ INCIDENTAL = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run every stage that is not finished; return the exit code of the first that fails."""
+    """Run every stage that is not finished; return the exit code of the first that fails or is stopped."""
     argv = sys.argv[1:] if argv is None else argv
     own, rest = _own_parser().parse_known_args(argv)
     if own.help:
         _print_help()
         return 0
-    launch = _launch_options(own)
-    for stage in _stage_names(own.config, own.stage):
+    relay = SignalRelay()
+    try:
+        with handled(relay.pass_on):
+            code = _run_stages(own, rest, relay)
+    except TrainingStopped as stopped:
+        print(stopped, file=sys.stderr)
+        code = EXIT_CODE
+    if code == EXIT_CODE:
+        print(f"to go on: {shlex.join(['edit-trl', 'train', *argv])}", file=sys.stderr)
+    return code
+
+
+def _run_stages(own: argparse.Namespace, rest: list[str], relay: SignalRelay) -> int:
+    stages = _stage_names(own.config, own.stage)
+    for stage in stages:
         options = ["--config", own.config] if own.config else []
         options += ["--stage", stage] if stage else []
-        code = _launch(launch, [*options, *rest])
+        code = relay.exit_code(launch(own, [*options, *rest]))
+        if relay.received and stage != stages[-1]:
+            code = code or EXIT_CODE
         if code:
             return code
     return 0
 
 
 def _own_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="edit-trl train", add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="edit-trl train", add_help=False, allow_abbrev=False, epilog=STOPPING
+    )
     parser.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
     parser.add_argument("--config", metavar="RECIPE.yaml", help="The recipe; options given here win over it.")
     parser.add_argument("--stage", metavar="NAME", help="Run one stage of the recipe instead of all.")
-    group = parser.add_argument_group("launch")
-    group.add_argument(
-        "--accelerate_config",
-        metavar="FILE|NAME",
-        help="An accelerate configuration file, or the name of one beside the recipe or in "
-        "recipes/accelerate.",
-    )
-    group.add_argument(
-        "--num_processes", type=int, metavar="N", help="Processes to launch, as in accelerate launch."
-    )
+    add_launch_options(parser)
     return parser
 
 
 def _print_help() -> None:
+    package = Path(edit_trl.__file__).parent
+    sources = [package / "recipe.py", *package.glob("*config.py"), *Path(__file__).parent.glob("*.py")]
+    print(cached_help(_make_help, ("trl", "transformers"), sorted(sources)))
+
+
+def _make_help() -> str:
     from edit_trl.recipe import make_parser
 
-    _own_parser().print_help()
-    print("\nEvery option of a recipe, here as --key value:\n")
-    make_parser(prog="edit-trl train").print_help()
+    ours, recipe = _own_parser().format_help(), make_parser(prog="edit-trl train").format_help()
+    return f"{ours}\nEvery option of a recipe, here as --key value:\n\n{recipe}"
 
 
 def _stage_names(config: str | None, stage: str | None) -> list[str | None]:
@@ -97,53 +121,19 @@ def _stage_names(config: str | None, stage: str | None) -> list[str | None]:
     return [s["name"] for s in stages] if named else [None]
 
 
-def _launch_options(own: argparse.Namespace) -> list[str]:
-    if own.accelerate_config:
-        options = ["--config_file", str(_accelerate_config(own.accelerate_config, own.config))]
-        return options + (["--num_processes", str(own.num_processes)] if own.num_processes else [])
-    import torch
-
-    # What accelerate launch would choose, said out loud so that it has nothing to warn of; but left to
-    # itself it gives a process one CPU thread, however many cores there are.
-    gpus = torch.cuda.device_count()
-    processes = own.num_processes or max(gpus, 1)
-    options = ["--num_processes", str(processes), "--num_machines", "1", "--dynamo_backend", "no"]
-    options += ["--mixed_precision", "no"]  # the recipe's bf16 or fp16 decides in the process
-    options += ["--multi_gpu"] if gpus > 1 and processes > 1 else []
-    if "OMP_NUM_THREADS" not in os.environ:
-        threads = max(torch.get_num_threads() // processes, 1)
-        options += ["--num_cpu_threads_per_process", str(threads)]
-    return options
-
-
-def _accelerate_config(name: str, recipe: str | None) -> Path:
-    """A file, or a name looked up in `accelerate/` folders above the recipe and in recipes/."""
-    if Path(name).is_file():
-        return Path(name)
-    above = Path(recipe).resolve().parents if recipe else ()
-    folders = [folder / "accelerate" for folder in above] + [Path("recipes/accelerate")]
-    known = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
-    if name not in known:
-        names = ", ".join(sorted(known)) or "none found beside the recipe or in recipes/accelerate"
-        raise InputError(f"no accelerate configuration {name!r}: not a file, and the names are: {names}")
-    return known[name]
-
-
-def _launch(launch_options: list[str], options: list[str]) -> int:
-    import subprocess
-
-    from accelerate.commands.launch import launch_command, launch_command_parser
-
-    arguments = [*launch_options, "-m", "edit_trl.cli.train", *options]
-    try:
-        launch_command(launch_command_parser().parse_args(arguments))
-    except subprocess.CalledProcessError as error:
-        return error.returncode  # the process has said what was wrong
-    return 0
-
-
 def train_stage(argv: list[str]) -> int:
     """Train one stage, or a recipe without stages, in this process."""
+    stop_signals = StopSignals()
+    try:
+        with handled(stop_signals.receive):
+            return _train_stage(argv, stop_signals)
+    except TrainingStopped as stopped:
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        return EXIT_CODE
+
+
+def _train_stage(argv: list[str], stop_signals: StopSignals) -> int:
+    from edit_trl.cli.push import pushing
     from edit_trl.recipe import parse_options, read_recipe, resolve_runs
 
     own, rest = _own_parser().parse_known_args(argv)
@@ -157,8 +147,26 @@ def train_stage(argv: list[str]) -> int:
     if state.get("finished"):
         print(f"{folder} is finished ({state['finished']}), nothing to do")
         return 0
-    _train(run, folder, student=_previous_output(recipe, run) or run.model.model_name_or_path)
+    previous = _previous_output(recipe, run)
+    is_last = run.stage == (recipe.stages[-1][0] if recipe.stages else None)
+    checkpoint = _find_checkpoint(run, folder)
+    with pushing(run, folder, wanted=run.training.push_to_hub and is_last):
+        _train(run, folder, previous or run.model.model_name_or_path, checkpoint, stop_signals)
     return 0
+
+
+def _find_checkpoint(run: "RunArguments", folder: Path) -> str | None:
+    """What the run goes on from, seen to be of this run as far as can be told before anything is loaded."""
+    from edit_trl.checkpoints import check_checkpoint, describe_run, last_checkpoint
+
+    named = run.training.resume_from_checkpoint
+    checkpoint = named or last_checkpoint(folder)
+    if checkpoint:
+        check_checkpoint(checkpoint, describe_run(run.training))
+    if named:
+        # The checkpoint may be of another run's folder.
+        _check_same_run(Path(named).parent, run.values, f"resume_from_checkpoint {named} is of")
+    return checkpoint
 
 
 def _pick_run(recipe: "Recipe", runs: list["RunArguments"], stage: str | None) -> "RunArguments":
@@ -203,11 +211,20 @@ def _check_run_folder(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"output_dir {folder} is a file; choose another")
     state = _read_run_file(folder)
     if not state:
-        if folder.is_dir() and any(folder.iterdir()):
+        # A draft alone is a run that was cut off before it began.
+        if folder.is_dir() and any(file.name != DRAFT_FILE for file in folder.iterdir()):
             raise InputError(
                 f"output_dir {folder} is not empty and holds no run of edit-trl; choose another, or remove it"
             )
         return {}
+    _check_same_run(folder, values, f"output_dir {folder} holds")
+    return state
+
+
+def _check_same_run(folder: Path, values: dict[str, Any], finding: str) -> None:
+    state = _read_run_file(folder)
+    if not state:
+        return
     before, now = _essentials(state["options"]), _essentials(values)
     changed = [
         f"{k}: {before.get(k, 'not set')!r} there, {now.get(k, 'not set')!r} now"
@@ -216,10 +233,8 @@ def _check_run_folder(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     ]
     if changed:
         raise InputError(
-            f"output_dir {folder} holds another run ({'; '.join(changed)}); choose another output_dir, or "
-            "remove that folder"
+            f"{finding} another run ({'; '.join(changed)}); choose another output_dir, or remove that folder"
         )
-    return state
 
 
 def _essentials(values: dict[str, Any]) -> dict[str, Any]:
@@ -229,21 +244,22 @@ def _essentials(values: dict[str, Any]) -> dict[str, Any]:
 def _write_run_file(
     folder: Path, values: dict[str, Any], finished: str | None, results: dict[str, Any]
 ) -> None:
-    import edit_trl
-
     folder.mkdir(parents=True, exist_ok=True)
     options = {k: v for k, v in values.items() if k != "hub_token"}
     state = {"edit_trl": edit_trl.__version__, "finished": finished, "options": options, "results": results}
-    draft = folder / f"{RUN_FILE}.draft"
+    draft = folder / DRAFT_FILE
     draft.write_text(json.dumps(state, indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(draft, folder / RUN_FILE)
 
 
-def _train(run: "RunArguments", folder: Path, student: str) -> None:
-    from transformers.trainer_utils import get_last_checkpoint
+def _train(
+    run: "RunArguments", folder: Path, student: str, checkpoint: str | None, stop_signals: StopSignals
+) -> None:
     from trl import get_peft_config, get_quantization_config
 
+    from edit_trl.checkpoints import written_whole
     from edit_trl.dual_cots import load_dual_cots
+    from edit_trl.model_card import include_earlier_stages
     from edit_trl.trainer import DualCoTTrainer
 
     data, training, model = run.data, run.training, run.model
@@ -268,6 +284,7 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
+        "use_safetensors": True,  # pickles are not loaded
         **(training.model_init_kwargs or {}),
     }
     _check_student(student, training)
@@ -288,7 +305,7 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
     # Only now: until here nothing of the folder is touched, so a bad recipe leaves nothing behind.
     if trainer.is_world_process_zero():
         _write_run_file(folder, run.values, None, {})
-    checkpoint = training.resume_from_checkpoint or get_last_checkpoint(str(folder))
+    trainer.stop_signals = stop_signals
     if checkpoint:
         trainer.accelerator.print(f"Resuming from {checkpoint}")
     output = trainer.train(resume_from_checkpoint=checkpoint)
@@ -296,12 +313,12 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
     if eval_dataset is not None:
         results |= trainer.evaluate()
     trainer.save_model()
-    trainer.save_state()
-    trainer.create_model_card(dataset_name=data.dataset_name)
+    with written_whole("the state and the card", folder):
+        trainer.save_state()
+        trainer.create_model_card(dataset_name=data.dataset_name)
     trainer.accelerator.print(f"Saved to {folder} after {time.perf_counter() - started:.0f} s")
-    if training.push_to_hub:
-        trainer.push_to_hub(dataset_name=data.dataset_name)
     if trainer.is_world_process_zero():
+        include_earlier_stages(folder, Path(student))
         _write_run_file(folder, run.values, time.strftime("%Y-%m-%d %H:%M:%S"), results)
     trainer.end()
 
@@ -328,8 +345,11 @@ def _check_student(student: str, training: "DualCoTConfig") -> None:
     """Say in one line what the Hub client says in fifty: no such model, no access, no network."""
     from transformers import AutoConfig
 
+    from edit_trl.weights import refuse_pickled_model
+
     if (Path(student) / "adapter_config.json").is_file():
         return
+    refuse_pickled_model(student)
     try:
         AutoConfig.from_pretrained(
             student,
@@ -343,8 +363,10 @@ def _check_student(student: str, training: "DualCoTConfig") -> None:
 
 def _load_adapter(student: str, training: "DualCoTConfig", quantization) -> "PeftModel | None":
     """The base model of an adapter folder with the adapter on it, trainable; None for other students."""
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
     from trl.trainer.utils import create_model_from_path
+
+    from edit_trl.weights import put_on
 
     if not (Path(student) / "adapter_config.json").is_file():
         return None
@@ -354,10 +376,11 @@ def _load_adapter(student: str, training: "DualCoTConfig", quantization) -> "Pef
         options["quantization_config"] = quantization
     if training.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         options["device_map"] = None  # each process holds the whole model
-    return PeftModel.from_pretrained(create_model_from_path(base, **options), student, is_trainable=True)
+    return put_on(create_model_from_path(base, **options), student, is_trainable=True)
 
 
 if __name__ == "__main__":
     from edit_trl.cli.main import run_command
 
+    end_with_launcher()
     sys.exit(run_command(train_stage, sys.argv[1:]))

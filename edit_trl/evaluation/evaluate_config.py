@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from edit_trl.errors import InputError
 from edit_trl.evaluation.decoding import Batching, Decoding, check_batching
+from edit_trl.evaluation.measured import MeasuredModel
+from edit_trl.evaluation.runs import RunKind
 from edit_trl.evaluation.tasks import MakeProblems, Tasks, read_tasks
-from edit_trl.ray_pool import Engine, engine_problems
-
-Dtype = Literal["float32", "bfloat16", "float16"]
+from edit_trl.ray_pool import engine_problems
 
 
 @dataclass(frozen=True)
-class EvaluateArguments:
+class EvaluateArguments(MeasuredModel):
     """Which model answers what, and how.
 
     Attributes:
-        model: The model: a path or Hub id, of an adapter too; or its name at an endpoint.
         tasks: Task files, or names of files in `tasks/` beside the recipe.
-        name: What tables and charts call the run; the model's last name by default.
-        output_dir: The run's folder; outputs/evaluate/NAME by default. Run again, it goes on from there.
         limit: Only the first so many questions of each task.
         conversational: Ask by messages, through the chat template; false for base models without one.
         system_prompt: What every conversation begins with, instead of the tasks' own.
@@ -36,24 +33,14 @@ class EvaluateArguments:
         batch_size: Responses at once on this machine.
         batching: padded, continuous (transformers' own scheduler), vllm, or auto: vllm where it is installed
             and there is a GPU, else continuous on a GPU and padded on a CPU.
-        dtype: Of the weights: float32, bfloat16 or float16; as they were saved by default.
-        load_in_4bit: Load the model in NF4, as QLoRA trains on it, for a card that takes no more.
-        device: Such as cuda:1 or cpu; a GPU where there is one.
-        engine: local, or ray: on the machines of a Ray cluster that is running, which must all see the model
-            under the same name. Batches and answers are the same.
-        actors: How many models the Ray cluster loads; one a GPU, or where it has none one a machine.
-        attn_implementation: As in transformers, such as flash_attention_2.
-        trust_remote_code: Run code that comes with the model; only for models whose code you have read.
-        history: The SQLite file that remembers the scores of every run; null for none.
         harness: Tasks of lm-evaluation-harness to run too, or instead; needs the extra `harness`.
         harness_include_path: A folder with task files of lm-evaluation-harness.
         harness_chat_template: Give its questions the model's chat template; off as in lm_eval itself.
     """
 
-    model: str | None = None
+    kind: ClassVar[RunKind] = "evaluate"
+
     tasks: list[str] | None = None
-    name: str | None = None
-    output_dir: str | None = None
     limit: int | None = None
     conversational: bool = True
     system_prompt: str | None = None
@@ -64,14 +51,6 @@ class EvaluateArguments:
     seed: int = 0
     batch_size: int = 16
     batching: Batching = "auto"
-    dtype: Dtype | None = None
-    load_in_4bit: bool = False
-    device: str | None = None
-    engine: Engine = "local"
-    actors: int | None = None
-    attn_implementation: str | None = None
-    trust_remote_code: bool = False
-    history: str | None = "outputs/history.sqlite"
     harness: list[str] | None = None
     harness_include_path: str | None = None
     harness_chat_template: bool = False
@@ -101,16 +80,6 @@ class EvaluateArguments:
     def decoding(self) -> Decoding:
         """How responses are drawn."""
         return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.samples)
-
-    @property
-    def run_name(self) -> str:
-        """What the run is called."""
-        return self.name or Path(str(self.model)).name
-
-    @property
-    def folder(self) -> Path:
-        """Where the run is kept."""
-        return Path(self.output_dir or Path("outputs/evaluate") / self.run_name)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from transformers import GenerationConfig
 
 from edit_trl.errors import InputError
 from edit_trl.evaluation.decoding import Batching, Decoding, Generated, check_batching
-from edit_trl.evaluation.models import load_student, load_tokenizer
+from edit_trl.evaluation.models import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -200,13 +200,7 @@ def load_generator(arguments: EvaluateArguments) -> Loaded:
         dtype = arguments.dtype or "auto"
         generator = VllmGenerator(arguments.model, decoding, dtype=dtype, seed=arguments.seed)
         return Loaded(generator, tokenizer, None, None)
-    model, tokenizer = load_student(
-        arguments.model,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        trust_remote_code=trusted,
-        attn_implementation=arguments.attn_implementation,
-    )
+    model, tokenizer = arguments.load()
     generator = ModelGenerator(
         model,
         tokenizer,

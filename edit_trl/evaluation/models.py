@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edit_trl.errors import InputError
+from edit_trl.weights import put_on
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -52,12 +53,16 @@ def load_student(
         options |= {"quantization_config": _nf4(), "device_map": {"": place}}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            base or model, dtype=_dtype(dtype), trust_remote_code=trust_remote_code, **options
+            base or model,
+            dtype=_dtype(dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            **options,
         )
         if base is not None:
-            from peft import PeftModel
-
-            loaded = PeftModel.from_pretrained(loaded, model)
+            loaded = put_on(loaded, model)
+    except InputError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"`model: {model}` cannot be loaded: {_brief(error)}") from error
     loaded = loaded if load_in_4bit else loaded.to(place)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from edit_trl.errors import InputError
-from edit_trl.evaluation.evaluate_config import Dtype
+from edit_trl.evaluation.measured import MeasuredModel
+from edit_trl.evaluation.runs import RunKind
 from edit_trl.key_steps import KeyStepMethod
-from edit_trl.ray_pool import Engine, engine_problems
+from edit_trl.ray_pool import engine_problems
 
 
 @dataclass(frozen=True)
-class SuiteArguments:
+class SuiteArguments(MeasuredModel):
     """Which model is shown which pairs, and how.
 
     Attributes:
-        model: The model: a path or Hub id, of an adapter too; or its name at an endpoint.
         tokenizer: The tokenizer of a model at an endpoint, as a path or Hub id; else the model's own.
         dataset_name: Dual CoTs: a .jsonl, .json, .csv or .parquet file, a folder saved by datasets or
             `edit-trl generate`, or a Hub id.
@@ -36,25 +35,14 @@ class SuiteArguments:
             a question: its right and wrong chains of the same question, the most similar ones together.
         pairs_per_question: The most pairs that are made of a question of that run.
         limit: Only the first so many pairs.
-        name: What tables and charts call the run; the model's last name by default.
-        output_dir: The run's folder; outputs/suite/NAME by default. Run again, it goes on from there.
         key_step_method: How key steps are found: words, edit, fork, spans (those in the rows) or reference.
         greedy: Also let the model go on from what both chains begin with.
         max_new_tokens: Where that is cut off.
         batch_size: Pairs at once.
-        dtype: Of the weights: float32, bfloat16 or float16; as they were saved by default.
-        load_in_4bit: Load the model in NF4, as QLoRA trains on it, for a card that takes no more.
-        device: Such as cuda:1 or cpu; a GPU where there is one.
-        engine: local, or ray: on the machines of a Ray cluster that is running, which must all see the model
-            under the same name. Batches and items are the same.
-        actors: How many models the Ray cluster loads; one a GPU, or where it has none one a machine.
-        attn_implementation: As in transformers, such as eager; flash_attention_2 takes no tree, so that
-            chains are run a row each.
-        trust_remote_code: Run code that comes with the model; only for models whose code you have read.
-        history: The SQLite file that remembers the scores of every run; null for none.
     """
 
-    model: str | None = None
+    kind: ClassVar[RunKind] = "suite"
+
     tokenizer: str | None = None
     dataset_name: str | None = None
     dataset_config: str | None = None
@@ -69,20 +57,10 @@ class SuiteArguments:
     from_run: str | None = None
     pairs_per_question: int = 1
     limit: int | None = None
-    name: str | None = None
-    output_dir: str | None = None
     key_step_method: KeyStepMethod = "words"
     greedy: bool = True
     max_new_tokens: int = 256
     batch_size: int = 8
-    dtype: Dtype | None = None
-    load_in_4bit: bool = False
-    device: str | None = None
-    engine: Engine = "local"
-    actors: int | None = None
-    attn_implementation: str | None = None
-    trust_remote_code: bool = False
-    history: str | None = "outputs/history.sqlite"
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -107,16 +85,6 @@ class SuiteArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield f"`{name}` must be at least 1, got {value}"
-
-    @property
-    def run_name(self) -> str:
-        """What the run is called."""
-        return self.name or Path(str(self.model)).name
-
-    @property
-    def folder(self) -> Path:
-        """Where the run is kept."""
-        return Path(self.output_dir or Path("outputs/suite") / self.run_name)
 
     @property
     def written(self) -> int:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from edit_trl.dual_cots import save_dual_cots
 from edit_trl.errors import InputError
+from edit_trl.hub import open_repository, upload
+from edit_trl.markdown import text
 from edit_trl.teachers.dispatch import DispatchStats
 from edit_trl.teachers.filters import Pair
 from edit_trl.teachers.generation import Chain, Generation
@@ -117,28 +119,18 @@ def push_generation(folder: str | Path, repo_id: str, *, private: bool | None = 
     Args:
         folder: Where `save_generation` wrote.
         repo_id: The repository; made where there is none.
-        private: Whether a new one is private; the account's default where None.
+        private: Whether a new one is private; it is unless this is False.
 
     Raises:
         InputError: No login, no right to write there, or no network.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    api = HfApi()
+    folder = Path(folder)
+    files = {name: folder / name for name in (DUAL, WARM_UP, "README.md")}  # not the journal
     try:
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        api.upload_folder(
-            folder_path=folder,
-            repo_id=repo_id,
-            repo_type="dataset",
-            allow_patterns=[DUAL, WARM_UP, "README.md"],  # not the journal
-        )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise InputError(
-            f"could not push to {repo_id}: {error}. The files are in {folder}; log in with `hf auth login` "
-            "and run the same command again"
-        ) from error
+        open_repository(repo_id, repo_type="dataset", private=private)
+        upload(files, repo_id, message=f"Push {folder.name} with edit-trl", repo_type="dataset")
+    except InputError as error:
+        raise InputError(f"could not push to {repo_id}: {error}. The files are in {folder}") from error
 
 
 def generation_card(
@@ -239,18 +231,11 @@ def _why(generation: Generation) -> str:
 
 def _table(title: str, counts: Counter[str]) -> list[str]:
     lines = [f"| {title} | pairs |", "|---|---|"]
-    return [*lines, *(f"| {_cell(name)} | {n} |" for name, n in sorted(counts.items())), ""]
+    return [*lines, *(f"| {text(name)} | {n} |" for name, n in sorted(counts.items())), ""]
 
 
 def _versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} `{version}`" for name, version in versions.items())
-
-
-def _cell(text: str) -> str:
-    """Text of others as a table's cell: no markup, no line breaks."""
-    for mark, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
-        text = text.replace(mark, name)
-    return " ".join(text.split())
 
 
 def _code(text: str) -> str:

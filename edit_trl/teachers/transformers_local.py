@@ -32,6 +32,7 @@ from edit_trl.teachers.teacher import (
     Sampling,
     TeacherUnusable,
 )
+from edit_trl.weights import put_on
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -122,18 +123,22 @@ class TransformersTeacher:
         self._loaded = self._loading = None
 
     def _load(self) -> None:
-        from peft import AutoPeftModelForCausalLM
+        from peft import PeftConfig
 
         cuda = torch.cuda.is_available()
         adapter = (Path(self.model) / "adapter_config.json").is_file()
-        kind = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self.model, padding_side="left")
-            loaded = kind.from_pretrained(self.model, dtype=torch.bfloat16 if cuda else torch.float32)
+            base = PeftConfig.from_pretrained(self.model).base_model_name_or_path if adapter else self.model
+            loaded = AutoModelForCausalLM.from_pretrained(
+                base, dtype=torch.bfloat16 if cuda else torch.float32, use_safetensors=True
+            )
+            if adapter:
+                loaded = put_on(loaded, self.model).merge_and_unload()
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
             raise InputError(f"no model could be loaded from {self.model!r}: {error}") from error
-        if adapter:
-            loaded = loaded.merge_and_unload()
         self._loaded = loaded.to("cuda" if cuda else "cpu").eval()
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token

@@ -1,0 +1,173 @@
+"""Starting a stage in processes of its own, and passing on the signals that tell it to stop (L4).
+
+One process without an accelerate configuration is started directly, as `accelerate launch` would: the
+launcher itself would import torch and accelerate only to start a second interpreter that does so again.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from edit_trl.errors import InputError
+from edit_trl.stopping import EXIT_CODE, TrainingStopped
+
+TRAIN_MODULE = "edit_trl.cli.train"
+# Where Linux shows that there may be a GPU: NVIDIA's and AMD's drivers, and Windows' under WSL.
+GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvhost-gpu", "/dev/kfd", "/dev/dxg")
+
+
+def add_launch_options(parser: argparse.ArgumentParser) -> None:
+    """`--accelerate_config` and `--num_processes`."""
+    group = parser.add_argument_group("launch")
+    group.add_argument(
+        "--accelerate_config",
+        metavar="FILE|NAME",
+        help="An accelerate configuration file, or the name of one beside the recipe or in "
+        "recipes/accelerate.",
+    )
+    group.add_argument(
+        "--num_processes", type=int, metavar="N", help="Processes to launch, as in accelerate launch."
+    )
+
+
+class SignalRelay:
+    """Passes signals on to the processes that train; `with handled(relay.pass_on)` listens.
+
+    Attributes:
+        received: The name of the first signal that came.
+    """
+
+    def __init__(self):
+        self.received: str | None = None
+
+    def pass_on(self, number: int, _frame: FrameType | None) -> None:
+        """Handle a signal.
+
+        Raises:
+            TrainingStopped: Nothing is running yet.
+        """
+        import psutil
+
+        self.received = self.received or signal.Signals(number).name
+        children = psutil.Process().children()
+        if not children:
+            raise TrainingStopped(f"stopped by {self.received} before anything was started")
+        for child in children:
+            try:
+                child.send_signal(signal.SIGTERM)
+            except psutil.NoSuchProcess:
+                continue
+
+    def exit_code(self, code: int) -> int:
+        """What a stage's exit code says, given what was received: killed by the signal is stopped by it."""
+        stopped = self.received and code not in (0, 2)
+        return EXIT_CODE if stopped else code
+
+
+def launch(own: argparse.Namespace, options: Sequence[str]) -> int:
+    """Run a stage and return its exit code.
+
+    Args:
+        own: The options of `add_launch_options`, and `config`, the recipe.
+        options: What the stage is run with.
+
+    Raises:
+        InputError: No such accelerate configuration.
+    """
+    if own.accelerate_config:
+        launch_options = ["--config_file", str(_accelerate_config(own.accelerate_config, own.config))]
+        launch_options += ["--num_processes", str(own.num_processes)] if own.num_processes else []
+        return _accelerate_launch(launch_options, options)
+    gpus = _count_gpus() if own.num_processes is None else 0
+    processes = own.num_processes or max(gpus, 1)
+    if processes == 1 and not _has_default_config():
+        return _run(options)
+    return _accelerate_launch(_launch_options(processes), options)
+
+
+def _count_gpus() -> int:
+    if sys.platform == "linux" and not any(map(os.path.exists, GPU_FILES)):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _has_default_config() -> bool:
+    """Whether `accelerate config` has left a configuration, which `accelerate launch` starts from."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = Path(os.environ.get("HF_HOME", f"{cache}/huggingface")).expanduser()
+    return any((home / "accelerate" / f"default_config.{end}").is_file() for end in ("yaml", "json"))
+
+
+def _run(options: Sequence[str]) -> int:
+    import subprocess
+
+    # As accelerate sets it for one process; the recipe's bf16 or fp16 decides in the process.
+    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "no"}
+    process = subprocess.Popen([sys.executable, "-m", TRAIN_MODULE, *options], env=environment)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # the terminal has told it too
+        raise
+
+
+def _launch_options(processes: int) -> list[str]:
+    import torch
+
+    # What accelerate launch would choose, said out loud so that it has nothing to warn of; but left to
+    # itself it gives a process one CPU thread, however many cores there are.
+    options = ["--num_processes", str(processes), "--num_machines", "1", "--dynamo_backend", "no"]
+    options += ["--mixed_precision", "no"]  # the recipe's bf16 or fp16 decides in the process
+    options += ["--multi_gpu"] if torch.cuda.device_count() > 1 and processes > 1 else []
+    if "OMP_NUM_THREADS" not in os.environ:
+        threads = max(torch.get_num_threads() // processes, 1)
+        options += ["--num_cpu_threads_per_process", str(threads)]
+    return options
+
+
+def _accelerate_config(name: str, recipe: str | None) -> Path:
+    """A file, or a name looked up in `accelerate/` folders above the recipe and in recipes/."""
+    if Path(name).is_file():
+        return Path(name)
+    above = Path(recipe).resolve().parents if recipe else ()
+    folders = [folder / "accelerate" for folder in above] + [Path("recipes/accelerate")]
+    known = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    if name not in known:
+        names = ", ".join(sorted(known)) or "none found beside the recipe or in recipes/accelerate"
+        raise InputError(f"no accelerate configuration {name!r}: not a file, and the names are: {names}")
+    return known[name]
+
+
+def _accelerate_launch(launch_options: Sequence[str], options: Sequence[str]) -> int:
+    import subprocess
+
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    arguments = launch_command_parser().parse_args([*launch_options, "-m", TRAIN_MODULE, *options])
+    # Left to torchrun, SIGTERM would give the processes 30 s and SIGUSR1 end it: the relay passes both on.
+    arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
+    try:
+        launch_command(arguments)
+    except subprocess.CalledProcessError as error:
+        return error.returncode  # the process has said what was wrong
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        return EXIT_CODE if EXIT_CODE in codes else max(codes, key=abs)
+    return 0
+
+
+def end_with_launcher() -> None:
+    """Have Linux tell this process to stop when the launcher that started it is gone, however it went."""
+    launched = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
+    if sys.platform == "linux" and launched:
+        import ctypes
+
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

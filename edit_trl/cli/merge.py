@@ -1,0 +1,121 @@
+"""`edit-trl merge`: an adapter into the weights of its model (L4)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edit_trl.errors import InputError
+
+if TYPE_CHECKING:
+    from edit_trl.merging import Adapter, MergeReport
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `edit-trl merge`.
+
+    Raises:
+        InputError: No adapter, another base model, an output that holds something, or outputs that differ.
+    """
+    options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    output = options.output
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"--output {output} exists and is not empty; choose another")
+    run = _adapter_folder(options.run)
+
+    from edit_trl.merging import merge_adapter, read_adapter
+
+    adapter = read_adapter(run, options.base_model)
+    report = merge_adapter(
+        adapter,
+        output,
+        dtype=options.dtype,
+        tolerance=options.tolerance,
+        trust_remote_code=options.trust_remote_code,
+    )
+    _write_card(adapter, output)
+    print(_summary(report, output))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edit-trl merge",
+        description="Put an adapter into the weights of its model and save that as a plain model in "
+        "safetensors, with tokenizer and card, as vLLM and GGUF converters take it. An adapter of a 4-bit "
+        "model goes into its full weights in bfloat16. Log-probabilities of a few texts are compared before "
+        "and after; where they differ by more than the tolerance, nothing is saved.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "run",
+        metavar="RUN",
+        help="the folder of a training run (its last finished stage is taken), an adapter's folder or Hub id",
+    )
+    add("--output", type=Path, required=True, metavar="DIR", help="where the merged model goes")
+    add(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="of the merged weights (default: as the base model is saved; bfloat16 after training in 4 bits)",
+    )
+    add(
+        "--base_model",
+        metavar="PATH|ID",
+        help="the base model, where the adapter's note of it is out of date",
+    )
+    add(
+        "--tolerance",
+        type=float,
+        metavar="NATS",
+        help="how far the mean log-probability of a token may move (default: 0.001 in float32, else 0.1)",
+    )
+    add("--trust_remote_code", action="store_true", help="run code that comes with the base model")
+    return parser
+
+
+def _adapter_folder(run: str) -> str:
+    """The folder with the adapter: of a run with stages, the last finished one's."""
+    from edit_trl.cli.push_sources import find_source
+
+    path = Path(run).expanduser()
+    if not path.is_dir() or (path / "adapter_config.json").is_file():
+        return run
+    source = find_source(run)
+    if source.kind != "model":
+        raise InputError(f"{run} is no model but dual CoTs; there is nothing to merge")
+    return str(source.path)
+
+
+def _write_card(adapter: Adapter, output: Path) -> None:
+    if adapter.facts is None:
+        return
+    from dataclasses import replace
+
+    from edit_trl.card_facts import write_facts
+    from edit_trl.cli.push_sources import stage_options
+    from edit_trl.model_card import write_card
+    from edit_trl.published_recipe import recipe_text
+
+    facts = replace(adapter.facts, form="merged")
+    write_facts(output, facts)
+    write_card(output, facts)
+    stages = stage_options(Path(adapter.path), [stage.name for stage in facts.stages])
+    if stages:
+        (output / "recipe.yaml").write_text(recipe_text(stages, output.resolve().name), encoding="utf-8")
+
+
+def _summary(report: MergeReport, output: Path) -> str:
+    lines = [
+        f"merged into {report.base_model} ({report.dtype}): {output}",
+        f"log-probabilities of {report.tokens} tokens, before and after: they differ by {report.mean:.2g} "
+        f"nats on average, by {report.largest:.2g} at most (allowed: {report.tolerance:g} on average)",
+    ]
+    if report.quantized_mean is not None:
+        lines.append(
+            f"to the quantized model that was trained: {report.quantized_mean:.2g} nats on average; "
+            f"quantization alone, without the adapter, makes {report.quantization_cost:.2g}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,208 @@
+"""`edit-trl chat`, through a pipe and through a terminal, with a model that says what it was taught."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import byte_level_tokenizer, tiny_llama
+
+from edit_trl.cli.chat import Chat
+from edit_trl.cli.main import main
+from edit_trl.errors import InputError
+
+BELL = "\x1b]0;owned\x07\x1b[2J\x9b31m"
+
+
+@pytest.fixture(scope="module")
+def parrot(tmp_path_factory):
+    """A model that repeats its last token for ever; on disk."""
+    folder = tmp_path_factory.mktemp("parrot")
+    model = tiny_llama()
+    with torch.no_grad():
+        for layer in model.model.layers:  # nothing but the embedding is left
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.lm_head.weight.copy_(model.model.embed_tokens.weight)
+    model.save_pretrained(folder)
+    byte_level_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def no_template(parrot, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    tiny_llama().save_pretrained(folder)
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def command(model, *options) -> list[str]:
+    return [sys.executable, "-m", "edit_trl.cli.main", "chat", str(model), "--device", "cpu", *options]
+
+
+# Through a pipe
+
+
+def test_a_line_is_a_turn(parrot):
+    lines = "Hello\n\n/clear\n/nonsense\nHello\n/exit\nnot reached\n"
+    options = {"input": lines, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run(command(parrot, "--max_new_tokens", "4", "--system", "Be brief."), **options)
+    assert done.returncode == 0, done.stderr
+    first, complaint, second = _answers(done.stdout)
+    assert first == second  # after /clear the same question is the same conversation
+    assert "no command /nonsense: /clear begins anew" in complaint
+    assert "not reached" not in done.stdout
+    assert ">" not in first
+
+
+def _answers(printed: str) -> tuple[str, str, str]:
+    before, complaint, after = re.split(r"^(no command .*)\n", printed, flags=re.MULTILINE)
+    return before, complaint, after
+
+
+# Through a terminal
+
+
+class Terminal:
+    """A process at a pseudo-terminal."""
+
+    def __init__(self, argv):
+        self.pid, self.master = pty.fork()
+        if self.pid == 0:
+            os.execvpe(argv[0], argv, os.environ | {"TERM": "dumb"})
+        self.seen = ""
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < end, f"{text!r} did not come, but: {self.seen!r}"
+            if select.select([self.master], [], [], 1)[0]:
+                try:
+                    self.seen += os.read(self.master, 4096).decode(errors="replace")
+                except OSError as error:  # the other end is closed
+                    raise AssertionError(f"{text!r} did not come, but: {self.seen!r}") from error
+
+    def send(self, data: bytes) -> None:
+        self.seen = ""
+        os.write(self.master, data)
+
+    def exit_code(self) -> int:
+        while True:  # or it would wait for its output to be read
+            try:
+                if not os.read(self.master, 4096):
+                    break
+            except OSError:
+                break
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_at_a_terminal(parrot):
+    terminal = Terminal(command(parrot, "--max_new_tokens", "400"))
+    try:
+        terminal.wait_for("Ctrl-C stops an answer")
+        terminal.wait_for("> ")
+        terminal.send(b"\x03")  # at the prompt: nothing to stop
+        terminal.wait_for("Ctrl-D leaves")
+        terminal.wait_for("> ")
+        terminal.send(b"Hello\r")
+        terminal.wait_for("Hello\r\n")
+        time.sleep(0.5)
+        terminal.send(b"\x03")
+        terminal.wait_for("> ")  # stopped, or at the end by itself: the conversation goes on
+        terminal.send(b"/clear\r")
+        terminal.wait_for("> ")
+        terminal.send(b"\x04")
+        assert terminal.exit_code() == 0
+    except BaseException:
+        os.kill(terminal.pid, signal.SIGKILL)
+        raise
+
+
+# In this process
+
+
+class Stopped:
+    """A model whose answer is stopped by Ctrl-C after a piece of text."""
+
+    def __init__(self, model, tokenizer, text):
+        self.config, self.device, self._ids = model.config, model.device, tokenizer(text).input_ids
+
+    def generate(self, streamer, input_ids, **options):
+        streamer.put(input_ids)
+        for token in self._ids:
+            streamer.put(torch.tensor([token]))
+        streamer.put(torch.tensor(byte_level_tokenizer()("\n").input_ids))
+        raise KeyboardInterrupt
+
+
+def test_a_stopped_answer_is_remembered_as_far_as_it_came():
+    tokenizer, shown = byte_level_tokenizer(), []
+    chat = Chat(Stopped(tiny_llama(), tokenizer, "It is 3."), tokenizer, None, 0.0, 8)
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask("How many?", shown.append)
+    assert "".join(shown).startswith("It is 3.")
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+    assert chat.messages[1]["content"] == "".join(shown)
+
+
+def test_control_characters_do_not_reach_the_terminal(capsys):
+    from edit_trl.cli.chat import _answer
+
+    tokenizer = byte_level_tokenizer()
+    _answer(Chat(Stopped(tiny_llama(), tokenizer, f"a{BELL}b\tc"), tokenizer, None, 0.0, 8), "Say it.")
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "\x07" not in printed
+    assert "\x9b" not in printed
+    assert printed.startswith("a")
+    assert "b\tc" in printed
+    assert printed.endswith("(stopped)\n")
+
+
+def test_a_conversation_that_does_not_fit():
+    chat = Chat(tiny_llama().eval(), byte_level_tokenizer(), None, 0.0, 200)
+    with pytest.raises(InputError, match=r"do not fit into the model's 512; /clear begins anew"):
+        chat.ask("word " * 400, lambda text: None)
+    assert chat.messages == []
+
+
+def test_a_model_without_a_chat_template(no_template, capsys, monkeypatch):
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    assert (
+        main(["chat", str(no_template), "--max_new_tokens", "3", "--temperature", "0.7", "--device", "cpu"])
+        == 0
+    )
+    assert capsys.readouterr().out.endswith("\n")
+    assert main(["chat", str(no_template), "--system", "Be brief."]) == 2
+    assert "--system needs a model with a chat template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", "-1"], "--temperature must be 0 or more, got -1.0"),
+        (["--max_new_tokens", "0"], "--max_new_tokens must be 1 or more, got 0"),
+        (["--device", "tpu"], "`device: tpu` is none"),
+    ],
+)
+def test_bad_options(parrot, capsys, options, message):
+    assert main(["chat", str(parrot), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_model(tmp_path, capsys):
+    assert main(["chat", str(tmp_path / "none")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert main(["chat", str(tmp_path)]) == 2
+    assert "is no model, run or dataset" in capsys.readouterr().err
