@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from edit_trl.cli.suite import judge_of, of_model
+from edit_trl.cli.suite_judge import judge_of, of_model
 from edit_trl.errors import InputError
 
 if TYPE_CHECKING:
