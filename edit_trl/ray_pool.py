@@ -97,9 +97,7 @@ def places(actors: int | None, *, cpu: bool = False) -> tuple[int, dict[str, flo
     Raises:
         InputError: More than there is room for.
     """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = list(_nodes().values())
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if gpus and not cpu:
         if actors is not None and actors > gpus:
@@ -112,6 +110,13 @@ def places(actors: int | None, *, cpu: bool = False) -> tuple[int, dict[str, flo
         return len(cpus), {"num_cpus": min(cpus)}
     share = next(n for n in range(max(cpus), 0, -1) if sum(count // n for count in cpus) >= actors)
     return actors, {"num_cpus": share}
+
+
+def _nodes() -> dict[str, dict[str, float]]:
+    """The machines of the cluster, and what each has."""
+    import ray
+
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 class Worker:
@@ -155,9 +160,13 @@ async def _done(value: Any) -> Any:
 
 @dataclass(eq=False)
 class _Seat:
-    """An actor's place in a pool; `losses` counts the actors in a row that ended before they were ready."""
+    """An actor's place in a pool, and the node it should be on, if it matters.
+
+    `losses` counts the actors in a row that ended before they were ready.
+    """
 
     make: Callable[[], Any]
+    node: str | None = None
     losses: int = 0
     actor: Any = None
     machine: str | None = None
@@ -208,7 +217,8 @@ class RayPool:
             exceptions.OutOfMemoryError,
         )
         self._resources, self._calls, self._errors, self._passing = resources, calls, errors, passing
-        self._seats = [_Seat(make) for make in makers]
+        nodes = itertools.cycle([None] if resources else sorted(_nodes()))
+        self._seats = [_Seat(make, node) for make, node in zip(makers, nodes, strict=False)]
         self._turns: asyncio.PriorityQueue[_Turn] = asyncio.PriorityQueue()
         self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -287,12 +297,15 @@ class RayPool:
     async def _fill(self, seat: _Seat) -> None:
         """Start an actor, and let it be called once its object is made."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        # Actors that take nothing Ray may put on one node.
+        near = NodeAffinitySchedulingStrategy(seat.node, soft=True) if seat.node else "SPREAD"
         remote = ray.remote(Worker).options(
             **({"num_cpus": 0} | self._resources),
             max_restarts=0,
             max_concurrency=self._calls + 2,
-            scheduling_strategy="SPREAD",
+            scheduling_strategy=near,
         )
         seat.actor = remote.remote(seat.make, os.getcwd(), self._errors)
         try:
@@ -322,7 +335,7 @@ class RayPool:
         where = f"on {seat.machine}" if seat.machine else "of the Ray cluster"
         logger.warning(f"\nlost a process {where} ({type(error).__name__}): its work is done again elsewhere")
         if losses < _MOST_LOSSES:
-            self._seats.append(_Seat(seat.make, losses))
+            self._seats.append(_Seat(seat.make, losses=losses))
             self._keep(self._fill(self._seats[-1]))
         elif not self._seats:
             self._fail(InputError(f"no process of the Ray cluster lives until it is ready: {error}"))
