@@ -31,6 +31,7 @@ from edit_trl.losses import DualCoTLoss, masked_mean
 from edit_trl.metrics import LossWatch, MetricTotals, chosen_metrics, pair_metrics
 from edit_trl.model_card import CITATION, dual_cot_model_card
 from edit_trl.objective import Objective
+from edit_trl.quantization import settle_adapter_dtype
 from edit_trl.reference import adapter_off, add_scores, fork_histogram, keep_hard_forks
 from edit_trl.sampling import TokenBudgetBatches, check_budget, pair_lengths, token_budget_loader
 from edit_trl.scoring import PairLogps, PairScorer, make_pair_scorer
@@ -156,6 +157,7 @@ class DualCoTTrainer(SFTTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        settle_adapter_dtype(self.model, args.fp16)
         self.score_pairs = self._pair_scorer()
         if args.max_tokens_per_batch is not None:
             lengths = pair_lengths(self.train_dataset)

@@ -240,13 +240,15 @@ def _write_run_file(
 
 def _train(run: "RunArguments", folder: Path, student: str) -> None:
     from transformers.trainer_utils import get_last_checkpoint
-    from trl import get_peft_config, get_quantization_config
 
     from edit_trl.dual_cots import load_dual_cots
+    from edit_trl.lora_targets import lora_config
+    from edit_trl.quantization import check_bitsandbytes, quantization_config
     from edit_trl.trainer import DualCoTTrainer
 
     data, training, model = run.data, run.training, run.model
     started = time.perf_counter()
+    check_bitsandbytes(model, training)
 
     def load(source: str, split: str | None):
         return load_dual_cots(
@@ -270,9 +272,10 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
         **(training.model_init_kwargs or {}),
     }
     _check_student(student, training)
-    quantization = get_quantization_config(model)
+    quantization = quantization_config(model, training)
     # What an earlier stage, or an earlier run, has saved of an adapter goes on training.
     loaded = _load_adapter(student, training, quantization)
+    adapter = None if loaded is not None else lora_config(model, student, training.trust_remote_code)
     if loaded is not None:
         training.model_init_kwargs = None  # used; the trainer would warn that it does not use them
     trainer = DualCoTTrainer(
@@ -281,7 +284,7 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         quantization_config=quantization if loaded is None else None,
-        peft_config=get_peft_config(model) if loaded is None else None,
+        peft_config=adapter,
     )
     # Only now: until here nothing of the folder is touched, so a bad recipe leaves nothing behind.
     if trainer.is_world_process_zero():
