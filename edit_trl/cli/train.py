@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edit_trl.cli.dry_run import dry_run
+from edit_trl.cli.launching import check_processes, launch_options, shards
 from edit_trl.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     if own.help:
         _print_help()
         return 0
-    launch = _launch_options(own)
+    file = _accelerate_config(own.accelerate_config, own.config) if own.accelerate_config else None
+    if own.dry_run:
+        return dry_run(own.config, own.stage, rest, shards(file, own.num_processes))
+    launch = launch_options(file, own.num_processes, own.config, rest)
     for stage in _stage_names(own.config, own.stage):
         options = ["--config", own.config] if own.config else []
         options += ["--stage", stage] if stage else []
@@ -60,6 +65,11 @@ def _own_parser() -> argparse.ArgumentParser:
     parser.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
     parser.add_argument("--config", metavar="RECIPE.yaml", help="The recipe; options given here win over it.")
     parser.add_argument("--stage", metavar="NAME", help="Run one stage of the recipe instead of all.")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="Print what each stage will take of memory, and which cards hold it; load and train nothing.",
+    )
     group = parser.add_argument_group("launch")
     group.add_argument(
         "--accelerate_config",
@@ -94,25 +104,6 @@ def _stage_names(config: str | None, stage: str | None) -> list[str | None]:
     stages = values.get("stages") if isinstance(values, dict) else None
     named = isinstance(stages, list) and all(isinstance(s, dict) and s.get("name") for s in stages)
     return [s["name"] for s in stages] if named else [None]
-
-
-def _launch_options(own: argparse.Namespace) -> list[str]:
-    if own.accelerate_config:
-        options = ["--config_file", str(_accelerate_config(own.accelerate_config, own.config))]
-        return options + (["--num_processes", str(own.num_processes)] if own.num_processes else [])
-    import torch
-
-    # What accelerate launch would choose, said out loud so that it has nothing to warn of; but left to
-    # itself it gives a process one CPU thread, however many cores there are.
-    gpus = torch.cuda.device_count()
-    processes = own.num_processes or max(gpus, 1)
-    options = ["--num_processes", str(processes), "--num_machines", "1", "--dynamo_backend", "no"]
-    options += ["--mixed_precision", "no"]  # the recipe's bf16 or fp16 decides in the process
-    options += ["--multi_gpu"] if gpus > 1 and processes > 1 else []
-    if "OMP_NUM_THREADS" not in os.environ:
-        threads = max(torch.get_num_threads() // processes, 1)
-        options += ["--num_cpu_threads_per_process", str(threads)]
-    return options
 
 
 def _accelerate_config(name: str, recipe: str | None) -> Path:
@@ -151,6 +142,7 @@ def train_stage(argv: list[str]) -> int:
         return 0
     recipe = read_recipe(own.config)
     run = _pick_run(recipe, resolve_runs(recipe, parse_options(rest)), own.stage)
+    check_processes(run.training)
     folder = Path(run.training.output_dir)
     state = _check_run_folder(folder, run.values)
     if state.get("finished"):
