@@ -123,12 +123,15 @@ def _launch(launch_options: list[str], options: list[str]) -> int:
     import subprocess
 
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     arguments = [*launch_options, "-m", "edit_trl.cli.train", *options]
     try:
         launch_command(launch_command_parser().parse_args(arguments))
     except subprocess.CalledProcessError as error:
         return error.returncode  # the process has said what was wrong
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode  # one of several has
     return 0
 
 
