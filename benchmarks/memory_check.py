@@ -2,7 +2,7 @@
 
     python benchmarks/memory_check.py --model outputs/quickstart/student            # on a CPU
     python benchmarks/memory_check.py --device cuda --tokenizer PATH [--shapes 1b 3b 8b]
-    python benchmarks/memory_check.py --recipes                                     # the table of recipes/README.md
+    python benchmarks/memory_check.py --recipes                   # the table of recipes/README.md
 
 Every run is a process of its own: a few steps of the real trainer on made-up pairs of one length. On a CPU,
 measured is the peak of the process's resident memory less what it held when everything was imported and the
@@ -49,6 +49,25 @@ SHAPES = {
     "8b": (4096, 14336, 32, 32, 8, 128256, False),
 }
 PAIR_TOKENS = (512, 1024)
+# The students of recipes/: hidden, inner, layers, heads, key heads, size of a head, vocabulary, tied, from
+# their published configurations; gemma-3-4b-it without its vision tower, which stays frozen (0.8 GiB more).
+STUDENTS = {
+    "SmolLM2-135M-Instruct": (576, 1536, 30, 9, 3, 64, 49152, True),
+    "SmolLM2-360M-Instruct": (960, 2560, 32, 15, 5, 64, 49152, True),
+    "SmolLM2-1.7B-Instruct": (2048, 8192, 24, 32, 32, 64, 49152, True),
+    "Qwen3-0.6B": (1024, 3072, 28, 16, 8, 128, 151936, True),
+    "Qwen3-1.7B": (2048, 6144, 28, 16, 8, 128, 151936, True),
+    "Qwen3-4B": (2560, 9728, 36, 32, 8, 128, 151936, True),
+    "Qwen3-8B": (4096, 12288, 36, 32, 8, 128, 151936, False),
+    "Llama-3.2-1B-Instruct": (2048, 8192, 16, 32, 8, 64, 128256, True),
+    "Llama-3.2-3B-Instruct": (3072, 8192, 28, 24, 8, 128, 128256, True),
+    "Llama-3.1-8B-Instruct": (4096, 14336, 32, 32, 8, 128, 128256, False),
+    "gemma-3-1b-it": (1152, 6912, 26, 4, 1, 256, 262144, True),
+    "gemma-3-4b-it": (2560, 10240, 34, 8, 4, 256, 262208, True),
+    "Mistral-7B-Instruct-v0.3": (4096, 14336, 32, 32, 8, 128, 32768, False),
+    "Llama-2-7b": (4096, 11008, 32, 32, 32, 128, 32000, False),
+}
+MOST_SHARDS = (1, 2, 4, 8)
 
 
 def shape_config(name: str):
@@ -67,6 +86,47 @@ def shape_config(name: str):
         max_position_embeddings=8192,
         architectures=["LlamaForCausalLM"],
     )
+
+
+def recipes_table() -> dict[str, dict]:
+    """The estimate of every recipe, and the smallest common card, or several, that holds it."""
+    import torch
+    from transformers import LlamaConfig
+
+    from edit_trl.memory import CARDS, GIB, estimate_memory, made_up_examples
+    from edit_trl.recipe import read_recipe, resolve_runs
+
+    found: dict[str, dict] = {}
+    for path in sorted(Path(__file__).parents[1].glob("recipes/*/edit/config_*.yaml")):
+        name = path.parts[-3]
+        hidden, inner, layers, heads, key_heads, size, vocabulary, tied = STUDENTS[name]
+        config = LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=key_heads,
+            head_dim=size,
+            tie_word_embeddings=tied,
+            architectures=["LlamaForCausalLM"],
+        )
+        run = resolve_runs(read_recipe(path), {})[0]
+        if name.startswith("gemma-3-4b"):
+            run.model.lora_target_modules = "all-linear" if run.model.use_peft else None
+        examples = made_up_examples(run.training.per_device_train_batch_size, run.training.max_length)
+        for shards in MOST_SHARDS:
+            estimate = estimate_memory(
+                config, run.model, run.training, examples, device="cuda", mixed=torch.bfloat16, shards=shards
+            )
+            cards = estimate.fits()
+            if (cards and (shards > 1 or cards[0] <= 24)) or run.model.use_peft:
+                break
+        result = {"peak": estimate.peak, "parts": estimate.parts, "card": cards[0] if cards else None}
+        found[f"{name} {path.stem}"] = result | {"shards": shards}
+        holder = f"{shards} x {cards[0]}" if shards > 1 else str(cards[0] if cards else f"over {CARDS[-1]}")
+        print(f"{name:26} {path.stem:14} {estimate.peak / GIB:7.2f} GiB  {holder}", flush=True)
+    return found
 
 
 # --- One run, in a process of its own ----------------------------------------------------------
@@ -124,7 +184,7 @@ def prepared_rows(examples: list[dict], batches: int):
     from edit_trl.memory import batch_tokens
 
     rows = []
-    for number in range(batches):
+    for _ in range(batches):
         for example in examples:
             length = len(example["prompt_ids"]) + len(example["chosen_ids"])
             extra = {"row_id": str(len(rows)), "length": length, "prompt_length": len(example["prompt_ids"])}
@@ -204,7 +264,9 @@ def row(result: dict) -> str:
     if "off" not in result:
         return f"{result['case']:28} {result.get('error')}"
     numbers = [result["estimate"], result["measured"]]
-    numbers += [result["parts"][part] for part in ("weights", "adapter", "optimizer", "gradients", "activations")]
+    numbers += [
+        result["parts"][part] for part in ("weights", "adapter", "optimizer", "gradients", "activations")
+    ]
     numbers += [result["parts"]["head"], result.get("loading", 0)]
     return f"{result['case']:28} {result['off']:+6.1%} " + " ".join(f"{n / 2**20:9.0f}" for n in numbers)
 
@@ -231,7 +293,8 @@ def main() -> int:
     if args.recipes:
         print(json.dumps({"recipes": recipes_table(), "versions": versions}))
         return 0
-    heads = "off estimate measured weights adapter optimizer gradients activations head loading".split()
+    heads = ["off", "estimate", "measured", "weights", "adapter", "optimizer", "gradients", "activations"]
+    heads += ["head", "loading"]
     print(f"{'MiB':28} {heads[0]:>6} " + " ".join(f"{head[:9]:>9}" for head in heads[1:]))
     with tempfile.TemporaryDirectory() as folder:
         cases = cpu_cases(args) if args.device == "cpu" else gpu_cases(args, Path(folder))

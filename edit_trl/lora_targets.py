@@ -86,8 +86,8 @@ def _check_targets(adapter: PeftConfig, student: PreTrainedModel) -> None:
     if head is not None and check_target_module_exists(adapter, head):
         raise InputError(
             f"`lora_target_modules: {shown}` puts an adapter on `{head}`, the LM head of "
-            f"{type(student).__name__}, which would never be trained: log-probabilities are computed from its "
-            "weight directly. Leave it out ('all-linear' does)"
+            f"{type(student).__name__}, which would never be trained: log-probabilities are computed from "
+            "its weight directly. Leave it out ('all-linear' does)"
         )
     names = [name for name, _ in student.named_modules()]
     if not any(check_target_module_exists(adapter, name) for name in names):

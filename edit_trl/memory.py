@@ -1,7 +1,7 @@
-"""What a run will take of memory (L2), from the model's configuration and the recipe, before anything loads."""
+"""What a run will take of memory (L2), by the model's configuration and the recipe, before anything loads."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -193,7 +193,11 @@ def _four_bit_bytes(numel: int, nested: bool) -> int:
 def _dequantized_layer(student: nn.Module) -> int:
     """The largest layer in the dtype of the computation: a layer is unpacked while it runs."""
     return max(
-        (m.weight.nbytes for n, m in student.named_modules() if isinstance(m, nn.Linear) and "lora_" not in n),
+        (
+            m.weight.nbytes
+            for n, m in student.named_modules()
+            if isinstance(m, nn.Linear) and "lora_" not in n
+        ),
         default=0,
     )
 
@@ -247,19 +251,28 @@ def _update_bytes(name: Any, trained: Sequence[nn.Parameter], device: Device) ->
 def batch_tokens(examples: Sequence[dict[str, Any]], layout: BatchLayoutName) -> int:
     """How many tokens a batch runs, padding counted; in a tree what chains of a pair share counts once."""
     if layout == "padded":
-        sides = [len(ex["prompt_ids"]) + len(ex[f"{side}_ids"]) for ex in examples for side in ("chosen", "rejected")]
+        sides = [
+            len(ex["prompt_ids"]) + len(ex[f"{side}_ids"])
+            for ex in examples
+            for side in ("chosen", "rejected")
+        ]
         return len(sides) * max(sides)
     return sum(
-        len(ex["prompt_ids"]) + len(ex["chosen_ids"]) + len(ex["rejected_ids"]) - ex["fork"] for ex in examples
+        len(ex["prompt_ids"]) + len(ex["chosen_ids"]) + len(ex["rejected_ids"]) - ex["fork"]
+        for ex in examples
     )
 
 
 def made_up_examples(pairs: int, length: int) -> list[dict[str, Any]]:
-    """A batch of pairs of `length` tokens a chain: a quarter is the prompt, half of the rest is shared."""
+    """A batch of pairs of `length` tokens a chain: a quarter is the prompt, half of the rest is shared.
+
+    The wrong chain is one token shorter, so that a padded batch has padding, as real ones do: without any,
+    SDPA goes another way, which on a CPU takes more.
+    """
     prompt = max(length // 4, 1)
-    completion = max(length - prompt, 1)
-    shared = completion // 2
-    return [made_up_example(number, prompt, completion, completion, shared) for number in range(pairs)]
+    completion = max(length - prompt, 2)
+    shared = (completion - 1) // 2
+    return [made_up_example(number, prompt, completion, completion - 1, shared) for number in range(pairs)]
 
 
 def made_up_example(number: int, prompt: int, chosen: int, rejected: int, shared: int) -> dict[str, Any]:

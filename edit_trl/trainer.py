@@ -340,7 +340,7 @@ class DualCoTTrainer(SFTTrainer):
         pairs from its beginning, so that all go on together. Those must not count twice.
         """
         state, processes = self.accelerator.gradient_state, self.accelerator.num_processes
-        if processes == 1 or self.args.max_tokens_per_batch is not None and self.model.training:
+        if processes == 1 or (self.args.max_tokens_per_batch is not None and self.model.training):
             return None  # batches filled by tokens are dealt out evenly
         if not state.end_of_dataloader or state.remainder <= 0:
             return None

@@ -255,7 +255,7 @@ def test_slurm_script_requeues_when_the_launcher_got_the_signal(slurm, tmp_path)
     """As torchrun does: the processes save, but the launcher's own code says nothing of it."""
     (tmp_path / "accelerate").write_text(
         '#!/bin/bash\necho "accelerate" >> "$CALLS"\ntrap "sleep 0.2; exit 1" TERM\n'
-        'kill -TERM $PPID $$\nsleep 5 & wait\n'
+        "kill -TERM $PPID $$\nsleep 5 & wait\n"
     )
     code, calls = slurm("recipe.yaml")
     assert (code, calls) == (0, ["accelerate", "requeue 7"])

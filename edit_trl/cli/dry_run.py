@@ -79,7 +79,9 @@ def table(estimate: "MemoryEstimate", on_cpu: bool) -> list[str]:
     overhead = "Python and its libraries" if on_cpu else "CUDA context, fragmentation"
     notes = PARTS | {"overhead": overhead}
     lines = [
-        f"  {part:12}{_gib(size):>10}  {notes[part]}".rstrip() for part, size in estimate.parts.items() if size
+        f"  {part:12}{_gib(size):>10}  {notes[part]}".rstrip()
+        for part, size in estimate.parts.items()
+        if size
     ]
     lines.append(f"  {'peak':12}{_gib(estimate.peak):>10}")
     if on_cpu:

@@ -1,7 +1,7 @@
 """How a stage's processes are launched, and whether they are what was asked for (L4).
 
-accelerate 1.15 launches several processes on a CPU only by `mpirun` or as if they were for GPUs, so the latter
-is what is done. FSDP and DeepSpeed it takes on GPUs alone: on a CPU `AcceleratorState` leaves the
+accelerate 1.15 launches several processes on a CPU only by `mpirun` or as if they were for GPUs, which is what
+is done. FSDP and DeepSpeed it takes on GPUs alone: on a CPU `AcceleratorState` leaves the
 distributed type at MULTI_CPU, and each process would train a whole copy without a word.
 """
 

@@ -284,6 +284,9 @@ def _train(run: "RunArguments", folder: Path, student: str) -> None:
     # Only now: until here nothing of the folder is touched, so a bad recipe leaves nothing behind.
     if trainer.is_world_process_zero():
         _write_run_file(folder, run.values, None, {})
+    # The other processes look into it too, and on another node it may be another folder.
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer.accelerator.wait_for_everyone()
     checkpoint = training.resume_from_checkpoint or get_last_checkpoint(str(folder))
     if checkpoint:
         trainer.accelerator.print(f"Resuming from {checkpoint}")
