@@ -124,32 +124,11 @@ logging_steps: 1
 save_strategy: "no"
 """
 TRAIN = ["-m", "edit_trl.cli.train"]
+CPU = str(ACCELERATE / "cpu.yaml")
+TWO = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
 LAUNCHES = {
-    "edit-trl": [
-        "-m",
-        "edit_trl.cli.main",
-        "train",
-        "--accelerate_config",
-        str(ACCELERATE / "cpu.yaml"),
-        "--num_processes",
-        "2",
-    ],
-    "accelerate": [
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-        *TRAIN,
-    ],
+    "edit-trl": ["-m", "edit_trl.cli.main", "train", "--accelerate_config", CPU, "--num_processes", "2"],
+    "accelerate": ["-m", "accelerate.commands.launch", *TWO.split(), "--main_process_port", "0", *TRAIN],
     "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *TRAIN],
 }
 

@@ -33,6 +33,7 @@ LAYERS = {
     "config": 2,
     "lora_targets": 2,
     "memory": 2,
+    "memory_trace": 2,
     "objective": 2,
     "quantization": 2,
     "recipe": 2,

@@ -269,7 +269,7 @@ def test_slurm_script_is_bash():
 
 
 def test_slurm_script_launches_every_stage(slurm):
-    """The real script, between stand-ins for Slurm's commands; what it tells accelerate is accelerate's own."""
+    """The real script, between stand-ins for Slurm's commands; accelerate's own parser reads the rest."""
     code, calls = slurm("recipe.yaml", "--learning_rate", "1e-4")
     assert code == 0
     assert len(calls) == 2

@@ -1,7 +1,7 @@
 """How a stage's processes are launched, and whether they are what was asked for (L4).
 
-accelerate 1.15 launches several processes on a CPU only by `mpirun` or as if they were for GPUs, which is what
-is done. FSDP and DeepSpeed it takes on GPUs alone: on a CPU `AcceleratorState` leaves the
+accelerate 1.15 launches several processes on a CPU only by `mpirun` or as if they were for GPUs, which
+is what is done. FSDP and DeepSpeed it takes on GPUs alone: on a CPU `AcceleratorState` leaves the
 distributed type at MULTI_CPU, and each process would train a whole copy without a word.
 """
 
@@ -106,8 +106,8 @@ def _check_devices(
     if on_cpu:
         if kind in SHARDED:
             raise InputError(
-                f"{file} asks for {SHARDED[kind]}, which accelerate has for GPUs only; on a CPU every process "
-                "would train a whole copy. Use `--accelerate_config cpu`, with --num_processes for several"
+                f"{file} asks for {SHARDED[kind]}, which accelerate has for GPUs only; on a CPU every "
+                "process would train a whole copy. Use `--accelerate_config cpu`, with --num_processes for several"
             )
         return
     ids = str(config.get("gpu_ids") or "all")
