@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from trl import ModelConfig
 
-from edit_trl.collation import SIDES, BatchLayoutName
+from edit_trl.collation import BatchLayoutName
 from edit_trl.config import DualCoTConfig
 from edit_trl.lora_targets import make_model, settle_targets
 from edit_trl.memory_trace import trace_step, with_fake_weights
