@@ -107,7 +107,8 @@ def _check_devices(
         if kind in SHARDED:
             raise InputError(
                 f"{file} asks for {SHARDED[kind]}, which accelerate has for GPUs only; on a CPU "
-                "every process would train a whole copy. Use `--accelerate_config cpu`, with --num_processes for several"
+                "every process would train a whole copy. Use `--accelerate_config cpu`, with --num_processes "
+                "for several"
             )
         return
     ids = str(config.get("gpu_ids") or "all")
