@@ -19,6 +19,7 @@ from trl import ModelConfig, TrlParser
 from edit_trl.config import DualCoTConfig
 from edit_trl.errors import InputError
 from edit_trl.options import convert, hints_of, nearest, read_yaml
+from edit_trl.quantization import implied_options
 
 
 @dataclass
@@ -239,11 +240,13 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
 
 def _resolve(stage: str | None, values: dict[str, Any]) -> RunArguments:
     values, problems = convert(values, _hints())
+    # Not kept as values of the run: what is implied may differ on the machine that takes it up again.
+    complete = values | implied_options(values)
     built: dict[type, Any] = {}
     for cls in ARGUMENT_CLASSES:
         names = {f.name for f in dataclasses.fields(cls)}
         try:
-            built[cls] = cls(**{k: v for k, v in values.items() if k in names})
+            built[cls] = cls(**{k: v for k, v in complete.items() if k in names})
         except InputError as error:
             problems += error.problems
         except (

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ from edit_trl.losses import DualCoTLoss, masked_mean
 from edit_trl.metrics import LossWatch, MetricTotals, chosen_metrics, pair_metrics
 from edit_trl.model_card import package_versions, write_card
 from edit_trl.objective import Objective
+from edit_trl.quantization import settle_adapter_dtype
 from edit_trl.reference import adapter_off, add_scores, fork_histogram, keep_hard_forks
 from edit_trl.resumable import ResumableTrainer
 from edit_trl.sampling import (
@@ -180,6 +182,7 @@ class DualCoTTrainer(ResumableTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        settle_adapter_dtype(self.model, args.fp16)
         self.score_pairs = self._pair_scorer()
         for callback in callbacks or ():
             if hasattr(callback, "trainer"):
@@ -358,12 +361,26 @@ class DualCoTTrainer(ResumableTrainer):
             The batches and (pairs, tokens of correct chains, tokens of wrong ones), shape (3,).
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            batches[-1]["own_pairs"] = self._own_pairs(batches[-1], self.args.train_batch_size)
         # Known on this side: nothing is read from the device.
-        counts = [
-            sum(len(batch["fork"]) for batch in batches),
-            *(sum(batch["layout"].completion_tokens[side] for batch in batches) for side in (0, 1)),
-        ]
+        examples = [ex for b in batches for ex in b["layout"].examples[: b.get("own_pairs")]]
+        counts = [len(examples), *(sum(len(ex[f"{side}_ids"]) for ex in examples) for side in SIDES)]
         return batches, self.accelerator.reduce(torch.tensor(counts, device=device), "sum")
+
+    def _own_pairs(self, batch: dict[str, Any], batch_size: int) -> int | None:
+        """How many of a batch's pairs count; None for all. They come first.
+
+        Where the last pairs of an epoch are too few for all processes, accelerate fills their batches with
+        pairs from its beginning, so that all go on together. Those must not count twice.
+        """
+        state, processes = self.accelerator.gradient_state, self.accelerator.num_processes
+        if processes == 1 or (self.args.max_tokens_per_batch is not None and self.model.training):
+            return None  # batches filled by tokens are dealt out evenly
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return None
+        before = self.accelerator.process_index * batch_size
+        return min(max(state.remainder - before, 0), len(batch["fork"]))
 
     def compute_loss(
         self,
@@ -375,19 +392,24 @@ class DualCoTTrainer(ResumableTrainer):
         """The mean objective over the pairs of the optimizer step, as this batch's share of it."""
         reference_scores = self._reference_scores(model, inputs)
         logps = self.score_pairs(model, inputs, with_rejected=self._runs_rejected())
-        step_means, scale = None, 1 / len(inputs["fork"])
+        own = inputs.get("own_pairs")
+        examples = inputs["layout"].examples[:own]
+        step_means, scale = None, 1 / max(len(examples), 1)
+        if own:
+            tokens = [sum(len(ex[f"{side}_ids"]) for ex in examples) * scale for side in SIDES]
+            step_means = tuple(torch.tensor(tokens, device=self.accelerator.device).clamp(min=1))
         if num_items_in_batch is not None:
             pairs = num_items_in_batch[0]
             step_means = tuple((num_items_in_batch[1:] / pairs).clamp(min=1))
             # Data-parallel training averages gradients over processes, `pairs` counts all of them.
             scale = self.accelerator.num_processes / pairs
         parts = self.objective.loss(logps, inputs, reference_scores, step_means)
-        loss = parts.loss.sum() * scale
+        loss = parts.loss[:own].sum() * scale
         if self.aux_loss_enabled:
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
             loss = loss + self.router_aux_loss_coef * logps.aux_loss / steps
         self._losses.add(loss, inputs["row"], self.state.global_step, self.model.training)
-        self._record(parts, logps, inputs)
+        self._record(parts, logps, inputs, own)
         if not return_outputs:
             return loss
         # Asked for in evaluation alone, where both chains are run.
@@ -397,6 +419,7 @@ class DualCoTTrainer(ResumableTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Per pair, the mean log-probabilities of both chains as predictions, and 0 as the label."""
         inputs = self._prepare_inputs(inputs)
+        inputs["own_pairs"] = self._own_pairs(inputs, self.args.eval_batch_size)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
@@ -425,14 +448,19 @@ class DualCoTTrainer(ResumableTrainer):
         for mode, totals in self._totals.items():
             totals.restore(progress["totals"][mode], self.accelerator.device)
 
-    def _record(self, parts: DualCoTLoss, logps: PairLogps, batch: dict[str, Tensor]) -> None:
+    def _record(
+        self, parts: DualCoTLoss, logps: PairLogps, batch: dict[str, Tensor], own: int | None
+    ) -> None:
         totals = self._totals["train" if self.model.training else "eval"]
-        masks = [batch[f"{side}_{name}"] for name in ("mask", "key_mask") for side in SIDES]
+        # Of the process's own pairs, none included: all processes add up the same totals.
+        parts = DualCoTLoss(*(getattr(parts, field.name)[:own] for field in fields(parts)))
+        masks = [batch[f"{side}_{name}"][:own] for name in ("mask", "key_mask") for side in SIDES]
         paired = masks[2].any(-1) | masks[3].any(-1)
-        totals.add(chosen_metrics(parts, logps.chosen, masks[0], masks[2], batch["fork"], paired))
+        chosen, fork = logps.chosen[:own], batch["fork"][:own]
+        totals.add(chosen_metrics(parts, chosen, masks[0], masks[2], fork, paired))
         if logps.rejected is not None:
-            totals.add(pair_metrics(logps.chosen, logps.rejected, *masks, paired))
-        if self.model.training:
+            totals.add(pair_metrics(chosen, logps.rejected[:own], *masks, paired))
+        if self.model.training and own != 0:
             self._tokens_run += logps.tokens
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
 from edit_trl.recipe import RunArguments, read_recipe, resolve_runs
@@ -17,6 +19,7 @@ ROOT = Path(__file__).parents[1] / "recipes"
 MODEL_RECIPES = sorted(ROOT.rglob("edit/config_*.yaml"))
 QUICKSTART = sorted((ROOT / "quickstart").glob("*.yaml"))
 ACCELERATE = sorted((ROOT / "accelerate").glob("*.yaml"))
+SLURM = ROOT / "accelerate" / "slurm_multinode.sbatch"
 RECIPES = [*MODEL_RECIPES, *QUICKSTART]
 PAPER = ROOT / "Llama-2-7b" / "edit" / "config_paper.yaml"
 
@@ -53,7 +56,8 @@ def test_every_recipe_is_found():
     files = {path for path in ROOT.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     # tests/test_generate_config.py, test_cli_evaluate.py, test_suite_config.py and test_cli_judge.py
     files -= {path for path in files if {"generate", "evaluate"} & {*path.parts}}
-    assert {path.name for path in files - {*RECIPES, *ACCELERATE}} == {"README.md", "quickstart.py"}
+    others = {"README.md", "quickstart.py", SLURM.name}
+    assert {path.name for path in files - {*RECIPES, *ACCELERATE}} == others
 
 
 def test_every_model_has_every_variant():
@@ -224,6 +228,72 @@ def test_accelerate_loads_its_configurations(name, distributed_type, processes):
     assert config.use_cpu is (name == "cpu")
     assert config.fsdp_config.get("fsdp_version") == (2 if name == "fsdp2" else None)
     assert config.deepspeed_config.get("zero_stage") == {"zero2": 2, "zero3": 3}.get(name)
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A node that has Slurm's commands and accelerate: each writes down how it was called."""
+    commands = {
+        "scontrol": 'case "$1" in show) echo node1; echo node2;; *) echo "$@" >> "$CALLS";; esac',
+        "srun": 'shift; SLURM_NODEID=0 exec "$@"',
+        "accelerate": 'echo "accelerate $@" >> "$CALLS"; exit "${CODE:-0}"',
+    }
+    for name, text in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    calls = tmp_path / "calls"
+
+    def run(*options: str, code: int = 0) -> tuple[int, list[str]]:
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls)}
+        environment |= {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2"}
+        done = subprocess.run(["bash", SLURM, *options], env=environment | {"CODE": str(code)}, check=False)
+        return done.returncode, calls.read_text().splitlines() if calls.exists() else []
+
+    return run
+
+
+def test_slurm_script_requeues_when_the_launcher_got_the_signal(slurm, tmp_path):
+    """As torchrun does: the processes save, but the launcher's own code says nothing of it."""
+    (tmp_path / "accelerate").write_text(
+        '#!/bin/bash\necho "accelerate" >> "$CALLS"\ntrap "sleep 0.2; exit 1" TERM\n'
+        "kill -TERM $PPID $$\nsleep 5 & wait\n"
+    )
+    code, calls = slurm("recipe.yaml")
+    assert (code, calls) == (0, ["accelerate", "requeue 7"])
+
+
+def test_slurm_script_is_bash():
+    subprocess.run(["bash", "-n", SLURM], check=True)
+    text = SLURM.read_text(encoding="utf-8")
+    assert "#SBATCH --nodes=2" in text
+    assert "#SBATCH --signal=TERM@120" in text  # to the steps, so that the trainer gets it
+
+
+def test_slurm_script_launches_every_stage(slurm):
+    """The real script, between stand-ins for Slurm's commands; accelerate's own parser reads the rest."""
+    code, calls = slurm("recipe.yaml", "--learning_rate", "1e-4")
+    assert code == 0
+    assert len(calls) == 2
+    for call, stage in zip(calls, ("warm_up", "key_steps"), strict=True):
+        words = call.split()[2:]
+        args = launch_command_parser().parse_args(words)
+        assert (args.num_machines, args.num_processes, args.machine_rank) == (2, 8, 0)
+        assert (args.main_process_ip, args.main_process_port) == ("node1", 20007)
+        assert args.config_file == "recipes/accelerate/fsdp2.yaml"
+        assert (args.module, args.training_script) == (True, "edit_trl.cli.train")
+        given = ["--config", "recipe.yaml", "--stage", stage, "--learning_rate", "1e-4"]
+        assert args.training_script_args == given
+
+
+def test_slurm_script_requeues_what_was_told_to_stop(slurm):
+    code, calls = slurm("recipe.yaml", code=75)
+    assert (code, len(calls), calls[-1]) == (0, 2, "requeue 7")
+
+
+def test_slurm_script_ends_with_the_code_of_a_failure(slurm):
+    code, calls = slurm("recipe.yaml", code=3)
+    assert (code, len(calls)) == (3, 1)
+    assert slurm()[0] == 2
 
 
 def test_readme_lists_every_folder():

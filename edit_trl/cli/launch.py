@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from edit_trl.cli.launch_options import launch_options
 from edit_trl.errors import InputError
 from edit_trl.stopping import EXIT_CODE, TrainingStopped
 
@@ -76,17 +77,13 @@ def launch(own: argparse.Namespace, options: Sequence[str]) -> int:
         options: What the stage is run with.
 
     Raises:
-        InputError: No such accelerate configuration.
+        InputError: No such accelerate configuration, or more GPUs than there are.
     """
-    if own.accelerate_config:
-        launch_options = ["--config_file", str(_accelerate_config(own.accelerate_config, own.config))]
-        launch_options += ["--num_processes", str(own.num_processes)] if own.num_processes else []
-        return _accelerate_launch(launch_options, options)
-    gpus = _count_gpus() if own.num_processes is None else 0
-    processes = own.num_processes or max(gpus, 1)
-    if processes == 1 and not _has_default_config():
+    file = accelerate_config(own)
+    if file is None and not _has_default_config() and (own.num_processes or _count_gpus()) <= 1:
         return _run(options)
-    return _accelerate_launch(_launch_options(processes), options)
+    chosen = launch_options(file, own.num_processes, own.config, options)
+    return _accelerate_launch(chosen, options)
 
 
 def _count_gpus() -> int:
@@ -117,25 +114,17 @@ def _run(options: Sequence[str]) -> int:
         raise
 
 
-def _launch_options(processes: int) -> list[str]:
-    import torch
+def accelerate_config(own: argparse.Namespace) -> Path | None:
+    """The file that `--accelerate_config` names, or a name in `accelerate/` folders above the recipe and in
+    recipes/; None without the option.
 
-    # What accelerate launch would choose, said out loud so that it has nothing to warn of; but left to
-    # itself it gives a process one CPU thread, however many cores there are.
-    options = ["--num_processes", str(processes), "--num_machines", "1", "--dynamo_backend", "no"]
-    options += ["--mixed_precision", "no"]  # the recipe's bf16 or fp16 decides in the process
-    options += ["--multi_gpu"] if torch.cuda.device_count() > 1 and processes > 1 else []
-    if "OMP_NUM_THREADS" not in os.environ:
-        threads = max(torch.get_num_threads() // processes, 1)
-        options += ["--num_cpu_threads_per_process", str(threads)]
-    return options
-
-
-def _accelerate_config(name: str, recipe: str | None) -> Path:
-    """A file, or a name looked up in `accelerate/` folders above the recipe and in recipes/."""
-    if Path(name).is_file():
-        return Path(name)
-    above = Path(recipe).resolve().parents if recipe else ()
+    Raises:
+        InputError: There is none; the names that there are.
+    """
+    name = own.accelerate_config
+    if name is None or Path(name).is_file():
+        return Path(name) if name else None
+    above = Path(own.config).resolve().parents if own.config else ()
     folders = [folder / "accelerate" for folder in above] + [Path("recipes/accelerate")]
     known = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
     if name not in known:
@@ -144,13 +133,13 @@ def _accelerate_config(name: str, recipe: str | None) -> Path:
     return known[name]
 
 
-def _accelerate_launch(launch_options: Sequence[str], options: Sequence[str]) -> int:
+def _accelerate_launch(chosen: Sequence[str], options: Sequence[str]) -> int:
     import subprocess
 
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    arguments = launch_command_parser().parse_args([*launch_options, "-m", TRAIN_MODULE, *options])
+    arguments = launch_command_parser().parse_args([*chosen, "-m", TRAIN_MODULE, *options])
     # Left to torchrun, SIGTERM would give the processes 30 s and SIGUSR1 end it: the relay passes both on.
     arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
     try:

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import edit_trl
 from edit_trl.cli.cached_help import cached_help
-from edit_trl.cli.launch import SignalRelay, add_launch_options, end_with_launcher, launch
+from edit_trl.cli.dry_run import dry_run
+from edit_trl.cli.launch import (
+    SignalRelay,
+    accelerate_config,
+    add_launch_options,
+    end_with_launcher,
+    launch,
+)
+from edit_trl.cli.launch_options import check_processes, shards
 from edit_trl.cli.push_sources import RUN_FILE
 from edit_trl.errors import InputError
 from edit_trl.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
@@ -57,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     if own.help:
         _print_help()
         return 0
+    if own.dry_run:
+        return dry_run(own.config, own.stage, rest, shards(accelerate_config(own), own.num_processes))
     relay = SignalRelay()
     try:
         with handled(relay.pass_on):
@@ -89,6 +99,11 @@ def _own_parser() -> argparse.ArgumentParser:
     parser.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
     parser.add_argument("--config", metavar="RECIPE.yaml", help="The recipe; options given here win over it.")
     parser.add_argument("--stage", metavar="NAME", help="Run one stage of the recipe instead of all.")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="Print what each stage will take of memory, and which cards hold it; load and train nothing.",
+    )
     add_launch_options(parser)
     return parser
 
@@ -142,6 +157,7 @@ def _train_stage(argv: list[str], stop_signals: StopSignals) -> int:
         return 0
     recipe = read_recipe(own.config)
     run = _pick_run(recipe, resolve_runs(recipe, parse_options(rest)), own.stage)
+    check_processes(run.training)
     folder = Path(run.training.output_dir)
     state = _check_run_folder(folder, run.values)
     if state.get("finished"):
@@ -255,15 +271,17 @@ def _write_run_file(
 def _train(
     run: "RunArguments", folder: Path, student: str, checkpoint: str | None, stop_signals: StopSignals
 ) -> None:
-    from trl import get_peft_config, get_quantization_config
 
     from edit_trl.checkpoints import written_whole
     from edit_trl.dual_cots import load_dual_cots
+    from edit_trl.lora_targets import lora_config
     from edit_trl.model_card import include_earlier_stages
+    from edit_trl.quantization import check_bitsandbytes, quantization_config
     from edit_trl.trainer import DualCoTTrainer
 
     data, training, model = run.data, run.training, run.model
     started = time.perf_counter()
+    check_bitsandbytes(model, training)
 
     def load(source: str, split: str | None):
         return load_dual_cots(
@@ -288,9 +306,10 @@ def _train(
         **(training.model_init_kwargs or {}),
     }
     _check_student(student, training)
-    quantization = get_quantization_config(model)
+    quantization = quantization_config(model, training)
     # What an earlier stage, or an earlier run, has saved of an adapter goes on training.
     loaded = _load_adapter(student, training, quantization)
+    adapter = None if loaded is not None else lora_config(model, student, training.trust_remote_code)
     if loaded is not None:
         training.model_init_kwargs = None  # used; the trainer would warn that it does not use them
     trainer = DualCoTTrainer(
@@ -299,12 +318,15 @@ def _train(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         quantization_config=quantization if loaded is None else None,
-        peft_config=get_peft_config(model) if loaded is None else None,
+        peft_config=adapter,
         callbacks=_suite_callbacks(data, training, load),
     )
     # Only now: until here nothing of the folder is touched, so a bad recipe leaves nothing behind.
     if trainer.is_world_process_zero():
         _write_run_file(folder, run.values, None, {})
+    # The other processes look into it too, and on another node it may be another folder.
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer.accelerator.wait_for_everyone()
     trainer.stop_signals = stop_signals
     if checkpoint:
         trainer.accelerator.print(f"Resuming from {checkpoint}")

@@ -1,0 +1,149 @@
+"""How a stage's processes are launched, and whether they are what was asked for (L4).
+
+accelerate 1.15 launches several processes on a CPU only by `mpirun` or as if they were for GPUs, which
+is what is done. FSDP and DeepSpeed it takes on GPUs alone: on a CPU `AcceleratorState` leaves the
+distributed type at MULTI_CPU, and each process would train a whole copy without a word.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edit_trl.errors import InputError
+
+if TYPE_CHECKING:
+    from edit_trl.config import DualCoTConfig
+
+SHARDED = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed"}
+
+
+def launch_options(
+    accelerate_config: Path | None, num_processes: int | None, recipe: str | None, options: Sequence[str]
+) -> list[str]:
+    """Options for `accelerate launch`.
+
+    Args:
+        accelerate_config: Its configuration file, None for what the machine offers.
+        num_processes: How many, None for what the configuration or the machine says.
+        recipe: The recipe's file, which may ask for the CPU.
+        options: The options over it.
+
+    Raises:
+        InputError: More GPUs than there are, or a sharding that the CPU has not.
+    """
+    import torch
+
+    gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    config = _read_config(accelerate_config)
+    on_cpu = _asks_for_cpu(recipe, options) or bool(config.get("use_cpu"))
+    on_cpu = on_cpu or (not gpus and not accelerate_config)
+    processes = num_processes or config.get("num_processes") or (1 if on_cpu else max(gpus, 1))
+    machines = config.get("num_machines") or 1
+    _check_devices(accelerate_config, config, processes // machines, gpus, on_cpu)
+    several = processes > 1
+    if accelerate_config:
+        chosen = ["--config_file", str(accelerate_config)]
+        chosen += ["--num_processes", str(num_processes)] if num_processes else []
+    else:
+        # What accelerate launch would choose, said out loud so that it has nothing to warn of.
+        chosen = ["--num_processes", str(processes), "--num_machines", "1", "--dynamo_backend", "no"]
+        chosen += ["--mixed_precision", "no"]  # the recipe's bf16 or fp16 decides in the process
+        chosen += ["--multi_gpu"] if gpus > 1 and several and not on_cpu else []
+    if on_cpu and several:
+        chosen += ["--multi_gpu", "--main_process_port", "0"]
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # read by the launched processes
+    if "OMP_NUM_THREADS" not in os.environ and (on_cpu or not accelerate_config):
+        # Left to itself it gives a process one CPU thread, however many cores there are.
+        threads = max(torch.get_num_threads() // processes, 1)
+        chosen += ["--num_cpu_threads_per_process", str(threads)]
+    return chosen
+
+
+def shards(accelerate_config: Path | None, num_processes: int | None) -> int:
+    """Over how many devices an accelerate configuration spreads weights, gradients and optimizer."""
+    config = _read_config(accelerate_config)
+    kind = str(config.get("distributed_type", "NO")).upper()
+    whole = kind == "DEEPSPEED" and (config.get("deepspeed_config") or {}).get("zero_stage") != 3
+    return 1 if kind not in SHARDED or whole else num_processes or config.get("num_processes") or 1
+
+
+def _read_config(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    from edit_trl.options import read_yaml
+
+    config = read_yaml(file, "accelerate configuration")
+    for name in ("num_processes", "num_machines"):
+        if not isinstance(config.get(name, 1), int):
+            raise InputError(f"{file}: `{name}` must be a whole number, got {config[name]!r}")
+    return config
+
+
+def _asks_for_cpu(recipe: str | None, options: Sequence[str]) -> bool:
+    """Whether the options or the recipe say `use_cpu: true`; only looked at, checked by the processes."""
+    import yaml
+
+    for place, word in enumerate(options):
+        name, _, value = word.partition("=")
+        if name in ("--use_cpu", "--use-cpu"):
+            following = options[place + 1] if place + 1 < len(options) else "true"
+            value = value or ("true" if following.startswith("--") else following)
+            return value.lower() in ("true", "1", "yes")
+    if not recipe or not Path(recipe).is_file():
+        return False
+    try:
+        values = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False  # said where the recipe is read
+    return isinstance(values, dict) and values.get("use_cpu") is True
+
+
+def _check_devices(
+    file: Path | None, config: dict[str, Any], processes: int, gpus: int, on_cpu: bool
+) -> None:
+    kind = str(config.get("distributed_type", "NO")).upper()
+    if on_cpu:
+        if kind in SHARDED:
+            raise InputError(
+                f"{file} asks for {SHARDED[kind]}, which accelerate has for GPUs only; on a CPU "
+                "every process would train a whole copy. Use `--accelerate_config cpu`, with --num_processes "
+                "for several"
+            )
+        return
+    ids = str(config.get("gpu_ids") or "all")
+    allowed = gpus if ids == "all" else len(ids.split(","))
+    # One process without a GPU takes the CPU, unless a GPU was asked for by its number.
+    if processes > min(gpus, allowed) and not (processes == 1 and not gpus):
+        asked = f"{processes} GPU{'s' if processes > 1 else ''}"
+        there = "none" if not gpus else f"{min(gpus, allowed)}"
+        where = f" by {file}" if file else " by --num_processes"
+        raise InputError(
+            f"{asked} asked for{where}, but this machine has {there}"
+            f"{' of them' if gpus else ''}; lower --num_processes, or "
+            "`--use_cpu true --accelerate_config cpu --num_processes N` to train on the CPU"
+        )
+
+
+def check_processes(training: "DualCoTConfig") -> None:
+    """See that the processes train together, as they were launched.
+
+    Raises:
+        InputError: Each would train alone, or a whole copy where a part was meant.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and training.world_size == 1:
+        raise InputError(
+            f"{launched} processes were launched, but there is no GPU for them and each would train alone; "
+            "set `use_cpu: true` (or ACCELERATE_USE_CPU=true) to train together on the CPU"
+        )
+    sharded = [
+        name
+        for key, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"))
+        if os.environ.get(key, "false").lower() == "true"
+    ]
+    if sharded and launched > 1 and training.device.type == "cpu" and training.use_cpu:
+        raise InputError(
+            f"launched for {sharded[0]}, which accelerate has for GPUs only; on a CPU every process would "
+            "train a whole copy. Launch without it"
+        )
