@@ -23,7 +23,8 @@ from test_suite_endpoint import Engine
 from edit_trl.cli.main import main
 from edit_trl.errors import InputError
 from edit_trl.evaluation.evaluate_config import EvaluateArguments
-from edit_trl.ray_pool import RayCalls, RayPool, connect, places
+from edit_trl.ray_cluster import connect, places
+from edit_trl.ray_pool import RayCalls, RayPool
 
 COMMAND = [sys.executable, "-m", "edit_trl.cli.main"]
 STORE = 80 * 2**20
@@ -378,6 +379,6 @@ def test_nothing_of_ray_is_imported_without_it(recipe, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time" in line}
-    assert "edit_trl.ray_pool" in imported
+    assert "edit_trl.ray_cluster" in imported
     assert "torch" in imported
     assert not {name for name in imported if name.split(".")[0] == "ray"}

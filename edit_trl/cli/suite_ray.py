@@ -37,7 +37,8 @@ class RayJudge:
         known: str,
         cases: Sequence[SuiteCase],
     ):
-        from edit_trl.ray_pool import RayCalls, connect, places
+        from edit_trl.ray_cluster import connect, places
+        from edit_trl.ray_pool import RayCalls
 
         connect()
         if client is None:

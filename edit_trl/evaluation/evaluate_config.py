@@ -12,7 +12,7 @@ from edit_trl.evaluation.decoding import Batching, Decoding, check_batching
 from edit_trl.evaluation.measured import MeasuredModel
 from edit_trl.evaluation.runs import RunKind
 from edit_trl.evaluation.tasks import MakeProblems, Tasks, read_tasks
-from edit_trl.ray_pool import engine_problems
+from edit_trl.ray_cluster import engine_problems
 
 
 @dataclass(frozen=True)

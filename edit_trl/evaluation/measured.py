@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edit_trl.evaluation.runs import RunKind, RunRecord, content_hash
-from edit_trl.ray_pool import Engine
+from edit_trl.ray_cluster import Engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

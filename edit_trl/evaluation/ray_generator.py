@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from edit_trl.errors import InputError
-from edit_trl.ray_pool import RayCalls, connect, places
+from edit_trl.ray_cluster import connect, places
+from edit_trl.ray_pool import RayCalls
 
 if TYPE_CHECKING:
     from edit_trl.evaluation.decoding import Generated

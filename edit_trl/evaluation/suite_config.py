@@ -10,7 +10,7 @@ from edit_trl.errors import InputError
 from edit_trl.evaluation.measured import MeasuredModel
 from edit_trl.evaluation.runs import RunKind
 from edit_trl.key_steps import KeyStepMethod
-from edit_trl.ray_pool import engine_problems
+from edit_trl.ray_cluster import engine_problems
 
 
 @dataclass(frozen=True)

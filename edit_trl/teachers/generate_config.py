@@ -17,7 +17,7 @@ from edit_trl.errors import InputError
 from edit_trl.exemplars import Exemplar, load_exemplars
 from edit_trl.options import convert, hints_of, read_yaml
 from edit_trl.questions import Question, read_questions
-from edit_trl.ray_pool import Engine, engine_problems
+from edit_trl.ray_cluster import Engine, engine_problems
 from edit_trl.teachers.dispatch import Limits
 from edit_trl.teachers.endpoint import EndpointArguments
 from edit_trl.teachers.filters import Bounds

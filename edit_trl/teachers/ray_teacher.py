@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from edit_trl.errors import InputError
-from edit_trl.ray_pool import RayPool, connect, places
+from edit_trl.ray_cluster import connect, places
+from edit_trl.ray_pool import RayPool
 from edit_trl.teachers.openai_compatible import OpenAICompatibleTeacher
 from edit_trl.teachers.teacher import (
     ChatRequest,
@@ -35,7 +36,7 @@ def on_ray(teachers: Mapping[str, Teacher], actors: int | None, calls: int) -> d
     Args:
         teachers: By what they are called; nothing is sent or loaded yet. Models that are loaded share their
             actors, as they would share one machine.
-        actors: How many actors load them; see `edit_trl.ray_pool.places`.
+        actors: How many actors load them; see `edit_trl.ray_cluster.places`.
         calls: The most requests to an actor at once.
 
     Raises:
