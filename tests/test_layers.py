@@ -16,6 +16,8 @@ PACKAGE = Path(edit_trl.__file__).parent
 LAYERS = {
     "errors": 0,
     "options": 0,
+    "ray_cluster": 0,
+    "ray_pool": 0,
     "dual_cots": 0,
     "dual_cot_row": 0,
     "text_units": 0,

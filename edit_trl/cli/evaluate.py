@@ -98,6 +98,8 @@ def _measure(
     from edit_trl.evaluation.runs import RunFolder, read_run
 
     client = endpoint.endpoint() if endpoint.base_urls else None
+    if client and arguments.actors is not None:
+        raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
     known = client.address if client else model_hash(arguments.model)
     record = arguments.record(
         model_hash=known, tasks=tasks.versions, data_hash=tasks.data_hash, seed=arguments.seed
@@ -107,11 +109,15 @@ def _measure(
         print(f"{folder.path} is finished ({folder.record.finished}), nothing to ask", file=sys.stderr)
         return read_run(folder.path), None
     if client:
+        if arguments.engine == "ray":
+            from edit_trl.teachers.ray_teacher import on_ray
+
+            client = on_ray({"model": client}, None, limits.max_concurrency)["model"]
         generator = EndpointGenerator(client, folder.path, arguments.decoding, limits, arguments.seed)
         generator.check()
         prompts, loaded = [problem.prompt for problem in tasks.problems], None
     else:
-        generator, prompts, loaded = _prepare(arguments, tasks.problems)
+        generator, prompts, loaded = _prepare(arguments, tasks.problems, known)
     try:
         answer_problems(tasks.problems, prompts, generator, folder=folder)
     finally:
@@ -120,31 +126,28 @@ def _measure(
 
 
 def _prepare(
-    arguments: EvaluateArguments, problems: Sequence[Problem]
+    arguments: EvaluateArguments, problems: Sequence[Problem], known: str
 ) -> tuple[Generator, list[list[int]], Any]:
-    """The generator and the prompts as token ids; and the model and tokenizer, but for vLLM."""
-    from edit_trl.evaluation.generation import ModelGenerator, VllmGenerator, vllm_is_faster
-    from edit_trl.evaluation.models import load_tokenizer
+    """The generator and the prompts as token ids; and the model and tokenizer, where they are here."""
     from edit_trl.evaluation.problems import encode
 
-    length, decoding = arguments.max_new_tokens, arguments.decoding
-    if arguments.batching == "vllm" or (arguments.batching == "auto" and vllm_is_faster()):
-        tokenizer = load_tokenizer(arguments.model, trust_remote_code=arguments.trust_remote_code)
-        _, prompts = encode(problems, tokenizer, max_new_tokens=length, positions=None)
-        dtype = arguments.dtype or "auto"
-        return VllmGenerator(arguments.model, decoding, dtype=dtype, seed=arguments.seed), prompts, None
-    model, tokenizer = arguments.load()
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    loaded = None
+    if arguments.engine == "ray":
+        from edit_trl.evaluation.models import adapter_base, load_tokenizer
+        from edit_trl.evaluation.ray_generator import RayGenerator
+
+        base, trusted = adapter_base(arguments.model), arguments.trust_remote_code
+        tokenizer = load_tokenizer(arguments.model, base, trust_remote_code=trusted)
+        generator = RayGenerator(arguments, known)
+        positions = generator.positions
+    else:
+        from edit_trl.evaluation.generation import load_generator
+
+        generator, tokenizer, positions, model = load_generator(arguments)
+        loaded = (model, tokenizer) if model is not None else None
+    length = arguments.max_new_tokens
     _, prompts = encode(problems, tokenizer, max_new_tokens=length, positions=positions)
-    generator = ModelGenerator(
-        model,
-        tokenizer,
-        decoding,
-        batch_size=arguments.batch_size,
-        batching=arguments.batching,
-        seed=arguments.seed,
-    )
-    return generator, prompts, (model, tokenizer)
+    return generator, prompts, loaded
 
 
 def _remember(run: Run, history: str | None) -> None:

@@ -11,7 +11,6 @@ from edit_trl.errors import InputError
 
 if TYPE_CHECKING:
     from edit_trl.evaluation.runs import Run
-    from edit_trl.evaluation.suite import CaseJudge
     from edit_trl.evaluation.suite_cases import SuiteCase
     from edit_trl.evaluation.suite_config import SuiteArguments
     from edit_trl.teachers.endpoint import EndpointArguments
@@ -58,13 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(arguments: SuiteArguments, endpoint: EndpointArguments, beside: Path) -> Run:
+    from edit_trl.cli.suite_judge import judge_of, of_model
     from edit_trl.evaluation.runs import RunFolder, content_hash, read_run
     from edit_trl.evaluation.suite import SUITE_VERSION, finish_suite, score_cases
     from edit_trl.evaluation.suite_cases import cases_of
 
     rows, where = _rows(arguments, beside)
     client = endpoint.endpoint() if endpoint.base_urls else None
-    known, tokenizer, positions = _of_model(arguments, client)
+    if client and arguments.actors is not None:
+        raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
+    known, tokenizer, positions = of_model(arguments, client)
     cases, left_out = cases_of(
         rows,
         tokenizer,
@@ -85,7 +87,12 @@ def _measure(arguments: SuiteArguments, endpoint: EndpointArguments, beside: Pat
     if folder.finished:
         print(f"{folder.path} is finished ({folder.record.finished}), nothing to score", file=sys.stderr)
         return read_run(folder.path)
-    judge = _judge(arguments, client, tokenizer, cases)
+    if arguments.engine == "ray":
+        from edit_trl.cli.suite_ray import RayJudge
+
+        judge = RayJudge(arguments, client, known, cases)
+    else:
+        judge = judge_of(arguments, client, tokenizer, cases)
     try:
         score_cases(cases, judge, folder=folder)
     finally:
@@ -125,38 +132,6 @@ def _rows(arguments: SuiteArguments, beside: Path) -> tuple[Iterable[Mapping[str
 def _found_beside(name: str, folder: Path) -> str:
     """What is not found from here is looked for beside the recipe."""
     return name if Path(name).exists() or not (folder / name).exists() else str(folder / name)
-
-
-def _of_model(arguments: SuiteArguments, client: Any) -> tuple[str, Any, int | None]:
-    """What tells the model from others, its tokenizer, and how many tokens it takes; it is not loaded yet."""
-    from edit_trl.evaluation.models import adapter_base, load_config, load_tokenizer, model_hash
-
-    options = {"trust_remote_code": arguments.trust_remote_code}
-    if client is not None:
-        if arguments.tokenizer is None:
-            raise InputError(
-                "`tokenizer` is missing: a suite looks at single tokens, so it needs the tokenizer of the "
-                "model at `base_urls`, as a path or Hub id"
-            )
-        tokenizer = load_tokenizer(arguments.tokenizer, **options)
-        return client.address, tokenizer, None
-    from edit_trl.evaluation.suite_model import positions_of
-
-    known, base = model_hash(arguments.model), adapter_base(arguments.model)
-    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, base, **options)
-    return known, tokenizer, positions_of(load_config(arguments.model, base, **options))
-
-
-def _judge(arguments: SuiteArguments, client: Any, tokenizer: Any, cases: Sequence[SuiteCase]) -> CaseJudge:
-    options = {"batch_size": arguments.batch_size, "max_new_tokens": arguments.written}
-    if client is not None:
-        from edit_trl.cli.suite_endpoint import EndpointJudge
-
-        return EndpointJudge(client, tokenizer, cases, **options)
-    from edit_trl.evaluation.suite_model import ModelJudge
-
-    model, _ = arguments.load()
-    return ModelJudge(model, tokenizer, cases, **options)
 
 
 def _found(cases: Sequence[SuiteCase], left_out: int) -> str:

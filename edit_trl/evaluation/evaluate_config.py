@@ -12,6 +12,7 @@ from edit_trl.evaluation.decoding import Batching, Decoding, check_batching
 from edit_trl.evaluation.measured import MeasuredModel
 from edit_trl.evaluation.runs import RunKind
 from edit_trl.evaluation.tasks import MakeProblems, Tasks, read_tasks
+from edit_trl.ray_cluster import engine_problems
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class EvaluateArguments(MeasuredModel):
             yield "`tasks` is missing: task files, or names of those in recipes/evaluate/tasks"
         if self.limit is not None and self.limit < 1:
             yield f"`limit` must be at least 1, got {self.limit}"
+        yield from engine_problems(self.engine, self.actors, self.device)
+        if self.engine == "ray" and self.harness:
+            yield "`harness` needs the model on this machine: leave out `engine: ray`"
         for check in (lambda: self.decoding, lambda: check_batching(self.batching, self.batch_size)):
             try:
                 check()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edit_trl.evaluation.runs import RunKind, RunRecord, content_hash
+from edit_trl.ray_cluster import Engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 # Options that change nothing of what is measured.
 _INCIDENTAL = ("name", "output_dir", "history", "device", "batch_size", "batching", "harness")
+_INCIDENTAL += ("engine", "actors")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class MeasuredModel:
         dtype: Of the weights: float32, bfloat16 or float16; as they were saved by default.
         load_in_4bit: Load the model in NF4, as QLoRA trains on it, for a card that takes no more.
         device: Such as cuda:1 or cpu; a GPU where there is one.
+        engine: local, or ray: on the machines of a Ray cluster that is running, which must all see the model
+            under the same name. Batches and items are the same.
+        actors: How many models the Ray cluster loads; one a GPU, or where it has none one a machine.
         attn_implementation: As in transformers, such as eager; the suite's tree takes no flash_attention_2,
             so that its chains are run a row each.
         trust_remote_code: Run code that comes with the model; only for models whose code you have read.
@@ -44,6 +49,8 @@ class MeasuredModel:
     dtype: Dtype | None = None
     load_in_4bit: bool = False
     device: str | None = None
+    engine: Engine = "local"
+    actors: int | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
 

@@ -10,6 +10,7 @@ from edit_trl.errors import InputError
 from edit_trl.evaluation.measured import MeasuredModel
 from edit_trl.evaluation.runs import RunKind
 from edit_trl.key_steps import KeyStepMethod
+from edit_trl.ray_cluster import engine_problems
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class SuiteArguments(MeasuredModel):
             yield f"`{'` and `'.join(given)}` are different sources of pairs; leave one"
         if self.families is not None and self.rows is None:
             yield "`families` needs `rows`, how many pairs"
+        yield from engine_problems(self.engine, self.actors, self.device)
         for name in ("rows", "limit", "pairs_per_question", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

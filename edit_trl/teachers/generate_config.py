@@ -17,6 +17,7 @@ from edit_trl.errors import InputError
 from edit_trl.exemplars import Exemplar, load_exemplars
 from edit_trl.options import convert, hints_of, read_yaml
 from edit_trl.questions import Question, read_questions
+from edit_trl.ray_cluster import Engine, engine_problems
 from edit_trl.teachers.dispatch import Limits
 from edit_trl.teachers.endpoint import EndpointArguments
 from edit_trl.teachers.filters import Bounds
@@ -37,6 +38,10 @@ class GenerateArguments(EndpointArguments):
             `procedural` the embedded teacher, which knows its own problems alone.
         model: The teacher's name at the endpoint, or its path or Hub id.
         batch_size: Prompts a batch of a local model.
+        engine: local, or ray: local models are loaded by the machines of a Ray cluster that is running, which
+            must all see them under the same name, and each endpoint is asked by a process of its own there.
+        actors: How many processes of the Ray cluster load local models; one a GPU, or where it has none one
+            a machine.
         dataset_name: Questions with answers: a .jsonl, .json, .csv or .parquet file, a folder saved by
             datasets, or a Hub id.
         dataset_config: Configuration of a Hub dataset; a list of them is read in order, and each names the
@@ -69,6 +74,8 @@ class GenerateArguments(EndpointArguments):
 
     teacher: TeacherKind = "openai_compatible"
     batch_size: int = 16
+    engine: Engine = "local"
+    actors: int | None = None
     dataset_name: str | None = None
     dataset_config: str | list[str] | None = None
     dataset_split: str | None = None
@@ -117,6 +124,12 @@ class GenerateArguments(EndpointArguments):
         if self.student_base_urls and not self.student:
             yield "`student_base_urls` needs `student`, its name there"
         yield from self.not_positive("timeout", "batch_size", "rows", "rounds", "limit")
+        yield from engine_problems(self.engine, self.actors)
+        if self.engine == "ray" and self.teacher == "procedural":
+            yield "`teacher: procedural` has nothing to do on other machines: leave out `engine: ray`"
+        local = self.teacher == "transformers_local" or (self.student and not self.student_base_urls)
+        if self.actors is not None and not local:
+            yield "`actors` is for models that are loaded; each endpoint has one process"
         if self.rounds > 1 and not (self.student and self.train_recipe):
             yield "`rounds` trains a student between generations: set `student` and `train_recipe`"
         if self.train_recipe and self.rounds == 1:

@@ -19,8 +19,9 @@ import ipaddress
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -105,6 +106,18 @@ class OpenAICompatibleTeacher:
         self._key = _key(api_key_env, base_urls)
         self._endpoints = [_Endpoint(url, _client(url, self._key, timeout)) for url in base_urls]
         self._turn = 0
+        self._make = partial(
+            OpenAICompatibleTeacher,
+            model,
+            api_key_env=api_key_env,
+            timeout=timeout,
+            token_limit=token_limit,
+            extra_body=extra_body,
+        )
+
+    def makers(self) -> list[Callable[[], OpenAICompatibleTeacher]]:
+        """How it is made in other processes, one for each endpoint; keys are looked for there."""
+        return [partial(self._make, [endpoint.url]) for endpoint in self._endpoints]
 
     async def check(self) -> None:
         """See that every endpoint can be reached and has the model; sends no prompt.

@@ -25,6 +25,7 @@ from edit_trl.teachers.teacher import Teacher
 
 # What does not change what is made, and so is not told in the card: the same answers make the same card.
 _INCIDENTAL = {"output_dir", "push_to_hub", "private", "max_cost", "timeout", "batch_size", "max_concurrency"}
+_INCIDENTAL |= {"engine", "actors"}
 
 
 class Prepared:
@@ -83,6 +84,10 @@ class Prepared:
             teachers = {"teacher": self.teacher}
             teachers |= {"student": config.make_student(), "labeller": config.make_labeller()}
             teachers = {who: teacher for who, teacher in teachers.items() if teacher is not None}
+            if config.arguments.engine == "ray":
+                from edit_trl.teachers.ray_teacher import on_ray
+
+                teachers = on_ray(teachers, config.arguments.actors, config.limits.max_concurrency)
             for teacher in teachers.values():
                 stack.push_async_callback(teacher.close)
             await asyncio.gather(*(teacher.check() for teacher in teachers.values()))

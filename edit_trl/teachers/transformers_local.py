@@ -13,7 +13,8 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,11 @@ class TransformersTeacher:
         self._manager_sampling: Sampling | None = None
         self._streams = 0
         self._idle = asyncio.Condition()
+        self._make = partial(TransformersTeacher, model, batch_size=batch_size, continuous=continuous)
+
+    def makers(self) -> list[Callable[[], TransformersTeacher]]:
+        """How the same teacher is made in other processes: one for each of them."""
+        return [self._make]
 
     async def check(self) -> None:
         """Load the model.
