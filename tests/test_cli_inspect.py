@@ -266,13 +266,15 @@ class Terminal:
     def __init__(self, *arguments, columns=120, own_input=True):
         self.screen, terminal = pty.openpty()
         self.resize(columns)
+        # A size in the environment would win over the terminal's; pytest-xdist sets one.
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "edit_trl.cli.main", "inspect", *map(str, arguments)],
             stdin=terminal if own_input else subprocess.DEVNULL,
             stdout=terminal,
             stderr=terminal,
-            env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"} | {"NO_COLOR": ""},
+            env={**environment, "TERM": "xterm-256color", "COLORTERM": "truecolor"} | {"NO_COLOR": ""},
             start_new_session=True,
         )
         os.close(terminal)

@@ -286,6 +286,8 @@ class RunFolder:
             groups: By kind of group, then name.
         """
         items = [self.done[key] for key in order]
+        if not (self.path / RECORD_FILE).is_file():
+            self.start()
         _write(self.path / ITEMS_FILE, "".join(map(_line, items)))
         self.record = replace(
             self.record,
