@@ -23,7 +23,7 @@ COMMAND = [sys.executable, "-m", "edit_trl.cli.main"]
 
 def edit_trl(*words: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=120, check=False, **options
+        [*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=300, check=False, **options
     )
 
 
