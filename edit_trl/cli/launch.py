@@ -148,7 +148,8 @@ def _accelerate_launch(chosen: Sequence[str], options: Sequence[str]) -> int:
         return error.returncode  # the process has said what was wrong
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
-        return EXIT_CODE if EXIT_CODE in codes else max(codes, key=abs)
+        # Where one ends by itself the others are killed (a negative code), which says nothing.
+        return EXIT_CODE if EXIT_CODE in codes else max(codes)
     return 0
 
 
