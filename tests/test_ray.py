@@ -39,6 +39,8 @@ def cluster():
 
     # A socket's path must be short.
     folder = tempfile.mkdtemp(prefix="ray-")
+    # Where Ray notes its newest cluster, whatever the folder; it does not make this one itself.
+    Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
     here = str(Path(__file__).parent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])]))
