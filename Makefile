@@ -1,4 +1,4 @@
-# make quickstart   train a real small model with both stages and measure it (7 to 9 minutes on 2 CPU cores)
+# make quickstart   train a real small model with both stages and measure it (7 to 13 minutes on 2 CPU cores)
 # make test         lint and the fast tests
 # make test-slow    the tests that train a real small model
 #
