@@ -79,6 +79,7 @@ def test_sampling(recipe, tmp_path):
         (["--max_new_token", "9"], "unknown option --max_new_token; did you mean `--max_new_tokens`?"),
         (["--max_new_tokens", "600"], "and max_new_tokens=600 exceed the model's 512 positions"),
         (["--batching", "vllm"], "pip install vllm"),
+        (["--history", __file__], "cannot be used as a history"),
         (["--limit", "0"], "`limit` must be at least 1, got 0"),
         (["--tasks", "null", "--harness", "null"], "`tasks` is missing"),
         (["--base_urls", "http://127.0.0.1:9/v1"], "127.0.0.1:9"),

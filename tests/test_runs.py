@@ -118,6 +118,8 @@ def test_other_files_are_not_written_over(tmp_path):
         RunFolder(tmp_path, record())
     with pytest.raises(InputError, match="is not empty and holds no run"):
         RunFolder(tmp_path / "notes.txt", record())
+    with pytest.raises(InputError, match=r"notes\.txt is a file, not a folder"):
+        RunFolder(tmp_path / "notes.txt" / "run", record())
 
 
 def spoil_record(tmp_path, **changes):

@@ -62,6 +62,7 @@ def _evaluate(
     arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Limits, recipe: Path | None
 ) -> int:
     from edit_trl.evaluation.harness import load_harness_tasks
+    from edit_trl.evaluation.history import check_history
     from edit_trl.evaluation.tables import run_table
 
     if arguments.harness and endpoint.base_urls:
@@ -70,6 +71,7 @@ def _evaluate(
     if arguments.harness:
         harness = load_harness_tasks(arguments.harness, arguments.harness_include_path)
     if arguments.tasks:
+        check_history(arguments.history)
         tasks = arguments.read_tasks(recipe, procedural_questions)
         print(f"{len(tasks.problems)} questions of {len(tasks.versions)} tasks", file=sys.stderr)
         run, loaded = _measure(arguments, endpoint, limits, tasks)
@@ -102,7 +104,11 @@ def _measure(
         raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
     known = client.address if client else model_hash(arguments.model)
     record = arguments.record(
-        model_hash=known, tasks=tasks.versions, data_hash=tasks.data_hash, seed=arguments.seed
+        model_hash=known,
+        settings=arguments.settings,
+        tasks=tasks.versions,
+        data_hash=tasks.data_hash,
+        seed=arguments.seed,
     )
     folder = RunFolder(arguments.folder, record)
     if folder.finished:

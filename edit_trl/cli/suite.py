@@ -58,10 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(arguments: SuiteArguments, endpoint: EndpointArguments, beside: Path) -> Run:
     from edit_trl.cli.suite_judge import judge_of, of_model
+    from edit_trl.evaluation.history import check_history
     from edit_trl.evaluation.runs import RunFolder, content_hash, read_run
     from edit_trl.evaluation.suite import SUITE_VERSION, finish_suite, score_cases
     from edit_trl.evaluation.suite_cases import cases_of
 
+    check_history(arguments.history)
     rows, where = _rows(arguments, beside)
     client = endpoint.endpoint() if endpoint.base_urls else None
     if client and arguments.actors is not None:
@@ -79,6 +81,7 @@ def _measure(arguments: SuiteArguments, endpoint: EndpointArguments, beside: Pat
     print(_found(cases, left_out), file=sys.stderr)
     record = arguments.record(
         model_hash=known,
+        settings=arguments.settings,
         tasks={case.task: SUITE_VERSION for case in cases},
         data_hash=content_hash([case.content() for case in cases]),
         seed=arguments.seed,

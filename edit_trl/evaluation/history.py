@@ -108,6 +108,16 @@ def record_run(run: Run, file: str | Path = DEFAULT_FILE) -> None:
         connection.execute("COMMIT")
 
 
+def check_history(file: str | Path | None) -> None:
+    """See, before anything is measured, that a history can be added to; there need be none yet.
+
+    Raises:
+        InputError: The file is something else, or of another version.
+    """
+    if file is not None and Path(file).exists():
+        read_history(file, last=1)
+
+
 def read_history(
     file: str | Path = DEFAULT_FILE,
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edit_trl.evaluation.runs import RunKind, RunRecord, content_hash
 from edit_trl.ray_cluster import Engine
@@ -64,11 +64,6 @@ class MeasuredModel:
         """Where the run is kept."""
         return Path(self.output_dir or Path("outputs") / self.kind / self.run_name)
 
-    @property
-    def settings(self) -> dict:
-        """What decides an item's content beside the model and the data."""
-        raise NotImplementedError
-
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model and its tokenizer; see `edit_trl.evaluation.models.load_student`."""
         from edit_trl.evaluation.models import load_student
@@ -82,15 +77,17 @@ class MeasuredModel:
             load_in_4bit=self.load_in_4bit,
         )
 
-    def record(self, *, model_hash: str, tasks: dict[str, str], data_hash: str, seed: int) -> RunRecord:
-        """What is going to be measured."""
+    def record(
+        self, *, model_hash: str, settings: dict[str, Any], tasks: dict[str, str], data_hash: str, seed: int
+    ) -> RunRecord:
+        """What is going to be measured; see `RunRecord`."""
         options = {name: value for name, value in asdict(self).items() if name not in _INCIDENTAL}
         return RunRecord(
             kind=self.kind,
             name=self.run_name,
             model=self.model,
             model_hash=model_hash,
-            settings=self.settings,
+            settings=settings,
             tasks=tasks,
             data_hash=data_hash,
             recipe_hash=content_hash(options),

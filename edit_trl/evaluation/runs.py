@@ -247,6 +247,8 @@ class RunFolder:
             raise InputError(
                 f"{self.path} is not empty and holds no run of edit-trl; choose another, or remove it"
             )
+        elif blocked := next((above for above in self.path.parents if above.is_file()), None):
+            raise InputError(f"output_dir {self.path}: {blocked} is a file, not a folder")
         self.record = record
 
     def start(self) -> None:
