@@ -8,7 +8,7 @@ import pytest
 from run_folders import finished_run, outcomes
 
 from edit_trl.errors import InputError
-from edit_trl.evaluation.history import DEFAULT_FILE, SCHEMA_VERSION, read_history, record_run
+from edit_trl.evaluation.history import DEFAULT_FILE, SCHEMA_VERSION, check_history, read_history, record_run
 from edit_trl.evaluation.runs import Run
 
 
@@ -128,3 +128,13 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 def test_the_default_is_beside_the_runs():
     assert str(DEFAULT_FILE) == "outputs/history.sqlite"
+
+
+def test_what_can_be_added_to_is_known_before(tmp_path):
+    (tmp_path / "begun.sqlite").touch()
+    for file in (None, tmp_path / "none.sqlite", tmp_path / "begun.sqlite"):
+        check_history(file)
+    (tmp_path / "text.sqlite").write_text("no database, but long enough to be looked at as one\n" * 20)
+    for file in (tmp_path / "text.sqlite", tmp_path):
+        with pytest.raises(InputError, match="history"):
+            check_history(file)

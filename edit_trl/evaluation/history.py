@@ -114,8 +114,12 @@ def check_history(file: str | Path | None) -> None:
     Raises:
         InputError: The file is something else, or of another version.
     """
-    if file is not None and Path(file).exists():
-        read_history(file, last=1)
+    if file is None or not Path(file).exists():
+        return
+    file = Path(file)
+    with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
+        if connection.execute("SELECT 1 FROM sqlite_master").fetchone():  # an empty one is being begun
+            _check(connection, file)
 
 
 def read_history(
