@@ -1,6 +1,7 @@
 """Toy models and tokenizers built in process, and a few real-looking dual CoTs."""
 
 import os
+import signal
 import tempfile
 
 # Before anything imports them: tests must not look for a network.
@@ -24,6 +25,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 import edit_trl.hub_errors
 import edit_trl.scoring
 import edit_trl.trainer
+
+# Where Ctrl-C is ignored (a shell's background job), so would be the one that tests send to a command.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
