@@ -601,3 +601,12 @@ def test_chain_text_and_is_conversational():
     assert not is_conversational(row())
     with pytest.raises(InputError, match="without an assistant message"):
         chain_text([USER])
+
+
+def test_a_generated_folder_has_the_splits_dual_and_warm_up(tmp_path):
+    rows = [{"prompt": f"What is {n} + 1?\n", "chosen": f"{n + 1}.", "rejected": "0."} for n in range(1, 4)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "dual.parquet")
+    Dataset.from_list(rows[:1]).to_parquet(tmp_path / "warm_up.parquet")
+    assert [len(load_dual_cots(tmp_path, split=split)) for split in (None, "dual", "warm_up")] == [3, 3, 1]
+    with pytest.raises(InputError, match="choose the split from: train, dual, warm_up"):
+        load_dual_cots(tmp_path, split="key_steps")
