@@ -208,9 +208,9 @@ def _pivot_section(generation: Generation, facts: CardFacts) -> list[str]:
         "## Pivotal steps",
         "",
         "Both chains of a pair are the student's own and share their text up to the pivotal step of the",
-        "wrong one: the step before which continuations of it reach the right answer and after which they do",
-        "not. The key spans are that step on either side. Steps were found by bisection, which takes for granted",
-        "that what is lost stays lost; rollouts hold to that only about.",
+        "wrong one: the step before which continuations of it reach the right answer and after which they",
+        "do not. The key spans are that step on either side. Steps were found by bisection, which takes for",
+        "granted that what is lost stays lost; rollouts hold to that only about.",
         "",
         f"Of {samples.total()} samples {samples['correct']} were right and {samples['wrong']} wrong. "
         f"{rollouts} rollouts found {len(pivots)} pivotal steps: {rollouts / len(pivots):.1f} rollouts and "

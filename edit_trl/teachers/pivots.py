@@ -113,7 +113,7 @@ def step_ends(chain: str) -> list[int]:
         line = chain.rfind("\n", end, _text_start(chain, end))
         start = max(end, line + 1)
         ends.append(start)
-    return [*ends[:-1], len(chain)]
+    return [*ends[:-1], len(chain)] if ends else []
 
 
 Place = tuple[Question, str]
