@@ -1,6 +1,7 @@
 """A student's own pivots: a scripted student, one behind HTTP, and a real one that is trained here."""
 
 import asyncio
+import itertools
 import json
 import math
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,7 @@ from edit_trl.tokenization import tokenize_dual_cot
 
 COMMAND = [sys.executable, "-m", "edit_trl.cli.main"]
 STEPS = 7
+TURNS, UPDATES = ("keep", "flip"), 220
 QUESTIONS = [Question(f"q{n}", f"What is {n} + 7?", str(n + 7), "number") for n in range(5)]
 
 
@@ -89,8 +92,7 @@ def student(request) -> str:
     ],
 )
 def test_steps_are_sentences_and_lines(chain, steps):
-    ends = step_ends(chain)
-    assert [chain[a:b] for a, b in zip([0, *ends], ends, strict=False)] == steps
+    assert sentences(chain) == steps
 
 
 def test_the_deciding_step_is_found_and_paired_with_the_students_own_way(tmp_path):
@@ -255,22 +257,28 @@ def test_an_endpoint_that_does_not_is_told(tmp_path):
     assert "`continue_final_message`" in str(caught.value)
 
 
-def toy_problem(rng: random.Random, slip: float) -> tuple[str, str, str]:
-    """A switch that is flipped or kept three times; slips are carried on, as a student would."""
-    turns = [rng.choice(("keep", "flip")) for _ in range(3)]
-    state = truth = False
-    steps = []
+def toy_problem(turns: Sequence[str], rng: random.Random | None = None) -> tuple[str, str, str]:
+    """A switch that is flipped or kept: question, chain, answer; slips are drawn, and carried on."""
+    states, truth = [False], False
     for turn in turns:
         truth ^= turn == "flip"
-        state ^= (turn == "flip") ^ (rng.random() < slip)
-        steps.append(f"{turn.capitalize()}: {'on' if state else 'off'}.")
-    chain = " ".join([*steps, f"Therefore, the answer is {'yes' if state else 'no'}."])
-    return f"{', '.join(turns)}. Is it on?", chain, "yes" if truth else "no"
+        slip = rng is not None and rng.random() < 0.25
+        states.append(states[-1] ^ (turn == "flip") ^ slip)
+    steps = [
+        f"{_word(before)}, {turn}: {_word(after)}."
+        for before, turn, after in zip(states, turns, states[1:], strict=False)
+    ]
+    conclusion = f"Therefore, the answer is {_word(states[-1])}."
+    return f"{', '.join(turns)}?", " ".join([*steps, conclusion]), _word(truth)
+
+
+def _word(state: bool) -> str:
+    return "on" if state else "off"
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:
-    words = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>", "user", "assistant", "keep", "flip", "Keep"]
-    words += ["Flip", "on", "off", "Is", "it", "Therefore", "the", "answer", "is", "yes", "no"]
+    words = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>", "user", "assistant", "keep", "flip", "on"]
+    words += ["off", "Therefore", "the", "answer", "is"]
     words += [*",.:? \n"]
     tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|\s|[^\w\s]"), "isolated")
@@ -293,11 +301,12 @@ def toy_student(tmp_path_factory) -> Path:
         vocab_size=len(tokenizer), eos_token_id=2, pad_token_id=0, bos_token_id=None, **sizes
     )
     model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    for _ in range(160):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, UPDATES, pct_start=0.1)
+    for _ in range(UPDATES):
         rows = []
         for _ in range(32):
-            question, chain, _ = toy_problem(rng, 0.1)
+            question, chain, _ = toy_problem(rng.choices(TURNS, k=4), rng)
             prompt = tokenizer.apply_chat_template(
                 [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
             )
@@ -310,6 +319,7 @@ def toy_student(tmp_path_factory) -> Path:
             labels[number, len(prompt) : len(prompt) + len(chain)] = torch.tensor(chain)
         model(input_ids=ids, labels=labels).loss.backward()
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
     folder = tmp_path_factory.mktemp("student")
     model.save_pretrained(folder)
@@ -317,9 +327,9 @@ def toy_student(tmp_path_factory) -> Path:
     return folder
 
 
-def toy_questions(folder: Path, count: int = 60) -> Path:
-    rng, path = random.Random(1), folder / "questions.jsonl"
-    problems = [toy_problem(rng, 0.0) for _ in range(count)]
+def toy_questions(folder: Path) -> Path:
+    path = folder / "questions.jsonl"
+    problems = [toy_problem(turns) for turns in itertools.product(TURNS, repeat=4)]
     path.write_text(
         "".join(json.dumps({"question": question, "answer": a}) + "\n" for question, _, a in problems)
     )
@@ -334,19 +344,29 @@ def edit_trl(*words) -> subprocess.CompletedProcess:
 
 def options_of(student: Path, questions: Path, output: Path) -> list[str]:
     words = ["--student", student, "--pivots", "--dataset_name", questions, "--output_dir", output]
-    words += ["--samples", 3, "--rollouts", 6, "--max_tokens", 40, "--student_temperature", 1, "--send_seed"]
+    words += [
+        "--samples",
+        4,
+        "--rollouts",
+        6,
+        "--max_tokens",
+        64,
+        "--student_temperature",
+        0.6,
+        "--send_seed",
+    ]
     return ["generate", *map(str, words)]
 
 
 def first_slip(question: str, chain: str) -> int:
-    """The step, from 0, in which a chain of the switch goes wrong; 3 for the conclusion."""
-    state = False
-    for number, turn in enumerate(question.rstrip(".").partition(".")[0].split(", ")):
-        state ^= turn == "flip"
-        step = chain.split(". ")[number]
-        if step.lower() != f"{turn}: {'on' if state else 'off'}":
-            return number
-    return 3
+    """The step, from 1, in which a chain of the switch goes wrong."""
+    right = sentences(toy_problem(question.rstrip("?").split(", "))[1])
+    return next(n for n, step in enumerate(sentences(chain), 1) if step != right[n - 1])
+
+
+def sentences(chain: str) -> list[str]:
+    ends = step_ends(chain)
+    return [chain[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -358,9 +378,9 @@ def test_a_trained_student_finds_where_it_slips(toy_student, tmp_path):
     questions, output = toy_questions(tmp_path), tmp_path / "out"
     done = edit_trl(*options_of(toy_student, questions, output))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"60 questions; student '{toy_student}', no teacher" in done.stderr
+    assert f"16 questions; student '{toy_student}', no teacher" in done.stderr
     rows = load_dual_cots(output / "dual.parquet").to_list()
-    assert len(rows) >= 8
+    assert len(rows) >= 5
     report = json.loads((output / "report.json").read_text())
     assert [pivot["pair"] for pivot in report["pivots"]] == [row["id"] for row in rows]
     hits = 0
@@ -375,7 +395,7 @@ def test_a_trained_student_finds_where_it_slips(toy_student, tmp_path):
         assert chosen[:start] == rejected[:start]
         assert pivot["right_before"] >= 1
         assert pivot["right_after"] == 0
-        hits += pivot["step"] - 1 == first_slip(question, rejected)
+        hits += pivot["step"] == first_slip(question, rejected)
     # Two slips may cancel out, so that what looks lost need not be: not every one.
     assert hits >= 0.8 * len(rows)
     tokenized = tokenize_dual_cot(rows[0], toy_tokenizer(), key_step_method="spans")
@@ -387,13 +407,13 @@ def test_a_trained_student_finds_where_it_slips(toy_student, tmp_path):
     warm_up = load_dual_cots(output / "warm_up.parquet").to_list()
     of_pairs = [row["chosen"] for row in warm_up if row["source"] == "pivot"]
     own = [row["chosen"] for row in warm_up if row["source"] == "student"]
-    assert len(own) >= 60
+    assert len(own) >= 12
     assert {row["chosen"][0]["content"] for row in rows} <= {c[0]["content"] for c in of_pairs + own}
 
 
 @pytest.mark.slow
 def test_killed_and_taken_up_again_it_ends_in_the_same_bytes(toy_student, tmp_path):
-    questions, rng = toy_questions(tmp_path, 30), random.Random(0)
+    questions, rng = toy_questions(tmp_path), random.Random(0)
     whole = edit_trl(*options_of(toy_student, questions, tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr[-3000:]
     command = [*COMMAND, *options_of(toy_student, questions, tmp_path / "killed")]
@@ -432,8 +452,8 @@ def test_rounds_find_pivots_and_train_in_turn(toy_student, tmp_path):
     (tmp_path / "train.yaml").write_text(TRAINING)
     recipe = tmp_path / "recipe.yaml"
     values = {"teacher": "none", "pivots": True, "student": str(toy_student), "rounds": 2, "rollouts": 4}
-    values |= {"dataset_name": str(toy_questions(tmp_path, 40)), "max_tokens": 40, "samples": 3}
-    values |= {"student_temperature": 1.0, "train_recipe": str(tmp_path / "train.yaml")}
+    values |= {"dataset_name": str(toy_questions(tmp_path)), "max_tokens": 64, "samples": 3}
+    values |= {"student_temperature": 0.6, "train_recipe": str(tmp_path / "train.yaml")}
     recipe.write_text(yaml.safe_dump(values | {"output_dir": str(tmp_path / "out")}))
     done = edit_trl("generate", "--config", recipe)
     assert done.returncode == 0, done.stderr[-3000:]
