@@ -35,7 +35,13 @@ from edit_trl.tokenization import tokenize_dual_cot
 
 COMMAND = [sys.executable, "-m", "edit_trl.cli.main"]
 STEPS = 7
-TURNS, UPDATES = ("keep", "flip"), 220
+UPDATES = 220
+# Of the switch: kept or flipped once to four times, then held.
+ALL_TURNS = [
+    [*turns, *["hold"] * (4 - count)]
+    for count in range(1, 5)
+    for turns in itertools.product(("keep", "flip"), repeat=count)
+]
 QUESTIONS = [Question(f"q{n}", f"What is {n} + 7?", str(n + 7), "number") for n in range(5)]
 
 
@@ -258,17 +264,20 @@ def test_an_endpoint_that_does_not_is_told(tmp_path):
 
 
 def toy_problem(turns: Sequence[str], rng: random.Random | None = None) -> tuple[str, str, str]:
-    """A switch that is flipped or kept: question, chain, answer; slips are drawn, and carried on."""
+    """A switch that is flipped, kept or held: question, chain, answer; slips are drawn, and carried on.
+
+    Nobody slips where it is held.
+    """
     states, truth = [False], False
     for turn in turns:
         truth ^= turn == "flip"
-        slip = rng is not None and rng.random() < 0.25
+        slip = rng is not None and turn != "hold" and rng.random() < 0.25
         states.append(states[-1] ^ (turn == "flip") ^ slip)
     steps = [
         f"{_word(before)}, {turn}: {_word(after)}."
         for before, turn, after in zip(states, turns, states[1:], strict=False)
     ]
-    conclusion = f"Therefore, the answer is {_word(states[-1])}."
+    conclusion = f"#### {_word(states[-1])}"
     return f"{', '.join(turns)}?", " ".join([*steps, conclusion]), _word(truth)
 
 
@@ -277,11 +286,11 @@ def _word(state: bool) -> str:
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:
-    words = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>", "user", "assistant", "keep", "flip", "on"]
-    words += ["off", "Therefore", "the", "answer", "is"]
+    words = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>", "user", "assistant", "keep", "flip", "hold"]
+    words += ["on", "off", "####"]
     words += [*",.:? \n"]
     tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|\s|[^\w\s]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|\s|#+|[^\w\s]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|pad|>", unk_token="<unk>"
@@ -306,7 +315,7 @@ def toy_student(tmp_path_factory) -> Path:
     for _ in range(UPDATES):
         rows = []
         for _ in range(32):
-            question, chain, _ = toy_problem(rng.choices(TURNS, k=4), rng)
+            question, chain, _ = toy_problem(rng.choice(ALL_TURNS), rng)
             prompt = tokenizer.apply_chat_template(
                 [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
             )
@@ -329,7 +338,7 @@ def toy_student(tmp_path_factory) -> Path:
 
 def toy_questions(folder: Path) -> Path:
     path = folder / "questions.jsonl"
-    problems = [toy_problem(turns) for turns in itertools.product(TURNS, repeat=4)]
+    problems = [toy_problem(turns) for turns in ALL_TURNS]
     path.write_text(
         "".join(json.dumps({"question": question, "answer": a}) + "\n" for question, _, a in problems)
     )
@@ -358,12 +367,6 @@ def options_of(student: Path, questions: Path, output: Path) -> list[str]:
     return ["generate", *map(str, words)]
 
 
-def first_slip(question: str, chain: str) -> int:
-    """The step, from 1, in which a chain of the switch goes wrong."""
-    right = sentences(toy_problem(question.rstrip("?").split(", "))[1])
-    return next(n for n, step in enumerate(sentences(chain), 1) if step != right[n - 1])
-
-
 def sentences(chain: str) -> list[str]:
     ends = step_ends(chain)
     return [chain[start:end] for start, end in zip([0, *ends], ends, strict=False)]
@@ -374,11 +377,11 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
-def test_a_trained_student_finds_where_it_slips(toy_student, tmp_path):
+def test_a_trained_student_finds_the_steps_that_decide(toy_student, tmp_path):
     questions, output = toy_questions(tmp_path), tmp_path / "out"
     done = edit_trl(*options_of(toy_student, questions, output))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"16 questions; student '{toy_student}', no teacher" in done.stderr
+    assert f"30 questions; student '{toy_student}', no teacher" in done.stderr
     rows = load_dual_cots(output / "dual.parquet").to_list()
     assert len(rows) >= 5
     report = json.loads((output / "report.json").read_text())
@@ -395,8 +398,8 @@ def test_a_trained_student_finds_where_it_slips(toy_student, tmp_path):
         assert chosen[:start] == rejected[:start]
         assert pivot["right_before"] >= 1
         assert pivot["right_after"] == 0
-        hits += pivot["step"] == first_slip(question, rejected)
-    # Two slips may cancel out, so that what looks lost need not be: not every one.
+        hits += pivot["step"] == 4 - question.count("hold")
+    # Until the switch is held, another slip may undo one: the last step before that decides.
     assert hits >= 0.8 * len(rows)
     tokenized = tokenize_dual_cot(rows[0], toy_tokenizer(), key_step_method="spans")
     assert any(tokenized["chosen_key_mask"])
