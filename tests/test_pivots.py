@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from edit_trl import load_dual_cots
 from edit_trl.answers import check_answer
+from edit_trl.cli.generate import main as generate
 from edit_trl.errors import InputError
 from edit_trl.questions import Question
 from edit_trl.teachers.dispatch import Dispatcher, Limits
@@ -484,12 +485,10 @@ def test_rounds_find_pivots_and_train_in_turn(toy_student, tmp_path):
         (["--student", "m", "--pivots", "--families", "sums"], "unknown family 'sums'"),
     ],
 )  # fmt: skip
-def test_bad_input_is_told_before_anything_is_asked(tmp_path, words, message, capsys, monkeypatch):
-    from edit_trl.cli.generate import main
-
+def test_bad_input_is_told_before_anything_is_asked(tmp_path, words, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as caught:
-        main(words)
+        generate(words)
     assert message in str(caught.value)
     assert not (tmp_path / "outputs").exists()
 
@@ -505,18 +504,16 @@ def test_questions_without_answers_are_told(tmp_path):
 
 def test_a_student_that_is_not_there_is_told(tmp_path):
     student = tmp_path / "nobody"
-    done = edit_trl(
-        "generate", "--student", student, "--pivots", "--rows", 3, "--output_dir", tmp_path / "out"
-    )
-    assert done.returncode == 2
-    assert f"no model could be loaded from '{student}'" in done.stderr
+    words = ["--student", student, "--pivots", "--rows", 3, "--output_dir", tmp_path / "out"]
+    with pytest.raises(InputError, match=f"no model could be loaded from '{student}'"):
+        generate([*map(str, words)])
 
 
-def test_the_procedural_families_are_questions_too(tmp_path, saved_student):
+def test_the_procedural_families_are_questions_too(tmp_path, saved_student, capsys):
     """An untrained student is never right nor wrong: told, with the reason."""
     words = ["--student", saved_student, "--pivots", "--families", "arithmetic", "--rows", 3]
-    done = edit_trl("generate", *words, "--max_tokens", 8, "--output_dir", tmp_path / "out")
-    assert done.returncode == 2
-    assert "3 questions; student" in done.stderr
-    assert "no pair is left" in done.stderr
-    assert "3 no sample ends in a wrong answer" in done.stderr
+    with pytest.raises(InputError) as caught:
+        generate([*map(str, words), "--max_tokens", "8", "--output_dir", str(tmp_path / "out")])
+    assert "3 questions; student" in capsys.readouterr().err
+    assert "no pair is left" in str(caught.value)
+    assert "3 no sample ends in a wrong answer" in str(caught.value)
