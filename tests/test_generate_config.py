@@ -36,6 +36,7 @@ def test_every_file_is_one_of_these():
         "bbh",
         "gsm8k",
         "own_questions",
+        "pivots",
         "procedural",
     ]
     files = {path for path in (ROOT / "generate").rglob("*") if path.is_file()}
@@ -48,7 +49,12 @@ def test_shipped_recipes_hold(path, monkeypatch):
     config = read_generate_config(path, {})
     assert is_generate_recipe(path)
     assert config.templates().texts
-    assert config.make_teacher().model == (config.arguments.model or "procedural")
+    teacher = config.make_teacher()
+    if config.arguments.pivots:
+        assert (teacher, config.arguments.teacher) == (None, "none")
+        assert len(config.questions(None)) == config.arguments.rows
+    else:
+        assert teacher.model == (config.arguments.model or "procedural")
     config.exemplars()
     assert config.arguments.output_dir.startswith("outputs/")
 

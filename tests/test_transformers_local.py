@@ -3,14 +3,17 @@
 import asyncio
 import json
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 from test_pipeline import generate
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edit_trl.errors import InputError
 from edit_trl.questions import Question
 from edit_trl.teachers.teacher import ChatRequest, MalformedResponse, NoAnswer, RawResponse, Sampling
-from edit_trl.teachers.transformers_local import TransformersTeacher
+from edit_trl.teachers.transformers_local import TransformersTeacher, _SeededDraw
 
 
 def request(text: str, number: int = 0, **sampling) -> ChatRequest:
@@ -53,6 +56,62 @@ def test_a_prompt_over_the_context_is_no_answer(saved_student):
     assert isinstance(long, NoAnswer)
     assert "longer than the model's context" in str(long)
     assert short.text is not None
+
+
+def going_on(text: str, begun: str, **sampling) -> ChatRequest:
+    asked = request(text, **sampling)
+    return replace(asked, messages=(*asked.messages, ("assistant", begun)))
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_an_answer_that_was_begun_is_gone_on_with(saved_student, template):
+    """As text: what is begun stands where the model would have written it."""
+    tokenizer = AutoTokenizer.from_pretrained(saved_student)
+    if not template:
+        tokenizer.chat_template = None
+        (saved_student / "chat_template.jinja").unlink()
+        tokenizer.save_pretrained(saved_student)
+    prompt = "<|im_start|>user\na?<|im_end|>\n<|im_start|>assistant\n" if template else "a?\n"
+    ids = tokenizer(f"{prompt}White: 2 / 2 = 1 bolt.", return_tensors="pt", add_special_tokens=False)
+    model = AutoModelForCausalLM.from_pretrained(saved_student)
+    expected = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].size(1) :]
+    (answer,) = ask(saved_student, going_on("a?", "White: 2 / 2 = 1 bolt."))
+    assert answer.text == tokenizer.decode(expected, skip_special_tokens=True).rstrip()
+    assert answer.prompt_tokens == ids["input_ids"].size(1)
+
+
+def test_the_space_before_a_continuation_is_kept(saved_student):
+    tokenizer = AutoTokenizer.from_pretrained(saved_student)
+    token = tokenizer(" Therefore", add_special_tokens=False)["input_ids"]
+    teacher = TransformersTeacher(str(saved_student))
+    asyncio.run(teacher.check())
+    asked = going_on("a?", "So it is.")
+    raw = teacher._raw(asked, teacher._encode(asked), token, 0.0)
+    assert teacher.read(raw).text == " Therefore"
+    raw = teacher._raw(request("a?"), teacher._encode(request("a?")), token, 0.0)
+    assert teacher.read(raw).text == "Therefore"
+
+
+def test_seeds_decide_what_is_drawn_whatever_the_batch(saved_student):
+    drawn = [replace(request("a?", n, temperature=1.0), seed=5 + n) for n in range(4)]
+    together = ask(saved_student, *drawn, batch_size=4)
+    assert ask(saved_student, drawn[2], replace(request("other?", temperature=1.0), seed=1))[0] == together[2]
+    assert [ask(saved_student, one)[0] for one in drawn] == together
+    assert len({answer.text for answer in together}) == 4
+    cold = replace(request("a?"), seed=5)
+    assert ask(saved_student, cold) == ask(saved_student, request("a?"))
+
+
+def test_a_seeded_draw_is_a_draw_from_the_model():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).log_softmax(-1)
+    sampling = Sampling(temperature=2.0, top_p=0.85)
+    draws = [
+        _SeededDraw([ChatRequest("student", "", "", (("user", str(n)),), sampling, 0, 3)])(None, logits)
+        for n in range(4000)
+    ]
+    counts = torch.bincount(torch.cat(draws).argmax(-1), minlength=4) / 4000
+    kept = (logits[0] / 2).softmax(-1) * torch.tensor([1.0, 1.0, 1.0, 0.0])
+    assert torch.allclose(counts, kept / kept.sum(), atol=0.03)
 
 
 def test_other_weights_are_another_teacher(saved_student, tmp_path):

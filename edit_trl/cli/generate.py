@@ -1,7 +1,8 @@
 """`edit-trl generate`: lets a teacher make dual CoTs and saves them (L4).
 
-With `--config` a teacher is asked about questions, as a recipe says; without,
-the embedded teacher writes pairs of its own problems.
+With `--config` a teacher is asked about questions, as a recipe says, and with
+`--student MODEL --pivots` a student alone; else the embedded teacher writes
+pairs of its own problems.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         InputError: A bad option, or an output that exists and may not be replaced.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if any(word.split("=")[0] == "--config" for word in argv):
+    if any(word.split("=")[0] in ("--config", "--student", "--pivots") for word in argv):
         from edit_trl.cli.generate_recipe import main as generate_by_recipe
 
         return generate_by_recipe(argv)
@@ -60,8 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="edit-trl generate",
         description=f"{HELP[0].upper()}{HELP[1:]}.",
         epilog="To ask a teacher about questions of your own: edit-trl generate --config RECIPE.yaml "
-        "[--OPTION VALUE ...]; edit-trl generate --config --help lists the options, recipes/generate/ has "
-        "recipes.",
+        "[--OPTION VALUE ...]. To make pairs of a student's own chains: edit-trl generate --student MODEL "
+        "--pivots [--OPTION VALUE ...]. edit-trl generate --config --help lists the options; "
+        "recipes/generate/ has recipes.",
         allow_abbrev=False,
     )
     add = parser.add_argument

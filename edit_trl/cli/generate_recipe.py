@@ -1,4 +1,7 @@
-"""`edit-trl generate --config`: asks a teacher about questions, as a recipe says (L4)."""
+"""`edit-trl generate --config`: asks a teacher about questions, as a recipe says (L4).
+
+Or a student alone: `edit-trl generate --student MODEL --pivots`, which needs no recipe.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from edit_trl.teachers.dispatch import Interrupted
 from edit_trl.teachers.export import DUAL, push_generation
 from edit_trl.teachers.generate_config import (
     CLASSES,
+    FLAGS,
     HIDDEN,
     OPTIONS,
     GenerateConfig,
@@ -22,9 +26,13 @@ from edit_trl.teachers.generate_config import (
 from edit_trl.teachers.generation import Generation
 from edit_trl.teachers.run import Prepared
 
-USAGE = "edit-trl generate --config RECIPE.yaml [--OPTION VALUE ...]"
+USAGE = (
+    "edit-trl generate --config RECIPE.yaml [--OPTION VALUE ...]\n"
+    "       edit-trl generate --student MODEL --pivots [--OPTION VALUE ...]"
+)
 DESCRIPTION = (
-    "Ask a teacher about questions and make dual CoTs of its answers. Options, in the recipe or here:"
+    "Ask a teacher about questions and make dual CoTs of its answers, or of a student's own chains at the "
+    "steps where they are lost (--pivots), which needs no teacher. Options, in the recipe or here:"
 )
 
 
@@ -32,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     """Run a recipe.
 
     Args:
-        argv: `--config RECIPE` and `--option value` over it.
+        argv: `--config RECIPE` and `--option value` over it, or options alone.
 
     Raises:
         InputError: Anything wrong with the recipe or what it names, before a request is sent; or a run that
@@ -41,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(format_help(USAGE, DESCRIPTION, CLASSES, HIDDEN))
         return 0
-    path, options = read_options(argv, OPTIONS)
+    path, options = read_options(argv, OPTIONS, FLAGS)
     config = read_generate_config(path, options)
     command = f"edit-trl generate {' '.join(argv)}"
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -11,12 +11,15 @@ from edit_trl.errors import InputError
 from edit_trl.options import convert, described, hints_of, nearest, read_yaml
 
 
-def read_options(argv: Sequence[str], known: Iterable[str]) -> tuple[str | None, dict[str, Any]]:
+def read_options(
+    argv: Sequence[str], known: Iterable[str], flags: Collection[str] = ()
+) -> tuple[str | None, dict[str, Any]]:
     """`--config PATH` and the other options, as YAML reads their values.
 
     Args:
         argv: The command's arguments.
         known: The names of its options.
+        flags: Those that are true where no value follows.
 
     Raises:
         InputError: An option without a name or a value, or one that does not exist.
@@ -35,6 +38,7 @@ def read_options(argv: Sequence[str], known: Iterable[str]) -> tuple[str | None,
             problems.append(f"unexpected {word!r}")
         else:
             given[name].append(word)
+    given |= {name: ["true"] for name in flags if given.get(name) == []}
     problems += [f"--{name} needs a value" for name, words in given.items() if not words and name in known]
     if problems:
         raise InputError(problems)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ class CardFacts:
     """What a card tells beside the counts.
 
     Attributes:
-        teacher: The model that was asked for.
+        teacher: The model that was asked for; the student where there is no teacher.
         stats: What was sent, by who asked: "teacher", "student", "labeller".
         template_versions: By template name.
         options: What the run was asked for, as in its recipe.
@@ -41,7 +41,12 @@ class CardFacts:
 
 
 def dual_rows(pairs: Iterable[Pair], conversational: bool) -> list[dict[str, Any]]:
-    """Dual CoTs, as `edit_trl.dual_cots` has them, with `mistake_text` beside `mistake`."""
+    """Dual CoTs, as `edit_trl.dual_cots` has them, with `mistake_text` beside `mistake`.
+
+    Spans are columns where the key steps of some pair are known.
+    """
+    pairs = list(pairs)
+    spans = any(pair.rejected_key_spans is not None for pair in pairs)
     return [
         _texts(pair.question.question, pair.chosen, pair.rejected, conversational)
         | {
@@ -52,12 +57,13 @@ def dual_rows(pairs: Iterable[Pair], conversational: bool) -> list[dict[str, Any
             "source": pair.source,
             "id": pair.id,
         }
+        | (_spans(pair) if spans else {})
         for pair in pairs
     ]
 
 
 def warm_up_rows(generation: Generation, conversational: bool) -> list[dict[str, Any]]:
-    """Correct chains for the warm-up: the teacher's own, and the rectified ones.
+    """Correct chains for the warm-up: the teacher's (without one the student's) own, and the rectified ones.
 
     `rejected` is a list: the wrong chains of the same question among the pairs, or none.
     """
@@ -108,6 +114,8 @@ def save_generation(
             for question, stage, reason in generation.failures
         ],
     }
+    if generation.pivots is not None:
+        report["pivots"] = [asdict(pivot) for pivot in generation.pivots]
     _write(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     _write(folder / "README.md", generation_card(generation, facts, rows))
     return {name: len(of_file) for name, of_file in rows.items()}
@@ -149,7 +157,7 @@ def generation_card(
     lines = ["---", json.dumps(header, indent=2), "---", "", "# Dual chains of thought", ""]
     lines += [
         "Pairs of a correct chain of thought and a similar wrong one of the same question, made with",
-        f"[edit_trl](https://arxiv.org/abs/2405.19737) by the teacher `{_code(facts.teacher)}`.",
+        f"[edit_trl](https://arxiv.org/abs/2405.19737) by {_author(generation)} `{_code(facts.teacher)}`.",
         "",
         f"`{DUAL}` has {len(dual)} pairs, `{WARM_UP}` {len(rows[WARM_UP])} correct chains for the warm-up.",
         "",
@@ -158,6 +166,8 @@ def generation_card(
     ]
     if mistakes:
         lines += _table("mistake", mistakes)
+    if generation.pivots is not None:
+        lines += _pivot_section(generation, facts)
     lines += ["## How they were made", "", "| stage | outcome | answers |", "|---|---|---|"]
     lines += [
         f"| {stage} | {outcome} | {count} |"
@@ -165,7 +175,8 @@ def generation_card(
         for outcome, count in sorted(counts.items())
     ]
     if generation.dropped:
-        lines += ["", *_table("dropped pairs", Counter({r: len(i) for r, i in generation.dropped.items()}))]
+        what = "dropped pairs" if generation.pivots is None else "dropped questions and pairs"
+        lines += ["", *_table(what, Counter({r: len(i) for r, i in generation.dropped.items()}))]
     lines += [
         "",
         "| | prompt tokens | completion tokens | cost | models as reported |",
@@ -178,6 +189,43 @@ def generation_card(
     lines += ["", "Versions of the prompt templates: " + _versions(facts.template_versions) + ".", ""]
     lines += ["```json", json.dumps(facts.options, indent=2, sort_keys=True, default=str), "```", ""]
     return "\n".join(lines)
+
+
+def _author(generation: Generation) -> str:
+    return "the teacher" if generation.pivots is None else "the student itself,"
+
+
+def _pivot_section(generation: Generation, facts: CardFacts) -> list[str]:
+    """What the rollouts cost and show."""
+    pivots, stages = generation.pivots, generation.counts
+    rollouts = sum(counts.total() for stage, counts in stages.items() if stage != "samples")
+    tokens = facts.stats["student"].completion_tokens
+    before = sum(pivot.right_before for pivot in pivots) / sum(pivot.drawn_before for pivot in pivots)
+    drawn_after = sum(pivot.drawn_after for pivot in pivots)
+    after = sum(pivot.right_after for pivot in pivots) / drawn_after if drawn_after else 0.0
+    samples = stages["samples"]
+    lines = [
+        "## Pivotal steps",
+        "",
+        "Both chains of a pair are the student's own and share their text up to the pivotal step of the",
+        "wrong one: the step before which continuations of it reach the right answer and after which they",
+        "do not. The key spans are that step on either side. Steps were found by bisection, which takes for",
+        "granted that what is lost stays lost; rollouts hold to that only about.",
+        "",
+        f"Of {samples.total()} samples {samples['correct']} were right and {samples['wrong']} wrong. "
+        f"{rollouts} rollouts found {len(pivots)} pivotal steps: {rollouts / len(pivots):.1f} rollouts and "
+        f"{tokens / len(pivots):.0f} generated tokens, those of the samples included, for each. Of "
+        f"continuations from before the step {before:.0%} are right, from after it {after:.1%}.",
+        "",
+    ]
+    places = Counter(f"{pivot.step} of {pivot.steps}" for pivot in pivots)
+    rows = sorted(places.items(), key=lambda item: [int(part) for part in item[0].split(" of ")])
+    return [*lines, "| pivotal step | pairs |", "|---|---|", *(f"| {name} | {n} |" for name, n in rows), ""]
+
+
+def _spans(pair: Pair) -> dict[str, list[list[int]] | None]:
+    both = {"chosen_key_spans": pair.chosen_key_spans, "rejected_key_spans": pair.rejected_key_spans}
+    return {name: None if spans is None else [list(span) for span in spans] for name, spans in both.items()}
 
 
 def _texts(question: str, chosen: str, rejected: str | list[str], conversational: bool) -> dict[str, Any]:
@@ -216,6 +264,7 @@ def _dataset(rows: list[dict[str, Any]], conversational: bool) -> Dataset:
         types["rejected"] = List(chain)
     types |= dict.fromkeys(("answer", "task", "source", "id", "mistake_text"), text)
     types["mistake"] = List(text)
+    types |= dict.fromkeys(("chosen_key_spans", "rejected_key_spans"), List(List(Value("int64"))))
     return Dataset.from_list(rows, features=Features({name: types[name] for name in rows[0]}))
 
 

@@ -19,10 +19,12 @@ class Pair:
         question: The question.
         chosen: The correct chain.
         rejected: The wrong one.
-        source: How it came about: `rectified`, `rectified_minimal`, `corrupted` or `on_policy`.
+        source: How it came about: `rectified`, `rectified_minimal`, `corrupted`, `on_policy` or `pivot`.
         sample: Which of several of this source and question.
         mistake: Kinds of mistake, where they were labelled.
         mistake_text: What the labelling teacher wrote.
+        chosen_key_spans: [start, end) characters of the key step in the correct chain, where it is known.
+        rejected_key_spans: Likewise in the wrong one.
     """
 
     question: Question
@@ -32,6 +34,8 @@ class Pair:
     sample: int
     mistake: tuple[str, ...] | None = None
     mistake_text: str | None = None
+    chosen_key_spans: tuple[tuple[int, int], ...] | None = None
+    rejected_key_spans: tuple[tuple[int, int], ...] | None = None
 
     @property
     def id(self) -> str:

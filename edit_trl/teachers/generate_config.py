@@ -1,13 +1,13 @@
 """A recipe of `edit-trl generate`: a YAML file, and command-line options over it, checked (L3).
 
-Options are those of `EndpointArguments`, `GenerateArguments`, `PipelineOptions`, `Bounds` and `Limits`, each
-described where it is defined. Everything wrong is reported at once, and before anything is asked of a
-teacher.
+Options are those of `EndpointArguments`, `GenerateArguments`, `PipelineOptions`, `PivotOptions`, `Bounds`
+and `Limits`, each described where it is defined. Everything wrong is reported at once, and before anything is
+asked of a teacher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +21,17 @@ from edit_trl.ray_cluster import Engine, engine_problems
 from edit_trl.teachers.dispatch import Limits
 from edit_trl.teachers.endpoint import EndpointArguments
 from edit_trl.teachers.filters import Bounds
-from edit_trl.teachers.generation import PipelineOptions
+from edit_trl.teachers.generation import PipelineOptions, PivotOptions
 from edit_trl.teachers.procedural_chat import ProceduralChat
 from edit_trl.teachers.prompts import Templates
 from edit_trl.teachers.teacher import Teacher
 
-TeacherKind = Literal["openai_compatible", "transformers_local", "procedural"]
+TeacherKind = Literal["openai_compatible", "transformers_local", "procedural", "none"]
+# What says something to or of a teacher, and would be read by nobody where there is none.
+_OF_TEACHER = ("model", "base_urls", "exemplars", "exemplars_per_prompt", "labeller", "label", "rectify")
+_OF_TEACHER += ("rectify_check", "corrupt", "wrong_share", "system_prompt", "temperature", "prompt_price")
+_OF_TEACHER += ("completion_price", "max_cost")
+_OF_PROBLEMS = ("families", "rows", "difficulty")
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class GenerateArguments(EndpointArguments):
 
     Attributes:
         teacher: `openai_compatible` asks an endpoint, `transformers_local` a model on this machine,
-            `procedural` the embedded teacher, which knows its own problems alone.
+            `procedural` the embedded teacher, which knows its own problems alone; `none` asks nobody but
+            the student (`pivots`).
         model: The teacher's name at the endpoint, or its path or Hub id.
         batch_size: Prompts a batch of a local model.
         engine: local, or ray: local models are loaded by the machines of a Ray cluster that is running, which
@@ -56,19 +62,24 @@ class GenerateArguments(EndpointArguments):
         limit: Only the first so many questions, of each configuration.
         exemplars: A YAML or JSON Lines file of worked examples.
         templates: Prompt templates of one's own, name: text file.
-        families: Families of the procedural teacher's problems; all by default.
+        families: Families of the procedural teacher's problems; all by default. With `pivots` and without
+            `dataset_name` the questions are of these, too.
         rows: How many problems the procedural teacher makes.
         difficulty: Of its problems, 1 to 5.
         wrong_share: How often it annotates with a wrong chain.
         student: A model on this machine whose own wrong chains are mended too (on-policy dual CoTs); its name
             at the endpoint where `student_base_urls` is given.
         student_base_urls: Endpoints of the student.
+        pivots: Whether the pairs are made of the student's own chains: wrong ones, and its own right
+            continuations from before the step where they are lost; needs no teacher. An endpoint of the
+            student must go on from a partial answer (vLLM's and SGLang's `continue_final_message`).
         labeller: Another model at the teacher's endpoints, to label mistakes.
         output_dir: Where the journal, the dual CoTs and their card go.
         conversational: Rows of messages; plain strings otherwise.
         push_to_hub: A dataset repository to push the result to.
         private: Whether that repository is private.
-        rounds: How often generating and training alternate; each round the student's own mistakes are mended.
+        rounds: How often generating and training alternate; each round with the mistakes, or the pivots, of
+            the student of the round before.
         train_recipe: The recipe that each round trains with.
     """
 
@@ -93,6 +104,7 @@ class GenerateArguments(EndpointArguments):
     wrong_share: float = 0.4
     student: str | None = None
     student_base_urls: list[str] | None = None
+    pivots: bool = False
     labeller: str | None = None
     output_dir: str = "outputs/dual_cots"
     conversational: bool = True
@@ -108,7 +120,14 @@ class GenerateArguments(EndpointArguments):
 
     def _problems(self):
         endpoint = self.teacher == "openai_compatible"
-        if self.teacher != "procedural":
+        if self.pivots and self.teacher != "none":
+            yield f"`pivots` asks no teacher: write `teacher: none`, or leave it out; got {self.teacher}"
+        elif self.teacher == "none":
+            if not self.pivots:
+                yield "`teacher: none` is for `pivots: true`: else there is nobody to write or mend chains"
+            if not self.student:
+                yield "`student` is missing: whose chains `pivots` are found in, as a path or Hub id"
+        elif self.teacher != "procedural":
             if not self.model:
                 yield "`model` is missing: the teacher, " + (
                     "as the endpoint names it" if endpoint else "as a path or Hub id"
@@ -136,10 +155,12 @@ class GenerateArguments(EndpointArguments):
             yield "`train_recipe` is for `rounds` of 2 or more"
 
 
-CLASSES = (EndpointArguments, GenerateArguments, PipelineOptions, Bounds, Limits)
+CLASSES = (EndpointArguments, GenerateArguments, PipelineOptions, PivotOptions, Bounds, Limits)
 HIDDEN = ("bounds",)  # its fields are options themselves
 OPTIONS = {name: hint for name, hint in hints_of(CLASSES).items() if name not in HIDDEN}
 """Every option and its type."""
+FLAGS = tuple(name for name, hint in OPTIONS.items() if hint is bool)
+"""Those that are set by their name alone on a command line."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +171,14 @@ class GenerateConfig:
         values: The options given, in their types.
         arguments: See `GenerateArguments`.
         options: How dual CoTs are made.
+        pivots: How pivotal steps are found.
         limits: How hard the teacher is asked.
     """
 
     values: Mapping[str, Any]
     arguments: GenerateArguments
     options: PipelineOptions
+    pivots: PivotOptions
     limits: Limits
 
     def questions(self, teacher: Teacher | None) -> list[Question]:
@@ -167,6 +190,8 @@ class GenerateConfig:
         limit = self.arguments.limit
         if self.arguments.teacher == "procedural":
             return teacher.questions()[:limit] if isinstance(teacher, ProceduralChat) else []
+        if self.arguments.dataset_name is None:
+            return self._problems().questions()[:limit]
         configs = self.arguments.dataset_config
         if not isinstance(configs, list):
             return self._read(configs, self.arguments.task)
@@ -198,20 +223,26 @@ class GenerateConfig:
         """The worked examples."""
         return load_exemplars(self.arguments.exemplars) if self.arguments.exemplars else []
 
-    def make_teacher(self) -> Teacher:
-        """The teacher; nothing is sent or loaded yet."""
+    def make_teacher(self) -> Teacher | None:
+        """The teacher, if there is one; nothing is sent or loaded yet."""
         arguments = self.arguments
+        if arguments.teacher == "none":
+            return None
         if arguments.teacher == "procedural":
-            return ProceduralChat(
-                arguments.families,
-                rows=arguments.rows,
-                seed=self.options.seed,
-                difficulty=arguments.difficulty,
-                wrong_share=arguments.wrong_share,
-            )
+            return self._problems()
         if arguments.teacher == "transformers_local":
             return _local(arguments.model, arguments.batch_size)
         return arguments.endpoint()
+
+    def _problems(self) -> ProceduralChat:
+        arguments = self.arguments
+        return ProceduralChat(
+            arguments.families,
+            rows=arguments.rows,
+            seed=self.options.seed,
+            difficulty=arguments.difficulty,
+            wrong_share=arguments.wrong_share,
+        )
 
     def make_student(self) -> Teacher | None:
         """The student whose mistakes are mended, where one is named."""
@@ -246,9 +277,12 @@ def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) ->
     if "runs" in values:
         raise InputError(f"{path or 'these options'}: this is a recipe of `edit-trl judge`, not of generate")
     converted, problems = convert(values, OPTIONS)
+    if converted.get("pivots"):
+        converted.setdefault("teacher", "none")
+    problems += _misplaced(converted)
     built: dict[type, Any] = {}
     # The pipeline's options hold the bounds, so these are made first.
-    for cls in (GenerateArguments, Bounds, Limits, PipelineOptions):
+    for cls in (GenerateArguments, Bounds, Limits, PipelineOptions, PivotOptions):
         names = {field.name for field in fields(cls)} - {"bounds"}
         more = {"bounds": built[Bounds]} if cls is PipelineOptions and Bounds in built else {}
         try:
@@ -258,7 +292,7 @@ def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) ->
     if problems:
         raise InputError(problems, heading=f"{path or 'command line'}:")
     arguments = _beside(built[GenerateArguments], Path(path).parent if path else Path())
-    return GenerateConfig(converted, arguments, built[PipelineOptions], built[Limits])
+    return GenerateConfig(converted, arguments, built[PipelineOptions], built[PivotOptions], built[Limits])
 
 
 def is_generate_recipe(path: str | Path) -> bool:
@@ -267,7 +301,31 @@ def is_generate_recipe(path: str | Path) -> bool:
         values = read_yaml(path)
     except InputError:
         return False  # who reads it as the other kind will say what is wrong
-    return bool({"teacher", "base_urls"} & values.keys())
+    return bool({"teacher", "base_urls", "pivots"} & values.keys())
+
+
+def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
+    """Options that nobody would read."""
+    if values.get("teacher") != "none":
+        given = [field.name for field in fields(PivotOptions) if field.name in values]
+        if given:
+            yield (
+                f"{_named(given)} is for `pivots: true`"
+                if len(given) == 1
+                else (f"{_named(given)} are for `pivots: true`")
+            )
+        return
+    given = [name for name in _OF_TEACHER if values.get(name) is not None]
+    if given:
+        hint = "; of the student's chains it is `student_temperature`" if "temperature" in given else ""
+        yield f"there is no teacher (`teacher: none`): leave out {_named(given)}{hint}"
+    given = [name for name in _OF_PROBLEMS if values.get(name) is not None]
+    if given and values.get("dataset_name"):
+        yield f"{_named(given)}: of the procedural problems, while the questions are those of `dataset_name`"
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _beside(arguments: GenerateArguments, folder: Path) -> GenerateArguments:

@@ -78,6 +78,35 @@ class PipelineOptions:
             raise InputError(problems)
 
 
+@dataclass(frozen=True)
+class PivotOptions:
+    """How the pivotal steps of a student's wrong chains are found.
+
+    Attributes:
+        rollouts: Continuations that are drawn from a prefix of a chain.
+        right_after: The largest share of them that may reach the right answer after a pivotal step; before
+            it, more do.
+        confirm_pivots: Whether as many more are drawn on both sides of the step that was found. Searching
+            picks steps after which none was right by chance; without new draws those stay in.
+
+    Raises:
+        InputError: A value out of range.
+    """
+
+    rollouts: int = 8
+    right_after: float = 0.0
+    confirm_pivots: bool = True
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.rollouts < 1:
+            problems.append(f"`rollouts` must be at least 1, got {self.rollouts}")
+        if not 0 <= self.right_after < 1:
+            problems.append(f"`right_after` must be at least 0 and below 1, got {self.right_after}")
+        if problems:
+            raise InputError(problems)
+
+
 class Watcher(Protocol):
     """Is told what happens."""
 
@@ -112,17 +141,42 @@ class Chain:
         return f"{self.question.id}/{self.source}/{self.sample}"
 
 
+@dataclass(frozen=True)
+class Pivot:
+    """Where a wrong chain was lost, as its rollouts show.
+
+    Attributes:
+        pair: The id of its pair.
+        step: The pivotal step, from 1.
+        steps: How many the chain has.
+        right_before: Continuations from before the step that reach the right answer.
+        drawn_before: Of how many.
+        right_after: Those from after it.
+        drawn_after: Of how many; 0 where the chain ends with the step.
+    """
+
+    pair: str
+    step: int
+    steps: int
+    right_before: int
+    drawn_before: int
+    right_after: int
+    drawn_after: int
+
+
 @dataclass
 class Generation:
     """What came of it.
 
     Attributes:
         pairs: The dual CoTs, by question, source and sample.
-        correct: All correct chains of the teacher (D⁺).
-        rectified: Mended chains that were verified, also of pairs that were dropped.
+        correct: All correct chains of the teacher (D⁺), or of the student where there is no teacher.
+        rectified: Mended chains that were verified, also of pairs that were dropped; without a teacher the
+            student's own right continuations.
         counts: Outcomes by stage.
-        dropped: Ids of pairs by the reason why they are none.
+        dropped: Ids of pairs by the reason why they are none; of questions where none was made.
         failures: (question id, stage, reason) of requests without an answer.
+        pivots: What was found in the student's own chains, by pair; None where it was not looked for.
     """
 
     pairs: list[Pair] = field(default_factory=list)
@@ -131,3 +185,4 @@ class Generation:
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     dropped: dict[str, list[str]] = field(default_factory=dict)
     failures: list[tuple[str, str, str]] = field(default_factory=list)
+    pivots: list[Pivot] | None = None

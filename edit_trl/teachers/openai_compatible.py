@@ -213,6 +213,8 @@ class OpenAICompatibleTeacher:
             body["stop"] = list(sampling.stop)
         if request.seed is not None:
             body["seed"] = request.seed
+        if request.messages[-1][0] == "assistant":  # to be gone on with: vLLM's and SGLang's words for it
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
         return body | self._extra_body
 
     def _next_endpoint(self) -> _Endpoint:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from edit_trl.answers import AnswerType, check_answer, extract_answer, infer_answer_type
 from edit_trl.errors import InputError
@@ -31,6 +30,8 @@ from edit_trl.teachers.prompts import (
 )
 from edit_trl.teachers.teacher import ChatRequest, ChatResponse, Sampling, Stage
 
+Slot = tuple[Question, int]
+"""What a request of a stage is known by: its question, and a number among those of the question."""
 # Answers a self-consistency check draws, and at what temperature.
 _CHECKS, _CHECK_TEMPERATURE = 3, 0.7
 
@@ -62,11 +63,7 @@ async def make_dual_cots(
         InputError: Two questions of one id.
         RunStopped: See `Dispatcher.run`; what was answered is in the journal.
     """
-    if len({question.id for question in questions}) < len(questions):
-        counts = Counter(question.id for question in questions)
-        twice = [name for name, count in counts.items() if count > 1]
-        raise InputError(f"question ids must be unique; these are not: {', '.join(map(repr, twice[:10]))}")
-    run = _Run(questions, options or PipelineOptions(), templates or Templates.load(), exemplars, watcher)
+    run = Run(questions, options or PipelineOptions(), templates or Templates.load(), exemplars, watcher)
     made = run.made
     chains = await run.annotate(teacher)
     made.correct = [chain for chain in chains if chain.outcome == "correct"]
@@ -79,18 +76,18 @@ async def make_dual_cots(
         own = await run.annotate(student, by_student=True)
         wrong = run.some(chain for chain in own if chain.outcome == "wrong")
         made.pairs += await run.rectify(teacher, wrong, minimal=True, source="on_policy")
-    order = {question.id: number for number, question in enumerate(questions)}
-    made.pairs.sort(key=lambda pair: order[pair.question.id])  # stable: by source and sample within one
-    made.pairs, dropped = filter_pairs(made.pairs, run.options.bounds)
-    for reason, ids in dropped.items():
-        made.dropped.setdefault(reason, []).extend(ids)
+    run.filter()
     if run.options.label != "none":
         made.pairs = await run.label(labeller or teacher, made.pairs, run.options.label)
     return made
 
 
-class _Run:
-    """One generation: the stages, each from its prompts to what is made of the answers."""
+class Run:
+    """One generation: the stages, each from its prompts to what is made of the answers.
+
+    Raises:
+        InputError: Two questions of one id.
+    """
 
     def __init__(
         self,
@@ -100,10 +97,16 @@ class _Run:
         exemplars: Sequence[Exemplar],
         watcher: Watcher | None,
     ):
+        counts = Counter(question.id for question in questions)
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            raise InputError(
+                f"question ids must be unique; these are not: {', '.join(map(repr, twice[:10]))}"
+            )
         self.questions = questions
         self.options = options
         self.made = Generation()
-        self._templates = templates
+        self.templates = templates
         self._exemplars = exemplars
         self._watcher = watcher
 
@@ -113,13 +116,13 @@ class _Run:
         requests = {}
         for question in self.questions:
             if by_student:
-                prompt = self._templates.student(question)
+                prompt = self.templates.student(question)
             else:
-                prompt = self._templates.annotate(question, self._shown(question))
+                prompt = self.templates.annotate(question, self._shown(question))
             for sample in range(self.options.samples):
                 stage: Stage = "student" if by_student else "annotate"
-                requests[question, sample] = self._request(stage, template, question, prompt, sample)
-        answers = await self._answers(writer, requests, template)
+                requests[question, sample] = self.request(stage, template, question, prompt, sample)
+        answers = await self.answers(writer, requests, template)
         return _chains(answers, "on_policy" if by_student else "annotated")
 
     async def rectify(
@@ -130,14 +133,14 @@ class _Run:
         requests = {}
         for chain in wrong:
             if minimal:
-                prompt = self._templates.rectify_minimal(chain.question, chain.text)
+                prompt = self.templates.rectify_minimal(chain.question, chain.text)
             else:
-                prompt = self._templates.rectify(chain.question, self._shown(chain.question))
-            request = self._request("rectify", template, chain.question, prompt, chain.sample)
+                prompt = self.templates.rectify(chain.question, self._shown(chain.question))
+            request = self.request("rectify", template, chain.question, prompt, chain.sample)
             requests[chain.question, chain.sample] = request
         texts = {(chain.question, chain.sample): chain.text for chain in wrong}
         name = f"{template} ({source})" if source else template
-        answers = await self._answers(teacher, requests, name)
+        answers = await self.answers(teacher, requests, name)
         source = source or ("rectified_minimal" if minimal else "rectified")
         mended = [chain for chain in _chains(answers, source) if chain.outcome == "correct"]
         mended = await self._checked(teacher, mended, source)
@@ -158,36 +161,43 @@ class _Run:
                 Exemplar(question.question, pair.chosen, question.answer, pair.rejected, question.task)
             )
         requests = {
-            (chain.question, chain.sample): self._request(
+            (chain.question, chain.sample): self.request(
                 "corrupt",
                 "corrupt",
                 chain.question,
-                self._templates.corrupt(chain.question, chain.text, self._contrasts(chain, collected)),
+                self.templates.corrupt(chain.question, chain.text, self._contrasts(chain, collected)),
                 chain.sample,
             )
             for chain in correct
         }
         texts = {(chain.question, chain.sample): chain.text for chain in correct}
-        answers = await self._answers(teacher, requests, "corrupt")
+        answers = await self.answers(teacher, requests, "corrupt")
         return [
             Pair(chain.question, texts[chain.question, chain.sample], chain.text, "corrupted", chain.sample)
             for chain in _chains(answers, "corrupted")
             if chain.outcome == "wrong"
         ]
 
+    def filter(self) -> None:
+        """Keep the sound pairs, by question, and note the others."""
+        made = self.made
+        order = {question.id: number for number, question in enumerate(self.questions)}
+        made.pairs.sort(key=lambda pair: order[pair.question.id])  # stable: by source and sample within one
+        made.pairs, dropped = filter_pairs(made.pairs, self.options.bounds)
+        for reason, ids in dropped.items():
+            made.dropped.setdefault(reason, []).extend(ids)
+
     async def label(self, labeller: Dispatcher, pairs: Sequence[Pair], kinds: LabelSet) -> list[Pair]:
         """The pairs with the kinds of mistake; None where the answer was not in the form asked for."""
         requests = {}
         for number, pair in enumerate(pairs):
-            prompt = self._templates.label(pair.question, pair.chosen, pair.rejected, kinds)
-            requests[pair.question, number] = self._request(
-                "label", "label", pair.question, prompt, 0, number
-            )
+            prompt = self.templates.label(pair.question, pair.chosen, pair.rejected, kinds)
+            requests[pair.question, number] = self.request("label", "label", pair.question, prompt, 0, number)
 
-        def outcome(_: Question, response: ChatResponse) -> str:
+        def outcome(_: Slot, response: ChatResponse) -> str:
             return "unparsed" if read_kinds(response.text, kinds) is None else "labelled"
 
-        answers = await self._answers(labeller, requests, "label", outcome)
+        answers = await self.answers(labeller, requests, "label", outcome)
         labelled = list(pairs)
         for (_, number), answer in answers.items():
             named = read_kinds(answer.text, kinds)
@@ -217,33 +227,33 @@ class _Run:
         requests = {}
         for number, chain in enumerate(chains):
             if check == "judge":
-                prompt = self._templates.judge(chain.question, chain.text)
+                prompt = self.templates.judge(chain.question, chain.text)
             else:
                 beginning = without_conclusion(chain.text, _answer_type(chain.question))
-                prompt = self._templates.conclude(chain.question, beginning)
+                prompt = self.templates.conclude(chain.question, beginning)
             for draw in range(draws):
-                request = self._request(
+                request = self.request(
                     "check", template, chain.question, prompt, draw, number * draws + draw, temperature
                 )
                 requests[chain.question, number * draws + draw] = request
 
-        def outcome(question: Question, response: ChatResponse) -> str:
+        def outcome(slot: Slot, response: ChatResponse) -> str:
             if check == "judge":
                 verdict = read_verdict(response.text)
                 return "unparsed" if verdict is None else "sound" if verdict else "flawed"
-            return _outcome(question, response)
+            return answer_outcome(slot, response)
 
-        answers = await self._answers(teacher, requests, f"check ({source})", outcome)
+        answers = await self.answers(teacher, requests, f"check ({source})", outcome)
         votes: Counter[int] = Counter()
-        for (question, slot), answer in answers.items():
-            votes[slot // draws] += outcome(question, answer) in ("sound", "correct")
+        for slot, answer in answers.items():
+            votes[slot[1] // draws] += outcome(slot, answer) in ("sound", "correct")
         agreed = [chain for number, chain in enumerate(chains) if 2 * votes[number] > draws]
         ids = [chain.id for number, chain in enumerate(chains) if 2 * votes[number] <= draws]
         if ids:
             self.made.dropped.setdefault(f"the {check} check disagrees", []).extend(ids)
         return agreed
 
-    def _request(
+    def request(
         self,
         stage: Stage,
         template: TemplateName,
@@ -263,32 +273,39 @@ class _Run:
             stage=stage,
             # The slot tells requests of one question apart; it is not sent and not part of the key.
             row_id=f"{sample if slot is None else slot}\t{question.id}",
-            template=self._templates.version(template),
+            template=self.templates.version(template),
             messages=(*system, ("user", prompt)),
             sampling=Sampling(temperature, options.top_p, options.max_tokens),
             sample=sample,
             seed=options.seed + sample if options.send_seed else None,
         )
 
-    async def _answers(
+    async def answers(
         self,
         dispatcher: Dispatcher,
-        requests: Mapping[tuple[Question, int], ChatRequest],
+        requests: Mapping[Slot, ChatRequest],
         name: str,
-        outcome: Any = None,
-    ) -> dict[tuple[Question, int], ChatResponse]:
-        """Answers in the order of the requests, whenever they came; failures are noted."""
+        outcome: Callable[[Slot, ChatResponse], str] | None = None,
+    ) -> dict[Slot, ChatResponse]:
+        """Answers in the order of the requests, whenever they came; failures are noted.
+
+        Args:
+            dispatcher: Who is asked.
+            requests: By slot; their row ids differ.
+            name: What the stage is called.
+            outcome: What an answer is counted as; by the answer it ends in where None.
+        """
         counts = self.made.counts.setdefault(name, Counter())
         if self._watcher:
             self._watcher.stage(name, len(requests))
         slots = {request.row_id: slot for slot, request in requests.items()}
-        answers: dict[tuple[Question, int], ChatResponse] = {}
+        answers: dict[Slot, ChatResponse] = {}
         failures = []
         async for result in dispatcher.run(requests.values()):
             slot = slots[result.request.row_id]
             if isinstance(result, Answer):
                 answers[slot] = result.response
-                seen = (outcome or _outcome)(slot[0], result.response)
+                seen = (outcome or answer_outcome)(slot, result.response)
             else:
                 seen = "failed"
                 failures.append((slot[0].id, name, result.reason))
@@ -320,10 +337,10 @@ class _Run:
         return chosen + self._given(chain.question, pairs=True)[: wanted - len(chosen)]
 
 
-def _chains(answers: Mapping[tuple[Question, int], ChatResponse], source: str) -> list[Chain]:
+def _chains(answers: Mapping[Slot, ChatResponse], source: str) -> list[Chain]:
     return [
-        Chain(question, read_chain(response.text), _outcome(question, response), source, sample)
-        for (question, sample), response in answers.items()
+        Chain(slot[0], read_chain(response.text), answer_outcome(slot, response), source, slot[1])
+        for slot, response in answers.items()
     ]
 
 
@@ -331,13 +348,15 @@ def _answer_type(question: Question) -> AnswerType:
     return question.answer_type or infer_answer_type(question.answer)
 
 
-def _outcome(question: Question, response: ChatResponse) -> Outcome:
+def answer_outcome(slot: Slot, response: ChatResponse, begun: str = "") -> Outcome:
+    """What the answer is worth that a response ends in, where it goes on from `begun`."""
     if response.finish_reason == "refused":
         return "refused"
     if response.finish_reason == "length":
         return "cut off"
+    question = slot[0]
     kind = _answer_type(question)
-    text = read_chain(response.text)
+    text = read_chain(begun + response.text)
     if extract_answer(text, kind) is None:
         return "unparsed"
     return check_answer(text, question.answer, kind).verdict

@@ -20,6 +20,7 @@ from edit_trl.teachers.generate_config import GenerateConfig
 from edit_trl.teachers.generation import Generation
 from edit_trl.teachers.journal import Journal
 from edit_trl.teachers.pipeline import make_dual_cots
+from edit_trl.teachers.pivots import make_pivots
 from edit_trl.teachers.prompts import TemplateName, Templates
 from edit_trl.teachers.teacher import Teacher
 
@@ -35,7 +36,7 @@ class Prepared:
         config: The recipe.
 
     Attributes:
-        teacher: Who will be asked.
+        teacher: Who will be asked; None where the student alone is.
         questions: What.
 
     Raises:
@@ -54,7 +55,7 @@ class Prepared:
 
         self.templates: Templates = of(config.templates)
         self.exemplars: Sequence[Exemplar] = of(config.exemplars)
-        self.teacher: Teacher = of(config.make_teacher)
+        self.teacher: Teacher | None = of(config.make_teacher)
         self.questions: Sequence[Question] = of(lambda: config.questions(self.teacher))
         if problems:
             raise InputError(problems)
@@ -62,8 +63,11 @@ class Prepared:
     def __str__(self) -> str:
         tasks = {question.task for question in self.questions}
         of_tasks = f" of {len(tasks)} tasks" if len(tasks) > 1 else ""
+        questions = f"{len(self.questions)} questions{of_tasks}"
+        if self.teacher is None:
+            return f"{questions}; student {self.config.arguments.student!r}, no teacher"
         return (
-            f"{len(self.questions)} questions{of_tasks}, {len(self.exemplars)} exemplars; teacher "
+            f"{questions}, {len(self.exemplars)} exemplars; teacher "
             f"{self.teacher.model!r} ({self.config.arguments.teacher})"
         )
 
@@ -105,24 +109,39 @@ class Prepared:
             }
             stack.enter_context(stopped_by_signals(list(dispatchers.values())))
             display = stack.enter_context(Display(list(dispatchers.values())))
-            generation = await make_dual_cots(
-                self.questions,
-                dispatchers["teacher"],
-                options=config.options,
-                templates=self.templates,
-                exemplars=self.exemplars,
-                student=dispatchers.get("student"),
-                labeller=dispatchers.get("labeller"),
-                watcher=display,
-            )
+            generation = await self._make(dispatchers, display)
             facts = self._facts({who: dispatcher.stats for who, dispatcher in dispatchers.items()})
         rows = save_generation(generation, folder, facts, conversational=config.arguments.conversational)
         return generation, rows
 
+    async def _make(self, dispatchers: dict[str, Dispatcher], display: Display) -> Generation:
+        options = self.config.options
+        if self.config.arguments.pivots:
+            return await make_pivots(
+                self.questions,
+                dispatchers["student"],
+                options=options,
+                pivots=self.config.pivots,
+                templates=self.templates,
+                watcher=display,
+            )
+        return await make_dual_cots(
+            self.questions,
+            dispatchers["teacher"],
+            options=options,
+            templates=self.templates,
+            exemplars=self.exemplars,
+            student=dispatchers.get("student"),
+            labeller=dispatchers.get("labeller"),
+            watcher=display,
+        )
+
     def _facts(self, stats: dict[str, DispatchStats]) -> CardFacts:
         values = {name: value for name, value in self.config.values.items() if name not in _INCIDENTAL}
-        versions = {name: self.templates.version(name) for name in get_args(TemplateName)}
-        return CardFacts(self.teacher.model, stats, versions, values)
+        names = ("student",) if self.teacher is None else get_args(TemplateName)
+        versions = {name: self.templates.version(name) for name in names}
+        author = self.config.arguments.student if self.teacher is None else self.teacher.model
+        return CardFacts(author, stats, versions, values)
 
 
 class stopped_by_signals:

@@ -40,7 +40,8 @@ class ChatRequest:
         stage: What the answer is for.
         row_id: The question it belongs to; for reports, not part of what is sent.
         template: The version hash of the prompt template.
-        messages: (role, content) in order.
+        messages: (role, content) in order; a last one of the assistant is the beginning of the answer, and
+            the response is what follows it.
         sampling: How the answer is drawn.
         sample: Which of several answers to the same prompt this is, from 0.
         seed: Sent where the endpoint takes one.

@@ -1,7 +1,13 @@
 """A teacher or student on this machine, for those without an endpoint (L3).
 
 On a GPU through transformers' continuous batching; on a CPU, where that was eight times slower than padded
-batches (SmolLM2-135M, 8 prompts), through padded batches of whatever is waiting.
+batches (SmolLM2-135M, 8 prompts), through padded batches of whatever is waiting. Requests with a seed always
+go through padded batches, where each draws from a stream of its own.
+
+A last message of the assistant is gone on with. Its text is put after the template's own beginning of an
+answer rather than rendered by the template, which may strip it, and so stands where the model would have
+written it. What is kept is text: prefix and continuation are joined as text, and tokenized together by
+whoever reads them.
 
 Read in transformers 5.23: `init_continuous_batching`, `ContinuousBatchingManager.add_request` and
 `register_result_handler`.
@@ -19,7 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TopPLogitsWarper,
+)
 from transformers.utils import logging
 
 from edit_trl.errors import InputError
@@ -93,7 +106,7 @@ class TransformersTeacher:
                 f"longer than the model's context: {len(ids)} prompt tokens and "
                 f"{request.sampling.max_tokens} more, of {room}"
             )
-        if self._continuous:
+        if self._continuous and request.seed is None:
             return await self._in_stream(request, ids)
         done: asyncio.Future[RawResponse] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, ids, done))
@@ -149,48 +162,56 @@ class TransformersTeacher:
             logger.warning(f"{self.model} has no chat template: prompts are sent as plain text")
 
     def _encode(self, request: ChatRequest) -> list[int]:
+        *asked, (role, begun) = request.messages
+        if role != "assistant":
+            asked, begun = request.messages, ""
         if self._tokenizer.chat_template is None:
-            return self._tokenizer("\n\n".join(text for _, text in request.messages) + "\n")["input_ids"]
-        messages = [{"role": role, "content": content} for role, content in request.messages]
+            text = "\n\n".join(content for _, content in asked) + "\n"
+            return self._tokenizer(text + begun)["input_ids"]
+        messages = [{"role": role, "content": content} for role, content in asked]
         text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._tokenizer(text + begun, add_special_tokens=False)["input_ids"]
 
-    def _settings(self, sampling: Sampling) -> GenerationConfig:
+    def _settings(self, sampling: Sampling, seeded: bool = False) -> GenerationConfig:
         drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         return GenerationConfig(
             max_new_tokens=sampling.max_tokens,
             eos_token_id=self._eos,
             pad_token_id=self._tokenizer.pad_token_id,
             stop_strings=list(sampling.stop) or None,
-            **(drawn if sampling.temperature else {"do_sample": False}),
+            **(drawn if sampling.temperature and not seeded else {"do_sample": False}),
         )
 
     async def _in_batches(self) -> None:
         """Serve what is waiting, a batch of equal settings after another."""
         while self._waiting:
             await asyncio.sleep(_GATHER)
-            sampling = self._waiting[0][0].sampling
-            batch = [entry for entry in self._waiting if entry[0].sampling == sampling][: self._batch_size]
+            kind = _kind(self._waiting[0][0])
+            batch = [entry for entry in self._waiting if _kind(entry[0]) == kind][: self._batch_size]
             self._waiting = [entry for entry in self._waiting if entry not in batch]
             started = time.monotonic()
             try:
-                outputs = await asyncio.to_thread(self._generate, [ids for _, ids, _ in batch], sampling)
+                outputs = await asyncio.to_thread(self._generate, batch)
             except torch.OutOfMemoryError:
                 error = TeacherUnusable(f"out of memory with {len(batch)} prompts; lower `batch_size`")
                 for _, _, done in batch:
                     done.set_exception(error)
                 continue
-            for (_, ids, done), new in zip(batch, outputs, strict=True):
+            for (request, ids, done), new in zip(batch, outputs, strict=True):
                 if not done.cancelled():
-                    done.set_result(self._raw(ids, new, time.monotonic() - started))
+                    done.set_result(self._raw(request, ids, new, time.monotonic() - started))
 
     @torch.inference_mode()
-    def _generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
+    def _generate(self, batch: Sequence[tuple[ChatRequest, list[int], Any]]) -> list[list[int]]:
+        requests, prompts, _ = zip(*batch, strict=True)
         inputs = self._tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(
             self._loaded.device
         )
-        stopping = {"tokenizer": self._tokenizer} if sampling.stop else {}
-        output = self._loaded.generate(**inputs, generation_config=self._settings(sampling), **stopping)
+        sampling, seeded = requests[0].sampling, requests[0].seed is not None
+        more: dict[str, Any] = {"tokenizer": self._tokenizer} if sampling.stop else {}
+        if seeded and sampling.temperature:
+            more["logits_processor"] = LogitsProcessorList([_SeededDraw(requests)])
+        output = self._loaded.generate(**inputs, generation_config=self._settings(sampling, seeded), **more)
         return output[:, inputs["input_ids"].size(1) :].tolist()
 
     async def _in_stream(self, request: ChatRequest, ids: list[int]) -> RawResponse:
@@ -217,23 +238,60 @@ class TransformersTeacher:
                 self._idle.notify_all()
         if output.error:
             raise TeacherUnusable(f"continuous batching failed: {output.error}")
-        return self._raw(ids, list(output.generated_tokens), time.monotonic() - started)
+        return self._raw(request, ids, list(output.generated_tokens), time.monotonic() - started)
 
     async def _stop_manager(self) -> None:
         if self._manager is not None:
             await asyncio.to_thread(self._manager.stop, block=True)
             self._manager = self._manager_sampling = None
 
-    def _raw(self, prompt: Sequence[int], new: list[int], latency: float) -> RawResponse:
+    def _raw(
+        self, request: ChatRequest, prompt: Sequence[int], new: list[int], latency: float
+    ) -> RawResponse:
         ends = [position for position, token in enumerate(new) if token in self._eos]
         kept = new[: ends[0]] if ends else [token for token in new if token != self._tokenizer.pad_token_id]
+        text = self._tokenizer.decode(kept, skip_special_tokens=True).strip()
+        if request.messages[-1][0] == "assistant":
+            # With what it goes on from: a tokenizer may drop the space that its first word begins with.
+            options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+            before = self._tokenizer.decode(prompt, **options)
+            text = self._tokenizer.decode([*prompt, *kept], **options)[len(before) :].rstrip()
         body = {
-            "text": self._tokenizer.decode(kept, skip_special_tokens=True).strip(),
+            "text": text,
             "finish_reason": "stop" if ends else "length",
             "prompt_tokens": len(prompt),
             "completion_tokens": len(kept) + bool(ends),
         }
         return RawResponse(json.dumps(body, ensure_ascii=False), latency)
+
+
+def _kind(request: ChatRequest) -> tuple[Sampling, bool]:
+    """Requests of one kind may be in one batch."""
+    return request.sampling, request.seed is not None
+
+
+class _SeededDraw(LogitsProcessor):
+    """Makes the greedy choice a draw, from a stream of random numbers for each request.
+
+    The largest of logits plus Gumbel noise is a sample of their softmax. So what a request draws does not
+    depend on what else is in its batch, which a run that is taken up again fills otherwise; but for rounding,
+    as padded lengths change the order of sums.
+
+    Args:
+        requests: With seeds; their sampling is the same.
+    """
+
+    def __init__(self, requests: Sequence[ChatRequest]):
+        self._temperature = requests[0].sampling.temperature
+        self._nucleus = TopPLogitsWarper(requests[0].sampling.top_p)
+        names = [f"{one.seed} {one.sample} {one.messages}".encode() for one in requests]
+        seeds = [int.from_bytes(hashlib.sha256(name).digest()[:8], "big") for name in names]
+        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        scores = self._nucleus(input_ids, scores.float() / self._temperature)
+        draws = [torch.empty(scores.size(1)).exponential_(generator=stream) for stream in self._streams]
+        return scores - torch.stack(draws).to(scores.device).log()  # -log of an exponential is Gumbel
 
 
 def _fingerprint(folder: Path) -> str:
