@@ -189,6 +189,7 @@ def _train(folder: Path, options: Mapping[str, Any], student: str, rows: Path, s
     """Train a stage, and say what it took."""
     import torch
 
+    import edit_trl.trainer  # noqa: F401 (before the clock starts)
     from edit_trl.cli.train import train_stage
 
     options = {**options, "model_name_or_path": student, "dataset_name": str(rows), "seed": seed}
