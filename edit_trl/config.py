@@ -57,8 +57,12 @@ class DualCoTConfig(SFTConfig):
             "help": "How key steps are found. 'edit': minimum edit distance over token ids (the "
             "paper). 'words': the same over words and numbers. 'fork': only the first step in which "
             "the chains differ. 'spans': the row's chosen_key_spans and rejected_key_spans. "
-            "'reference': 'edit' with the tie-breaking of the authors' code."
+            "'reference': 'edit' with the tie-breaking of the authors' code. 'random': as many tokens "
+            "as 'words' marks, at random places of the chain; a control."
         },
+    )
+    key_step_seed: int = field(
+        default=0, metadata={"help": "Seed of the places that `key_step_method: random` draws."}
     )
     max_key_fraction: float = field(
         default=1.0,

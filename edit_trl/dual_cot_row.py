@@ -37,7 +37,8 @@ class DualCoT(TypedDict):
     `chain_text`), in order and apart. An optional column may be absent or None in a row.
 
     `rejected` may be a list of wrong chains, each a pair with the correct one; spans are then a list
-    with an item for each of them. An empty list is a correct chain alone, such as for the warm-up.
+    with an item for each of them. An empty list is a correct chain alone, such as for the warm-up; its
+    `chosen_key_spans` are what weighs `chosen_key_weight` with `key_step_method: spans`.
     """
 
     prompt: str | list[Message]
@@ -93,9 +94,10 @@ def pairs_of(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The pairs of a (valid) row: itself, or one for each of its wrong chains.
 
     A correct chain alone is its own partner: the two differ in nothing, so no term of a pair applies.
+    Its `chosen_key_spans` are kept; they say what of it is weighed otherwise.
     """
     if is_chosen_alone(row):
-        yield {**row, "rejected": row["chosen"]} | dict.fromkeys(SPAN_COLUMNS)
+        yield {**row, "rejected": row["chosen"], "rejected_key_spans": None}
         return
     if not has_several_rejected(row):
         yield row

@@ -71,7 +71,8 @@ def load_dual_cots(
 
     Args:
         source: A .jsonl, .json (a list of rows, or {"data": [...]}), .csv or .parquet file; a
-            folder written by `datasets.save_to_disk`; or the id of a dataset on the Hub. In CSV
+            folder written by `datasets.save_to_disk` or by `edit-trl generate` (with the splits `dual` and
+            `warm_up`); or the id of a dataset on the Hub. In CSV
             every cell is text, except that `mistake`, spans and conversations are JSON, and an
             empty cell of an optional column is None.
         name: The configuration, for a dataset on the Hub.
@@ -147,6 +148,9 @@ def load_from_hub(source: str, name: str | None, split: str | None, revision: st
 def load_folder(path: Path, split: str | None) -> Dataset:
     from datasets import DatasetDict, load_from_disk
 
+    if (path / "dual.parquet").is_file() and (path / "warm_up.parquet").is_file():  # `edit-trl generate`
+        name = _pick_split({"train": "dual", "dual": "dual", "warm_up": "warm_up"}, split, str(path))
+        return read_parquet(path / f"{name}.parquet")
     if not any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
         files = sorted(file.name for file in path.iterdir() if _looks_like_file(file))
         raise InputError(

@@ -9,6 +9,8 @@ replaced on a side is key there. Methods:
 - `fork`: of the key words, those from the first divergence to the end of that step (sentence or line).
 - `spans`: given, as character offsets.
 - `reference`: over token ids with the tie-breaking of the authors' code, for replication.
+- `random`: as many tokens as `words` marks, anywhere in the chain: a control, which shows what of a gain is
+  due to where the key tokens are.
 
 The chains "2 + 3 = 5." and "2 * 3 = 6." have, over words, the masks
 
@@ -22,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from operator import index
+from random import Random
 from typing import TYPE_CHECKING, Literal, get_args
 
 from rapidfuzz.distance import Levenshtein
@@ -32,10 +35,15 @@ from edit_trl.text_units import WORD, step_end, visible_start
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KeyStepMethod = Literal["edit", "words", "fork", "spans", "reference"]
+KeyStepMethod = Literal["edit", "words", "fork", "spans", "reference", "random"]
 
 TOKEN_METHODS: tuple[KeyStepMethod, ...] = ("edit", "reference")
-"""The methods that align token ids; the others mark characters of the text."""
+"""The methods that align token ids; the others, but `random`, mark characters of the text."""
+
+COUNTED_METHOD: KeyStepMethod = "words"
+"""The method whose key tokens `random` counts."""
+
+SIDES = ("chosen", "rejected")
 
 Span = tuple[int, int]
 """[start, end) character offsets."""
@@ -105,6 +113,7 @@ def locate_key_steps(
     *,
     chosen_spans: Sequence[Sequence[int]] | None = None,
     rejected_spans: Sequence[Sequence[int]] | None = None,
+    seed: int = 0,
 ) -> KeySteps:
     """Mark the key tokens of two chains given as text.
 
@@ -117,6 +126,7 @@ def locate_key_steps(
         chosen_spans: Key steps of the correct chain for `spans`: sorted [start, end) character
             offsets. Other methods do not read them.
         rejected_spans: The same for the wrong chain.
+        seed: Of the positions that `random` draws.
 
     Returns:
         Masks and spans of both chains.
@@ -134,6 +144,13 @@ def locate_key_steps(
             chosen_spans=merged_spans(steps.chosen, offsets[0], chosen),
             rejected_spans=merged_spans(steps.rejected, offsets[1], rejected),
         )
+    if method == "random":
+        counted = locate_key_steps(chosen, rejected, tokenizer, COUNTED_METHOD)
+        masks = [
+            random_masks((mask,), of_side, f"{seed} {side} {chosen} {rejected}")[0]
+            for side, mask, of_side in zip(SIDES, (counted.chosen, counted.rejected), offsets, strict=True)
+        ]
+        return KeySteps(*masks, *map(merged_spans, masks, offsets, (chosen, rejected)))
     spans = key_spans(chosen, rejected, method, chosen_spans=chosen_spans, rejected_spans=rejected_spans)
     return KeySteps(*map(masks_from_spans, spans, offsets), *spans)
 
@@ -161,9 +178,11 @@ def key_spans(
         Sorted, disjoint [start, end) character offsets for each chain.
 
     Raises:
-        InputError: A method that is unknown or aligns token ids, or bad spans.
+        InputError: A method that is unknown, aligns token ids or draws them, or bad spans.
     """
     _check_method(method)
+    if method == "random":
+        raise InputError("method 'random' draws tokens, and text was given; use locate_key_steps")
     if method in TOKEN_METHODS:
         raise InputError(
             f"method {method!r} aligns token ids, and text was given; use locate_key_steps, or method 'words'"
@@ -229,6 +248,23 @@ def fork_scope(
         return [False] * len(rejected_mask)
     start = visible_start(first, rejected_text)
     return _within_step(rejected_mask, rejected_offsets, rejected_text, start)
+
+
+def random_masks(masks: Sequence[Sequence[bool]], offsets: Sequence[Span], seed: str) -> list[list[bool]]:
+    """As many tokens as each mask has, drawn from all that have characters.
+
+    Of two masks the smaller is drawn from the larger, as the key tokens at the fork are of all key tokens.
+
+    Args:
+        masks: One bool per token each.
+        offsets: [start, end) characters of each token; tokens without characters (EOS, template, prompt) are
+            never drawn.
+        seed: The same text draws the same tokens, in any process.
+    """
+    drawn = [position for position, (start, end) in enumerate(offsets) if start < end]
+    Random(seed).shuffle(drawn)
+    taken = [set(drawn[: sum(mask)]) for mask in masks]
+    return [[position in of_mask for position in range(len(offsets))] for of_mask in taken]
 
 
 def _check_method(method: str) -> None:

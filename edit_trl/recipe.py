@@ -20,11 +20,12 @@ from edit_trl.config import DualCoTConfig
 from edit_trl.errors import InputError
 from edit_trl.options import convert, hints_of, nearest, read_yaml
 from edit_trl.quantization import implied_options
+from edit_trl.views import PAIR_VIEWS, View
 
 
 @dataclass
 class DataArguments:
-    """Where the dual CoTs come from; TRL's names, plus what it lacks."""
+    """Where the dual CoTs come from and which of them are used; TRL's names, plus what it lacks."""
 
     dataset_name: str | None = field(
         default=None,
@@ -55,6 +56,29 @@ class DataArguments:
             "help": "Renames columns of the dataset, as JSON or YAML: "
             '\'{"correct": "chosen", "incorrect": "rejected"}\'.'
         },
+    )
+
+    view: View = field(
+        default="pairs",
+        metadata={
+            "help": "As what the dual CoTs are trained on. 'pairs': as they are. 'rectified', "
+            "'corrupted': the pairs that began as a wrong, or as a correct chain. 'chosen': each correct "
+            "chain alone. 'unrectified': those that were correct from the start. 'repeat_sampling': those "
+            "again and again, as many as all chains. 'dual_cot_sft': correct chains, and wrong ones marked "
+            "as such. 'mt_cot', 'sbs': chain and answer as two tasks. 'scott': correct chains, and the "
+            "answers of wrong ones. See edit_trl.views and recipes/baselines."
+        },
+    )
+    mistake: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Only pairs with one of these kinds of mistake, as the column `mistake` names them. "
+            "Views of chains alone are left as they are."
+        },
+    )
+    rows: int | None = field(
+        default=None,
+        metadata={"help": "Only so many rows of the view, drawn with `seed`: systems of matched size."},
     )
 
     suite_eval_steps: int | None = field(
@@ -254,7 +278,7 @@ def _resolve(stage: str | None, values: dict[str, Any]) -> RunArguments:
             ImportError,
         ) as error:  # what TRL and transformers raise for bad options
             problems.append(str(error))
-    problems += [*_model_problems(values), *_suite_problems(values)]
+    problems += [*_model_problems(values), *_view_problems(values), *_suite_problems(values)]
     if not problems and built[DualCoTConfig].reference == "adapter_off" and not values.get("use_peft"):
         problems.append("`reference: adapter_off` needs an adapter to switch off; set `use_peft: true`")
     if problems:
@@ -277,6 +301,20 @@ def _model_problems(values: Mapping[str, Any]) -> Iterator[str]:
             "LoRA on `lm_head` would never be trained; remove it from `lora_target_modules` "
             "('all-linear' leaves it out)"
         )
+
+
+def _view_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    if values.get("rows") is not None and values["rows"] < 1:
+        yield f"`rows` must be at least 1, got {values['rows']}"
+    view = values.get("view", "pairs")
+    if view in PAIR_VIEWS:
+        return
+    for name in ("rejected_key_weight", "preference_weight"):
+        if values.get(name, DualCoTConfig.__dataclass_fields__[name].default):
+            yield (
+                f"`view: {view}` has chains alone, and `{name}` is about pairs; set `{name}: 0`, or "
+                f"one of the views {', '.join(PAIR_VIEWS)}"
+            )
 
 
 def _suite_problems(values: Mapping[str, Any]) -> Iterator[str]:

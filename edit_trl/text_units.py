@@ -39,6 +39,14 @@ def step_end(text: str, start: int) -> int:
     return len(text)
 
 
+def step_start(text: str, position: int) -> int:
+    """The start of the sentence or line that `position` lies in, white space before it passed over."""
+    start = 0
+    while (end := step_end(text, start)) <= position and end > start:
+        start = end
+    return start + len(text[start:]) - len(text[start:].lstrip())
+
+
 def visible_start(span: tuple[int, int], text: str) -> int:
     """Where a token's text begins after the white space that tokenizers put in front of it."""
     piece = text[slice(*span)]

@@ -18,12 +18,14 @@ import edit_trl.text_units
 from edit_trl.dual_cot_row import chain_text, is_conversational, pairs_of
 from edit_trl.errors import InputError
 from edit_trl.key_steps import (
+    COUNTED_METHOD,
     TOKEN_METHODS,
     KeyStepMethod,
     fork_scope,
     key_spans,
     key_step_masks,
     masks_from_spans,
+    random_masks,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def tokenize_dual_cot(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     key_step_method: KeyStepMethod = "words",
+    key_step_seed: int = 0,
 ) -> TokenizedDualCoT:
     """Tokenize a dual CoT and mark its key steps.
 
@@ -70,6 +73,7 @@ def tokenize_dual_cot(
         row: A dual CoT, plain or conversational (see `edit_trl.dual_cots`).
         tokenizer: Any tokenizer; the methods that mark text need a fast one, for its offsets.
         key_step_method: How key steps are found (see `edit_trl.key_steps`).
+        key_step_seed: Of the positions that the method `random` draws.
 
     Returns:
         Ids, key masks, the masks limited to the step in which the chains part (`*_fork_mask`) and
@@ -79,7 +83,9 @@ def tokenize_dual_cot(
         InputError: The tokenizer lacks what the row or the method needs (a chat template, an EOS
             token, offsets), or prompt and completion cannot be told apart as tokens.
     """
-    return tokenize_with_offsets(row, tokenizer, key_step_method=key_step_method)[0]
+    return tokenize_with_offsets(
+        row, tokenizer, key_step_method=key_step_method, key_step_seed=key_step_seed
+    )[0]
 
 
 def tokenize_with_offsets(
@@ -87,6 +93,7 @@ def tokenize_with_offsets(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     key_step_method: KeyStepMethod = "words",
+    key_step_seed: int = 0,
 ) -> tuple[TokenizedDualCoT, dict[str, list[tuple[int, int]] | None]]:
     """As `tokenize_dual_cot`, and for each side the tokens' [start, end) characters in the chain.
 
@@ -105,19 +112,21 @@ def tokenize_with_offsets(
         )
     ids = {name: side.ids[start:] for name, side in sides.items()}
     offsets = {name: None if side.offsets is None else side.offsets[start:] for name, side in sides.items()}
-    key_masks = _key_masks(row, ids, offsets, key_step_method)
+    # What `random` draws is as many as another method marks.
+    counted = COUNTED_METHOD if key_step_method == "random" else key_step_method
+    key_masks = _key_masks(row, ids, offsets, counted)
     # A correct chain alone is paired with itself and has no fork; its last token stands in for it.
     fork = min(_common_prefix(*ids.values()), len(ids["chosen"]) - 1)
     output: TokenizedDualCoT = {"prompt_ids": prompt_ids[:start], "fork": fork}
     for name in sides:
         output[f"{name}_ids"] = ids[name]
         output[f"{name}_key_mask"] = key_masks[name]
-        output[f"{name}_fork_mask"] = (
-            # Without offsets there are no sentences: the fork is then the run of key tokens it starts.
-            _first_run(key_masks[name])
-            if offsets[name] is None
-            else fork_scope(key_masks[name], offsets[name], chain_text(row[name]))
-        )
+        output[f"{name}_fork_mask"] = _fork_mask(row, name, key_masks[name], offsets[name])
+        if key_step_method == "random":
+            masks = (output[f"{name}_key_mask"], output[f"{name}_fork_mask"])
+            chains = f"{chain_text(row['chosen'])} {chain_text(row['rejected'])}"
+            drawn = random_masks(masks, offsets[name], f"{key_step_seed} {name} {chains}")
+            output[f"{name}_key_mask"], output[f"{name}_fork_mask"] = drawn
     return output, offsets
 
 
@@ -180,17 +189,17 @@ def _key_masks(
     method: KeyStepMethod,
 ) -> dict[str, list[bool]]:
     if _is_alone(row):
-        return {name: [False] * len(of_side) for name, of_side in ids.items()}
+        masks = {name: [False] * len(of_side) for name, of_side in ids.items()}
+        if method == "spans" and row.get("chosen_key_spans"):
+            masks["chosen"] = _weighted_alone(row, offsets["chosen"])
+        return masks
     if method in TOKEN_METHODS:
         steps = key_step_masks(ids["chosen"], ids["rejected"], method=method)
         masks = {"chosen": steps.chosen, "rejected": steps.rejected}
         # EOS and the template's tokens are no steps, also where an alignment of ids would have it so.
         return {name: _inside_chain(mask, offsets[name]) for name, mask in masks.items()}
     if offsets["chosen"] is None:
-        raise InputError(
-            f"key_step_method={method!r} places key steps by character offsets, which this slow "
-            "tokenizer does not give; use a fast tokenizer or key_step_method='edit'"
-        )
+        raise _no_offsets(method)
     spans = key_spans(
         chain_text(row["chosen"]),
         chain_text(row["rejected"]),
@@ -200,6 +209,39 @@ def _key_masks(
     )
     sides = ("chosen", "rejected")
     return {name: masks_from_spans(s, offsets[name]) for name, s in zip(sides, spans, strict=True)}
+
+
+def _fork_mask(
+    row: Mapping[str, Any], side: str, mask: list[bool], offsets: list[tuple[int, int]] | None
+) -> list[bool]:
+    if _is_alone(row):
+        return [False] * len(mask)
+    # Without offsets there are no sentences: the fork is then the run of key tokens it starts.
+    return _first_run(mask) if offsets is None else fork_scope(mask, offsets, chain_text(row[side]))
+
+
+def _weighted_alone(row: Mapping[str, Any], offsets: list[tuple[int, int]] | None) -> list[bool]:
+    """The key tokens of a correct chain alone, given by its spans: what a data view weighs otherwise.
+
+    No wrong chain marks what is shared, so the tokens that end the chain (EOS, template) go with its last
+    character: a chain that is key as a whole is so with its end, and ends also where context weighs nothing.
+    """
+    if offsets is None:
+        raise _no_offsets("spans")
+    chain = chain_text(row["chosen"])
+    spans, _ = key_spans(chain, "", "spans", chosen_spans=row["chosen_key_spans"], rejected_spans=[])
+    mask = masks_from_spans(spans, offsets)
+    if spans[-1][1] >= len(chain.rstrip()):
+        last = max(i for i, (start, end) in enumerate(offsets) if start < end)
+        mask[last + 1 :] = [True] * (len(mask) - last - 1)
+    return mask
+
+
+def _no_offsets(method: str) -> InputError:
+    return InputError(
+        f"key_step_method={method!r} places key steps by character offsets, which this slow "
+        "tokenizer does not give; use a fast tokenizer or key_step_method='edit'"
+    )
 
 
 def _is_alone(row: Mapping[str, Any]) -> bool:
@@ -264,6 +306,7 @@ class RowPreparation:
         max_length: Most tokens of prompt and longer chain; None for no limit.
         truncate_long: Cut longer rows instead of dropping them.
         max_key_fraction: Drop pairs with a larger share of key tokens.
+        key_step_seed: See `tokenize_dual_cot`.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -271,6 +314,7 @@ class RowPreparation:
     max_length: int | None = None
     truncate_long: bool = False
     max_key_fraction: float = 1.0
+    key_step_seed: int = 0
 
     def __call__(self, rows: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         """Prepare some rows, given as columns; a row with several wrong chains becomes several."""
@@ -294,7 +338,9 @@ class RowPreparation:
         return Hasher.hash((dataset._fingerprint, settings, code))
 
     def _prepare(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        output: dict[str, Any] = tokenize_dual_cot(row, self.tokenizer, key_step_method=self.key_step_method)
+        output: dict[str, Any] = tokenize_dual_cot(
+            row, self.tokenizer, key_step_method=self.key_step_method, key_step_seed=self.key_step_seed
+        )
         output |= {"row": index + 1, "row_id": row.get("id"), "truncated_key_tokens": -1}
         prompt = len(output["prompt_ids"])
         room = None if self.max_length is None else self.max_length - prompt

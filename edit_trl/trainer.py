@@ -233,6 +233,7 @@ class DualCoTTrainer(ResumableTrainer):
             args.max_length,
             args.truncate_long,
             args.max_key_fraction,
+            args.key_step_seed,
         )
         with PartialState().main_process_first():
             dataset, report = prepare_dual_cots(
@@ -455,7 +456,8 @@ class DualCoTTrainer(ResumableTrainer):
         # Of the process's own pairs, none included: all processes add up the same totals.
         parts = DualCoTLoss(*(getattr(parts, field.name)[:own] for field in fields(parts)))
         masks = [batch[f"{side}_{name}"][:own] for name in ("mask", "key_mask") for side in SIDES]
-        paired = masks[2].any(-1) | masks[3].any(-1)
+        forks = [batch[f"{side}_fork_mask"][:own].any(-1) for side in SIDES]
+        paired = forks[0] | forks[1]
         chosen, fork = logps.chosen[:own], batch["fork"][:own]
         totals.add(chosen_metrics(parts, chosen, masks[0], masks[2], fork, paired))
         if logps.rejected is not None:

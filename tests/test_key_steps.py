@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import ROWS
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -469,3 +470,17 @@ def test_importing_it_is_cheap():
     code = "import sys, edit_trl.key_steps; print({'torch', 'numpy', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_random_places_as_many_tokens_as_words_marks(tokenizer):
+    chosen, rejected = ROWS[0]["chosen"], ROWS[0]["rejected"]
+    words = locate_key_steps(chosen, rejected, tokenizer)
+    drawn = [locate_key_steps(chosen, rejected, tokenizer, "random", seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    for steps in drawn:
+        assert sum(steps.chosen) == sum(words.chosen)
+        assert sum(steps.rejected) == sum(words.rejected)
+        assert steps.chosen_spans
+        assert all(0 <= a < b <= len(chosen) for a, b in steps.chosen_spans)
+    with pytest.raises(InputError, match="draws tokens"):
+        key_spans(chosen, rejected, "random")

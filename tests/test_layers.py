@@ -30,6 +30,7 @@ LAYERS = {
     "exemplars": 0,
     "key_steps": 1,
     "losses": 1,
+    "views": 1,
     "tokenization": 1,
     "collation": 1,
     "metrics": 1,

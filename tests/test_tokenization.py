@@ -11,7 +11,12 @@ from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
 from edit_trl.errors import InputError
-from edit_trl.tokenization import RowPreparation, prepare_dual_cots, tokenize_dual_cot
+from edit_trl.tokenization import (
+    RowPreparation,
+    prepare_dual_cots,
+    tokenize_dual_cot,
+    tokenize_with_offsets,
+)
 
 CJK_ROW = {
     "prompt": "箱に りんごが🍎 3個と みかんが 4個。全部で何個？\n",
@@ -321,3 +326,55 @@ def test_prompt_that_merges_into_the_chain(smollm2_tokenizer):
     row = {"prompt": "t", "chosen": "he one is 1.", "rejected": "he one is 2."}
     with pytest.raises(InputError, match="shares no token"):
         tokenize_dual_cot(row, smollm2_tokenizer)
+
+
+@pytest.mark.parametrize("form", ["plain", "conversational"])
+def test_a_random_mask_has_as_many_tokens_anywhere_in_the_chain(form, tokenizer):
+    for row in ROWS:
+        row = conversational(row) if form == "conversational" else row
+        words = tokenize_dual_cot(row, tokenizer)
+        drawn, offsets = tokenize_with_offsets(row, tokenizer, key_step_method="random")
+        for side in ("chosen", "rejected"):
+            for mask in ("key_mask", "fork_mask"):
+                assert sum(drawn[f"{side}_{mask}"]) == sum(words[f"{side}_{mask}"])
+            outside = [start == end for start, end in offsets[side]]
+            assert any(outside)
+            keys = drawn[f"{side}_key_mask"]
+            assert not any(key and out for key, out in zip(keys, outside, strict=True))
+            assert all(key or not fork for key, fork in zip(keys, drawn[f"{side}_fork_mask"], strict=True))
+        assert drawn["fork"] == words["fork"]
+
+
+def test_a_random_mask_is_of_the_seed_and_the_row(tokenizer):
+    masks = [
+        tokenize_dual_cot(ROWS[0], tokenizer, key_step_method="random", key_step_seed=seed)["chosen_key_mask"]
+        for seed in (0, 0, 1)
+    ]
+    assert masks[0] == masks[1] != masks[2]
+    code = (
+        "from conftest import ROWS, byte_level_tokenizer as t; from edit_trl.tokenization import *; "
+        "print(tokenize_dual_cot(ROWS[0], t(), key_step_method='random')['chosen_key_mask'])"
+    )
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    assert elsewhere.stdout.strip() == str(masks[0])
+
+
+def test_the_seed_of_a_random_mask_is_part_of_what_is_cached(tokenizer):
+    rows = Dataset.from_list(ROWS)
+    first, second = (RowPreparation(tokenizer, "random", key_step_seed=seed) for seed in (0, 1))
+    assert first.fingerprint(rows) != second.fingerprint(rows)
+    prepared = [prepare_dual_cots(rows, of)[0]["chosen_key_mask"][:] for of in (first, second)]
+    assert prepared[0] != prepared[1]
+
+
+def test_spans_of_a_correct_chain_alone_are_key(tokenizer):
+    row = {**ROWS[1], "rejected": ROWS[1]["chosen"], "chosen_key_spans": [[0, 3]]}
+    tokens = tokenize_dual_cot(row, tokenizer, key_step_method="spans")
+    kept = [i for i, key in zip(tokens["chosen_ids"], tokens["chosen_key_mask"], strict=True) if key]
+    assert tokenizer.decode(kept) == "She"
+    assert not any(tokens["rejected_key_mask"] + tokens["chosen_fork_mask"] + tokens["rejected_fork_mask"])
+    # Other methods mark nothing in it.
+    assert not any(tokenize_dual_cot(row, tokenizer, key_step_method="words")["chosen_key_mask"])
+    assert not any(tokenize_dual_cot(row, tokenizer, key_step_method="random")["chosen_key_mask"])

@@ -170,6 +170,7 @@ def _local_rows(run: "RunArguments"):
 
     from edit_trl.dual_cots import load_dual_cots
     from edit_trl.tokenization import RowPreparation, prepare_dual_cots
+    from edit_trl.views import select_rows
 
     data, training = run.data, run.training
     if not Path(data.dataset_name).exists():
@@ -189,6 +190,9 @@ def _local_rows(run: "RunArguments"):
         revision=data.dataset_revision,
         column_mapping=data.column_mapping,
     )
+    rows = select_rows(
+        rows, data.view, mistake=data.mistake, rows=data.rows, seed=training.seed, source=data.dataset_name
+    )
     if training.eos_token is not None:
         tokenizer.eos_token = training.eos_token
     # As the trainer does it, so that what is cached here is found there.
@@ -198,6 +202,7 @@ def _local_rows(run: "RunArguments"):
         training.max_length,
         training.truncate_long,
         training.max_key_fraction,
+        training.key_step_seed,
     )
     return prepare_dual_cots(rows, preparation, num_proc=training.dataset_num_proc)[0]
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from edit_trl.config import DualCoTConfig
+    from edit_trl.key_steps import KeyStepMethod
     from edit_trl.recipe import DataArguments, Recipe, RunArguments
 
 DRAFT_FILE = f"{RUN_FILE}.draft"
@@ -278,6 +279,7 @@ def _train(
     from edit_trl.model_card import include_earlier_stages
     from edit_trl.quantization import check_bitsandbytes, quantization_config
     from edit_trl.trainer import DualCoTTrainer
+    from edit_trl.views import select_rows
 
     data, training, model = run.data, run.training, run.model
     started = time.perf_counter()
@@ -292,11 +294,19 @@ def _train(
             column_mapping=data.column_mapping,
         )
 
-    train_dataset = load(data.dataset_name, data.dataset_train_split)
+    train_dataset = select_rows(
+        load(data.dataset_name, data.dataset_train_split),
+        data.view,
+        mistake=data.mistake,
+        rows=data.rows,
+        seed=training.seed,
+        source=data.dataset_name,
+    )
     eval_dataset = None
     if training.eval_strategy != "no":
         source = data.eval_dataset_name or data.dataset_name
         eval_dataset = load(source, None if data.eval_dataset_name else data.dataset_test_split)
+        eval_dataset = select_rows(eval_dataset, data.view, source=source)
 
     training.model_init_kwargs = {
         "revision": model.model_revision,
@@ -358,9 +368,18 @@ def _suite_callbacks(data: "DataArguments", training: "DualCoTConfig", load: Cal
             rows=data.suite_rows,
             accuracy_rows=data.suite_accuracy_rows,
             max_new_tokens=data.suite_max_new_tokens,
-            key_step_method=training.key_step_method,
+            key_step_method=_suite_method(data, training),
         )
     ]
+
+
+def _suite_method(data: "DataArguments", training: "DualCoTConfig") -> "KeyStepMethod":
+    """How the suite's pairs are marked: as those that are trained on, where those are marks of key steps."""
+    from edit_trl.views import PAIR_VIEWS
+
+    # A random mask is no key step, and a view of chains alone gives spans that its suite does not have.
+    no_steps = training.key_step_method == "random" or data.view not in PAIR_VIEWS
+    return "words" if no_steps else training.key_step_method
 
 
 def _check_student(student: str, training: "DualCoTConfig") -> None:

@@ -2,8 +2,12 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from edit_trl.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +37,12 @@ def main(argv: list[str] | None = None) -> int:
     for source, split, given in _datasets(runs) or fallback:
         try:
             rows = _check_dataset(source, split, given)
-            print(f"{source}{f' ({split})' if split else ''}: {rows} dual CoTs")
+            print(f"{source}{f' ({split})' if split else ''}: {len(rows)} dual CoTs")
+        except InputError as error:
+            problems += error.problems
+            continue
+        try:
+            _check_selection(rows, source, split, runs)
         except InputError as error:
             problems += error.problems
     if problems:
@@ -89,16 +98,39 @@ def _datasets(runs) -> list[tuple[str, str | None, dict]]:
     return [(source, split, values) for (source, split), values in found.items()]
 
 
-def _check_dataset(source: str, split: str | None, values: dict) -> int:
+def _check_dataset(source: str, split: str | None, values: dict) -> "Dataset":
     from edit_trl.dual_cots import load_dual_cots
     from edit_trl.recipe import DataArguments
 
     data = DataArguments(column_mapping=values.get("column_mapping"))
-    dataset = load_dual_cots(
+    return load_dual_cots(
         source,
         name=values.get("dataset_config"),
         split=split,
         revision=values.get("dataset_revision"),
         column_mapping=data.column_mapping,
     )
-    return len(dataset)
+
+
+def _check_selection(rows: "Dataset", source: str, split: str | None, runs) -> None:
+    """What each run that trains on the rows takes of them."""
+    from edit_trl.views import select_rows
+
+    problems = []
+    for run in runs:
+        data, seed = run.data, run.training.seed
+        if (data.dataset_name, data.dataset_train_split) != (source, split):
+            continue
+        try:
+            kept = select_rows(
+                rows, data.view, mistake=data.mistake, rows=data.rows, seed=seed, source=source
+            )
+        except InputError as error:
+            problems += [
+                f"stage {run.stage}: {problem}" if run.stage else problem for problem in error.problems
+            ]
+            continue
+        if (data.view, data.mistake, data.rows) != ("pairs", None, None):
+            print(f"  {f'stage {run.stage}, ' if run.stage else ''}view {data.view}: {len(kept)} rows")
+    if problems:
+        raise InputError(problems)
