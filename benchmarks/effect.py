@@ -10,6 +10,7 @@ a table and, as its last line, one JSON object; `--report` writes them from what
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -95,6 +96,8 @@ def run(matrix: Matrix, args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
+    # As Ctrl-C: the workers are ended on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if args.jobs < 1:
             raise InputError(f"--jobs must be at least 1, got {args.jobs}")
@@ -114,6 +117,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the cells that are done", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

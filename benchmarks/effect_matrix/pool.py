@@ -50,13 +50,8 @@ class Worker:
         return "failed"
 
     def close(self) -> None:
-        """End the process."""
-        if self._process is None or self._process.poll() is not None:
-            return
-        self._process.stdin.close()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
+        """End the process, whatever it does."""
+        if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
 
