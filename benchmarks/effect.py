@@ -35,9 +35,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="Where cells and results are kept.")
     parser.add_argument("--jobs", type=int, default=1, help="Cells at once, each with one thread on a CPU.")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="Only these methods, and the baseline.")
-    parser.add_argument("--redo", action="store_true", help="Do cells anew whose part of the YAML has changed.")
+    parser.add_argument(
+        "--redo", action="store_true", help="Do cells anew whose part of the YAML has changed."
+    )
     parser.add_argument("--check", action="store_true", help="Check everything and run nothing.")
-    parser.add_argument("--report", action="store_true", help="Write the results of what is done; run nothing.")
+    parser.add_argument(
+        "--report", action="store_true", help="Write the results of what is done; run nothing."
+    )
     parser.add_argument("--markdown", type=Path, help="Put the tables into this file, between its markers.")
     return parser.parse_args(argv)
 
@@ -60,11 +64,10 @@ def only(matrix: Matrix, names: list[str] | None) -> Matrix:
 
 def show_power(matrix: Matrix) -> None:
     effects = detectable(matrix)
+    supposed = f"supposing that runs differ in {matrix.power.discordant:.0%} of items"
     for name, effect in effects.items():
-        print(
-            f"{name}: {matrix.data.tests[name].rows} items x {len(matrix.seeds)} seeds show a true difference "
-            f"of {effect:.1%} 4 times in 5 (supposing that runs differ in {matrix.power.discordant:.0%} of items)"
-        )
+        size = f"{name}: {matrix.data.tests[name].rows} items x {len(matrix.seeds)} seeds"
+        print(f"{size} show a true difference of {effect:.1%} 4 times in 5 ({supposed})")
     check_power(matrix, effects)
 
 

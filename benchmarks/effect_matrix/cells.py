@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from edit_trl.errors import InputError
 from effect_matrix.config import Matrix, Method
 from effect_matrix.data import resolve
-
-from edit_trl.errors import InputError
 
 Kind = Literal["warm_up", "pairs", "tune", "final"]
 CELL_FILE = "cell.json"
@@ -192,7 +191,9 @@ def settle(cells: Sequence[Cell], output: Path, redo: bool) -> list[Cell]:
         elif not record or record["status"] != "done":
             left.append(cell)
     if changed and not redo:
-        lines = [f"{cell.name}: {'; '.join(_changes(record['inputs'], cell.inputs))}" for cell, record in changed]
+        lines = [
+            f"{cell.name}: {'; '.join(_changes(record['inputs'], cell.inputs))}" for cell, record in changed
+        ]
         shown = [*lines[:5], *([f"and {len(lines) - 5} other cells"] if len(lines) > 5 else [])]
         raise InputError(
             [*shown, "do them anew with --redo, or choose another --output"],

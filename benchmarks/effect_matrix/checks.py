@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edit_trl.errors import InputError
 from effect_matrix.cells import _recipe_text
 from effect_matrix.config import Matrix, Source
 from effect_matrix.work import training_options
-
-from edit_trl.errors import InputError
 
 
 def check_options(matrix: Matrix) -> None:

@@ -1,18 +1,18 @@
 """What a matrix asks for: its YAML file, read and checked.
 
-    students: {scratch_2m: {from_scratch: {hidden_size: 192}}}
-    seeds: [0, 1, 2]
-    data:
-      warm_up: {families: [arithmetic], rows: 4000}
-      pairs: {new: {families: [arithmetic], rows: 1600}, hard: {of: new, hardest: 0.5}}
-      dev: {families: [arithmetic], rows: 300}
-      held_out: {families: [arithmetic], rows: 300}
-      tests: {in_domain: {families: [arithmetic], rows: 600}}
-    warm_up: {learning_rate: 2.0e-3, num_train_epochs: 3}
-    stage_2: {max_steps: 150}
-    methods:
-      sft: {options: {chosen_key_weight: 1.0, preference_weight: 0.0}, grid: {learning_rate: [1.0e-4, 3.0e-4]}}
-    baseline: sft
+students: {scratch_2m: {from_scratch: {hidden_size: 192}}}
+seeds: [0, 1, 2]
+data:
+  warm_up: {families: [arithmetic], rows: 4000}
+  pairs: {new: {families: [arithmetic], rows: 1600}, hard: {of: new, hardest: 0.5}}
+  dev: {families: [arithmetic], rows: 300}
+  held_out: {families: [arithmetic], rows: 300}
+  tests: {in_domain: {families: [arithmetic], rows: 600}}
+warm_up: {learning_rate: 2.0e-3, num_train_epochs: 3}
+stage_2: {max_steps: 150}
+methods:
+  sft: {options: {chosen_key_weight: 1.0, preference_weight: 0.0}, grid: {learning_rate: [1.0e-4, 3.0e-4]}}
+baseline: sft
 """
 
 import itertools
@@ -21,10 +21,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from effect_matrix.student import FromScratch
-
 from edit_trl.errors import InputError
 from edit_trl.options import convert, hints_of, nearest, read_yaml
+from effect_matrix.student import FromScratch
 
 Options = dict[str, Any]
 
@@ -245,7 +244,9 @@ class _Reader:
             self.problems.append(f"`data` must be a mapping, got {values!r}")
             return None
         names = [f.name for f in fields(Data)]
-        problems = [f"`data`: unknown set `{name}`{nearest(name, names)}" for name in values.keys() - {*names}]
+        problems = [
+            f"`data`: unknown set `{name}`{nearest(name, names)}" for name in values.keys() - {*names}
+        ]
         problems += [f"`data`: the set `{name}` is missing" for name in names if name not in values]
         self.problems += problems
         if problems:
@@ -274,7 +275,8 @@ def _problems(matrix: Matrix) -> Iterator[str]:
         if not isinstance(options, dict):
             yield f"`{name}` must be options of `edit-trl train`, got {options!r}"
     if matrix.baseline not in matrix.methods:
-        yield f"`baseline: {matrix.baseline}` is none of the methods{_nearest(matrix.baseline, matrix.methods)}"
+        hint = _nearest(matrix.baseline, matrix.methods)
+        yield f"`baseline: {matrix.baseline}` is none of the methods{hint}"
     for name, method in matrix.methods.items():
         if method.pairs not in matrix.data.pairs:
             hint = _nearest(method.pairs, matrix.data.pairs)

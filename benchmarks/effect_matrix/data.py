@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from effect_matrix.config import Data, Matrix, Source
-
 from edit_trl.errors import InputError
+from effect_matrix.config import Data, Matrix, Source
 
 Row = dict[str, Any]
 

@@ -1,6 +1,7 @@
 """What the cells that are done show: tables, one JSON file and one page."""
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -9,24 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from edit_trl.evaluation.tables import aligned
 from effect_matrix.cells import WARM_UP, Cell, list_cells, read_cell
 from effect_matrix.config import Matrix
-
-from edit_trl.errors import InputError
-from edit_trl.evaluation.tables import aligned
+from effect_matrix.page import write_page
+from effect_matrix.tables import as_markdown, fill, tables_of, write_whole
 
 Record = dict[str, Any]
-Row = list[str]
-
-BEGIN, END = "<!-- begin: effect.py -->", "<!-- end: effect.py -->"
-MEANS = {
-    "unparsed": "unparsed",
-    "cut_off": "never-ending",
-    "key_preference": "key steps preferred",
-    "preference": "chains preferred",
-    "fork_confidence": "p at the fork",
-    "displacement": "log p, correct, since warm-up",
-}
 
 
 def report(matrix: Matrix, output: Path, markdown: Path | None) -> int:
@@ -37,14 +27,13 @@ def report(matrix: Matrix, output: Path, markdown: Path | None) -> int:
         output: The matrix' folder.
         markdown: A file whose part between the markers is replaced by the tables.
     """
-    from effect_matrix.page import write_page
-
     cells = list_cells(matrix)
     records = {cell.name: record for cell in cells if (record := read_cell(cell.folder(output)))}
     done = {name: record for name, record in records.items() if record["status"] == "done"}
     failed = {name: record["error"] for name, record in records.items() if record["status"] != "done"}
     results: Record = {
         "matrix": str(matrix.path),
+        "baseline": matrix.baseline,
         "cells": {"asked": len(cells), "done": len(done), "failed": failed},
         "students": {},
         "settings": {"jobs_threads": 1, "python": platform.python_version()},
@@ -53,19 +42,24 @@ def report(matrix: Matrix, output: Path, markdown: Path | None) -> int:
     }
     for student in matrix.students:
         results["students"][student] = _student(matrix, student, cells, done, output)
-    tables = [(title, table) for student in matrix.students for title, table in tables_of(matrix, results, student)]
+    tables = [
+        (title, table) for student in matrix.students for title, table in tables_of(matrix, results, student)
+    ]
     if failed:
         tables.append(("Cells that failed", [["cell", "error"], *map(list, failed.items())]))
     text = "\n\n".join(f"{title}\n{aligned([table[:1], table[1:]])}" for title, table in tables)
     print(f"{text}\n\n{len(done)} of {len(cells)} cells are done, {len(failed)} failed")
-    _write(output / "effect.json", json.dumps(results, indent=1, allow_nan=False))
+    write_whole(output / "effect.json", json.dumps(results, indent=1, allow_nan=False))
     write_page(results, tables, output / "effect.html")
     if markdown is not None:
         fill(markdown, "\n\n".join(f"### {title}\n\n{as_markdown(table)}" for title, table in tables))
     print(f"{output / 'effect.html'}\n")
-    print(json.dumps({key: value for key, value in results.items() if key != "students"} | {
-        "students": {name: _brief(of) for name, of in results["students"].items()}
-    }))
+    print(
+        json.dumps(
+            {key: value for key, value in results.items() if key != "students"}
+            | {"students": {name: _brief(of) for name, of in results["students"].items()}}
+        )
+    )
     return 1 if failed else 0
 
 
@@ -92,6 +86,10 @@ def _student(
         if name in by_method
     }
     _compare(matrix, methods, by_method, output)
+    for name, record in methods.items():
+        for test in matrix.data.tests:
+            folders = [cell.folder(output) / f"test_{test}" for cell in by_method[name].values()]
+            record["tests"][test]["interval"] = _interval(folders)
     variants: dict[str, list[Cell]] = {}
     for cell in finals:
         if "variant" in cell.inputs:
@@ -130,7 +128,11 @@ def _method(
         score: statistics.fmean(r["held_out"][score] for r in results.values())
         for score in ("key_preference", "preference", "fork_confidence", "chosen_logp")
     }
-    moved = [r["held_out"]["chosen_logp"] - started[s]["held_out"]["chosen_logp"] for s, r in results.items() if s in started]
+    moved = [
+        r["held_out"]["chosen_logp"] - started[s]["held_out"]["chosen_logp"]
+        for s, r in results.items()
+        if s in started
+    ]
     held_out["displacement"] = statistics.fmean(moved) if moved else None
     made: Record = {"seeds": list(cells), "tests": tests, "held_out": held_out, "grid": []}
     if name == WARM_UP:
@@ -185,19 +187,31 @@ def _difference(before: Sequence[Path], after: Sequence[Path], score: str) -> Re
     from edit_trl import compare_runs
 
     overall = compare_runs(before, after, score=score).systems[0].overall
+    effect = overall.minimum_detectable_effect
     return {
         "seeds": len(before),
         "difference": overall.difference.value,
         "low": overall.difference.low,
         "high": overall.difference.high,
         "p_value": overall.p_value,
-        "minimum_detectable_effect": overall.minimum_detectable_effect,
+        "minimum_detectable_effect": effect if math.isfinite(effect) else None,
     }
 
 
-def _collapse(
-    matrix: Matrix, cells: Sequence[Cell], started: Mapping[int, Cell], output: Path
-) -> Record:
+def _interval(folders: Sequence[Path]) -> list[float]:
+    """The 95% interval of accuracy over items and seeds."""
+    import numpy as np
+
+    from edit_trl.evaluation.runs import read_run
+    from edit_trl.evaluation.statistics import paired_difference
+
+    right = [[item["verdict"] == "correct" for item in read_run(folder).items] for folder in folders]
+    scores = np.array(right, dtype=float).T
+    found = paired_difference(np.zeros((len(scores), 1)), scores)
+    return [max(found.low, 0.0), min(found.high, 1.0)]
+
+
+def _collapse(matrix: Matrix, cells: Sequence[Cell], started: Mapping[int, Cell], output: Path) -> Record:
     """A variant's seeds, each beside the warm-up that it started from."""
     test = next(iter(matrix.data.tests))
     runs = []
@@ -209,92 +223,3 @@ def _collapse(
         runs.append({"seed": cell.inputs["stage_2_seed"], **found})
     worse = [run for run in runs if run["difference"] < 0 and run["p_value"] < 0.05]
     return {"options": cells[0].inputs["variant"], "runs": runs, "significantly_worse": len(worse)}
-
-
-def tables_of(matrix: Matrix, results: Record, student: str) -> list[tuple[str, list[Row]]]:
-    """The tables of a student: title and rows, the first of which is the head."""
-    of = results["students"][student]
-    size = f", {of['parameters'] / 1e6:.1f} M parameters" if of["parameters"] else ""
-    methods, tests = of["methods"], list(matrix.data.tests)
-    if not methods:
-        return []
-    accuracy = [["method", "pairs", "seeds", *tests, "chosen on dev"]]
-    watched = [["method", *MEANS.values(), "tokens", "CPU s"]]
-    for name, record in methods.items():
-        shares = [f"{record['tests'][test]['accuracy']:.1%}" for test in tests]
-        point = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in record.get("point", {}).items())
-        label = record["label"] + (" (baseline)" if name == matrix.baseline else "")
-        accuracy.append([label, record["pairs"], str(len(record["seeds"])), *shares, point])
-        watched.append([label, *_watched(record, tests[0])])
-    found = [(f"Accuracy: {student}{size}", accuracy)]
-    for name in (*tests, "key_preference"):
-        rows = [_difference_row(record, name) for record in methods.values() if name in record.get("differences", {})]
-        if rows:
-            head = ["method", "seeds", "difference", "95% interval", "p", "p (Holm)", "detectable"]
-            found.append((f"Difference to {methods[matrix.baseline]['label']}, {name}: {student}", [head, *rows]))
-    found.append((f"What else changed ({tests[0]} and held-out pairs): {student}", watched))
-    if of["collapse"]:
-        found.append((f"Other strengths and seeds ({tests[0]}, beside the warm-up): {student}", _collapse_table(of)))
-    return found
-
-
-def _watched(record: Record, test: str) -> Row:
-    values = record["tests"][test] | record["held_out"]
-    shown = []
-    for name in MEANS:
-        value = values[name]
-        shown.append("" if value is None else f"{value:+.3f}" if name == "displacement" else f"{value:.1%}")
-    if "tokens" not in record:
-        return [*shown, "", ""]
-    return [*shown, f"{record['tokens']:,.0f}", f"{record['cpu_seconds']:.0f}"]
-
-
-def _difference_row(record: Record, name: str) -> Row:
-    found = record["differences"][name]
-    low, high = (f"{100 * found[side]:+.1f}" for side in ("low", "high"))
-    effect = found["minimum_detectable_effect"]
-    return [
-        record["label"],
-        str(found["seeds"]),
-        f"{100 * found['difference']:+.1f}",
-        f"{low} to {high}",
-        f"{found['p_value']:.3f}",
-        f"{found['holm_p_value']:.3f}",
-        f"{100 * effect:.1f}",
-    ]
-
-
-def _collapse_table(of: Record) -> list[Row]:
-    rows = [["variant", "options", "seeds", "mean difference", "worst", "significantly worse"]]
-    for name, record in of["collapse"].items():
-        differences = [100 * run["difference"] for run in record["runs"]]
-        if differences:
-            options = ", ".join(f"{key} {value}" for key, value in record["options"].items())
-            mean, worst = f"{statistics.fmean(differences):+.1f}", f"{min(differences):+.1f}"
-            rows.append([name, options, str(len(differences)), mean, worst, str(record["significantly_worse"])])
-    return rows
-
-
-def as_markdown(table: Sequence[Row]) -> str:
-    """A table as Markdown; what would end a cell is escaped."""
-    head, *rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in table]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
-
-
-def fill(path: Path, text: str) -> None:
-    """Put a text between the markers of a file.
-
-    Raises:
-        InputError: The file has no markers.
-    """
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if before.count(BEGIN) != 1 or before.count(END) != 1:
-        raise InputError(f"{path} must have one line `{BEGIN}` and one `{END}`; the tables go between them")
-    head, _, rest = before.partition(BEGIN)
-    _write(path, f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

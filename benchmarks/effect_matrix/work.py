@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from effect_matrix.cells import WARM_UP, Cell, read_cell, write_cell
 
 Result = dict[str, Any]
@@ -70,6 +71,7 @@ def _warm_up(cell: Cell, output: Path) -> Result:
     student, parameters = inputs["student"].get("path"), None
     if student is None:
         from datasets import load_from_disk
+
         from effect_matrix.student import FromScratch, make_student
 
         rows = load_from_disk(str(set_folder(output, "warm_up"))).to_list()
