@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 from effect_matrix.cells import clear, list_cells, read_cell, settle
-from effect_matrix.checks import check_options, check_power, detectable
+from effect_matrix.checks import check_options, check_power, detectable, items_of
 from effect_matrix.config import Matrix, read_matrix
 from effect_matrix.data import make_sets
 from effect_matrix.pool import Ended, run_cells
@@ -34,6 +34,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("matrix", type=Path, help="The YAML file of the matrix.")
     parser.add_argument("--output", type=Path, required=True, help="Where cells and results are kept.")
     parser.add_argument("--jobs", type=int, default=1, help="Cells at once, each with one thread on a CPU.")
+    parser.add_argument(
+        "--path",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="Where what the matrix' `paths` name is here.",
+    )
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="Only these methods, and the baseline.")
     parser.add_argument(
         "--redo", action="store_true", help="Do cells anew whose part of the YAML has changed."
@@ -44,6 +51,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--markdown", type=Path, help="Put the tables into this file, between its markers.")
     return parser.parse_args(argv)
+
+
+def named_paths(words: list[str]) -> dict[str, str]:
+    """`NAME=PATH` words as a mapping."""
+    wrong = [word for word in words if "=" not in word]
+    if wrong:
+        raise InputError(f"--path takes NAME=PATH, got {wrong[0]!r}")
+    return dict(word.split("=", 1) for word in words)
 
 
 def only(matrix: Matrix, names: list[str] | None) -> Matrix:
@@ -66,7 +81,7 @@ def show_power(matrix: Matrix) -> None:
     effects = detectable(matrix)
     supposed = f"supposing that runs differ in {matrix.power.discordant:.0%} of items"
     for name, effect in effects.items():
-        size = f"{name}: {matrix.data.tests[name].rows} items x {len(matrix.seeds)} seeds"
+        size = f"{name}: {items_of(matrix.data.tests[name])} items x {len(matrix.seeds)} seeds"
         print(f"{size} show a true difference of {effect:.1%} 4 times in 5 ({supposed})")
     check_power(matrix, effects)
 
@@ -87,7 +102,11 @@ def run(matrix: Matrix, args: argparse.Namespace) -> int:
         nonlocal count
         count += 1
         clock = time.strftime("%H:%M:%S")
-        print(f"{clock} {count}/{len(left)} {end.cell.name}: {end.status}, {end.seconds:.0f} s", flush=True)
+        record = read_cell(end.cell.folder(args.output))
+        dev = record.get("result", {}).get("dev")
+        found = f", {dev['accuracy']:.1%} on dev" if dev else ""
+        place = f"{clock} {count}/{len(left)} {end.cell.name}"
+        print(f"{place}: {end.status}, {end.seconds:.0f} s{found}", flush=True)
 
     done = {cell.name for cell in cells} - {cell.name for cell in left}
     ended = run_cells(left, done, args.output, args.jobs, tell)
@@ -104,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.jobs < 1:
             raise InputError(f"--jobs must be at least 1, got {args.jobs}")
-        matrix = only(read_matrix(args.matrix), args.only)
+        matrix = only(read_matrix(args.matrix, named_paths(args.path)), args.only)
         if args.report:
             from effect_matrix.results import report
 

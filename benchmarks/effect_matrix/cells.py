@@ -91,7 +91,7 @@ class _Maker:
         inputs = {
             "stage_2": self.matrix.stage_2,
             "options": method.options,
-            "recipe": _recipe_text(method.recipe),
+            "recipe": recipe_text(method.recipe),
             "pairs_name": method.pairs,
             "pairs": pairs.inputs if pairs else self.sets[f"pairs_{method.pairs}"],
             "warm_up": start.inputs,
@@ -220,5 +220,6 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "")
     return found
 
 
-def _recipe_text(recipe: str | None) -> str | None:
+def recipe_text(recipe: str | None) -> str | None:
+    """A recipe as it is now: what it says is part of a cell's inputs, not where it is."""
     return Path(recipe).read_text(encoding="utf-8") if recipe else None

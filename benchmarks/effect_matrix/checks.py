@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.errors import InputError
-from effect_matrix.cells import _recipe_text
+from effect_matrix.cells import recipe_text
 from effect_matrix.config import Matrix, Source
 from effect_matrix.work import training_options
 
@@ -22,7 +22,7 @@ def check_options(matrix: Matrix) -> None:
         if method.recipe and not Path(method.recipe).is_file():
             problems.append(f"`methods.{name}`: no recipe at {method.recipe}")
             continue
-        recipe = _recipe_text(method.recipe)
+        recipe = recipe_text(method.recipe)
         points = [(f"methods.{name}", point) for point in method.points]
         if matrix.collapse and matrix.collapse.method == name:
             first = method.points[0]
@@ -59,7 +59,7 @@ def detectable(matrix: Matrix) -> dict[str, float]:
     power, seeds = matrix.power, len(matrix.seeds)
     found = {}
     for name, source in matrix.data.tests.items():
-        items = _items(source)
+        items = items_of(source)
         if items is None:
             continue
         parts = [(power.discordant / (items * seeds), items - 1)]
@@ -71,8 +71,9 @@ def detectable(matrix: Matrix) -> dict[str, float]:
     return found
 
 
-def _items(source: Source) -> int | None:
-    return source.rows
+def items_of(source: Source) -> int | None:
+    """How many items a set has, as far as it is said."""
+    return (source.rows or 0) + (source.recorded_rows or 0) or None
 
 
 def check_power(matrix: Matrix, effects: Mapping[str, float]) -> None:
@@ -89,7 +90,7 @@ def check_power(matrix: Matrix, effects: Mapping[str, float]) -> None:
         raise InputError(f"{matrix.path}: `power.difference` needs `rows` of the test `{test}`")
     if effects[test] > wanted:
         raise InputError(
-            f"{matrix.path}: `power.difference: {wanted}`, but {_items(matrix.data.tests[test])} items of "
+            f"{matrix.path}: `power.difference: {wanted}`, but {items_of(matrix.data.tests[test])} items of "
             f"`{test}` x {len(matrix.seeds)} seeds show a difference of {effects[test]:.3f} at best (4 times "
             "in 5); take more items or seeds, or a larger difference"
         )

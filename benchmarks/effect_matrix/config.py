@@ -54,6 +54,10 @@ class Source:
         difficulty: Of these problems.
         rows: How many; of a file, the first so many.
         problem_seed: Of these problems. Sets of one seed and difficulty never share a problem.
+        recorded: A JSON Lines file of questions with a teacher's responses (`question`, `answer`,
+            `teacher_response`), alone or beside `families`; training sets take the right ones alone.
+        recorded_rows: How many of its questions, in a fixed random order; as of families, no question is in
+            two sets.
         path: Dual CoTs in a file or folder; {student} and {seed} stand for the cell's.
         split: Of `path`.
         tasks: Task files of `edit-trl evaluate`; tests only.
@@ -66,6 +70,8 @@ class Source:
     difficulty: int = 1
     rows: int | None = None
     problem_seed: int = 0
+    recorded: str | None = None
+    recorded_rows: int | None = None
     path: str | None = None
     split: str | None = None
     tasks: list[str] | None = None
@@ -184,13 +190,22 @@ _REQUIRED = ("students", "seeds", "data", "warm_up", "stage_2", "methods", "base
 _KEYS = (*_REQUIRED, "tuning_seed", "evaluation", "power", "collapse")
 
 
-def read_matrix(path: Path) -> Matrix:
+def read_matrix(path: Path, paths: Mapping[str, str] | None = None) -> Matrix:
     """Read a matrix; what its options mean to the trainer is checked by `check_options`.
+
+    Args:
+        path: Its file.
+        paths: Instead of those in the file's `paths`, whose names stand in braces elsewhere.
 
     Raises:
         InputError: All that is wrong with it at once.
     """
     values = read_yaml(path, "matrix")
+    known = values.pop("paths", {})
+    unknown = [name for name in paths or {} if name not in known]
+    if unknown:
+        raise InputError(f"{path} has no path {unknown[0]!r}{_nearest(unknown[0], known)}")
+    values = _filled(values, {**known, **(paths or {})})
     problems = [f"unknown key `{name}`{nearest(name, _KEYS)}" for name in values if name not in _KEYS]
     problems += [f"`{name}` is missing" for name in _REQUIRED if name not in values]
     if problems:
@@ -213,6 +228,18 @@ def read_matrix(path: Path) -> Matrix:
     if reader.problems:
         raise InputError(reader.problems, heading=f"{path}:")
     return matrix
+
+
+def _filled(value: Any, paths: Mapping[str, str]) -> Any:
+    """A value with {NAME} replaced by the path of that name, wherever it stands."""
+    if isinstance(value, Mapping):
+        return {key: _filled(of, paths) for key, of in value.items()}
+    if isinstance(value, list):
+        return [_filled(of, paths) for of in value]
+    if isinstance(value, str):
+        for name, path in paths.items():
+            value = value.replace(f"{{{name}}}", path)
+    return value
 
 
 class _Reader:
@@ -311,13 +338,17 @@ def _student_problems(name: str, student: Student) -> Iterator[str]:
 
 
 def _source_problems(name: str, source: Source, matrix: Matrix) -> Iterator[str]:
-    kinds = ("families", "path", "tasks", "of", "generate")
+    kinds = ("families", "recorded", "path", "tasks", "of", "generate")
     given = [kind for kind in kinds if getattr(source, kind) is not None]
-    if len(given) != 1 and given != ["families", "of"]:
+    if len(given) != 1 and given not in (["families", "of"], ["families", "recorded"]):
         yield f"needs one of {', '.join(kinds)}, got {', '.join(given) or 'none'}"
         return
-    if given == ["families"] and not source.rows:
+    if source.families and source.of is None and not source.rows:
         yield "needs `rows`, how many problems"
+    if source.recorded and not source.recorded_rows:
+        yield "needs `recorded_rows`, how many questions"
+    if source.recorded and not Path(source.recorded).is_file():
+        yield f"no file at {source.recorded}; say where it is with --path NAME=FILE"
     if source.tasks is not None and not name.startswith("test_"):
         yield "`tasks` are for tests"
     if (source.of is not None or source.generate is not None) and not name.startswith("pairs_"):

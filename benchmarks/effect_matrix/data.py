@@ -1,6 +1,7 @@
 """The sets of a matrix as folders: procedural problems dealt without overlap, files cut to size."""
 
 import json
+import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,10 @@ def resolve(data: Data) -> dict[str, dict[str, Any]]:
                 spec["starts"][family] = dealt.get(stream, 0)
                 count = len(range(index, source.rows, len(source.families)))
                 dealt[stream] = dealt.get(stream, 0) + count
+        if source.recorded:
+            stream = (source.recorded, 0, 0)
+            spec["recorded_start"] = dealt.get(stream, 0)
+            dealt[stream] = spec["recorded_start"] + source.recorded_rows
         resolved[name] = spec
     return resolved
 
@@ -49,8 +54,11 @@ def make_sets(matrix: Matrix, folder: Path) -> dict[str, Path]:
             of = source.of if source.of == "warm_up" else f"pairs_{source.of}"
             if of in rows:
                 rows[name] = _part(rows[of], source)
-        elif source.families and source.of is None:
-            rows[name] = _deal(source, specs[name]["starts"])
+        elif source.of is None and (source.families or source.recorded):
+            rows[name] = _deal(source, specs[name]["starts"]) if source.families else []
+            if source.recorded:
+                training = name == "warm_up" or name.startswith("pairs_")
+                rows[name] += _recorded(source, specs[name]["recorded_start"], training)
         elif source.path and "{" not in source.path:
             rows[name] = _read(source)
     _refuse_overlap(rows, matrix)
@@ -69,6 +77,31 @@ def _deal(source: Source, starts: Mapping[str, int]) -> list[Row]:
         made = generate_dual_cots(teacher, starts[family] + count, conversational=True)
         streams.append(made.select(range(starts[family], starts[family] + count)).to_list())
     return [stream[i] for i in range(len(streams[0])) for stream in streams if i < len(stream)]
+
+
+def _recorded(source: Source, start: int, right_alone: bool) -> list[Row]:
+    """Questions with the teacher's chains, as correct chains alone."""
+    from edit_trl.answers import check_answer, infer_answer_type
+
+    lines = Path(source.recorded).read_text(encoding="utf-8").splitlines()
+    # A question that is there twice counts once, or it could be in two sets.
+    read = list({of["question"]: of for of in map(json.loads, lines)}.values())
+    order = random.Random(0).sample(range(len(read)), len(read))[start : start + source.recorded_rows]
+    if len(order) < source.recorded_rows:
+        raise InputError(
+            f"{source.recorded} has {len(read)} questions, of which other sets take {start}; "
+            f"`recorded_rows: {source.recorded_rows}` is too many"
+        )
+    rows = []
+    for index in order:
+        of = read[index]
+        kind = infer_answer_type(of["answer"])
+        if right_alone and check_answer(of["teacher_response"], of["answer"], kind).verdict != "correct":
+            continue
+        turns = {"prompt": of["question"], "chosen": of["teacher_response"]}
+        row = {"answer": of["answer"], "task": of["task"], "source": "recorded", "id": f"recorded/{index}"}
+        rows.append(_as_messages(turns | row) | {"rejected": []})
+    return rows
 
 
 def _part(rows: list[Row], source: Source) -> list[Row]:
