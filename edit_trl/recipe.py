@@ -1,8 +1,8 @@
 """A recipe: a YAML file (and command-line options over it) -> checked arguments of each stage (L2).
 
 Options are those of `DataArguments`, `DualCoTConfig` and TRL's `ModelConfig`. `stages` is a list of
-named overrides, run in order; a recipe without it is one run. Everything wrong with a recipe is
-reported at once.
+named overrides, run in order; a recipe without it is one run. A stage whose `trainer` is one of TRL's has
+that trainer's options in place of `DualCoTConfig`'s. Everything wrong with a recipe is reported at once.
 """
 
 import argparse
@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import ModelConfig, TrlParser
 
-from edit_trl.config import DualCoTConfig
+from edit_trl.config import NOT_FOR_DUAL_COTS, DualCoTConfig
 from edit_trl.errors import InputError
 from edit_trl.options import convert, hints_of, nearest, read_yaml
 from edit_trl.quantization import implied_options
+from edit_trl.trainer_choice import TrainerName, options_class, trainers_named, trainers_with
 from edit_trl.views import PAIR_VIEWS, View
 
 
@@ -58,6 +61,14 @@ class DataArguments:
         },
     )
 
+    trainer: TrainerName = field(
+        default="dual_cot",
+        metadata={
+            "help": "What trains on them. 'dual_cot': DualCoTTrainer. TRL's own, to compare with, each with "
+            "its own options: 'dpo' (DPO, IPO, DPO with an NLL anchor by `loss_type: [sigmoid, sft]`), "
+            "'orpo', 'cpo' (CPO; SimPO by `loss_type: simpo`)."
+        },
+    )
     view: View = field(
         default="pairs",
         metadata={
@@ -121,7 +132,9 @@ class DataArguments:
         return self.dataset_name, self.dataset_test_split
 
 
-ARGUMENT_CLASSES = (DataArguments, DualCoTConfig, ModelConfig)
+def argument_classes(trainer: TrainerName) -> tuple[type, ...]:
+    """The classes of all options of a run."""
+    return DataArguments, options_class(trainer), ModelConfig
 
 
 @dataclass(frozen=True)
@@ -147,14 +160,15 @@ class RunArguments:
         stage: The stage's name; None for a recipe without stages.
         values: The options that were given, converted, stage and command line applied.
         data: Where the rows come from.
-        training: The trainer's configuration; `output_dir` is the stage's own folder.
+        training: The trainer's configuration, a `DualCoTConfig` but for TRL's trainers; `output_dir` is the
+            stage's own folder.
         model: TRL's model, PEFT and quantization options.
     """
 
     stage: str | None
     values: dict[str, Any]
     data: DataArguments
-    training: DualCoTConfig
+    training: DualCoTConfig | TrainingArguments
     model: ModelConfig
 
 
@@ -198,27 +212,37 @@ def _stage_problems(stages: Any) -> Iterator[str]:
             yield f"stage {name!r} sets `output_dir`; it is made from the recipe's and the stage's name"
 
 
-def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
-    """The command-line parser of all options of a recipe."""
+def make_parser(
+    prog: str | None = None, trainers: Sequence[TrainerName] = ("dual_cot",)
+) -> argparse.ArgumentParser:
+    """The command-line parser of all options of a recipe whose stages have these trainers."""
 
     class Parser(TrlParser):
         def error(self, message: str) -> typing.NoReturn:
             raise InputError(f"{message} (see `edit-trl train --help`)")
 
-    return Parser(ARGUMENT_CLASSES, prog=prog, allow_abbrev=False)
+    classes = dict.fromkeys(cls for trainer in trainers for cls in argument_classes(trainer))
+    # Most options are those of several trainers; of two that differ, that of TRL's trainer is read.
+    return Parser(tuple(classes), prog=prog, allow_abbrev=False, conflict_handler="resolve")
 
 
-def parse_options(argv: Sequence[str]) -> dict[str, Any]:
+def parse_options(argv: Sequence[str], recipe: "Recipe | None" = None) -> dict[str, Any]:
     """Command-line options -> the values given.
+
+    Args:
+        argv: The words.
+        recipe: What they are over; its trainers decide which options there are.
 
     Raises:
         InputError: An option that does not exist (the nearest is named) or has the wrong type.
     """
-    parser, not_given = make_parser(), object()
-    parser.set_defaults(**dict.fromkeys(_hints(), not_given))
+    trainers = _trainers(recipe, argv)
+    parser, not_given = make_parser(trainers=trainers), object()
+    hints = {name: hint for trainer in trainers for name, hint in _hints(trainer).items()}
+    parser.set_defaults(**dict.fromkeys(hints, not_given))
     namespace, unknown = parser.parse_known_args(list(argv))
     problems = [
-        f"unknown option {word}{nearest(word.split('=')[0].lstrip('-'), _hints(), '--')}"
+        f"unknown option {word}{_meant(word.split('=')[0].lstrip('-'), hints, trainers, '--')}"
         if word.startswith("-")
         else f"unexpected {word!r}"
         for word in unknown
@@ -242,8 +266,10 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
     """
     problems: list[str] = []
     runs = []
-    for name, overrides in recipe.stages or ((None, {}),):
-        values = {**recipe.values, **overrides, **options}
+    stages = recipe.stages or ((None, {}),)
+    trainers = [({**recipe.values, **stage, **options}).get("trainer") or "dual_cot" for _, stage in stages]
+    for (name, overrides), trainer in zip(stages, trainers, strict=True):
+        values = {**recipe.values, **overrides, **_options_of(trainer, trainers, options)}
         if name is not None:
             values["output_dir"] = str(Path(values.get("output_dir") or "outputs") / name)
         try:
@@ -263,11 +289,23 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
 
 
 def _resolve(stage: str | None, values: dict[str, Any]) -> RunArguments:
-    values, problems = convert(values, _hints())
+    [trainer] = trainers_named([values.get("trainer")])
+    classes = argument_classes(trainer)
+    hints = _hints(trainer)
+    # An unknown key may be one of another trainer's.
+    problems = [
+        f"unknown key `{name}`{_meant(name, hints, [trainer])}" for name in values if name not in hints
+    ]
+    values, others = convert({name: value for name, value in values.items() if name in hints}, hints)
+    problems += others
     # Not kept as values of the run: what is implied may differ on the machine that takes it up again.
     complete = values | implied_options(values)
+    if trainer != "dual_cot" and complete.get("bf16") is None:
+        # TRL asks for bf16 unless told otherwise, which fails on a machine without it.
+        on_gpu = is_torch_bf16_gpu_available() and not complete.get("use_cpu")
+        complete["bf16"] = on_gpu and not complete.get("fp16")
     built: dict[type, Any] = {}
-    for cls in ARGUMENT_CLASSES:
+    for cls in classes:
         names = {f.name for f in dataclasses.fields(cls)}
         try:
             built[cls] = cls(**{k: v for k, v in complete.items() if k in names})
@@ -278,12 +316,12 @@ def _resolve(stage: str | None, values: dict[str, Any]) -> RunArguments:
             ImportError,
         ) as error:  # what TRL and transformers raise for bad options
             problems.append(str(error))
-    problems += [*_model_problems(values), *_view_problems(values), *_suite_problems(values)]
-    if not problems and built[DualCoTConfig].reference == "adapter_off" and not values.get("use_peft"):
+    problems += [*_model_problems(values), *_view_problems(values, trainer), *_suite_problems(values)]
+    if values.get("reference") == "adapter_off" and not values.get("use_peft"):
         problems.append("`reference: adapter_off` needs an adapter to switch off; set `use_peft: true`")
     if problems:
         raise InputError(problems)
-    data, training, model = (built[cls] for cls in ARGUMENT_CLASSES)
+    data, training, model = (built[cls] for cls in classes)
     return RunArguments(stage, values, data, training, model)
 
 
@@ -303,10 +341,22 @@ def _model_problems(values: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _view_problems(values: Mapping[str, Any]) -> Iterator[str]:
+def _view_problems(values: Mapping[str, Any], trainer: TrainerName) -> Iterator[str]:
     if values.get("rows") is not None and values["rows"] < 1:
         yield f"`rows` must be at least 1, got {values['rows']}"
     view = values.get("view", "pairs")
+    if trainer != "dual_cot":
+        if view not in PAIR_VIEWS:
+            yield (
+                f"`trainer: {trainer}` learns from pairs, and `view: {view}` has chains alone; set one "
+                f"of the views {', '.join(PAIR_VIEWS)}"
+            )
+        if values.get("suite_eval_steps") is not None:
+            yield (
+                f"`suite_eval_steps` is for `trainer: dual_cot`, got {trainer!r}; measure with "
+                "`edit-trl suite`"
+            )
+        return
     if view in PAIR_VIEWS:
         return
     for name in ("rejected_key_weight", "preference_weight"):
@@ -334,6 +384,36 @@ def _suite_problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"`metric_for_best_model: {values['metric_for_best_model']}` needs `suite_eval_steps`"
 
 
-def _hints() -> dict[str, Any]:
-    """Every option and its type."""
-    return hints_of(ARGUMENT_CLASSES)
+def _hints(trainer: TrainerName) -> dict[str, Any]:
+    """Every option of a run and its type."""
+    return hints_of(argument_classes(trainer))
+
+
+def _trainers(recipe: Recipe | None, argv: Sequence[str]) -> list[TrainerName]:
+    """The trainers of a recipe's stages, with what the command line says of them."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--trainer")
+    if (said := own.parse_known_args(list(argv))[0].trainer) is not None:
+        return trainers_named([said])
+    recipe = recipe or Recipe(None, {})
+    stages = recipe.stages or ((None, {}),)
+    return trainers_named(({**recipe.values, **stage}).get("trainer") for _, stage in stages)
+
+
+def _options_of(trainer: Any, trainers: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the command line's options those that a stage has, where the stages have different trainers."""
+    if len({*trainers}) == 1 or trainer not in typing.get_args(TrainerName):
+        return dict(options)
+    hints = _hints(trainer).keys() - (NOT_FOR_DUAL_COTS if trainer == "dual_cot" else ())
+    return {name: value for name, value in options.items() if name in hints}
+
+
+def _meant(name: str, hints: Mapping[str, Any], trainers: Sequence[TrainerName], prefix: str = "") -> str:
+    """Whose option an unknown one is, or which was probably meant."""
+    others = [trainer for trainer in trainers_with(name) if trainer not in trainers]
+    if others:
+        return (
+            f": it is an option of the trainer {' and '.join(others)}, not of {' or '.join(trainers)}"
+            + nearest(name, hints, prefix)
+        )
+    return nearest(name, hints, prefix)

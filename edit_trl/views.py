@@ -3,8 +3,9 @@ r"""Data views: the same dual CoTs as the rows that each system of the paper tra
 A view is a pure function from rows to rows. With a configuration of the trainer it is a system: EDIT, what
 it is compared with, and its ablations (arXiv 2405.19737; `recipes/baselines/`). What the paper leaves open is
 as in the authors' code (github.com/C-W-D/CasCoD, commit 452b26d, `src/datasets/bbh_dataset.py` and
-`src/utils/method_utils.py`), with two differences: a task's label is the chain's whole answer statement ("Therefore, the
-answer is 3."), so that a student's answers are read as all others are, and the end of a text is trained.
+`src/utils/method_utils.py`), with two differences: a task's label is the chain's whole answer statement
+("Therefore, the answer is 3."), so that a student's answers are read as all others are, and the end of a text
+is trained.
 
 | view             | rows                                                                              |
 |------------------|-----------------------------------------------------------------------------------|

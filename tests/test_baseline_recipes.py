@@ -12,6 +12,7 @@ from datasets import Dataset
 from edit_trl.cli.main import main, run_command
 from edit_trl.cli.train import train_stage
 from edit_trl.recipe import RunArguments, read_recipe, resolve_runs
+from edit_trl.trainer_choice import options_class
 from edit_trl.views import WEIGHTED_VIEWS
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "baselines"
@@ -45,6 +46,14 @@ KEY_STEPS = {
     "random_mask": ("pairs", OURS, "random"),
     "mistake_logical": ("pairs", OURS, "words"),
 }
+# Of each system that TRL trains: the trainer and the options that make it.
+PREFERENCE = {
+    "dpo": ("dpo", {"loss_type": ["sigmoid"], "loss_weights": None, "beta": 0.1}),
+    "dpo_nll": ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0], "beta": 0.1}),
+    "ipo": ("dpo", {"loss_type": ["ipo"], "beta": 0.1}),
+    "orpo": ("orpo", {"beta": 0.1}),
+    "simpo": ("cpo", {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0}),
+}
 
 
 @cache
@@ -58,7 +67,7 @@ def objective(run: RunArguments):
 
 
 def test_every_system_is_here():
-    assert set(RECIPES) == {*WARM_UP, *KEY_STEPS}
+    assert set(RECIPES) == {*WARM_UP, *KEY_STEPS, *PREFERENCE}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -81,6 +90,16 @@ def test_the_second_stage_is_the_systems_own(name):
     assert run.data.mistake == (["logical"] if name == "mistake_logical" else None)
 
 
+@pytest.mark.parametrize("name", PREFERENCE)
+def test_trl_trains_the_second_stage(name):
+    run = runs(name)["preference"]
+    trainer, options = PREFERENCE[name]
+    assert (run.data.trainer, run.data.view) == (trainer, "pairs")
+    assert isinstance(run.training, options_class(trainer))
+    assert {option: getattr(run.training, option) for option in options} == options
+    assert run.data.dataset_train_split == "dual"
+
+
 def test_the_control_differs_from_edit_in_the_places_alone():
     written = {name: yaml.safe_load(RECIPES[name].read_text()) for name in ("edit", "random_mask")}
     control = written["random_mask"]["stages"][1]
@@ -96,7 +115,8 @@ def test_all_systems_share_what_they_do_not_differ_in():
     stages = [stage for values in shared for stage in values.pop("stages")]
     assert all(values == shared[0] for values in shared)
     assert {stage["learning_rate"] for stage in stages if stage["name"] == "warm_up"} == {5.0e-4}
-    assert {stage["learning_rate"] for stage in stages if stage["name"] != "warm_up"} == {7.5e-5}
+    assert {stage["learning_rate"] for stage in stages if stage["name"] == "key_steps"} == {7.5e-5}
+    assert {stage["learning_rate"] for stage in stages if stage["name"] == "preference"} == {1.0e-5}
 
 
 @pytest.fixture

@@ -429,7 +429,9 @@ def test_methods_on_tokens_refuse_text(method):
 
 @pytest.mark.parametrize("function", [key_step_masks, key_spans])
 def test_unknown_method(function):
-    with pytest.raises(InputError, match="'levenshtein'; choose one of edit, words, fork, spans, reference"):
+    with pytest.raises(
+        InputError, match="'levenshtein'; choose one of edit, words, fork, spans, reference, random"
+    ):
         function("a", "b", "levenshtein")
     with pytest.raises(InputError, match="'levenshtein'"):
         locate_key_steps("a", "b", method="levenshtein")

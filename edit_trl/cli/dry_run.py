@@ -39,7 +39,7 @@ def dry_run(config: str | None, stage: str | None, options: Sequence[str], shard
     from edit_trl.recipe import parse_options, read_recipe, resolve_runs
 
     recipe = read_recipe(config)
-    runs = resolve_runs(recipe, parse_options(options))
+    runs = resolve_runs(recipe, parse_options(options, recipe))
     chosen = [run for run in runs if stage in (None, run.stage)]
     if not chosen:
         names = ", ".join(str(run.stage) for run in runs)
@@ -53,13 +53,15 @@ def dry_run(config: str | None, stage: str | None, options: Sequence[str], shard
 def _describe_run(run: "RunArguments", shards: int) -> list[str]:
     from edit_trl.memory import estimate_memory
 
+    name = f"stage {run.stage}: " if run.stage else ""
+    if run.data.trainer != "dual_cot":
+        return [f"{name}the memory of TRL's trainer `{run.data.trainer}` is not estimated"]
     config = student_config(run)
     examples, source = longest_batch(run)
     device = "cpu" if run.training.use_cpu else "cuda"
     estimate = estimate_memory(
         config, run.model, run.training, examples, device=device, mixed=mixed_precision(run), shards=shards
     )
-    name = f"stage {run.stage}: " if run.stage else ""
     checkpointing = "on" if run.training.gradient_checkpointing else "off"
     lines = [
         f"{name}{run.model.model_name_or_path}, {_count(estimate.parameters)} parameters, "

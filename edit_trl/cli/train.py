@@ -157,7 +157,7 @@ def _train_stage(argv: list[str], stop_signals: StopSignals) -> int:
         _print_help()
         return 0
     recipe = read_recipe(own.config)
-    run = _pick_run(recipe, resolve_runs(recipe, parse_options(rest)), own.stage)
+    run = _pick_run(recipe, resolve_runs(recipe, parse_options(rest, recipe)), own.stage)
     check_processes(run.training)
     folder = Path(run.training.output_dir)
     state = _check_run_folder(folder, run.values)
@@ -174,11 +174,17 @@ def _train_stage(argv: list[str], stop_signals: StopSignals) -> int:
 
 def _find_checkpoint(run: "RunArguments", folder: Path) -> str | None:
     """What the run goes on from, seen to be of this run as far as can be told before anything is loaded."""
+    from transformers.trainer_utils import get_last_checkpoint
+
     from edit_trl.checkpoints import check_checkpoint, describe_run, last_checkpoint
 
     named = run.training.resume_from_checkpoint
-    checkpoint = named or last_checkpoint(folder)
-    if checkpoint:
+    ours = run.data.trainer == "dual_cot"
+    if ours:
+        checkpoint = named or last_checkpoint(folder)
+    else:
+        checkpoint = named or (get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    if checkpoint and ours:
         check_checkpoint(checkpoint, describe_run(run.training))
     if named:
         # The checkpoint may be of another run's folder.
@@ -273,6 +279,7 @@ def _train(
     run: "RunArguments", folder: Path, student: str, checkpoint: str | None, stop_signals: StopSignals
 ) -> None:
 
+    from edit_trl.baselines import drop_reference, preference_trainer
     from edit_trl.checkpoints import written_whole
     from edit_trl.dual_cots import load_dual_cots
     from edit_trl.lora_targets import lora_config
@@ -322,28 +329,43 @@ def _train(
     adapter = None if loaded is not None else lora_config(model, student, training.trust_remote_code)
     if loaded is not None:
         training.model_init_kwargs = None  # used; the trainer would warn that it does not use them
-    trainer = DualCoTTrainer(
-        model=student if loaded is None else loaded,
-        args=training,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        quantization_config=quantization if loaded is None else None,
-        peft_config=adapter,
-        callbacks=_suite_callbacks(data, training, load),
-    )
+    if data.trainer == "dual_cot":
+        trainer = DualCoTTrainer(
+            model=student if loaded is None else loaded,
+            args=training,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            quantization_config=quantization if loaded is None else None,
+            peft_config=adapter,
+            callbacks=_suite_callbacks(data, training, load),
+        )
+        trainer.stop_signals = stop_signals
+    else:
+        trainer = preference_trainer(
+            data.trainer,
+            student,
+            loaded,
+            training,
+            train_dataset,
+            eval_dataset,
+            quantization_config=quantization if loaded is None else None,
+            peft_config=adapter,
+            stop_signals=stop_signals,
+        )
     # Only now: until here nothing of the folder is touched, so a bad recipe leaves nothing behind.
     if trainer.is_world_process_zero():
         _write_run_file(folder, run.values, None, {})
     # The other processes look into it too, and on another node it may be another folder.
     folder.mkdir(parents=True, exist_ok=True)
     trainer.accelerator.wait_for_everyone()
-    trainer.stop_signals = stop_signals
     if checkpoint:
         trainer.accelerator.print(f"Resuming from {checkpoint}")
     output = trainer.train(resume_from_checkpoint=checkpoint)
     results = dict(output.metrics)
     if eval_dataset is not None:
         results |= trainer.evaluate()
+    if data.trainer != "dual_cot":
+        drop_reference(trainer)
     trainer.save_model()
     with written_whole("the state and the card", folder):
         trainer.save_state()

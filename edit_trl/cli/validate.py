@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         recipe = read_recipe(own.config)
         values |= recipe.values
-        options = parse_options(rest) | ({"dataset_name": own.dataset} if own.dataset else {})
+        options = parse_options(rest, recipe) | ({"dataset_name": own.dataset} if own.dataset else {})
         values |= options
         if own.config:
             runs = resolve_runs(recipe, options)
