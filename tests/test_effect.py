@@ -17,10 +17,11 @@ from effect_matrix.cells import Cell, clear, list_cells, read_cell, settle, writ
 from effect_matrix.checks import check_options, check_power, detectable
 from effect_matrix.config import read_matrix
 from effect_matrix.data import make_sets, prompt_text, resolve
+from effect_matrix.measure import fork_confidence
 from effect_matrix.page import write_page
 from effect_matrix.pool import run_cells
 from effect_matrix.tables import as_markdown, fill
-from effect_matrix.work import best_point, fork_confidence, training_options
+from effect_matrix.work import best_point, training_options
 
 from edit_trl.errors import InputError
 
@@ -93,6 +94,7 @@ def matrix_file(folder: Path, **changes) -> Path:
         ({"data/dev": {"path": "nowhere.jsonl"}}, "no file or folder at nowhere.jsonl"),
         ({"data/pairs/hard/hardest": 1.5}, "`hardest: 1.5` must be a share"),
         ({"data/pairs/hard/of": "neww"}, "`of: neww` is no set of pairs"),
+        ({"data/pairs/hard/problems_of": "nwe"}, "`problems_of: nwe` must be a set of pairs"),
         ({"power": {"test": "harder"}}, "`power.test: harder` is none of `data.tests`"),
         ({"collapse": {"method": "our", "variants": {}}}, "`collapse.method: our` is none of the methods"),
         ({"collapse": {"method": "ours"}}, "`collapse`: `variants` is missing"),
@@ -375,16 +377,21 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
 def test_a_small_matrix_runs_resumes_and_reports(tmp_path):
     output = tmp_path / "out"
     # A generated set that cannot be made: its cell fails, what needs it is left out, the rest goes on.
-    broken = {"generate": {"teacher": "nobody", "output_dir": "{output}"}}
-    bad = {"pairs": "broken"}
-    path = matrix_file(tmp_path, **{"data/pairs/broken": broken, "methods/bad": bad})
+    made = {"generate": {"teacher": "procedural", "families": FAMILIES, "rows": 8, "seed": 5}}
+    pairs = {
+        "data/pairs/broken": {"generate": {"teacher": "nobody"}},
+        "data/pairs/made": made,
+        "data/pairs/control": {"of": "new", "problems_of": "hard"},
+    }
+    methods = {f"methods/{name}": {"pairs": name} for name in ("broken", "made", "control")}
+    path = matrix_file(tmp_path, **pairs, **methods)
     first = run(path, "--output", output)
     assert first.returncode == 1, first.stderr
     assert "failed: toy/pairs/broken_seed0" in first.stderr
     results = json.loads((output / "effect.json").read_text(encoding="utf-8"))
     assert list(results["cells"]["failed"]) == ["toy/pairs/broken_seed0"]
     methods = results["students"]["toy"]["methods"]
-    assert list(methods) == ["warm_up", "sft", "ours"]
+    assert list(methods) == ["warm_up", "sft", "ours", "made", "control"]
     assert methods["ours"]["steps"] == methods["sft"]["steps"] == 2
     assert len(methods["sft"]["grid"]) == 2
     assert methods["warm_up"]["held_out"]["displacement"] == 0
@@ -395,12 +402,14 @@ def test_a_small_matrix_runs_resumes_and_reports(tmp_path):
     assert "<b>ours" not in page
     assert "<svg" in page
     # The hardest half are those pairs that the warmed-up student is least sure of.
-    pairs = read_cell(output / "cells/toy/pairs/hard_seed0")["result"]
-    assert pairs["pairs"] == 8
-    assert 0 < pairs["most_confident"] < 1
+    made = {
+        name: read_cell(output / f"cells/toy/pairs/{name}_seed0")["result"] for name in ("hard", "control")
+    }
+    assert made["hard"]["pairs"] == made["control"]["pairs"] == 8
+    assert 0 < made["hard"]["most_confident"] < 1
 
     again = run(path, "--output", output)
-    assert "11 cells, 8 done, 3 to do" in again.stdout  # the failed one, and the two that need it
+    assert "17 cells, 14 done, 3 to do" in again.stdout  # the failed one, and the two that need it
     assert again.returncode == 1
     good = matrix_file(tmp_path)
     assert run(good, "--output", output, "--report").returncode == 0

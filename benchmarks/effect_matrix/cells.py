@@ -76,14 +76,19 @@ class _Maker:
     def pairs(self, student: str, seed: int, name: str) -> Cell | None:
         """The cell that makes a seed's pairs; None where they are the same for all."""
         source = self.matrix.data.pairs[name]
-        if source.hardest is None and source.generate is None:
+        if not source.by_student:
             return None
         start = self.warm_up(student, seed)
         inputs = {"pairs": self.sets[f"pairs_{name}"], "warm_up": start.inputs}
         if source.of:
             inputs["of"] = self.sets["warm_up" if source.of == "warm_up" else f"pairs_{source.of}"]
+        needs = [start.name]
+        if source.problems_of:
+            other = self.pairs(student, seed, source.problems_of)
+            inputs["problems_of"] = other.inputs if other else self.sets[f"pairs_{source.problems_of}"]
+            needs += [other.name] if other else []
         made = f"{student}/pairs/{name}_seed{seed}"
-        return self.add(Cell(made, "pairs", student, seed, (start.name,), inputs))
+        return self.add(Cell(made, "pairs", student, seed, tuple(needs), inputs))
 
     def training(self, student: str, seed: int, method: Method) -> tuple[tuple[str, ...], dict[str, Any]]:
         """What training a method needs, and what decides its result beside the point of the grid."""

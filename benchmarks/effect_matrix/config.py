@@ -16,13 +16,14 @@ baseline: sft
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from edit_trl.errors import InputError
 from edit_trl.options import convert, hints_of, nearest, read_yaml
+from effect_matrix.problems import matrix_problems, nearest_of
 from effect_matrix.student import FromScratch
 
 Options = dict[str, Any]
@@ -63,7 +64,10 @@ class Source:
         tasks: Task files of `edit-trl evaluate`; tests only.
         of: Another set, of which this one is a part.
         hardest: Share of the pairs of `of` whose fork the warmed-up student decides least surely.
-        generate: Options of `edit-trl generate`; {model}, {student}, {seed} and {output} are filled in.
+        problems_of: Only the problems of `of` that are in this other set of pairs, for a control.
+        generate: A recipe of `edit-trl generate`: {model} is the warmed-up student of the cell, {data} the
+            folder of the sets, each with its `questions.jsonl`, {output} where the pairs go; {student} and
+            {seed} are filled in too.
     """
 
     families: list[str] | None = None
@@ -77,7 +81,13 @@ class Source:
     tasks: list[str] | None = None
     of: str | None = None
     hardest: float | None = None
+    problems_of: str | None = None
     generate: dict | None = None
+
+    @property
+    def by_student(self) -> bool:
+        """Whether each warmed-up student has pairs of its own."""
+        return self.hardest is not None or self.problems_of is not None or self.generate is not None
 
 
 @dataclass(frozen=True)
@@ -204,7 +214,7 @@ def read_matrix(path: Path, paths: Mapping[str, str] | None = None) -> Matrix:
     known = values.pop("paths", {})
     unknown = [name for name in paths or {} if name not in known]
     if unknown:
-        raise InputError(f"{path} has no path {unknown[0]!r}{_nearest(unknown[0], known)}")
+        raise InputError(f"{path} has no path {unknown[0]!r}{nearest_of(unknown[0], known)}")
     values = _filled(values, {**known, **(paths or {})})
     problems = [f"unknown key `{name}`{nearest(name, _KEYS)}" for name in values if name not in _KEYS]
     problems += [f"`{name}` is missing" for name in _REQUIRED if name not in values]
@@ -224,7 +234,7 @@ def read_matrix(path: Path, paths: Mapping[str, str] | None = None) -> Matrix:
         tuning = values.get("tuning_seed", seeds[0] if seeds else 0)
         options = (values["warm_up"], values["stage_2"], methods, values["baseline"])
         matrix = Matrix(path, students, seeds, tuning, data, *options, **parts, collapse=collapse)
-        reader.problems += _problems(matrix)
+        reader.problems += matrix_problems(matrix)
     if reader.problems:
         raise InputError(reader.problems, heading=f"{path}:")
     return matrix
@@ -289,77 +299,3 @@ def _is_required(of: Any) -> bool:
     from dataclasses import MISSING
 
     return of.default is MISSING and of.default_factory is MISSING
-
-
-def _problems(matrix: Matrix) -> Iterator[str]:
-    for name, student in matrix.students.items():
-        yield from _student_problems(name, student)
-    if not matrix.seeds or any(type(seed) is not int or seed < 0 for seed in matrix.seeds):
-        yield f"`seeds` must be a list of integers of 0 or more, got {matrix.seeds!r}"
-    elif matrix.tuning_seed not in matrix.seeds:
-        yield f"`tuning_seed: {matrix.tuning_seed}` is none of `seeds` {matrix.seeds}"
-    for name, options in (("warm_up", matrix.warm_up), ("stage_2", matrix.stage_2)):
-        if not isinstance(options, dict):
-            yield f"`{name}` must be options of `edit-trl train`, got {options!r}"
-    if matrix.baseline not in matrix.methods:
-        hint = _nearest(matrix.baseline, matrix.methods)
-        yield f"`baseline: {matrix.baseline}` is none of the methods{hint}"
-    for name, method in matrix.methods.items():
-        if method.pairs not in matrix.data.pairs:
-            hint = _nearest(method.pairs, matrix.data.pairs)
-            yield f"`methods.{name}`: `pairs: {method.pairs}` is none of `data.pairs`{hint}"
-        for option, values in method.grid.items():
-            if not isinstance(values, list) or not values:
-                yield f"`methods.{name}`: the grid's `{option}` must be a list of values, got {values!r}"
-    for name, source in matrix.data.named().items():
-        yield from (f"data set `{name}`: {problem}" for problem in _source_problems(name, source, matrix))
-    if matrix.power.test is not None and matrix.power.test not in matrix.data.tests:
-        hint = _nearest(matrix.power.test, matrix.data.tests)
-        yield f"`power.test: {matrix.power.test}` is none of `data.tests`{hint}"
-    if matrix.collapse and matrix.collapse.method not in matrix.methods:
-        hint = _nearest(matrix.collapse.method, matrix.methods)
-        yield f"`collapse.method: {matrix.collapse.method}` is none of the methods{hint}"
-
-
-def _student_problems(name: str, student: Student) -> Iterator[str]:
-    if (student.path is None) == (student.from_scratch is None):
-        yield f"student `{name}` needs one of `path` and `from_scratch`"
-    elif student.path is not None:
-        local = Path(student.path)
-        looks_local = student.path.startswith((".", "/", "~")) or student.path.count("/") != 1
-        if looks_local and not (local / "config.json").is_file():
-            yield f"student `{name}`: no model at {student.path} (no config.json there)"
-    else:
-        sizes, problems = convert(student.from_scratch, hints_of([FromScratch]))
-        yield from (f"student `{name}`: {problem}" for problem in problems)
-        made = FromScratch(**sizes)
-        if made.heads < 1 or made.hidden_size % made.heads:
-            yield f"student `{name}`: `heads: {made.heads}` must divide `hidden_size: {made.hidden_size}`"
-
-
-def _source_problems(name: str, source: Source, matrix: Matrix) -> Iterator[str]:
-    kinds = ("families", "recorded", "path", "tasks", "of", "generate")
-    given = [kind for kind in kinds if getattr(source, kind) is not None]
-    if len(given) != 1 and given not in (["families", "of"], ["families", "recorded"]):
-        yield f"needs one of {', '.join(kinds)}, got {', '.join(given) or 'none'}"
-        return
-    if source.families and source.of is None and not source.rows:
-        yield "needs `rows`, how many problems"
-    if source.recorded and not source.recorded_rows:
-        yield "needs `recorded_rows`, how many questions"
-    if source.recorded and not Path(source.recorded).is_file():
-        yield f"no file at {source.recorded}; say where it is with --path NAME=FILE"
-    if source.tasks is not None and not name.startswith("test_"):
-        yield "`tasks` are for tests"
-    if (source.of is not None or source.generate is not None) and not name.startswith("pairs_"):
-        yield "only `pairs` can be a part of another set, or be generated"
-    if source.of is not None and source.of not in ("warm_up", *matrix.data.pairs):
-        yield f"`of: {source.of}` is no set of pairs, nor warm_up{_nearest(source.of, matrix.data.pairs)}"
-    if source.hardest is not None and not (source.of and 0 < source.hardest <= 1):
-        yield f"`hardest: {source.hardest}` must be a share above 0 of a set `of`"
-    if source.path is not None and "{" not in source.path and not Path(source.path).exists():
-        yield f"no file or folder at {source.path}"
-
-
-def _nearest(name: Any, names: Any) -> str:
-    return nearest(str(name), names) or f"; there are: {', '.join(names)}"

@@ -50,7 +50,7 @@ def make_sets(matrix: Matrix, folder: Path) -> dict[str, Path]:
     rows: dict[str, list[Row]] = {}
     specs = resolve(matrix.data)
     for name, source in matrix.data.named().items():
-        if source.of is not None and source.hardest is None:
+        if source.of is not None and not source.by_student:
             of = source.of if source.of == "warm_up" else f"pairs_{source.of}"
             if of in rows:
                 rows[name] = _part(rows[of], source)
@@ -157,13 +157,21 @@ def _save(rows: list[Row], folder: Path, spec: Mapping[str, Any]) -> Path:
 
     note = folder / "set.json"
     text = json.dumps(spec, sort_keys=True, indent=2)
-    if note.is_file() and note.read_text(encoding="utf-8") == text:
+    questions = folder / "questions.jsonl"
+    if note.is_file() and questions.is_file() and note.read_text(encoding="utf-8") == text:
         return folder / "rows"
     draft = folder.with_name(f"{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     Dataset.from_list(rows).save_to_disk(draft / "rows")
+    (draft / questions.name).write_text("".join(map(_question, rows)), encoding="utf-8")
     (draft / note.name).write_text(text, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
     return folder / "rows"
+
+
+def _question(row: Row) -> str:
+    """A row's problem, as `edit-trl generate` reads questions."""
+    columns = {key: row[key] for key in ("answer", "id", "task") if row.get(key) is not None}
+    return json.dumps({"question": prompt_text(row), **columns}) + "\n"

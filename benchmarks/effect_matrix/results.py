@@ -145,10 +145,9 @@ def _method(
             made["grid"].append({"point": point["point"], "dev": point["dev"]["accuracy"]})
     first = next(iter(results.values()))
     made |= {key: first[key] for key in ("point", "steps", "curves")}
-    made |= {
-        key: statistics.fmean(r[key] for r in results.values())
-        for key in ("tokens", "train_seconds", "cpu_seconds")
-    }
+    for key in ("tokens", "train_seconds", "cpu_seconds"):
+        known = [r[key] for r in results.values() if r[key] is not None]
+        made[key] = statistics.fmean(known) if known else None
     return made | {"label": method.label or name, "pairs": method.pairs}
 
 

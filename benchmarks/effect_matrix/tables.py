@@ -70,7 +70,8 @@ def _watched(record: Record, test: str) -> Row:
     if "tokens" not in record:
         return [*shown, "", "", ""]
     cost = (f"{record[name]:.0f}" for name in ("train_seconds", "cpu_seconds"))
-    return [*shown, f"{record['tokens']:,.0f}", *cost]
+    tokens = "not counted" if record["tokens"] is None else f"{record['tokens']:,.0f}"
+    return [*shown, tokens, *cost]
 
 
 def _difference_row(record: Record, name: str) -> Row:

@@ -4,7 +4,6 @@ Everything goes through the commands of edit-trl, so that a cell's folders can b
 """
 
 import json
-import math
 import os
 import sys
 import threading
@@ -17,10 +16,18 @@ from typing import Any
 import yaml
 
 from effect_matrix.cells import WARM_UP, Cell, read_cell, write_cell
+from effect_matrix.data import prompt_text
+from effect_matrix.measure import (
+    Result,
+    evaluate_set,
+    fork_confidence,
+    held_out_scores,
+    set_folder,
+    suite_items,
+    train,
+    write_yaml,
+)
 
-Result = dict[str, Any]
-
-CURVES = ("loss", "logps/chosen", "fork/confidence", "key_accuracy")
 # What a matrix may set otherwise in `warm_up` and `stage_2`.
 DEFAULTS = {
     "gradient_checkpointing": False,
@@ -56,11 +63,6 @@ def run_cell(cell: Cell, output: Path) -> Result:
     return {"warm_up": _warm_up, "pairs": _pairs, "tune": _tune, "final": _final}[cell.kind](cell, output)
 
 
-def set_folder(output: Path, name: str) -> Path:
-    """Where a set that is the same for all cells is."""
-    return output / "data" / name / "rows"
-
-
 def warmed_up(cell: Cell, output: Path) -> Path:
     """The model that a cell's second stage starts from."""
     return output / "cells" / cell.student / "warm_up" / f"seed{cell.seed}" / "model"
@@ -79,41 +81,77 @@ def _warm_up(cell: Cell, output: Path) -> Result:
         student = str(folder / "student")
         parameters = make_student(sizes, rows, cell.seed, Path(student))
     options = training_options(None, {"chosen_key_weight": 1.0, "preference_weight": 0.0}, inputs["warm_up"])
-    trained = _train(folder / "model", options, student, set_folder(output, "warm_up"), cell.seed)
+    trained = train(folder / "model", options, student, set_folder(output, "warm_up"), cell.seed)
     return {"parameters": parameters, **trained, **_dev(folder / "model", cell, output)}
 
 
 def _pairs(cell: Cell, output: Path) -> Result:
-    spec, folder, model = cell.inputs["pairs"], cell.folder(output), warmed_up(cell, output)
+    spec, rows = cell.inputs["pairs"], cell.folder(output) / "rows"
     if "generate" in spec:
-        from edit_trl.cli.generate import main as generate
-
-        words = {"model": model, "student": cell.student, "seed": cell.seed, "output": folder / "rows"}
-        options = {key: _filled(value, words) for key, value in spec["generate"].items()}
-        code = generate(["--config", str(_write_yaml(folder / "generate.yaml", options))])
-        return {"exit_code": code}
+        return _generate(spec["generate"], cell, output)
     from datasets import load_from_disk
 
     of = set_folder(output, "warm_up" if spec["of"] == "warm_up" else f"pairs_{spec['of']}")
-    items = _suite(model, of, folder / "suite")
-    confidence = {item["id"]: fork_confidence(item) for item in items}
-    rows = load_from_disk(str(of))
-    order = sorted(range(len(rows)), key=lambda index: confidence[rows[index]["id"]])
-    kept = sorted(order[: max(1, round(len(rows) * spec["hardest"]))])
-    rows.select(kept).save_to_disk(folder / "rows")
-    return {"pairs": len(kept), "most_confident": confidence[rows[order[len(kept) - 1]]["id"]]}
+    taken = load_from_disk(str(of))
+    result: Result = {}
+    if "problems_of" in spec:
+        other = pairs_path(spec["problems_of"], cell.inputs["problems_of"], cell, output)
+        asked = {prompt_text(row) for row in _rows(other)}
+        taken = taken.filter(lambda row: prompt_text(row) in asked)
+    if "hardest" in spec:
+        items = suite_items(warmed_up(cell, output), of, cell.folder(output) / "suite")
+        confidence = {item["id"]: fork_confidence(item) for item in items}
+        order = sorted(range(len(taken)), key=lambda index: confidence[taken[index]["id"]])
+        kept = sorted(order[: max(1, round(len(taken) * spec["hardest"]))])
+        result["most_confident"] = max(confidence[taken[index]["id"]] for index in kept)
+        taken = taken.select(kept)
+    taken.save_to_disk(rows)
+    return {"pairs": len(taken), **result}
+
+
+def _generate(recipe: Mapping[str, Any], cell: Cell, output: Path) -> Result:
+    """Have pairs generated, such as those of the student's own pivots."""
+    from edit_trl.cli.generate import main as generate
+
+    rows = cell.folder(output) / "rows"
+    words = {"model": warmed_up(cell, output), "student": cell.student, "seed": cell.seed}
+    words |= {"data": output / "data", "output": rows}
+    options = {key: _filled(value, words) for key, value in {"output_dir": "{output}", **recipe}.items()}
+    code = generate(["--config", str(write_yaml(cell.folder(output) / "generate.yaml", options))])
+    if code:
+        raise RuntimeError(f"edit-trl generate ended with code {code}")
+    return {"pairs": len(_rows(rows))}
+
+
+def _rows(source: Path) -> list[Any]:
+    """The pairs in a file or folder."""
+    from edit_trl import load_dual_cots
+
+    return load_dual_cots(str(source), split="dual" if is_generated(source) else None).to_list()
+
+
+def is_generated(folder: Path) -> bool:
+    """Whether a folder is of `edit-trl generate`, which has the rows of both stages."""
+    return (folder / "dual.parquet").is_file()
 
 
 def _filled(value: Any, words: Mapping[str, Any]) -> Any:
     return value.format_map(words) if isinstance(value, str) else value
 
 
-def _pairs_path(cell: Cell, output: Path) -> Path:
-    name, pairs = cell.inputs["pairs_name"], cell.inputs["pairs"]
-    if "warm_up" in pairs:  # of a cell
+def pairs_path(name: str, inputs: Mapping[str, Any], cell: Cell, output: Path) -> Path:
+    """Where a set's pairs are for a cell.
+
+    Args:
+        name: The set.
+        inputs: Of the cell that makes them, or the set's options where they are the same for all.
+        cell: Whose student and seed count.
+        output: The matrix' folder.
+    """
+    if "warm_up" in inputs:  # of a cell
         return output / "cells" / cell.student / "pairs" / f"{name}_seed{cell.seed}" / "rows"
-    if "{" in pairs.get("path", ""):
-        return Path(pairs["path"].format(student=cell.student, seed=cell.seed))
+    if "{" in inputs.get("path", ""):
+        return Path(inputs["path"].format(student=cell.student, seed=cell.seed))
     return set_folder(output, f"pairs_{name}")
 
 
@@ -122,7 +160,10 @@ def _stage_2(cell: Cell, output: Path, point: Mapping[str, Any], folder: Path) -
     over = (inputs["stage_2"], inputs["options"], point, inputs.get("variant", {}))
     options = training_options(inputs["recipe"], *over)
     seed = inputs.get("stage_2_seed", cell.seed)
-    return _train(folder, options, str(warmed_up(cell, output)), _pairs_path(cell, output), seed)
+    rows = pairs_path(inputs["pairs_name"], inputs["pairs"], cell, output)
+    if is_generated(rows):
+        options.setdefault("dataset_train_split", "dual")
+    return train(folder, options, str(warmed_up(cell, output)), rows, seed)
 
 
 def _tune(cell: Cell, output: Path) -> Result:
@@ -151,8 +192,8 @@ def _final(cell: Cell, output: Path) -> Result:
         trained = {key: value for key, value in trained.items() if key != "dev"} | {"point": result["point"]}
     tests = {}
     for name, spec in cell.inputs["tests"].items():
-        tests[name] = _evaluate(model, name, spec, folder / name, output)
-    items = _suite(model, set_folder(output, "held_out"), folder / "held_out")
+        tests[name] = evaluate_set(model, name, spec, folder / name, output)
+    items = suite_items(model, set_folder(output, "held_out"), folder / "held_out")
     return {**trained, "tests": tests, "held_out": held_out_scores(items, folder / "held_out")}
 
 
@@ -160,111 +201,10 @@ def _tuning_seed(name: str, output: Path) -> int:
     return read_cell(output / "cells" / name)["inputs"]["warm_up"]["seed"]
 
 
-def held_out_scores(items: Sequence[Mapping[str, Any]], folder: Path) -> Result:
-    """Preference scores, and what the student thinks of correct chains: log p a token, p at the fork."""
-    from edit_trl.evaluation.runs import read_run
-
-    scores = dict(read_run(folder).record.scores)
-    scores["chosen_logp"] = sum(item["logps"]["chosen"] for item in items) / len(items)
-    scores["fork_confidence"] = sum(map(fork_confidence, items)) / len(items)
-    return scores
-
-
-def fork_confidence(item: Mapping[str, Any]) -> float:
-    """The probability of the correct chain's token where the two chains part."""
-    sides = [
-        [(start, item[side][int(start) : int(end)]) for start, end, _ in item["tokens"][side]]
-        for side in ("chosen", "rejected")
-    ]
-    same = sum(1 for _ in _common(*sides))
-    tokens = item["tokens"]["chosen"]
-    return math.exp(tokens[min(same, len(tokens) - 1)][2])
-
-
-def _common(first: Sequence[Any], second: Sequence[Any]):
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            return
-        yield one
-
-
-def _train(folder: Path, options: Mapping[str, Any], student: str, rows: Path, seed: int) -> Result:
-    """Train a stage, and say what it took."""
-    import torch
-
-    import edit_trl.trainer  # noqa: F401 (before the clock starts)
-    from edit_trl.cli.train import train_stage
-
-    options = {**options, "model_name_or_path": student, "dataset_name": str(rows), "seed": seed}
-    options |= {"output_dir": str(folder), "use_cpu": not torch.cuda.is_available()}
-    started = time.process_time()
-    code = train_stage(["--config", str(_write_yaml(folder.with_name("train.yaml"), options))])
-    if code:
-        raise RuntimeError(f"training ended with code {code}")
-    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    logs = [entry for entry in state["log_history"] if "loss" in entry]
-    totals = next(entry for entry in reversed(state["log_history"]) if "train_runtime" in entry)
-    curves = [{"step": entry["step"], **{k: entry[k] for k in CURVES if k in entry}} for entry in logs]
-    tokens = max((entry.get("num_tokens", 0) for entry in state["log_history"]), default=0)
-    return {
-        "steps": state["global_step"],
-        "tokens": tokens,
-        "train_seconds": totals["train_runtime"],
-        "cpu_seconds": round(time.process_time() - started, 1),  # other programs do not count
-        "curves": curves,
-    }
-
-
 def _dev(model: Path, cell: Cell, output: Path) -> Result:
     folder = cell.folder(output) / "dev"
-    scores = _evaluate(model, "dev", {}, folder, output)
+    scores = evaluate_set(model, "dev", {}, folder, output)
     return {"dev": scores}
-
-
-def _evaluate(model: Path, name: str, spec: Mapping[str, Any], folder: Path, output: Path) -> Result:
-    from edit_trl.cli.evaluate import main as evaluate
-    from edit_trl.evaluation.runs import read_run
-
-    tasks = spec.get("tasks")
-    if tasks is None:
-        task = {"version": "1", "dataset_name": str(set_folder(output, name).resolve())}
-        tasks = [str(_write_yaml(folder.with_name(f"{name}_task.yaml"), task))]
-    matrix = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
-    options = {
-        "model": str(model),
-        "tasks": tasks,
-        "output_dir": str(folder),
-        "history": None,
-        "batching": "padded",
-        **({"limit": spec["rows"]} if "tasks" in spec and "rows" in spec else {}),
-        **matrix,
-    }
-    evaluate(["--config", str(_write_yaml(folder.with_name(f"{name}.yaml"), options))])
-    record = read_run(folder).record
-    by_task = {task: of["accuracy"] for task, of in record.groups["task"].items()}
-    return {**record.scores, "items": record.items, "tasks": by_task}
-
-
-def _suite(model: Path, rows: Path, folder: Path) -> list[Any]:
-    from edit_trl.cli.suite import main as suite
-    from edit_trl.evaluation.runs import read_run
-
-    options = {
-        "model": str(model),
-        "dataset_name": str(rows),
-        "output_dir": str(folder),
-        "history": None,
-        "greedy": False,
-        "batch_size": 16,
-    }
-    suite(["--config", str(_write_yaml(folder.with_name(f"{folder.name}.yaml"), options))])
-    return read_run(folder).items
-
-
-def _write_yaml(path: Path, values: Mapping[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(dict(values)), encoding="utf-8")
-    return path
 
 
 def finish(cell: Cell, output: Path) -> str:
