@@ -17,12 +17,14 @@ from effect_matrix.cells import Cell, clear, list_cells, read_cell, settle, writ
 from effect_matrix.checks import check_options, check_power, detectable
 from effect_matrix.config import read_matrix
 from effect_matrix.data import make_sets, prompt_text, resolve
+from effect_matrix.differences import accuracy_interval, difference
 from effect_matrix.measure import fork_confidence
 from effect_matrix.page import write_page
 from effect_matrix.pool import run_cells
 from effect_matrix.tables import as_markdown, fill
 from effect_matrix.work import best_point, training_options
 
+from edit_trl import compare_runs
 from edit_trl.errors import InputError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -366,6 +368,63 @@ def test_a_worker_that_is_killed_fails_its_cell_alone(tmp_path):
     assert "the process died (SIGKILL)" in read_cell(cells[0].folder(output))["error"]
     assert "KeyError" in read_cell(cells[2].folder(output))["error"]
     assert read_cell(cells[1].folder(output)) is None
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Writes a run of `evaluate` with these items right."""
+    from edit_trl.evaluation.runs import RunFolder, RunRecord
+    from edit_trl.evaluation.scores import run_scores
+
+    def write(name: str, right: list[bool], first: int = 0) -> Path:
+        items = [
+            {
+                **dict.fromkeys(("mistake", "source", "value", "lenient_value")),
+                "task": "t",
+                "id": str(number),
+                "prompt": "?",
+                "answer": "3",
+                "answer_type": "number",
+                "verdict": "correct" if is_right else "wrong",
+                "lenient_verdict": "wrong",
+                "cut_off": 0,
+                "samples": [{}],
+            }
+            for number, is_right in enumerate(right, first)
+        ]
+        record = RunRecord("evaluate", name, "m", "h", {}, {"t": "1"}, "d")
+        folder = RunFolder(tmp_path / name, record)
+        folder.append(items)
+        folder.finish([("t", item["id"]) for item in items], *run_scores(items, "evaluate"))
+        return tmp_path / name
+
+    return write
+
+
+def test_differences_are_paired_by_seed(measured):
+    """Warm-ups far apart, and a method that mends the same share of items in each."""
+    shares = {0: 20, 1: 50, 2: 80}
+    before = [measured(f"before{seed}", [n < right for n in range(100)]) for seed, right in shares.items()]
+    after = [measured(f"after{seed}", [n < right + 8 for n in range(100)]) for seed, right in shares.items()]
+    found = difference(before, after, "accuracy")
+    assert found["difference"] == pytest.approx(0.08)
+    # Each of 24 items is mended in one of three seeds: its mean is 1/3 or 0, so their variance is known.
+    error = (24 * (1 / 3 - 0.08) ** 2 + 76 * 0.08**2) / 99 / 100
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(1.984 * error**0.5, rel=0.01)
+    assert found["p_value"] < 0.001
+    unpaired = compare_runs(before, after).systems[0].overall
+    assert unpaired.p_value > 0.5  # the warm-ups differ in more than that
+    low, high = accuracy_interval(after)
+    assert low < 0.2 and high > 0.9  # noqa: PT018
+    with pytest.raises(InputError, match="runs of other items"):
+        difference(before, [*after[:2], measured("other", [True] * 100, first=7)], "accuracy")
+
+
+def test_one_seed_is_tested_exactly(measured):
+    before, after = measured("a", [False] * 10), measured("b", [True] * 6 + [False] * 4)
+    found = difference([before], [after], "accuracy")
+    assert found["p_value"] == pytest.approx(2 / 2**6)
+    assert found["seeds"] == 1
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:

@@ -124,7 +124,7 @@ class Power:
         difference: The smallest true difference of accuracy that must be detectable; not asked where None.
         test: The test set that counts; the first where None.
         discordant: Share of the items in which two runs are supposed to differ.
-        seed_sd: Standard deviation of accuracy that is supposed to come of the seed alone.
+        seed_sd: Standard deviation of accuracy between seeds of one warm-up, as supposed.
     """
 
     difference: float | None = None

@@ -1,7 +1,6 @@
 """What the cells that are done show: tables, one JSON file and one page."""
 
 import json
-import math
 import os
 import platform
 import statistics
@@ -13,6 +12,7 @@ from typing import Any
 from edit_trl.evaluation.tables import aligned
 from effect_matrix.cells import WARM_UP, Cell, list_cells, read_cell
 from effect_matrix.config import Matrix
+from effect_matrix.differences import accuracy_interval, difference
 from effect_matrix.page import write_page
 from effect_matrix.tables import as_markdown, fill, tables_of, write_whole
 
@@ -89,7 +89,7 @@ def _student(
     for name, record in methods.items():
         for test in matrix.data.tests:
             folders = [cell.folder(output) / f"test_{test}" for cell in by_method[name].values()]
-            record["tests"][test]["interval"] = _interval(folders)
+            record["tests"][test]["interval"] = accuracy_interval(folders)
     variants: dict[str, list[Cell]] = {}
     for cell in finals:
         if "variant" in cell.inputs:
@@ -170,7 +170,7 @@ def _compare(
             seeds = [seed for seed in cells[method] if seed in base]
             if method == matrix.baseline or not seeds:
                 continue
-            found = _difference(
+            found = difference(
                 [base[seed].folder(output) / folder for seed in seeds],
                 [cells[method][seed].folder(output) / folder for seed in seeds],
                 score,
@@ -182,34 +182,6 @@ def _compare(
             methods[method]["differences"][name]["holm_p_value"] = p_value
 
 
-def _difference(before: Sequence[Path], after: Sequence[Path], score: str) -> Record:
-    from edit_trl import compare_runs
-
-    overall = compare_runs(before, after, score=score).systems[0].overall
-    effect = overall.minimum_detectable_effect
-    return {
-        "seeds": len(before),
-        "difference": overall.difference.value,
-        "low": overall.difference.low,
-        "high": overall.difference.high,
-        "p_value": overall.p_value,
-        "minimum_detectable_effect": effect if math.isfinite(effect) else None,
-    }
-
-
-def _interval(folders: Sequence[Path]) -> list[float]:
-    """The 95% interval of accuracy over items and seeds."""
-    import numpy as np
-
-    from edit_trl.evaluation.runs import read_run
-    from edit_trl.evaluation.statistics import paired_difference
-
-    right = [[item["verdict"] == "correct" for item in read_run(folder).items] for folder in folders]
-    scores = np.array(right, dtype=float).T
-    found = paired_difference(np.zeros((len(scores), 1)), scores)
-    return [max(found.low, 0.0), min(found.high, 1.0)]
-
-
 def _collapse(matrix: Matrix, cells: Sequence[Cell], started: Mapping[int, Cell], output: Path) -> Record:
     """A variant's seeds, each beside the warm-up that it started from."""
     test = next(iter(matrix.data.tests))
@@ -218,7 +190,7 @@ def _collapse(matrix: Matrix, cells: Sequence[Cell], started: Mapping[int, Cell]
         if cell.seed not in started:
             continue
         before = started[cell.seed].folder(output) / f"test_{test}"
-        found = _difference([before], [cell.folder(output) / f"test_{test}"], "accuracy")
+        found = difference([before], [cell.folder(output) / f"test_{test}"], "accuracy")
         runs.append({"seed": cell.inputs["stage_2_seed"], **found})
     worse = [run for run in runs if run["difference"] < 0 and run["p_value"] < 0.05]
     return {"options": cells[0].inputs["variant"], "runs": runs, "significantly_worse": len(worse)}
