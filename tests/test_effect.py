@@ -474,3 +474,27 @@ def test_a_small_matrix_runs_resumes_and_reports(tmp_path):
     assert run(good, "--output", output, "--report").returncode == 0
     assert run(good, "--output", output).returncode == 0
     assert "0 to do" in run(good, "--output", output, "--check").stdout
+
+
+@pytest.mark.slow
+def test_an_interruption_ends_the_workers_too(tmp_path):
+    output = tmp_path / "out"
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "effect.py"),
+        str(matrix_file(tmp_path)),
+        "--output",
+        str(output),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = output / "cells/toy/warm_up/seed0/log"
+    while not log.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130
+    assert "goes on from the cells that are done" in process.stderr.read()
+    for worker in map(int, workers.stdout.split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
