@@ -1,0 +1,148 @@
+"""What each method is worth: methods x students x seeds, measured beside as many steps of plain SFT.
+
+    python benchmarks/effect.py benchmarks/effect_small.yaml --output outputs/effect [--jobs 2]
+
+Every method starts from the same warm-up checkpoint of its seed and gets the same optimizer steps; its
+learning rate and strength are chosen on a dev set. Run again, it goes on from the cells that are done. Prints
+a table and, as its last line, one JSON object; `--report` writes them from what is done so far.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+from effect_matrix.cells import clear, list_cells, read_cell, settle
+from effect_matrix.checks import check_options, check_power, detectable, items_of
+from effect_matrix.config import Matrix, read_matrix
+from effect_matrix.data import make_sets
+from effect_matrix.pool import Ended, run_cells
+
+from edit_trl.errors import InputError
+from edit_trl.options import nearest
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("matrix", type=Path, help="The YAML file of the matrix.")
+    parser.add_argument("--output", type=Path, required=True, help="Where cells and results are kept.")
+    parser.add_argument("--jobs", type=int, default=1, help="Cells at once, each with one thread on a CPU.")
+    parser.add_argument(
+        "--path",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="Where what the matrix' `paths` name is here.",
+    )
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="Only these methods, and the baseline.")
+    parser.add_argument(
+        "--redo", action="store_true", help="Do cells anew whose part of the YAML has changed."
+    )
+    parser.add_argument("--check", action="store_true", help="Check everything and run nothing.")
+    parser.add_argument(
+        "--report", action="store_true", help="Write the results of what is done; run nothing."
+    )
+    parser.add_argument("--markdown", type=Path, help="Put the tables into this file, between its markers.")
+    return parser.parse_args(argv)
+
+
+def named_paths(words: list[str]) -> dict[str, str]:
+    """`NAME=PATH` words as a mapping."""
+    wrong = [word for word in words if "=" not in word]
+    if wrong:
+        raise InputError(f"--path takes NAME=PATH, got {wrong[0]!r}")
+    return dict(word.split("=", 1) for word in words)
+
+
+def only(matrix: Matrix, names: list[str] | None) -> Matrix:
+    """The matrix with some of its methods.
+
+    Raises:
+        InputError: A method that it does not have.
+    """
+    if names is None:
+        return matrix
+    unknown = [name for name in names if name not in matrix.methods]
+    if unknown:
+        raise InputError([f"no method {name!r}{nearest(name, matrix.methods)}" for name in unknown])
+    kept = {name: of for name, of in matrix.methods.items() if name in (*names, matrix.baseline)}
+    collapse = matrix.collapse if matrix.collapse and matrix.collapse.method in kept else None
+    return replace(matrix, methods=kept, collapse=collapse)
+
+
+def show_power(matrix: Matrix) -> None:
+    effects = detectable(matrix)
+    supposed = f"supposing that runs differ in {matrix.power.discordant:.0%} of items"
+    for name, effect in effects.items():
+        size = f"{name}: {items_of(matrix.data.tests[name])} items x {len(matrix.seeds)} seeds"
+        print(f"{size} show a true difference of {effect:.1%} 4 times in 5 ({supposed})")
+    check_power(matrix, effects)
+
+
+def run(matrix: Matrix, args: argparse.Namespace) -> int:
+    show_power(matrix)
+    cells = list_cells(matrix)
+    left = settle(cells, args.output, args.redo)
+    print(f"{len(cells)} cells, {len(cells) - len(left)} done, {len(left)} to do", flush=True)
+    if args.check:
+        return 0
+    clear(left, args.output)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "evaluation.json").write_text(json.dumps(vars(matrix.evaluation)), encoding="utf-8")
+    count = 0
+
+    def tell(end: Ended) -> None:
+        nonlocal count
+        count += 1
+        clock = time.strftime("%H:%M:%S")
+        record = read_cell(end.cell.folder(args.output))
+        dev = record.get("result", {}).get("dev")
+        found = f", {dev['accuracy']:.1%} on dev" if dev else ""
+        place = f"{clock} {count}/{len(left)} {end.cell.name}"
+        print(f"{place}: {end.status}, {end.seconds:.0f} s{found}", flush=True)
+
+    done = {cell.name for cell in cells} - {cell.name for cell in left}
+    ended = run_cells(left, done, args.output, args.jobs, tell)
+    failed = [end.cell for end in ended if end.status != "done"]
+    for cell in failed:
+        print(f"failed: {cell.name}: {read_cell(cell.folder(args.output))['error']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(sys.argv[1:] if argv is None else argv)
+    # As Ctrl-C: the workers are ended on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if args.jobs < 1:
+            raise InputError(f"--jobs must be at least 1, got {args.jobs}")
+        matrix = only(read_matrix(args.matrix, named_paths(args.path)), args.only)
+        if args.report:
+            from effect_matrix.results import report
+
+            return report(matrix, args.output, args.markdown)
+        check_options(matrix)
+        make_sets(matrix, args.output / "data")
+        code = run(matrix, args)
+        if not args.check:
+            from effect_matrix.results import report
+
+            code = report(matrix, args.output, args.markdown) or code
+        return code
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the cells that are done", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Differences between methods that start from the same checkpoints, with their intervals and tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edit_trl.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Record = dict[str, Any]
+
+
+def difference(before: Sequence[Path], after: Sequence[Path], score: str) -> Record:
+    """How much better a method's runs are than the baseline's, in the same order of seeds.
+
+    Both start from the same warm-up of a seed, so they are paired by seed as well as by item; taken as
+    unpaired, as `edit-trl compare` has to, what warm-ups differ in would hide what the methods do.
+
+    Args:
+        before: Runs of the baseline, a seed each.
+        after: Of the method.
+        score: What is compared, a name in `edit_trl.evaluation.scores.SCORES`.
+    """
+    import numpy as np
+
+    from edit_trl import compare_runs
+    from edit_trl.evaluation.statistics import minimum_detectable_effect, paired_difference, seeds_p_value
+
+    if len(before) == 1:
+        overall = compare_runs(before[0], after[0], score=score).systems[0].overall
+        found, p_value = overall.difference, overall.p_value
+    else:
+        changes = _scores(after, score) - _scores(before, score)
+        changes = changes[~np.isnan(changes).any(axis=1)]
+        found = paired_difference(np.zeros((len(changes), 1)), changes)
+        p_value = seeds_p_value(found, changes.mean(axis=1))
+    effect = minimum_detectable_effect(found)
+    return {
+        "seeds": len(before),
+        "difference": found.value,
+        "low": found.low,
+        "high": found.high,
+        "p_value": p_value,
+        "minimum_detectable_effect": effect if math.isfinite(effect) else None,
+    }
+
+
+def _scores(folders: Sequence[Path], score: str) -> np.ndarray:
+    """Scores of the same items in several runs, shape (items, runs); nan where an item has none."""
+    import numpy as np
+
+    from edit_trl.evaluation.runs import key_of, read_run
+    from edit_trl.evaluation.scores import SCORES
+
+    runs = [read_run(folder) for folder in folders]
+    if len({tuple(map(key_of, run.items)) for run in runs}) > 1:
+        raise InputError(f"runs of other items: {', '.join(map(str, folders))}; do the cells anew")
+    columns = [[SCORES[run.record.kind][score](item) for item in run.items] for run in runs]
+    return np.array(columns, dtype=float).T  # None becomes nan
+
+
+def accuracy_interval(folders: Sequence[Path]) -> list[float]:
+    """The 95% interval of accuracy over items and seeds."""
+    import numpy as np
+
+    from edit_trl.evaluation.statistics import paired_difference
+
+    scores = _scores(folders, "accuracy")
+    found = paired_difference(np.zeros((len(scores), 1)), scores)
+    return [max(found.low, 0.0), min(found.high, 1.0)]

@@ -1,0 +1,123 @@
+"""Training and measuring a model by the commands of edit-trl, and what came of it."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Result = dict[str, Any]
+
+CURVES = ("loss", "logps/chosen", "fork/confidence", "key_accuracy")
+
+
+def set_folder(output: Path, name: str) -> Path:
+    """Where a set that is the same for all cells is."""
+    return output / "data" / name / "rows"
+
+
+def held_out_scores(items: Sequence[Mapping[str, Any]], folder: Path) -> Result:
+    """Preference scores, and what the student thinks of correct chains: log p a token, p at the fork."""
+    from edit_trl.evaluation.runs import read_run
+
+    scores = dict(read_run(folder).record.scores)
+    scores["chosen_logp"] = sum(item["logps"]["chosen"] for item in items) / len(items)
+    scores["fork_confidence"] = sum(map(fork_confidence, items)) / len(items)
+    return scores
+
+
+def fork_confidence(item: Mapping[str, Any]) -> float:
+    """The probability of the correct chain's token where the two chains part."""
+    sides = [
+        [(start, item[side][int(start) : int(end)]) for start, end, _ in item["tokens"][side]]
+        for side in ("chosen", "rejected")
+    ]
+    same = sum(1 for _ in _common(*sides))
+    tokens = item["tokens"]["chosen"]
+    return math.exp(tokens[min(same, len(tokens) - 1)][2])
+
+
+def _common(first: Sequence[Any], second: Sequence[Any]):
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            return
+        yield one
+
+
+def train(folder: Path, options: Mapping[str, Any], student: str, rows: Path, seed: int) -> Result:
+    """Train a stage, and say what it took."""
+    import torch
+
+    import edit_trl.trainer  # noqa: F401 (before the clock starts)
+    from edit_trl.cli.train import train_stage
+
+    options = {**options, "model_name_or_path": student, "dataset_name": str(rows), "seed": seed}
+    options |= {"output_dir": str(folder), "use_cpu": not torch.cuda.is_available()}
+    started = time.process_time()
+    code = train_stage(["--config", str(write_yaml(folder.with_name("train.yaml"), options))])
+    if code:
+        raise RuntimeError(f"training ended with code {code}")
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    logs = [entry for entry in state["log_history"] if "loss" in entry]
+    totals = next(entry for entry in reversed(state["log_history"]) if "train_runtime" in entry)
+    curves = [{"step": entry["step"], **{k: entry[k] for k in CURVES if k in entry}} for entry in logs]
+    # Not every trainer of TRL counts them.
+    tokens = max(
+        (entry["num_tokens"] for entry in state["log_history"] if "num_tokens" in entry), default=None
+    )
+    return {
+        "steps": state["global_step"],
+        "tokens": tokens,
+        "train_seconds": totals["train_runtime"],
+        "cpu_seconds": round(time.process_time() - started, 1),  # other programs do not count
+        "curves": curves,
+    }
+
+
+def evaluate_set(model: Path, name: str, spec: Mapping[str, Any], folder: Path, output: Path) -> Result:
+    from edit_trl.cli.evaluate import main as evaluate
+    from edit_trl.evaluation.runs import read_run
+
+    tasks = spec.get("tasks")
+    if tasks is None:
+        task = {"version": "1", "dataset_name": str(set_folder(output, name).resolve())}
+        tasks = [str(write_yaml(folder.with_name(f"{name}_task.yaml"), task))]
+    matrix = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
+    options = {
+        "model": str(model),
+        "tasks": tasks,
+        "output_dir": str(folder),
+        "history": None,
+        "batching": "padded",
+        **({"limit": spec["rows"]} if "tasks" in spec and "rows" in spec else {}),
+        **matrix,
+    }
+    evaluate(["--config", str(write_yaml(folder.with_name(f"{name}.yaml"), options))])
+    record = read_run(folder).record
+    by_task = {task: of["accuracy"] for task, of in record.groups["task"].items()}
+    return {**record.scores, "items": record.items, "tasks": by_task}
+
+
+def suite_items(model: Path, rows: Path, folder: Path) -> list[Any]:
+    from edit_trl.cli.suite import main as suite
+    from edit_trl.evaluation.runs import read_run
+
+    options = {
+        "model": str(model),
+        "dataset_name": str(rows),
+        "output_dir": str(folder),
+        "history": None,
+        "greedy": False,
+        "batch_size": 16,
+    }
+    suite(["--config", str(write_yaml(folder.with_name(f"{folder.name}.yaml"), options))])
+    return read_run(folder).items
+
+
+def write_yaml(path: Path, values: Mapping[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(dict(values)), encoding="utf-8")
+    return path

@@ -1,0 +1,196 @@
+"""What the cells that are done show: tables, one JSON file and one page."""
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from edit_trl.evaluation.tables import aligned
+from effect_matrix.cells import WARM_UP, Cell, list_cells, read_cell
+from effect_matrix.config import Matrix
+from effect_matrix.differences import accuracy_interval, difference
+from effect_matrix.page import write_page
+from effect_matrix.tables import as_markdown, fill, tables_of, write_whole
+
+Record = dict[str, Any]
+
+
+def report(matrix: Matrix, output: Path, markdown: Path | None) -> int:
+    """Write `effect.json` and `effect.html`, print the tables and the JSON; 1 where a cell has failed.
+
+    Args:
+        matrix: What was asked.
+        output: The matrix' folder.
+        markdown: A file whose part between the markers is replaced by the tables.
+    """
+    cells = list_cells(matrix)
+    records = {cell.name: record for cell in cells if (record := read_cell(cell.folder(output)))}
+    done = {name: record for name, record in records.items() if record["status"] == "done"}
+    failed = {name: record["error"] for name, record in records.items() if record["status"] != "done"}
+    results: Record = {
+        "matrix": str(matrix.path),
+        "baseline": matrix.baseline,
+        "cells": {"asked": len(cells), "done": len(done), "failed": failed},
+        "students": {},
+        "settings": {"jobs_threads": 1, "python": platform.python_version()},
+        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "versions": {name: version(name) for name in ("edit_trl", "torch", "transformers", "trl")},
+    }
+    for student in matrix.students:
+        results["students"][student] = _student(matrix, student, cells, done, output)
+    tables = [
+        (title, table) for student in matrix.students for title, table in tables_of(matrix, results, student)
+    ]
+    if failed:
+        tables.append(("Cells that failed", [["cell", "error"], *map(list, failed.items())]))
+    text = "\n\n".join(f"{title}\n{aligned([table[:1], table[1:]])}" for title, table in tables)
+    print(f"{text}\n\n{len(done)} of {len(cells)} cells are done, {len(failed)} failed")
+    write_whole(output / "effect.json", json.dumps(results, indent=1, allow_nan=False))
+    write_page(results, tables, output / "effect.html")
+    if markdown is not None:
+        fill(markdown, "\n\n".join(f"### {title}\n\n{as_markdown(table)}" for title, table in tables))
+    print(f"{output / 'effect.html'}\n")
+    print(
+        json.dumps(
+            {key: value for key, value in results.items() if key != "students"}
+            | {"students": {name: _brief(of) for name, of in results["students"].items()}}
+        )
+    )
+    return 1 if failed else 0
+
+
+def _brief(student: Record) -> Record:
+    return {"methods": {name: _without_curves(of) for name, of in student["methods"].items()}}
+
+
+def _without_curves(method: Record) -> Record:
+    return {key: value for key, value in method.items() if key != "curves"}
+
+
+def _student(
+    matrix: Matrix, student: str, cells: Sequence[Cell], done: Mapping[str, Record], output: Path
+) -> Record:
+    finals = [c for c in cells if c.student == student and c.kind == "final" and c.name in done]
+    by_method: dict[str, dict[int, Cell]] = {}
+    for cell in finals:
+        if "variant" not in cell.inputs:
+            by_method.setdefault(cell.method, {})[cell.seed] = cell
+    started = {seed: done[c.name]["result"] for seed, c in by_method.get(WARM_UP, {}).items()}
+    methods = {
+        name: _method(matrix, name, by_method[name], done, started, student)
+        for name in (WARM_UP, *matrix.methods)
+        if name in by_method
+    }
+    _compare(matrix, methods, by_method, output)
+    for name, record in methods.items():
+        for test in matrix.data.tests:
+            folders = [cell.folder(output) / f"test_{test}" for cell in by_method[name].values()]
+            record["tests"][test]["interval"] = accuracy_interval(folders)
+    variants: dict[str, list[Cell]] = {}
+    for cell in finals:
+        if "variant" in cell.inputs:
+            variants.setdefault(cell.name.split("/")[-1].rpartition("_")[0], []).append(cell)
+    warmed = next((done[c.name]["result"] for c in cells if c.name in done and c.kind == "warm_up"), {})
+    return {
+        "parameters": warmed.get("parameters"),
+        "warm_up": {key: warmed.get(key) for key in ("steps", "tokens", "cpu_seconds")},
+        "methods": methods,
+        "collapse": {
+            name: _collapse(matrix, of, by_method.get(WARM_UP, {}), output) for name, of in variants.items()
+        },
+    }
+
+
+def _method(
+    matrix: Matrix,
+    name: str,
+    cells: Mapping[int, Cell],
+    done: Mapping[str, Record],
+    started: Mapping[int, Record],
+    student: str,
+) -> Record:
+    """Means over a method's seeds, its grid and its curves."""
+    results = {seed: done[cell.name]["result"] for seed, cell in cells.items()}
+    tests = {
+        test: {
+            score: statistics.fmean(r["tests"][f"test_{test}"][score] for r in results.values())
+            for score in ("accuracy", "unparsed", "cut_off")
+        }
+        | {"by_seed": {seed: r["tests"][f"test_{test}"]["accuracy"] for seed, r in results.items()}}
+        | {"tasks": _mean_tasks([r["tests"][f"test_{test}"]["tasks"] for r in results.values()])}
+        for test in matrix.data.tests
+    }
+    held_out = {
+        score: statistics.fmean(r["held_out"][score] for r in results.values())
+        for score in ("key_preference", "preference", "fork_confidence", "chosen_logp")
+    }
+    moved = [
+        r["held_out"]["chosen_logp"] - started[s]["held_out"]["chosen_logp"]
+        for s, r in results.items()
+        if s in started
+    ]
+    held_out["displacement"] = statistics.fmean(moved) if moved else None
+    made: Record = {"seeds": list(cells), "tests": tests, "held_out": held_out, "grid": []}
+    if name == WARM_UP:
+        return made | {"label": "the warm-up alone", "pairs": ""}
+    method = matrix.methods[name]
+    for number in range(len(method.points)):
+        tuned = done.get(f"{student}/tune/{name}_{number}")
+        if tuned:
+            point = tuned["result"]
+            made["grid"].append({"point": point["point"], "dev": point["dev"]["accuracy"]})
+    first = next(iter(results.values()))
+    made |= {key: first[key] for key in ("point", "steps", "curves")}
+    for key in ("tokens", "train_seconds", "cpu_seconds"):
+        known = [r[key] for r in results.values() if r[key] is not None]
+        made[key] = statistics.fmean(known) if known else None
+    return made | {"label": method.label or name, "pairs": method.pairs}
+
+
+def _mean_tasks(tasks: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: statistics.fmean(of[name] for of in tasks) for name in tasks[0]}
+
+
+def _compare(
+    matrix: Matrix, methods: dict[str, Record], cells: Mapping[str, Mapping[int, Cell]], output: Path
+) -> None:
+    """Put each method's differences to the baseline into its record, p-values corrected over methods."""
+    from edit_trl.evaluation.statistics import holm
+
+    base = cells.get(matrix.baseline, {})
+    measured = [(f"test_{test}", test, "accuracy") for test in matrix.data.tests]
+    measured.append(("held_out", "key_preference", "key_preference"))
+    for folder, name, score in measured:
+        p_values = {}
+        for method, record in methods.items():
+            seeds = [seed for seed in cells[method] if seed in base]
+            if method == matrix.baseline or not seeds:
+                continue
+            found = difference(
+                [base[seed].folder(output) / folder for seed in seeds],
+                [cells[method][seed].folder(output) / folder for seed in seeds],
+                score,
+            )
+            record.setdefault("differences", {})[name] = found
+            p_values[method] = found["p_value"]
+        corrected = {} if WARM_UP not in p_values else {WARM_UP: p_values.pop(WARM_UP)}  # no contender
+        for method, p_value in (corrected | holm(p_values)).items():
+            methods[method]["differences"][name]["holm_p_value"] = p_value
+
+
+def _collapse(matrix: Matrix, cells: Sequence[Cell], started: Mapping[int, Cell], output: Path) -> Record:
+    """A variant's seeds, each beside the warm-up that it started from."""
+    test = next(iter(matrix.data.tests))
+    runs = []
+    for cell in cells:
+        if cell.seed not in started:
+            continue
+        before = started[cell.seed].folder(output) / f"test_{test}"
+        found = difference([before], [cell.folder(output) / f"test_{test}"], "accuracy")
+        runs.append({"seed": cell.inputs["stage_2_seed"], **found})
+    worse = [run for run in runs if run["difference"] < 0 and run["p_value"] < 0.05]
+    return {"options": cells[0].inputs["variant"], "runs": runs, "significantly_worse": len(worse)}

@@ -1,0 +1,128 @@
+"""Results as tables, and tables in a Markdown file."""
+
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edit_trl.errors import InputError
+from effect_matrix.config import Matrix
+
+Record = dict[str, Any]
+Row = list[str]
+
+BEGIN, END = "<!-- begin: effect.py -->", "<!-- end: effect.py -->"
+MEANS = {
+    "unparsed": "unparsed",
+    "cut_off": "never-ending",
+    "key_preference": "key steps preferred",
+    "preference": "chains preferred",
+    "fork_confidence": "p at the fork",
+    "displacement": "log p, correct, since warm-up",
+}
+
+
+def tables_of(matrix: Matrix, results: Record, student: str) -> list[tuple[str, list[Row]]]:
+    """The tables of a student: title and rows, the first of which is the head."""
+    of = results["students"][student]
+    size = f", {of['parameters'] / 1e6:.1f} M parameters" if of["parameters"] else ""
+    methods, tests = of["methods"], list(matrix.data.tests)
+    if not methods:
+        return []
+    accuracy = [["method", "pairs", "seeds", *tests, "chosen on dev"]]
+    watched = [["method", *MEANS.values(), "tokens", "s", "CPU s"]]
+    for name, record in methods.items():
+        shares = [f"{record['tests'][test]['accuracy']:.1%}" for test in tests]
+        point = ", ".join(
+            f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in record.get("point", {}).items()
+        )
+        label = record["label"] + (" (baseline)" if name == matrix.baseline else "")
+        accuracy.append([label, record["pairs"], str(len(record["seeds"])), *shares, point])
+        watched.append([label, *_watched(record, tests[0])])
+    found = [(f"Accuracy: {student}{size}", accuracy)]
+    for name in (*tests, "key_preference"):
+        rows = [
+            _difference_row(record, name)
+            for record in methods.values()
+            if name in record.get("differences", {})
+        ]
+        if rows:
+            head = ["method", "seeds", "difference", "95% interval", "p", "p (Holm)", "detectable"]
+            found.append(
+                (f"Difference to {methods[matrix.baseline]['label']}, {name}: {student}", [head, *rows])
+            )
+    found.append((f"What else changed ({tests[0]} and held-out pairs): {student}", watched))
+    if of["collapse"]:
+        found.append(
+            (f"Other strengths and seeds ({tests[0]}, beside the warm-up): {student}", _collapse_table(of))
+        )
+    return found
+
+
+def _watched(record: Record, test: str) -> Row:
+    values = record["tests"][test] | record["held_out"]
+    shown = []
+    for name in MEANS:
+        value = values[name]
+        shown.append("" if value is None else f"{value:+.3f}" if name == "displacement" else f"{value:.1%}")
+    if "tokens" not in record:
+        return [*shown, "", "", ""]
+    cost = (f"{record[name]:.0f}" for name in ("train_seconds", "cpu_seconds"))
+    tokens = "not counted" if record["tokens"] is None else f"{record['tokens']:,.0f}"
+    return [*shown, tokens, *cost]
+
+
+def _difference_row(record: Record, name: str) -> Row:
+    found = record["differences"][name]
+    low, high = (f"{100 * found[side]:+.1f}" for side in ("low", "high"))
+    effect = found["minimum_detectable_effect"]
+    return [
+        record["label"],
+        str(found["seeds"]),
+        f"{100 * found['difference']:+.1f}",
+        f"{low} to {high}",
+        f"{found['p_value']:.3f}",
+        f"{found['holm_p_value']:.3f}",
+        "" if effect is None else f"{100 * effect:.1f}",
+    ]
+
+
+def _collapse_table(of: Record) -> list[Row]:
+    rows = [["variant", "options", "seeds", "mean difference", "worst", "significantly worse"]]
+    for name, record in of["collapse"].items():
+        differences = [100 * run["difference"] for run in record["runs"]]
+        if differences:
+            options = ", ".join(f"{key} {value}" for key, value in record["options"].items())
+            mean, worst = f"{statistics.fmean(differences):+.1f}", f"{min(differences):+.1f}"
+            rows.append(
+                [name, options, str(len(differences)), mean, worst, str(record["significantly_worse"])]
+            )
+    return rows
+
+
+def as_markdown(table: Sequence[Row]) -> str:
+    """A table as Markdown; what would end a cell is escaped."""
+    head, *rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in table]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def fill(path: Path, text: str) -> None:
+    """Put a text between the markers of a file.
+
+    Raises:
+        InputError: The file has no markers.
+    """
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if before.count(BEGIN) != 1 or before.count(END) != 1:
+        raise InputError(f"{path} must have one line `{BEGIN}` and one `{END}`; the tables go between them")
+    head, _, rest = before.partition(BEGIN)
+    write_whole(path, f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    draft = path.with_name(f"{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)

@@ -1,0 +1,253 @@
+"""What a cell does. Run as a module, this is a worker: a cell a line comes in, and its end goes out.
+
+Everything goes through the commands of edit-trl, so that a cell's folders can be looked at with them.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from effect_matrix.cells import WARM_UP, Cell, read_cell, write_cell
+from effect_matrix.data import prompt_text
+from effect_matrix.measure import (
+    Result,
+    evaluate_set,
+    fork_confidence,
+    held_out_scores,
+    set_folder,
+    suite_items,
+    train,
+    write_yaml,
+)
+
+# What a matrix may set otherwise in `warm_up` and `stage_2`.
+DEFAULTS = {
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "logging_steps": 10,
+    "disable_tqdm": True,
+    "max_length": 512,
+    "dtype": "float32",
+    "use_peft": False,
+}
+
+
+def training_options(recipe: str | None, *over: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `edit-trl train`: the recipe's last stage, and what is set over it.
+
+    Args:
+        recipe: The text of a recipe.
+        over: Options, each over the ones before.
+    """
+    values = yaml.safe_load(recipe) if recipe else {}
+    stages = values.pop("stages", None)
+    if stages:
+        values |= {key: value for key, value in stages[-1].items() if key != "name"}
+    merged = DEFAULTS | values
+    for options in over:
+        merged |= options
+    return merged
+
+
+def run_cell(cell: Cell, output: Path) -> Result:
+    """Do a cell's work."""
+    return {"warm_up": _warm_up, "pairs": _pairs, "tune": _tune, "final": _final}[cell.kind](cell, output)
+
+
+def warmed_up(cell: Cell, output: Path) -> Path:
+    """The model that a cell's second stage starts from."""
+    return output / "cells" / cell.student / "warm_up" / f"seed{cell.seed}" / "model"
+
+
+def _warm_up(cell: Cell, output: Path) -> Result:
+    folder, inputs = cell.folder(output), cell.inputs
+    student, parameters = inputs["student"].get("path"), None
+    if student is None:
+        from datasets import load_from_disk
+
+        from effect_matrix.student import FromScratch, make_student
+
+        rows = load_from_disk(str(set_folder(output, "warm_up"))).to_list()
+        sizes = FromScratch(**inputs["student"]["from_scratch"])
+        student = str(folder / "student")
+        parameters = make_student(sizes, rows, cell.seed, Path(student))
+    options = training_options(None, {"chosen_key_weight": 1.0, "preference_weight": 0.0}, inputs["warm_up"])
+    trained = train(folder / "model", options, student, set_folder(output, "warm_up"), cell.seed)
+    return {"parameters": parameters, **trained, **_dev(folder / "model", cell, output)}
+
+
+def _pairs(cell: Cell, output: Path) -> Result:
+    spec, rows = cell.inputs["pairs"], cell.folder(output) / "rows"
+    if "generate" in spec:
+        return _generate(spec["generate"], cell, output)
+    from datasets import load_from_disk
+
+    of = set_folder(output, "warm_up" if spec["of"] == "warm_up" else f"pairs_{spec['of']}")
+    taken = load_from_disk(str(of))
+    result: Result = {}
+    if "problems_of" in spec:
+        other = pairs_path(spec["problems_of"], cell.inputs["problems_of"], cell, output)
+        asked = {prompt_text(row) for row in _rows(other)}
+        taken = taken.filter(lambda row: prompt_text(row) in asked)
+    if "hardest" in spec:
+        items = suite_items(warmed_up(cell, output), of, cell.folder(output) / "suite")
+        confidence = {item["id"]: fork_confidence(item) for item in items}
+        order = sorted(range(len(taken)), key=lambda index: confidence[taken[index]["id"]])
+        kept = sorted(order[: max(1, round(len(taken) * spec["hardest"]))])
+        result["most_confident"] = max(confidence[taken[index]["id"]] for index in kept)
+        taken = taken.select(kept)
+    taken.save_to_disk(rows)
+    return {"pairs": len(taken), **result}
+
+
+def _generate(recipe: Mapping[str, Any], cell: Cell, output: Path) -> Result:
+    """Have pairs generated, such as those of the student's own pivots."""
+    from edit_trl.cli.generate import main as generate
+
+    rows = cell.folder(output) / "rows"
+    words = {"model": warmed_up(cell, output), "student": cell.student, "seed": cell.seed}
+    words |= {"data": output / "data", "output": rows}
+    options = {key: _filled(value, words) for key, value in {"output_dir": "{output}", **recipe}.items()}
+    code = generate(["--config", str(write_yaml(cell.folder(output) / "generate.yaml", options))])
+    if code:
+        raise RuntimeError(f"edit-trl generate ended with code {code}")
+    return {"pairs": len(_rows(rows))}
+
+
+def _rows(source: Path) -> list[Any]:
+    """The pairs in a file or folder."""
+    from edit_trl import load_dual_cots
+
+    return load_dual_cots(str(source), split="dual" if is_generated(source) else None).to_list()
+
+
+def is_generated(folder: Path) -> bool:
+    """Whether a folder is of `edit-trl generate`, which has the rows of both stages."""
+    return (folder / "dual.parquet").is_file()
+
+
+def _filled(value: Any, words: Mapping[str, Any]) -> Any:
+    return value.format_map(words) if isinstance(value, str) else value
+
+
+def pairs_path(name: str, inputs: Mapping[str, Any], cell: Cell, output: Path) -> Path:
+    """Where a set's pairs are for a cell.
+
+    Args:
+        name: The set.
+        inputs: Of the cell that makes them, or the set's options where they are the same for all.
+        cell: Whose student and seed count.
+        output: The matrix' folder.
+    """
+    if "warm_up" in inputs:  # of a cell
+        return output / "cells" / cell.student / "pairs" / f"{name}_seed{cell.seed}" / "rows"
+    if "{" in inputs.get("path", ""):
+        return Path(inputs["path"].format(student=cell.student, seed=cell.seed))
+    return set_folder(output, f"pairs_{name}")
+
+
+def _stage_2(cell: Cell, output: Path, point: Mapping[str, Any], folder: Path) -> Result:
+    inputs = cell.inputs
+    over = (inputs["stage_2"], inputs["options"], point, inputs.get("variant", {}))
+    options = training_options(inputs["recipe"], *over)
+    seed = inputs.get("stage_2_seed", cell.seed)
+    rows = pairs_path(inputs["pairs_name"], inputs["pairs"], cell, output)
+    if is_generated(rows):
+        options.setdefault("dataset_train_split", "dual")
+    return train(folder, options, str(warmed_up(cell, output)), rows, seed)
+
+
+def _tune(cell: Cell, output: Path) -> Result:
+    folder = cell.folder(output)
+    trained = _stage_2(cell, output, cell.inputs["point"], folder / "model")
+    return {"point": cell.inputs["point"], **trained, **_dev(folder / "model", cell, output)}
+
+
+def best_point(cells: Sequence[str], output: Path) -> tuple[str, Result]:
+    """The grid's best cell on dev, the earliest of equals, and its result."""
+    results = {name: read_cell(output / "cells" / name)["result"] for name in cells}
+    best = max(results, key=lambda name: results[name]["dev"]["accuracy"])
+    return best, results[best]
+
+
+def _final(cell: Cell, output: Path) -> Result:
+    folder, trained, model = cell.folder(output), {}, warmed_up(cell, output)
+    tuned = [name for name in cell.needs if "/tune/" in name]
+    if cell.method != WARM_UP:
+        best, result = best_point(tuned, output)
+        if "variant" not in cell.inputs and _tuning_seed(best, output) == cell.seed:
+            trained, model = result, output / "cells" / best / "model"
+        else:
+            model = folder / "model"
+            trained = _stage_2(cell, output, result["point"], model)
+        trained = {key: value for key, value in trained.items() if key != "dev"} | {"point": result["point"]}
+    tests = {}
+    for name, spec in cell.inputs["tests"].items():
+        tests[name] = evaluate_set(model, name, spec, folder / name, output)
+    items = suite_items(model, set_folder(output, "held_out"), folder / "held_out")
+    return {**trained, "tests": tests, "held_out": held_out_scores(items, folder / "held_out")}
+
+
+def _tuning_seed(name: str, output: Path) -> int:
+    return read_cell(output / "cells" / name)["inputs"]["warm_up"]["seed"]
+
+
+def _dev(model: Path, cell: Cell, output: Path) -> Result:
+    folder = cell.folder(output) / "dev"
+    scores = evaluate_set(model, "dev", {}, folder, output)
+    return {"dev": scores}
+
+
+def finish(cell: Cell, output: Path) -> str:
+    """Do a cell and keep what came of it; returns its status."""
+    started = time.time()
+    record = {"name": cell.name, "kind": cell.kind, "student": cell.student, "seed": cell.seed}
+    record |= {"method": cell.method, "inputs": cell.inputs}
+    try:
+        record |= {"status": "done", "result": run_cell(cell, output)}
+    except (Exception, SystemExit) as error:  # whatever it was: kept, and the other cells go on
+        traceback.print_exc()
+        record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    record["seconds"] = round(time.time() - started, 1)
+    write_cell(cell.folder(output), record)
+    return record["status"]
+
+
+def _end_with(parent: int) -> None:
+    """End when the process that gives the cells is gone: another may be doing them already."""
+    while os.getppid() == parent:
+        time.sleep(2)
+    os._exit(1)
+
+
+def main() -> None:
+    """Read cells from standard input, and answer each with its status; all else goes into the cell's log."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    output = Path(sys.argv[1])
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    for line in sys.stdin:
+        cell = Cell(**json.loads(line))
+        folder = cell.folder(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        print(finish(cell, output), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
