@@ -119,9 +119,7 @@ def estimate_memory(
         autocast=mixed,
         on_gpu=device == "cuda",
         pad_to_multiple_of=training.pad_to_multiple_of,
-        # On a CPU the memory of gradients is not given back between steps: they are small enough for the
-        # heap of the C library, which is cut at its end alone.
-        accumulate=training.gradient_accumulation_steps > 1 or device == "cpu",
+        accumulate=training.gradient_accumulation_steps > 1,
     )
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     weights = sum(sizes.values())

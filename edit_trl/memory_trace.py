@@ -9,7 +9,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -27,13 +27,19 @@ from edit_trl.collation import BatchLayoutName, DualCoTCollator
 from edit_trl.scoring import PairScorer
 from edit_trl.tree_attention import TreeAttention
 
+# glibc maps larger blocks one by one and gives them back when they are freed. Smaller ones it cuts from its
+# heap, which seldom shrinks: it is cut at its end alone. (The threshold starts lower and rises to this,
+# `DEFAULT_MMAP_THRESHOLD_MAX`, as blocks are freed; see mallopt(3).)
+LARGEST_IN_HEAP = 32 * 2**20
+
 
 @dataclass
 class StepMemory:
     """Bytes at the moment of a step when most memory is used, the weights not counted.
 
     Attributes:
-        activations: What the backward pass needs, and what layers use while they run.
+        activations: What the backward pass needs, and what layers use while they run; on a CPU also what
+            was freed of either or of gradients and stays in the heap.
         head: The LM head: a tile of logits and what is made of it, and its gradient in float32.
         gradients: Of the trained weights.
     """
@@ -59,6 +65,8 @@ class _Ledger(TorchDispatchMode):
         super().__init__()
         self._live: dict[str, int] = defaultdict(int)
         self._known: set[int] = set()
+        self._pools = {"heap": 0, "mapped": 0}
+        self._most = dict(self._pools)
 
     def know(self, tensors: Sequence[Tensor]) -> None:
         """These were there before the step."""
@@ -77,6 +85,9 @@ class _Ledger(TorchDispatchMode):
             return
         self._known.add(key)
         self._live[phase] += size
+        pool = _pool(size)
+        self._pools[pool] += size
+        self._most[pool] = max(self._most[pool], self._pools[pool])
         weakref.finalize(storage, self._leave, key, size, phase)
         if sum(self._live.values()) > self.peak.total:
             gradients = min(self.gradients, sum(self._live.values()))
@@ -86,6 +97,16 @@ class _Ledger(TorchDispatchMode):
     def _leave(self, key: int, size: int, phase: str) -> None:
         self._known.discard(key)
         self._live[phase] -= size
+        self._pools[_pool(size)] -= size
+
+    def peak_on_cpu(self) -> StepMemory:
+        """The peak of the process: the heap, at its largest, stays, and what is mapped comes on top of it."""
+        kept = sum(self._most.values()) - self.peak.total
+        return replace(self.peak, activations=self.peak.activations + kept)
+
+
+def _pool(size: int) -> str:
+    return "heap" if size <= LARGEST_IN_HEAP else "mapped"
 
 
 def with_fake_weights(model: nn.Module, fake: FakeTensorMode) -> None:
@@ -126,7 +147,7 @@ def trace_step(
         examples: Of a batch, as for `DualCoTCollator`.
         layout: In which they are run.
         autocast: Mixed precision: the dtype of the computation.
-        on_gpu: Count what TRL's kernels for GPUs take, and not the same in torch.
+        on_gpu: Count what TRL's kernels for GPUs take, and not the same in torch; and no heap that is kept.
         pad_to_multiple_of: As in the trainer's options.
         accumulate: Gradients of an earlier batch are there already.
     """
@@ -154,7 +175,7 @@ def trace_step(
             parameter.grad = None
     if collator.layout != layout:
         raise RuntimeError(f"the {layout} layout did not run on fake tensors; what was said above tells why")
-    return ledger.peak
+    return ledger.peak if on_gpu else ledger.peak_on_cpu()
 
 
 def _causal_lower_right(queries: int, keys: int) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import ROWS, tiny_llama
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edit_trl.cli.main import main
 from edit_trl.memory import (
@@ -109,6 +110,19 @@ def test_activations_are_those_that_torch_keeps():
     assert hidden.requires_grad
     # And something while a layer runs; the head comes on top.
     assert sum(kept.values()) * 0.95 <= found.parts["activations"] <= sum(kept.values()) * 1.3
+
+
+def test_the_heap_of_a_cpu_stays_and_mapped_blocks_go():
+    from edit_trl.memory_trace import LARGEST_IN_HEAP, _Ledger
+
+    small, large = LARGEST_IN_HEAP, 2 * LARGEST_IN_HEAP
+    ledger = _Ledger()
+    with FakeTensorMode(), ledger:
+        for size in (small, large, large, small):  # one after the other
+            tensor = torch.empty(size, dtype=torch.uint8)
+            del tensor
+    assert ledger.peak.total == large
+    assert ledger.peak_on_cpu().total == small + large
 
 
 def test_shards_hold_their_part_and_one_layer_whole():
