@@ -16,10 +16,11 @@ object.
 
 precision   share of the marks on wrong chains that lie in an error step
 recall      share of the error steps with at least one mark
-F1          of these two. One mark is enough for recall: see `words kept` before believing it
-words kept  share of the differing words in error steps that are still marked
+F1          of these two. One mark a step is enough for this recall, so it favours marking little:
+kept        share of the differing words (or tokens) in error steps that are marked
+F1 kept     of precision and `kept`
 first       share of pairs whose first mark lies in an error step
-pair mean   precision and recall as means over pairs, and their F1
+pair P, R   precision and recall as means over pairs, and their F1
 """
 
 import argparse
@@ -41,7 +42,10 @@ from edit_trl.key_steps import Span, locate_key_steps, masks_from_spans
 from edit_trl.text_units import WORD, step_end, visible_start
 
 METHODS = ("edit", "reference", "words", "fork", "forks")
-FIGURES = ("precision", "recall", "f1", "words_kept", "first", "pair_precision", "pair_recall", "pair_f1")
+FIGURES = (
+    *("precision", "recall", "f1", "kept", "f1_kept", "first"),
+    *("pair_precision", "pair_recall", "pair_f1"),
+)
 
 
 @dataclass
@@ -252,7 +256,7 @@ def f1(precision: float, recall: float) -> float:
 
 def score(cases: list[Case], masks: list[list[bool]]) -> dict[str, float]:
     """The figures of the module's docstring, over some cases and one mask each."""
-    marks = hits = errors = touched = kept = wanted = firsts = 0
+    marks = hits = errors = touched = marked = wanted = firsts = 0
     precisions, recalls = [], []
     for case, mask in zip(cases, masks, strict=True):
         steps = [case.step(unit) for unit, key in enumerate(mask) if key]
@@ -262,13 +266,13 @@ def score(cases: list[Case], masks: list[list[bool]]) -> dict[str, float]:
         errors, touched = errors + len(case.errors), touched + found
         for unit, step, _ in differing(case):
             wanted += step in case.errors
-            kept += step in case.errors and mask[unit]
+            marked += step in case.errors and mask[unit]
         firsts += bool(steps) and steps[0] in case.errors
         recalls.append(found / len(case.errors))
         precisions += [inside / len(steps)] if steps else []
-    precision, recall = hits / max(marks, 1), touched / errors
+    precision, recall, kept = hits / max(marks, 1), touched / errors, marked / max(wanted, 1)
+    figures = (precision, recall, f1(precision, recall), kept, f1(precision, kept), firsts / len(cases))
     by_pair = (mean(precisions) if precisions else 0.0), mean(recalls)
-    figures = (precision, recall, f1(precision, recall), kept / max(wanted, 1), firsts / len(cases))
     return dict(zip(FIGURES, (*figures, *by_pair, f1(*by_pair)), strict=True))
 
 
@@ -339,12 +343,11 @@ def exact_spans(cases: list[tuple[Case, list[list[int]]]]) -> dict[str, dict[str
 def print_table(title: str, results: dict[str, dict[str, Any]]) -> None:
     halves = all(result["tuning"] and result["held_out"] for result in results.values())
     print(f"\n{title}")
-    heads = ("precision", "recall", "F1", "words kept", "first", "pair mean P", "R", "F1")
-    print(
-        f"{'locator':<26}" + "".join(f"{head:>12}" for head in heads) + f"{'F1 tuning/held-out':>20}" * halves
-    )
+    heads = ("precision", "recall", "F1", "kept", "F1 kept", "first", "pair P", "pair R", "pair F1")
+    last = f"{'F1 tuning/held-out':>20}" * halves
+    print(f"{'locator':<26}" + "".join(f"{head:>10}" for head in heads) + last)
     for name, result in results.items():
-        figures = "".join(f"{result['all'][key]:>12.3f}" for key in FIGURES)
+        figures = "".join(f"{result['all'][key]:>10.3f}" for key in FIGURES)
         both = f"{result['tuning']['f1']:>12.3f} / {result['held_out']['f1']:.3f}" if halves else ""
         print(f"{name:<26}{figures}{both}")
 
