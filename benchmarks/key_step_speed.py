@@ -118,6 +118,7 @@ def measure(
         "reference": (key_step_masks, ids, "reference"),
         "words": (key_spans, texts, "words"),
         "fork": (key_spans, texts, "fork"),
+        "forks": (key_spans, texts, "forks"),
         "naive": (naive_masks, ids[:naive_pairs]),
     }
     times: dict[str, list[float]] = {name: [] for name in jobs}

@@ -38,6 +38,7 @@ OBJECTIVE_FIELDS = (
     "preference_beta",
     "reference",
     "max_fork_confidence",
+    "hardest_forks",
 )
 TRAINING_FIELDS = (
     "learning_rate",

@@ -56,7 +56,8 @@ class DualCoTConfig(SFTConfig):
         metadata={
             "help": "How key steps are found. 'edit': minimum edit distance over token ids (the "
             "paper). 'words': the same over words and numbers. 'fork': only the first step in which "
-            "the chains differ. 'spans': the row's chosen_key_spans and rejected_key_spans. "
+            "the chains differ. 'forks': that, and of every later step only the first word that "
+            "differs. 'spans': the row's chosen_key_spans and rejected_key_spans. "
             "'reference': 'edit' with the tie-breaking of the authors' code. 'random': as many tokens "
             "as 'words' marks, at random places of the chain; a control."
         },
@@ -77,6 +78,15 @@ class DualCoTConfig(SFTConfig):
             "help": "Drop pairs whose fork the student already decides rightly with more than this "
             "probability: they teach nothing. One pass over the data before training, cached; its "
             "histogram is logged. Between 0 and 1; off by default."
+        },
+    )
+    hardest_forks: float | None = field(
+        default=None,
+        metadata={
+            "help": "Keep only this share of the pairs: those to whose right token at the fork the "
+            "student gives the lowest probabilities (0.5: the hardest half; ties go to earlier rows). With "
+            "max_fork_confidence, the share is of the pairs that it leaves. Above 0, at most 1; off by "
+            "default."
         },
     )
     truncate_long: bool = field(
@@ -241,6 +251,9 @@ class DualCoTConfig(SFTConfig):
         confidence = self.max_fork_confidence
         if confidence is not None and not 0 < confidence <= 1:
             yield f"`max_fork_confidence` must be above 0 and at most 1, got {confidence}"
+        share = self.hardest_forks
+        if share is not None and not 0 < share <= 1:
+            yield f"`hardest_forks` is a share: above 0 and at most 1, got {share}"
         decay = self.lr_decay_per_epoch
         if decay is not None and not 0 < decay <= 1:
             yield f"`lr_decay_per_epoch` must be above 0 and at most 1, got {decay}"

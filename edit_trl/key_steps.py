@@ -7,6 +7,7 @@ replaced on a side is key there. Methods:
 - `words`: over words and numbers, mapped to tokens by character offsets, so that half a number is
   never key alone.
 - `fork`: of the key words, those from the first divergence to the end of that step (sentence or line).
+- `forks`: these, and of every later step the first key word: where it parts, not what follows from it.
 - `spans`: given, as character offsets.
 - `reference`: over token ids with the tie-breaking of the authors' code, for replication.
 - `random`: as many tokens as `words` marks, anywhere in the chain: a control, which shows what of a gain is
@@ -35,7 +36,7 @@ from edit_trl.text_units import WORD, step_end, visible_start
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KeyStepMethod = Literal["edit", "words", "fork", "spans", "reference", "random"]
+KeyStepMethod = Literal["edit", "words", "fork", "forks", "spans", "reference", "random"]
 
 TOKEN_METHODS: tuple[KeyStepMethod, ...] = ("edit", "reference")
 """The methods that align token ids; the others, but `random`, mark characters of the text."""
@@ -170,7 +171,7 @@ def key_spans(
     Args:
         chosen: The correct chain.
         rejected: The wrong chain.
-        method: `words`, `fork` or `spans`.
+        method: `words`, `fork`, `forks` or `spans`.
         chosen_spans: See `locate_key_steps`.
         rejected_spans: See `locate_key_steps`.
 
@@ -195,10 +196,11 @@ def key_spans(
     texts = (chosen, rejected)
     ids, words = _tokens(texts, None)
     masks = _edit_masks(*ids)
-    if method == "fork":
+    if method in ("fork", "forks"):
+        limit = _within_step if method == "fork" else _where_steps_part
         fork = _common_prefix(*ids)
         masks = [
-            _within_step(mask, side, text, side[fork][0] if fork < len(side) else len(text))
+            limit(mask, side, text, side[fork][0] if fork < len(side) else len(text))
             for mask, side, text in zip(masks, words, texts, strict=True)
         ]
     chosen_found, rejected_found = map(merged_spans, masks, words, texts)
@@ -424,3 +426,16 @@ def _within_step(mask: Sequence[bool], offsets: Sequence[Span], text: str, start
         key and span[0] < span[1] and start <= visible_start(span, text) < end
         for key, span in zip(mask, offsets, strict=True)
     ]
+
+
+def _where_steps_part(mask: Sequence[bool], offsets: Sequence[Span], text: str, start: int) -> list[bool]:
+    """The part of a mask of words that is in the step of the character `start`, or first in a later step."""
+    end = step = step_end(text, start)
+    kept = [False] * len(mask)
+    for number, (key, (word, _)) in enumerate(zip(mask, offsets, strict=True)):
+        if not key:
+            continue
+        kept[number] = word < end or word >= step
+        if kept[number] and word >= end:
+            step = step_end(text, word)
+    return kept

@@ -5,6 +5,7 @@ probability of the right token at the fork. It needs no second model: the pass r
 on the student itself, and `reference: adapter_off` scores with the adapter switched off instead.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -118,3 +119,17 @@ def keep_hard_forks(dataset: Dataset, max_confidence: float) -> Dataset:
             f"with at least {min(confidences):.3f}; raise it, or find harder pairs"
         )
     return dataset.select(kept)
+
+
+def hardest_forks(dataset: Dataset, share: float) -> Dataset:
+    """The share of the pairs whose fork the student finds hardest, in the order of the dataset.
+
+    Args:
+        dataset: A prepared dataset with the column `fork_confidence` (see `add_scores`).
+        share: How many of the pairs to keep, above 0 and at most 1; rounded up. Of equal confidences the
+            earlier pair stays.
+    """
+    confidences = dataset["fork_confidence"][:]
+    order = sorted(range(len(confidences)), key=confidences.__getitem__)  # stable: ties stay in row order
+    count = math.ceil(round(share * len(order), 6))  # 0.07 * 100 is a little more than 7
+    return dataset.select(sorted(order[: max(count, 1)]))

@@ -25,17 +25,19 @@ WORD = re.compile(
 )
 _STEP_END = re.compile(r"""\n|[。！？]+[」』”’）]*|[.!?…]+[)\]}"'”’»*$]*(?=\s|\Z)""")
 # Abbreviations, and the number of a list item: "2. Then". Not an initial: "the answer is A."
-_INNER_PERIOD = re.compile(
-    r"(?:^\s*(?:[Ss]tep\s+)?(?:\d{1,2}|[A-Za-z])|\b(?:e\.g|i\.e|[ap]\.m|vs|cf|Mr|Mrs|Ms|Dr|St))\.$"
-)
+_LIST_NUMBER = re.compile(r"\s*(?:[Ss]tep\s+)?(?:\d{1,2}|[A-Za-z])\.$")
+_ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|[ap]\.m|vs|cf|Mr|Mrs|Ms|Dr|St)\.$")
+_LONGEST_ABBREVIATION = 8  # with what stands around it; a search of the whole line would take long
 
 
 def step_end(text: str, start: int) -> int:
     """The end of the sentence or line that `start` lies in."""
     line = text.rfind("\n", 0, start) + 1
     for match in _STEP_END.finditer(text, start):
-        if not _INNER_PERIOD.search(text[line : match.end()]):
-            return match.end()
+        end = match.end()
+        abbreviation = _ABBREVIATION.search(text[max(line, end - _LONGEST_ABBREVIATION) : end])
+        if not abbreviation and not _LIST_NUMBER.match(text[line:end]):
+            return end
     return len(text)
 
 

@@ -46,7 +46,7 @@ from edit_trl.metrics import LossWatch, MetricTotals, chosen_metrics, pair_metri
 from edit_trl.model_card import package_versions, write_card
 from edit_trl.objective import Objective
 from edit_trl.quantization import settle_adapter_dtype
-from edit_trl.reference import adapter_off, add_scores, fork_histogram, keep_hard_forks
+from edit_trl.reference import adapter_off, add_scores, fork_histogram, hardest_forks, keep_hard_forks
 from edit_trl.resumable import ResumableTrainer
 from edit_trl.sampling import (
     LengthGroups,
@@ -190,7 +190,8 @@ class DualCoTTrainer(ResumableTrainer):
         if args.max_tokens_per_batch is not None:
             lengths = pair_lengths(self.train_dataset)
             check_budget(lengths, args.max_tokens_per_batch, self.data_collator.layout)
-        if args.max_fork_confidence is not None or args.reference == "precomputed":
+        by_fork = args.max_fork_confidence is not None or args.hardest_forks is not None
+        if by_fork or args.reference == "precomputed":
             self.train_dataset = self._drop_easy_forks(self._score(self.train_dataset, "train"))
         if args.reference == "precomputed":
             self.eval_dataset = _map_datasets(self.eval_dataset, self._score)
@@ -306,14 +307,18 @@ class DualCoTTrainer(ResumableTrainer):
 
     def _drop_easy_forks(self, dataset: Dataset) -> Dataset:
         logger.warning(fork_histogram(dataset["fork_confidence"][:]))
-        limit = self.args.max_fork_confidence
-        if limit is None:
-            return dataset
-        kept = keep_hard_forks(dataset, limit)
+        limit, share = self.args.max_fork_confidence, self.args.hardest_forks
         report = self.preparation_reports["train"]
-        report.dropped[f"fork confidence over {limit}"] = len(dataset) - len(kept)
-        report.kept = len(kept)
-        logger.warning(f"train dataset: {report}")
+        kept = dataset
+        if limit is not None:
+            kept = keep_hard_forks(dataset, limit)
+            report.dropped[f"fork confidence over {limit}"] = len(dataset) - len(kept)
+        if share is not None:
+            before, kept = len(kept), hardest_forks(kept, share)
+            report.dropped[f"not among the hardest {share:g} of the forks"] = before - len(kept)
+        if kept is not dataset:
+            report.kept = len(kept)
+            logger.warning(f"train dataset: {report}")
         return kept
 
     # The step

@@ -90,6 +90,12 @@ def test_a_tokenizer_counts_its_tokens():
     assert pair.shared_prefix == pytest.approx(same / len(ids[0]))
 
 
+def test_forks():
+    row = {"prompt": "?", "chosen": "2 + 1 = 3. So 3 of 4.", "rejected": "2 * 1 = 2. So 2 of 5."}
+    [pair] = locate_pairs([row], "forks")
+    assert [pair.rejected[slice(*span)] for span in pair.rejected_spans] == ["*", "2", "2"]
+
+
 def test_given_spans():
     row = {**ROWS[0], "chosen_key_spans": [[0, 5]], "rejected_key_spans": []}
     [pair] = locate_pairs([row], "spans")

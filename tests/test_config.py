@@ -20,7 +20,7 @@ def test_defaults_are_gentle(tmp_path):
 
 def test_every_field_of_ours_has_help():
     ours = [f for f in dataclasses.fields(DualCoTConfig) if f.name in DualCoTConfig.__annotations__]
-    assert len(ours) == 24
+    assert len(ours) == 25
     assert all(f.metadata["help"].endswith(".") for f in ours)
 
 
@@ -57,6 +57,8 @@ BAD = [
     ({"max_key_fraction": 0.0}, "`max_key_fraction` must be above 0"),
     ({"max_key_fraction": 1.5}, "`max_key_fraction` must be above 0 and at most 1, got 1.5"),
     ({"max_fork_confidence": 2.0}, "`max_fork_confidence` must be above 0"),
+    ({"hardest_forks": 0.0}, "`hardest_forks` is a share: above 0 and at most 1, got 0.0"),
+    ({"hardest_forks": 50}, "`hardest_forks` is a share: above 0 and at most 1, got 50"),
     ({"lr_decay_per_epoch": 1.5, "lr_scheduler_type": "constant"}, "`lr_decay_per_epoch` must be above 0"),
     ({"lr_decay_per_epoch": 0.9}, "needs `lr_scheduler_type: constant`"),
     ({"max_length": 1}, "`max_length` must be at least 2"),

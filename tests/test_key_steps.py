@@ -1,8 +1,10 @@
 """Key steps: hand-worked alignments, words, steps, spans, tokenizers of four kinds, and properties."""
 
+import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from edit_trl.key_steps import (
     locate_key_steps,
     masks_from_spans,
 )
+
+PRMBENCH = Path(__file__).parents[2] / "shared" / "data" / "key_steps" / "prmbench_dev.jsonl"
 
 
 def bits(mask: list[bool]) -> str:
@@ -260,6 +264,62 @@ def test_where_the_fork_ends(chosen, rejected, chosen_words, rejected_words):
     assert marked(chosen, rejected, "fork") == (chosen_words, rejected_words)
 
 
+def test_forks_adds_the_first_key_word_of_every_later_step():
+    assert marked(*STEPS, "forks") == (["3", "8", "8"], ["4", "9", "9"])
+    chosen = "It is 1 + 2 = 3. Then 3 - 1 = 2 apples. No change. So 2."
+    rejected = "It is 1 * 2 = 2. Then 2 - 1 = 1 apple. No change. So 1."
+    assert marked(chosen, rejected) == (["+", "3", "3", "2 apples", "2"], ["*", "2", "2", "1 apple", "1"])
+    assert marked(chosen, rejected, "forks") == (["+", "3", "3", "2"], ["*", "2", "2", "1"])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "chosen_words", "rejected_words"),
+    [
+        ("a 1\nb 2 c 3", "a 4\nb 5 c 6", ["1", "2"], ["4", "5"]),  # a line is a step
+        ("它是3。所以4和5。", "它是5。所以6和7。", ["3", "4"], ["5", "6"]),
+        # The wrong chain adds a step, the one it parts with; the correct one parts with its next.
+        (
+            "Add 2. Take 3 and 4. End.",
+            "Add 2. So 5, I think. Take 7 and 8. End.",
+            ["3", "4"],
+            ["So 5, I think.", "7"],
+        ),
+        # The chosen side has no key word in the fork's step, and one in a later one.
+        ("5 apples. Next 1 or 3", "5 apples, so 2. Next 2 or 4", ["1"], [", so 2", "2"]),
+        ("one two", "one", ["two"], []),
+        ("same", "same", [], []),
+        ("", "a b. c d.", [], ["a b. c"]),  # adjacent words are one span
+    ],
+)
+def test_where_steps_part(chosen, rejected, chosen_words, rejected_words):
+    assert marked(chosen, rejected, "forks") == (chosen_words, rejected_words)
+
+
+# Two real pairs of PRMBench (shared/data), each worked out by hand: row, marks of both sides.
+REAL_PAIRS = [
+    # "Find x such that sqrt(x + 7) = 9", circular, errors in steps 3 to 5: each of them is touched.
+    (
+        586,
+        ["Now we can subtract 7 from both sides.", "Which", "And", "So"],
+        ["Assume $x = 74$ and verify it solves the equation.", "Substituting", "So", "Therefore"],
+    ),
+    # "Factor 36 - 9x^2", cubes for squares, errors in steps 3 and 4. "Oops." is a sentence of its own.
+    (
+        917,
+        ["still factor it", "You're", "$"],
+        ["apply the difference of cubes formula here next", "Oops", "Difference"],
+    ),
+]
+
+
+@pytest.mark.skipif(not PRMBENCH.is_file(), reason="the shared data does not stand beside the project")
+@pytest.mark.parametrize(("row", "chosen_words", "rejected_words"), REAL_PAIRS)
+def test_forks_of_real_pairs(row, chosen_words, rejected_words):
+    pair = json.loads(PRMBENCH.read_text(encoding="utf-8").splitlines()[row])
+    chosen, rejected = "\n".join(pair["correct_steps"]), "\n".join(pair["wrong_steps"])
+    assert marked(chosen, rejected, "forks") == (chosen_words, rejected_words)
+
+
 def test_fork_scope_of_a_mask():
     text = "so 4. Then 9\nand 7"
     offsets = [(0, 2), (2, 4), (4, 5), (5, 10), (10, 12), (12, 13), (13, 16), (16, 18), (0, 0)]
@@ -430,7 +490,7 @@ def test_methods_on_tokens_refuse_text(method):
 @pytest.mark.parametrize("function", [key_step_masks, key_spans])
 def test_unknown_method(function):
     with pytest.raises(
-        InputError, match="'levenshtein'; choose one of edit, words, fork, spans, reference, random"
+        InputError, match="'levenshtein'; choose one of edit, words, fork, forks, spans, reference, random"
     ):
         function("a", "b", "levenshtein")
     with pytest.raises(InputError, match="'levenshtein'"):

@@ -5,7 +5,7 @@ from conftest import tiny_llama
 from datasets import Dataset
 
 from edit_trl.errors import InputError
-from edit_trl.reference import add_scores, fork_histogram, keep_hard_forks, weights_hash
+from edit_trl.reference import add_scores, fork_histogram, hardest_forks, keep_hard_forks, weights_hash
 
 
 @pytest.fixture
@@ -81,3 +81,20 @@ def test_keeps_hard_forks():
     assert keep_hard_forks(dataset, 0.9)["fork_confidence"][:] == [0.2, 0.9]
     with pytest.raises(InputError, match=r"leaves no pair: .* with at least 0\.200"):
         keep_hard_forks(dataset, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("confidences", "share", "kept"),
+    [
+        ([0.9, 0.1, 0.5, 0.2], 0.5, [1, 3]),
+        ([0.9, 0.1, 0.5, 0.2], 0.25, [1]),
+        ([0.9, 0.1, 0.5, 0.2], 1.0, [0, 1, 2, 3]),
+        ([0.9, 0.1, 0.5], 0.5, [1, 2]),  # rounded up
+        ([0.9, 0.1], 0.001, [1]),
+        ([0.3, 0.7, 0.3, 0.3], 0.5, [0, 2]),  # of equals the earlier ones
+        ([1 - n / 1000 for n in range(100)], 0.07, list(range(93, 100))),  # 0.07 * 100 > 7 in floats
+    ],
+)
+def test_keeps_the_hardest_forks_in_row_order(confidences, share, kept):
+    rows = [{"fork_confidence": c, "row": n} for n, c in enumerate(confidences)]
+    assert hardest_forks(Dataset.from_list(rows), share)["row"][:] == kept

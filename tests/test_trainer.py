@@ -329,6 +329,48 @@ def test_max_fork_confidence_keeps_the_pairs_that_teach(tmp_path, tokenizer, log
         make_trainer(tmp_path, tokenizer, model, rows=ROWS[:2], max_fork_confidence=0.5)
 
 
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_hardest_forks_keeps_the_share_with_the_lowest_probabilities(tmp_path, tokenizer, log, layout):
+    model = tiny_llama()
+    make_trainer(tmp_path, tokenizer, model, rows=ROWS[:2], max_steps=80).train()
+    trainer = make_trainer(tmp_path, tokenizer, model, rows=ROWS[::-1], hardest_forks=0.5, layout=layout)
+    assert trainer.train_dataset["row_id"][:] == ["steps", "boolean"]  # not those it was trained on
+    report = trainer.preparation_reports["train"]
+    assert (report.kept, report.dropped) == (2, {"not among the hardest 0.5 of the forks": 2})
+    assert any("2 of 4 pairs kept; 2 dropped: not among the hardest 0.5" in message for message in log)
+    trainer.train()
+
+
+def test_hardest_forks_is_a_share_of_what_the_threshold_leaves(tmp_path, tokenizer):
+    model = tiny_llama()
+    make_trainer(tmp_path, tokenizer, model, rows=ROWS[:2], max_steps=80).train()
+    trainer = make_trainer(tmp_path, tokenizer, model, max_fork_confidence=0.9, hardest_forks=0.5)
+    report = trainer.preparation_reports["train"]
+    assert report.dropped == {"fork confidence over 0.9": 2, "not among the hardest 0.5 of the forks": 1}
+    assert (report.kept, len(trainer.train_dataset)) == (1, 1)
+    [confidence] = trainer.train_dataset["fork_confidence"][:]
+    both = make_trainer(tmp_path, tokenizer, model, max_fork_confidence=0.9).train_dataset
+    assert confidence == min(both["fork_confidence"][:])
+
+
+def test_hardest_forks_with_an_adapter(tmp_path, tokenizer):
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+    trainer = make_trainer(tmp_path, tokenizer, peft_config=lora, hardest_forks=0.25, max_steps=1)
+    plain = make_trainer(tmp_path, tokenizer, hardest_forks=0.25)  # the new adapter changes nothing
+    assert len(trainer.train_dataset) == 1
+    assert trainer.train_dataset["row_id"][:] == plain.train_dataset["row_id"][:]
+    trainer.train()
+
+
+def test_forks_marks_fewer_tokens_than_words(tmp_path, tokenizer):
+    marked = {}
+    for method in ("words", "fork", "forks"):
+        rows = make_trainer(tmp_path, tokenizer, key_step_method=method, max_steps=1).train_dataset
+        marked[method] = [sum(mask) for mask in rows["rejected_key_mask"]]
+    assert all(f <= g <= w for f, g, w in zip(*(marked[m] for m in ("fork", "forks", "words")), strict=True))
+    assert sum(marked["fork"]) < sum(marked["forks"]) < sum(marked["words"])
+
+
 # Bad input
 
 

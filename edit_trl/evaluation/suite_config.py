@@ -35,7 +35,8 @@ class SuiteArguments(MeasuredModel):
             a question: its right and wrong chains of the same question, the most similar ones together.
         pairs_per_question: The most pairs that are made of a question of that run.
         limit: Only the first so many pairs.
-        key_step_method: How key steps are found: words, edit, fork, spans (those in the rows) or reference.
+        key_step_method: How key steps are found: words, edit, fork, forks, spans (those in the rows) or
+            reference.
         greedy: Also let the model go on from what both chains begin with.
         max_new_tokens: Where that is cut off.
         batch_size: Pairs at once.

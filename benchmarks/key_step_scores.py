@@ -1,0 +1,106 @@
+"""A student's scores of labelled wrong chains, for key_step_quality.py --scores.
+
+    python benchmarks/key_step_scores.py --model PATH --data ../shared/data/key_steps/prmbench_dev.jsonl
+                                         --output scores.jsonl [--pairs 150 --seed 0]
+
+For a random sample of the pairs: the log-probability of each token of the wrong chain after what precedes
+it (`own`), and, in steps that differ, after the correct chain up to the step that stands in the wrong one's
+place and the wrong step's own beginning (`other`). In bfloat16. The last line printed is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from key_step_quality import Case, prmbench_cases
+from rapidfuzz.distance import Levenshtein
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from edit_trl.key_steps import key_spans
+from edit_trl.text_units import WORD
+
+
+def aligned_start(case: Case, start: int) -> int:
+    """Where the line of the correct chain begins that stands in the place of the wrong one's step."""
+    sides = [list(WORD.finditer(text)) for text in (case.chosen, case.rejected)]
+    words = [[match[0] for match in side] for side in sides]
+    at = next((i for i, match in enumerate(sides[1]) if match.start() >= start), len(sides[1]))
+    for op in Levenshtein.opcodes(*words):
+        if op.dest_start <= at <= op.dest_end:
+            place = op.src_start + min(at - op.dest_start, op.src_end - op.src_start)
+            if place == len(sides[0]):
+                break
+            return case.chosen.rfind("\n", 0, sides[0][place].start()) + 1
+    return len(case.chosen)
+
+
+@torch.no_grad()
+def logps(model: Any, ids: list[int], cache: DynamicCache | None = None) -> list[float]:
+    """Log-probabilities of all tokens but the first, after the cache if there is one."""
+    hidden = model.model(torch.tensor([ids]), past_key_values=cache, use_cache=cache is not None)
+    scores = model.lm_head(hidden.last_hidden_state[0, :-1]).float().log_softmax(-1)
+    return scores.gather(1, torch.tensor(ids[1:])[:, None]).squeeze(1).tolist()
+
+
+def score(case: Case, question: str, model: Any, tokenizer: Any) -> dict[str, list]:
+    """Offsets in the wrong chain, `own` and `other` of its tokens."""
+    prompt = question + "\n"
+    sides = [tokenizer(prompt + text, return_offsets_mapping=True) for text in (case.chosen, case.rejected)]
+    ids = [side["input_ids"] for side in sides]
+    spans = [[(a - len(prompt), b - len(prompt)) for a, b in side["offset_mapping"]] for side in sides]
+    own = [0.0, *logps(model, ids[1])]
+    other: list[float | None] = [None] * len(own)
+    cache = DynamicCache()
+    logps(model, ids[0], cache)
+    key = key_spans(case.chosen, case.rejected, "words")[1]
+    # From the last prefix to the first: the cache of the correct chain is only ever cut.
+    jobs = []
+    for start, end in zip(case.starts, [*case.starts[1:], len(case.rejected) + 1], strict=True):
+        if any(a < end and b > start for a, b in key):
+            prefix = sum(b <= aligned_start(case, start) for _, b in spans[0])
+            jobs.append((prefix, [i for i, (a, b) in enumerate(spans[1]) if start < b < end and a < b]))
+    for prefix, tokens in sorted(jobs, key=lambda job: -job[0]):
+        extra = cache.get_seq_length() - (prefix - 1)
+        if extra:
+            cache.crop(-extra)
+        found = logps(model, [ids[0][prefix - 1], *(ids[1][i] for i in tokens)], cache)
+        for token, value in zip(tokens, found, strict=True):
+            other[token] = value
+    first = next(i for i, (_, end) in enumerate(spans[1]) if end > 0)
+    return {"offsets": spans[1][first:], "own": own[first:], "other": other[first:]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="the student, an id or a path")
+    parser.add_argument("--data", type=Path, required=True, help="labelled pairs, JSON Lines")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    model = AutoModelForCausalLM.from_pretrained(
+        args.model, dtype=torch.bfloat16, use_safetensors=True
+    ).eval()
+    cases = prmbench_cases(args.data)
+    rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
+    order = list(range(len(cases)))
+    random.Random(args.seed).shuffle(order)
+    started = time.perf_counter()
+    with args.output.open("w", encoding="utf-8") as file:
+        for number in order[: args.pairs]:
+            found = score(cases[number], rows[number]["question"], model, tokenizer)
+            file.write(json.dumps({"pair": number} | found) + "\n")
+            file.flush()
+    seconds = time.perf_counter() - started
+    about = {"benchmark": "key_step_scores", "model": args.model, "pairs": min(args.pairs, len(cases))}
+    print(json.dumps(about | {"seconds": seconds, "cores": os.cpu_count()}))
+
+
+if __name__ == "__main__":
+    main()
