@@ -21,8 +21,8 @@ import edit_trl.checkpoints
 from edit_trl import DualCoTTrainer
 from edit_trl.checkpoints import MANIFEST, UNFINISHED, last_checkpoint
 
-# Eleven rows: at the end of an epoch one process has a pair and the other none. The checkpoint that is gone on
-# from is in the middle of an epoch (`padded` the second, `tree` the first) or at the end of one (`tokens`).
+# Eleven rows: at the end of an epoch one process has a pair and the other none. The checkpoint that is gone
+# on from is in the middle of an epoch (`padded` the second, `tree` the first) or at its end (`tokens`).
 CASES = {
     "padded": {"layout": "padded", "gradient_accumulation_steps": 2, "save_steps": 2, "logging_steps": 3},
     "tree": {"layout": "tree", "reference": "precomputed", "preference_scope": "completion"},
