@@ -383,10 +383,14 @@ class DualCoTTrainer(ResumableTrainer):
         state, processes = self.accelerator.gradient_state, self.accelerator.num_processes
         if processes == 1 or (self.args.max_tokens_per_batch is not None and self.model.training):
             return None  # batches filled by tokens are dealt out evenly
-        if not state.end_of_dataloader or state.remainder <= 0:
+        remainder = state.remainder
+        if self.model.training and not self.args.dataloader_drop_last:
+            # After a resume accelerate does not know it: `SkipBatchSampler` has no `batch_size`.
+            remainder = len(self.train_dataset) % (batch_size * processes)
+        if not state.end_of_dataloader or remainder <= 0:
             return None
         before = self.accelerator.process_index * batch_size
-        return min(max(state.remainder - before, 0), len(batch["fork"]))
+        return min(max(remainder - before, 0), len(batch["fork"]))
 
     def compute_loss(
         self,

@@ -122,7 +122,7 @@ def killed_and_resumed(recipe, tmp_path, kills, seed):
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
-        process.wait(60)
+        process.wait(120)
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return items.read_bytes()

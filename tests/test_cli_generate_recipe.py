@@ -79,9 +79,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
             text=True,
         )
         while server.seen < 20:
+            assert child.poll() is None
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
-        _, told = child.communicate(timeout=60)
+        _, told = child.communicate(timeout=120)
         assert child.returncode == 130
         assert "interrupted. Everything answered so far is in the journal" in told
         assert f"edit-trl generate --config {path}" in told
@@ -109,7 +110,7 @@ def test_a_terminal_has_a_live_display(tmp_path):
             if not piece:
                 break
             shown += piece
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     text = shown.decode()
     assert "annotate" in text
     assert "40/40" in text

@@ -291,7 +291,7 @@ class Terminal:
     def type(self, keys):
         os.write(self.screen, keys.encode())
 
-    def until(self, text, seconds=60) -> str:
+    def until(self, text, seconds=180) -> str:
         """What was written up to where `text` came, colours left out."""
         seen, end = "", time.monotonic() + seconds
         while text not in plain(seen):
@@ -300,7 +300,7 @@ class Terminal:
         return seen
 
     def rest(self) -> str:
-        self.process.wait(60)
+        self.process.wait(180)
         return self._read(0.2)
 
     def _read(self, seconds) -> str:

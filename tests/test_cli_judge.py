@@ -364,9 +364,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, run_command):
             [*COMMAND, "--config", str(path)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         while server.seen < 20:
+            assert child.poll() is None
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
-        _, told = child.communicate(timeout=60)
+        _, told = child.communicate(timeout=120)
         assert child.returncode == 130
         assert "interrupted. Everything answered so far is in the journal" in told
         assert f"edit-trl judge --config {path}" in told
@@ -393,6 +394,7 @@ def test_a_killed_run_ends_in_the_same_bytes_and_is_paid_for_once(tmp_path, run_
             seen = sum(server.paid.values())
             child = subprocess.Popen([*COMMAND, *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
             while sum(server.paid.values()) < seen + 15:
+                assert child.poll() is None
                 time.sleep(0.02)
             time.sleep(rng.uniform(0, 0.2))
             child.send_signal(signal.SIGKILL)

@@ -176,7 +176,7 @@ def test_a_run_killed_five_times_goes_on_to_the_same_bytes(tmp_path, saved_stude
         while process.poll() is None and (not items.exists() or items.read_bytes().count(b"\n") < before + 2):
             time.sleep(0.002)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
         kept.append(items.read_bytes().count(b"\n"))
     assert kept == sorted(kept)
     finish(start(part))

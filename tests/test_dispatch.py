@@ -427,9 +427,11 @@ def test_ctrl_c_in_a_process_leaves_a_journal(tmp_path):
             text=True,
         )
         assert child.stdout.readline() == "started\n"
-        time.sleep(0.3)
+        while server.seen < 16:
+            assert child.poll() is None
+            time.sleep(0.01)
         child.send_signal(signal.SIGINT)
-        _, errors = child.communicate(timeout=30)
+        _, errors = child.communicate(timeout=120)
     assert "run the same command again" in errors
     with Journal(tmp_path) as journal:
         assert 0 < len(journal) == sum(server.paid.values()) < 400

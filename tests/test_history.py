@@ -62,7 +62,7 @@ def test_processes_record_at_once(tmp_path):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(120)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert len(read_history(file)) == 30
 

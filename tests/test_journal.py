@@ -147,7 +147,7 @@ def test_a_journal_of_another_version_is_refused(tmp_path):
 def test_a_full_disk_stops_the_run_and_harms_nothing(tmp_path):
     """A child process may write no file of more than 200 kB, as on a disk that is full."""
     done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 1
     assert "JournalError: cannot write" in done.stderr

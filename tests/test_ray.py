@@ -62,7 +62,10 @@ def cluster():
 
 @pytest.fixture
 def second_node(cluster):
+    # One that an earlier test lost is counted until the cluster has missed it for long enough.
+    cluster.wait_for_nodes(timeout=300)
     node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    cluster.wait_for_nodes(timeout=300)
     yield node
     if node in cluster.worker_nodes:
         cluster.remove_node(node)

@@ -57,7 +57,7 @@ def served(smollm2, tmp_path_factory):
             [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=file, stderr=subprocess.STDOUT
         )
         try:
-            for _ in range(120):
+            for _ in range(300):
                 assert server.poll() is None, log.read_text()[-2000:]
                 try:
                     with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
@@ -67,7 +67,7 @@ def served(smollm2, tmp_path_factory):
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(120)
 
 
 def check_run(made, dispatcher, folder, teacher_again) -> None:

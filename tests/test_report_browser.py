@@ -168,7 +168,7 @@ def test_every_chart_has_its_table(page):
     ):
         details = figure.find_element(By.CSS_SELECTOR, "details")
         details.find_element(By.TAG_NAME, "summary").click()
-        rows = WebDriverWait(page.driver, 10).until(
+        rows = WebDriverWait(page.driver, 60).until(
             lambda _, details=details: details.find_elements(By.CSS_SELECTOR, "tbody tr")
         )
         assert rows
@@ -280,7 +280,7 @@ def test_the_heat_map_of_log_probabilities(page, runs):
         assert ("h0" in style) == (round(-logp, 2) <= 0.105)
         at += len(text)
     page.one(".heat-legend summary").click()
-    rows = WebDriverWait(page.driver, 10).until(lambda _: page.all(".tokens tbody tr"))
+    rows = WebDriverWait(page.driver, 60).until(lambda _: page.all(".tokens tbody tr"))
     assert len(rows) == sum(map(len, suite["tokens"].values()))
     page.pick("heat", "off")
     assert page.all(".heat") == []
@@ -433,7 +433,7 @@ def test_two_thousand_items(chromium, tmp_path, runs):
     assert page.count == 2000
     assert len(page.all("#list li")) < 200
     page.run("const list = document.getElementById('list'); list.scrollTop = list.scrollHeight")
-    WebDriverWait(page.driver, 10).until(lambda _: len(page.all("#list li")) >= 160)
+    WebDriverWait(page.driver, 60).until(lambda _: len(page.all("#list li")) >= 160)
     page.press(Keys.END, "#list")
     assert page.item == "item 1999"
     print(f"time to interactive: {page.run('return document.documentElement.dataset.ready')} ms")
@@ -445,7 +445,7 @@ def test_a_browser_that_cannot_unpack_says_so(chromium, report):
     )
     try:
         chromium.get(report.as_uri())
-        notice = WebDriverWait(chromium, 10).until(
+        notice = WebDriverWait(chromium, 60).until(
             lambda driver: driver.find_elements(By.CSS_SELECTOR, "[role=alert]")
         )
         assert "too old" in notice[0].text
