@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=int, metavar="N", help="show so many pairs; statistics are of all")
     add(
         "--method",
-        choices=["words", "edit", "fork", "forks", "spans", "reference"],
+        choices=["words", "edit", "fork", "forks", "spans", "reference", "random"],
         default="words",
         help="how key steps are found (default: %(default)s); spans: those given in the rows",
     )
