@@ -148,11 +148,11 @@ class RayPool:
             InputError: One could not be made.
         """
         self._begin()
-        while not (all if everyone else any)(seat.ready for seat in self._seats):
-            if self._error is not None:
-                raise self._error
+        while self._error is None and not (all if everyone else any)(seat.ready for seat in self._seats):
             self._changed.clear()
             await self._changed.wait()
+        if self._error is not None:  # no seat may be left
+            raise self._error
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of an object that is free, again where the object is lost.

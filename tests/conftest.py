@@ -26,8 +26,14 @@ import edit_trl.hub_errors
 import edit_trl.scoring
 import edit_trl.trainer
 
-# Where Ctrl-C is ignored (a shell's background job), so would be the one that tests send to a command.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def pytest_configure() -> None:
+    """Where Ctrl-C is ignored (a shell's background job), so would be the one that tests send to a command.
+
+    Not when this file is imported: Ray's actors do that too, outside of their main thread.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

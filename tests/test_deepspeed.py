@@ -38,6 +38,9 @@ save_strategy: "no"
 LOG_TOLERANCE = 1e-4
 # Adam makes much of a gradient that is nearly zero; each step moves a weight by about 1e-3.
 WEIGHT_TOLERANCE = 1e-4
+# What a process may end with once all is saved, in about one of eight runs of ZeRO-3: torch's gloo threads
+# are still there when the interpreter is gone.
+ABORTED = "terminate called without an active exception"
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,7 +56,9 @@ def run(folder: Path, launcher: list[str], options: list[str]) -> dict:
     recipe = ["--config", str(folder.parent / "recipe.yaml"), "--output_dir", str(folder)]
     command = [sys.executable, "-m", *launcher, "edit_trl.cli.train", *recipe, *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    finished = done.returncode == 0 or ((folder / "run.json").is_file() and ABORTED in done.stderr)
+    assert finished, done.stderr[-3000:]
+    assert json.loads((folder / "run.json").read_text())["finished"], done.stderr[-3000:]
     logs = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return {"logs": logs, "weights": load_file(folder / "model.safetensors")}
 

@@ -201,10 +201,12 @@ def test_generate_with_a_node_lost_and_the_command_killed(cluster, second_node, 
 
         process = start(*words, tmp_path / "two", "--engine", "ray")
         wait_for(process, lambda: first.paid.total() >= 10 and second.paid.total() >= 10)
+        first.delay = second.delay = 5  # or a slow machine is done before it notices
         lose(cluster, second_node, process)
         paid = first.paid.total() + second.paid.total()
         process.kill()
         process.wait()
+        first.delay = second.delay = 0.2
         # All but what was under way to the node, and to the command.
         assert 80 > len(responses(tmp_path / "two")) >= paid - 2 * 4
         finished(start(*words, tmp_path / "two", "--engine", "ray"))
