@@ -38,7 +38,7 @@ save_strategy: "no"
 LOG_TOLERANCE = 1e-4
 # Adam makes much of a gradient that is nearly zero; each step moves a weight by about 1e-3.
 WEIGHT_TOLERANCE = 1e-4
-# What a process may end with once all is saved, in about one of eight runs of ZeRO-3: torch's gloo threads
+# What a process may end with once all is saved, as seen in 2 of about 10 runs of ZeRO-3: torch's gloo threads
 # are still there when the interpreter is gone.
 ABORTED = "terminate called without an active exception"
 
