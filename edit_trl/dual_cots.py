@@ -125,7 +125,9 @@ def _pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> An
     wanted = split or "train"
     if wanted not in splits:
         listed = ", ".join(splits)
-        raise InputError(f"{source}: no split {wanted!r}; choose the split from: {listed}")
+        generated = "; `dual` and `warm_up` are in a folder that `edit-trl generate` wrote: give that"
+        hint = generated if wanted in ("dual", "warm_up") else ""
+        raise InputError(f"{source}: no split {wanted!r}; choose the split from: {listed}{hint}")
     return splits[wanted]
 
 

@@ -22,8 +22,9 @@ from edit_trl.config import NOT_FOR_DUAL_COTS, DualCoTConfig
 from edit_trl.errors import InputError
 from edit_trl.options import convert, hints_of, nearest, read_yaml
 from edit_trl.quantization import implied_options
+from edit_trl.recipe_checks import run_problems
 from edit_trl.trainer_choice import TrainerName, options_class, trainers_named, trainers_with
-from edit_trl.views import PAIR_VIEWS, View
+from edit_trl.views import View
 
 
 @dataclass
@@ -163,6 +164,7 @@ class RunArguments:
         training: The trainer's configuration, a `DualCoTConfig` but for TRL's trainers; `output_dir` is the
             stage's own folder.
         model: TRL's model, PEFT and quantization options.
+        left_out: Options of the command line that other stages have and this one's trainer does not.
     """
 
     stage: str | None
@@ -170,6 +172,15 @@ class RunArguments:
     data: DataArguments
     training: DualCoTConfig | TrainingArguments
     model: ModelConfig
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str | None:
+        """What a person should hear of it before it runs."""
+        if not self.left_out:
+            return None
+        names = ", ".join(f"--{name}" for name in self.left_out)
+        return f"stage {self.stage} runs without {names}: no option of its trainer, {self.data.trainer}"
 
 
 def read_recipe(path: str | Path | None) -> Recipe:
@@ -240,6 +251,8 @@ def parse_options(argv: Sequence[str], recipe: "Recipe | None" = None) -> dict[s
     parser, not_given = make_parser(trainers=trainers), object()
     hints = {name: hint for trainer in trainers for name, hint in _hints(trainer).items()}
     parser.set_defaults(**dict.fromkeys(hints, not_given))
+    for action in parser._actions:
+        action.choices = None  # checked with the recipe's values, which names the nearest
     namespace, unknown = parser.parse_known_args(list(argv))
     problems = [
         f"unknown option {word}{_meant(word.split('=')[0].lstrip('-'), hints, trainers, '--')}"
@@ -269,11 +282,14 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
     stages = recipe.stages or ((None, {}),)
     trainers = [({**recipe.values, **stage, **options}).get("trainer") or "dual_cot" for _, stage in stages]
     for (name, overrides), trainer in zip(stages, trainers, strict=True):
-        values = {**recipe.values, **overrides, **_options_of(trainer, trainers, options)}
+        taken = _options_of(trainer, trainers, options)
+        values = {**recipe.values, **overrides, **taken}
         if name is not None:
             values["output_dir"] = str(Path(values.get("output_dir") or "outputs") / name)
         try:
-            runs.append(_resolve(name, values))
+            run = _resolve(name, values)
+            left_out = tuple(option for option in options if option not in taken)
+            runs.append(dataclasses.replace(run, left_out=left_out))
         except InputError as error:
             label = f"stage {name}: " if name else ""
             problems += [label + problem for problem in error.problems]
@@ -316,72 +332,11 @@ def _resolve(stage: str | None, values: dict[str, Any]) -> RunArguments:
             ImportError,
         ) as error:  # what TRL and transformers raise for bad options
             problems.append(str(error))
-    problems += [*_model_problems(values), *_view_problems(values, trainer), *_suite_problems(values)]
-    if values.get("reference") == "adapter_off" and not values.get("use_peft"):
-        problems.append("`reference: adapter_off` needs an adapter to switch off; set `use_peft: true`")
+    problems += run_problems(values, trainer)
     if problems:
         raise InputError(problems)
     data, training, model = (built[cls] for cls in classes)
     return RunArguments(stage, values, data, training, model)
-
-
-def _model_problems(values: Mapping[str, Any]) -> Iterator[str]:
-    if not values.get("model_name_or_path"):
-        yield "`model_name_or_path` is missing: the student, as a Hub id or a path"
-    if not values.get("dataset_name"):
-        yield "`dataset_name` is missing: the dual CoTs, as a file, a folder or a Hub id"
-    for bits in ("load_in_4bit", "load_in_8bit"):
-        if values.get(bits) and not values.get("use_peft"):
-            yield f"`{bits}: true` needs an adapter to train; set `use_peft: true`"
-    targets = values.get("lora_target_modules") or ()
-    if "lm_head" in ([targets] if isinstance(targets, str) else targets):
-        yield (
-            "LoRA on `lm_head` would never be trained; remove it from `lora_target_modules` "
-            "('all-linear' leaves it out)"
-        )
-
-
-def _view_problems(values: Mapping[str, Any], trainer: TrainerName) -> Iterator[str]:
-    if values.get("rows") is not None and values["rows"] < 1:
-        yield f"`rows` must be at least 1, got {values['rows']}"
-    view = values.get("view", "pairs")
-    if trainer != "dual_cot":
-        if view not in PAIR_VIEWS:
-            yield (
-                f"`trainer: {trainer}` learns from pairs, and `view: {view}` has chains alone; set one "
-                f"of the views {', '.join(PAIR_VIEWS)}"
-            )
-        if values.get("suite_eval_steps") is not None:
-            yield (
-                f"`suite_eval_steps` is for `trainer: dual_cot`, got {trainer!r}; measure with "
-                "`edit-trl suite`"
-            )
-        return
-    if view in PAIR_VIEWS:
-        return
-    for name in ("rejected_key_weight", "preference_weight"):
-        if values.get(name, DualCoTConfig.__dataclass_fields__[name].default):
-            yield (
-                f"`view: {view}` has chains alone, and `{name}` is about pairs; set `{name}: 0`, or "
-                f"one of the views {', '.join(PAIR_VIEWS)}"
-            )
-
-
-def _suite_problems(values: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("suite_eval_steps", "suite_rows", "suite_max_new_tokens"):
-        if values.get(name) is not None and values[name] < 1:
-            yield f"`{name}` must be at least 1, got {values[name]}"
-    if values.get("suite_accuracy_rows", 0) < 0:
-        yield f"`suite_accuracy_rows` cannot be negative, got {values['suite_accuracy_rows']}"
-    if values.get("suite_dataset_split") is not None and not values.get("suite_dataset_name"):
-        yield "`suite_dataset_split` is a split of `suite_dataset_name`, which is missing"
-    if values.get("suite_eval_steps") is not None:
-        return
-    given = [name for name in values if name.startswith("suite_") and values[name] is not None]
-    if given:
-        yield f"`{'`, `'.join(given)}` need `suite_eval_steps`, how often the suite is run"
-    if str(values.get("metric_for_best_model", "")).removeprefix("eval_").startswith("suite/"):
-        yield f"`metric_for_best_model: {values['metric_for_best_model']}` needs `suite_eval_steps`"
 
 
 def _hints(trainer: TrainerName) -> dict[str, Any]:

@@ -15,6 +15,22 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
+def refuse_missing_folder(model: str, option: str = "model") -> None:
+    """A path that does not exist would be asked of the Hub, which answers with fifty lines.
+
+    Args:
+        model: Path or Hub id.
+        option: Which option it was given as.
+
+    Raises:
+        InputError: It looks like a path, and there is no such folder.
+    """
+    path = Path(model).expanduser()
+    looks_like_path = path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
+    if looks_like_path and not path.is_dir():
+        raise InputError(f"`{option}: {model}`: no such folder (looked in {Path.cwd()})")
+
+
 def refuse_pickled_adapter(adapter: str) -> None:
     """PEFT takes `adapter_model.bin`, a pickle, where there are no safetensors; this says no first.
 

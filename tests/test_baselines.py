@@ -228,6 +228,11 @@ def test_options_of_the_command_line_go_to_the_stages_that_have_them(recipe):
     assert (warm_up.training.normalization, warm_up.training.loss_type) == ("step", "nll")
     assert (preference.training.beta, preference.training.loss_type) == (0.3, ["sigmoid", "sft"])
     assert (warm_up.training.seed, preference.training.seed) == (3, 3)
+    assert (
+        warm_up.note == "stage warm_up runs without --loss_type, --beta: no option of its trainer, dual_cot"
+    )
+    assert preference.note == "stage preference runs without --normalization: no option of its trainer, dpo"
+    assert [run.note for run in resolve_runs(read, {"seed": 3})] == [None, None]
 
 
 def test_options_of_another_trainer_are_refused_and_named(recipe):

@@ -222,6 +222,8 @@ def test_a_file_has_only_the_train_split(tmp_path, name):
     assert len(load_dual_cots(tmp_path / name, split="train")) == 1
     [problem] = problems_of(load_dual_cots, tmp_path / name, split="test")
     assert "no split 'test'; choose the split from: train" in problem
+    [problem] = problems_of(load_dual_cots, tmp_path / name, split="warm_up")
+    assert "`dual` and `warm_up` are in a folder that `edit-trl generate` wrote" in problem
 
 
 # --- Column mapping --------------------------------------------------------------------------

@@ -22,9 +22,9 @@ from effect_matrix.measure import fork_confidence
 from effect_matrix.page import write_page
 from effect_matrix.pool import run_cells
 from effect_matrix.tables import as_markdown, fill
-from effect_matrix.work import best_point, training_options
+from effect_matrix.work import best_point, run_cell, training_options
 
-from edit_trl import compare_runs
+from edit_trl import ProceduralTeacher, compare_runs, load_dual_cots
 from edit_trl.errors import InputError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -97,6 +97,11 @@ def matrix_file(folder: Path, **changes) -> Path:
         ({"data/pairs/hard/hardest": 1.5}, "`hardest: 1.5` must be a share"),
         ({"data/pairs/hard/of": "neww"}, "`of: neww` is no set of pairs"),
         ({"data/pairs/hard/problems_of": "nwe"}, "`problems_of: nwe` must be a set of pairs"),
+        ({"data/pairs/hard/wrong_chains_of": "nwe"}, "`wrong_chains_of: nwe` must be a set of pairs"),
+        (
+            {"data/pairs/hard": {"of": "new", "problems_of": "seen", "wrong_chains_of": "seen"}},
+            "needs one of problems_of and wrong_chains_of",
+        ),
         ({"power": {"test": "harder"}}, "`power.test: harder` is none of `data.tests`"),
         ({"collapse": {"method": "our", "variants": {}}}, "`collapse.method: our` is none of the methods"),
         ({"collapse": {"method": "ours"}}, "`collapse`: `variants` is missing"),
@@ -430,6 +435,31 @@ def test_one_seed_is_tested_exactly(measured):
 def run(*words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCHMARKS / "effect.py"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_other_wrong_chains_stand_beside_the_same_right_ones(tmp_path):
+    """Of the problems that both sets have, with the one's right and the other's wrong chain."""
+    own = [
+        {"prompt": row["prompt"], "chosen": row["chosen"], "rejected": f"{row['chosen']} No: 0."}
+        for row in ProceduralTeacher(FAMILIES).rows(20)
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own), encoding="utf-8")
+    changes = {
+        "data/pairs/own": {"path": str(tmp_path / "own.jsonl")},
+        "data/pairs/on_policy": {"of": "warm_up_part", "wrong_chains_of": "own"},
+        "data/pairs/warm_up_part": {"of": "warm_up", "rows": 10},
+        "methods/ours/pairs": "on_policy",
+    }
+    matrix = read_matrix(matrix_file(tmp_path, **changes))
+    make_sets(matrix, tmp_path / "data")
+    [cell] = [cell for cell in list_cells(matrix) if cell.name == "toy/pairs/on_policy_seed0"]
+    assert run_cell(cell, tmp_path) == {"pairs": 10}
+    part = load_dual_cots(tmp_path / "data/pairs_warm_up_part/rows")
+    made = load_dual_cots(cell.folder(tmp_path) / "rows")
+    assert made["chosen"] == part["chosen"]
+    for row in made:
+        assert row["rejected"][-1]["content"] == f"{row['chosen'][-1]['content']} No: 0."
+        assert row["source"] == "on_policy"
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ LAYERS = {
     "checkpoints": 2,
     "resumable": 2,
     "trainer_choice": 2,
+    "recipe_checks": 2,
     "quantization": 2,
     "recipe": 2,
     "reference": 2,

@@ -158,6 +158,19 @@ def test_bad_options(argv, message):
 
 
 @pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--view", "rectifed"], "did you mean 'rectified'?"),
+        (["--key_step_method", "wrods"], "did you mean 'words'?"),
+        (["--lr_scheduler_type", "cosin"], "'cosine'"),
+        (["--loss_type", "nothing_such"], "nothing_such"),
+    ],
+)
+def test_bad_choices_of_the_command_line_are_named_as_those_of_a_recipe(recipe, argv, message):
+    assert message in " ".join(problems(recipe(BASE), *argv))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: [1", "is not YAML"),

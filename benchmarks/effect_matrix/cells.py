@@ -83,9 +83,9 @@ class _Maker:
         if source.of:
             inputs["of"] = self.sets["warm_up" if source.of == "warm_up" else f"pairs_{source.of}"]
         needs = [start.name]
-        if source.problems_of:
-            other = self.pairs(student, seed, source.problems_of)
-            inputs["problems_of"] = other.inputs if other else self.sets[f"pairs_{source.problems_of}"]
+        if source.beside:
+            other = self.pairs(student, seed, source.beside)
+            inputs["beside"] = other.inputs if other else self.sets[f"pairs_{source.beside}"]
             needs += [other.name] if other else []
         made = f"{student}/pairs/{name}_seed{seed}"
         return self.add(Cell(made, "pairs", student, seed, tuple(needs), inputs))
@@ -114,20 +114,21 @@ class _Maker:
             )
         return made
 
-    def measured(self) -> dict[str, Any]:
-        tests = [name for name in self.sets if name.startswith("test_")]
-        return {"tests": {name: self.sets[name] for name in tests}, "held_out": self.sets["held_out"]}
+    def measured(self, tests: Sequence[str]) -> dict[str, Any]:
+        of = {f"test_{name}": self.sets[f"test_{name}"] for name in tests}
+        return {"tests": of, "held_out": self.sets["held_out"]}
 
     def final(self, student: str, name: str, seed: int) -> Cell:
+        tests = list(self.matrix.data.tests)
         if name == WARM_UP:
             start = self.warm_up(student, seed)
-            inputs = {"warm_up": start.inputs, **self.measured()}
+            inputs = {"warm_up": start.inputs, **self.measured(tests)}
             needs = (start.name,)
         else:
             tuned = self.tune(student, name)
             needs, inputs = self.training(student, seed, self.matrix.methods[name])
             needs = (*needs, *(cell.name for cell in tuned))
-            inputs |= {"grid": self.matrix.methods[name].grid, **self.measured()}
+            inputs |= {"grid": self.matrix.methods[name].grid, **self.measured(tests)}
         cell = Cell(f"{student}/final/{name}_seed{seed}", "final", student, seed, needs, inputs, name)
         return self.add(cell)
 
@@ -137,7 +138,7 @@ class _Maker:
         tuned = self.tune(student, asked.method)
         needs, inputs = self.training(student, seed, matrix.methods[asked.method])
         inputs |= {"grid": matrix.methods[asked.method].grid, "variant": asked.variants[variant]}
-        inputs |= {"stage_2_seed": number, **self.measured()}
+        inputs |= {"stage_2_seed": number, **self.measured(list(matrix.data.tests)[:1])}
         needs = (*needs, *(cell.name for cell in tuned))
         name = f"{student}/collapse/{variant}_{number}"
         return self.add(Cell(name, "final", student, seed, needs, inputs, asked.method))

@@ -65,6 +65,8 @@ class Source:
         of: Another set, of which this one is a part.
         hardest: Share of the pairs of `of` whose fork the warmed-up student decides least surely.
         problems_of: Only the problems of `of` that are in this other set of pairs, for a control.
+        wrong_chains_of: As `problems_of`, and each with the wrong chain of that other set: where that is of
+            the student's own chains, its mistakes beside the teacher's right chains.
         generate: A recipe of `edit-trl generate`: {model} is the warmed-up student of the cell, {data} the
             folder of the sets, each with its `questions.jsonl`, {output} where the pairs go; {student} and
             {seed} are filled in too.
@@ -82,12 +84,18 @@ class Source:
     of: str | None = None
     hardest: float | None = None
     problems_of: str | None = None
+    wrong_chains_of: str | None = None
     generate: dict | None = None
 
     @property
     def by_student(self) -> bool:
         """Whether each warmed-up student has pairs of its own."""
-        return self.hardest is not None or self.problems_of is not None or self.generate is not None
+        return self.hardest is not None or self.beside is not None or self.generate is not None
+
+    @property
+    def beside(self) -> str | None:
+        """The other set of pairs that this one takes problems or wrong chains from."""
+        return self.problems_of or self.wrong_chains_of
 
 
 @dataclass(frozen=True)

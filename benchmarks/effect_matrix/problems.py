@@ -80,9 +80,13 @@ def _source_problems(name: str, source: Source, matrix: Matrix) -> Iterator[str]
         yield f"`of: {source.of}` is no set of pairs, nor warm_up{nearest_of(source.of, matrix.data.pairs)}"
     if source.hardest is not None and not (source.of and 0 < source.hardest <= 1):
         yield f"`hardest: {source.hardest}` must be a share above 0 of a set `of`"
-    if source.problems_of is not None and not (source.of and source.problems_of in matrix.data.pairs):
-        hint = nearest_of(source.problems_of, matrix.data.pairs)
-        yield f"`problems_of: {source.problems_of}` must be a set of pairs, beside `of`{hint}"
+    for option in ("problems_of", "wrong_chains_of"):
+        other = getattr(source, option)
+        if other is not None and not (source.of and other in matrix.data.pairs):
+            hint = nearest_of(other, matrix.data.pairs)
+            yield f"`{option}: {other}` must be a set of pairs, beside `of`{hint}"
+    if source.problems_of and source.wrong_chains_of:
+        yield "needs one of problems_of and wrong_chains_of"
     if source.path is not None and "{" not in source.path and not Path(source.path).exists():
         yield f"no file or folder at {source.path}"
 

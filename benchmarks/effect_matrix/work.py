@@ -89,15 +89,23 @@ def _pairs(cell: Cell, output: Path) -> Result:
     spec, rows = cell.inputs["pairs"], cell.folder(output) / "rows"
     if "generate" in spec:
         return _generate(spec["generate"], cell, output)
-    from datasets import load_from_disk
+    from datasets import Dataset, load_from_disk
 
     of = set_folder(output, "warm_up" if spec["of"] == "warm_up" else f"pairs_{spec['of']}")
     taken = load_from_disk(str(of))
     result: Result = {}
-    if "problems_of" in spec:
-        other = pairs_path(spec["problems_of"], cell.inputs["problems_of"], cell, output)
-        asked = {prompt_text(row) for row in _rows(other)}
-        taken = taken.filter(lambda row: prompt_text(row) in asked)
+    beside = spec.get("problems_of") or spec.get("wrong_chains_of")
+    if beside:
+        other = pairs_path(beside, cell.inputs["beside"], cell, output)
+        wrong = {prompt_text(row): row["rejected"] for row in _rows(other)}
+        taken = taken.filter(lambda row: prompt_text(row) in wrong)
+        if "wrong_chains_of" in spec:
+            # Spans and kinds of mistake are of the wrong chains that these stand in for.
+            kept = [column for column in taken.column_names if column in ("prompt", "chosen", "answer", "id")]
+            rows_kept = taken.select_columns(kept).to_list()
+            taken = Dataset.from_list(
+                [row | {"rejected": wrong[prompt_text(row)], "source": "on_policy"} for row in rows_kept]
+            )
     if "hardest" in spec:
         items = suite_items(warmed_up(cell, output), of, cell.folder(output) / "suite")
         confidence = {item["id"]: fork_confidence(item) for item in items}

@@ -46,6 +46,8 @@ def dry_run(config: str | None, stage: str | None, options: Sequence[str], shard
         raise InputError(f"no stage {stage!r} in {recipe.path}; it has: {names}")
     print("Estimated from the model's configuration and the recipe; nothing is loaded or trained.")
     for run in chosen:
+        if run.note:
+            print(f"\n{run.note}")
         print("\n" + "\n".join(_describe_run(run, shards)))
     return 0
 

@@ -5,14 +5,11 @@ file trains one stage in the process it is given.
 """
 
 import argparse
-import json
-import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import edit_trl
 from edit_trl.cli.cached_help import cached_help
@@ -25,38 +22,25 @@ from edit_trl.cli.launch import (
     launch,
 )
 from edit_trl.cli.launch_options import check_processes, shards
-from edit_trl.cli.push_sources import RUN_FILE
+from edit_trl.cli.run_folder import check_run_folder, check_same_run, read_run_file, write_run_file
 from edit_trl.errors import InputError
 from edit_trl.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from peft import PeftModel
+    from transformers import Trainer, TrainingArguments
 
     from edit_trl.config import DualCoTConfig
     from edit_trl.key_steps import KeyStepMethod
     from edit_trl.recipe import DataArguments, Recipe, RunArguments
-
-DRAFT_FILE = f"{RUN_FILE}.draft"
+    from edit_trl.trainer import DualCoTTrainer
 
 STOPPING = (
     "Told to stop by SIGTERM or SIGUSR1 (a spot instance; Slurm, with --signal=B:USR1@90), a run saves after "
     f"the step it is at and exits with code {EXIT_CODE}; the same command goes on from there. Bad input is "
     "code 2."
 )
-
-# Options that do not change what is trained: a run may be taken up again with others.
-INCIDENTAL = {
-    *("output_dir", "report_to", "run_name", "logging_dir", "logging_steps", "logging_strategy"),
-    *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_token", "log_level"),
-    *("save_steps", "save_strategy", "save_total_limit", "resume_from_checkpoint", "disable_tqdm"),
-    *(
-        "dataset_num_proc",
-        "dataloader_num_workers",
-        "dataloader_pin_memory",
-        "eval_steps",
-        "trackio_space_id",
-    ),
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -159,8 +143,10 @@ def _train_stage(argv: list[str], stop_signals: StopSignals) -> int:
     recipe = read_recipe(own.config)
     run = _pick_run(recipe, resolve_runs(recipe, parse_options(rest, recipe)), own.stage)
     check_processes(run.training)
+    if run.note and run.training.process_index == 0:
+        print(run.note, file=sys.stderr)
     folder = Path(run.training.output_dir)
-    state = _check_run_folder(folder, run.values)
+    state = check_run_folder(folder, run.values)
     if state.get("finished"):
         print(f"{folder} is finished ({state['finished']}), nothing to do")
         return 0
@@ -188,7 +174,7 @@ def _find_checkpoint(run: "RunArguments", folder: Path) -> str | None:
         check_checkpoint(checkpoint, describe_run(run.training))
     if named:
         # The checkpoint may be of another run's folder.
-        _check_same_run(Path(named).parent, run.values, f"resume_from_checkpoint {named} is of")
+        check_same_run(Path(named).parent, run.values, f"resume_from_checkpoint {named} is of")
     return checkpoint
 
 
@@ -211,7 +197,7 @@ def _previous_output(recipe: "Recipe", run: "RunArguments") -> str | None:
     if not position:
         return None
     folder = Path(run.training.output_dir).parent / names[position - 1]
-    if not _read_run_file(folder).get("finished"):
+    if not read_run_file(folder).get("finished"):
         raise InputError(
             f"stage {run.stage!r} starts from what stage {names[position - 1]!r} saved, but that is not "
             f"finished (looked in {folder}); run it first"
@@ -219,102 +205,88 @@ def _previous_output(recipe: "Recipe", run: "RunArguments") -> str | None:
     return str(folder)
 
 
-def _read_run_file(folder: Path) -> dict[str, Any]:
-    file = folder / RUN_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def _check_run_folder(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """What is known of the run in this folder.
-
-    Raises:
-        InputError: The folder holds another run, or other files.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output_dir {folder} is a file; choose another")
-    state = _read_run_file(folder)
-    if not state:
-        # A draft alone is a run that was cut off before it began.
-        if folder.is_dir() and any(file.name != DRAFT_FILE for file in folder.iterdir()):
-            raise InputError(
-                f"output_dir {folder} is not empty and holds no run of edit-trl; choose another, or remove it"
-            )
-        return {}
-    _check_same_run(folder, values, f"output_dir {folder} holds")
-    return state
-
-
-def _check_same_run(folder: Path, values: dict[str, Any], finding: str) -> None:
-    state = _read_run_file(folder)
-    if not state:
-        return
-    before, now = _essentials(state["options"]), _essentials(values)
-    changed = [
-        f"{k}: {before.get(k, 'not set')!r} there, {now.get(k, 'not set')!r} now"
-        for k in sorted({*before, *now})
-        if before.get(k) != now.get(k)
-    ]
-    if changed:
-        raise InputError(
-            f"{finding} another run ({'; '.join(changed)}); choose another output_dir, or remove that folder"
-        )
-
-
-def _essentials(values: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps({k: v for k, v in values.items() if k not in INCIDENTAL}, default=str))
-
-
-def _write_run_file(
-    folder: Path, values: dict[str, Any], finished: str | None, results: dict[str, Any]
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    options = {k: v for k, v in values.items() if k != "hub_token"}
-    state = {"edit_trl": edit_trl.__version__, "finished": finished, "options": options, "results": results}
-    draft = folder / DRAFT_FILE
-    draft.write_text(json.dumps(state, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(draft, folder / RUN_FILE)
-
-
 def _train(
     run: "RunArguments", folder: Path, student: str, checkpoint: str | None, stop_signals: StopSignals
 ) -> None:
-
-    from edit_trl.baselines import drop_reference, preference_trainer
+    from edit_trl.baselines import drop_reference
     from edit_trl.checkpoints import written_whole
-    from edit_trl.dual_cots import load_dual_cots
-    from edit_trl.lora_targets import lora_config
     from edit_trl.model_card import include_earlier_stages
-    from edit_trl.quantization import check_bitsandbytes, quantization_config
-    from edit_trl.trainer import DualCoTTrainer
+    from edit_trl.quantization import check_bitsandbytes
+
+    started = time.perf_counter()
+    check_bitsandbytes(run.model, run.training)
+    train_rows, eval_rows = _load_rows(run.data, run.training)
+    trainer = _make_trainer(run, student, train_rows, eval_rows, stop_signals)
+    # Only now: until here nothing of the folder is touched, so a bad recipe leaves nothing behind.
+    if trainer.is_world_process_zero():
+        write_run_file(folder, run.values, None, {})
+    # The other processes look into it too, and on another node it may be another folder.
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer.accelerator.wait_for_everyone()
+    if checkpoint:
+        trainer.accelerator.print(f"Resuming from {checkpoint}")
+    output = trainer.train(resume_from_checkpoint=checkpoint)
+    results = dict(output.metrics)
+    if eval_rows is not None:
+        results |= trainer.evaluate()
+    if run.data.trainer != "dual_cot":
+        drop_reference(trainer)
+    trainer.save_model()
+    with written_whole("the state and the card", folder):
+        trainer.save_state()
+        trainer.create_model_card(dataset_name=run.data.dataset_name)
+    trainer.accelerator.print(f"Saved to {folder} after {time.perf_counter() - started:.0f} s")
+    if trainer.is_world_process_zero():
+        include_earlier_stages(folder, Path(student))
+        write_run_file(folder, run.values, time.strftime("%Y-%m-%d %H:%M:%S"), results)
+    trainer.end()
+
+
+def _load_rows(data: "DataArguments", training: "TrainingArguments") -> tuple["Dataset", "Dataset | None"]:
+    """The rows to train on, and those to evaluate on where that is asked for."""
     from edit_trl.views import select_rows
 
-    data, training, model = run.data, run.training, run.model
-    started = time.perf_counter()
-    check_bitsandbytes(model, training)
-
-    def load(source: str, split: str | None):
-        return load_dual_cots(
-            source,
-            name=data.dataset_config,
-            split=split,
-            revision=data.dataset_revision,
-            column_mapping=data.column_mapping,
-        )
-
-    train_dataset = select_rows(
-        load(data.dataset_name, data.dataset_train_split),
+    train_rows = select_rows(
+        _load(data, data.dataset_name, data.dataset_train_split),
         data.view,
         mistake=data.mistake,
         rows=data.rows,
         seed=training.seed,
         source=data.dataset_name,
     )
-    eval_dataset = None
-    if training.eval_strategy != "no":
-        source = data.eval_dataset_name or data.dataset_name
-        eval_dataset = load(source, None if data.eval_dataset_name else data.dataset_test_split)
-        eval_dataset = select_rows(eval_dataset, data.view, source=source)
+    if training.eval_strategy == "no":
+        return train_rows, None
+    source = data.eval_dataset_name or data.dataset_name
+    split = None if data.eval_dataset_name else data.dataset_test_split
+    return train_rows, select_rows(_load(data, source, split), data.view, source=source)
 
+
+def _load(data: "DataArguments", source: str, split: str | None) -> "Dataset":
+    from edit_trl.dual_cots import load_dual_cots
+
+    return load_dual_cots(
+        source,
+        name=data.dataset_config,
+        split=split,
+        revision=data.dataset_revision,
+        column_mapping=data.column_mapping,
+    )
+
+
+def _make_trainer(
+    run: "RunArguments",
+    student: str,
+    train_rows: "Dataset",
+    eval_rows: "Dataset | None",
+    stop_signals: StopSignals,
+) -> "DualCoTTrainer | Trainer":
+    """The run's trainer with its student: the model, or the adapter of an earlier stage that goes on."""
+    from edit_trl.baselines import preference_trainer
+    from edit_trl.lora_targets import lora_config
+    from edit_trl.quantization import quantization_config
+    from edit_trl.trainer import DualCoTTrainer
+
+    data, training, model = run.data, run.training, run.model
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -329,55 +301,33 @@ def _train(
     adapter = None if loaded is not None else lora_config(model, student, training.trust_remote_code)
     if loaded is not None:
         training.model_init_kwargs = None  # used; the trainer would warn that it does not use them
-    if data.trainer == "dual_cot":
-        trainer = DualCoTTrainer(
-            model=student if loaded is None else loaded,
-            args=training,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            quantization_config=quantization if loaded is None else None,
-            peft_config=adapter,
-            callbacks=_suite_callbacks(data, training, load),
-        )
-        trainer.stop_signals = stop_signals
-    else:
-        trainer = preference_trainer(
+        quantization = None
+    if data.trainer != "dual_cot":
+        return preference_trainer(
             data.trainer,
             student,
             loaded,
             training,
-            train_dataset,
-            eval_dataset,
-            quantization_config=quantization if loaded is None else None,
+            train_rows,
+            eval_rows,
+            quantization_config=quantization,
             peft_config=adapter,
             stop_signals=stop_signals,
         )
-    # Only now: until here nothing of the folder is touched, so a bad recipe leaves nothing behind.
-    if trainer.is_world_process_zero():
-        _write_run_file(folder, run.values, None, {})
-    # The other processes look into it too, and on another node it may be another folder.
-    folder.mkdir(parents=True, exist_ok=True)
-    trainer.accelerator.wait_for_everyone()
-    if checkpoint:
-        trainer.accelerator.print(f"Resuming from {checkpoint}")
-    output = trainer.train(resume_from_checkpoint=checkpoint)
-    results = dict(output.metrics)
-    if eval_dataset is not None:
-        results |= trainer.evaluate()
-    if data.trainer != "dual_cot":
-        drop_reference(trainer)
-    trainer.save_model()
-    with written_whole("the state and the card", folder):
-        trainer.save_state()
-        trainer.create_model_card(dataset_name=data.dataset_name)
-    trainer.accelerator.print(f"Saved to {folder} after {time.perf_counter() - started:.0f} s")
-    if trainer.is_world_process_zero():
-        include_earlier_stages(folder, Path(student))
-        _write_run_file(folder, run.values, time.strftime("%Y-%m-%d %H:%M:%S"), results)
-    trainer.end()
+    trainer = DualCoTTrainer(
+        model=student if loaded is None else loaded,
+        args=training,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        quantization_config=quantization,
+        peft_config=adapter,
+        callbacks=_suite_callbacks(data, training),
+    )
+    trainer.stop_signals = stop_signals
+    return trainer
 
 
-def _suite_callbacks(data: "DataArguments", training: "DualCoTConfig", load: Callable) -> list:
+def _suite_callbacks(data: "DataArguments", training: "DualCoTConfig") -> list:
     """What runs a suite while training, where one is asked for."""
     if data.suite_eval_steps is None:
         return []
@@ -385,7 +335,7 @@ def _suite_callbacks(data: "DataArguments", training: "DualCoTConfig", load: Cal
 
     return [
         SuiteCallback(
-            load(*data.suite_source),
+            _load(data, *data.suite_source),
             steps=data.suite_eval_steps,
             rows=data.suite_rows,
             accuracy_rows=data.suite_accuracy_rows,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edit_trl.errors import InputError
-from edit_trl.weights import put_on
+from edit_trl.weights import put_on, refuse_missing_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -88,7 +88,7 @@ def load_tokenizer(
     for place in (model, base):
         if place is None:
             continue
-        _refuse_missing_folder(place)
+        refuse_missing_folder(place)
         try:
             return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, ImportError) as error:
@@ -125,7 +125,7 @@ def adapter_base(model: str) -> str | None:
     """
     from transformers.utils import find_adapter_config_file
 
-    _refuse_missing_folder(model)
+    refuse_missing_folder(model)
     try:
         if find_adapter_config_file(model) is None:
             return None
@@ -186,14 +186,6 @@ def _commit(model: str, name: str) -> str:
     except OSError as error:
         raise InputError(f"`model: {model}` cannot be loaded: {_brief(error)}") from error
     return extract_commit_hash(str(file), None) or ""
-
-
-def _refuse_missing_folder(model: str) -> None:
-    """A path that does not exist would be asked of the Hub, which answers with fifty lines."""
-    path = Path(model).expanduser()
-    looks_like_path = path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
-    if looks_like_path and not path.is_dir():
-        raise InputError(f"`model: {model}`: no such folder (looked in {Path.cwd()})")
 
 
 def _nf4():

@@ -25,6 +25,7 @@ from edit_trl.teachers.generation import PipelineOptions, PivotOptions
 from edit_trl.teachers.procedural_chat import ProceduralChat
 from edit_trl.teachers.prompts import Templates
 from edit_trl.teachers.teacher import Teacher
+from edit_trl.weights import refuse_missing_folder
 
 TeacherKind = Literal["openai_compatible", "transformers_local", "procedural", "none"]
 # What says something to or of a teacher, and would be read by nobody where there is none.
@@ -245,12 +246,17 @@ class GenerateConfig:
         )
 
     def make_student(self) -> Teacher | None:
-        """The student whose mistakes are mended, where one is named."""
+        """The student whose mistakes are mended, where one is named.
+
+        Raises:
+            InputError: Its folder does not exist.
+        """
         arguments = self.arguments
         if arguments.student is None:
             return None
         if arguments.student_base_urls:
             return arguments.endpoint(arguments.student, arguments.student_base_urls)
+        refuse_missing_folder(arguments.student, "student")
         return _local(arguments.student, arguments.batch_size)
 
     def make_labeller(self) -> Teacher | None:

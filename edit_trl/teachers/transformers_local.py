@@ -45,7 +45,7 @@ from edit_trl.teachers.teacher import (
     Sampling,
     TeacherUnusable,
 )
-from edit_trl.weights import put_on
+from edit_trl.weights import put_on, refuse_missing_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -139,6 +139,7 @@ class TransformersTeacher:
         from peft import PeftConfig
 
         cuda = torch.cuda.is_available()
+        refuse_missing_folder(self.model)
         adapter = (Path(self.model) / "adapter_config.json").is_file()
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self.model, padding_side="left")
