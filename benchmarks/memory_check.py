@@ -5,11 +5,12 @@
     python benchmarks/memory_check.py --recipes                   # the table of recipes/README.md
 
 Every run is a process of its own: a few steps of the real trainer on made-up pairs of one length. On a CPU,
-measured is the peak of the process's resident memory less what it held when everything was imported and the
-rows were tokenized, and the estimate is without its overhead (whose constant is that remainder, printed as
-`before`). On a GPU it is `torch.cuda.max_memory_allocated`, and the estimate is without the CUDA context and
-fragmentation. `--recipes` runs nothing: it prints what the estimate says of every recipe, from the shapes
-written down here. The last line is one JSON object.
+measured is the peak of the process's resident memory while it trains, less what it held when everything was
+imported and the rows were tokenized, and the estimate is without its overhead (whose constant is that
+remainder, printed as `before`); `loading` is the peak before the first step, less the same. On a GPU it is
+`torch.cuda.max_memory_allocated`, and the estimate is without the CUDA context and fragmentation. `--recipes`
+runs nothing: it prints what the estimate says of every recipe, from the shapes written down here. The last
+line is one JSON object.
 """
 
 import argparse
@@ -138,6 +139,7 @@ def run_once(case: dict) -> dict:
     from transformers import AutoConfig
 
     from edit_trl import DualCoTTrainer
+    from edit_trl.heap import map_large_blocks
     from edit_trl.lora_targets import lora_config
     from edit_trl.memory import estimate_memory, made_up_examples, process_memory
     from edit_trl.quantization import quantization_config
@@ -154,7 +156,10 @@ def run_once(case: dict) -> dict:
         mixed = torch.bfloat16 if training.bf16 else None
         estimate = estimate_memory(config, model, training, examples, device=case["device"], mixed=mixed)
         return {"parts": estimate.parts, "layout": estimate.layout, "batch_tokens": estimate.batch_tokens}
-    rows = prepared_rows(examples, case["steps"] * training.gradient_accumulation_steps)
+    if model.use_peft and not on_gpu:
+        map_large_blocks()  # as `edit-trl train` does
+    batches = case["steps"] * training.gradient_accumulation_steps
+    rows = prepared_rows(examples, batches, text_ids(model.model_name_or_path))
     before = process_memory()
     training.model_init_kwargs = {"dtype": model.dtype}
     trainer = DualCoTTrainer(
@@ -167,6 +172,10 @@ def run_once(case: dict) -> dict:
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     loaded = process_memory("VmHWM")
+    if not on_gpu:
+        # From here on: at the peak of loading, most is the mapped file of the weights, whose pages the
+        # system takes back when it needs them.
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     trainer.train()
     if on_gpu:
         return {
@@ -177,8 +186,15 @@ def run_once(case: dict) -> dict:
     return {"measured": process_memory("VmHWM") - before, "before": before, "loading": loaded - before}
 
 
-def prepared_rows(examples: list[dict], batches: int):
-    """The examples as a dataset that the trainer takes as prepared."""
+def text_ids(model: str) -> list[int]:
+    """Tokens of a text: of made-up ones, layouts differ by more than rounding in half precision may."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)(Path(__file__).read_text(encoding="utf-8")).input_ids
+
+
+def prepared_rows(examples: list[dict], batches: int, ids: list[int]):
+    """The examples, with tokens of a text, as a dataset that the trainer takes as prepared."""
     from datasets import Dataset
 
     from edit_trl.memory import batch_tokens
@@ -187,9 +203,13 @@ def prepared_rows(examples: list[dict], batches: int):
     for _ in range(batches):
         for example in examples:
             length = len(example["prompt_ids"]) + len(example["chosen_ids"])
+            prompt, fork = len(example["prompt_ids"]), example["fork"]
+            tokens = {"prompt_ids": ids[:prompt], "chosen_ids": ids[prompt:length]}
+            other = ids[length : length + len(example["rejected_ids"]) - fork]
+            tokens["rejected_ids"] = tokens["chosen_ids"][:fork] + other
             extra = {"row_id": str(len(rows)), "length": length, "prompt_length": len(example["prompt_ids"])}
             extra["unique_length"] = batch_tokens([example], "tree")
-            rows.append(example | extra | {"row": len(rows)})
+            rows.append(example | tokens | extra | {"row": len(rows)})
     return Dataset.from_list(rows)
 
 

@@ -16,6 +16,7 @@ from trl import ModelConfig
 
 from edit_trl.collation import BatchLayoutName
 from edit_trl.config import DualCoTConfig
+from edit_trl.heap import LARGEST_IN_HEAP, LEAST_MAPPED
 from edit_trl.lora_targets import make_model, settle_targets
 from edit_trl.memory_trace import trace_step, with_fake_weights
 from edit_trl.tree_attention import tree_obstacle
@@ -120,6 +121,8 @@ def estimate_memory(
         on_gpu=device == "cuda",
         pad_to_multiple_of=training.pad_to_multiple_of,
         accumulate=training.gradient_accumulation_steps > 1,
+        # As `edit-trl train` has it; see `map_large_blocks`.
+        largest_in_heap=LARGEST_IN_HEAP if adapter is None else LEAST_MAPPED,
     )
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     weights = sum(sizes.values())

@@ -24,13 +24,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from edit_trl import tree_attention
 from edit_trl.collation import BatchLayoutName, DualCoTCollator
+from edit_trl.heap import LARGEST_IN_HEAP
 from edit_trl.scoring import PairScorer
 from edit_trl.tree_attention import TreeAttention
-
-# glibc maps larger blocks one by one and gives them back when they are freed. Smaller ones it cuts from its
-# heap, which seldom shrinks: it is cut at its end alone. (The threshold starts lower and rises to this,
-# `DEFAULT_MMAP_THRESHOLD_MAX`, as blocks are freed; see mallopt(3).)
-LARGEST_IN_HEAP = 32 * 2**20
 
 
 @dataclass
@@ -60,6 +56,7 @@ class _Ledger(TorchDispatchMode):
     peak: StepMemory = field(default_factory=StepMemory)
     phase: str = "activations"
     gradients: int = 0
+    largest_in_heap: int = LARGEST_IN_HEAP
 
     def __post_init__(self):
         super().__init__()
@@ -85,7 +82,7 @@ class _Ledger(TorchDispatchMode):
             return
         self._known.add(key)
         self._live[phase] += size
-        pool = _pool(size)
+        pool = self._pool(size)
         self._pools[pool] += size
         self._most[pool] = max(self._most[pool], self._pools[pool])
         weakref.finalize(storage, self._leave, key, size, phase)
@@ -97,16 +94,15 @@ class _Ledger(TorchDispatchMode):
     def _leave(self, key: int, size: int, phase: str) -> None:
         self._known.discard(key)
         self._live[phase] -= size
-        self._pools[_pool(size)] -= size
+        self._pools[self._pool(size)] -= size
+
+    def _pool(self, size: int) -> str:
+        return "heap" if size <= self.largest_in_heap else "mapped"
 
     def peak_on_cpu(self) -> StepMemory:
         """The peak of the process: the heap, at its largest, stays, and what is mapped comes on top of it."""
         kept = sum(self._most.values()) - self.peak.total
         return replace(self.peak, activations=self.peak.activations + kept)
-
-
-def _pool(size: int) -> str:
-    return "heap" if size <= LARGEST_IN_HEAP else "mapped"
 
 
 def with_fake_weights(model: nn.Module, fake: FakeTensorMode) -> None:
@@ -138,6 +134,7 @@ def trace_step(
     on_gpu: bool = False,
     pad_to_multiple_of: int | None = None,
     accumulate: bool = False,
+    largest_in_heap: int = LARGEST_IN_HEAP,
 ) -> StepMemory:
     """Run one batch forward and backward and find the moment of most memory.
 
@@ -150,13 +147,14 @@ def trace_step(
         on_gpu: Count what TRL's kernels for GPUs take, and not the same in torch; and no heap that is kept.
         pad_to_multiple_of: As in the trainer's options.
         accumulate: Gradients of an earlier batch are there already.
+        largest_in_heap: On a CPU, bytes of the largest blocks that stay in the heap; see `edit_trl.heap`.
     """
     base: PreTrainedModel = model.get_base_model() if hasattr(model, "peft_config") else model
     add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
     collator = DualCoTCollator(0, pad_to_multiple_of, layout)
     scorer = PairScorer(model, collator, TreeAttention(model) if layout == "tree" else None)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    ledger = _Ledger()
+    ledger = _Ledger(largest_in_heap=largest_in_heap)
     precision = torch.autocast("cpu", autocast) if autocast else nullcontext()
     kernels = _as_on_a_gpu() if on_gpu else nullcontext()
     masks = patch.object(tree_attention, "causal_lower_right", _causal_lower_right)

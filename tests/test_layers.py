@@ -40,6 +40,7 @@ LAYERS = {
     "tree_attention": 1,
     "training_curves": 1,
     "weights": 1,
+    "heap": 1,
     "config": 2,
     "lora_targets": 2,
     "memory": 2,

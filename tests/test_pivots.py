@@ -505,7 +505,7 @@ def test_questions_without_answers_are_told(tmp_path):
 def test_a_student_that_is_not_there_is_told(tmp_path):
     student = tmp_path / "nobody"
     words = ["--student", student, "--pivots", "--rows", 3, "--output_dir", tmp_path / "out"]
-    with pytest.raises(InputError, match=f"no model could be loaded from '{student}'"):
+    with pytest.raises(InputError, match=f"`student: {student}`: no such folder"):
         generate([*map(str, words)])
 
 

@@ -92,10 +92,6 @@ def table(estimate: "MemoryEstimate", on_cpu: bool) -> list[str]:
         total = _machine_memory()
         here = f"this machine has {_gib(total)}" if total else "this machine does not tell what it has"
         lines.append(f"  of the memory of one process; {here}")
-        if estimate.parts.get("adapter"):
-            # malloc seldom uses a hole twice, unless blocks are mapped; python benchmarks/memory_check.py.
-            lines.append("  with an adapter, padded or checkpointed runs took up to 1.7 times as much; with")
-            lines.append("  MALLOC_MMAP_THRESHOLD_=65536 in the environment they do not, and are slower")
     fits = estimate.fits()
     sizes = ", ".join(map(str, fits)) + " GB" if fits else f"none of {', '.join(map(str, CARDS))} GB"
     return lines if on_cpu else [*lines, f"  fits cards of: {sizes}"]

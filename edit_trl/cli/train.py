@@ -210,11 +210,14 @@ def _train(
 ) -> None:
     from edit_trl.baselines import drop_reference
     from edit_trl.checkpoints import written_whole
+    from edit_trl.heap import map_large_blocks
     from edit_trl.model_card import include_earlier_stages
     from edit_trl.quantization import check_bitsandbytes
 
     started = time.perf_counter()
     check_bitsandbytes(run.model, run.training)
+    if run.training.device.type == "cpu" and run.model.use_peft:
+        map_large_blocks()
     train_rows, eval_rows = _load_rows(run.data, run.training)
     trainer = _make_trainer(run, student, train_rows, eval_rows, stop_signals)
     # Only now: until here nothing of the folder is touched, so a bad recipe leaves nothing behind.
