@@ -88,27 +88,10 @@ def estimate_memory(
         mixed: The dtype of mixed precision; None for the weights' own.
         shards: Over how many devices weights, gradients and optimizer are spread (FSDP2, ZeRO-3).
     """
-    from trl import get_peft_config
-
-    with torch.device("meta"):
-        student = make_model(config, model.dtype)
-        adapter = get_peft_config(model)
-        sizes = _weight_bytes(student, model)
-        student.requires_grad_(adapter is None)
-        if adapter is not None:
-            student = _adapt(student, settle_targets(adapter, config), model, training)
-    parameters = sum(size.numel() for size in student.parameters())
+    student, sizes = _student(config, model, training)
     fake = FakeTensorMode()
     with_fake_weights(student, fake)
-    student.train()
-    if training.gradient_checkpointing:
-        kwargs = dict(training.activation_checkpointing_kwargs or {})
-        every = kwargs.pop("every_n_layers", 1)
-        kwargs.pop("offload", None)
-        # As the Trainer does, read in transformers 5.24.
-        student.activation_checkpointing_enable(kwargs or None, every_n_layers=every)
-        if adapter is not None:
-            student.enable_input_require_grads()
+    _as_trained(student, training)
     layout: BatchLayoutName = "padded"
     if training.layout != "padded" and tree_obstacle(student) is None:
         layout = "tree"
@@ -122,14 +105,13 @@ def estimate_memory(
         pad_to_multiple_of=training.pad_to_multiple_of,
         accumulate=training.gradient_accumulation_steps > 1,
         # As `edit-trl train` has it; see `map_large_blocks`.
-        largest_in_heap=LARGEST_IN_HEAP if adapter is None else LEAST_MAPPED,
+        largest_in_heap=LEAST_MAPPED if model.use_peft else LARGEST_IN_HEAP,
     )
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    weights = sum(sizes.values())
     gradients = sum(parameter.nbytes for parameter in trained)
     parts = {
-        "weights": weights // shards,
-        "adapter": 0 if adapter is None else gradients // shards,
+        "weights": sum(sizes.values()) // shards,
+        "adapter": gradients // shards if model.use_peft else 0,
         "optimizer": optimizer_bytes(training.optim, trained) // shards,
     }
     update = _update_bytes(training.optim, trained, device)
@@ -147,13 +129,43 @@ def estimate_memory(
     overhead = CPU_PROCESS if device == "cpu" else CUDA_CONTEXT
     if device == "cuda":
         overhead += int(CUDA_FRAGMENTATION * sum(parts.values()))
+    learnt = sum(parameter.numel() for parameter in trained)
+    whole = sum(parameter.numel() for parameter in student.parameters())
     return MemoryEstimate(
-        parts | {"overhead": overhead},
-        layout,
-        batch_tokens(examples, layout),
-        parameters - (0 if adapter is None else sum(parameter.numel() for parameter in trained)),
-        sum(parameter.numel() for parameter in trained),
+        parts=parts | {"overhead": overhead},
+        layout=layout,
+        batch_tokens=batch_tokens(examples, layout),
+        parameters=whole - (learnt if model.use_peft else 0),
+        trained=learnt,
     )
+
+
+def _student(
+    config: PretrainedConfig, model: ModelConfig, training: DualCoTConfig
+) -> tuple[nn.Module, dict[str, int]]:
+    """The student with its adapter on the meta device, and the bytes of each weight of the base."""
+    from trl import get_peft_config
+
+    with torch.device("meta"):
+        student = make_model(config, model.dtype)
+        adapter = get_peft_config(model)
+        sizes = _weight_bytes(student, model)
+        student.requires_grad_(adapter is None)
+        if adapter is not None:
+            student = _adapt(student, settle_targets(adapter, config), model, training)
+    return student, sizes
+
+
+def _as_trained(student: nn.Module, training: DualCoTConfig) -> None:
+    """Mode and checkpointing as the Trainer has them, read in transformers 5.24."""
+    student.train()
+    if training.gradient_checkpointing:
+        kwargs = dict(training.activation_checkpointing_kwargs or {})
+        every = kwargs.pop("every_n_layers", 1)
+        kwargs.pop("offload", None)
+        student.activation_checkpointing_enable(kwargs or None, every_n_layers=every)
+        if hasattr(student, "peft_config"):
+            student.enable_input_require_grads()
 
 
 def _adapt(student: nn.Module, adapter: LoraConfig, model: ModelConfig, training: DualCoTConfig) -> nn.Module:
