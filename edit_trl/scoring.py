@@ -19,10 +19,10 @@ logger = logging.get_logger(__name__)
 
 Layout = Literal["auto", "tree", "padded"]
 
-# How far two ways to compute the log-probabilities of a pair's tokens may lie apart, in nats: each token's in
-# float32; in half precision, where single tokens wander, the mean of either chain's. Seen with SmolLM2-135M in
-# bfloat16, between layouts that agree to the last bit in float32: up to 0.05 on average where the processor
-# computes in bfloat16 (AMX; as far as padded bfloat16 is from float32), 8e-4 where it does not.
+# How far two ways to compute the log-probabilities of a pair's tokens may lie apart, in nats: each token's
+# in float32; in half precision, where single tokens wander, the mean of either chain's. Seen with
+# SmolLM2-135M in bfloat16, between layouts that agree to the last bit in float32: up to 0.05 on average where
+# the processor computes in bfloat16 (AMX; as far as padded bfloat16 is from float32), 8e-4 where it does not.
 LOGP_TOLERANCE = 1e-3
 HALF_PRECISION_MEAN_LOGP_TOLERANCE = 0.1
 
