@@ -33,7 +33,7 @@ CUDA_CONTEXT = int(0.6 * GIB)
 CUDA_FRAGMENTATION = 0.04
 # Python with torch, transformers, TRL and datasets, and a tokenized dataset. Measured, see
 # benchmarks/memory_check.py.
-CPU_PROCESS = int(0.85 * GIB)
+CPU_PROCESS = int(0.6 * GIB)
 # bitsandbytes: 4-bit blocks of 64 weights; statistics in blocks of 256; 8-bit optimizer states likewise.
 CPU_8BIT_UPDATE = 24  # bytes an element, bitsandbytes 0.50
 BLOCK, STATISTICS_BLOCK, OPTIMIZER_BLOCK, LEAST_8BIT_STATE = 64, 256, 256, 4096
