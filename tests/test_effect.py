@@ -103,6 +103,8 @@ def matrix_file(folder: Path, **changes) -> Path:
             "needs one of problems_of and wrong_chains_of",
         ),
         ({"power": {"test": "harder"}}, "`power.test: harder` is none of `data.tests`"),
+        ({"methods/ours/control": "stf"}, "`control: stf` is none of the other methods; did you mean `sft`?"),
+        ({"methods/ours/control": "ours"}, "`control: ours` is none of the other methods"),
         ({"collapse": {"method": "our", "variants": {}}}, "`collapse.method: our` is none of the methods"),
         ({"collapse": {"method": "ours"}}, "`collapse`: `variants` is missing"),
     ],
@@ -473,7 +475,7 @@ def test_a_small_matrix_runs_resumes_and_reports(tmp_path):
         "data/pairs/control": {"of": "new", "problems_of": "hard"},
     }
     methods = {f"methods/{name}": {"pairs": name} for name in ("broken", "made", "control")}
-    path = matrix_file(tmp_path, **pairs, **methods)
+    path = matrix_file(tmp_path, **pairs, **methods, **{"methods/control/control": "ours"})
     first = run(path, "--output", output)
     assert first.returncode == 1, first.stderr
     assert "failed: toy/pairs/broken_seed0" in first.stderr
@@ -486,6 +488,11 @@ def test_a_small_matrix_runs_resumes_and_reports(tmp_path):
     assert methods["warm_up"]["held_out"]["displacement"] == 0
     assert {"low", "high", "holm_p_value"} <= methods["ours"]["differences"]["in_domain"].keys()
     assert json.loads(first.stdout.splitlines()[-1])["baseline"] == "sft"
+    # The same pairs and options, so the same model: no difference to its control.
+    beside = methods["control"]["control_differences"]["in_domain"]
+    assert (beside["difference"], beside["seeds"]) == (0, 1)
+    assert "control_differences" not in methods["ours"]
+    assert "Difference to a control on the same pairs" in first.stdout
     page = (output / "effect.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;ours&lt;/b&gt;" in page
     assert "<b>ours" not in page

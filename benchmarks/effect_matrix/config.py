@@ -108,6 +108,8 @@ class Method:
         grid: Option -> the values tried; the best on the dev set is taken.
         pairs: The set that it is trained on.
         label: What tables call it.
+        control: Another method, which it is compared with too: SFT on the same pairs, where those are not the
+            baseline's.
     """
 
     recipe: str | None = None
@@ -115,6 +117,7 @@ class Method:
     grid: dict = field(default_factory=dict)
     pairs: str = "new"
     label: str | None = None
+    control: str | None = None
 
     @property
     def points(self) -> list[Options]:

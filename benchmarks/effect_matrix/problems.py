@@ -31,6 +31,9 @@ def matrix_problems(matrix: Matrix) -> Iterator[str]:
         if method.pairs not in matrix.data.pairs:
             hint = nearest_of(method.pairs, matrix.data.pairs)
             yield f"`methods.{name}`: `pairs: {method.pairs}` is none of `data.pairs`{hint}"
+        if method.control is not None and (method.control == name or method.control not in matrix.methods):
+            hint = nearest_of(method.control, matrix.methods)
+            yield f"`methods.{name}`: `control: {method.control}` is none of the other methods{hint}"
         for option, values in method.grid.items():
             if not isinstance(values, list) or not values:
                 yield f"`methods.{name}`: the grid's `{option}` must be a list of values, got {values!r}"

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from edit_trl.evaluation.statistics import holm
 from edit_trl.evaluation.tables import aligned
 from effect_matrix.cells import WARM_UP, Cell, list_cells, read_cell
 from effect_matrix.config import Matrix
@@ -158,28 +159,41 @@ def _mean_tasks(tasks: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _compare(
     matrix: Matrix, methods: dict[str, Record], cells: Mapping[str, Mapping[int, Cell]], output: Path
 ) -> None:
-    """Put each method's differences to the baseline into its record, p-values corrected over methods."""
-    from edit_trl.evaluation.statistics import holm
+    """Put each method's differences to the baseline, and to its control, into its record."""
+    pairs = {name: matrix.baseline for name in methods if name != matrix.baseline}
+    _differences("differences", pairs, matrix, methods, cells, output)
+    controls = {name: matrix.methods[name].control for name in methods if name in matrix.methods}
+    pairs = {name: control for name, control in controls.items() if control in cells}
+    _differences("control_differences", pairs, matrix, methods, cells, output)
 
-    base = cells.get(matrix.baseline, {})
+
+def _differences(
+    key: str,
+    pairs: Mapping[str, str],
+    matrix: Matrix,
+    methods: dict[str, Record],
+    cells: Mapping[str, Mapping[int, Cell]],
+    output: Path,
+) -> None:
+    """The differences of some methods to others, on every test, p-values corrected over the methods."""
     measured = [(f"test_{test}", test, "accuracy") for test in matrix.data.tests]
     measured.append(("held_out", "key_preference", "key_preference"))
     for folder, name, score in measured:
         p_values = {}
-        for method, record in methods.items():
-            seeds = [seed for seed in cells[method] if seed in base]
-            if method == matrix.baseline or not seeds:
+        for method, other in pairs.items():
+            seeds = [seed for seed in cells[method] if seed in cells.get(other, {})]
+            if not seeds:
                 continue
             found = difference(
-                [base[seed].folder(output) / folder for seed in seeds],
+                [cells[other][seed].folder(output) / folder for seed in seeds],
                 [cells[method][seed].folder(output) / folder for seed in seeds],
                 score,
             )
-            record.setdefault("differences", {})[name] = found
+            methods[method].setdefault(key, {})[name] = found
             p_values[method] = found["p_value"]
         corrected = {} if WARM_UP not in p_values else {WARM_UP: p_values.pop(WARM_UP)}  # no contender
         for method, p_value in (corrected | holm(p_values)).items():
-            methods[method]["differences"][name]["holm_p_value"] = p_value
+            methods[method][key][name]["holm_p_value"] = p_value
 
 
 def _collapse(matrix: Matrix, cells: Sequence[Cell], started: Mapping[int, Cell], output: Path) -> Record:

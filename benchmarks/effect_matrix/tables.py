@@ -49,11 +49,24 @@ def tables_of(matrix: Matrix, results: Record, student: str) -> list[tuple[str, 
             if name in record.get("differences", {})
         ]
         if rows:
-            head = ["method", "seeds", "difference", "95% interval", "p", "p (Holm)", "detectable"]
+            head = ["method", *_DIFFERENCE_HEAD]
             found.append(
                 (f"Difference to {methods[matrix.baseline]['label']}, {name}: {student}", [head, *rows])
             )
     found.append((f"What else changed ({tests[0]} and held-out pairs): {student}", watched))
+    controlled = [
+        [
+            record["label"],
+            methods[matrix.methods[name].control]["label"],
+            test,
+            *_difference_cells(differences),
+        ]
+        for name, record in methods.items()
+        for test, differences in record.get("control_differences", {}).items()
+    ]
+    if controlled:
+        head = ["method", "beside", "test", *_DIFFERENCE_HEAD]
+        found.append((f"Difference to a control on the same pairs: {student}", [head, *controlled]))
     if of["collapse"]:
         found.append(
             (f"Other strengths and seeds ({tests[0]}, beside the warm-up): {student}", _collapse_table(of))
@@ -74,12 +87,17 @@ def _watched(record: Record, test: str) -> Row:
     return [*shown, tokens, *cost]
 
 
+_DIFFERENCE_HEAD = ["seeds", "difference", "95% interval", "p", "p (Holm)", "detectable"]
+
+
 def _difference_row(record: Record, name: str) -> Row:
-    found = record["differences"][name]
+    return [record["label"], *_difference_cells(record["differences"][name])]
+
+
+def _difference_cells(found: Record) -> Row:
     low, high = (f"{100 * found[side]:+.1f}" for side in ("low", "high"))
     effect = found["minimum_detectable_effect"]
     return [
-        record["label"],
         str(found["seeds"]),
         f"{100 * found['difference']:+.1f}",
         f"{low} to {high}",
