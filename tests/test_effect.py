@@ -98,6 +98,8 @@ def matrix_file(folder: Path, **changes) -> Path:
         ({"data/pairs/hard/of": "neww"}, "`of: neww` is no set of pairs"),
         ({"data/pairs/hard/problems_of": "nwe"}, "`problems_of: nwe` must be a set of pairs"),
         ({"data/pairs/hard/wrong_chains_of": "nwe"}, "`wrong_chains_of: nwe` must be a set of pairs"),
+        ({"data/pairs/hard/wrong_chains_of": "hard"}, "`wrong_chains_of: hard` must stand above it"),
+        ({"data/pairs/seen": {"of": "hard"}}, "`of: hard` must stand above it in `data.pairs`"),
         (
             {"data/pairs/hard": {"of": "new", "problems_of": "seen", "wrong_chains_of": "seen"}},
             "needs one of problems_of and wrong_chains_of",
@@ -448,8 +450,8 @@ def test_other_wrong_chains_stand_beside_the_same_right_ones(tmp_path):
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own), encoding="utf-8")
     changes = {
         "data/pairs/own": {"path": str(tmp_path / "own.jsonl")},
-        "data/pairs/on_policy": {"of": "warm_up_part", "wrong_chains_of": "own"},
         "data/pairs/warm_up_part": {"of": "warm_up", "rows": 10},
+        "data/pairs/on_policy": {"of": "warm_up_part", "wrong_chains_of": "own"},
         "methods/ours/pairs": "on_policy",
     }
     matrix = read_matrix(matrix_file(tmp_path, **changes))

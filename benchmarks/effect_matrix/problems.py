@@ -88,6 +88,11 @@ def _source_problems(name: str, source: Source, matrix: Matrix) -> Iterator[str]
         if other is not None and not (source.of and other in matrix.data.pairs):
             hint = nearest_of(other, matrix.data.pairs)
             yield f"`{option}: {other}` must be a set of pairs, beside `of`{hint}"
+    order = [f"pairs_{key}" for key in matrix.data.pairs]
+    for option in ("of", "problems_of", "wrong_chains_of"):
+        other = f"pairs_{getattr(source, option)}"
+        if name in order and other in order and order.index(other) >= order.index(name):
+            yield f"`{option}: {getattr(source, option)}` must stand above it in `data.pairs`"
     if source.problems_of and source.wrong_chains_of:
         yield "needs one of problems_of and wrong_chains_of"
     if source.path is not None and "{" not in source.path and not Path(source.path).exists():
