@@ -3,14 +3,16 @@
     python benchmarks/memory_check.py --model outputs/quickstart/student            # on a CPU
     python benchmarks/memory_check.py --device cuda --tokenizer PATH [--shapes 1b 3b 8b]
     python benchmarks/memory_check.py --recipes                   # the table of recipes/README.md
+    python benchmarks/memory_check.py --recipe recipes/quickstart/config.yaml --use_cpu true [--OPTION VALUE]
 
 Every run is a process of its own: a few steps of the real trainer on made-up pairs of one length. On a CPU,
 measured is the peak of the process's resident memory while it trains, less what it held when everything was
 imported and the rows were tokenized, and the estimate is without its overhead (whose constant is that
 remainder, printed as `before`); `loading` is the peak before the first step, less the same. On a GPU it is
 `torch.cuda.max_memory_allocated`, and the estimate is without the CUDA context and fragmentation. `--recipes`
-runs nothing: it prints what the estimate says of every recipe, from the shapes written down here. The last
-line is one JSON object.
+runs nothing: it prints what the estimate says of every recipe, from the shapes written down here. `--recipe`
+runs one on a CPU as `edit-trl train` does, to its end, with options over it, and sets what the dry run says
+of each stage beside the peak of its process, loading and all. The last line is one JSON object.
 """
 
 import argparse
@@ -112,7 +114,7 @@ def recipes_table() -> dict[str, dict]:
             tie_word_embeddings=tied,
             architectures=["LlamaForCausalLM"],
         )
-        run = resolve_runs(read_recipe(path), {})[0]
+        run = resolve_runs(read_recipe(path), {})[-1]  # it runs the wrong chains too
         if name.startswith("gemma-3-4b"):
             run.model.lora_target_modules = "all-linear" if run.model.use_peft else None
         examples = made_up_examples(run.training.per_device_train_batch_size, run.training.max_length)
@@ -184,6 +186,44 @@ def run_once(case: dict) -> dict:
             "device_name": torch.cuda.get_device_name(),
         }
     return {"measured": process_memory("VmHWM") - before, "before": before, "loading": loaded - before}
+
+
+def recipe_stages(recipe: str, options: list[str], threads: int | None, folder: str) -> list[dict]:
+    """Estimate each stage of a recipe, and train it, in a process of its own."""
+    from edit_trl.cli.dry_run import longest_batch, mixed_precision, student_config
+    from edit_trl.memory import estimate_memory
+    from edit_trl.recipe import parse_options, read_recipe, resolve_runs
+
+    options = [*options, "--output_dir", folder]
+    read = read_recipe(recipe)
+    results = []
+    for run in resolve_runs(read, parse_options(options, read)):
+        if not run.training.use_cpu:
+            raise SystemExit("--recipe measures processes on a CPU; say --use_cpu true")
+        examples, _ = longest_batch(run)
+        estimate = estimate_memory(
+            student_config(run), run.model, run.training, examples, device="cpu", mixed=mixed_precision(run)
+        )
+        words = ["--config", recipe, *options, *(["--stage", run.stage] if run.stage else [])]
+        measured = child({"train": words}, threads)
+        result = {"case": run.stage or "train", "parts": estimate.parts, "estimate": estimate.peak}
+        result |= measured
+        if "measured" in measured:
+            result["off"] = estimate.peak / measured["measured"] - 1
+        results.append(result)
+        print(row(result), flush=True)
+    return results
+
+
+def run_recipe_stage(words: list[str]) -> dict:
+    from edit_trl.cli.main import run_command
+    from edit_trl.cli.train import train_stage
+    from edit_trl.memory import process_memory
+
+    code = run_command(train_stage, words)
+    if code:
+        raise SystemExit(code)
+    return {"measured": process_memory("VmHWM")}
 
 
 def text_ids(model: str) -> list[int]:
@@ -292,7 +332,7 @@ def row(result: dict) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", type=Path, default=Path("outputs/quickstart/student"), help="For the CPU.")
@@ -304,9 +344,13 @@ def main() -> int:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--pairs", type=int, default=4, help="Pairs a batch on a GPU.")
     parser.add_argument("--recipes", action="store_true", help="Print the table of the recipes.")
-    args = parser.parse_args()
+    parser.add_argument("--recipe", help="A recipe to run whole on a CPU, with options over it.")
+    args, options = parser.parse_known_args()
+    if options and not args.recipe:
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
     if args.case:
-        print(RESULT + json.dumps(run_once(json.loads(args.case))))
+        case = json.loads(args.case)
+        print(RESULT + json.dumps(run_recipe_stage(case["train"]) if "train" in case else run_once(case)))
         return 0
     versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")}
     machine = {"machine": platform.machine(), "cpus": os.cpu_count()}
@@ -317,8 +361,11 @@ def main() -> int:
     heads += ["head", "loading"]
     print(f"{'MiB':28} {heads[0]:>6} " + " ".join(f"{head[:9]:>9}" for head in heads[1:]))
     with tempfile.TemporaryDirectory() as folder:
-        cases = cpu_cases(args) if args.device == "cpu" else gpu_cases(args, Path(folder))
-        results = compare(cases, args, os.path.join(folder, "out"))
+        if args.recipe:
+            results = recipe_stages(args.recipe, options, args.threads, os.path.join(folder, "out"))
+        else:
+            cases = cpu_cases(args) if args.device == "cpu" else gpu_cases(args, Path(folder))
+            results = compare(cases, args, os.path.join(folder, "out"))
     off = [abs(result["off"]) for result in results if "off" in result]
     worst = max(off) if off else None
     print(json.dumps({"worst": worst, "results": results, "versions": versions, **machine}))

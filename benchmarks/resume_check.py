@@ -1,7 +1,7 @@
 """Whether a run that was killed and resumed ends with the weights of one that was not, bit for bit.
 
     python benchmarks/resume_check.py [--cases padded_lora tree_lora tree_full two_stages] [--repeats 20]
-                                      [--real] [--student PATH] [--seed 0]
+                                      [--real] [--student PATH] [--pairs 20] [--seed 0]
 
 Each repetition kills a training process with SIGKILL, at a random moment of a random step or after the last
 one, so that some die while they save; runs the same command again until it is finished; and compares the
@@ -58,7 +58,6 @@ stages:
     normalization: step
   - name: key_steps
 """
-PAIRS = 20
 KILLED = -signal.SIGKILL
 
 
@@ -96,12 +95,12 @@ def make_student(folder: Path, texts: list[str]) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def make_inputs(folder: Path, student: Path | None) -> None:
+def make_inputs(folder: Path, student: Path | None, pairs: int) -> None:
     """The student, the pairs and a recipe of each case."""
     from edit_trl import ProceduralTeacher, generate_dual_cots
 
     families = ("object_counting", "arithmetic", "boolean_expressions")
-    rows = generate_dual_cots(ProceduralTeacher(families, seed=0), PAIRS)
+    rows = generate_dual_cots(ProceduralTeacher(families, seed=0), pairs)
     rows = rows.select_columns(["prompt", "chosen", "rejected"]).to_list()
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
@@ -236,7 +235,7 @@ def measure(case: str, folder: Path, args: argparse.Namespace, chance: random.Ra
     for _ in range(args.repeats):
         shutil.rmtree(output, ignore_errors=True)
         if two_stages:
-            death = chance.choice(("warm_up", "key_steps")), chance.uniform(0, 2 * seconds / steps)
+            death = chance.choice(("warm_up", "key_steps")), chance.uniform(0, seconds / 2)
         else:
             death = chance.choice((*range(steps), -1)), chance.uniform(0, 0.15)
         counts["killed"] += run(output, death) == KILLED
@@ -257,6 +256,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=names, default=names)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--student", type=Path, help="A model of one's own instead of the tiny one.")
+    parser.add_argument("--pairs", type=int, default=20, help="To train on, twice, in batches of two.")
     parser.add_argument("--real", action="store_true", help="Start `edit-trl train` anew for two_stages.")
     parser.add_argument("--seed", type=int, default=0, help="Of the moments to kill at.")
     args = parser.parse_args()
@@ -265,7 +265,7 @@ def main() -> None:
         folder = Path(name)
         os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        make_inputs(folder, args.student and args.student.resolve())
+        make_inputs(folder, args.student and args.student.resolve(), args.pairs)
         import edit_trl.recipe
         import edit_trl.trainer  # noqa: F401 (once, for all forks)
 

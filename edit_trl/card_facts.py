@@ -26,6 +26,8 @@ Form = Literal["adapter", "model", "merged"]
 
 OBJECTIVE_FIELDS = (
     "key_step_method",
+    "key_step_seed",
+    "max_key_fraction",
     "chosen_key_weight",
     "chosen_context_weight",
     "rejected_key_weight",
@@ -35,7 +37,9 @@ OBJECTIVE_FIELDS = (
     "preference_weight",
     "preference_loss",
     "preference_scope",
+    "preference_reduction",
     "preference_beta",
+    "preference_margin",
     "reference",
     "max_fork_confidence",
     "hardest_forks",
@@ -43,6 +47,7 @@ OBJECTIVE_FIELDS = (
 TRAINING_FIELDS = (
     "learning_rate",
     "lr_scheduler_type",
+    "lr_decay_per_epoch",
     "warmup_steps",
     "num_train_epochs",
     "max_steps",

@@ -44,7 +44,7 @@ def lora_config(model: ModelConfig, student: str, trust_remote_code: bool = Fals
     """
     adapter = get_peft_config(model)
     if adapter is None or adapter.target_modules is None:
-        return adapter  # PEFT's table for the architecture, which has no head in it
+        return adapter  # without a look at the student
     config = AutoConfig.from_pretrained(
         student, revision=model.model_revision, trust_remote_code=trust_remote_code
     )
@@ -53,6 +53,8 @@ def lora_config(model: ModelConfig, student: str, trust_remote_code: bool = Fals
 
 def settle_targets(adapter: LoraConfig, config: PretrainedConfig) -> LoraConfig:
     """`lora_config` for a student of which the configuration is at hand."""
+    if adapter.target_modules is None:
+        return adapter  # PEFT's table for the architecture, which has no head in it
     everything = adapter.target_modules == "all-linear"
     if everything and config.get_text_config() is config:
         return adapter

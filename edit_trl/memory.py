@@ -19,6 +19,7 @@ from edit_trl.config import DualCoTConfig
 from edit_trl.heap import LARGEST_IN_HEAP, LEAST_MAPPED
 from edit_trl.lora_targets import make_model, settle_targets
 from edit_trl.memory_trace import trace_step, with_fake_weights
+from edit_trl.objective import Objective
 from edit_trl.tree_attention import tree_obstacle
 
 Device = Literal["cuda", "cpu"]
@@ -34,6 +35,9 @@ CUDA_FRAGMENTATION = 0.04
 # Python with torch, transformers, TRL and datasets, and a tokenized dataset. Measured, see
 # benchmarks/memory_check.py.
 CPU_PROCESS = int(0.6 * GIB)
+# In half precision oneDNN multiplies, which keeps its kernels and their descriptions by shape, the last 1,024
+# of them, and pairs differ in length, so that they come to as many. Measured, see README.
+CPU_KERNELS = int(0.6 * GIB)
 # bitsandbytes: 4-bit blocks of 64 weights; statistics in blocks of 256; 8-bit optimizer states likewise.
 CPU_8BIT_UPDATE = 24  # bytes an element, bitsandbytes 0.50
 BLOCK, STATISTICS_BLOCK, OPTIMIZER_BLOCK, LEAST_8BIT_STATE = 64, 256, 256, 4096
@@ -47,7 +51,7 @@ class MemoryEstimate:
         parts: Adds up to the peak. Weights, adapter and optimizer are there all the time; gradients,
             activations and head as they are at the moment of most memory.
         layout: In which the longest batch was run.
-        batch_tokens: Tokens of the longest batch, padding counted.
+        batch_tokens: Tokens of the longest batch that gradients are computed of, padding counted.
         parameters: Of the model.
         trained: How many of them, or of the adapter, are trained.
     """
@@ -95,6 +99,7 @@ def estimate_memory(
     layout: BatchLayoutName = "padded"
     if training.layout != "padded" and tree_obstacle(student) is None:
         layout = "tree"
+    with_rejected = Objective(training).needs_rejected
     step = trace_step(
         student,
         fake,
@@ -103,6 +108,7 @@ def estimate_memory(
         autocast=mixed,
         on_gpu=device == "cuda",
         pad_to_multiple_of=training.pad_to_multiple_of,
+        with_rejected=with_rejected,
         accumulate=training.gradient_accumulation_steps > 1,
         # As `edit-trl train` has it; see `map_large_blocks`.
         largest_in_heap=LEAST_MAPPED if model.use_peft else LARGEST_IN_HEAP,
@@ -126,15 +132,15 @@ def estimate_memory(
         }
     if model.load_in_4bit or model.load_in_8bit:
         parts["activations"] += _dequantized_layer(student)
-    overhead = CPU_PROCESS if device == "cpu" else CUDA_CONTEXT
-    if device == "cuda":
-        overhead += int(CUDA_FRAGMENTATION * sum(parts.values()))
+    overhead = CUDA_CONTEXT + int(CUDA_FRAGMENTATION * sum(parts.values()))
+    if device == "cpu":
+        overhead = CPU_PROCESS + (CPU_KERNELS if _in_half_precision(student, mixed) else 0)
     learnt = sum(parameter.numel() for parameter in trained)
     whole = sum(parameter.numel() for parameter in student.parameters())
     return MemoryEstimate(
         parts=parts | {"overhead": overhead},
         layout=layout,
-        batch_tokens=batch_tokens(examples, layout),
+        batch_tokens=batch_tokens(examples, layout, with_rejected),
         parameters=whole - (learnt if model.use_peft else 0),
         trained=learnt,
     )
@@ -154,6 +160,10 @@ def _student(
         if adapter is not None:
             student = _adapt(student, settle_targets(adapter, config), model, training)
     return student, sizes
+
+
+def _in_half_precision(student: nn.Module, mixed: torch.dtype | None) -> bool:
+    return mixed is not None or any(p.dtype in (torch.bfloat16, torch.float16) for p in student.parameters())
 
 
 def _as_trained(student: nn.Module, training: DualCoTConfig) -> None:
@@ -261,17 +271,22 @@ def _update_bytes(name: Any, trained: Sequence[nn.Parameter], device: Device) ->
     return 0
 
 
-def batch_tokens(examples: Sequence[dict[str, Any]], layout: BatchLayoutName) -> int:
+def batch_tokens(
+    examples: Sequence[dict[str, Any]], layout: BatchLayoutName, with_rejected: bool = True
+) -> int:
     """How many tokens a batch runs, padding counted; in a tree what chains of a pair share counts once."""
     if layout == "padded":
-        sides = [
+        lengths = [
             len(ex["prompt_ids"]) + len(ex[f"{side}_ids"])
             for ex in examples
             for side in ("chosen", "rejected")
         ]
-        return len(sides) * max(sides)
+        # The correct chains run alone are as wide as the batch.
+        return (len(lengths) if with_rejected else len(examples)) * max(lengths)
     return sum(
-        len(ex["prompt_ids"]) + len(ex["chosen_ids"]) + len(ex["rejected_ids"]) - ex["fork"]
+        len(ex["prompt_ids"])
+        + len(ex["chosen_ids"])
+        + (len(ex["rejected_ids"]) - ex["fork"] if with_rejected else 0)
         for ex in examples
     )
 

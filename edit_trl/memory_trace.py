@@ -133,6 +133,7 @@ def trace_step(
     autocast: torch.dtype | None = None,
     on_gpu: bool = False,
     pad_to_multiple_of: int | None = None,
+    with_rejected: bool = True,
     accumulate: bool = False,
     largest_in_heap: int = LARGEST_IN_HEAP,
 ) -> StepMemory:
@@ -146,6 +147,7 @@ def trace_step(
         autocast: Mixed precision: the dtype of the computation.
         on_gpu: Count what TRL's kernels for GPUs take, and not the same in torch; and no heap that is kept.
         pad_to_multiple_of: As in the trainer's options.
+        with_rejected: Whether the loss looks at the wrong chains.
         accumulate: Gradients of an earlier batch are there already.
         largest_in_heap: On a CPU, bytes of the largest blocks that stay in the heap; see `edit_trl.heap`.
     """
@@ -165,8 +167,10 @@ def trace_step(
             for _ in range(2 if accumulate else 1):
                 ledger.phase = "activations"
                 with precision:
-                    logps = scorer(model, batch)
-                    loss = logps.chosen.sum() + logps.rejected.sum()
+                    logps = scorer(model, batch, with_rejected)
+                    loss = logps.chosen.sum()
+                    if with_rejected:
+                        loss = loss + logps.rejected.sum()
                 loss.backward()
                 del logps, loss
         for parameter in trained:

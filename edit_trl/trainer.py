@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -323,18 +323,25 @@ class DualCoTTrainer(ResumableTrainer):
 
     # The step
 
-    def _runs_rejected(self) -> bool:
-        """Whether this step runs the wrong chains.
+    def _logps(self, model: nn.Module, batch: dict[str, Any]) -> PairLogps:
+        """Log-probabilities of a batch's chains; of the wrong ones where anybody looks at them.
 
-        In a warm-up only the metrics look at them, so they are run for the steps that are logged alone:
-        half of the tokens, and the logs are as full.
+        In a warm-up only the metrics do, so they are run for the steps that are logged alone, and without
+        gradients: it takes the time and the memory of the correct chains, and the logs are as full.
         """
-        args, state = self.args, self.state
         if self.objective.needs_rejected or not self.model.training:
+            return self.score_pairs(model, batch)
+        rejected = None
+        if self._is_logged():
+            with torch.no_grad():
+                rejected = self.score_pairs(model, batch).rejected
+        return replace(self.score_pairs(model, batch, with_rejected=False), rejected=rejected)
+
+    def _is_logged(self) -> bool:
+        args, step = self.args, self.state.global_step
+        if args.logging_strategy != "steps" or (args.logging_first_step and step == 0):
             return True
-        if args.logging_strategy != "steps" or (args.logging_first_step and state.global_step == 0):
-            return True
-        return (state.global_step + 1) % state.logging_steps == 0
+        return (step + 1) % self.state.logging_steps == 0
 
     def _reference_scores(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         if self.args.reference == "none":
@@ -401,7 +408,7 @@ class DualCoTTrainer(ResumableTrainer):
     ):
         """The mean objective over the pairs of the optimizer step, as this batch's share of it."""
         reference_scores = self._reference_scores(model, inputs)
-        logps = self.score_pairs(model, inputs, with_rejected=self._runs_rejected())
+        logps = self._logps(model, inputs)
         own = inputs.get("own_pairs")
         examples = inputs["layout"].examples[:own]
         step_means, scale = None, 1 / max(len(examples), 1)

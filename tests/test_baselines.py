@@ -235,6 +235,14 @@ def test_options_of_the_command_line_go_to_the_stages_that_have_them(recipe):
     assert [run.note for run in resolve_runs(read, {"seed": 3})] == [None, None]
 
 
+def test_what_a_stage_runs_without_is_said(recipe, capsys):
+    path = recipe()
+    assert stage(path, "warm_up", "--beta", "0.3") == 0
+    assert "stage warm_up runs without --beta: no option of its trainer, dual_cot" in capsys.readouterr().err
+    assert stage(path, "preference", "--beta", "0.3") == 0
+    assert "runs without" not in capsys.readouterr().err
+
+
 def test_options_of_another_trainer_are_refused_and_named(recipe):
     assert "stage preference: unknown key `preference_weight`: it is an option of the trainer dual_cot" in (
         refused(recipe(more="    preference_weight: 0.1\n"))

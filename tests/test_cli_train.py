@@ -1,4 +1,5 @@
 import json
+import platform
 import subprocess
 import sys
 
@@ -7,8 +8,10 @@ import torch
 from conftest import ROWS, conversational
 from safetensors.torch import load_file
 
+from edit_trl import heap
 from edit_trl.cli.main import main, run_command
 from edit_trl.cli.train import train_stage
+from edit_trl.heap import map_large_blocks
 
 RECIPE = """
 model_name_or_path: {student}
@@ -107,6 +110,15 @@ def test_a_recipe_without_stages_is_one_run(recipe, tmp_path):
     assert stage(recipe, None) == 0
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert run_file(tmp_path / "out")["results"]["train_loss"] > 0
+
+
+def test_large_blocks_are_mapped_for_adapters_alone(recipe, monkeypatch):
+    done = []
+    monkeypatch.setattr(heap, "map_large_blocks", lambda: done.append(map_large_blocks()))
+    assert stage(recipe, "warm_up", "--use_peft", "false") == 0
+    assert not done
+    assert stage(recipe, "warm_up", "--output_dir", f"{recipe.parent}/adapter") == 0
+    assert done == [platform.libc_ver()[0] == "glibc"]
 
 
 def test_evaluates_and_keeps_the_results(recipe, tmp_path):

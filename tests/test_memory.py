@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edit_trl.cli.main import main
 from edit_trl.memory import (
+    CPU_KERNELS,
     GIB,
     MemoryEstimate,
     batch_tokens,
@@ -25,12 +26,14 @@ from edit_trl.recipe import Recipe, resolve_runs
 MINIMAL = {"model_name_or_path": "m", "dataset_name": "d.jsonl", "output_dir": "o", "use_cpu": True}
 
 
-def estimate(pairs: int = 2, length: int = 64, device: str = "cuda", shards: int = 1, **options):
+def estimate(pairs: int = 2, length: int = 64, device: str = "cuda", shards: int = 1, mixed=None, **options):
     run = resolve_runs(Recipe(None, MINIMAL | options), {})[0]
     config = tiny_llama().config
     config.architectures = ["LlamaForCausalLM"]
     examples = made_up_examples(pairs, length)
-    return estimate_memory(config, run.model, run.training, examples, device=device, shards=shards)
+    return estimate_memory(
+        config, run.model, run.training, examples, device=device, mixed=mixed, shards=shards
+    )
 
 
 def test_weights_gradients_and_optimizer_of_full_fine_tuning():
@@ -84,6 +87,35 @@ def test_the_tree_takes_less_than_the_padded_layout():
     assert tree.batch_tokens == sum([128 + 127 - 32 - 47] * 2)  # without prompt and shared tokens twice
     off = {"gradient_checkpointing": False, "length": 128}
     assert estimate(layout="tree", **off).peak < estimate(layout="padded", **off).peak
+
+
+def test_half_precision_on_a_cpu_takes_the_kernels_that_onednn_keeps():
+    def overhead(**options) -> int:
+        return estimate(device="cpu", **options).parts["overhead"]
+
+    plain = overhead(dtype="float32")
+    assert overhead(dtype="float32", use_peft=True) == plain
+    assert overhead(dtype="bfloat16") == plain + CPU_KERNELS
+    assert overhead(dtype="float32", mixed=torch.bfloat16) == plain + CPU_KERNELS
+    assert overhead(use_peft=True, load_in_4bit=True) == plain + CPU_KERNELS  # bfloat16 where it computes
+
+
+def test_without_targets_the_adapter_is_on_those_of_peft():
+    found = estimate(use_peft=True, lora_r=4, dtype="float32")
+    attention = [m for n, m in tiny_llama().named_modules() if n.endswith(("q_proj", "v_proj"))]
+    assert found.trained == sum(4 * (m.in_features + m.out_features) for m in attention)
+
+
+def test_a_warm_up_takes_the_memory_of_the_correct_chains():
+    """Its wrong chains are run for the metrics alone, without gradients."""
+    options = {"layout": "padded", "gradient_checkpointing": False, "length": 128}
+    pairs = estimate(**options)
+    warm_up = estimate(**options, preference_weight=0.0)
+    assert warm_up.batch_tokens == pairs.batch_tokens // 2
+    assert warm_up.parts["activations"] < 0.6 * pairs.parts["activations"]
+    tree = estimate(**options | {"layout": "tree"}, preference_weight=0.0)
+    assert tree.batch_tokens == 2 * 128
+    assert tree.parts["activations"] < 1.1 * warm_up.parts["activations"]
 
 
 def test_checkpointing_takes_fewer_activations():

@@ -297,16 +297,20 @@ def test_what_goes_wrong_in_an_actor_is_told(cluster, second_node, capsys):
 
 
 @pytest.mark.slow
-def test_everyone_must_be_ready_where_asked_for(cluster):
-    async def ready() -> None:
-        pool = RayPool([Ill, partial(Ill, "refuses")], {})
+def test_readiness_of_everyone_and_of_the_first(cluster):
+    async def ready(makers, everyone: bool) -> None:
+        pool = RayPool(makers, {})
         try:
-            await pool.ready(everyone=True)
+            await pool.ready(everyone)
         finally:
             pool.close()
 
     with pytest.raises(InputError, match="no such model"):
-        asyncio.run(ready())
+        asyncio.run(ready([Ill, partial(Ill, "refuses")], everyone=True))
+    asyncio.run(ready([partial(Ill, "leaves"), Ill], everyone=False))
+    for everyone in (True, False):  # with no place left, neither the first nor everyone will be
+        with pytest.raises(InputError, match="no process of the Ray cluster lives until it is ready"):
+            asyncio.run(ready([partial(Ill, "leaves")], everyone))
 
 
 @pytest.mark.slow

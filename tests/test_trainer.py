@@ -109,11 +109,14 @@ def test_warm_up_runs_the_wrong_chains_for_the_logs_alone(tmp_path, tokenizer):
     }
     trainer = make_trainer(tmp_path, tokenizer, **options)
     rows_run = []
-    trainer.model.register_forward_pre_hook(
-        lambda _, args, kwargs: rows_run.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
+
+    def see(_module, _args, kwargs):
+        rows_run.append((len(kwargs["input_ids"]), torch.is_grad_enabled()))
+
+    trainer.model.register_forward_pre_hook(see, with_kwargs=True)
     trainer.train()
-    assert rows_run == [4, 8, 4, 8]
+    # Both chains for the metrics, without gradients; the correct ones for the loss, as in any other step.
+    assert rows_run == [(4, True), (8, False), (4, True)] * 2
     assert trainer.state.log_history[0].keys() >= TRAIN_METRICS
 
 

@@ -152,10 +152,17 @@ def longest_batch(run: "RunArguments") -> tuple[list[dict[str, Any]], str]:
             pairs = max(training.max_tokens_per_batch // (2 * length), 1)
         return made_up_examples(pairs, length), f"as if every chain had {length} tokens (no rows here)"
     from edit_trl.collation import EXAMPLE_COLUMNS
+    from edit_trl.objective import Objective
 
-    order = sorted(range(len(rows)), key=rows["unique_length"][:].__getitem__, reverse=True)
+    lengths = rows["unique_length"][:]
+    if training.max_tokens_per_batch is None and not Objective(training).needs_rejected:
+        lengths = [
+            len(prompt) + len(chosen)
+            for prompt, chosen in zip(rows["prompt_ids"], rows["chosen_ids"], strict=True)
+        ]
+    order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
     if training.max_tokens_per_batch is not None:
-        lengths, total, pairs = rows["unique_length"][:], 0, 0
+        total = pairs = 0
         for row in order:
             total += lengths[row]
             pairs += total <= training.max_tokens_per_batch
