@@ -63,12 +63,12 @@ def run(folder: Path, launcher: list[str], options: list[str]) -> dict:
     return {"logs": logs, "weights": load_file(folder / "model.safetensors")}
 
 
-def train(folder: Path, stage: int | None) -> dict:
+def train(folder: Path, stage: int | None, options: list[str]) -> dict:
     if stage is None:
-        return run(folder, [], ["--use_cpu", "true", "--per_device_train_batch_size", "4"])
+        return run(folder, [], ["--use_cpu", "true", "--per_device_train_batch_size", "4", *options])
     config = str(CONFIGS / f"zero{stage}.yaml")
     launcher = ["accelerate.commands.launch", "--config_file", config, "--main_process_port", "0", "-m"]
-    return run(folder, launcher, ["--ddp_backend", "gloo", "--per_device_train_batch_size", "2"])
+    return run(folder, launcher, ["--ddp_backend", "gloo", "--per_device_train_batch_size", "2", *options])
 
 
 @pytest.fixture
@@ -79,9 +79,11 @@ def recipe(tmp_path, saved_student):
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(student=saved_student, data=data))
 
 
+# In a warm-up the wrong chains are run beside the correct ones, without gradients.
+@pytest.mark.parametrize("options", [[], ["--preference_weight", "0.0"]], ids=["key_steps", "warm_up"])
 @pytest.mark.parametrize("stage", [2, 3])
-def test_two_processes_sharded_by_zero_train_as_one_does(recipe, tmp_path, stage):
-    one, two = train(tmp_path / "one", None), train(tmp_path / "two", stage)
+def test_two_processes_sharded_by_zero_train_as_one_does(recipe, tmp_path, stage, options):
+    one, two = train(tmp_path / "one", None, options), train(tmp_path / "two", stage, options)
     keys = ("loss", "logps/chosen", "key_accuracy", "fork/confidence", "num_tokens")
     logs = [[{key: entry[key] for key in keys} for entry in r["logs"] if "loss" in entry] for r in (one, two)]
     assert len(logs[0]) == len(logs[1]) == 4

@@ -275,10 +275,12 @@ def test_dry_run_tells_every_stage(recipe, tmp_path, capfd):
 
 def test_dry_run_takes_the_longest_pairs_that_are_here(recipe, tmp_path, capfd):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    code, out, _ = dry_run(recipe, capfd, "--stage", "warm_up", "--layout", "padded")
+    code, out, _ = dry_run(recipe, capfd, "--layout", "padded")
     assert code == 0
-    assert "longest batch: 2 pairs" in out
-    assert f"the longest pairs of {tmp_path}" in out
+    warm_up, key_steps = out.split("stage key_steps")
+    assert "longest batch: 2 correct chains" in warm_up
+    assert "longest batch: 2 pairs" in key_steps
+    assert out.count(f"the longest of {tmp_path}") == 2
 
 
 def test_dry_run_refuses_what_training_refuses(recipe, tmp_path, capfd):

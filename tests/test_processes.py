@@ -34,6 +34,13 @@ CASES = {
     "tokens": {"max_tokens_per_batch": 300, "num_train_epochs": 2, "max_steps": -1},
     "workers": {"layout": "tree", "gradient_accumulation_steps": 2, "dataloader_num_workers": 1},
     "lora": {"layout": "tree", "gradient_accumulation_steps": 2, "learning_rate": 3.0},
+    # The wrong chains are run beside, without gradients, since every step is logged.
+    "warm up": {
+        "layout": "tree",
+        "gradient_accumulation_steps": 2,
+        "preference_weight": 0.0,
+        "rejected_key_weight": 0.0,
+    },
     "full precision checkpoints": {
         "layout": "tree",
         "gradient_accumulation_steps": 2,
@@ -48,7 +55,7 @@ FSDP2 = {
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
 }
-SHARDED = ("tree", "padded", "lora", "full precision checkpoints")
+SHARDED = ("tree", "padded", "lora", "warm up", "full precision checkpoints")
 # The Trainer's logs are float32 sums in another order; weights after two steps of SGD at 0.1.
 LOG_TOLERANCE = 1e-4
 

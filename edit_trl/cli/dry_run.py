@@ -54,6 +54,7 @@ def dry_run(config: str | None, stage: str | None, options: Sequence[str], shard
 
 def _describe_run(run: "RunArguments", shards: int) -> list[str]:
     from edit_trl.memory import estimate_memory
+    from edit_trl.objective import Objective
 
     name = f"stage {run.stage}: " if run.stage else ""
     if run.data.trainer != "dual_cot":
@@ -64,12 +65,14 @@ def _describe_run(run: "RunArguments", shards: int) -> list[str]:
     estimate = estimate_memory(
         config, run.model, run.training, examples, device=device, mixed=mixed_precision(run), shards=shards
     )
+    # A warm-up runs its wrong chains for the logs alone, without gradients.
+    chains = "pairs" if Objective(run.training).needs_rejected else "correct chains"
     checkpointing = "on" if run.training.gradient_checkpointing else "off"
     lines = [
         f"{name}{run.model.model_name_or_path}, {_count(estimate.parameters)} parameters, "
         f"{_count(estimate.trained)} trained",
-        f"  longest batch: {len(examples)} pairs, {estimate.batch_tokens:,} tokens in the {estimate.layout} "
-        f"layout, {source}",
+        f"  longest batch: {len(examples)} {chains}, {estimate.batch_tokens:,} tokens in the "
+        f"{estimate.layout} layout, {source}",
         f"  gradient checkpointing {checkpointing}, optimizer {_text(run.training.optim)}"
         + (f", sharded over {shards} devices" if shards > 1 else ""),
     ]
@@ -169,7 +172,7 @@ def longest_batch(run: "RunArguments") -> tuple[list[dict[str, Any]], str]:
         pairs = max(pairs, 1)
     columns = [name for name in EXAMPLE_COLUMNS if name in rows.column_names]
     chosen = rows.select(order[:pairs]).select_columns(columns)
-    return chosen.to_list(), f"the longest pairs of {run.data.dataset_name}"
+    return chosen.to_list(), f"the longest of {run.data.dataset_name}"
 
 
 def _local_rows(run: "RunArguments"):
