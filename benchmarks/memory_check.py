@@ -243,6 +243,7 @@ def prepared_rows(examples: list[dict], batches: int, ids: list[int]):
     for _ in range(batches):
         for example in examples:
             length = len(example["prompt_ids"]) + len(example["chosen_ids"])
+            ids = ids[1:] + ids[:1]  # pairs that were the same would share a tree's tokens
             prompt, fork = len(example["prompt_ids"]), example["fork"]
             tokens = {"prompt_ids": ids[:prompt], "chosen_ids": ids[prompt:length]}
             other = ids[length : length + len(example["rejected_ids"]) - fork]
