@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import tiny_llama
 from test_pipeline import generate
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from edit_trl.errors import InputError
 from edit_trl.questions import Question
@@ -114,9 +115,24 @@ def test_a_seeded_draw_is_a_draw_from_the_model():
     assert torch.allclose(counts, kept / kept.sum(), atol=0.03)
 
 
-def test_other_weights_are_another_teacher(saved_student, tmp_path):
-    from conftest import tiny_llama
+def test_models_that_are_loaded_at_once_have_their_heads(saved_student, tmp_path):
+    """As teacher and student of a recipe are. Loading leaves transformers as it was, too."""
+    tied = tiny_llama()
+    tied.config.tie_word_embeddings = True
+    type(tied)(tied.config).save_pretrained(saved_student)
+    tie_weights = PreTrainedModel.tie_weights
 
+    async def load() -> None:
+        teachers = [TransformersTeacher(str(saved_student)) for _ in range(6)]
+        await asyncio.gather(*(teacher.check() for teacher in teachers))
+        for teacher in teachers:
+            assert teacher._loaded.lm_head.weight is teacher._loaded.model.embed_tokens.weight
+
+    asyncio.run(load())
+    assert PreTrainedModel.tie_weights is tie_weights
+
+
+def test_other_weights_are_another_teacher(saved_student, tmp_path):
     before = request("a?").key(TransformersTeacher(str(saved_student)))
     assert request("a?").key(TransformersTeacher(str(saved_student))) == before
     tiny_llama(seed=1).save_pretrained(saved_student)

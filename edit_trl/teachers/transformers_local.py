@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -55,6 +56,9 @@ logger = logging.get_logger(__name__)
 # Requests that come within so many seconds of the first go into one batch.
 _GATHER = 0.02
 _ENDS = 65536
+# While it loads a model, transformers replaces `PreTrainedModel.tie_weights` for the whole process
+# (`init.no_tie_weights`, read in 5.24): of two at once, a tied head would stay as it was made.
+_ONE_LOADS = threading.Lock()
 
 
 class TransformersTeacher:
@@ -144,9 +148,10 @@ class TransformersTeacher:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self.model, padding_side="left")
             base = PeftConfig.from_pretrained(self.model).base_model_name_or_path if adapter else self.model
-            loaded = AutoModelForCausalLM.from_pretrained(
-                base, dtype=torch.bfloat16 if cuda else torch.float32, use_safetensors=True
-            )
+            with _ONE_LOADS:
+                loaded = AutoModelForCausalLM.from_pretrained(
+                    base, dtype=torch.bfloat16 if cuda else torch.float32, use_safetensors=True
+                )
             if adapter:
                 loaded = put_on(loaded, self.model).merge_and_unload()
         except InputError:
