@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import subprocess
 import sys
 
@@ -281,6 +282,19 @@ def test_dry_run_takes_the_longest_pairs_that_are_here(recipe, tmp_path, capfd):
     assert "longest batch: 2 correct chains" in warm_up
     assert "longest batch: 2 pairs" in key_steps
     assert out.count(f"the longest of {tmp_path}") == 2
+
+
+def test_dry_run_fills_batches_by_tokens(recipe, tmp_path, capfd):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    words = ("--stage", "key_steps", "--max_length", "400")
+    tokens = {}
+    for layout in ("padded", "tree"):
+        code, out, _ = dry_run(recipe, capfd, *words, "--layout", layout, "--max_tokens_per_batch", "200")
+        assert code == 0
+        tokens[layout] = int(re.search(r"([\d,]+) tokens in the", out)[1].replace(",", ""))
+        assert 100 < tokens[layout] <= 200
+    code, _, errors = dry_run(recipe, capfd, *words, "--max_tokens_per_batch", "10")
+    assert (code, "longer than `max_tokens_per_batch: 10`" in errors) == (2, True)
 
 
 def test_dry_run_refuses_what_training_refuses(recipe, tmp_path, capfd):

@@ -1,6 +1,7 @@
 """`edit-trl train --dry_run`: what each stage will take of memory, and which cards hold it (L4)."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,20 +157,24 @@ def longest_batch(run: "RunArguments") -> tuple[list[dict[str, Any]], str]:
         return made_up_examples(pairs, length), f"as if every chain had {length} tokens (no rows here)"
     from edit_trl.collation import EXAMPLE_COLUMNS
     from edit_trl.objective import Objective
+    from edit_trl.sampling import check_budget, pair_lengths
 
-    lengths = rows["unique_length"][:]
-    if training.max_tokens_per_batch is None and not Objective(training).needs_rejected:
+    lengths, budget = rows["unique_length"][:], training.max_tokens_per_batch
+    if budget is None and not Objective(training).needs_rejected:
         lengths = [
             len(prompt) + len(chosen)
             for prompt, chosen in zip(rows["prompt_ids"], rows["chosen_ids"], strict=True)
         ]
+    elif budget is not None and training.layout == "padded":
+        lengths = [2 * length for length in rows["length"]]
     order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
-    if training.max_tokens_per_batch is not None:
-        total = pairs = 0
-        for row in order:
-            total += lengths[row]
-            pairs += total <= training.max_tokens_per_batch
-        pairs = max(pairs, 1)
+    if budget is not None:
+        layout = "padded" if training.layout == "padded" else "tree"
+        check_budget(pair_lengths(rows), budget, layout)
+        if layout == "padded":
+            pairs = budget // lengths[order[0]]
+        else:
+            pairs = sum(total <= budget for total in accumulate(lengths[row] for row in order))
     columns = [name for name in EXAMPLE_COLUMNS if name in rows.column_names]
     chosen = rows.select(order[:pairs]).select_columns(columns)
     return chosen.to_list(), f"the longest of {run.data.dataset_name}"
