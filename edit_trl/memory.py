@@ -132,13 +132,11 @@ def estimate_memory(
         }
     if model.load_in_4bit or model.load_in_8bit:
         parts["activations"] += _dequantized_layer(student)
-    overhead = CUDA_CONTEXT + int(CUDA_FRAGMENTATION * sum(parts.values()))
-    if device == "cpu":
-        overhead = CPU_PROCESS + (CPU_KERNELS if _in_half_precision(student, mixed) else 0)
+    parts["overhead"] = _overhead(device, sum(parts.values()), _in_half_precision(student, mixed))
     learnt = sum(parameter.numel() for parameter in trained)
     whole = sum(parameter.numel() for parameter in student.parameters())
     return MemoryEstimate(
-        parts=parts | {"overhead": overhead},
+        parts=parts,
         layout=layout,
         batch_tokens=batch_tokens(examples, layout, with_rejected),
         parameters=whole - (learnt if model.use_peft else 0),
@@ -160,6 +158,12 @@ def _student(
         if adapter is not None:
             student = _adapt(student, settle_targets(adapter, config), model, training)
     return student, sizes
+
+
+def _overhead(device: Device, counted: int, half_precision: bool) -> int:
+    if device == "cuda":
+        return CUDA_CONTEXT + int(CUDA_FRAGMENTATION * counted)
+    return CPU_PROCESS + (CPU_KERNELS if half_precision else 0)
 
 
 def _in_half_precision(student: nn.Module, mixed: torch.dtype | None) -> bool:

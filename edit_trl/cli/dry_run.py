@@ -160,16 +160,16 @@ def longest_batch(run: "RunArguments") -> tuple[list[dict[str, Any]], str]:
     from edit_trl.sampling import check_budget, pair_lengths
 
     lengths, budget = rows["unique_length"][:], training.max_tokens_per_batch
-    if budget is None and not Objective(training).needs_rejected:
+    layout = "padded" if training.layout == "padded" else "tree"
+    if layout == "padded":
+        lengths = [2 * length for length in rows["length"]]
+    elif budget is None and not Objective(training).needs_rejected:
         lengths = [
             len(prompt) + len(chosen)
             for prompt, chosen in zip(rows["prompt_ids"], rows["chosen_ids"], strict=True)
         ]
-    elif budget is not None and training.layout == "padded":
-        lengths = [2 * length for length in rows["length"]]
     order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
     if budget is not None:
-        layout = "padded" if training.layout == "padded" else "tree"
         check_budget(pair_lengths(rows), budget, layout)
         if layout == "padded":
             pairs = budget // lengths[order[0]]
