@@ -259,8 +259,11 @@ class DualCoTConfig(SFTConfig):
             yield f"`lr_decay_per_epoch` must be above 0 and at most 1, got {decay}"
         if decay is not None and self.lr_scheduler_type != "constant":
             yield "`lr_decay_per_epoch` needs `lr_scheduler_type: constant`; two schedules cannot both hold"
-        if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
-            yield f"`max_tokens_per_batch` must be at least 1, got {self.max_tokens_per_batch}"
+        sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        for name in (*sizes, "max_tokens_per_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"`{name}` must be at least 1, got {value}"
         if self.max_length is not None and self.max_length < 2:
             yield f"`max_length` must be at least 2 (a prompt and a completion), got {self.max_length}"
 

@@ -41,6 +41,10 @@ def test_bf16_follows_the_machine(tmp_path):
 
 
 BAD = [
+    ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be at least 1, got 0"),
+    ({"per_device_eval_batch_size": -1}, "`per_device_eval_batch_size` must be at least 1, got -1"),
+    ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be at least 1, got 0"),
+    ({"max_tokens_per_batch": 0}, "`max_tokens_per_batch` must be at least 1, got 0"),
     ({"chosen_key_weight": -1.0}, "`chosen_key_weight` must be a finite number, 0 or more, got -1.0"),
     ({"rejected_key_weight": float("nan")}, "`rejected_key_weight` must be a finite number"),
     ({"preference_weight": float("inf")}, "`preference_weight` must be a finite number"),
