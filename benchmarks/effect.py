@@ -25,8 +25,8 @@ from effect_matrix.config import Matrix, read_matrix
 from effect_matrix.data import make_sets
 from effect_matrix.pool import Ended, run_cells
 
-from edit_trl.errors import InputError
-from edit_trl.options import nearest
+from edit_trl.common.errors import InputError
+from edit_trl.common.options import nearest
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -22,10 +22,10 @@ from importlib.metadata import version
 import torch
 
 from edit_trl import ProceduralTeacher, evaluate_accuracy, generate_dual_cots
-from edit_trl.evaluation.decoding import Decoding
-from edit_trl.evaluation.generation import ModelGenerator
-from edit_trl.evaluation.models import load_student
-from edit_trl.evaluation.problems import encode, problems_of
+from edit_trl.evaluation.accuracy.problems import encode, problems_of
+from edit_trl.models.decoding import Decoding
+from edit_trl.models.generation import ModelGenerator
+from edit_trl.models.loading import load_student
 
 FAMILIES = ("object_counting", "arithmetic", "boolean_expressions")
 

@@ -23,10 +23,10 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from edit_trl.teachers.dispatch import Answer, Dispatcher, Limits
-from edit_trl.teachers.journal import Journal
-from edit_trl.teachers.openai_compatible import OpenAICompatibleTeacher
-from edit_trl.teachers.teacher import ChatRequest, Sampling
+from edit_trl.models.chat.dispatch import Answer, Dispatcher, Limits
+from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
+from edit_trl.models.chat.journal import Journal
+from edit_trl.models.chat.protocol import ChatRequest, Sampling
 
 SERVER = Path(__file__).parents[1] / "tests" / "chat_server.py"
 MODEL = "test-model"

@@ -38,8 +38,8 @@ from typing import Any
 
 import edit_trl
 from edit_trl import ProceduralTeacher
+from edit_trl.common.steps import WORD, step_end, visible_start
 from edit_trl.key_steps import Span, locate_key_steps, masks_from_spans
-from edit_trl.text_units import WORD, step_end, visible_start
 
 METHODS = ("edit", "reference", "words", "fork", "forks")
 FIGURES = (

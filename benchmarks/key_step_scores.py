@@ -21,8 +21,8 @@ from key_step_quality import Case, prmbench_cases
 from rapidfuzz.distance import Levenshtein
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from edit_trl.common.steps import WORD
 from edit_trl.key_steps import key_spans
-from edit_trl.text_units import WORD
 
 
 def aligned_start(case: Case, start: int) -> int:

@@ -96,8 +96,8 @@ def recipes_table() -> dict[str, dict]:
     import torch
     from transformers import LlamaConfig
 
-    from edit_trl.memory import CARDS, GIB, estimate_memory, made_up_examples
-    from edit_trl.recipe import read_recipe, resolve_runs
+    from edit_trl.training.memory.estimate import CARDS, GIB, estimate_memory, made_up_examples
+    from edit_trl.training.recipe.resolving import read_recipe, resolve_runs
 
     found: dict[str, dict] = {}
     for path in sorted(Path(__file__).parents[1].glob("recipes/*/edit/config_*.yaml")):
@@ -141,11 +141,11 @@ def run_once(case: dict) -> dict:
     from transformers import AutoConfig
 
     from edit_trl import DualCoTTrainer
-    from edit_trl.heap import map_large_blocks
-    from edit_trl.lora_targets import lora_config
-    from edit_trl.memory import estimate_memory, made_up_examples, process_memory
-    from edit_trl.quantization import quantization_config
-    from edit_trl.recipe import Recipe, resolve_runs
+    from edit_trl.training.lora_targets import lora_config
+    from edit_trl.training.memory.estimate import estimate_memory, made_up_examples, process_memory
+    from edit_trl.training.memory.heap import map_large_blocks
+    from edit_trl.training.quantization import quantization_config
+    from edit_trl.training.recipe.resolving import Recipe, resolve_runs
 
     options = case["options"]
     run = resolve_runs(Recipe(None, options | {"dataset_name": "made up", "report_to": "none"}), {})[0]
@@ -191,8 +191,8 @@ def run_once(case: dict) -> dict:
 def recipe_stages(recipe: str, options: list[str], threads: int | None, folder: str) -> list[dict]:
     """Estimate each stage of a recipe, and train it, in a process of its own."""
     from edit_trl.cli.dry_run import longest_batch, mixed_precision, student_config
-    from edit_trl.memory import estimate_memory
-    from edit_trl.recipe import parse_options, read_recipe, resolve_runs
+    from edit_trl.training.memory.estimate import estimate_memory
+    from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
 
     options = [*options, "--output_dir", folder]
     read = read_recipe(recipe)
@@ -218,7 +218,7 @@ def recipe_stages(recipe: str, options: list[str], threads: int | None, folder: 
 def run_recipe_stage(words: list[str]) -> dict:
     from edit_trl.cli.main import run_command
     from edit_trl.cli.train import train_stage
-    from edit_trl.memory import process_memory
+    from edit_trl.training.memory.estimate import process_memory
 
     code = run_command(train_stage, words)
     if code:
@@ -237,7 +237,7 @@ def prepared_rows(examples: list[dict], batches: int, ids: list[int]):
     """The examples, with tokens of a text, as a dataset that the trainer takes as prepared."""
     from datasets import Dataset
 
-    from edit_trl.memory import batch_tokens
+    from edit_trl.training.memory.estimate import batch_tokens
 
     rows = []
     for _ in range(batches):
@@ -281,7 +281,7 @@ def gpu_cases(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
     import torch
     from transformers import AutoTokenizer
 
-    from edit_trl.lora_targets import make_model
+    from edit_trl.training.lora_targets import make_model
 
     cases = {}
     for shape in args.shapes:

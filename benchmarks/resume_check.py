@@ -276,8 +276,8 @@ def main() -> None:
         os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         make_inputs(folder, args.student and args.student.resolve(), args.pairs)
-        import edit_trl.recipe
-        import edit_trl.trainer  # noqa: F401 (once, for all forks)
+        import edit_trl.training.recipe.resolving
+        import edit_trl.training.trainer  # noqa: F401 (once, for all forks)
 
         print("| case | ended identical | same log | steps | seconds |\n|---|---|---|---|---|")
         for case in args.cases:

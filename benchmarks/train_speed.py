@@ -62,7 +62,7 @@ def read_rows(args: argparse.Namespace) -> list[dict]:
 
 def longest_chain(row: dict, tokenizer) -> int:
     """Tokens of the prompt and the longer chain."""
-    from edit_trl.tokenization import tokenize_dual_cot
+    from edit_trl.data.tokenization import tokenize_dual_cot
 
     pair = tokenize_dual_cot(row, tokenizer)
     return len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
@@ -169,7 +169,7 @@ def make_trainer(args: argparse.Namespace, system: str, rows: list[dict], folder
     layout = "padded" if system == "padded" else "tree"
     trainer = DualCoTTrainer(args=DualCoTConfig(**options, layout=layout), train_dataset=dataset, **common)
     if system == "tree_dense":
-        from edit_trl.tree_attention import TreeAttention
+        from edit_trl.models.pairs.tree_attention import TreeAttention
 
         trainer.score_pairs.tree = TreeAttention(trainer.model, kind="dense")
     return trainer

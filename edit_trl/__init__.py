@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _MODULE_OF = {
-    "DualCoTConfig": "config",
-    "DualCoTTrainer": "trainer",
-    "DualCoTCollator": "collation",
+    "DualCoTConfig": "training.config",
+    "DualCoTTrainer": "training.trainer",
+    "DualCoTCollator": "models.pairs.collation",
     "dual_cot_loss": "losses",
     "key_step_masks": "key_steps",
     "locate_key_steps": "key_steps",
     "KeySteps": "key_steps",
-    "load_dual_cots": "dual_cots",
-    "validate_dual_cots": "dual_cot_row",
-    "generate_dual_cots": "teachers",
-    "ProceduralTeacher": "teachers",
-    "evaluate_accuracy": "evaluation",
-    "evaluate_suite": "evaluation",
-    "compare_runs": "evaluation",
+    "load_dual_cots": "data.dual_cots",
+    "validate_dual_cots": "data.row",
+    "generate_dual_cots": "data.procedural.teacher",
+    "ProceduralTeacher": "data.procedural.teacher",
+    "evaluate_accuracy": "evaluation.accuracy.answering",
+    "evaluate_suite": "evaluation.suite.evaluate_suite",
+    "compare_runs": "evaluation.compare.comparison",
 }
 
 __all__ = [  # noqa: RUF022 (in the order of _MODULE_OF: training, data, measuring)
@@ -44,15 +44,17 @@ __all__ = [  # noqa: RUF022 (in the order of _MODULE_OF: training, data, measuri
 ]
 
 if TYPE_CHECKING:
-    from edit_trl.collation import DualCoTCollator
-    from edit_trl.config import DualCoTConfig
-    from edit_trl.dual_cot_row import validate_dual_cots
-    from edit_trl.dual_cots import load_dual_cots
-    from edit_trl.evaluation import compare_runs, evaluate_accuracy, evaluate_suite
+    from edit_trl.data.dual_cots import load_dual_cots
+    from edit_trl.data.procedural.teacher import ProceduralTeacher, generate_dual_cots
+    from edit_trl.data.row import validate_dual_cots
+    from edit_trl.evaluation.accuracy.answering import evaluate_accuracy
+    from edit_trl.evaluation.compare.comparison import compare_runs
+    from edit_trl.evaluation.suite.evaluate_suite import evaluate_suite
     from edit_trl.key_steps import KeySteps, key_step_masks, locate_key_steps
     from edit_trl.losses import dual_cot_loss
-    from edit_trl.teachers import ProceduralTeacher, generate_dual_cots
-    from edit_trl.trainer import DualCoTTrainer
+    from edit_trl.models.pairs.collation import DualCoTCollator
+    from edit_trl.training.config import DualCoTConfig
+    from edit_trl.training.trainer import DualCoTTrainer
 
 
 def __getattr__(name: str):

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from rapidfuzz.distance import Levenshtein
 
-from edit_trl.errors import InputError
-from edit_trl.text_units import WORD, step_end, visible_start
+from edit_trl.common.errors import InputError
+from edit_trl.common.steps import WORD, step_end, visible_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,9 +22,9 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import edit_trl.hub_errors
-import edit_trl.scoring
-import edit_trl.trainer
+import edit_trl.hub.refusals
+import edit_trl.models.pairs.scoring
+import edit_trl.training.trainer
 
 
 def pytest_configure() -> None:
@@ -155,7 +155,7 @@ def saved_student(tmp_path, model, tokenizer) -> Path:
 def log(monkeypatch) -> list[str]:
     """What the trainer tells."""
     messages: list[str] = []
-    for module in (edit_trl.trainer, edit_trl.scoring):
+    for module in (edit_trl.training.trainer, edit_trl.models.pairs.scoring):
         for level in ("warning", "info", "warning_once"):
             monkeypatch.setattr(module.logger, level, messages.append)
     return messages
@@ -172,7 +172,7 @@ def serve_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(edit_trl.hub_errors, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(edit_trl.hub.refusals, "_FIRST_WAIT", 0.01)
     running = []
 
     def start(**options):

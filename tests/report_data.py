@@ -4,12 +4,12 @@ import json
 import random
 from pathlib import Path
 
-from edit_trl.answers import check_answer, infer_answer_type
-from edit_trl.dual_cot_row import chain_text
-from edit_trl.evaluation.runs import Run, RunFolder, RunRecord, key_of
-from edit_trl.evaluation.scores import run_scores
+from edit_trl.common.steps import WORD
+from edit_trl.data.answers import check_answer, infer_answer_type
+from edit_trl.data.row import chain_text
+from edit_trl.evaluation.runs.folder import Run, RunFolder, RunRecord, key_of
+from edit_trl.evaluation.runs.scores import run_scores
 from edit_trl.key_steps import key_spans, masks_from_spans
-from edit_trl.text_units import WORD
 
 
 def write_run(folder: Path, kind: str, name: str, items: list[dict]) -> Run:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from edit_trl.evaluation.runs import Run, RunFolder, RunRecord, key_of
-from edit_trl.evaluation.scores import run_scores
+from edit_trl.evaluation.runs.folder import Run, RunFolder, RunRecord, key_of
+from edit_trl.evaluation.runs.scores import run_scores
 
 
 def evaluate_item(identity, verdict="correct", task="sums", **changes):

@@ -12,13 +12,13 @@ from test_invariants import config
 from transformers import GenerationConfig
 
 from edit_trl import DualCoTTrainer, evaluate_accuracy
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 from edit_trl.evaluation import format_table
-from edit_trl.evaluation.accuracy import answer_problems, finish_run, judged
-from edit_trl.evaluation.decoding import Decoding, Generated
-from edit_trl.evaluation.generation import ModelGenerator
-from edit_trl.evaluation.problems import encode, problems_of
-from edit_trl.evaluation.runs import RunFolder, RunRecord
+from edit_trl.evaluation.accuracy.answering import answer_problems, finish_run, judged
+from edit_trl.evaluation.accuracy.problems import encode, problems_of
+from edit_trl.evaluation.runs.folder import RunFolder, RunRecord
+from edit_trl.models.decoding import Decoding, Generated
+from edit_trl.models.generation import ModelGenerator
 
 PROBLEMS = [conversational(row) | {"task": "sums" if row["answer"].isdigit() else "logic"} for row in ROWS]
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import evaluate
 import pytest
 
-import edit_trl.evaluation.answer_accuracy
-from edit_trl.errors import InputError
+import edit_trl.evaluation.accuracy.metric
+from edit_trl.common.errors import InputError
 from edit_trl.evaluation import AnswerAccuracy
 
 RESPONSES = ["2 + 2 = 4. So the answer is 4.", "The answer is 5.", "Who knows?", "The answer is (B)."]
@@ -17,7 +17,7 @@ def test_as_a_class():
 
 
 def test_loaded_by_evaluate_without_a_network(monkeypatch, tmp_path):
-    path = Path(edit_trl.evaluation.answer_accuracy.__file__)
+    path = Path(edit_trl.evaluation.accuracy.metric.__file__)
     metric = evaluate.load(str(path), cache_dir=str(tmp_path))
     assert metric.compute(predictions=RESPONSES, references=ANSWERS) == EXPECTED
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from edit_trl.answers import check_answer, extract_answer, infer_answer_type
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
+from edit_trl.data.answers import check_answer, extract_answer, infer_answer_type
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

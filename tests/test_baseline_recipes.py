@@ -11,9 +11,9 @@ from datasets import Dataset
 
 from edit_trl.cli.main import main, run_command
 from edit_trl.cli.train import train_stage
-from edit_trl.recipe import RunArguments, read_recipe, resolve_runs
-from edit_trl.trainer_choice import options_class
-from edit_trl.views import WEIGHTED_VIEWS
+from edit_trl.data.views import WEIGHTED_VIEWS
+from edit_trl.training.recipe.resolving import RunArguments, read_recipe, resolve_runs
+from edit_trl.training.trainer_choice import options_class
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "baselines"
 RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}

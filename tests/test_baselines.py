@@ -11,13 +11,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from trl import DPOConfig
 
-from edit_trl.baselines import drop_reference, preference_pairs, preference_trainer
 from edit_trl.cli.main import main, run_command
 from edit_trl.cli.train import train_stage
-from edit_trl.errors import InputError
-from edit_trl.recipe import parse_options, read_recipe, resolve_runs
-from edit_trl.stopping import StopSignals, TrainingStopped
-from edit_trl.trainer_choice import options_class
+from edit_trl.common.errors import InputError
+from edit_trl.training.baselines import drop_reference, preference_pairs, preference_trainer
+from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
+from edit_trl.training.resuming.stopping import StopSignals, TrainingStopped
+from edit_trl.training.trainer_choice import options_class
 
 RECIPE = """
 model_name_or_path: {student}

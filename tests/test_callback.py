@@ -19,9 +19,9 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from edit_trl import DualCoTTrainer, evaluate_accuracy, evaluate_suite
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 from edit_trl.evaluation import SuiteCallback
-from edit_trl.evaluation.callback import HISTORY_FILE
+from edit_trl.evaluation.suite.callback import HISTORY_FILE
 
 TRAINING = [row | {"id": f"{row['id']}{n}"} for n in range(3) for row in ROWS]
 SUITE = [*ROWS, {"prompt": "What is 1 + 2?\n", "chosen": "It is 3.", "rejected": [], "id": "alone"}]
@@ -375,10 +375,10 @@ def sharded_student() -> dict:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from edit_trl.evaluation.decoding import Decoding
-    from edit_trl.evaluation.generation import ModelGenerator
-    from edit_trl.evaluation.suite_cases import cases_of
-    from edit_trl.evaluation.suite_model import ModelJudge
+    from edit_trl.evaluation.suite.cases import cases_of
+    from edit_trl.evaluation.suite.model_scorer import ModelJudge
+    from edit_trl.models.decoding import Decoding
+    from edit_trl.models.generation import ModelGenerator
 
     tokenizer = byte_level_tokenizer()
     cases, _ = cases_of(ROWS, tokenizer)
@@ -410,7 +410,7 @@ def sharded_student() -> dict:
 
 
 if __name__ == "__main__":
-    from edit_trl.evaluation import suite_model
+    from edit_trl.evaluation.suite.evaluate_suite import model_scorer as suite_model
 
     output = Path(sys.argv[1])
     seen: list[int] = []

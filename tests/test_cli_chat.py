@@ -15,7 +15,7 @@ from conftest import byte_level_tokenizer, tiny_llama
 
 from edit_trl.cli.chat import Chat
 from edit_trl.cli.main import main
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 BELL = "\x1b]0;owned\x07\x1b[2J\x9b31m"
 

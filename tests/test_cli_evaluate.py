@@ -13,7 +13,7 @@ import yaml
 from chat_server import ChatServer, completion, running
 
 from edit_trl.cli.main import main
-from edit_trl.evaluation.runs import read_run
+from edit_trl.evaluation.runs.folder import read_run
 
 TASK = {"version": 1, "families": ["object_counting", "arithmetic"], "rows": 40}
 
@@ -201,8 +201,8 @@ def test_help(capsys):
 def test_the_shipped_recipes(capsys):
     """Each reads, and names task files that read; datasets of the Hub are not looked for."""
     from edit_trl.cli.option_parsing import build_options
-    from edit_trl.evaluation.evaluate_config import EvaluateArguments
-    from edit_trl.evaluation.tasks import read_task
+    from edit_trl.evaluation.accuracy.config import EvaluateArguments
+    from edit_trl.evaluation.accuracy.tasks import read_task
 
     root = Path(__file__).parents[1] / "recipes" / "evaluate"
     names = set()

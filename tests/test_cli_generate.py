@@ -5,9 +5,10 @@ import json
 import pytest
 
 from edit_trl.cli import generate
-from edit_trl.dual_cots import load_dual_cots
-from edit_trl.errors import InputError
-from edit_trl.teachers import ProceduralTeacher, procedural
+from edit_trl.common.errors import InputError
+from edit_trl.data.dual_cots import load_dual_cots
+from edit_trl.data.procedural import ProceduralTeacher
+from edit_trl.data.procedural import teacher as procedural
 
 
 def run(output, *options):

@@ -15,7 +15,7 @@ import yaml
 from chat_server import MODEL, ChatServer, running
 
 from edit_trl import load_dual_cots
-from edit_trl.teachers.journal import Journal
+from edit_trl.models.chat.journal import Journal
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "edit_trl.cli.main"]

@@ -7,8 +7,8 @@ import pytest
 from run_folders import finished_run, outcomes, suite_item
 
 from edit_trl.cli.main import main
-from edit_trl.evaluation.history import record_run
-from edit_trl.evaluation.runs import Run
+from edit_trl.evaluation.runs.folder import Run
+from edit_trl.evaluation.runs.history import record_run
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ import pytest
 import yaml
 from chat_server import MODEL, ChatServer, running
 
-from edit_trl.answers import check_answer
 from edit_trl.cli.judge import read_judge_config
 from edit_trl.cli.main import main
-from edit_trl.errors import InputError
-from edit_trl.evaluation.runs import RunFolder, RunRecord
+from edit_trl.common.errors import InputError
+from edit_trl.data.answers import check_answer
+from edit_trl.evaluation.runs.folder import RunFolder, RunRecord
+from edit_trl.models.chat.journal import Journal
 from edit_trl.teachers.generate_config import read_generate_config
-from edit_trl.teachers.journal import Journal
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "edit_trl.cli.main", "judge"]

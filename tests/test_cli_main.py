@@ -119,7 +119,7 @@ def test_the_arguments_of_the_process_are_the_default(monkeypatch, capsys):
 def test_bad_input_is_explained_without_a_traceback(new_command, capsys, problems, expected):
     new_command(
         "made_up_input",
-        f"from edit_trl.errors import InputError\ndef main(argv):\n    raise InputError({problems})\n",
+        f"from edit_trl.common.errors import InputError\ndef main(argv):\n    raise InputError({problems})\n",
     )
     assert main(["made_up_input"]) == 2
     assert capsys.readouterr() == ("", expected)

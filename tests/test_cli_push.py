@@ -20,9 +20,9 @@ from test_cli_train import RECIPE, recipe, stage  # noqa: F401 (the fixture)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edit_trl.cli.main import main
-from edit_trl.dual_cots import load_dual_cots
-from edit_trl.evaluation.runs import RunFolder, RunRecord
-from edit_trl.recipe import read_recipe, resolve_runs
+from edit_trl.data.dual_cots import load_dual_cots
+from edit_trl.evaluation.runs.folder import RunFolder, RunRecord
+from edit_trl.training.recipe.resolving import read_recipe, resolve_runs
 
 CARD = {"README.md", "training_curves.svg", "results.json", "recipe.yaml"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}

@@ -13,8 +13,8 @@ from test_suite import SEVERAL
 from test_suite_config import RIGHT, WRONG, evaluated
 
 from edit_trl.cli.main import main
-from edit_trl.evaluation.history import read_history
-from edit_trl.evaluation.runs import read_run
+from edit_trl.evaluation.runs.folder import read_run
+from edit_trl.evaluation.runs.history import read_history
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import torch
 from conftest import ROWS, conversational
 from safetensors.torch import load_file
 
-from edit_trl import heap
 from edit_trl.cli.main import main, run_command
 from edit_trl.cli.train import train_stage
-from edit_trl.heap import map_large_blocks
+from edit_trl.training.memory import heap
+from edit_trl.training.memory.heap import map_large_blocks
 
 RECIPE = """
 model_name_or_path: {student}

@@ -3,8 +3,8 @@ import doctest
 import pytest
 import torch
 
-import edit_trl.collation
-from edit_trl.collation import DualCoTCollator, Run
+import edit_trl.models.pairs.collation
+from edit_trl.models.pairs.collation import DualCoTCollator, Run
 
 PAIR = {
     "prompt_ids": [5, 6],
@@ -53,8 +53,8 @@ def as_lists(batch) -> dict[str, list]:
 
 
 def test_the_documented_example():
-    assert doctest.testmod(edit_trl.collation).attempted > 0
-    assert doctest.testmod(edit_trl.collation).failed == 0
+    assert doctest.testmod(edit_trl.models.pairs.collation).attempted > 0
+    assert doctest.testmod(edit_trl.models.pairs.collation).failed == 0
 
 
 def test_two_pairs_padded():

@@ -9,9 +9,9 @@ import pytest
 from run_folders import evaluate_item, finished_run, outcomes, suite_item
 
 from edit_trl import compare_runs
-from edit_trl.errors import InputError
-from edit_trl.evaluation.compare import Flips
-from edit_trl.evaluation.runs import Run
+from edit_trl.common.errors import InputError
+from edit_trl.evaluation.compare.comparison import Flips
+from edit_trl.evaluation.runs.folder import Run
 from edit_trl.evaluation.statistics import exact_mcnemar, holm, paired_difference, permutation_p_value
 
 

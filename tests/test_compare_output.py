@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 from run_folders import evaluate_item, finished_run, outcomes, suite_item
 
-from edit_trl.evaluation.compare import compare_runs
-from edit_trl.evaluation.compare_output import markdown, print_comparison
-from edit_trl.evaluation.gates import GateResult
+from edit_trl.evaluation.compare.comparison import compare_runs
+from edit_trl.evaluation.compare.gates import GateResult
+from edit_trl.evaluation.compare.output import markdown, print_comparison
 
 LONG = ["tracking_shuffled_objects_five_objects", "tracking_shuffled_objects_seven_objects", "snarks"]
 NASTY = "[red]a|b`*_<script>alert(1)</script>\x1b[31m\n@everyone"

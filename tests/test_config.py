@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from edit_trl import DualCoTConfig
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 
 def make(tmp_path, **options) -> DualCoTConfig:

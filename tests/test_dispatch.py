@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from chat_server import MODEL, ChatServer, completion, running
 
-from edit_trl.errors import InputError
-from edit_trl.teachers.dispatch import (
+from edit_trl.common.errors import InputError
+from edit_trl.models.chat.dispatch import (
     Answer,
     BudgetSpent,
     Dispatcher,
@@ -23,10 +23,10 @@ from edit_trl.teachers.dispatch import (
     Limits,
     TeacherUnavailable,
 )
-from edit_trl.teachers.journal import Journal
-from edit_trl.teachers.openai_compatible import OpenAICompatibleTeacher
-from edit_trl.teachers.pacing import Pacer, RateLimit
-from edit_trl.teachers.teacher import ChatRequest, Sampling
+from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
+from edit_trl.models.chat.journal import Journal
+from edit_trl.models.chat.pacing import Pacer, RateLimit
+from edit_trl.models.chat.protocol import ChatRequest, Sampling
 
 
 def requests(count: int, sample: int = 0) -> list[ChatRequest]:
@@ -439,7 +439,7 @@ def test_ctrl_c_in_a_process_leaves_a_journal(tmp_path):
 
 def test_completions_are_read():
     teacher = OpenAICompatibleTeacher(MODEL, ["http://127.0.0.1:1/v1"])
-    from edit_trl.teachers.teacher import RawResponse
+    from edit_trl.models.chat.protocol import RawResponse
 
     assert teacher.read(RawResponse(completion("x", finish_reason="length"), 0)).finish_reason == "length"
     assert (

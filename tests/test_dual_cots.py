@@ -9,7 +9,8 @@ import sys
 import pytest
 from datasets import Dataset, DatasetDict, List, Value, load_from_disk
 
-from edit_trl.dual_cots import (
+from edit_trl.common.errors import InputError
+from edit_trl.data.dual_cots import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
     chain_text,
@@ -19,7 +20,6 @@ from edit_trl.dual_cots import (
     save_dual_cots,
     validate_dual_cots,
 )
-from edit_trl.errors import InputError
 
 PLAIN = [
     {
@@ -397,7 +397,7 @@ def test_hub_options_for_a_local_file(tmp_path, option):
 def test_hub_dataset_that_cannot_be_loaded(tmp_path):
     """In its own process: the offline switch of `datasets` is read when it is imported."""
     code = (
-        "from edit_trl.dual_cots import load_dual_cots; from edit_trl.errors import InputError\n"
+        "from edit_trl.data.dual_cots import load_dual_cots; from edit_trl.common.errors import InputError\n"
         "try: load_dual_cots('nobody/nothing')\n"
         "except InputError as error: print('InputError:', error)"
     )

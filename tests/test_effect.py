@@ -25,7 +25,7 @@ from effect_matrix.tables import as_markdown, fill
 from effect_matrix.work import best_point, run_cell, training_options
 
 from edit_trl import ProceduralTeacher, compare_runs, load_dual_cots
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FAMILIES = ["arithmetic", "object_counting"]
@@ -382,8 +382,8 @@ def test_a_worker_that_is_killed_fails_its_cell_alone(tmp_path):
 @pytest.fixture
 def measured(tmp_path):
     """Writes a run of `evaluate` with these items right."""
-    from edit_trl.evaluation.runs import RunFolder, RunRecord
-    from edit_trl.evaluation.scores import run_scores
+    from edit_trl.evaluation.runs.folder import RunFolder, RunRecord
+    from edit_trl.evaluation.runs.scores import run_scores
 
     def write(name: str, right: list[bool], first: int = 0) -> Path:
         items = [

@@ -1,4 +1,4 @@
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 
 def test_one_problem_stands_alone():

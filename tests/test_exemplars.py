@@ -5,8 +5,8 @@ import json
 import pytest
 import yaml
 
-from edit_trl.errors import InputError
-from edit_trl.exemplars import Exemplar, load_exemplars
+from edit_trl.common.errors import InputError
+from edit_trl.data.exemplars import Exemplar, load_exemplars
 
 GOOD = {
     "question": "What is 2 + 2?",

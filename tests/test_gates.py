@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 import pytest
 from run_folders import finished_run, outcomes, suite_item
 
-from edit_trl.errors import InputError
-from edit_trl.evaluation.compare import compare_runs
-from edit_trl.evaluation.gates import GateResult, Gates, check_gates, junit_error_xml, junit_xml
+from edit_trl.common.errors import InputError
+from edit_trl.evaluation.compare.comparison import compare_runs
+from edit_trl.evaluation.compare.gates import GateResult, Gates, check_gates, junit_error_xml, junit_xml
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ import pytest
 import yaml
 
 from edit_trl.cli.option_parsing import option_help
-from edit_trl.errors import InputError
-from edit_trl.exemplars import load_exemplars
-from edit_trl.recipe import read_recipe
+from edit_trl.common.errors import InputError
+from edit_trl.data.exemplars import load_exemplars
 from edit_trl.teachers.generate_config import (
     CLASSES,
     is_generate_recipe,
     read_generate_config,
 )
 from edit_trl.teachers.run import Prepared
+from edit_trl.training.recipe.resolving import read_recipe
 
 ROOT = Path(__file__).parents[1] / "recipes"
 RECIPES = [path for path in sorted((ROOT / "generate").glob("*.yaml")) if path.stem != "bbh_tasks"]

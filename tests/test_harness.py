@@ -16,7 +16,7 @@ from conftest import byte_level_tokenizer, tiny_llama
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 from edit_trl.evaluation.harness import (
     evaluate_with_harness,
     format_harness,

@@ -7,9 +7,15 @@ from dataclasses import replace
 import pytest
 from run_folders import finished_run, outcomes
 
-from edit_trl.errors import InputError
-from edit_trl.evaluation.history import DEFAULT_FILE, SCHEMA_VERSION, check_history, read_history, record_run
-from edit_trl.evaluation.runs import Run
+from edit_trl.common.errors import InputError
+from edit_trl.evaluation.runs.folder import Run
+from edit_trl.evaluation.runs.history import (
+    DEFAULT_FILE,
+    SCHEMA_VERSION,
+    check_history,
+    read_history,
+    record_run,
+)
 
 
 def make_run(path, name="student") -> Run:

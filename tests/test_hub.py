@@ -7,9 +7,9 @@ import pytest
 from hub_server import READ_TOKEN, WRITE_TOKEN
 from huggingface_hub import hf_hub_download
 
-import edit_trl.hub_errors
-from edit_trl.errors import InputError
-from edit_trl.hub import check_repo_id, is_hub_id, model_files, open_repository, upload
+import edit_trl.hub.refusals
+from edit_trl.common.errors import InputError
+from edit_trl.hub.repository import check_repo_id, is_hub_id, model_files, open_repository, upload
 
 WEIGHTS = bytes(range(256)) * 400  # 100 kB
 
@@ -96,7 +96,7 @@ def test_a_dataset(serve):
 
 def test_waits_as_long_as_it_is_told(serve, files, monkeypatch):
     hub, waits = serve(), []
-    monkeypatch.setattr(edit_trl.hub_errors.time, "sleep", waits.append)
+    monkeypatch.setattr(edit_trl.hub.refusals.time, "sleep", waits.append)
     hub.fail("POST", "/repos/create", 429, headers={"Retry-After": "7"})
     limit = {"RateLimit": '"api";r=0;t=42', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
     hub.fail("POST", "/commit/", 429, headers=limit)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from edit_trl.teachers.journal import SCHEMA_VERSION, Journal, JournalError
+from edit_trl.models.chat.journal import SCHEMA_VERSION, Journal, JournalError
+from edit_trl.models.chat.protocol import ChatRequest, RawResponse, Sampling
 from edit_trl.teachers.procedural_chat import ProceduralChat
-from edit_trl.teachers.teacher import ChatRequest, RawResponse, Sampling
 
 TEACHER = ProceduralChat(rows=1)
 REQUEST = ChatRequest(
@@ -74,7 +74,7 @@ def test_workers_write_their_own_and_read_all(tmp_path):
 
 
 def test_a_second_process_is_refused_with_the_first_ones_pid(tmp_path):
-    code = f"from edit_trl.teachers.journal import Journal; Journal({str(tmp_path)!r}, wait=0.1)"
+    code = f"from edit_trl.models.chat.journal import Journal; Journal({str(tmp_path)!r}, wait=0.1)"
     with Journal(tmp_path):
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert second.returncode == 1

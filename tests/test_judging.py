@@ -8,10 +8,8 @@ from collections import Counter
 import pytest
 from chat_server import MODEL, ChatServer, completion, running
 
-from edit_trl.errors import InputError
-from edit_trl.teachers.dispatch import Dispatcher
-from edit_trl.teachers.journal import Journal
-from edit_trl.teachers.judging import (
+from edit_trl.common.errors import InputError
+from edit_trl.evaluation.judge.judging import (
     ChainSet,
     JudgeOptions,
     JudgeTemplate,
@@ -19,7 +17,9 @@ from edit_trl.teachers.judging import (
     read_scores,
     shown_order,
 )
-from edit_trl.teachers.openai_compatible import OpenAICompatibleTeacher
+from edit_trl.models.chat.dispatch import Dispatcher
+from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
+from edit_trl.models.chat.journal import Journal
 
 
 def chain_set(name: str = "robe", reference: str | None = None, **chains: str) -> ChainSet:

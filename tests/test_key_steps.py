@@ -13,7 +13,7 @@ from conftest import ROWS
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 from edit_trl.key_steps import (
     KeySteps,
     fork_scope,

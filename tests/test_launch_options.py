@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from edit_trl.cli.launch_options import launch_options, shards
 from edit_trl.cli.main import main
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 ACCELERATE = Path(__file__).parents[1] / "recipes" / "accelerate"
 

@@ -153,7 +153,7 @@ def test_the_readers_see_every_kind_of_import():
         "def f():\n    from edit_trl.cli.main import main\n    t.x._y; E._z; t.__name__; nn._q\n"
     )
     assert ("torch.nn", None) in imports(tree)
-    assert own_imports(tree) == {"edit_trl.losses", "edit_trl.config", "edit_trl.cli.main"}
+    assert own_imports(tree) == {"edit_trl.losses", "edit_trl.training.config", "edit_trl.cli.main"}
     assert private_names(tree) == {
         "transformers.a._b.C",
         "trl._d",
@@ -196,7 +196,7 @@ def test_layer_0_needs_no_torch_and_is_quick_to_import():
 
 
 def test_the_losses_take_tensors_and_floats():
-    assert own_imports(tree_of("edit_trl.losses")) <= {"edit_trl.errors"}
+    assert own_imports(tree_of("edit_trl.losses")) <= {"edit_trl.common.errors"}
 
 
 def test_private_names_are_taken_in_one_module_each():

@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import Gemma3Config, GitConfig, GPT2Config
 from trl import ModelConfig
 
-from edit_trl.errors import InputError
-from edit_trl.lora_targets import decoder_layers, head_name, lora_config, make_model, settle_targets
+from edit_trl.common.errors import InputError
+from edit_trl.training.lora_targets import decoder_layers, head_name, lora_config, make_model, settle_targets
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edit_trl.cli.main import main
-from edit_trl.memory import (
+from edit_trl.training.memory.estimate import (
     CPU_KERNELS,
     GIB,
     MemoryEstimate,
@@ -22,7 +22,7 @@ from edit_trl.memory import (
     made_up_examples,
     optimizer_bytes,
 )
-from edit_trl.recipe import Recipe, resolve_runs
+from edit_trl.training.recipe.resolving import Recipe, resolve_runs
 
 MINIMAL = {"model_name_or_path": "m", "dataset_name": "d.jsonl", "output_dir": "o", "use_cpu": True}
 
@@ -66,7 +66,7 @@ def test_matches_the_bytes_of_a_real_four_bit_model(saved_student):
     from bitsandbytes.nn import Linear4bit
     from trl.trainer.utils import create_model_from_path
 
-    from edit_trl.quantization import quantization_config
+    from edit_trl.training.quantization import quantization_config
 
     run = resolve_runs(Recipe(None, MINIMAL | {"use_peft": True, "load_in_4bit": True}), {})[0]
     config = quantization_config(run.model, run.training)
@@ -128,7 +128,7 @@ def test_checkpointing_takes_fewer_activations():
 
 def test_activations_are_those_that_torch_keeps():
     """Of a real forward: every tensor kept for the backward pass, weights left out."""
-    from edit_trl.collation import DualCoTCollator
+    from edit_trl.models.pairs.collation import DualCoTCollator
 
     found = estimate(layout="padded", gradient_checkpointing=False, length=256, device="cpu")
     model, kept = tiny_llama().train(), {}
@@ -149,8 +149,8 @@ def test_activations_are_those_that_torch_keeps():
 
 
 def test_the_heap_of_a_cpu_stays_and_mapped_blocks_go():
-    from edit_trl.heap import LARGEST_IN_HEAP
-    from edit_trl.memory_trace import _Ledger
+    from edit_trl.training.memory.heap import LARGEST_IN_HEAP
+    from edit_trl.training.memory.trace import _Ledger
 
     small, large = LARGEST_IN_HEAP, 2 * LARGEST_IN_HEAP
     ledger = _Ledger()
@@ -167,7 +167,7 @@ def test_large_blocks_are_mapped_and_go():
     """In a process of its own: a heap whose last block stays is as large as before."""
     script = """
 import ctypes, resource, sys
-from edit_trl.heap import map_large_blocks
+from edit_trl.training.memory.heap import map_large_blocks
 
 assert sys.argv[1] == "as it is" or map_large_blocks()
 libc = ctypes.CDLL(None)

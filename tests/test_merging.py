@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from edit_trl.card_facts import CardFacts, StageFacts, write_facts
-from edit_trl.errors import InputError
-from edit_trl.merging import Adapter, MergeReport, _check_quantized, merge_adapter, read_adapter
+from edit_trl.common.errors import InputError
+from edit_trl.hub.card_facts import CardFacts, StageFacts, write_facts
+from edit_trl.models.merging import Adapter, MergeReport, _check_quantized, merge_adapter, read_adapter
 from edit_trl.weights import put_on, refuse_pickled_adapter
 
 IDS = torch.arange(3, 40).unsqueeze(0)

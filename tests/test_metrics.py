@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from edit_trl.losses import DualCoTLoss
-from edit_trl.metrics import MetricTotals, chosen_metrics, pair_metrics
+from edit_trl.training.metrics import MetricTotals, chosen_metrics, pair_metrics
 
 # Two pairs. The first: correct tokens with p = 1/2, 1/4 (key), wrong ones 1/2, 1/8 (key). The second has one
 # correct token (key, p = 1/16), a padded position, and two wrong tokens (the first key, p = 1/4).

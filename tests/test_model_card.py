@@ -17,7 +17,9 @@ from test_trainer import LORA, make_trainer
 
 import edit_trl
 from edit_trl import DualCoTConfig
-from edit_trl.card_facts import (
+from edit_trl.common.errors import InputError
+from edit_trl.common.markdown import code, marked_block, table, text
+from edit_trl.hub.card_facts import (
     OBJECTIVE_FIELDS,
     TRAINING_FIELDS,
     CardFacts,
@@ -29,12 +31,10 @@ from edit_trl.card_facts import (
     read_facts,
     write_facts,
 )
-from edit_trl.card_sections import Evaluation
-from edit_trl.errors import InputError
-from edit_trl.licence import licence_of, read_licence
-from edit_trl.markdown import code, marked_block, table, text
-from edit_trl.model_card import dual_cot_model_card, include_earlier_stages, package_versions, write_card
-from edit_trl.training_curves import curves_svg
+from edit_trl.hub.card_sections import Evaluation
+from edit_trl.hub.curves import curves_svg
+from edit_trl.hub.licence import licence_of, read_licence
+from edit_trl.hub.model_card import dual_cot_model_card, include_earlier_stages, package_versions, write_card
 
 LOG = [
     {"loss": 2.0, "logps/chosen": -2.0, "key_accuracy": 0.4, "step": 10, "epoch": 0.5, "grad_norm": 1.0},

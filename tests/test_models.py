@@ -9,9 +9,9 @@ from conftest import tiny_llama
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
-from edit_trl.errors import InputError
-from edit_trl.evaluation import models
-from edit_trl.evaluation.models import adapter_base, load_config, load_student, load_tokenizer, model_hash
+from edit_trl.common.errors import InputError
+from edit_trl.models import loading as models
+from edit_trl.models.loading import adapter_base, load_config, load_student, load_tokenizer, model_hash
 
 
 @pytest.fixture

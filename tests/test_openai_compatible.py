@@ -8,9 +8,9 @@ from email.utils import format_datetime
 import pytest
 from chat_server import MODEL, ChatServer, completion, running
 
-from edit_trl.errors import InputError
-from edit_trl.teachers.openai_compatible import OpenAICompatibleTeacher, _retry_after
-from edit_trl.teachers.teacher import (
+from edit_trl.common.errors import InputError
+from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher, _retry_after
+from edit_trl.models.chat.protocol import (
     ChatRequest,
     ChatResponse,
     MalformedResponse,

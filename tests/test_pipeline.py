@@ -11,20 +11,20 @@ from datasets import load_dataset
 from test_dispatch import MODEL, ChatServer, running
 
 from edit_trl import load_dual_cots
-from edit_trl.answers import check_answer
-from edit_trl.errors import InputError
-from edit_trl.exemplars import Exemplar
-from edit_trl.questions import Question
-from edit_trl.teachers.dispatch import Dispatcher, Interrupted, Limits
+from edit_trl.common.errors import InputError
+from edit_trl.data.answers import check_answer
+from edit_trl.data.exemplars import Exemplar
+from edit_trl.data.questions import Question
+from edit_trl.models.chat.dispatch import Dispatcher, Interrupted, Limits
+from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
+from edit_trl.models.chat.journal import Journal
+from edit_trl.models.chat.protocol import ChatResponse, RawResponse
 from edit_trl.teachers.export import DUAL, WARM_UP, CardFacts, push_generation, save_generation
 from edit_trl.teachers.filters import Bounds, Pair, filter_pairs
 from edit_trl.teachers.generation import Generation, PipelineOptions
-from edit_trl.teachers.journal import Journal
-from edit_trl.teachers.openai_compatible import OpenAICompatibleTeacher
 from edit_trl.teachers.pipeline import make_dual_cots
 from edit_trl.teachers.procedural_chat import ProceduralChat
 from edit_trl.teachers.prompts import Templates
-from edit_trl.teachers.teacher import ChatResponse, RawResponse
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

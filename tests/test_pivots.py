@@ -22,17 +22,17 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from edit_trl import load_dual_cots
-from edit_trl.answers import check_answer
 from edit_trl.cli.generate import main as generate
-from edit_trl.errors import InputError
-from edit_trl.questions import Question
-from edit_trl.teachers.dispatch import Dispatcher, Limits
+from edit_trl.common.errors import InputError
+from edit_trl.data.answers import check_answer
+from edit_trl.data.questions import Question
+from edit_trl.data.tokenization import tokenize_dual_cot
+from edit_trl.models.chat.dispatch import Dispatcher, Limits
+from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
+from edit_trl.models.chat.journal import Journal
 from edit_trl.teachers.filters import Bounds
 from edit_trl.teachers.generation import Generation, PipelineOptions, PivotOptions
-from edit_trl.teachers.journal import Journal
-from edit_trl.teachers.openai_compatible import OpenAICompatibleTeacher
 from edit_trl.teachers.pivots import make_pivots, step_ends
-from edit_trl.tokenization import tokenize_dual_cot
 
 COMMAND = [sys.executable, "-m", "edit_trl.cli.main"]
 STEPS = 7

@@ -11,11 +11,12 @@ from typing import get_args
 
 import pytest
 
-from edit_trl.dual_cots import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
-from edit_trl.errors import InputError
-from edit_trl.teachers import ANSWER_TYPES, Family, ProceduralTeacher, generate_dual_cots, procedural
-from edit_trl.teachers.problems import Mistake, Problem, Slip, follow, write_chains
-from edit_trl.teachers.solvers import SOLVERS
+from edit_trl.common.errors import InputError
+from edit_trl.data.dual_cots import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
+from edit_trl.data.procedural import ANSWER_TYPES, Family, ProceduralTeacher, generate_dual_cots
+from edit_trl.data.procedural import teacher as procedural
+from edit_trl.data.procedural.problems import Mistake, Problem, Slip, follow, write_chains
+from edit_trl.data.procedural.solvers import SOLVERS
 
 FAMILIES = get_args(Family)
 CONCLUSION = re.compile(r" Therefore, the answer is (.+)\.$")
@@ -265,7 +266,7 @@ def test_rows_depend_on_family_seed_difficulty_and_index_only():
 
 def test_rows_do_not_depend_on_the_process():
     script = (
-        "from edit_trl.teachers import ProceduralTeacher\n"
+        "from edit_trl.data.procedural import ProceduralTeacher\n"
         "print([row['prompt'] for row in ProceduralTeacher().rows(14)])"
     )
     run = [sys.executable, "-c", script]
@@ -311,7 +312,7 @@ def test_every_family_has_an_answer_type():
 
 
 def test_answer_check_agrees_on_both_chains():
-    answers = pytest.importorskip("edit_trl.answers")
+    answers = pytest.importorskip("edit_trl.data.answers")
     for row in ProceduralTeacher().rows(350):
         kind = ANSWER_TYPES[row["task"]]
         assert answers.check_answer(row["chosen"], row["answer"], kind).verdict == "correct", row

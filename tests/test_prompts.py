@@ -4,9 +4,9 @@ from typing import get_args
 
 import pytest
 
-from edit_trl.errors import InputError
-from edit_trl.exemplars import Exemplar
-from edit_trl.questions import Question
+from edit_trl.common.errors import InputError
+from edit_trl.data.exemplars import Exemplar
+from edit_trl.data.questions import Question
 from edit_trl.teachers.prompts import (
     KINDS,
     PLACEHOLDERS,

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from transformers import GPTNeoXJapaneseConfig
 from trl import ModelConfig
 
-import edit_trl.quantization as quantization
+import edit_trl.training.quantization as quantization
 from edit_trl.cli.main import run_command
 from edit_trl.cli.train import train_stage
-from edit_trl.config import DualCoTConfig
-from edit_trl.errors import InputError
-from edit_trl.lora_targets import lora_config, make_model
-from edit_trl.recipe import Recipe, resolve_runs
+from edit_trl.common.errors import InputError
+from edit_trl.training.config import DualCoTConfig
+from edit_trl.training.lora_targets import lora_config, make_model
+from edit_trl.training.recipe.resolving import Recipe, resolve_runs
 
 MINIMAL = {"model_name_or_path": "m", "dataset_name": "d.jsonl", "output_dir": "o", "use_cpu": True}
 QLORA = MINIMAL | {"use_peft": True, "load_in_4bit": True}
@@ -179,12 +179,12 @@ def recipe(tmp_path, saved_student):
 
 def test_trains_a_four_bit_student(recipe, tmp_path, monkeypatch):
     """`edit-trl train` on the CPU: NF4 with nested statistics, bf16 adapters, 8-bit AdamW, a falling loss."""
-    import edit_trl.trainer
+    import edit_trl.training.trainer
 
     made = []
-    real = edit_trl.trainer.DualCoTTrainer.train
+    real = edit_trl.training.trainer.DualCoTTrainer.train
     monkeypatch.setattr(
-        edit_trl.trainer.DualCoTTrainer,
+        edit_trl.training.trainer.DualCoTTrainer,
         "train",
         lambda self, *args, **options: (made.append(self), real(self, *args, **options))[1],
     )

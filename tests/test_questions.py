@@ -5,8 +5,8 @@ import json
 import pytest
 from datasets import Dataset
 
-from edit_trl.errors import InputError
-from edit_trl.questions import Question, read_questions
+from edit_trl.common.errors import InputError
+from edit_trl.data.questions import Question, read_questions
 
 ROWS = [
     {"question": "What is 2 + 2?", "answer": "4"},

@@ -21,10 +21,10 @@ from test_cli_generate_recipe import solve
 from test_suite_endpoint import Engine
 
 from edit_trl.cli.main import main
-from edit_trl.errors import InputError
-from edit_trl.evaluation.evaluate_config import EvaluateArguments
-from edit_trl.ray_cluster import connect, places
-from edit_trl.ray_pool import RayCalls, RayPool
+from edit_trl.common.errors import InputError
+from edit_trl.evaluation.accuracy.config import EvaluateArguments
+from edit_trl.models.cluster.cluster import connect, places
+from edit_trl.models.cluster.pool import RayCalls, RayPool
 
 COMMAND = [sys.executable, "-m", "edit_trl.cli.main"]
 STORE = 80 * 2**20
@@ -315,7 +315,7 @@ def test_readiness_of_everyone_and_of_the_first(cluster):
 
 @pytest.mark.slow
 def test_other_weights_on_a_machine_are_refused(cluster, saved_student):
-    from edit_trl.evaluation.ray_generator import RayGenerator
+    from edit_trl.evaluation.accuracy.generators_on_ray import RayGenerator
 
     arguments = EvaluateArguments(model=str(saved_student), tasks=["x"], engine="ray")
     with pytest.raises(InputError, match="has other weights than where the command runs"):
@@ -390,6 +390,6 @@ def test_nothing_of_ray_is_imported_without_it(recipe, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time" in line}
-    assert "edit_trl.ray_cluster" in imported
+    assert "edit_trl.models.cluster.cluster" in imported
     assert "torch" in imported
     assert not {name for name in imported if name.split(".")[0] == "ray"}

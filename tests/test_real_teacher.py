@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from test_pipeline import generate
 
-from edit_trl.answers import check_answer
-from edit_trl.exemplars import Exemplar
-from edit_trl.questions import Question
-from edit_trl.teachers.openai_compatible import OpenAICompatibleTeacher
-from edit_trl.teachers.transformers_local import TransformersTeacher
+from edit_trl.data.answers import check_answer
+from edit_trl.data.exemplars import Exemplar
+from edit_trl.data.questions import Question
+from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
+from edit_trl.models.chat.local import TransformersTeacher
 
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart" / "quickstart.py"
 SUMS = [(2, 3), (4, 1), (7, 2), (5, 5)]

@@ -1,7 +1,7 @@
 import pytest
 
-from edit_trl.errors import InputError
-from edit_trl.recipe import parse_options, read_recipe, resolve_runs
+from edit_trl.common.errors import InputError
+from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
 
 BASE = """
 model_name_or_path: some/model

@@ -4,8 +4,14 @@ from accelerate import Accelerator
 from conftest import tiny_llama
 from datasets import Dataset
 
-from edit_trl.errors import InputError
-from edit_trl.reference import add_scores, fork_histogram, hardest_forks, keep_hard_forks, weights_hash
+from edit_trl.common.errors import InputError
+from edit_trl.training.reference import (
+    add_scores,
+    fork_histogram,
+    hardest_forks,
+    keep_hard_forks,
+    weights_hash,
+)
 
 
 @pytest.fixture

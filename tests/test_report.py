@@ -15,15 +15,15 @@ from conftest import ROWS, conversational
 from report_data import evaluate_item, evaluate_items, suite_item, suite_items, write_run, write_training
 
 from edit_trl import ProceduralTeacher, generate_dual_cots
-from edit_trl.errors import InputError
-from edit_trl.evaluation.dataset_statistics import locate_pairs
+from edit_trl.common.errors import InputError
+from edit_trl.data.pair_statistics import locate_pairs
 from edit_trl.evaluation.report import page, write_pairs, write_report
 from edit_trl.evaluation.report.items import Keep, packed_tokens, page_items
 from edit_trl.evaluation.report.page import SCRIPTS, escaped_json
 from edit_trl.evaluation.report.summary import SCORE_LABELS, flips, group_scores
-from edit_trl.evaluation.scores import SCORES
+from edit_trl.evaluation.report.training_history import read_training_run
+from edit_trl.evaluation.runs.scores import SCORES
 from edit_trl.evaluation.statistics import bootstrap_interval
-from edit_trl.evaluation.training_history import read_training_run
 
 HOSTILE = (
     "</script><script>window.hacked=1</script><!-- <img src=x onerror=hacked=1> \"'`${}& \u2028\u05d0\u202e"

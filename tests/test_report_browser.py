@@ -15,10 +15,10 @@ from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
 from edit_trl import ProceduralTeacher, generate_dual_cots
-from edit_trl.evaluation.dataset_statistics import locate_pairs
+from edit_trl.data.pair_statistics import locate_pairs
 from edit_trl.evaluation.report import write_pairs, write_report
-from edit_trl.evaluation.runs import read_run
-from edit_trl.evaluation.training_history import read_training_run
+from edit_trl.evaluation.report.training_history import read_training_run
+from edit_trl.evaluation.runs.folder import read_run
 
 pytestmark = pytest.mark.slow
 

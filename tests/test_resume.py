@@ -18,13 +18,13 @@ from peft import LoraConfig
 from test_invariants import config
 from transformers import TrainerCallback
 
-import edit_trl.checkpoints
+import edit_trl.training.resuming.checkpoints
 from edit_trl import DualCoTTrainer
-from edit_trl.checkpoints import MANIFEST, UNFINISHED, last_checkpoint
 from edit_trl.cli.main import run_command
 from edit_trl.cli.train import main, train_stage
-from edit_trl.errors import InputError
-from edit_trl.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
+from edit_trl.common.errors import InputError
+from edit_trl.training.resuming.checkpoints import MANIFEST, UNFINISHED, last_checkpoint
+from edit_trl.training.resuming.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
 
 MANY_ROWS = [
     row | {"prompt": f"{n}. {row['prompt']}" * (1 + n), "id": f"{row['id']}{n}"}
@@ -155,9 +155,11 @@ def test_nothing_before_training_moves_the_random_state(tmp_path):
 def test_what_was_being_saved_is_removed_and_said(tmp_path, monkeypatch, caplog):
     folder = tmp_path / "run"
     cut = make_trainer(tmp_path, True)
-    flush = edit_trl.checkpoints._flush
+    flush = edit_trl.training.resuming.checkpoints._flush
     monkeypatch.setattr(  # the second checkpoint is written, and not named yet
-        edit_trl.checkpoints, "_flush", lambda path: cut_off() if path.name.endswith("-2") else flush(path)
+        edit_trl.training.resuming.checkpoints,
+        "_flush",
+        lambda path: cut_off() if path.name.endswith("-2") else flush(path),
     )
     with pytest.raises(CutOff):
         cut.train()
@@ -165,7 +167,7 @@ def test_what_was_being_saved_is_removed_and_said(tmp_path, monkeypatch, caplog)
     assert last_checkpoint(folder) == str(folder / "checkpoint-1")
     monkeypatch.undo()
     told = []
-    monkeypatch.setattr(edit_trl.resumable.logger, "warning", told.append)
+    monkeypatch.setattr(edit_trl.training.resuming.resumable.logger, "warning", told.append)
     resumed = make_trainer(tmp_path, True)
     resumed.train(resume_from_checkpoint=True)
     assert told == [f"removed from {folder} what was being saved when the run was cut off"]
@@ -179,7 +181,7 @@ def test_a_folder_that_is_no_whole_checkpoint_is_not_resumed_from(tmp_path, monk
     shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-9")
     (folder / "checkpoint-9" / MANIFEST).unlink()
     told = []
-    monkeypatch.setattr(edit_trl.checkpoints.logger, "warning", told.append)
+    monkeypatch.setattr(edit_trl.training.resuming.checkpoints.logger, "warning", told.append)
     assert last_checkpoint(folder) == str(folder / "checkpoint-2")
     assert told == [f"{folder / 'checkpoint-9'} is not complete: no {MANIFEST} in it; not resumed from"]
 
@@ -187,13 +189,13 @@ def test_a_folder_that_is_no_whole_checkpoint_is_not_resumed_from(tmp_path, monk
 def test_the_limit_never_takes_the_only_good_one(tmp_path, monkeypatch):
     """While the next is being written, the one before is there; after that it is not."""
     seen = []
-    finish = edit_trl.resumable.finish_checkpoint
+    finish = edit_trl.training.resuming.resumable.finish_checkpoint
 
     def look(draft, final, *args):
         seen.append(sorted(path.name for path in final.parent.glob("checkpoint-*")))
         finish(draft, final, *args)
 
-    monkeypatch.setattr(edit_trl.resumable, "finish_checkpoint", look)
+    monkeypatch.setattr(edit_trl.training.resuming.resumable, "finish_checkpoint", look)
     trainer = make_trainer(tmp_path, True, max_steps=3, save_total_limit=1)
     trainer.train()
     assert seen == [[], ["checkpoint-1"], ["checkpoint-2"]]

@@ -17,9 +17,9 @@ from test_processes import FSDP2, shard_on_a_cpu
 from test_resume import MANY_ROWS, Stop, history, make_trainer
 from torch.distributed.tensor import DTensor
 
-import edit_trl.checkpoints
+import edit_trl.training.resuming.checkpoints
 from edit_trl import DualCoTTrainer
-from edit_trl.checkpoints import MANIFEST, UNFINISHED, last_checkpoint
+from edit_trl.training.resuming.checkpoints import MANIFEST, UNFINISHED, last_checkpoint
 
 # Eleven rows: at the end of an epoch one process has a pair and the other none. The checkpoint that is gone
 # on from is in the middle of an epoch (`padded` the second, `tree` the first) or at its end (`tokens`).
@@ -46,9 +46,11 @@ def train(folder: Path, case: str, death: str) -> DualCoTTrainer:
     if death == "step" and trainer.args.process_index == 1:
         trainer.add_callback(Stop(KILLED_AT, kill_run))
     if death == "saving":  # written by the first process, and not named yet
-        flush = edit_trl.checkpoints._flush
+        flush = edit_trl.training.resuming.checkpoints._flush
         last = f"checkpoint-{KILLED_AT + 1}"
-        edit_trl.checkpoints._flush = lambda path: kill_run() if path.name == last else flush(path)
+        edit_trl.training.resuming.checkpoints._flush = lambda path: (
+            kill_run() if path.name == last else flush(path)
+        )
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
     return trainer
 

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from edit_trl.errors import InputError
-from edit_trl.evaluation.runs import RunFolder, RunRecord, content_hash, git_revision, read_run
+from edit_trl.common.errors import InputError
+from edit_trl.evaluation.runs.folder import RunFolder, RunRecord, content_hash, git_revision, read_run
 
 NO_SCORES = ({"accuracy": 1.0}, {"accuracy": (1.0, 1.0)}, {"task": {"sums": {"items": 3}}})
 

@@ -8,8 +8,8 @@ from datasets import Dataset
 from test_invariants import config, largest_difference, one_step
 
 from edit_trl import DualCoTTrainer
-from edit_trl.errors import InputError
-from edit_trl.sampling import TokenBudgetBatches
+from edit_trl.common.errors import InputError
+from edit_trl.training.sampling import TokenBudgetBatches
 
 
 def columns(size: int = 200, pairs_a_row: int = 1, seed: int = 0) -> dict[str, list[int]]:

@@ -2,7 +2,7 @@
 
 import math
 
-from edit_trl.evaluation.score_text import (
+from edit_trl.evaluation.compare.score_text import (
     amount,
     clean,
     count_text,

@@ -3,9 +3,9 @@
 import pytest
 from test_runs import item, record
 
-from edit_trl.evaluation.runs import Run
-from edit_trl.evaluation.scores import grouped_scores, mean_scores, run_scores
-from edit_trl.evaluation.tables import run_table
+from edit_trl.evaluation.runs.folder import Run
+from edit_trl.evaluation.runs.scores import grouped_scores, mean_scores, run_scores
+from edit_trl.evaluation.runs.tables import run_table
 
 
 def answered(number, verdict, lenient, cut_off=0, **more):

@@ -52,13 +52,13 @@ from transformers import (
 from transformers.integrations.flex_attention import WrappedFlexAttention
 from trl.trainer.utils import add_fused_lm_head
 
-import edit_trl.scoring
+import edit_trl.models.pairs.scoring
 from edit_trl import DualCoTTrainer
-from edit_trl.collation import DualCoTCollator
-from edit_trl.errors import InputError
-from edit_trl.scoring import PairScorer, TreeCheck, make_pair_scorer
-from edit_trl.tokenization import tokenize_dual_cot
-from edit_trl.tree_attention import TreeAttention, tree_obstacle
+from edit_trl.common.errors import InputError
+from edit_trl.data.tokenization import tokenize_dual_cot
+from edit_trl.models.pairs.collation import DualCoTCollator
+from edit_trl.models.pairs.scoring import PairScorer, TreeCheck, make_pair_scorer
+from edit_trl.models.pairs.tree_attention import TreeAttention, tree_obstacle
 
 TINY = {
     "vocab_size": 400,
@@ -447,7 +447,7 @@ def naive_best(model: nn.Module, example: dict) -> list[int]:
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_the_likeliest_tokens_come_with_the_same_forward(name, layout, logits, examples, monkeypatch):
-    monkeypatch.setattr(edit_trl.scoring, "_LOGITS", logits)
+    monkeypatch.setattr(edit_trl.models.pairs.scoring, "_LOGITS", logits)
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     before = model.config._attn_implementation

@@ -15,11 +15,11 @@ from test_cli_train import recipe, run_file, stage  # noqa: F401 (recipe is a fi
 import edit_trl
 from edit_trl.cli.main import main
 from edit_trl.cli.push_sources import stage_options
-from edit_trl.errors import InputError
-from edit_trl.evaluation.models import load_student
-from edit_trl.hub import model_files
-from edit_trl.recipe import argument_classes
-from edit_trl.teachers.transformers_local import TransformersTeacher
+from edit_trl.common.errors import InputError
+from edit_trl.hub.repository import model_files
+from edit_trl.models.chat.local import TransformersTeacher
+from edit_trl.models.loading import load_student
+from edit_trl.training.recipe.resolving import argument_classes
 
 ROOT = Path(edit_trl.__file__).parent.parent
 SOURCES = sorted(

@@ -13,16 +13,16 @@ from test_scoring import MODELS, TINY
 from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
 from edit_trl import evaluate_suite
-from edit_trl.dual_cots import chain_text
-from edit_trl.errors import InputError
-from edit_trl.evaluation import suite_model
-from edit_trl.evaluation.runs import Run, RunFolder, RunRecord, SuiteItem
-from edit_trl.evaluation.scores import mean_scores
-from edit_trl.evaluation.suite import finish_suite, score_cases
-from edit_trl.evaluation.suite_cases import cases_of
-from edit_trl.evaluation.suite_model import ModelJudge
-from edit_trl.evaluation.tables import run_table
-from edit_trl.tokenization import tokenize_with_offsets
+from edit_trl.common.errors import InputError
+from edit_trl.data.dual_cots import chain_text
+from edit_trl.data.tokenization import tokenize_with_offsets
+from edit_trl.evaluation.runs.folder import Run, RunFolder, RunRecord, SuiteItem
+from edit_trl.evaluation.runs.scores import mean_scores
+from edit_trl.evaluation.runs.tables import run_table
+from edit_trl.evaluation.suite.cases import cases_of
+from edit_trl.evaluation.suite.evaluate_suite import finish_suite, score_cases
+from edit_trl.evaluation.suite.evaluate_suite import model_scorer as suite_model
+from edit_trl.evaluation.suite.model_scorer import ModelJudge
 
 SEVERAL = {
     "prompt": "What is 2 + 2?\n",

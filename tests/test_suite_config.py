@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from edit_trl.cli.option_parsing import build_options
-from edit_trl.errors import InputError
-from edit_trl.evaluation.run_pairs import pairs_of_run
-from edit_trl.evaluation.runs import RunFolder, RunRecord
-from edit_trl.evaluation.suite_config import SuiteArguments
-from edit_trl.teachers.endpoint import EndpointArguments
+from edit_trl.common.errors import InputError
+from edit_trl.evaluation.runs.folder import RunFolder, RunRecord
+from edit_trl.evaluation.suite.config import SuiteArguments
+from edit_trl.evaluation.suite.run_pairs import pairs_of_run
+from edit_trl.models.chat.options import EndpointArguments
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "evaluate").glob("suite_*.yaml"))
 

@@ -9,9 +9,9 @@ from conftest import ROWS, byte_level_tokenizer, tiny_llama
 from test_suite import SEVERAL
 
 from edit_trl import evaluate_suite
-from edit_trl.cli import suite_endpoint
 from edit_trl.cli.main import main
-from edit_trl.evaluation.runs import read_run
+from edit_trl.evaluation.runs.folder import read_run
+from edit_trl.evaluation.suite.evaluate_suite import endpoint_scorer as suite_endpoint
 
 ALL = [*ROWS, SEVERAL]
 

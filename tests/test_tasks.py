@@ -7,8 +7,8 @@ import yaml
 from test_accuracy import PROBLEMS
 
 from edit_trl.cli.evaluate import procedural_questions
-from edit_trl.errors import InputError
-from edit_trl.evaluation.tasks import read_task, read_tasks
+from edit_trl.common.errors import InputError
+from edit_trl.evaluation.accuracy.tasks import read_task, read_tasks
 
 QUESTIONS = [
     {"question": "What is 2 + 2?", "answer": "4", "id": "sum"},

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from edit_trl.errors import InputError
-from edit_trl.tokenization import (
+from edit_trl.common.errors import InputError
+from edit_trl.data.tokenization import (
     RowPreparation,
     prepare_dual_cots,
     tokenize_dual_cot,
@@ -262,7 +262,7 @@ import sys, time
 from datasets import Dataset, load_from_disk
 sys.path.insert(0, {tests!r})
 from conftest import ROWS, byte_level_tokenizer
-import datasets, edit_trl.tokenization as t
+import datasets, edit_trl.data.tokenization as t
 datasets.config.HF_DATASETS_CACHE = {cache!r}
 tokenizer = byte_level_tokenizer()
 tokenizer("used before", padding=True, truncation=True, max_length=8)
@@ -352,7 +352,7 @@ def test_a_random_mask_is_of_the_seed_and_the_row(tokenizer):
     ]
     assert masks[0] == masks[1] != masks[2]
     code = (
-        "from conftest import ROWS, byte_level_tokenizer as t; from edit_trl.tokenization import *; "
+        "from conftest import ROWS, byte_level_tokenizer as t; from edit_trl.data.tokenization import *; "
         "print(tokenize_dual_cot(ROWS[0], t(), key_step_method='random')['chosen_key_mask'])"
     )
     elsewhere = subprocess.run(

@@ -10,7 +10,7 @@ from test_invariants import config
 from transformers import BitsAndBytesConfig, TrainerCallback
 
 from edit_trl import DualCoTConfig, DualCoTTrainer
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
 TRAIN_METRICS = {

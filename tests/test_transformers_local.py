@@ -11,10 +11,10 @@ from conftest import tiny_llama
 from test_pipeline import generate
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from edit_trl.errors import InputError
-from edit_trl.questions import Question
-from edit_trl.teachers.teacher import ChatRequest, MalformedResponse, NoAnswer, RawResponse, Sampling
-from edit_trl.teachers.transformers_local import TransformersTeacher, _SeededDraw
+from edit_trl.common.errors import InputError
+from edit_trl.data.questions import Question
+from edit_trl.models.chat.local import TransformersTeacher, _SeededDraw
+from edit_trl.models.chat.protocol import ChatRequest, MalformedResponse, NoAnswer, RawResponse, Sampling
 
 
 def request(text: str, number: int = 0, **sampling) -> ChatRequest:

@@ -9,10 +9,18 @@ from conftest import ROWS, byte_level_tokenizer, conversational, tiny_llama
 from datasets import Dataset
 
 from edit_trl import DualCoTConfig, DualCoTTrainer
-from edit_trl.dual_cot_row import validate_dual_cots
-from edit_trl.errors import InputError
-from edit_trl.tokenization import tokenize_dual_cot
-from edit_trl.views import PAIR_VIEWS, WEIGHTED_VIEWS, View, answer_statement, apply_view, asked, select_rows
+from edit_trl.common.errors import InputError
+from edit_trl.data.row import validate_dual_cots
+from edit_trl.data.tokenization import tokenize_dual_cot
+from edit_trl.data.views import (
+    PAIR_VIEWS,
+    WEIGHTED_VIEWS,
+    View,
+    answer_statement,
+    apply_view,
+    asked,
+    select_rows,
+)
 
 ROBE, APPLES, BOOLEAN, STEPS = (
     row | {"source": source, "mistake": mistake}
@@ -190,7 +198,7 @@ def test_sizes_are_matched_by_a_draw_that_the_seed_decides():
     assert len(set(first)) == 10
     assert first == sorted(first, key=int)
     code = (
-        "import sys; from datasets import Dataset; from edit_trl.views import select_rows; "
+        "import sys; from datasets import Dataset; from edit_trl.data.views import select_rows; "
         "rows = Dataset.from_list([{'id': str(n)} for n in range(40)]); "
         "print(select_rows(rows, rows=10, seed=3)['id'][:])"
     )

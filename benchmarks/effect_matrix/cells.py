@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 from effect_matrix.config import Matrix, Method
 from effect_matrix.data import resolve
 

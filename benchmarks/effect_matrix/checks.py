@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 from effect_matrix.cells import recipe_text
 from effect_matrix.config import Matrix, Source
 from effect_matrix.work import training_options
@@ -36,7 +36,7 @@ def check_options(matrix: Matrix) -> None:
 def _refused(where: str, recipe: str | None, *over: Mapping[str, Any]) -> list[str]:
     import torch
 
-    from edit_trl.recipe import Recipe, resolve_runs
+    from edit_trl.training.recipe.resolving import Recipe, resolve_runs
 
     options = training_options(recipe, *over)
     options |= {"model_name_or_path": "student", "dataset_name": "pairs", "output_dir": "runs/never"}

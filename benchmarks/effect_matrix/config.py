@@ -21,8 +21,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from edit_trl.errors import InputError
-from edit_trl.options import convert, hints_of, nearest, read_yaml
+from edit_trl.common.errors import InputError
+from edit_trl.common.options import convert, hints_of, nearest, read_yaml
 from effect_matrix.problems import matrix_problems, nearest_of
 from effect_matrix.student import FromScratch
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 from effect_matrix.config import Data, Matrix, Source
 
 Row = dict[str, Any]
@@ -81,7 +81,7 @@ def _deal(source: Source, starts: Mapping[str, int]) -> list[Row]:
 
 def _recorded(source: Source, start: int, right_alone: bool) -> list[Row]:
     """Questions with the teacher's chains, as correct chains alone."""
-    from edit_trl.answers import check_answer, infer_answer_type
+    from edit_trl.data.answers import check_answer, infer_answer_type
 
     lines = Path(source.recorded).read_text(encoding="utf-8").splitlines()
     # A question that is there twice counts once, or it could be in two sets.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ def difference(before: Sequence[Path], after: Sequence[Path], score: str) -> Rec
     Args:
         before: Runs of the baseline, a seed each.
         after: Of the method.
-        score: What is compared, a name in `edit_trl.evaluation.scores.SCORES`.
+        score: What is compared, a name in `edit_trl.evaluation.runs.scores.SCORES`.
     """
     import numpy as np
 
@@ -54,8 +54,8 @@ def _scores(folders: Sequence[Path], score: str) -> np.ndarray:
     """Scores of the same items in several runs, shape (items, runs); nan where an item has none."""
     import numpy as np
 
-    from edit_trl.evaluation.runs import key_of, read_run
-    from edit_trl.evaluation.scores import SCORES
+    from edit_trl.evaluation.runs.folder import key_of, read_run
+    from edit_trl.evaluation.runs.scores import SCORES
 
     runs = [read_run(folder) for folder in folders]
     if len({tuple(map(key_of, run.items)) for run in runs}) > 1:

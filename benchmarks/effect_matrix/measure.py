@@ -21,7 +21,7 @@ def set_folder(output: Path, name: str) -> Path:
 
 def held_out_scores(items: Sequence[Mapping[str, Any]], folder: Path) -> Result:
     """Preference scores, and what the student thinks of correct chains: log p a token, p at the fork."""
-    from edit_trl.evaluation.runs import read_run
+    from edit_trl.evaluation.runs.folder import read_run
 
     scores = dict(read_run(folder).record.scores)
     scores["chosen_logp"] = sum(item["logps"]["chosen"] for item in items) / len(items)
@@ -51,7 +51,7 @@ def train(folder: Path, options: Mapping[str, Any], student: str, rows: Path, se
     """Train a stage, and say what it took."""
     import torch
 
-    import edit_trl.trainer  # noqa: F401 (before the clock starts)
+    import edit_trl.training.trainer  # noqa: F401 (before the clock starts)
     from edit_trl.cli.train import train_stage
 
     options = {**options, "model_name_or_path": student, "dataset_name": str(rows), "seed": seed}
@@ -79,7 +79,7 @@ def train(folder: Path, options: Mapping[str, Any], student: str, rows: Path, se
 
 def evaluate_set(model: Path, name: str, spec: Mapping[str, Any], folder: Path, output: Path) -> Result:
     from edit_trl.cli.evaluate import main as evaluate
-    from edit_trl.evaluation.runs import read_run
+    from edit_trl.evaluation.runs.folder import read_run
 
     tasks = spec.get("tasks")
     if tasks is None:
@@ -103,7 +103,7 @@ def evaluate_set(model: Path, name: str, spec: Mapping[str, Any], folder: Path, 
 
 def suite_items(model: Path, rows: Path, folder: Path) -> list[Any]:
     from edit_trl.cli.suite import main as suite
-    from edit_trl.evaluation.runs import read_run
+    from edit_trl.evaluation.runs.folder import read_run
 
     options = {
         "model": str(model),

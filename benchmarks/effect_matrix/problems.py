@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.options import convert, hints_of, nearest
+from edit_trl.common.options import convert, hints_of, nearest
 from effect_matrix.student import FromScratch
 
 if TYPE_CHECKING:

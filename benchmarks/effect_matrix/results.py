@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from edit_trl.evaluation.runs.tables import aligned
 from edit_trl.evaluation.statistics import holm
-from edit_trl.evaluation.tables import aligned
 from effect_matrix.cells import WARM_UP, Cell, list_cells, read_cell
 from effect_matrix.config import Matrix
 from effect_matrix.differences import accuracy_interval, difference

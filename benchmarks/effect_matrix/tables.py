@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 from effect_matrix.config import Matrix
 
 Record = dict[str, Any]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 COMMANDS = "/clear begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(problems)
     model = _model_folder(options.run)
 
-    from edit_trl.evaluation.models import load_student
+    from edit_trl.models.loading import load_student
 
     student = load_student(
         model, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
@@ -194,7 +194,7 @@ class Chat:
 
 
 def _answer(chat: Chat, line: str) -> None:
-    from edit_trl.markdown import without_controls
+    from edit_trl.common.markdown import without_controls
 
     def show(text: str) -> None:
         sys.stdout.write(without_controls(text))

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
-    from edit_trl.evaluation.compare import Comparison
-    from edit_trl.evaluation.gates import GateResult, Gates
+    from edit_trl.evaluation.compare.comparison import Comparison
+    from edit_trl.evaluation.compare.gates import GateResult, Gates
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         InputError: Runs that cannot be compared, or a bad option.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    from edit_trl.evaluation.compare import compare_runs
-    from edit_trl.evaluation.gates import Gates, check_gates, junit_error_xml
+    from edit_trl.evaluation.compare.comparison import compare_runs
+    from edit_trl.evaluation.compare.gates import Gates, check_gates, junit_error_xml
 
     gates = Gates(options.min_score, options.max_drop, options.no_significant_regression, options.max_broken)
     try:
@@ -144,8 +144,8 @@ def _to_stdout(options: argparse.Namespace) -> bool:
 
 
 def _show(options: argparse.Namespace, comparison: Comparison, results: list[GateResult]) -> None:
-    from edit_trl.evaluation.compare_output import markdown, print_comparison
-    from edit_trl.evaluation.gates import junit_xml
+    from edit_trl.evaluation.compare.gates import junit_xml
+    from edit_trl.evaluation.compare.output import markdown, print_comparison
 
     if options.markdown:
         _write(options.markdown, markdown(comparison, results).encode())

@@ -5,14 +5,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-    from edit_trl.memory import MemoryEstimate
-    from edit_trl.recipe import RunArguments
+    from edit_trl.training.memory.estimate import MemoryEstimate
+    from edit_trl.training.recipe.resolving import RunArguments
 
 LENGTH_WHERE_NOTHING_IS_SAID = 1024
 PARTS = {
@@ -37,7 +37,7 @@ def dry_run(config: str | None, stage: str | None, options: Sequence[str], shard
     Raises:
         InputError: The recipe, its rows or its student's configuration cannot be used.
     """
-    from edit_trl.recipe import parse_options, read_recipe, resolve_runs
+    from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
 
     recipe = read_recipe(config)
     runs = resolve_runs(recipe, parse_options(options, recipe))
@@ -54,8 +54,8 @@ def dry_run(config: str | None, stage: str | None, options: Sequence[str], shard
 
 
 def _describe_run(run: "RunArguments", shards: int) -> list[str]:
-    from edit_trl.memory import estimate_memory
-    from edit_trl.objective import Objective
+    from edit_trl.training.memory.estimate import estimate_memory
+    from edit_trl.training.objective import Objective
 
     name = f"stage {run.stage}: " if run.stage else ""
     if run.data.trainer != "dual_cot":
@@ -82,7 +82,7 @@ def _describe_run(run: "RunArguments", shards: int) -> list[str]:
 
 def table(estimate: "MemoryEstimate", on_cpu: bool) -> list[str]:
     """The parts of an estimate, their sum and what holds it, as lines of text."""
-    from edit_trl.memory import CARDS
+    from edit_trl.training.memory.estimate import CARDS
 
     overhead = "Python and its libraries" if on_cpu else "CUDA context, fragmentation"
     notes = PARTS | {"overhead": overhead}
@@ -145,7 +145,7 @@ def longest_batch(run: "RunArguments") -> tuple[list[dict[str, Any]], str]:
     Raises:
         InputError: Rows that cannot be trained on.
     """
-    from edit_trl.memory import made_up_examples
+    from edit_trl.training.memory.estimate import made_up_examples
 
     training = run.training
     pairs = training.per_device_train_batch_size
@@ -155,9 +155,9 @@ def longest_batch(run: "RunArguments") -> tuple[list[dict[str, Any]], str]:
         if training.max_tokens_per_batch is not None:
             pairs = max(training.max_tokens_per_batch // (2 * length), 1)
         return made_up_examples(pairs, length), f"as if every chain had {length} tokens (no rows here)"
-    from edit_trl.collation import EXAMPLE_COLUMNS
-    from edit_trl.objective import Objective
-    from edit_trl.sampling import check_budget, pair_lengths
+    from edit_trl.models.pairs.collation import EXAMPLE_COLUMNS
+    from edit_trl.training.objective import Objective
+    from edit_trl.training.sampling import check_budget, pair_lengths
 
     lengths, budget = rows["unique_length"][:], training.max_tokens_per_batch
     layout = "padded" if training.layout == "padded" else "tree"
@@ -184,9 +184,9 @@ def _local_rows(run: "RunArguments"):
     """The prepared rows, None where dataset or tokenizer would have to be fetched."""
     from transformers import AutoTokenizer
 
-    from edit_trl.dual_cots import load_dual_cots
-    from edit_trl.tokenization import RowPreparation, prepare_dual_cots
-    from edit_trl.views import select_rows
+    from edit_trl.data.dual_cots import load_dual_cots
+    from edit_trl.data.tokenization import RowPreparation, prepare_dual_cots
+    from edit_trl.data.views import select_rows
 
     data, training = run.data, run.training
     if not Path(data.dataset_name).exists():

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
-    from edit_trl.evaluation.decoding import Generator
-    from edit_trl.evaluation.evaluate_config import EvaluateArguments
+    from edit_trl.data.questions import Question
+    from edit_trl.evaluation.accuracy.config import EvaluateArguments
+    from edit_trl.evaluation.accuracy.problems import Problem
+    from edit_trl.evaluation.accuracy.tasks import TaskFile, Tasks
     from edit_trl.evaluation.harness import HarnessTasks
-    from edit_trl.evaluation.problems import Problem
-    from edit_trl.evaluation.runs import Run
-    from edit_trl.evaluation.tasks import TaskFile, Tasks
-    from edit_trl.questions import Question
-    from edit_trl.teachers.dispatch import Limits
-    from edit_trl.teachers.endpoint import EndpointArguments
+    from edit_trl.evaluation.runs.folder import Run
+    from edit_trl.models.chat.dispatch import Limits
+    from edit_trl.models.chat.options import EndpointArguments
+    from edit_trl.models.decoding import Generator
 
 USAGE = "edit-trl evaluate [--config RECIPE.yaml] [--OPTION VALUE ...]"
 DESCRIPTION = (
@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     from edit_trl.cli.option_parsing import build_options, format_help, read_options
-    from edit_trl.evaluation.evaluate_config import EvaluateArguments
-    from edit_trl.options import hints_of
-    from edit_trl.teachers.dispatch import Interrupted, Limits
-    from edit_trl.teachers.endpoint import EndpointArguments
+    from edit_trl.common.options import hints_of
+    from edit_trl.evaluation.accuracy.config import EvaluateArguments
+    from edit_trl.models.chat.dispatch import Interrupted, Limits
+    from edit_trl.models.chat.options import EndpointArguments
 
     classes = (EvaluateArguments, EndpointArguments, Limits)
     if "--help" in argv or "-h" in argv:
@@ -62,8 +62,8 @@ def _evaluate(
     arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Limits, recipe: Path | None
 ) -> int:
     from edit_trl.evaluation.harness import load_harness_tasks
-    from edit_trl.evaluation.history import check_history
-    from edit_trl.evaluation.tables import run_table
+    from edit_trl.evaluation.runs.history import check_history
+    from edit_trl.evaluation.runs.tables import run_table
 
     if arguments.harness and endpoint.base_urls:
         raise InputError("`harness` needs the model on this machine: leave out `base_urls`")
@@ -94,10 +94,10 @@ def _measure(
     arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Limits, tasks: Tasks
 ) -> tuple[Run, Any]:
     """The run; and the model and tokenizer, where they were loaded."""
-    from edit_trl.cli.endpoint import EndpointGenerator
-    from edit_trl.evaluation.accuracy import answer_problems, finish_run
-    from edit_trl.evaluation.models import model_hash
-    from edit_trl.evaluation.runs import RunFolder, read_run
+    from edit_trl.evaluation.accuracy.answering import answer_problems, finish_run
+    from edit_trl.evaluation.accuracy.generators_at_endpoint import EndpointGenerator
+    from edit_trl.evaluation.runs.folder import RunFolder, read_run
+    from edit_trl.models.loading import model_hash
 
     client = endpoint.endpoint() if endpoint.base_urls else None
     if client and arguments.actors is not None:
@@ -116,7 +116,7 @@ def _measure(
         return read_run(folder.path), None
     if client:
         if arguments.engine == "ray":
-            from edit_trl.teachers.ray_teacher import on_ray
+            from edit_trl.models.cluster.chat import on_ray
 
             client = on_ray({"model": client}, None, limits.max_concurrency)["model"]
         generator = EndpointGenerator(client, folder.path, arguments.decoding, limits, arguments.seed)
@@ -135,19 +135,19 @@ def _prepare(
     arguments: EvaluateArguments, problems: Sequence[Problem], known: str
 ) -> tuple[Generator, list[list[int]], Any]:
     """The generator and the prompts as token ids; and the model and tokenizer, where they are here."""
-    from edit_trl.evaluation.problems import encode
+    from edit_trl.evaluation.accuracy.problems import encode
 
     loaded = None
     if arguments.engine == "ray":
-        from edit_trl.evaluation.models import adapter_base, load_tokenizer
-        from edit_trl.evaluation.ray_generator import RayGenerator
+        from edit_trl.evaluation.accuracy.generators_on_ray import RayGenerator
+        from edit_trl.models.loading import adapter_base, load_tokenizer
 
         base, trusted = adapter_base(arguments.model), arguments.trust_remote_code
         tokenizer = load_tokenizer(arguments.model, base, trust_remote_code=trusted)
         generator = RayGenerator(arguments, known)
         positions = generator.positions
     else:
-        from edit_trl.evaluation.generation import load_generator
+        from edit_trl.models.generation import load_generator
 
         generator, tokenizer, positions, model = load_generator(arguments)
         loaded = (model, tokenizer) if model is not None else None
@@ -157,7 +157,7 @@ def _prepare(
 
 
 def _remember(run: Run, history: str | None) -> None:
-    from edit_trl.evaluation.history import record_run
+    from edit_trl.evaluation.runs.history import record_run
 
     if history is not None:
         record_run(run, history)

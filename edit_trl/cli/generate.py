@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     parts = _parts(options)
     _check_free(options.output, list(parts), options.force)
 
-    from edit_trl.dual_cots import save_dual_cots
-    from edit_trl.teachers import ProceduralTeacher, generate_dual_cots
+    from edit_trl.data.dual_cots import save_dual_cots
+    from edit_trl.data.procedural import ProceduralTeacher, generate_dual_cots
 
     teacher = ProceduralTeacher(options.families, seed=options.seed, difficulty=options.difficulty)
     # One run for both sets: within it no problem occurs twice, so the sets share none.
@@ -154,7 +154,7 @@ def _summary(dataset: Dataset, path: Path) -> str:
 
 def _example(row: dict) -> str:
     from edit_trl.cli.pair_text import bracketed
-    from edit_trl.dual_cots import chain_text, is_conversational
+    from edit_trl.data.dual_cots import chain_text, is_conversational
 
     prompt = row["prompt"][-1]["content"] if is_conversational(row) else row["prompt"]
     chosen, rejected = chain_text(row["chosen"]), chain_text(row["rejected"])

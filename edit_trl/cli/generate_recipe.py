@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from edit_trl.cli.option_parsing import format_help, read_options
-from edit_trl.errors import InputError
-from edit_trl.teachers.dispatch import Interrupted
+from edit_trl.common.errors import InputError
+from edit_trl.models.chat.dispatch import Interrupted
 from edit_trl.teachers.export import DUAL, push_generation
 from edit_trl.teachers.generate_config import (
     CLASSES,
@@ -78,7 +78,7 @@ def _run_once(config: GenerateConfig, folder: Path) -> Generation:
 def _run_rounds(config: GenerateConfig) -> None:
     """Generate with the student's mistakes, train on them, and again with the student that came of it."""
     from edit_trl.cli.train import main as train
-    from edit_trl.recipe import read_recipe
+    from edit_trl.training.recipe.resolving import read_recipe
 
     arguments = config.arguments
     stages = read_recipe(Path(arguments.train_recipe)).stages

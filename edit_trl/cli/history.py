@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from edit_trl.evaluation.history import HistoryRow
+    from edit_trl.evaluation.runs.history import HistoryRow
 
 # Characters of a plot.
 _WIDTH = 24
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     if options.last is not None and options.last < 1:
         raise InputError(f"--last must be 1 or more, got {options.last}")
-    from edit_trl.evaluation.history import DEFAULT_FILE, read_history
+    from edit_trl.evaluation.runs.history import DEFAULT_FILE, read_history
 
     file = options.file or DEFAULT_FILE
     rows = read_history(file, kind=options.kind, name=options.name, model=options.model)
@@ -73,8 +73,8 @@ def _with_metric(rows: Sequence[HistoryRow], metric: str) -> list[HistoryRow]:
     Raises:
         InputError: There is no such score.
     """
-    from edit_trl.evaluation.scores import SCORES
-    from edit_trl.options import nearest
+    from edit_trl.common.options import nearest
+    from edit_trl.evaluation.runs.scores import SCORES
 
     known = dict.fromkeys(
         [name for row in rows for name in row.scores] + [n for s in SCORES.values() for n in s]
@@ -100,7 +100,7 @@ def _show(rows: Sequence[HistoryRow], metric: str | None, earlier: int) -> None:
 
 
 def _list(rows: Sequence[HistoryRow], console: Console) -> Table:
-    from edit_trl.evaluation.scores import MAIN_SCORE
+    from edit_trl.evaluation.runs.scores import MAIN_SCORE
 
     # Where there is room, everything a person might look for; the score says of which kind the run is.
     more = console.width >= 120
@@ -149,7 +149,7 @@ def _add(table: Table, cells: Sequence[str]) -> None:
     """A row of texts from a file: shown as text, whatever is in them."""
     from rich.text import Text
 
-    from edit_trl.evaluation.score_text import clean
+    from edit_trl.evaluation.compare.score_text import clean
 
     table.add_row(*(Text(clean(cell)) for cell in cells))
 
@@ -159,7 +159,7 @@ def _time(row: HistoryRow) -> str:
 
 
 def _value(value: float, name: str) -> str:
-    from edit_trl.evaluation.scores import IN_NATS, SCORES
+    from edit_trl.evaluation.runs.scores import IN_NATS, SCORES
 
     share = name not in IN_NATS and any(name in scores for scores in SCORES.values())
     return f"{value:.1%}" if share else f"{value:.3f}"

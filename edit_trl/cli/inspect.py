@@ -10,13 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from edit_trl.evaluation.dataset_statistics import Pair
+    from edit_trl.data.pair_statistics import Pair
 
 FILTERS = ("task", "mistake", "source", "id")
 
@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         from edit_trl.evaluation.report.page import free_path
 
         free_path(options.html)
-    from edit_trl.dual_cot_row import rows_of
-    from edit_trl.evaluation.dataset_statistics import locate_pairs
+    from edit_trl.data.pair_statistics import locate_pairs
+    from edit_trl.data.row import rows_of
 
     dataset = _load(options)
     tokenizer = _tokenizer(options.tokenizer) if options.tokenizer else None
@@ -82,7 +82,7 @@ def _print_plain(source: str, pairs: list[Pair], shown: list[Pair], unit: str, m
 
 
 def _load(options: argparse.Namespace) -> Dataset:
-    from edit_trl.dual_cots import load_dual_cots
+    from edit_trl.data.dual_cots import load_dual_cots
 
     mapping = None
     if options.column_mapping:
@@ -118,7 +118,7 @@ def _filtered(pairs: list[Pair], options: argparse.Namespace) -> list[Pair]:
     Raises:
         InputError: There is none; what each filter could have been is named.
     """
-    from edit_trl.options import nearest
+    from edit_trl.common.options import nearest
 
     wanted = {name: getattr(options, name) for name in FILTERS if getattr(options, name)}
     problems = []

@@ -11,22 +11,22 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.cli.judge_inputs import align_runs, read_references, read_runs, with_references
-from edit_trl.cli.judge_report import format_report, save_judgements, summarize
 from edit_trl.cli.option_parsing import format_help, read_options
-from edit_trl.errors import InputError
-from edit_trl.options import convert, hints_of, read_yaml
-from edit_trl.teachers.dispatch import Dispatcher, DispatchStats, Interrupted, Limits
-from edit_trl.teachers.display import Display
-from edit_trl.teachers.endpoint import EndpointArguments
-from edit_trl.teachers.journal import Journal
-from edit_trl.teachers.judging import ChainSet, Judgement, JudgeOptions, JudgeTemplate, judge_chains
+from edit_trl.common.errors import InputError
+from edit_trl.common.options import convert, hints_of, read_yaml
+from edit_trl.evaluation.judge.inputs import align_runs, read_references, read_runs, with_references
+from edit_trl.evaluation.judge.judging import ChainSet, Judgement, JudgeOptions, JudgeTemplate, judge_chains
+from edit_trl.evaluation.judge.report import format_report, save_judgements, summarize
+from edit_trl.models.chat.dispatch import Dispatcher, DispatchStats, Interrupted, Limits
+from edit_trl.models.chat.display import Display
+from edit_trl.models.chat.journal import Journal
+from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.teachers.run import stopped_by_signals
 
 if TYPE_CHECKING:
-    from edit_trl.cli.judge_inputs import References
-    from edit_trl.evaluation.runs import Run
-    from edit_trl.teachers.teacher import Teacher
+    from edit_trl.evaluation.judge.inputs import References
+    from edit_trl.evaluation.runs.folder import Run
+    from edit_trl.models.chat.protocol import Teacher
 
 USAGE = "edit-trl judge --config RECIPE.yaml [--OPTION VALUE ...]"
 DESCRIPTION = (

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 
 from edit_trl.cli.launch_options import launch_options
-from edit_trl.errors import InputError
-from edit_trl.stopping import EXIT_CODE, TrainingStopped
+from edit_trl.common.errors import InputError
+from edit_trl.training.resuming.stopping import EXIT_CODE, TrainingStopped
 
 TRAIN_MODULE = "edit_trl.cli.train"
 # Where Linux shows that there may be a GPU: NVIDIA's and AMD's drivers, and Windows' under WSL.

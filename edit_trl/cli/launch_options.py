@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
-    from edit_trl.config import DualCoTConfig
+    from edit_trl.training.config import DualCoTConfig
 
 SHARDED = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed"}
 
@@ -71,7 +71,7 @@ def shards(accelerate_config: Path | None, num_processes: int | None) -> int:
 def _read_config(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
-    from edit_trl.options import read_yaml
+    from edit_trl.common.options import read_yaml
 
     config = read_yaml(file, "accelerate configuration")
     for name in ("num_processes", "num_machines"):

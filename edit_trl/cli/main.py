@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from edit_trl import __version__
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 # The help lines live here because `edit-trl --help` imports no command.
 COMMANDS = {

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
-    from edit_trl.merging import Adapter, MergeReport
+    from edit_trl.models.merging import Adapter, MergeReport
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"--output {output} exists and is not empty; choose another")
     run = _adapter_folder(options.run)
 
-    from edit_trl.merging import merge_adapter, read_adapter
+    from edit_trl.models.merging import merge_adapter, read_adapter
 
     adapter = read_adapter(run, options.base_model)
     report = merge_adapter(
@@ -94,10 +94,10 @@ def _write_card(adapter: Adapter, output: Path) -> None:
         return
     from dataclasses import replace
 
-    from edit_trl.card_facts import write_facts
     from edit_trl.cli.push_sources import stage_options
-    from edit_trl.model_card import write_card
-    from edit_trl.published_recipe import recipe_text
+    from edit_trl.hub.card_facts import write_facts
+    from edit_trl.hub.model_card import write_card
+    from edit_trl.hub.recipe_file import recipe_text
 
     facts = replace(adapter.facts, form="merged")
     write_facts(output, facts)

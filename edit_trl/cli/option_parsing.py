@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from edit_trl.errors import InputError
-from edit_trl.options import convert, described, hints_of, nearest, read_yaml
+from edit_trl.common.errors import InputError
+from edit_trl.common.options import convert, described, hints_of, nearest, read_yaml
 
 
 def read_options(

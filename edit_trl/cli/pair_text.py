@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edit_trl.evaluation.dataset_statistics import Pair
+    from edit_trl.data.pair_statistics import Pair
 
 MOST_GROUPS = 30
 HEADINGS = ("pairs", "key", "shared prefix", "correct", "wrong")
@@ -61,7 +61,7 @@ def pair_lines(pair: Pair, place: str) -> Iterator[str]:
 
 def overview(source: str, pairs: Sequence[Pair], unit: str, method: str) -> list[str]:
     """What pairs are like together, in a few lines."""
-    from edit_trl.evaluation.dataset_statistics import pair_statistics
+    from edit_trl.data.pair_statistics import pair_statistics
 
     found = pair_statistics(pairs)
     alone = len(pairs) - found.pairs
@@ -81,7 +81,7 @@ def overview(source: str, pairs: Sequence[Pair], unit: str, method: str) -> list
 
 def group_tables(pairs: Sequence[Pair]) -> dict[str, list[list[str]]]:
     """A table by task, mistake and source, where there is more than one: name, then `HEADINGS`."""
-    from edit_trl.evaluation.dataset_statistics import GROUPS, grouped_pairs, pair_statistics
+    from edit_trl.data.pair_statistics import GROUPS, grouped_pairs, pair_statistics
 
     def cells(name: str, of: list[Pair]) -> list[str]:
         found = pair_statistics(of)

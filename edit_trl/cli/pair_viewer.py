@@ -21,7 +21,7 @@ from rich.text import Text
 from edit_trl.cli.pair_text import HEADINGS, group_tables, overview, pair_tags, prompt_text, visible
 
 if TYPE_CHECKING:
-    from edit_trl.evaluation.dataset_statistics import Pair
+    from edit_trl.data.pair_statistics import Pair
 
 # Of Okabe and Ito's colours; underlined, so that no colour is needed.
 _RIGHT, _WRONG = "#56b4e9", "#e69f00"

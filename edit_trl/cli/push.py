@@ -20,12 +20,12 @@ from edit_trl.cli.push_sources import (
     read_run_file,
     stage_options,
 )
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
-    from edit_trl.card_sections import Evaluation
-    from edit_trl.hub import Content, RepoType
-    from edit_trl.recipe import RunArguments
+    from edit_trl.hub.card_sections import Evaluation
+    from edit_trl.hub.repository import Content, RepoType
+    from edit_trl.training.recipe.resolving import RunArguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     source = find_source(options.run)
     repo_id = options.repo_id or default_repo_id(source.name, _wished_repo_id(source))
 
-    from edit_trl.hub import check_repo_id
+    from edit_trl.hub.repository import check_repo_id
 
     check_repo_id(repo_id)
     if options.base_model:
@@ -102,7 +102,7 @@ def default_repo_id(name: str, wished: str | None = None, token: str | None = No
     Raises:
         InputError: Nobody is logged in.
     """
-    from edit_trl.hub import account
+    from edit_trl.hub.repository import account
 
     if wished and "/" in wished:
         return wished
@@ -138,7 +138,7 @@ def pushing(run: RunArguments, folder: Path, wanted: bool) -> Iterator[None]:
 
     is_main = PartialState().is_main_process
     if is_main:
-        from edit_trl.hub import open_repository
+        from edit_trl.hub.repository import open_repository
 
         name = (folder if run.stage is None else folder.parent).resolve().name
         token, private = training.hub_token, training.hub_private_repo
@@ -176,10 +176,10 @@ def _files(
 def _model(
     source: Source, repo_id: str, base_model: str | None, evaluations: Sequence[Evaluation], drafts: Path
 ) -> tuple[dict[str, Content], list[str]]:
-    from edit_trl.card_facts import read_facts
-    from edit_trl.hub import CARD_FILES, model_files
-    from edit_trl.model_card import write_card
-    from edit_trl.published_recipe import recipe_text
+    from edit_trl.hub.card_facts import read_facts
+    from edit_trl.hub.model_card import write_card
+    from edit_trl.hub.recipe_file import recipe_text
+    from edit_trl.hub.repository import CARD_FILES, model_files
 
     files, notes = model_files(source.path, base_model), []
     facts = read_facts(source.path)
@@ -216,8 +216,8 @@ def _result(evaluation: Evaluation) -> dict[str, Any]:
 
 def _rows(path: Path, repo_id: str, drafts: Path) -> dict[str, Content]:
     """Dual CoTs as Parquet, a file a split, and their card."""
-    from edit_trl.dataset_card import dataset_card
-    from edit_trl.dual_cots import load_dual_cots, save_dual_cots
+    from edit_trl.data.dual_cots import load_dual_cots, save_dual_cots
+    from edit_trl.hub.dataset_card import dataset_card
 
     names = ["train"]
     if (path / "dataset_dict.json").is_file():
@@ -245,7 +245,7 @@ def _push(
     revision: str | None,
     token: str | None = None,
 ) -> str:
-    from edit_trl.hub import open_repository, upload
+    from edit_trl.hub.repository import open_repository, upload
 
     repo_type = _repo_type(source)
     there = open_repository(repo_id, repo_type=repo_type, private=private, revision=revision, token=token)

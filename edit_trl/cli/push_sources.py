@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
-    from edit_trl.card_sections import Evaluation
+    from edit_trl.hub.card_sections import Evaluation
 
 RUN_FILE = "run.json"
 """Left in the folder of a training: what it was run with, and whether it is finished."""
@@ -107,7 +107,7 @@ def find_evaluations(folder: Path, given: Sequence[str]) -> list[Evaluation]:
     Raises:
         InputError: One that is given is no such run, or not finished.
     """
-    from edit_trl.evaluation.runs import RECORD_FILE, read_run
+    from edit_trl.evaluation.runs.folder import RECORD_FILE, read_run
 
     found: dict[Path, Evaluation] = {}
     for path in map(Path, given):
@@ -129,8 +129,8 @@ def _is_finished(file: Path) -> bool:
 
 
 def _evaluation(run: Any, folder: Path) -> Evaluation:
-    from edit_trl.card_sections import Evaluation
-    from edit_trl.evaluation.scores import MAIN_SCORE
+    from edit_trl.evaluation.runs.scores import MAIN_SCORE
+    from edit_trl.hub.card_sections import Evaluation
 
     record = run.record
     return Evaluation(
@@ -147,8 +147,8 @@ def _evaluation(run: Any, folder: Path) -> Evaluation:
 
 def _measured_by_quickstart(folder: Path) -> list[Evaluation]:
     """The accuracies in `results.json` beside the stages: a model's name -> `AccuracyResult.to_dict()`."""
-    from edit_trl.card_sections import Evaluation
-    from edit_trl.evaluation.scores import MAIN_SCORE, run_scores
+    from edit_trl.evaluation.runs.scores import MAIN_SCORE, run_scores
+    from edit_trl.hub.card_sections import Evaluation
 
     file = folder.parent / "results.json"
     try:

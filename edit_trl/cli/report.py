@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
-    from edit_trl.evaluation.runs import Run
-    from edit_trl.evaluation.training_history import TrainingRun
+    from edit_trl.evaluation.report.training_history import TrainingRun
+    from edit_trl.evaluation.runs.folder import Run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,8 +67,8 @@ def read_folders(paths: list[Path]) -> tuple[list[Run], list[TrainingRun]]:
 
 
 def _read(path: Path) -> tuple[dict[Path, Run], dict[Path, TrainingRun]]:
-    from edit_trl.evaluation.runs import ITEMS_FILE, RECORD_FILE, read_run
-    from edit_trl.evaluation.training_history import is_training_run, read_training_run
+    from edit_trl.evaluation.report.training_history import is_training_run, read_training_run
+    from edit_trl.evaluation.runs.folder import ITEMS_FILE, RECORD_FILE, read_run
 
     path = path.parent if path.name in (RECORD_FILE, ITEMS_FILE) else path
     if not path.is_dir():

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
-    from edit_trl.evaluation.runs import Run
-    from edit_trl.evaluation.suite_cases import SuiteCase
-    from edit_trl.evaluation.suite_config import SuiteArguments
-    from edit_trl.teachers.endpoint import EndpointArguments
+    from edit_trl.evaluation.runs.folder import Run
+    from edit_trl.evaluation.suite.cases import SuiteCase
+    from edit_trl.evaluation.suite.config import SuiteArguments
+    from edit_trl.models.chat.options import EndpointArguments
 
 USAGE = "edit-trl suite [--config RECIPE.yaml] [--OPTION VALUE ...]"
 DESCRIPTION = (
@@ -36,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     from edit_trl.cli.option_parsing import build_options, format_help, read_options
-    from edit_trl.evaluation.suite_config import SuiteArguments
-    from edit_trl.evaluation.tables import run_table
-    from edit_trl.options import hints_of
-    from edit_trl.teachers.endpoint import EndpointArguments
+    from edit_trl.common.options import hints_of
+    from edit_trl.evaluation.runs.tables import run_table
+    from edit_trl.evaluation.suite.config import SuiteArguments
+    from edit_trl.models.chat.options import EndpointArguments
 
     classes = (SuiteArguments, EndpointArguments)
     if "--help" in argv or "-h" in argv:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, endpoint = build_options(path, options, classes, HIDDEN)
     run = _measure(arguments, endpoint, Path(path).parent if path else Path())
     if arguments.history is not None:
-        from edit_trl.evaluation.history import record_run
+        from edit_trl.evaluation.runs.history import record_run
 
         record_run(run, arguments.history)
     print(f"{run_table(run)}\n\n{run.path}")
@@ -57,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(arguments: SuiteArguments, endpoint: EndpointArguments, beside: Path) -> Run:
-    from edit_trl.cli.suite_judge import judge_of, of_model
-    from edit_trl.evaluation.history import check_history
-    from edit_trl.evaluation.runs import RunFolder, content_hash, read_run
-    from edit_trl.evaluation.suite import SUITE_VERSION, finish_suite, score_cases
-    from edit_trl.evaluation.suite_cases import cases_of
+    from edit_trl.evaluation.runs.folder import RunFolder, content_hash, read_run
+    from edit_trl.evaluation.runs.history import check_history
+    from edit_trl.evaluation.suite.cases import cases_of
+    from edit_trl.evaluation.suite.evaluate_suite import SUITE_VERSION, finish_suite, score_cases
+    from edit_trl.evaluation.suite.scorers import judge_of, of_model
 
     check_history(arguments.history)
     rows, where = _rows(arguments, beside)
@@ -91,7 +91,7 @@ def _measure(arguments: SuiteArguments, endpoint: EndpointArguments, beside: Pat
         print(f"{folder.path} is finished ({folder.record.finished}), nothing to score", file=sys.stderr)
         return read_run(folder.path)
     if arguments.engine == "ray":
-        from edit_trl.cli.suite_ray import RayJudge
+        from edit_trl.evaluation.suite.ray_scorer import RayJudge
 
         judge = RayJudge(arguments, client, known, cases)
     else:
@@ -105,21 +105,21 @@ def _measure(arguments: SuiteArguments, endpoint: EndpointArguments, beside: Pat
 
 def _rows(arguments: SuiteArguments, beside: Path) -> tuple[Iterable[Mapping[str, Any]], str]:
     """The dual CoTs, and what messages call them."""
-    from edit_trl.dual_cot_row import rows_of
+    from edit_trl.data.row import rows_of
 
     if arguments.rows is not None:
-        from edit_trl.teachers import ProceduralTeacher, generate_dual_cots
+        from edit_trl.data.procedural import ProceduralTeacher, generate_dual_cots
 
         teacher = ProceduralTeacher(arguments.families, seed=arguments.seed, difficulty=arguments.difficulty)
         made = generate_dual_cots(teacher, arguments.rows, conversational=arguments.conversational)
         return rows_of(made), "procedural teacher"
     if arguments.from_run is not None:
-        from edit_trl.evaluation.run_pairs import pairs_of_run
-        from edit_trl.evaluation.runs import read_run
+        from edit_trl.evaluation.runs.folder import read_run
+        from edit_trl.evaluation.suite.run_pairs import pairs_of_run
 
         run = read_run(_found_beside(arguments.from_run, beside))
         return pairs_of_run(run, arguments.pairs_per_question), arguments.from_run
-    from edit_trl.dual_cots import load_dual_cots
+    from edit_trl.data.dual_cots import load_dual_cots
 
     source = _found_beside(arguments.dataset_name, beside)
     dataset = load_dual_cots(

@@ -22,19 +22,19 @@ from edit_trl.cli.launch import (
     launch,
 )
 from edit_trl.cli.launch_options import check_processes, shards
-from edit_trl.cli.run_folder import check_run_folder, check_same_run, read_run_file, write_run_file
-from edit_trl.errors import InputError
-from edit_trl.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
+from edit_trl.common.errors import InputError
+from edit_trl.common.run_file import check_run_folder, check_same_run, read_run_file, write_run_file
+from edit_trl.training.resuming.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
     from transformers import Trainer, TrainingArguments
 
-    from edit_trl.config import DualCoTConfig
     from edit_trl.key_steps import KeyStepMethod
-    from edit_trl.recipe import DataArguments, Recipe, RunArguments
-    from edit_trl.trainer import DualCoTTrainer
+    from edit_trl.training.config import DualCoTConfig
+    from edit_trl.training.recipe.resolving import DataArguments, Recipe, RunArguments
+    from edit_trl.training.trainer import DualCoTTrainer
 
 STOPPING = (
     "Told to stop by SIGTERM or SIGUSR1 (a spot instance; Slurm, with --signal=B:USR1@90), a run saves after "
@@ -95,12 +95,13 @@ def _own_parser() -> argparse.ArgumentParser:
 
 def _print_help() -> None:
     package = Path(edit_trl.__file__).parent
-    sources = [package / "recipe.py", *package.glob("*config.py"), *Path(__file__).parent.glob("*.py")]
+    recipe, training = package / "training" / "recipe", package / "training"
+    sources = [*recipe.glob("*.py"), *training.glob("*config.py"), *Path(__file__).parent.glob("*.py")]
     print(cached_help(_make_help, ("trl", "transformers"), sorted(sources)))
 
 
 def _make_help() -> str:
-    from edit_trl.recipe import make_parser
+    from edit_trl.training.recipe.resolving import make_parser
 
     ours, recipe = _own_parser().format_help(), make_parser(prog="edit-trl train").format_help()
     return f"{ours}\nEvery option of a recipe, here as --key value:\n\n{recipe}"
@@ -134,7 +135,7 @@ def train_stage(argv: list[str]) -> int:
 
 def _train_stage(argv: list[str], stop_signals: StopSignals) -> int:
     from edit_trl.cli.push import pushing
-    from edit_trl.recipe import parse_options, read_recipe, resolve_runs
+    from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
 
     own, rest = _own_parser().parse_known_args(argv)
     if own.help:
@@ -162,7 +163,7 @@ def _find_checkpoint(run: "RunArguments", folder: Path) -> str | None:
     """What the run goes on from, seen to be of this run as far as can be told before anything is loaded."""
     from transformers.trainer_utils import get_last_checkpoint
 
-    from edit_trl.checkpoints import check_checkpoint, describe_run, last_checkpoint
+    from edit_trl.training.resuming.checkpoints import check_checkpoint, describe_run, last_checkpoint
 
     named = run.training.resume_from_checkpoint
     ours = run.data.trainer == "dual_cot"
@@ -208,11 +209,11 @@ def _previous_output(recipe: "Recipe", run: "RunArguments") -> str | None:
 def _train(
     run: "RunArguments", folder: Path, student: str, checkpoint: str | None, stop_signals: StopSignals
 ) -> None:
-    from edit_trl.baselines import drop_reference
-    from edit_trl.checkpoints import written_whole
-    from edit_trl.heap import map_large_blocks
-    from edit_trl.model_card import include_earlier_stages
-    from edit_trl.quantization import check_bitsandbytes
+    from edit_trl.hub.model_card import include_earlier_stages
+    from edit_trl.training.baselines import drop_reference
+    from edit_trl.training.memory.heap import map_large_blocks
+    from edit_trl.training.quantization import check_bitsandbytes
+    from edit_trl.training.resuming.checkpoints import written_whole
 
     started = time.perf_counter()
     check_bitsandbytes(run.model, run.training)
@@ -247,7 +248,7 @@ def _train(
 
 def _load_rows(data: "DataArguments", training: "TrainingArguments") -> tuple["Dataset", "Dataset | None"]:
     """The rows to train on, and those to evaluate on where that is asked for."""
-    from edit_trl.views import select_rows
+    from edit_trl.data.views import select_rows
 
     train_rows = select_rows(
         _load(data, data.dataset_name, data.dataset_train_split),
@@ -265,7 +266,7 @@ def _load_rows(data: "DataArguments", training: "TrainingArguments") -> tuple["D
 
 
 def _load(data: "DataArguments", source: str, split: str | None) -> "Dataset":
-    from edit_trl.dual_cots import load_dual_cots
+    from edit_trl.data.dual_cots import load_dual_cots
 
     return load_dual_cots(
         source,
@@ -284,10 +285,10 @@ def _make_trainer(
     stop_signals: StopSignals,
 ) -> "DualCoTTrainer | Trainer":
     """The run's trainer with its student: the model, or the adapter of an earlier stage that goes on."""
-    from edit_trl.baselines import preference_trainer
-    from edit_trl.lora_targets import lora_config
-    from edit_trl.quantization import quantization_config
-    from edit_trl.trainer import DualCoTTrainer
+    from edit_trl.training.baselines import preference_trainer
+    from edit_trl.training.lora_targets import lora_config
+    from edit_trl.training.quantization import quantization_config
+    from edit_trl.training.trainer import DualCoTTrainer
 
     data, training, model = run.data, run.training, run.model
     training.model_init_kwargs = {
@@ -334,7 +335,7 @@ def _suite_callbacks(data: "DataArguments", training: "DualCoTConfig") -> list:
     """What runs a suite while training, where one is asked for."""
     if data.suite_eval_steps is None:
         return []
-    from edit_trl.evaluation.callback import SuiteCallback
+    from edit_trl.evaluation.suite.callback import SuiteCallback
 
     return [
         SuiteCallback(
@@ -350,7 +351,7 @@ def _suite_callbacks(data: "DataArguments", training: "DualCoTConfig") -> list:
 
 def _suite_method(data: "DataArguments", training: "DualCoTConfig") -> "KeyStepMethod":
     """How the suite's pairs are marked: as those that are trained on, where those are marks of key steps."""
-    from edit_trl.views import PAIR_VIEWS
+    from edit_trl.data.views import PAIR_VIEWS
 
     # A random mask is no key step, and a view of chains alone gives spans that its suite does not have.
     no_steps = training.key_step_method == "random" or data.view not in PAIR_VIEWS

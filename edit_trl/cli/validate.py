@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     own, rest = _parser().parse_known_args(argv)
     if own.config is not None and _is_generation(own.config):
         return _check_generation(argv)
-    from edit_trl.recipe import parse_options, read_recipe, resolve_runs
+    from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
 
     if own.config is None and own.dataset is None:
         raise InputError("nothing to check: give --config RECIPE.yaml, --dataset DATA, or both")
@@ -99,8 +99,8 @@ def _datasets(runs) -> list[tuple[str, str | None, dict]]:
 
 
 def _check_dataset(source: str, split: str | None, values: dict) -> "Dataset":
-    from edit_trl.dual_cots import load_dual_cots
-    from edit_trl.recipe import DataArguments
+    from edit_trl.data.dual_cots import load_dual_cots
+    from edit_trl.training.recipe.resolving import DataArguments
 
     data = DataArguments(column_mapping=values.get("column_mapping"))
     return load_dual_cots(
@@ -114,7 +114,7 @@ def _check_dataset(source: str, split: str | None, values: dict) -> "Dataset":
 
 def _check_selection(rows: "Dataset", source: str, split: str | None, runs) -> None:
     """What each run that trains on the rows takes of them."""
-    from edit_trl.views import select_rows
+    from edit_trl.data.views import select_rows
 
     problems = []
     for run in runs:

@@ -1,4 +1,4 @@
-"""Measuring a student (L3).
+"""Measuring a student.
 
 The names below are imported from their modules on first use: comparing two runs needs no torch.
 """
@@ -7,16 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 _MODULE_OF = {
-    "AccuracyResult": "accuracy",
-    "AnswerAccuracy": "answer_accuracy",
-    "Comparison": "compare",
-    "Score": "accuracy",
-    "SuiteCallback": "callback",
-    "SuiteResult": "suite",
-    "compare_runs": "compare",
-    "evaluate_accuracy": "accuracy",
-    "evaluate_suite": "suite",
-    "format_table": "accuracy",
+    "AccuracyResult": "accuracy.answering",
+    "AnswerAccuracy": "accuracy.metric",
+    "Comparison": "compare.comparison",
+    "Score": "accuracy.answering",
+    "SuiteCallback": "suite.callback",
+    "SuiteResult": "suite.evaluate_suite",
+    "compare_runs": "compare.comparison",
+    "evaluate_accuracy": "accuracy.answering",
+    "evaluate_suite": "suite.evaluate_suite",
+    "format_table": "accuracy.answering",
 }
 
 __all__ = [
@@ -33,11 +33,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from edit_trl.evaluation.accuracy import AccuracyResult, Score, evaluate_accuracy, format_table
-    from edit_trl.evaluation.answer_accuracy import AnswerAccuracy
-    from edit_trl.evaluation.callback import SuiteCallback
-    from edit_trl.evaluation.compare import Comparison, compare_runs
-    from edit_trl.evaluation.suite import SuiteResult, evaluate_suite
+    from edit_trl.evaluation.accuracy.answering import AccuracyResult, Score, evaluate_accuracy, format_table
+    from edit_trl.evaluation.accuracy.metric import AnswerAccuracy
+    from edit_trl.evaluation.compare.comparison import Comparison, compare_runs
+    from edit_trl.evaluation.suite.callback import SuiteCallback
+    from edit_trl.evaluation.suite.evaluate_suite import SuiteResult, evaluate_suite
 
 
 def __getattr__(name: str):

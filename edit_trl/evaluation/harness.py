@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl import __version__
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -148,7 +148,7 @@ def evaluate_with_harness(
         "apply_chat_template": apply_chat_template,
         "seed": seed,
     }
-    from edit_trl.evaluation.generation import undisturbed
+    from edit_trl.models.generation import undisturbed
 
     with _random_states_kept(), undisturbed(model):
         measured = _measure(model, tokenizer, tasks, settings)

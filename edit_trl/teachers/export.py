@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.dual_cots import save_dual_cots
-from edit_trl.errors import InputError
-from edit_trl.hub import open_repository, upload
-from edit_trl.markdown import text
-from edit_trl.teachers.dispatch import DispatchStats
+from edit_trl.common.errors import InputError
+from edit_trl.common.markdown import text
+from edit_trl.data.dual_cots import save_dual_cots
+from edit_trl.hub.repository import open_repository, upload
+from edit_trl.models.chat.dispatch import DispatchStats
 from edit_trl.teachers.filters import Pair
 from edit_trl.teachers.generation import Chain, Generation
 
@@ -41,7 +41,7 @@ class CardFacts:
 
 
 def dual_rows(pairs: Iterable[Pair], conversational: bool) -> list[dict[str, Any]]:
-    """Dual CoTs, as `edit_trl.dual_cots` has them, with `mistake_text` beside `mistake`.
+    """Dual CoTs, as `edit_trl.data.dual_cots` has them, with `mistake_text` beside `mistake`.
 
     Spans are columns where the key steps of some pair are known.
     """

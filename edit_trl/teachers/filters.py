@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edit_trl.answers import extract_answer, infer_answer_type
-from edit_trl.errors import InputError
+from edit_trl.common.errors import InputError
+from edit_trl.data.answers import extract_answer, infer_answer_type
+from edit_trl.data.questions import Question
 from edit_trl.key_steps import locate_key_steps
-from edit_trl.questions import Question
 
 
 @dataclass(frozen=True)

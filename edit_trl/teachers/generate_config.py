@@ -12,19 +12,19 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edit_trl.answers import AnswerType
-from edit_trl.errors import InputError
-from edit_trl.exemplars import Exemplar, load_exemplars
-from edit_trl.options import convert, hints_of, read_yaml
-from edit_trl.questions import Question, read_questions
-from edit_trl.ray_cluster import Engine, engine_problems
-from edit_trl.teachers.dispatch import Limits
-from edit_trl.teachers.endpoint import EndpointArguments
+from edit_trl.common.errors import InputError
+from edit_trl.common.options import convert, hints_of, read_yaml
+from edit_trl.data.answers import AnswerType
+from edit_trl.data.exemplars import Exemplar, load_exemplars
+from edit_trl.data.questions import Question, read_questions
+from edit_trl.models.chat.dispatch import Limits
+from edit_trl.models.chat.options import EndpointArguments
+from edit_trl.models.chat.protocol import Teacher
+from edit_trl.models.cluster.cluster import Engine, engine_problems
 from edit_trl.teachers.filters import Bounds
 from edit_trl.teachers.generation import PipelineOptions, PivotOptions
 from edit_trl.teachers.procedural_chat import ProceduralChat
 from edit_trl.teachers.prompts import Templates
-from edit_trl.teachers.teacher import Teacher
 from edit_trl.weights import refuse_missing_folder
 
 TeacherKind = Literal["openai_compatible", "transformers_local", "procedural", "none"]
@@ -362,6 +362,6 @@ def _descriptions(file: str | None) -> dict[str, str]:
 
 def _local(model: str, batch_size: int) -> Teacher:
     # Heavy, and needed for local models alone.
-    from edit_trl.teachers.transformers_local import TransformersTeacher
+    from edit_trl.models.chat.local import TransformersTeacher
 
     return TransformersTeacher(model, batch_size=batch_size)

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from edit_trl.errors import InputError
-from edit_trl.questions import Question
+from edit_trl.common.errors import InputError
+from edit_trl.data.questions import Question
 from edit_trl.teachers.filters import Bounds, Pair
 
 Rectify = Literal["hint", "minimal", "none"]

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from edit_trl.answers import AnswerType, check_answer, extract_answer, infer_answer_type
-from edit_trl.errors import InputError
-from edit_trl.exemplars import Exemplar
-from edit_trl.questions import Question
-from edit_trl.teachers.dispatch import Answer, Dispatcher
+from edit_trl.common.errors import InputError
+from edit_trl.data.answers import AnswerType, check_answer, extract_answer, infer_answer_type
+from edit_trl.data.exemplars import Exemplar
+from edit_trl.data.questions import Question
+from edit_trl.models.chat.dispatch import Answer, Dispatcher
+from edit_trl.models.chat.protocol import ChatRequest, ChatResponse, Sampling, Stage
 from edit_trl.teachers.filters import Pair, filter_pairs
 from edit_trl.teachers.generation import Chain, Generation, Outcome, PipelineOptions, Watcher
 from edit_trl.teachers.prompts import (
@@ -28,7 +29,6 @@ from edit_trl.teachers.prompts import (
     read_verdict,
     without_conclusion,
 )
-from edit_trl.teachers.teacher import ChatRequest, ChatResponse, Sampling, Stage
 
 Slot = tuple[Question, int]
 """What a request of a stage is known by: its question, and a number among those of the question."""

@@ -27,9 +27,11 @@ from itertools import count
 
 from rapidfuzz.distance import Levenshtein
 
-from edit_trl.errors import InputError
-from edit_trl.questions import Question
-from edit_trl.teachers.dispatch import Dispatcher
+from edit_trl.common.errors import InputError
+from edit_trl.common.steps import step_end
+from edit_trl.data.questions import Question
+from edit_trl.models.chat.dispatch import Dispatcher
+from edit_trl.models.chat.protocol import ChatRequest, ChatResponse
 from edit_trl.teachers.filters import Pair
 from edit_trl.teachers.generation import (
     Chain,
@@ -42,8 +44,6 @@ from edit_trl.teachers.generation import (
 )
 from edit_trl.teachers.pipeline import Run, Slot, answer_outcome
 from edit_trl.teachers.prompts import Templates, read_chain
-from edit_trl.teachers.teacher import ChatRequest, ChatResponse
-from edit_trl.text_units import step_end
 
 SOURCE, SAMPLED = "pivot", "student"
 _UNANSWERED = "rollouts without an answer"

@@ -11,11 +11,11 @@ import json
 import random
 from collections.abc import Sequence
 
-from edit_trl.errors import InputError
-from edit_trl.questions import Question
-from edit_trl.teachers.families import ANSWER_TYPES, Family
-from edit_trl.teachers.procedural import ProceduralTeacher
-from edit_trl.teachers.teacher import ChatRequest, ChatResponse, NoAnswer, RawResponse
+from edit_trl.common.errors import InputError
+from edit_trl.data.procedural.families import ANSWER_TYPES, Family
+from edit_trl.data.procedural.teacher import ProceduralTeacher
+from edit_trl.data.questions import Question
+from edit_trl.models.chat.protocol import ChatRequest, ChatResponse, NoAnswer, RawResponse
 
 
 class ProceduralChat:

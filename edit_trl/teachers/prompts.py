@@ -21,10 +21,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Literal, get_args
 
-from edit_trl.answers import AnswerType, extract_answer
-from edit_trl.errors import InputError
-from edit_trl.exemplars import Exemplar
-from edit_trl.questions import Question
+from edit_trl.common.errors import InputError
+from edit_trl.data.answers import AnswerType, extract_answer
+from edit_trl.data.exemplars import Exemplar
+from edit_trl.data.questions import Question
 
 TemplateName = Literal[
     "annotate", "rectify", "rectify_minimal", "corrupt", "conclude", "judge", "label", "student"

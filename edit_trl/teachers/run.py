@@ -10,19 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from edit_trl.errors import InputError
-from edit_trl.exemplars import Exemplar
-from edit_trl.questions import Question
-from edit_trl.teachers.dispatch import Dispatcher, DispatchStats
-from edit_trl.teachers.display import Display
+from edit_trl.common.errors import InputError
+from edit_trl.data.exemplars import Exemplar
+from edit_trl.data.questions import Question
+from edit_trl.models.chat.dispatch import Dispatcher, DispatchStats
+from edit_trl.models.chat.display import Display
+from edit_trl.models.chat.journal import Journal
+from edit_trl.models.chat.protocol import Teacher
 from edit_trl.teachers.export import CardFacts, save_generation
 from edit_trl.teachers.generate_config import GenerateConfig
 from edit_trl.teachers.generation import Generation
-from edit_trl.teachers.journal import Journal
 from edit_trl.teachers.pipeline import make_dual_cots
 from edit_trl.teachers.pivots import make_pivots
 from edit_trl.teachers.prompts import TemplateName, Templates
-from edit_trl.teachers.teacher import Teacher
 
 # What does not change what is made, and so is not told in the card: the same answers make the same card.
 _INCIDENTAL = {"output_dir", "push_to_hub", "private", "max_cost", "timeout", "batch_size", "max_concurrency"}
@@ -89,7 +89,7 @@ class Prepared:
             teachers |= {"student": config.make_student(), "labeller": config.make_labeller()}
             teachers = {who: teacher for who, teacher in teachers.items() if teacher is not None}
             if config.arguments.engine == "ray":
-                from edit_trl.teachers.ray_teacher import on_ray
+                from edit_trl.models.cluster.chat import on_ray
 
                 teachers = on_ray(teachers, config.arguments.actors, config.limits.max_concurrency)
             for teacher in teachers.values():

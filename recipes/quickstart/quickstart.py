@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edit_trl import ProceduralTeacher, generate_dual_cots
 from edit_trl.cli.main import main as edit_trl
-from edit_trl.evaluation.runs import read_run
+from edit_trl.evaluation.runs.folder import read_run
 
 RECIPE = Path(__file__).with_name("config.yaml")
 FAMILIES = ("object_counting", "arithmetic", "boolean_expressions")

@@ -21,13 +21,13 @@ from string import Template
 from typing import Any
 
 from edit_trl import __version__
-from edit_trl.errors import InputError
-from edit_trl.evaluation.dataset_statistics import GROUPS, Pair, grouped_pairs, pair_statistics
+from edit_trl.common.errors import InputError
+from edit_trl.data.pair_statistics import GROUPS, Pair, grouped_pairs, pair_statistics
 from edit_trl.evaluation.report.items import Keep, page_items, rounded
 from edit_trl.evaluation.report.summary import flips, learning_curves, run_summary, score_labels
-from edit_trl.evaluation.runs import Run
-from edit_trl.evaluation.scores import SCORES
-from edit_trl.evaluation.training_history import TrainingRun
+from edit_trl.evaluation.report.training_history import TrainingRun
+from edit_trl.evaluation.runs.folder import Run
+from edit_trl.evaluation.runs.scores import SCORES
 
 SCRIPTS = ("dom.js", "charts.js", "overview.js", "item.js", "browser.js", "start.js")
 MOST_BYTES = 5_000_000

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from edit_trl.evaluation.report.items import rounded
-from edit_trl.evaluation.runs import Run
-from edit_trl.evaluation.scores import GROUPS, IN_NATS, LOWER_IS_BETTER, MAIN_SCORE, SCORES, names_in
+from edit_trl.evaluation.report.training_history import TrainingRun
+from edit_trl.evaluation.runs.folder import Run
+from edit_trl.evaluation.runs.scores import GROUPS, IN_NATS, LOWER_IS_BETTER, MAIN_SCORE, SCORES, names_in
 from edit_trl.evaluation.statistics import bootstrap_interval, exact_mcnemar, paired_difference
-from edit_trl.evaluation.training_history import TrainingRun
 
 # What tables and charts call the scores, and which are shares (0 to 1) rather than nats.
 SCORE_LABELS = {

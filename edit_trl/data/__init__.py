@@ -1,0 +1,1 @@
+"""Rows: reading, checking and tokenizing dual CoTs, questions and answers."""

@@ -1,0 +1,106 @@
+"""Worked examples that people write and a teacher is shown (L0)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edit_trl.common.errors import InputError
+from edit_trl.data.answers import check_answer
+from edit_trl.data.row import raise_problems, show
+
+_REQUIRED = ("question", "chain", "answer")
+_COLUMNS = (*_REQUIRED, "wrong_chain", "task")
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """A worked example.
+
+    Attributes:
+        question: The question.
+        chain: Right reasoning; ends in the answer.
+        answer: The answer.
+        wrong_chain: Similar reasoning that ends in a wrong answer; for corrupting.
+        task: The task whose questions it is shown with; with those of every task where None.
+    """
+
+    question: str
+    chain: str
+    answer: str
+    wrong_chain: str | None = None
+    task: str | None = None
+
+
+def load_exemplars(path: str | Path) -> list[Exemplar]:
+    """Read a YAML or JSON Lines file of exemplars: `question`, `chain`, `answer`, `wrong_chain`, `task`.
+
+    Raises:
+        InputError: Each problem with its file, entry and column; also a chain that does not end in its
+            answer, or a wrong one that does.
+    """
+    path = Path(path)
+    entries = _read(path)
+    problems, exemplars = [], []
+    for number, entry in enumerate(entries, 1):
+        found = list(_problems(entry))
+        problems += [f"{path}, entry {number}, {problem}" for problem in found]
+        if not found:
+            exemplars.append(Exemplar(**{name: _text(value) for name, value in entry.items()}))
+    raise_problems(problems, str(path))
+    return exemplars
+
+
+def _read(path: Path) -> list[Any]:
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix.lower() == ".jsonl":
+            entries = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            entries = yaml.safe_load(text)
+    except OSError as error:
+        raise InputError(f"cannot read the exemplars {path}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as exemplars: {error}") from error
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path} must hold a list of exemplars, got {show(entries)}")
+    return entries
+
+
+def _problems(entry: Any) -> Iterator[str]:
+    if not isinstance(entry, Mapping):
+        yield f"must have {', '.join(_REQUIRED)}, got {show(entry)}"
+        return
+    yield from (
+        f"{name!r} is no column; there are {', '.join(_COLUMNS)}" for name in entry if name not in _COLUMNS
+    )
+    wrong = [
+        f"column {name!r}: must be a text, got {show(entry.get(name))}"
+        for name in _COLUMNS
+        if not (_text(entry.get(name)) if name in _REQUIRED or entry.get(name) is not None else True)
+    ]
+    yield from wrong
+    if wrong:
+        return
+    answer = _text(entry["answer"])
+    for column, expected in (("chain", "correct"), ("wrong_chain", "wrong")):
+        if entry.get(column) is None:
+            continue
+        check = check_answer(_text(entry[column]), answer)
+        if check.verdict != expected:
+            said = "no answer" if check.value is None else f"the answer {check.value!r}"
+            yield f"column {column!r}: has {said}, and the right one is {answer!r}"
+
+
+def _text(value: Any) -> str | None:
+    """Text; a number or truth value that YAML has made of an unquoted answer is written out again."""
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int | float):
+        return str(value)
+    return value.strip() if isinstance(value, str) and value.strip() else None

@@ -1,0 +1,182 @@
+"""Dual CoTs as a person looks at them (L3): each pair with its key steps, and what they are like together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any
+
+from edit_trl.common.errors import InputError
+from edit_trl.common.steps import WORD
+from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of
+from edit_trl.key_steps import KeyStepMethod, Span, locate_key_steps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+GROUPS = ("task", "mistake", "source")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A dual CoT with its key steps. Lengths and shares are in words, or in tokens.
+
+    Attributes:
+        row: Its row, from 1; several pairs have the same one where `rejected` is a list.
+        id: The row's.
+        task: Likewise, as the others.
+        source: Where it comes from.
+        mistake: Kinds of mistake of the wrong chain.
+        answer: The known answer.
+        prompt: Text, or messages.
+        chosen: The correct chain's text.
+        rejected: The wrong chain's; None for a correct chain alone.
+        chosen_spans: Key steps as [start, end) characters.
+        rejected_spans: The same for the wrong chain.
+        chosen_length: Of the correct chain.
+        rejected_length: Of the wrong one; 0 without one.
+        key_fraction: Share of both chains that is key; None for a correct chain alone.
+        shared_prefix: Share of the correct chain before the two part; None likewise.
+    """
+
+    row: int
+    id: str | None
+    task: str | None
+    source: str | None
+    mistake: list[str]
+    answer: str | None
+    prompt: str | list[dict[str, str]]
+    chosen: str
+    rejected: str | None
+    chosen_spans: list[Span]
+    rejected_spans: list[Span]
+    chosen_length: int
+    rejected_length: int
+    key_fraction: float | None
+    shared_prefix: float | None
+
+    def names(self, group: str) -> list[str]:
+        """The pair's tasks, mistakes or sources."""
+        value = getattr(self, group)
+        return value if isinstance(value, list) else [value] if value is not None else []
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What some pairs are like; means over pairs, None where no pair has a wrong chain.
+
+    Attributes:
+        rows: How many rows they come from.
+        pairs: How many have both chains.
+        key_fraction: Mean share of the chains that is key.
+        shared_prefix: Mean share of the correct chain before the two part.
+        chosen_length: Mean length of the correct chain.
+        rejected_length: Of the wrong chain.
+        median_length: Median over chains of both kinds.
+        longest: The longest chain.
+    """
+
+    rows: int
+    pairs: int
+    key_fraction: float | None
+    shared_prefix: float | None
+    chosen_length: float
+    rejected_length: float | None
+    median_length: float
+    longest: int
+
+
+def locate_pairs(
+    rows: Iterable[Mapping[str, Any]],
+    method: KeyStepMethod = "words",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> list[Pair]:
+    """Find the key steps of rows.
+
+    Args:
+        rows: Valid dual CoTs.
+        method: How key steps are found, see `edit_trl.key_steps`.
+        tokenizer: A fast one, to align and count its tokens; words where None.
+
+    Raises:
+        InputError: What the method needs is missing, with the row.
+    """
+    pairs = []
+    for number, row in enumerate(rows, 1):
+        try:
+            pairs += [_pair(number, row, pair, method, tokenizer) for pair in pairs_of(row)]
+        except InputError as error:
+            raise InputError(f"row {number}: {error}") from error
+    return pairs
+
+
+def _pair(
+    number: int,
+    row: Mapping[str, Any],
+    pair: Mapping[str, Any],
+    method: KeyStepMethod,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Pair:
+    chosen, rejected = chain_text(pair["chosen"]), chain_text(pair["rejected"])
+    alone = is_chosen_alone(row)
+    units = [_units(text, tokenizer) for text in (chosen, rejected)]
+    spans: tuple[list[Span], list[Span]] = ([], [])
+    fraction = shared = None
+    if not alone:
+        steps = locate_key_steps(
+            chosen,
+            rejected,
+            tokenizer,
+            method,
+            chosen_spans=pair.get("chosen_key_spans"),
+            rejected_spans=pair.get("rejected_key_spans"),
+        )
+        spans, fraction = (steps.chosen_spans, steps.rejected_spans), steps.key_fraction
+        same = next((i for i, (a, b) in enumerate(zip(*units, strict=False)) if a != b), min(map(len, units)))
+        shared = same / len(units[0]) if units[0] else 0.0
+    return Pair(
+        row=number,
+        mistake=pair.get("mistake") or [],
+        prompt=pair["prompt"],
+        chosen=chosen,
+        rejected=None if alone else rejected,
+        chosen_spans=spans[0],
+        rejected_spans=spans[1],
+        chosen_length=len(units[0]),
+        rejected_length=0 if alone else len(units[1]),
+        key_fraction=fraction,
+        shared_prefix=shared,
+        **{name: pair.get(name) for name in ("id", "task", "source", "answer")},
+    )
+
+
+def _units(text: str, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[Any]:
+    if tokenizer is None:
+        return WORD.findall(text)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def pair_statistics(pairs: Sequence[Pair]) -> Statistics:
+    """What pairs are like; at least one."""
+    both = [pair for pair in pairs if pair.rejected is not None]
+    lengths = [pair.chosen_length for pair in pairs] + [pair.rejected_length for pair in both]
+    return Statistics(
+        rows=len({pair.row for pair in pairs}),
+        pairs=len(both),
+        key_fraction=fmean(pair.key_fraction for pair in both) if both else None,
+        shared_prefix=fmean(pair.shared_prefix for pair in both) if both else None,
+        chosen_length=fmean(pair.chosen_length for pair in pairs),
+        rejected_length=fmean(pair.rejected_length for pair in both) if both else None,
+        median_length=median(lengths),
+        longest=max(lengths),
+    )
+
+
+def grouped_pairs(pairs: Sequence[Pair], group: str) -> dict[str, list[Pair]]:
+    """Pairs by task, mistake or source, the largest group first; one of several mistakes is in each."""
+    members: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        for name in pair.names(group):
+            members.setdefault(name, []).append(pair)
+    return dict(sorted(members.items(), key=lambda entry: -len(entry[1])))

@@ -1,0 +1,57 @@
+"""The families of problems of the procedural teacher (L3).
+
+Each family has `make(rng, difficulty)`, which draws a problem with both chains or None where the
+injected error happens not to change the answer, and a solver in `edit_trl.data.procedural.solvers`.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from edit_trl.data.procedural.families import (
+    date_understanding,
+    expressions,
+    navigate,
+    object_counting,
+    shuffled_objects,
+    word_sorting,
+)
+from edit_trl.data.procedural.problems import Problem
+
+if TYPE_CHECKING:
+    from edit_trl.data.answers import AnswerType
+
+Family = Literal[
+    "object_counting",
+    "arithmetic",
+    "shuffled_objects",
+    "boolean_expressions",
+    "word_sorting",
+    "navigate",
+    "date_understanding",
+]
+
+MAKERS: Mapping[Family, Callable[[random.Random, int], Problem | None]] = MappingProxyType(
+    {
+        "object_counting": object_counting.make,
+        "arithmetic": expressions.make_arithmetic,
+        "shuffled_objects": shuffled_objects.make,
+        "boolean_expressions": expressions.make_boolean,
+        "word_sorting": word_sorting.make,
+        "navigate": navigate.make,
+        "date_understanding": date_understanding.make,
+    }
+)
+
+ANSWER_TYPES: "Mapping[Family, AnswerType]" = MappingProxyType(
+    {
+        "object_counting": "number",
+        "arithmetic": "number",
+        "shuffled_objects": "choice",
+        "boolean_expressions": "boolean",
+        "word_sorting": "list",
+        "navigate": "yes_no",
+        "date_understanding": "text",
+    }
+)

@@ -1,0 +1,118 @@
+"""Tracking shuffled objects: people swap things in turn; who has what at the end? (L3)
+
+Alice, Ben and Carla each have a hat: Alice has the red hat, Ben has the blue hat and Carla has
+the green hat. First, Alice and Ben swap hats. Then Ben and Carla swap hats. At the end, which
+hat does Ben have?
+Options:
+(A) green
+(B) red
+(C) blue
+
+Start: Alice red, Ben blue, Carla green. Alice and Ben swap: Alice blue, Ben red. Ben and Carla
+swap: Ben green, Carla red. So Ben has the green hat, option (A). Therefore, the answer is (A).
+"""
+
+import random
+
+from edit_trl.data.procedural.problems import Problem, Slip, follow
+from edit_trl.data.procedural.vocabulary import COLOURS, NAMES, joined
+
+_STARTS = (
+    "{people} each have a {thing}: {holdings}.",
+    "At the start of a game, {people} hold one {thing} each: {holdings}.",
+    "{people} were each given a {thing}: {holdings}.",
+)
+_ENDS = (
+    "At the end, which {thing} does {asked} have?",
+    "After all this, which {thing} does {asked} have?",
+    "When they are done, which {thing} does {asked} have?",
+)
+_SWAPS = ("{a} and {b} swap {thing}s", "{a} and {b} trade {thing}s", "{a} and {b} exchange {thing}s")
+_THINGS = ("hat", "ball", "mug", "kite", "balloon", "marble", "card")
+_MISTAKES = ("context value", "previous-step value", "missing step", "repeated step")
+
+Holdings = dict[str, str]
+Swap = tuple[str, str]
+
+
+def make(rng: random.Random, difficulty: int) -> Problem | None:
+    """Draws a problem; None if the error does not change its answer."""
+    people = rng.sample(NAMES, 2 + difficulty)
+    start = dict(zip(people, rng.sample(COLOURS, len(people)), strict=True))
+    swaps = _draw_swaps(rng, people, difficulty + 1)
+    asked, thing = rng.choice(people), rng.choice(_THINGS)
+    slip, read = _draw_slip(rng, people, swaps)
+    right, end = follow(start, swaps, _swap)
+    wrong, wrong_end = follow(start, read, _swap, slip)
+    if end[asked] == wrong_end[asked]:
+        return None
+    options = rng.sample(list(start.values()), len(people))
+    opening = f"Start: {', '.join(f'{person} {colour}' for person, colour in start.items())}."
+    letter, wrong_letter = _letter(options, end[asked]), _letter(options, wrong_end[asked])
+    return Problem(
+        question=_question(rng, start, swaps, thing, asked, options),
+        core=f"{start} {swaps} {asked}",
+        right=[opening, *right, *_conclusion(asked, thing, end[asked], letter)],
+        wrong=[opening, *wrong, *_conclusion(asked, thing, wrong_end[asked], wrong_letter)],
+        answer=["(", letter, ")"],
+        wrong_answer=["(", wrong_letter, ")"],
+        mistake=slip.kind,
+    )
+
+
+def _draw_swaps(rng: random.Random, people: list[str], count: int) -> list[Swap]:
+    """Swaps of two people each; the same two never swap twice in a row."""
+    swaps: list[Swap] = []
+    while len(swaps) < count:
+        a, b = rng.sample(people, 2)
+        if not swaps or {a, b} != set(swaps[-1]):
+            swaps.append((a, b))
+    return swaps
+
+
+def _draw_slip(rng: random.Random, people: list[str], swaps: list[Swap]) -> tuple[Slip, list[Swap]]:
+    """The slip, and the swaps as the wrong chain reads them."""
+    slip = Slip(rng.choice(_MISTAKES), rng.randrange(len(swaps)))
+    if slip.kind != "context value":
+        return slip, swaps
+    a, b = swaps[slip.step]
+    other = rng.choice([person for person in people if person not in (a, b)])
+    read = rng.choice([(a, other), (other, b)])
+    return slip, [*swaps[: slip.step], read, *swaps[slip.step + 1 :]]
+
+
+def _swap(holdings: Holdings, swap: Swap, slip: Slip | None) -> tuple[list[str], Holdings]:
+    a, b = swap
+    after = {**holdings, a: holdings[b], b: holdings[a]}
+    if slip and slip.kind == "previous-step value":
+        after = holdings
+    return [" ", a, " and ", b, " swap: ", a, " ", after[a], ", ", b, " ", after[b], "."], after
+
+
+def _letter(options: list[str], colour: str) -> str:
+    return "ABCDEFGH"[options.index(colour)]
+
+
+def _conclusion(asked: str, thing: str, colour: str, letter: str) -> list[str]:
+    return [f" So {asked} has the ", colour, f" {thing}, option (", letter, ")."]
+
+
+def _question(
+    rng: random.Random,
+    start: Holdings,
+    swaps: list[Swap],
+    thing: str,
+    asked: str,
+    options: list[str],
+) -> str:
+    holdings = joined([f"{person} has the {colour} {thing}" for person, colour in start.items()])
+    swap = rng.choice(_SWAPS)
+    adverbs = ["First, ", *["Then "] * (len(swaps) - 1)]
+    told = " ".join(
+        f"{adverb}{swap.format(a=a, b=b, thing=thing)}."
+        for adverb, (a, b) in zip(adverbs, swaps, strict=True)
+    )
+    beginning = rng.choice(_STARTS).format(people=joined(list(start)), thing=thing, holdings=holdings)
+    ending = rng.choice(_ENDS).format(thing=thing, asked=asked)
+    listed = "\n".join(f"({'ABCDEFGH'[i]}) {colour}" for i, colour in enumerate(options))
+    return f"{beginning} {told} {ending}\nOptions:\n{listed}"

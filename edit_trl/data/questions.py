@@ -1,0 +1,225 @@
+"""Questions with known answers, from wherever they are (L0)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from edit_trl.common.errors import InputError
+from edit_trl.data.answers import AnswerType, check_answer
+from edit_trl.data.dual_cots import load_folder, load_from_hub, read_parquet, read_rows, refuse_missing_path
+from edit_trl.data.row import checked_mapping, raise_problems, rows_of, show
+
+COLUMNS = ("question", "answer", "id", "task", "task_description", "answer_type", "choices", "context")
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and its answer.
+
+    Attributes:
+        id: Its name in the source, or the row's number.
+        question: The text, options included.
+        answer: The known answer.
+        answer_type: What kind of answer it is; inferred from its looks where None.
+        task: What it belongs to.
+        task_description: A sentence on what is to be done in this task.
+    """
+
+    id: str
+    question: str
+    answer: str
+    answer_type: AnswerType | None = None
+    task: str | None = None
+    task_description: str | None = None
+
+
+def read_questions(
+    source: str | Path,
+    *,
+    name: str | None = None,
+    split: str | None = None,
+    column_mapping: Mapping[str, str] | None = None,
+    answer_after: str | None = None,
+    answer_type: AnswerType | None = None,
+    task: str | None = None,
+    task_descriptions: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> list[Question]:
+    """Read questions and check every row.
+
+    Columns: `question`, `answer`, and if there are any `id`, `task`, `task_description`, `answer_type`,
+    `context` (a passage, put before the question) and `choices`. Choices (a list of texts, or
+    `{"text": [...], "label": [...]}` as in ARC) are written under the question as (A), (B), ...; the answer
+    is then one of their labels, its number from 0, or its text; a list of one such is taken too.
+
+    Args:
+        source: A .jsonl, .json, .csv or .parquet file, a folder saved by `datasets`, or a Hub id.
+        name: Configuration of a Hub dataset.
+        split: Split; "train" where there are several.
+        column_mapping: Their column -> ours.
+        answer_after: The answer is what stands after the last of these in `answer`, such as "####".
+        answer_type: Of every answer.
+        task: Of every question that has none of its own.
+        task_descriptions: By task, for questions without one.
+        limit: Only the first so many.
+
+    Raises:
+        InputError: What cannot be read, or every row that is no question, by file, row and column.
+    """
+    rows, columns = read_table(source, name, split)
+    where = str(source)
+    mapping, kept = checked_mapping(column_mapping or {}, columns, where, COLUMNS), columns
+    columns = [mapping.get(column, column) for column in columns]
+    missing = [column for column in ("question", "answer") if column not in columns]
+    if missing:
+        raise InputError(
+            f"{where}: no column {' and no column '.join(map(repr, missing))}; it has {', '.join(columns)}. "
+            'Name what they are called with `column_mapping: {"theirs": "ours"}`'
+        )
+    questions: list[Question] = []
+    problems: list[str] = []
+    for number, row in enumerate(rows[:limit], 1):
+        row = {mapping.get(column, column): row[column] for column in kept if column in row}
+        found = list(_problems(row, answer_after, answer_type))
+        problems += [f"{where}, row {number}, column {column!r}: {problem}" for column, problem in found]
+        if not found:
+            questions.append(
+                _question(row, f"row {number}", answer_after, answer_type, task, task_descriptions or {})
+            )
+    counts = Counter(question.id for question in questions)
+    problems += [f"{where}: id {name!r} occurs {n} times" for name, n in counts.items() if n > 1]
+    raise_problems(problems, where)
+    if not questions:
+        raise InputError(f"{where}: there are no questions")
+    return questions
+
+
+def read_table(source: str | Path, name: str | None, split: str | None) -> tuple[Sequence[dict], list[str]]:
+    """The rows and columns of a file, a folder saved by `datasets` or a Hub dataset, unchecked.
+
+    Raises:
+        InputError: What cannot be found or read.
+    """
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix.lower() != ".parquet":
+        rows = read_rows(path)
+    elif path.is_file():
+        rows = list(rows_of(read_parquet(path)))
+    elif path.is_dir():
+        rows = list(rows_of(load_folder(path, split)))
+    else:
+        refuse_missing_path(str(source))
+        rows = list(rows_of(load_from_hub(str(source), name, split, None)))
+    columns = dict.fromkeys(column for row in rows for column in row)
+    # A column that holds nothing is none: AGIEval's files have an empty `answer` beside `label`.
+    return rows, [column for column in columns if any(row.get(column) is not None for row in rows)]
+
+
+def _problems(
+    row: Mapping[str, Any], after: str | None, answer_type: AnswerType | None
+) -> Iterator[tuple[str, str]]:
+    question, choices = row.get("question"), _choices(row.get("choices"))
+    if not isinstance(question, str) or not question.strip():
+        yield "question", f"must be a text, got {show(question)}"
+    for column in ("id", "task", "task_description", "context"):
+        if not isinstance(row.get(column), str | None):
+            yield column, f"must be a text, got {show(row[column])}"
+    kind = answer_type or row.get("answer_type")
+    if kind is not None and kind not in get_args(AnswerType):
+        yield "answer_type", f"must be one of {', '.join(get_args(AnswerType))}, got {show(kind)}"
+        return
+    if row.get("choices") is not None and not choices:
+        yield "choices", f"must be a list of texts or {{text, label}}, got {show(row['choices'])}"
+        return
+    answer = row.get("answer")
+    if choices:
+        if _label(answer, choices) is None:
+            labels = ", ".join(label for label, _ in choices)
+            yield "answer", f"must name one of the choices {labels}, got {show(answer)}"
+        return
+    if not isinstance(answer, str) or not answer.strip():
+        yield "answer", f"must be a text, got {show(answer)}; write numbers as text"
+        return
+    if after is not None and after not in answer:
+        yield "answer", f"has no {after!r} (`answer_after`), got {show(answer)}"
+        return
+    try:
+        check_answer("", _known(answer, after), kind)
+    except InputError as error:
+        yield "answer", str(error)
+
+
+def _question(
+    row: Mapping[str, Any],
+    name: str,
+    after: str | None,
+    answer_type: AnswerType | None,
+    task: str | None,
+    descriptions: Mapping[str, str],
+) -> Question:
+    choices = _choices(row.get("choices"))
+    text, kind = row["question"].strip(), answer_type or row.get("answer_type")
+    if row.get("context"):
+        text = f"{row['context'].strip()}\n{text}"
+    answer = row["answer"]
+    if choices:
+        text += "\nOptions:\n" + "\n".join(f"({label}) {choice}" for label, choice in choices)
+        answer, kind = f"({_label(answer, choices)})", kind or "choice"
+    else:
+        answer = _known(answer, after)
+    task = row.get("task") or task
+    return Question(
+        id=row.get("id") or name,
+        question=text,
+        answer=answer,
+        answer_type=kind,
+        task=task,
+        task_description=row.get("task_description") or descriptions.get(task or ""),
+    )
+
+
+def _known(answer: str, after: str | None) -> str:
+    return (answer.rpartition(after)[2] if after else answer).strip()
+
+
+def _choices(value: Any) -> list[tuple[str, str]]:
+    """(label, text) of each choice; digits as labels become letters."""
+    if isinstance(value, Mapping):
+        texts, labels = value.get("text"), value.get("label")
+    else:
+        texts, labels = value, None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return []
+    letters = list(_LETTERS[: len(texts)])
+    if not isinstance(labels, list) or len(labels) != len(texts) or any(str(x).isdigit() for x in labels):
+        labels = letters
+    return [
+        # Some datasets write "(A) text" into the text.
+        (str(label), text.strip().removeprefix(f"({label})").strip())
+        for label, text in zip(labels, texts, strict=False)
+    ]
+
+
+def _label(answer: Any, choices: Sequence[tuple[str, str]]) -> str | None:
+    """Which choice an answer names: its label, its text, its number from 0 (a number) or from 1 (ARC's)."""
+    labels = [label for label, _ in choices]
+    if isinstance(answer, list) and len(answer) == 1:
+        (answer,) = answer
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return labels[answer] if 0 <= answer < len(labels) else None
+    if not isinstance(answer, str):
+        return None
+    named = [label for label, text in choices if text == answer.strip()]
+    if len(named) == 1:
+        return named[0]
+    answer = answer.strip().strip("().")
+    if answer in labels:
+        return answer
+    if answer.isdigit() and 1 <= int(answer) <= len(labels):
+        return labels[int(answer) - 1]
+    return None

@@ -1,0 +1,1 @@
+"""`edit-trl evaluate`: a model answers questions and its answers are checked."""

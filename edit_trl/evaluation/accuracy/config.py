@@ -1,0 +1,102 @@
+"""A recipe of `edit-trl evaluate` (L3): a YAML file, and command-line options over it, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from edit_trl.common.errors import InputError
+from edit_trl.evaluation.accuracy.tasks import MakeProblems, Tasks, read_tasks
+from edit_trl.evaluation.runs.folder import RunKind
+from edit_trl.evaluation.runs.measured_model import MeasuredModel
+from edit_trl.models.cluster.cluster import engine_problems
+from edit_trl.models.decoding import Batching, Decoding, check_batching
+
+
+@dataclass(frozen=True)
+class EvaluateArguments(MeasuredModel):
+    """Which model answers what, and how.
+
+    Attributes:
+        tasks: Task files, or names of files in `tasks/` beside the recipe.
+        limit: Only the first so many questions of each task.
+        conversational: Ask by messages, through the chat template; false for base models without one.
+        system_prompt: What every conversation begins with, instead of the tasks' own.
+        max_new_tokens: Where a response is cut off.
+        samples: Responses a question, of which the majority's answer counts (self-consistency; the paper: 8
+            at temperature 0.7 and top_p 0.95).
+        temperature: 0 is greedy.
+        top_p: Nucleus sampling.
+        seed: Of sampling.
+        batch_size: Responses at once on this machine.
+        batching: padded, continuous (transformers' own scheduler), vllm, or auto: vllm where it is installed
+            and there is a GPU, else continuous on a GPU and padded on a CPU.
+        harness: Tasks of lm-evaluation-harness to run too, or instead; needs the extra `harness`.
+        harness_include_path: A folder with task files of lm-evaluation-harness.
+        harness_chat_template: Give its questions the model's chat template; off as in lm_eval itself.
+    """
+
+    kind: ClassVar[RunKind] = "evaluate"
+
+    tasks: list[str] | None = None
+    limit: int | None = None
+    conversational: bool = True
+    system_prompt: str | None = None
+    max_new_tokens: int = 512
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 16
+    batching: Batching = "auto"
+    harness: list[str] | None = None
+    harness_include_path: str | None = None
+    harness_chat_template: bool = False
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise InputError(problems)
+
+    def _problems(self) -> Iterator[str]:
+        if not self.model:
+            yield "`model` is missing: a path, a Hub id, or the name of a model at `base_urls`"
+        if not self.tasks and not self.harness:
+            yield "`tasks` is missing: task files, or names of those in recipes/evaluate/tasks"
+        if self.limit is not None and self.limit < 1:
+            yield f"`limit` must be at least 1, got {self.limit}"
+        yield from engine_problems(self.engine, self.actors, self.device)
+        if self.engine == "ray" and self.harness:
+            yield "`harness` needs the model on this machine: leave out `engine: ray`"
+        for check in (lambda: self.decoding, lambda: check_batching(self.batching, self.batch_size)):
+            try:
+                check()
+            except InputError as error:
+                yield from error.problems
+
+    @property
+    def decoding(self) -> Decoding:
+        """How responses are drawn."""
+        return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.samples)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides an item's content beside the model and the questions.
+
+        Batches and dtype too, which decide a response's last digits.
+        """
+        names = ("conversational", "batch_size", "batching", "dtype", "load_in_4bit")
+        return asdict(self.decoding) | {name: getattr(self, name) for name in names}
+
+    def read_tasks(self, recipe: Path | None, make_problems: MakeProblems) -> Tasks:
+        """What is asked; see `edit_trl.evaluation.accuracy.tasks.read_tasks`."""
+        return read_tasks(
+            self.tasks or [],
+            beside=recipe.parent if recipe else None,
+            conversational=self.conversational,
+            system_prompt=self.system_prompt,
+            limit=self.limit,
+            make_problems=make_problems,
+        )

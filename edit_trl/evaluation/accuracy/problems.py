@@ -1,0 +1,194 @@
+"""What a model is asked (L3): rows -> checked problems -> token ids."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+from edit_trl.common.errors import InputError
+from edit_trl.data.answers import AnswerType, check_answer, infer_answer_type
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question and its answer.
+
+    Attributes:
+        task: What it belongs to.
+        id: Its name within the task; stable, so that two models' responses can be laid side by side.
+        prompt: Text, or messages.
+        answer: The known answer.
+        answer_type: What kind of answer it is.
+        mistake: Kinds of mistake of its wrong chain, where it comes from a dual CoT.
+        source: Where it comes from.
+    """
+
+    task: str
+    id: str
+    prompt: str | list[dict[str, str]]
+    answer: str
+    answer_type: AnswerType
+    mistake: list[str] | None = None
+    source: str | None = None
+
+
+def problems_of(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    answer_type: AnswerType | None = None,
+    task: str = "all",
+    where: str = "",
+) -> list[Problem]:
+    """Check rows with `prompt` and `answer`.
+
+    Args:
+        rows: Rows; where they have `task`, `id`, `answer_type`, `mistake` and `source`, these are kept.
+        answer_type: Of every answer; where None, the row's, or what the answer looks like.
+        task: Of rows without one.
+        where: What messages call the rows.
+
+    Raises:
+        InputError: Every row without a prompt or an answer, of another kind than the first, with an answer
+            that is not of its type, or with the id of another.
+    """
+    where = f"{where}, " if where else ""
+    if not rows:
+        raise InputError(f"{where}there is nothing to evaluate: no rows")
+    if answer_type is not None and answer_type not in get_args(AnswerType):
+        raise InputError(f"unknown answer_type {answer_type!r}, not in {get_args(AnswerType)}")
+    columns = {column for row in rows for column in row}
+    missing = [column for column in ("prompt", "answer") if column not in columns]
+    if missing:
+        raise InputError(
+            f"{where}no column {' and '.join(missing)}; the columns are {', '.join(sorted(columns))}"
+        )
+    conversational = isinstance(rows[0].get("prompt"), list)
+    raise_all(
+        f"{where}row {number}: {problem}"
+        for number, row in enumerate(rows, 1)
+        for problem in (
+            _prompt_problem(row.get("prompt"), conversational),
+            _answer_problem(row, answer_type or row.get("answer_type")),
+        )
+        if problem
+    )
+    made = [
+        Problem(
+            task=row.get("task") or task,
+            id=row.get("id") or str(number),
+            prompt=row["prompt"],
+            answer=row["answer"],
+            answer_type=answer_type or row.get("answer_type") or infer_answer_type(row["answer"]),
+            mistake=row.get("mistake"),
+            source=row.get("source"),
+        )
+        for number, row in enumerate(rows, 1)
+    ]
+    check_ids(made, where)
+    return made
+
+
+def check_ids(problems: Sequence[Problem], where: str = "") -> None:
+    """See that each task and id occurs once.
+
+    Raises:
+        InputError: One that does not; two runs could not be laid side by side.
+    """
+    counts = Counter((problem.task, problem.id) for problem in problems)
+    raise_all(
+        f"{where}id {name!r} occurs {count} times in task {task!r}"
+        for (task, name), count in counts.items()
+        if count > 1
+    )
+
+
+def encode(
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_new_tokens: int,
+    positions: int | None,
+) -> tuple[list[str], list[list[int]]]:
+    """The texts that the model is given, and their token ids.
+
+    Args:
+        problems: What is asked.
+        tokenizer: The model's; messages go through its chat template.
+        max_new_tokens: How long a response may be.
+        positions: How long prompt and response may be together; None for no limit.
+
+    Raises:
+        InputError: Messages and no chat template, or prompts that are too long: beyond its positions a model
+            breaks off or, worse, writes nonsense that would count as wrong.
+    """
+    messages = not isinstance(problems[0].prompt, str)
+    if messages and tokenizer.chat_template is None:
+        raise InputError(
+            f"the prompts are conversational but the tokenizer ({tokenizer.name_or_path}) has no chat "
+            "template; ask by plain prompts (`conversational: false`)"
+        )
+    texts = [
+        tokenizer.apply_chat_template(problem.prompt, add_generation_prompt=True, tokenize=False)
+        if messages
+        else problem.prompt
+        for problem in problems
+    ]
+    # A template has written a conversation's special tokens already.
+    encoded = [tokenizer(text, add_special_tokens=not messages)["input_ids"] for text in texts]
+    most = positions or math.inf
+    raise_all(
+        f"row {number}: `prompt` has no tokens"
+        if not ids
+        else f"row {number}: a prompt of {len(ids)} tokens and max_new_tokens={max_new_tokens} exceed the "
+        f"model's {most} positions; shorten the prompt or lower max_new_tokens"
+        for number, ids in enumerate(encoded, 1)
+        if not ids or len(ids) + max_new_tokens > most
+    )
+    return texts, encoded
+
+
+def raise_all(problems: Iterable[str], most: int = 20) -> None:
+    """Raise what is wrong, up to so many; nothing where there is nothing.
+
+    Raises:
+        InputError: There is something.
+    """
+    found = list(problems)
+    if found:
+        more = [f"and {len(found) - most} more"] if len(found) > most else []
+        raise InputError(found[:most] + more)
+
+
+def _prompt_problem(prompt: Any, conversational: bool) -> str | None:
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        return "`prompt` is missing or empty"
+    if not isinstance(prompt, str | list):
+        return f"`prompt` must be a text or a list of messages, got {prompt!r}"
+    if isinstance(prompt, list) != conversational:
+        return "`prompt` is of another kind than row 1's: all must be texts, or all lists of messages"
+    well_formed = isinstance(prompt, str) or all(
+        isinstance(message, Mapping)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+        for message in prompt
+    )
+    return None if well_formed else f'`prompt` holds a message without "role" and "content": {prompt!r:.200}'
+
+
+def _answer_problem(row: Mapping[str, Any], kind: str | None) -> str | None:
+    answer = row.get("answer")
+    if not isinstance(answer, str) or not answer.strip():
+        return f"`answer` must be a text that is not empty, got {answer!r}"
+    if kind is not None and kind not in get_args(AnswerType):
+        return f"unknown `answer_type` {kind!r}, not in {get_args(AnswerType)}"
+    try:
+        check_answer(None, answer, kind)
+    except InputError as error:
+        return str(error)
+    return None

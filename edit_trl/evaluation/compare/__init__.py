@@ -1,0 +1,1 @@
+"""`edit-trl compare`: runs against a baseline, with paired statistics and gates."""

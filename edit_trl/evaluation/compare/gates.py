@@ -1,0 +1,174 @@
+"""Conditions that a comparison must meet (L3), as in CI, and the JUnit XML that says which it met."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from edit_trl.common.errors import InputError
+from edit_trl.evaluation.compare.comparison import Comparison, SystemComparison
+from edit_trl.evaluation.compare.score_text import amount, clean, count_text, value_of
+from edit_trl.evaluation.runs.scores import IN_NATS, LOWER_IS_BETTER
+from edit_trl.evaluation.statistics import LEVEL
+
+# A drop of exactly what is allowed is allowed, whatever the last digit of a float says.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What every system must meet; None: anything goes.
+
+    Attributes:
+        min_score: Its score at least, in the score's unit: a share between 0 and 1, or nats.
+        max_drop: How much worse than the baseline it may be, likewise.
+        no_significant_regression: It must not be significantly worse (5%), overall or, by Holm's method, in
+            any group.
+        max_broken: How many items that were right in the baseline may be wrong.
+    """
+
+    min_score: float | None = None
+    max_drop: float | None = None
+    no_significant_regression: bool = False
+    max_broken: float | None = None
+
+    def __bool__(self) -> bool:
+        return self != Gates()
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """A gate that a system met, or not.
+
+    Attributes:
+        gate: As it was given.
+        system: Whose.
+        passed: Whether it was met.
+        message: What was seen.
+    """
+
+    gate: str
+    system: str
+    passed: bool
+    message: str
+
+
+def check_gates(comparison: Comparison, gates: Gates) -> list[GateResult]:
+    """See which gates each system meets.
+
+    Raises:
+        InputError: A gate that makes no sense for the score.
+    """
+    _check(comparison, gates)
+    results = []
+    for system in comparison.systems:
+        if gates.min_score is not None:
+            results.append(_min_score(system, gates.min_score, comparison.score))
+        if gates.max_drop is not None:
+            results.append(_max_drop(system, gates.max_drop, comparison.score))
+        if gates.no_significant_regression:
+            results.append(_no_regression(system, comparison))
+        if gates.max_broken is not None:
+            results.append(_max_broken(system, gates.max_broken))
+    return results
+
+
+def junit_xml(results: Sequence[GateResult]) -> bytes:
+    """JUnit XML with a test case a gate and system."""
+    failed = sum(not result.passed for result in results)
+    suite = _suite(len(results), failures=failed)
+    for result in results:
+        case = _case(suite, f"{result.gate}: {result.system}")
+        if not result.passed:
+            failure = ElementTree.SubElement(case, "failure", message=clean(result.message), type="gate")
+            failure.text = clean(result.message)
+        else:
+            ElementTree.SubElement(case, "system-out").text = clean(result.message)
+    return _bytes(suite)
+
+
+def junit_error_xml(message: str) -> bytes:
+    """JUnit XML of a comparison that could not be made."""
+    suite = _suite(1, errors=1)
+    case = _case(suite, "compare")
+    first, *_ = message.splitlines()
+    error = ElementTree.SubElement(case, "error", message=clean(first), type="InputError")
+    error.text = "\n".join(map(clean, message.splitlines()))
+    return _bytes(suite)
+
+
+def _check(comparison: Comparison, gates: Gates) -> None:
+    score, problems = comparison.score, []
+    given = {"min_score": gates.min_score, "max_drop": gates.max_drop, "max_broken": gates.max_broken}
+    given = {f"--{name.replace('_', '-')}": value for name, value in given.items() if value is not None}
+    problems += [
+        f"{name} must be a finite number" for name, value in given.items() if not math.isfinite(value)
+    ]
+    problems += [
+        f"{name} cannot be negative, got {given[name]}"
+        for name in ("--max-drop", "--max-broken")
+        if given.get(name, 0) < 0
+    ]
+    if score not in IN_NATS:
+        problems += [
+            f"{name} {given[name]:g}: `{score}` is a share between 0 and 1; write 0.5, or 50%"
+            for name in ("--min-score", "--max-drop")
+            if given.get(name, 0) > 1
+        ]
+    if score in LOWER_IS_BETTER and gates.min_score is not None:
+        problems.append(f"--min-score: the lower `{score}` the better; use --max-drop")
+    if gates.max_broken is not None and any(system.overall.flips is None for system in comparison.systems):
+        problems.append(f"--max-broken: nothing is right or wrong by `{score}`; use --max-drop")
+    if problems:
+        raise InputError(problems)
+
+
+def _min_score(system: SystemComparison, least: float, score: str) -> GateResult:
+    seen = system.overall.other
+    message = f"{score} is {value_of(seen, score)}, at least {value_of(least, score)} is asked for"
+    return GateResult("min-score", system.name, seen >= least - _ROUNDING, message)
+
+
+def _max_drop(system: SystemComparison, most: float, score: str) -> GateResult:
+    change = system.overall.difference.value
+    drop = change if score in LOWER_IS_BETTER else -change
+    message = (
+        f"{score} changed by {amount(change, score)}, from {value_of(system.overall.baseline, score)} to "
+        f"{value_of(system.overall.other, score)}; it may get worse by {amount(most, score, sign=False)}"
+    )
+    return GateResult("max-drop", system.name, drop <= most + _ROUNDING, message)
+
+
+def _no_regression(system: SystemComparison, comparison: Comparison) -> GateResult:
+    worse = [group for group in (system.overall, *system.groups.values()) if group.significantly_worse]
+    parts = [
+        f"{group.name} by {amount(abs(group.difference.value), comparison.score, sign=False)} "
+        f"(p = {group.p_value if group.adjusted_p_value is None else group.adjusted_p_value:.2g})"
+        for group in worse
+    ]
+    message = f"significantly worse ({1 - LEVEL:.0%}): " + (", ".join(parts) or "nothing")
+    return GateResult("no-significant-regression", system.name, not worse, message)
+
+
+def _max_broken(system: SystemComparison, most: float) -> GateResult:
+    broken = system.overall.flips.broken if system.overall.flips else math.inf
+    message = f"right before and wrong now: {count_text(broken)}, at most {count_text(most)} may be"
+    return GateResult("max-broken", system.name, broken <= most + _ROUNDING, message)
+
+
+def _suite(tests: int, failures: int = 0, errors: int = 0) -> ElementTree.Element:
+    counts = {"tests": str(tests), "failures": str(failures), "errors": str(errors)}
+    return ElementTree.Element("testsuite", name="edit-trl compare", **counts)
+
+
+def _case(suite: ElementTree.Element, name: str) -> ElementTree.Element:
+    return ElementTree.SubElement(suite, "testcase", classname="edit-trl.compare", name=clean(name))
+
+
+def _bytes(suite: ElementTree.Element) -> bytes:
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"

@@ -1,0 +1,259 @@
+"""Runs laid side by side (L3): which items they share, and whether they asked the same.
+
+An item is known by its task and id. What differs between the runs must be the model alone: another prompt
+under the same id, another version of a task or of the answer check, and another decoding would each look like
+a change of the model, so they are refused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edit_trl.common.errors import InputError
+from edit_trl.evaluation.runs.folder import Run, key_of, read_run
+from edit_trl.evaluation.runs.scores import SCORES
+
+Key = tuple[str, str]
+Runs = Run | str | Path | Sequence[Run | str | Path]
+
+# What an item asks, by kind of run; and what its scores on key tokens hang on besides.
+_ASKED = {
+    "evaluate": ("prompt", "answer", "answer_type"),
+    "suite": ("prompt", "chosen", "rejected", "answer"),
+}
+_KEY_STEPS = ("chosen_key_spans", "rejected_key_spans")
+# Settings of these names, at any depth, decide what a response can be.
+_DECODING = frozenset({"max_new_tokens", "temperature", "top_p", "samples"})
+_NAMED = 5  # items named in a message
+
+
+@dataclass(frozen=True)
+class System:
+    """What is compared: a model, or several runs of it that differ by their seeds.
+
+    Attributes:
+        name: Its runs' name.
+        runs: One a seed.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """The items that two systems share.
+
+    Attributes:
+        items: The baseline's, in its order.
+        before: The baseline's scores, shape (items, seeds).
+        after: The other's, likewise.
+        missing: By run, the items that it lacks and another of the runs has.
+        unscored: Shared items that do not have the score in every run.
+    """
+
+    items: list[Mapping[str, Any]]
+    before: np.ndarray
+    after: np.ndarray
+    missing: dict[str, list[Key]]
+    unscored: list[Key]
+
+
+def read_systems(given: Sequence[Runs]) -> list[System]:
+    """Read the runs of each system and give each a name of its own.
+
+    Raises:
+        InputError: Runs that cannot be read, all of them; the same folder twice within a system, whose seeds
+            would be no seeds.
+    """
+    problems: list[str] = []
+    systems = []
+    for one in given:
+        several = [one] if isinstance(one, Run | str | Path) else list(one)
+        runs = []
+        for run in several:
+            try:
+                runs.append(run if isinstance(run, Run) else read_run(run))
+            except InputError as error:
+                problems += error.problems
+        folders = Counter(Path(run.path).resolve() for run in runs)
+        problems += [
+            f"{path} is given {count} times as seeds of one system"
+            for path, count in folders.items()
+            if count > 1
+        ]
+        if not several:
+            problems.append("a system without runs; give at least one")
+        systems.append(tuple(runs))
+    if problems:
+        raise InputError(problems)
+    names = [runs[0].record.name for runs in systems]
+    # Two runs of one name are told apart by their folders.
+    unique = [
+        name if names.count(name) == 1 else f"{name} ({runs[0].path})"
+        for name, runs in zip(names, systems, strict=True)
+    ]
+    return [System(name, runs) for name, runs in zip(unique, systems, strict=True)]
+
+
+def check_comparable(systems: Sequence[System], score: str, any_decoding: bool = False) -> None:
+    """See that all runs asked the same of their models.
+
+    Args:
+        systems: The first is the baseline.
+        score: What is compared.
+        any_decoding: Decoding may differ.
+
+    Raises:
+        InputError: Everything that makes them incomparable.
+    """
+    first, *others = [run for system in systems for run in system.runs]
+    problems = [problem for run in (first, *others) for problem in _repeated(run)]
+    for run in others:
+        if run.record.kind != first.record.kind:
+            problems.append(
+                f"{run.path} is a run of `{run.record.kind}`, {first.path} of `{first.record.kind}`; compare "
+                "runs of one kind"
+            )
+            continue
+        problems += _versions(first, run)
+        if not any_decoding:
+            problems += _decoding(first, run)
+        problems += _asked(first, run, score)
+    if problems:
+        raise InputError(problems, heading="these runs cannot be compared:")
+
+
+def align(baseline: System, other: System, score: str) -> Aligned:
+    """Lay the items of two systems side by side.
+
+    Args:
+        baseline: The one that the other is compared with.
+        other: The other.
+        score: What is compared.
+
+    Raises:
+        InputError: They share no item, or no item that has the score.
+    """
+    runs = (*baseline.runs, *other.runs)
+    tables = [{key_of(item): item for item in run.items} for run in runs]
+    every = dict.fromkeys(key for table in tables for key in table)
+    shared = [key for key in every if all(key in table for table in tables)]
+    if not shared:
+        examples = "; ".join(
+            f"{run.path} has {_some(table)}" for run, table in zip(runs, tables, strict=True)
+        )
+        raise InputError(f"the runs have no item in common: {examples}. Items are known by task and id")
+    score_of = SCORES[baseline.runs[0].record.kind][score]
+    scores = {key: [score_of(table[key]) for table in tables] for key in shared}
+    scored = [key for key in shared if None not in scores[key]]
+    if not scored:
+        raise InputError(
+            f"none of the {len(shared)} items in common has the score `{score}` in every run; name another"
+        )
+    table = np.array([scores[key] for key in scored], dtype=float)
+    missing = {
+        str(run.path): [key for key in every if key not in of] for run, of in zip(runs, tables, strict=True)
+    }
+    return Aligned(
+        items=[tables[0][key] for key in scored],
+        before=table[:, : len(baseline.runs)],
+        after=table[:, len(baseline.runs) :],
+        missing={path: keys for path, keys in missing.items() if keys},
+        unscored=[key for key in shared if None in scores[key]],
+    )
+
+
+def setting_differences(systems: Sequence[System]) -> list[str]:
+    """Other settings in which runs differ from the baseline's first; for a person to judge."""
+    first, *others = [run for system in systems for run in system.runs]
+    expected = _flat(first.record.settings)
+    found: dict[str, dict[str, None]] = {}
+    for run in others:
+        seen = _flat(run.record.settings)
+        for name in sorted({*expected, *seen}):
+            if expected.get(name) != seen.get(name):
+                found.setdefault(name, {})[repr(seen.get(name))] = None
+    return [f"{name}: {expected.get(name)!r} and {', '.join(values)}" for name, values in found.items()]
+
+
+def _repeated(run: Run) -> list[str]:
+    counts = Counter(map(key_of, run.items))
+    twice = [key for key, count in counts.items() if count > 1]
+    return [f"{run.path}: items that occur more than once: {_some(twice)}"] if twice else []
+
+
+def _versions(first: Run, run: Run) -> list[str]:
+    before, now = first.record, run.record
+    problems = []
+    if before.verifier != now.verifier:
+        problems.append(
+            f"{run.path} was judged by version {now.verifier!r} of the answer check, {first.path} by "
+            f"{before.verifier!r}; measure both with one version of edit_trl"
+        )
+    problems += [
+        f"task {task!r} has version {now.tasks[task]!r} in {run.path}, {before.tasks[task]!r} in {first.path}"
+        for task in before.tasks
+        if task in now.tasks and before.tasks[task] != now.tasks[task]
+    ]
+    return problems
+
+
+def _decoding(first: Run, run: Run) -> list[str]:
+    before, now = (
+        {
+            name: value
+            for name, value in _flat(one.record.settings).items()
+            if name.split(".")[-1] in _DECODING
+        }
+        for one in (first, run)
+    )
+    different = [
+        f"{name}: {now.get(name, 'not set')!r} there, {before.get(name, 'not set')!r} in {first.path}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if not different:
+        return []
+    return [
+        f"{run.path} decoded otherwise ({'; '.join(different)}); --any-decoding compares them all the same"
+    ]
+
+
+def _asked(first: Run, run: Run, score: str) -> list[str]:
+    """Items of the same id that ask something else."""
+    expected = {key_of(item): item for item in first.items}
+    names = _ASKED[run.record.kind] + (_KEY_STEPS if score.startswith("key_") else ())
+    problems = []
+    for name in names:
+        changed = [
+            key
+            for key, item in ((key_of(item), item) for item in run.items)
+            if key in expected and item[name] != expected[key][name]
+        ]
+        if changed:
+            count = f"{len(changed)} item{'s have' if len(changed) > 1 else ' has'}"
+            problems.append(f"{count} another `{name}` in {run.path} than in {first.path} ({_some(changed)})")
+    return problems
+
+
+def _some(keys: Iterable[Key]) -> str:
+    keys = list(keys)
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return ", ".join(f"{task}/{identity}" for task, identity in keys[:_NAMED]) + more
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

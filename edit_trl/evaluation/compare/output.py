@@ -1,0 +1,207 @@
+"""A comparison for people (L3): in the terminal, and as Markdown for a pull request.
+
+Names come from files: they are shown as text, whatever is in them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edit_trl.evaluation.compare.comparison import Comparison, PairedScores, SystemComparison
+from edit_trl.evaluation.compare.gates import GateResult
+from edit_trl.evaluation.compare.score_text import (
+    amount,
+    clean,
+    count_text,
+    escaped,
+    interval_text,
+    number,
+    p_text,
+    value_of,
+)
+from edit_trl.evaluation.statistics import LEVEL
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def print_comparison(comparison: Comparison, gates: Sequence[GateResult], console: Console) -> None:
+    """Write a comparison to the terminal: what changed, by group, and the gates."""
+    for system in comparison.systems:
+        _plain(console, f"{comparison.score}: {system.name} against {comparison.baseline}", "bold")
+        lines = _summary(comparison, system)
+        width = max(len(title) for title, _ in lines)
+        for title, line in lines:
+            _plain(console, f"  {title:<{width}}  {line}")
+        if system.groups:
+            console.print(_table(comparison, system, console))
+        else:
+            _plain(console, f"  no item has a {comparison.by}\n")
+    for result in gates:
+        verdict, style = ("pass", "green") if result.passed else ("FAIL", "bold red")
+        _plain(console, f"{verdict}  {result.gate}: {result.system}: {result.message}", style)
+
+
+def _plain(console: Console, text: str, style: str = "") -> None:
+    from rich.text import Text
+
+    console.print(Text("\n".join(map(clean, text.split("\n"))), style=style), soft_wrap=True)
+
+
+def _summary(comparison: Comparison, system: SystemComparison) -> list[tuple[str, str]]:
+    """(title, line) of what is said of a system, the same in every form."""
+    score, overall = comparison.score, system.overall
+    tasks = f"{system.tasks} task{'s' if system.tasks > 1 else ''}"
+    verdict = "" if overall.better is None else f", {'better' if overall.better else 'worse'}"
+    p_value = (
+        p_text(overall.p_value).replace("<", "< ")
+        if overall.p_value < 0.001
+        else f"= {p_text(overall.p_value)}"
+    )
+    lines = [
+        ("items", f"{overall.items:,} in {tasks}"),
+        (
+            "change",
+            f"{amount(overall.difference.value, score)}{verdict}: {value_of(overall.baseline, score)} to "
+            f"{value_of(overall.other, score)}; p {p_value} ({system.test})",
+        ),
+        (f"{LEVEL:.0%}", f"{interval_text(overall.difference, score)} on these tasks"),
+    ]
+    if system.over_tasks:
+        lines.append((f"{LEVEL:.0%}", f"{interval_text(system.over_tasks, score)} on other tasks like these"))
+    effect = overall.minimum_detectable_effect
+    if math.isfinite(effect):
+        lines.append(("power", f"a true change of {amount(effect, score, sign=False)} is seen 4 times in 5"))
+    if overall.flips:
+        flips = overall.flips
+        lines.append(
+            (
+                "flips",
+                f"{count_text(flips.fixed)} fixed, {count_text(flips.broken)} broken, "
+                f"{count_text(flips.both_right)} right in both, {count_text(flips.both_wrong)} wrong in both",
+            )
+        )
+    return lines + [("note", line) for line in _notes(comparison, system)]
+
+
+def _notes(comparison: Comparison, system: SystemComparison) -> list[str]:
+    lines = [
+        f"{path} lacks {len(keys):,} item{'s' if len(keys) > 1 else ''} of the other ({_some(keys)})"
+        for path, keys in system.missing.items()
+    ]
+    if system.unscored:
+        lines.append(f"{len(system.unscored):,} items have no {comparison.score} ({_some(system.unscored)})")
+    if system.seeds == (1, 1):
+        lines.append("one seed each: what another training run would change is not in the intervals")
+    else:
+        lines.append(f"seeds: {system.seeds[0]} of the baseline, {system.seeds[1]} of {system.name}")
+    return lines + [f"setting {line}" for line in comparison.settings]
+
+
+def _some(keys: Sequence[tuple[str, str]], most: int = 3) -> str:
+    more = ", ..." if len(keys) > most else ""
+    return ", ".join(f"{task}/{identity}" for task, identity in keys[:most]) + more
+
+
+def _table(comparison: Comparison, system: SystemComparison, console: Console) -> Table:
+    """The groups; in a narrow terminal closer together, with the middle of long names left out."""
+    from rich.measure import Measurement
+
+    unbound = console.options.update(max_width=10_000)  # or what is measured is cut to the terminal
+    for padding in (1, 0):
+        table = _columns(comparison, system, padding)
+        over = Measurement.get(console, unbound, table).maximum - console.width
+        if over <= 0:
+            return table
+    return _columns(comparison, system, 0, max(max(map(len, system.groups)) - over, 8))
+
+
+def _columns(comparison: Comparison, system: SystemComparison, padding: int, longest: int = 1000) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, padding, 0, 0))
+    flips = ["fixed", "broken", "both\nright", "both\nwrong"] if system.overall.flips else []
+    table.add_column(comparison.by, no_wrap=True)
+    for title in ("base", "other", f"change, {LEVEL:.0%}", "p, Holm", *flips):
+        table.add_column(title, justify="right", no_wrap=True)
+    for group in system.groups.values():
+        name, *numbers = _cells(group, comparison.score)
+        cells = [_cut(clean(name), longest), *numbers]
+        table.add_row(*map(Text, cells), style=_style(group))
+    return table
+
+
+def _cut(name: str, longest: int) -> str:
+    if len(name) <= longest:
+        return name
+    end = longest // 2
+    return f"{name[: longest - end - 1]}…{name[-end:]}"
+
+
+def _style(group: PairedScores) -> str:
+    if group.adjusted_p_value is None or group.adjusted_p_value >= 1 - LEVEL or group.better is None:
+        return ""
+    return "green" if group.better else "red"
+
+
+def _cells(group: PairedScores, score: str) -> list[str]:
+    difference = group.difference
+    reach = (difference.high - difference.low) / 2 if math.isfinite(difference.error) else math.inf
+    change = f"{number(difference.value, score)} ±{number(reach, score, sign=False):>4}"
+    p_value = group.p_value if group.adjusted_p_value is None else group.adjusted_p_value
+    cells = [
+        group.name,
+        value_of(group.baseline, score),
+        value_of(group.other, score),
+        change,
+        p_text(p_value),
+    ]
+    if group.flips:
+        flips = group.flips
+        counts = (flips.fixed, flips.broken, flips.both_right, flips.both_wrong)
+        cells += map(count_text, counts)
+    return cells
+
+
+def markdown(comparison: Comparison, gates: Sequence[GateResult]) -> str:
+    """A comparison as Markdown, for a pull request."""
+    lines: list[str] = []
+    for system in comparison.systems:
+        lines += [
+            f"### {comparison.score}: {escaped(system.name)} against {escaped(comparison.baseline)}",
+            "",
+        ]
+        lines += [f"- {title}: {escaped(line)}" for title, line in _summary(comparison, system)]
+        lines += ["", *_markdown_table(comparison, system), ""]
+    if gates:
+        lines += ["| gate | system | result | |", "|---|---|---|---|"]
+        lines += [
+            f"| {result.gate} | {escaped(result.system)} | {'pass' if result.passed else '**failed**'} "
+            f"| {escaped(result.message)} |"
+            for result in gates
+        ]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _markdown_table(comparison: Comparison, system: SystemComparison) -> list[str]:
+    if not system.groups:
+        return [f"No item has a {comparison.by}."]
+    score = comparison.score
+    titles = [comparison.by, "items", "baseline", "other", "change", f"{LEVEL:.0%} interval", "p, Holm"]
+    titles += ["fixed", "broken", "both right", "both wrong"] if system.overall.flips else []
+    lines = [f"| {' | '.join(titles)} |", f"|---{'|---:' * (len(titles) - 1)}|"]
+    for group in system.groups.values():
+        name, before, after, _, p_value, *flips = _cells(group, score)
+        bold = "**" if _style(group) else ""
+        cells = [escaped(name), f"{group.items:,}", before, after]
+        cells += [
+            f"{bold}{number(group.difference.value, score)}{bold}",
+            interval_text(group.difference, score),
+        ]
+        lines.append(f"| {' | '.join([*cells, p_value, *flips])} |")
+    return lines

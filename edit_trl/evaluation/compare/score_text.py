@@ -1,0 +1,59 @@
+"""Scores, counts and names as people read them (L3); names come from files and are shown as text."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from edit_trl.evaluation.runs.scores import IN_NATS
+from edit_trl.evaluation.statistics import Difference
+
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&])")
+
+
+def clean(text: str) -> str:
+    """A text on one line, without what would move the cursor or is no XML."""
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
+
+
+def escaped(text: str) -> str:
+    """A text that Markdown shows as it is; nobody is called by an @."""
+    return _MARKDOWN.sub(r"\\\1", clean(text)).replace("@", "@\N{ZERO WIDTH SPACE}")
+
+
+def value_of(value: float, score: str) -> str:
+    """A score: percent, or nats."""
+    return f"{value:.3f}" if score in IN_NATS else f"{value:.1%}"
+
+
+def amount(value: float, score: str, sign: bool = True) -> str:
+    """A difference of scores and its unit: points of percent, or nats."""
+    return f"{number(value, score, sign)} {'nats' if score in IN_NATS else 'points'}"
+
+
+def number(value: float, score: str, sign: bool = True) -> str:
+    """A difference of scores."""
+    if not math.isfinite(value):
+        return "any" if sign else "-"
+    plus = "+" if sign else ""
+    text = f"{value:{plus}.3f}" if score in IN_NATS else f"{100 * value:{plus}.1f}"
+    return text if float(text) else text.lstrip("+-")  # no -0.0
+
+
+def interval_text(difference: Difference, score: str) -> str:
+    """ "+1.0 to +3.0"."""
+    if not math.isfinite(difference.error):
+        return "unknown"
+    return f"{number(difference.low, score)} to {number(difference.high, score)}"
+
+
+def p_text(p_value: float) -> str:
+    """A p-value with as many digits as it deserves."""
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def count_text(count: float) -> str:
+    """A count, or a mean count over pairings of seeds."""
+    return f"{count:,.0f}" if float(count).is_integer() else f"{count:,.1f}"

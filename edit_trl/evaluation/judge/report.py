@@ -1,0 +1,181 @@
+"""Judgements -> judgements.jsonl, report.json and tables (L4)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from edit_trl.evaluation.judge.judging import SCORES, Judgement
+
+
+def summarize(judgements: Sequence[Judgement], models: Sequence[str]) -> dict[str, Any]:
+    """What the judgements say; those that could not be read are counted and nothing else.
+
+    Args:
+        judgements: One an item.
+        models: Names, in the order in which they are shown.
+
+    Returns:
+        `items`, `with_reference`, `outcomes`; `scores` by model: `items`, `mean` with `interval`, `histogram`
+        and the mean by task; `comparisons` of each two models: in how many items the first has the higher
+        score (`wins`), the same (`ties`) or the lower (`losses`), and the mean `difference` with `interval`,
+        resampled by tasks and items; `positions`: for each place in which chains were shown, their mean
+        score, and `effect`, by how much it is above the mean of the same models, with `interval`. Means and
+        intervals are None where nothing was judged. Intervals are of 95%.
+    """
+    judged = [judgement for judgement in judgements if judgement.outcome == "judged"]
+    return {
+        "items": len(judgements),
+        "with_reference": sum(judgement.chains.reference is not None for judgement in judgements),
+        "outcomes": dict(sorted(Counter(judgement.outcome for judgement in judgements).items())),
+        "scores": {model: _scores(judged, model) for model in models},
+        "comparisons": [_comparison(judged, first, second) for first, second in combinations(models, 2)],
+        "positions": [_position(judged, place) for place in range(len(models))],
+    }
+
+
+def save_judgements(judgements: Sequence[Judgement], report: Mapping[str, Any], folder: Path) -> None:
+    """Write `judgements.jsonl`, a line an item and model, and `report.json`.
+
+    The same answers make the same bytes.
+    """
+    rows = [
+        {
+            "task": judgement.chains.task,
+            "id": judgement.chains.id,
+            "model": model,
+            "position": position,
+            "score": judgement.scores.get(model),
+            "outcome": judgement.outcome,
+            "reference": judgement.chains.reference is not None,
+            "judgement": judgement.text,
+        }
+        for judgement in judgements
+        for position, model in enumerate(judgement.order, 1)
+    ]
+    _write(folder / "judgements.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+    _write(folder / "report.json", text + "\n")
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """Plain-text tables of a report: what `summarize` returns, and `not_in_every_run`, a count."""
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in report["outcomes"].items())
+    scores = [["model", "mean", "95% interval", *map(str, SCORES)]]
+    for model, one in report["scores"].items():
+        counts = [str(count) if count else "." for count in one["histogram"].values()]
+        scores.append([model, _number(one["mean"]), _interval(one), *counts])
+    comparisons = [["first", "second", "wins", "ties", "losses", "difference", "95% interval"]]
+    for one in report["comparisons"]:
+        counts = [str(one[name]) for name in ("wins", "ties", "losses")]
+        comparisons.append(
+            [one["first"], one["second"], *counts, _number(one["difference"], "+.2f"), _interval(one)]
+        )
+    positions = [["shown at", "mean", "effect", "95% interval"]]
+    for one in report["positions"]:
+        effect = _number(one["effect"], "+.2f")
+        positions.append([f"place {one['position']}", _number(one["mean"]), effect, _interval(one)])
+    tables = [_table(scores, 1), _table(comparisons, 2), _table(positions, 1)]
+    favoured = [one["position"] for one in report["positions"] if one["interval"] and _excludes_zero(one)]
+    if favoured:
+        tables.append(
+            "The judge's scores depend on the place at which a chain is shown "
+            f"({', '.join(map(str, favoured))}). The random order averages this out over items, not within "
+            "one."
+        )
+    lacking = report["not_in_every_run"]
+    more = f"; {lacking} more are not in every run" if lacking else ""
+    return "\n\n".join([f"{report['items']} items: {outcomes}{more}", *tables])
+
+
+def _scores(judged: Sequence[Judgement], model: str) -> dict[str, Any]:
+    values = [judgement.scores[model] for judgement in judged]
+    counts = Counter(values)
+    tasks: dict[str, list[int]] = {}
+    for judgement in judged:
+        tasks.setdefault(judgement.chains.task, []).append(judgement.scores[model])
+    mean, interval = _mean(values)
+    return {
+        "items": len(values),
+        "mean": mean,
+        "interval": interval,
+        "histogram": {str(score): counts[score] for score in SCORES},
+        "tasks": {task: sum(of) / len(of) for task, of in tasks.items()},
+    }
+
+
+def _comparison(judged: Sequence[Judgement], first: str, second: str) -> dict[str, Any]:
+    differences = [judgement.scores[first] - judgement.scores[second] for judgement in judged]
+    mean, interval = _mean(differences, [judgement.chains.task for judgement in judged])
+    return {
+        "first": first,
+        "second": second,
+        "wins": sum(difference > 0 for difference in differences),
+        "ties": differences.count(0),
+        "losses": sum(difference < 0 for difference in differences),
+        "difference": mean,
+        "interval": interval,
+    }
+
+
+def _position(judged: Sequence[Judgement], place: int) -> dict[str, Any]:
+    """Beside the mean of the same model: a place that good models were shown in more often is no better."""
+    totals: Counter[str] = Counter()
+    for judgement in judged:
+        totals.update(judgement.scores)
+    shown = [(judgement.order[place], judgement.scores[judgement.order[place]]) for judgement in judged]
+    effect, interval = _mean([score - totals[model] / len(judged) for model, score in shown])
+    return {
+        "position": place + 1,
+        "mean": _mean([score for _, score in shown])[0],
+        "effect": effect,
+        "interval": interval,
+    }
+
+
+def _mean(
+    values: Sequence[float], clusters: Sequence[str] | None = None
+) -> tuple[float | None, list[float] | None]:
+    """A mean and its bootstrap interval; None without values."""
+    from edit_trl.evaluation.statistics import bootstrap_interval
+
+    found = bootstrap_interval(values, clusters)
+    return (None, None) if math.isnan(found.value) else (found.value, [found.low, found.high])
+
+
+def _excludes_zero(one: Mapping[str, Any]) -> bool:
+    low, high = one["interval"]
+    return low > 0 or high < 0
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _interval(one: Mapping[str, Any]) -> str:
+    return "-" if one["interval"] is None else "{:.2f} to {:.2f}".format(*one["interval"])
+
+
+def _table(rows: Sequence[Sequence[str]], texts: int) -> str:
+    """Columns, the first few of text to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if place < texts else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f"{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)

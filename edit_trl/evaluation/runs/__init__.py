@@ -1,0 +1,1 @@
+"""An evaluation run: its folder, its schema, its scores as tables, its history."""

@@ -1,0 +1,460 @@
+"""A run's folder (L3): what was measured, with what, and every item, for comparing and reporting later.
+
+    evaluation.json    a `RunRecord`: the settings, versions and hashes, and, once finished, the scores
+    items.jsonl        an item a line: `EvaluateItem` or `SuiteItem`
+
+Items are appended a batch at a time as they come, and put into the order of the data at the end. A run that
+was killed goes on after its last whole batch; the finished file is the same, byte for byte, as that of a run
+that was left alone, so no item holds a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from edit_trl import __version__
+from edit_trl.common.errors import InputError
+from edit_trl.data.answers import VERIFIER_VERSION, Verdict
+
+FORMAT = 1
+"""Of the two files. One more whenever an older reader would misread them."""
+
+RECORD_FILE = "evaluation.json"
+ITEMS_FILE = "items.jsonl"
+RunKind = Literal["evaluate", "suite"]
+
+
+class Sample(TypedDict):
+    """One response to a prompt.
+
+    `verdict` and `value` are of strict extraction, `lenient_*` of lenient; `span` and `lenient_span` are the
+    [start, end) characters of the answer in the response, or None. `tokens` counts the generated ones, EOS
+    included; `cut_off` says that there was no EOS before the limit.
+    """
+
+    response: str
+    verdict: Verdict
+    value: str | None
+    span: list[int] | None
+    lenient_verdict: Verdict
+    lenient_value: str | None
+    lenient_span: list[int] | None
+    cut_off: bool
+    tokens: int
+
+
+class EvaluateItem(TypedDict):
+    """A question and what the model made of it.
+
+    `prompt` is what was asked before any chat template (text, or messages), so that models can be compared;
+    `verdict` and `value` are the majority's over the samples; `cut_off` counts samples.
+    """
+
+    task: str
+    id: str
+    prompt: str | list[dict[str, str]]
+    answer: str
+    answer_type: str
+    mistake: list[str] | None
+    source: str | None
+    verdict: Verdict
+    value: str | None
+    lenient_verdict: Verdict
+    lenient_value: str | None
+    cut_off: int
+    samples: list[Sample]
+
+
+class Logps(TypedDict):
+    """Log-probabilities a token, in nats, of whole chains and of their key tokens (None without any)."""
+
+    chosen: float
+    rejected: float
+    chosen_key: float | None
+    rejected_key: float | None
+
+
+class WrongTurn(TypedDict):
+    """The first token of the correct chain that greedy decoding would not have written.
+
+    `start` and `end` are its characters in the chain, `token` its text, `instead` what the model prefers,
+    `logp` the log-probability of the chain's token, `at_key` whether it is a key token.
+    """
+
+    start: int
+    end: int
+    token: str
+    instead: str
+    logp: float
+    at_key: bool
+
+
+class Continuation(TypedDict):
+    """What the model writes after the prefix that both chains share.
+
+    `branch` says which of the two chains' next token it takes first.
+    """
+
+    response: str
+    branch: Literal["right", "wrong", "neither"]
+    verdict: Verdict
+    value: str | None
+    cut_off: bool
+
+
+class TokenLogps(TypedDict):
+    """[start, end, log-probability] of each token of a chain; an empty span is outside the text (EOS)."""
+
+    chosen: list[list[float]]
+    rejected: list[list[float]]
+
+
+class SuiteItem(TypedDict):
+    """A dual CoT and what the model thinks of it.
+
+    `chosen` and `rejected` are the chains' texts; spans are [start, end) characters in them. `margin` is
+    `logps.chosen - logps.rejected`, `preferred` whether it is positive, and likewise on key tokens, None
+    where one side has none. `greedy` is None where nothing was generated.
+    """
+
+    task: str
+    id: str
+    prompt: str | list[dict[str, str]]
+    chosen: str
+    rejected: str
+    answer: str | None
+    mistake: list[str] | None
+    source: str | None
+    chosen_key_spans: list[list[int]]
+    rejected_key_spans: list[list[int]]
+    logps: Logps
+    margin: float
+    preferred: bool
+    key_margin: float | None
+    key_preferred: bool | None
+    first_wrong: WrongTurn | None
+    greedy: Continuation | None
+    tokens: TokenLogps
+
+
+Item = EvaluateItem | SuiteItem
+_ITEM_KEYS = {"evaluate": EvaluateItem.__annotations__.keys(), "suite": SuiteItem.__annotations__.keys()}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What was measured, and with what.
+
+    Attributes:
+        kind: `evaluate` or `suite`.
+        name: What tables and charts call the run.
+        model: Path, Hub id or name at an endpoint.
+        model_hash: Tells the weights from others of the same path.
+        settings: Everything else that decides what an item holds. A run is gone on with only if it is the
+            same.
+        tasks: Each task and its version.
+        data_hash: Of the questions or pairs, prompts included.
+        recipe_hash: Of the options.
+        seed: Of sampling, and of the choice of items.
+        git_revision: Of the folder it ran in; None outside a repository.
+        verifier: Version of the answer check.
+        edit_trl: Version of the package.
+        format: Of the files.
+        created: When it began, UTC, ISO 8601.
+        finished: When it ended; None while it has not.
+        seconds: How long it took, over all its starts.
+        items: How many.
+        scores: By name, over all items; None where no item has the score.
+        intervals: The 95% confidence interval [low, high] of some scores.
+        groups: `task`, `mistake` and `source`: name -> scores, with `items`.
+    """
+
+    kind: RunKind
+    name: str
+    model: str
+    model_hash: str
+    settings: dict[str, Any]
+    tasks: dict[str, str]
+    data_hash: str
+    recipe_hash: str = ""
+    seed: int = 0
+    git_revision: str | None = None
+    verifier: str = VERIFIER_VERSION
+    edit_trl: str = __version__
+    format: int = FORMAT
+    created: str = ""
+    finished: str | None = None
+    seconds: float = 0.0
+    items: int = 0
+    scores: dict[str, float | None] = field(default_factory=dict)
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    groups: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
+
+
+# What must be the same for a run to be gone on with.
+_IDENTITY = ("kind", "model", "model_hash", "settings", "tasks", "data_hash", "seed", "verifier", "format")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read.
+
+    Attributes:
+        path: Its folder.
+        record: What was measured.
+        items: In the order of the data; see `EvaluateItem` and `SuiteItem`.
+    """
+
+    path: Path
+    record: RunRecord
+    items: list[Any]
+
+
+class RunFolder:
+    """A run that is being made; takes up the one in the folder if it is the same.
+
+    Nothing is written before `start`, so that a model that cannot be loaded leaves no run behind.
+
+    Args:
+        path: The folder; made where it is not there.
+        record: What is to be measured.
+
+    Attributes:
+        path: The folder.
+        record: As it is on disk.
+        done: The items that an earlier start has finished, by (task, id).
+
+    Raises:
+        InputError: The folder holds another run, files that are no run, or a run of another format.
+    """
+
+    def __init__(self, path: str | Path, record: RunRecord):
+        self.path = Path(path)
+        self._started = time.monotonic()
+        self.done: dict[tuple[str, str], Item] = {}
+        record = replace(record, created=record.created or _now(), git_revision=git_revision())
+        if (self.path / RECORD_FILE).is_file():
+            record = self._take_up(record)
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InputError(
+                f"{self.path} is not empty and holds no run of edit-trl; choose another, or remove it"
+            )
+        elif blocked := next((above for above in self.path.parents if above.is_file()), None):
+            raise InputError(f"output_dir {self.path}: {blocked} is a file, not a folder")
+        self.record = record
+
+    def start(self) -> None:
+        """Write down what is going to be measured."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write_record()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.record.finished is not None
+
+    def append(self, items: Iterable[Item]) -> None:
+        """Add a batch of items, and see them safely on the disk."""
+        items = list(items)
+        if not (self.path / RECORD_FILE).is_file():
+            self.start()
+        with (self.path / ITEMS_FILE).open("a", encoding="utf-8") as file:
+            file.write("".join(map(_line, items)))
+            file.flush()
+            os.fsync(file.fileno())
+        self.done |= {key_of(item): item for item in items}
+
+    def finish(
+        self,
+        order: Sequence[tuple[str, str]],
+        scores: Mapping[str, float | None],
+        intervals: Mapping[str, Sequence[float]],
+        groups: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    ) -> Run:
+        """Put the items into the order of the data and write the scores.
+
+        Args:
+            order: (task, id) of every item.
+            scores: See `RunRecord`, as for the others.
+            intervals: By score.
+            groups: By kind of group, then name.
+        """
+        items = [self.done[key] for key in order]
+        if not (self.path / RECORD_FILE).is_file():
+            self.start()
+        _write(self.path / ITEMS_FILE, "".join(map(_line, items)))
+        self.record = replace(
+            self.record,
+            finished=_now(),
+            items=len(items),
+            scores=dict(scores),
+            intervals={name: list(interval) for name, interval in intervals.items()},
+            groups={kind: {name: dict(of) for name, of in each.items()} for kind, each in groups.items()},
+        )
+        self.pause()
+        return Run(self.path, self.record, items)
+
+    def pause(self) -> None:
+        """Note how long this start took."""
+        if not (self.path / RECORD_FILE).is_file():
+            return  # it has not begun
+        now = time.monotonic()
+        self.record = replace(self.record, seconds=round(self.record.seconds + now - self._started, 3))
+        self._started = now
+        self._write_record()
+
+    def _take_up(self, record: RunRecord) -> RunRecord:
+        there = _read_record(self.path)
+        before, now = ({name: getattr(one, name) for name in _IDENTITY} for one in (there, _as_read(record)))
+        if before != now:
+            raise InputError(
+                f"{self.path} holds another run ({'; '.join(_differences(before, now))}); choose another "
+                "output_dir, or remove that folder"
+            )
+        self.done = {
+            key_of(item): item for item in _read_items(self.path, there.kind, torn=not there.finished)
+        }
+        if not there.finished:
+            # Without a last line that was cut short, or the next would be joined to it.
+            _write(self.path / ITEMS_FILE, "".join(map(_line, self.done.values())))
+        return there
+
+    def _write_record(self) -> None:
+        text = json.dumps(asdict(self.record), indent=2, ensure_ascii=False, default=str, allow_nan=False)
+        _write(self.path / RECORD_FILE, text + "\n")
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a finished run.
+
+    Args:
+        path: Its folder, or a file in it.
+
+    Raises:
+        InputError: There is no run, or it is not finished, or was written by a version with other files.
+    """
+    path = Path(path)
+    path = path.parent if path.name in (RECORD_FILE, ITEMS_FILE) else path
+    if not (path / RECORD_FILE).is_file():
+        raise InputError(f"no run of `edit-trl evaluate` or `suite` at {path} (no {RECORD_FILE} there)")
+    record = _read_record(path)
+    if record.finished is None:
+        raise InputError(f"{path}: this run is not finished; run its command again and it goes on")
+    items = _read_items(path, record.kind)
+    if len(items) != record.items:
+        raise InputError(
+            f"{path}: {ITEMS_FILE} has {len(items)} items, {RECORD_FILE} speaks of {record.items}"
+        )
+    return Run(path, record, items)
+
+
+def key_of(item: Mapping[str, Any]) -> tuple[str, str]:
+    """What an item is known by: its task and id."""
+    return item["task"], item["id"]
+
+
+def content_hash(value: Any) -> str:
+    """A short hash of anything that JSON can hold."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def git_revision() -> str | None:
+    """The revision of the folder the program runs in, "+" where files differ from it; None without git."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return output.stdout.strip() or None
+
+
+def _read_record(path: Path) -> RunRecord:
+    file = path / RECORD_FILE
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    version, writer = (
+        (values.get("format"), values.get("edit_trl")) if isinstance(values, dict) else (None, None)
+    )
+    if version != FORMAT:
+        raise InputError(
+            f"{file} has format {version!r}; edit_trl {__version__} reads format {FORMAT}. Measure anew, or "
+            f"use the version that wrote it ({writer or 'not said'})"
+        )
+    names = {field.name for field in fields(RunRecord)}
+    if values.keys() != names or values["kind"] not in _ITEM_KEYS:
+        odd = sorted(values.keys() ^ names) or [f"kind {values['kind']!r}"]
+        raise InputError(f"{file} is no record of a run: {', '.join(odd)}")
+    return RunRecord(**values)
+
+
+def _read_items(path: Path, kind: str, torn: bool = False) -> list[Any]:
+    """The items of a run; a `torn` last line, of a run that was killed while writing, is left out."""
+    file = path / ITEMS_FILE
+    if not file.is_file():
+        if torn:
+            return []
+        raise InputError(f"{file} is missing")
+    items = []
+    lines = file.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if number == len(lines):
+            if line and not torn:
+                raise InputError(f"{file}, line {number}: cut short")
+            break
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{file}, line {number}: not JSON: {error}") from error
+        if not isinstance(item, dict) or item.keys() != _ITEM_KEYS[kind]:
+            raise InputError(f"{file}, line {number}: no item of `edit-trl {kind}`")
+        items.append(item)
+    return items
+
+
+def _as_read(record: RunRecord) -> RunRecord:
+    """As it would come back from the disk: tuples as lists."""
+    return RunRecord(**json.loads(json.dumps(asdict(record), default=str)))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, settings and tasks by name."""
+    found = []
+    for name in before:
+        if before[name] == now[name]:
+            continue
+        if isinstance(before[name], dict):
+            for key in sorted({*before[name], *now[name]}):
+                old, new = before[name].get(key, "not set"), now[name].get(key, "not set")
+                if old != new:
+                    found.append(f"{key}: {old!r} there, {new!r} now")
+        else:
+            found.append(f"{name}: {before[name]!r} there, {now[name]!r} now")
+    return found
+
+
+def _line(item: Item) -> str:
+    return json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f"{path.name}.draft")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

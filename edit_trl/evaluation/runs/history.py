@@ -1,0 +1,196 @@
+"""What was measured before (L3): a row a run in one SQLite file, beside the run folders.
+
+The folders hold everything; this is the index that is still there when they were moved or thrown away.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from edit_trl.common.errors import InputError
+from edit_trl.evaluation.runs.folder import Run, RunKind
+
+DEFAULT_FILE = Path("outputs/history.sqlite")
+SCHEMA_VERSION = 1
+# Seconds to wait for another process that is writing.
+_WAIT = 30.0
+_SCHEMA = """
+CREATE TABLE runs (
+    finished TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    path TEXT NOT NULL,
+    model TEXT NOT NULL,
+    model_hash TEXT NOT NULL,
+    recipe_hash TEXT NOT NULL,
+    data_hash TEXT NOT NULL,
+    git_revision TEXT,
+    seed INTEGER NOT NULL,
+    items INTEGER NOT NULL,
+    scores TEXT NOT NULL,
+    PRIMARY KEY (path, finished)
+)"""
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """A finished run.
+
+    Attributes:
+        finished: When it ended, UTC, ISO 8601.
+        kind: `evaluate` or `suite`.
+        name: What tables call it.
+        path: Its folder, absolute.
+        model: Path, Hub id or name at an endpoint.
+        model_hash: Of the weights.
+        recipe_hash: Of the options.
+        data_hash: Of the questions or pairs.
+        git_revision: "+" at its end where files differed from it; None outside a repository.
+        seed: Of the run.
+        items: How many.
+        scores: By name; None where no item had the score.
+    """
+
+    finished: str
+    kind: str
+    name: str
+    path: str
+    model: str
+    model_hash: str
+    recipe_hash: str
+    data_hash: str
+    git_revision: str | None
+    seed: int
+    items: int
+    scores: dict[str, float | None]
+
+
+_COLUMNS = tuple(field.name for field in fields(HistoryRow))
+
+
+def record_run(run: Run, file: str | Path = DEFAULT_FILE) -> None:
+    """Add a finished run to the history. Recording it again changes nothing.
+
+    Several processes may do so at once; the file and its folder are made where they are not there.
+
+    Args:
+        run: A run as `RunFolder.finish` or `read_run` gives it.
+        file: The SQLite file.
+
+    Raises:
+        InputError: The file cannot be written, is something else, or is of another version.
+    """
+    record, file = run.record, Path(file)
+    values = {name: getattr(record, name) for name in _COLUMNS if name != "path"}
+    row = HistoryRow(path=str(Path(run.path).resolve()), **values)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder of the history {file}: {error.strerror}") from error
+    with _opened(file, f"file:{_quoted(file)}?mode=rwc") as connection:
+        # One writer at a time from here on, so that two processes do not both make the table.
+        connection.execute("BEGIN IMMEDIATE")
+        if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            connection.execute(_SCHEMA)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        _check(connection, file)
+        *others, scores = astuple(row)
+        places = ", ".join("?" * len(_COLUMNS))
+        connection.execute(
+            f"INSERT OR REPLACE INTO runs ({', '.join(_COLUMNS)}) VALUES ({places})",
+            (*others, json.dumps(scores, ensure_ascii=False)),
+        )
+        connection.execute("COMMIT")
+
+
+def check_history(file: str | Path | None) -> None:
+    """See, before anything is measured, that a history can be added to; there need be none yet.
+
+    Raises:
+        InputError: The file is something else, or of another version.
+    """
+    if file is None or not Path(file).exists():
+        return
+    file = Path(file)
+    with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
+        if connection.execute("SELECT 1 FROM sqlite_master").fetchone():  # an empty one is being begun
+            _check(connection, file)
+
+
+def read_history(
+    file: str | Path = DEFAULT_FILE,
+    *,
+    kind: RunKind | None = None,
+    name: str | None = None,
+    model: str | None = None,
+    last: int | None = None,
+) -> list[HistoryRow]:
+    """The runs of a history, the oldest first.
+
+    Args:
+        file: The SQLite file.
+        kind: Only runs of this kind.
+        name: Only runs with this text in their name, in any case.
+        model: Likewise in their model.
+        last: Only so many of those, the newest.
+
+    Raises:
+        InputError: There is no such file, or it is something else, or of another version.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise InputError(
+            f"no history at {file}; `edit-trl evaluate` and `suite` write one, --file names another"
+        )
+    with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
+        _check(connection, file)
+        found = connection.execute(
+            f"SELECT {', '.join(_COLUMNS)} FROM runs ORDER BY finished, rowid"
+        ).fetchall()
+    rows = [HistoryRow(*others, scores=json.loads(scores)) for *others, scores in found]
+    rows = [
+        row
+        for row in rows
+        if (kind is None or row.kind == kind)
+        and (name is None or name.lower() in row.name.lower())
+        and (model is None or model.lower() in row.model.lower())
+    ]
+    return rows if last is None else rows[len(rows) - min(last, len(rows)) :]
+
+
+@contextmanager
+def _opened(file: Path, address: str) -> Iterator[sqlite3.Connection]:
+    """A connection that is closed at the end; a transaction that was not committed is taken back."""
+    connection = None
+    try:
+        connection = sqlite3.connect(address, uri=True, timeout=_WAIT, isolation_level=None)
+        yield connection
+    except sqlite3.Error as error:
+        raise InputError(
+            f"{file} cannot be used as a history: {error}. Move it away if it is something else, or name "
+            "another file"
+        ) from error
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+def _check(connection: sqlite3.Connection, file: Path) -> None:
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if "runs" not in tables:
+        raise InputError(f"{file} is a database, but no history of edit-trl; name another file")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{file} has version {version} of the history, and this program reads version {SCHEMA_VERSION}; "
+            "use the program that wrote it, or name another file"
+        )
+
+
+def _quoted(file: Path) -> str:
+    return file.resolve().as_uri().removeprefix("file:")

@@ -1,0 +1,1 @@
+"""`edit-trl suite`: does a model prefer the correct chains?"""

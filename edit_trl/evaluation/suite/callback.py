@@ -1,0 +1,313 @@
+"""A suite while a student is trained (L3), without disturbing the run.
+
+Read in transformers 5.23: `Trainer.evaluate` hands `on_evaluate` the metrics that it returns, so that what is
+added to them is there for `metric_for_best_model`; `CallbackHandler.on_log` takes back `should_log`; with
+`load_best_model_at_end` the best weights are in the model before `on_train_end`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType, gather_object
+from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+from edit_trl.common.errors import InputError
+from edit_trl.data.row import rows_of
+from edit_trl.evaluation.accuracy.answering import judged
+from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
+from edit_trl.evaluation.runs.scores import LOWER_IS_BETTER, SCORES, mean_scores
+from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
+from edit_trl.evaluation.suite.model_scorer import ModelJudge, positions_of
+from edit_trl.key_steps import KeyStepMethod
+from edit_trl.models.decoding import Decoding
+from edit_trl.models.generation import ModelGenerator, undisturbed
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+logger = logging.get_logger(__name__)
+
+HISTORY_FILE = "suite_history.jsonl"
+"""In the run's folder: a line a suite, with `step`, `epoch` and the scores."""
+
+PREFIX = "suite/"
+_GENERATED = ("right_branch", "wrong_branch", "greedy_accuracy", "cut_off")
+_PAIR_SCORES = tuple(name for name in SCORES["suite"] if name not in _GENERATED)
+_ACCURACY_SCORES = tuple(SCORES["evaluate"])
+
+
+class SuiteCallback(TrainerCallback):
+    """Shows the student a suite, and lets it answer a few questions, every so many steps.
+
+    Scores are logged as `eval_suite/NAME` (see `edit_trl.evaluation.runs.scores`), kept in
+    `suite_history.jsonl` in the run's folder, and part of what `evaluate` returns, so that
+    `metric_for_best_model: suite/key_preference` chooses the best weights. Weights, modes, random states
+    and what the trainer is about to log are as if there had been no suite. Processes share the work, and all
+    know the scores.
+
+    Args:
+        dataset: Dual CoTs.
+        steps: How often; None for with each evaluation. It also runs at the last step, and with each
+            evaluation where `metric_for_best_model` is one of its scores.
+        rows: Only the first so many pairs.
+        accuracy_rows: How many of the questions are answered too, those with a known answer.
+        max_new_tokens: Where an answer is cut off.
+        batch_size: Pairs, or answers, at once; `per_device_eval_batch_size` where None.
+        key_step_method: How key steps are found.
+
+    Attributes:
+        trainer: Through whom scores are logged. `DualCoTTrainer` sets it; set it yourself with another one.
+
+    Raises:
+        InputError: An option out of range; and, before training begins, rows that make no suite or a
+            `metric_for_best_model` that is none.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | Sequence[Mapping[str, Any]],
+        *,
+        steps: int | None = None,
+        rows: int | None = None,
+        accuracy_rows: int = 0,
+        max_new_tokens: int = 256,
+        batch_size: int | None = None,
+        key_step_method: KeyStepMethod = "words",
+    ):
+        limits = {"steps": steps, "rows": rows, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+        problems = [
+            f"`{name}` must be at least 1, got {value}"
+            for name, value in limits.items()
+            if value is not None and value < 1
+        ]
+        if accuracy_rows < 0:
+            problems.append(f"`accuracy_rows` cannot be negative, got {accuracy_rows}")
+        if problems:
+            raise InputError(problems)
+        self.trainer: Trainer | None = None
+        self._rows = list(rows_of(dataset)) if hasattr(dataset, "column_names") else list(dataset)
+        self._steps, self._limit, self._accuracy_rows = steps, rows, accuracy_rows
+        self._decoding, self._batch_size = Decoding(max_new_tokens), batch_size
+        self._method = key_step_method
+        self._cases: list[SuiteCase] = []
+        self._problems: list[Problem] = []
+        self._prompts: list[list[int]] = []
+        self._training = False
+        self._history: dict[int, dict[str, Any]] = {}
+        self._last: tuple[int, dict[str, float]] | None = None
+
+    # What the trainer calls
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the rows, and the metric that chooses the best weights."""
+        self._prepare(args, kwargs["model"], kwargs["processing_class"])
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take up the history of a run that is resumed."""
+        if not self._cases:  # added to a trainer that was there already
+            self._prepare(args, kwargs["model"], kwargs["processing_class"])
+        self._training, self._last = True, None
+        self._history = _read_history(_history_file(args), state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Run every so many steps, and at the end."""
+        step = state.global_step
+        if self._steps is not None and (step % self._steps == 0 or step >= state.max_steps):
+            self._run(args, state, control, kwargs["model"], kwargs["processing_class"])
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Add the scores to the metrics, from this step's suite or a new one."""
+        fresh = self._last is not None and self._last[0] == state.global_step
+        wanted = self._steps is None or not self._training or _own_metric(args) is not None
+        if not fresh and wanted:
+            if not self._cases:
+                self._prepare(args, kwargs["model"], kwargs["processing_class"])
+            self._run(args, state, control, kwargs["model"], kwargs["processing_class"])
+        if fresh or wanted:
+            metrics.update(self._last[1])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget the last scores: the weights may now be those of another step."""
+        self._training, self._last = False, None
+
+    # The suite
+
+    def _prepare(self, args: TrainingArguments, model: PreTrainedModel, processing_class: Any) -> None:
+        tokenizer, positions = _tokenizer(processing_class), positions_of(_bare(model).config)
+        self._cases, _ = cases_of(
+            self._rows,
+            tokenizer,
+            key_step_method=self._method,
+            positions=positions,
+            limit=self._limit,
+            where="suite dataset",
+        )
+        if self._accuracy_rows:
+            answered = {json.dumps(row["prompt"]): row for row in reversed(self._rows) if row.get("answer")}
+            if not answered:
+                raise InputError("suite dataset: no row has an `answer`; set `suite_accuracy_rows: 0`")
+            rows = list(reversed(answered.values()))[: self._accuracy_rows]
+            self._problems = problems_of(rows, where="suite dataset")
+            _, self._prompts = encode(
+                self._problems,
+                tokenizer,
+                max_new_tokens=self._decoding.max_new_tokens,
+                positions=positions,
+            )
+        self._check_metric(args)
+
+    def _check_metric(self, args: TrainingArguments) -> None:
+        metric = _own_metric(args)
+        if metric is None:
+            return
+        known = (*_PAIR_SCORES, *(_ACCURACY_SCORES if self._problems else ()))
+        if metric not in known:
+            raise InputError(
+                f"`metric_for_best_model: {PREFIX}{metric}` is none of {', '.join(known)}"
+                + ("" if self._problems else "; accuracy needs `suite_accuracy_rows`")
+            )
+        if args.greater_is_better == (metric in LOWER_IS_BETTER):
+            wanted = "false" if metric in LOWER_IS_BETTER else "true"
+            raise InputError(f"`metric_for_best_model: {PREFIX}{metric}` needs `greater_is_better: {wanted}`")
+
+    def _run(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel,
+        processing_class: Any,
+    ) -> None:
+        scores = self._measure(args, _bare(model), _tokenizer(processing_class))
+        self._last = state.global_step, {f"eval_{PREFIX}{name}": value for name, value in scores.items()}
+        if self._training:
+            self._history[state.global_step] = {"step": state.global_step, "epoch": state.epoch, **scores}
+            if state.is_world_process_zero:
+                _write_history(_history_file(args), self._history)
+        self._log(state, control, dict(self._last[1]))
+
+    def _measure(
+        self, args: TrainingArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, float]:
+        """The scores, the same on every process."""
+        process = PartialState()
+        # With sharded weights each forward takes all processes, so each runs all of it.
+        sharded = process.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        rank, ranks = (0, 1) if sharded else (process.process_index, process.num_processes)
+        size = self._batch_size or args.per_device_eval_batch_size
+        done: dict[str, Any] = {"pairs": {}, "answers": {}, "error": None}
+        try:
+            judge = ModelJudge(
+                model,
+                tokenizer,
+                self._cases,
+                batch_size=size,
+                layout=self._layout(),
+                half_precision=args.bf16 or args.fp16,
+            )
+            batches = judge.plan()[rank::ranks]
+            for batch, items in zip(batches, judge.run(batches), strict=True):
+                # What the scores do not need is long.
+                done["pairs"] |= {n: item | {"tokens": None} for n, item in zip(batch, items, strict=True)}
+            done["answers"] = self._answers(model, tokenizer, size, rank, ranks)
+        except (InputError, FloatingPointError) as error:
+            done["error"] = error  # raised by all, or the others would wait for this one
+        gathered = [done] if sharded else gather_object([done])
+        for part in gathered:
+            if part["error"] is not None:
+                raise part["error"]
+        scores = {}
+        for kind, name in (("suite", "pairs"), ("evaluate", "answers")):
+            items = {number: item for part in gathered for number, item in part[name].items()}
+            if items:
+                # In the order of the data, so that sums come out the same on any number of processes.
+                scores |= mean_scores([items[number] for number in sorted(items)], kind)
+        return {name: value for name, value in scores.items() if value is not None}
+
+    def _answers(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, size: int, rank: int, ranks: int
+    ) -> dict[int, Any]:
+        if not self._problems:
+            return {}
+        generator = ModelGenerator(model, tokenizer, self._decoding, batch_size=size, batching="padded")
+        batches = generator.plan([len(prompt) for prompt in self._prompts])[rank::ranks]
+        return {
+            number: judged(self._problems[number], drawn)
+            for batch, samples in generator.run(self._prompts, batches)
+            for number, drawn in zip(batch, samples, strict=True)
+        }
+
+    def _layout(self) -> str:
+        scorer = getattr(self.trainer, "score_pairs", None)
+        return "padded" if scorer is not None and scorer.tree is None else "auto"
+
+    def _log(self, state: TrainerState, control: TrainerControl, logs: dict[str, float]) -> None:
+        if self.trainer is None:
+            logger.warning_once(
+                f"the scores of the suite go to {HISTORY_FILE} and the log history alone; set `trainer` of "
+                "the callback to have them reported"
+            )
+            state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
+            return
+        should_log = control.should_log
+        # In eval mode: what the trainer has gathered of the training is not part of this entry.
+        with undisturbed(self.trainer.model):
+            self.trainer.log(logs)
+        control.should_log = should_log
+
+
+def _own_metric(args: TrainingArguments) -> str | None:
+    """The score that chooses the best weights, if it is the suite's."""
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    return metric.removeprefix(PREFIX) if metric.startswith(PREFIX) else None
+
+
+def _tokenizer(processing_class: Any) -> PreTrainedTokenizerBase:
+    return getattr(processing_class, "tokenizer", processing_class)
+
+
+def _bare(model: Any) -> PreTrainedModel:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _history_file(args: TrainingArguments) -> Path:
+    return Path(args.output_dir) / HISTORY_FILE
+
+
+def _read_history(file: Path, step: int) -> dict[int, dict[str, Any]]:
+    """What an earlier start had measured up to the step that training goes on from."""
+    if not step or not file.is_file():
+        return {}
+    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return {line["step"]: line for line in lines if line["step"] <= step}
+
+
+def _write_history(file: Path, history: Mapping[int, dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f"{file.name}.draft")
+    draft.write_text("".join(json.dumps(line) + "\n" for line in history.values()), encoding="utf-8")
+    os.replace(draft, file)

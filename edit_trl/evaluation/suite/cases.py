@@ -1,0 +1,215 @@
+"""Dual CoTs as the cases of a suite (L3): checked, told apart by id, tokenized."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edit_trl.common.errors import InputError
+from edit_trl.data.answers import AnswerType, check_answer
+from edit_trl.data.row import chain_text, find_problems, is_chosen_alone, pairs_of, raise_problems
+from edit_trl.data.tokenization import TokenizedDualCoT, tokenize_with_offsets
+from edit_trl.evaluation.accuracy.problems import raise_all
+from edit_trl.key_steps import KeyStepMethod, merged_spans
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SuiteCase:
+    """A correct chain and a wrong one of the same question, as a model's tokens.
+
+    Attributes:
+        row: The row's number in the data, from 1.
+        task: What it belongs to.
+        id: Its name within the task; stable, so that two models can be laid side by side.
+        prompt: Text, or messages.
+        chosen: The correct chain's text.
+        rejected: The wrong one's.
+        answer: The known answer.
+        answer_type: Its type; by its looks where None.
+        mistake: Kinds of mistake of the wrong chain.
+        source: Where it comes from.
+        tokens: Ids, key masks and fork.
+        offsets: For each side, a [start, end) span of the chain per token; empty, and at the end or the
+            beginning of the text, for tokens outside it.
+    """
+
+    row: int
+    task: str
+    id: str
+    prompt: str | list[dict[str, str]]
+    chosen: str
+    rejected: str
+    answer: str | None
+    answer_type: AnswerType | None
+    mistake: list[str] | None
+    source: str | None
+    tokens: TokenizedDualCoT
+    offsets: dict[str, list[Span]]
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"row {self.row} ({self.id})"
+
+    @property
+    def prefix(self) -> list[int]:
+        """The ids of the prompt and of what both chains begin with."""
+        return self.tokens["prompt_ids"] + self.tokens["chosen_ids"][: self.tokens["fork"]]
+
+    @property
+    def length(self) -> int:
+        """How many tokens are run, shared ones once."""
+        tokens = self.tokens
+        return len(self.prefix) + len(tokens["chosen_ids"]) + len(tokens["rejected_ids"]) - 2 * tokens["fork"]
+
+    def key_spans(self, side: str) -> list[list[int]]:
+        """The key tokens of a side as [start, end) characters of its chain."""
+        text = self.chosen if side == "chosen" else self.rejected
+        return [
+            list(span) for span in merged_spans(self.tokens[f"{side}_key_mask"], self.offsets[side], text)
+        ]
+
+    def content(self) -> list[Any]:
+        """All of it that is not the tokenizer's or a model's, to tell data apart."""
+        return [
+            *(self.task, self.id, self.prompt, self.chosen, self.rejected),
+            *(self.answer, self.answer_type, self.mistake, self.source),
+        ]
+
+
+def cases_of(
+    rows: Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    key_step_method: KeyStepMethod = "words",
+    positions: int | None = None,
+    max_new_tokens: int = 0,
+    limit: int | None = None,
+    where: str = "dataset",
+) -> tuple[list[SuiteCase], int]:
+    """Check dual CoTs and make cases of them.
+
+    A row with several wrong chains makes several cases, with the ids ID, ID/2, ID/3, ...; a row without id is
+    called by its number, one without task is of the task "all".
+
+    Args:
+        rows: Dual CoTs, plain or conversational.
+        tokenizer: The model's; a fast one, since its tokens are placed in the texts.
+        key_step_method: How key steps are found.
+        positions: How many tokens the model takes; None for no limit.
+        max_new_tokens: How much is written after the shared beginning; 0 for nothing.
+        limit: Only the first so many cases.
+        where: What messages call the rows.
+
+    Returns:
+        The cases, and how many rows were left out since they are correct chains alone.
+
+    Raises:
+        InputError: No rows, every row that is no dual CoT, has an id of another, has an answer that is none,
+            or is too long for the model; a tokenizer that lacks what the rows need.
+    """
+    rows = list(rows)
+    if not rows:
+        raise InputError(f"{where}: the suite is empty: there are no rows")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    raise_problems(find_problems(rows, columns, where), where)
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"a suite places tokens in the chains' texts, which the slow tokenizer "
+            f"{tokenizer.name_or_path} cannot; use a fast one"
+        )
+    pairs = list(_pairs(rows))[:limit]
+    left_out = sum(map(is_chosen_alone, rows))
+    if not pairs:
+        raise InputError(
+            f"{where}: the suite is empty: all of its {left_out} rows are correct chains alone "
+            "(`rejected: []`), and a case needs a wrong one"
+        )
+    _check_ids([(pair.get("task") or "all", name) for _, name, pair in pairs], where)
+    cases = []
+    problems = []
+    for number, name, pair in pairs:
+        try:
+            case = _case(number, name, pair, tokenizer, key_step_method)
+            _check_answer(case, max_new_tokens)
+        except InputError as error:
+            problems.append(f"{where}, row {number}: {error}")
+            continue
+        problems += [f"{where}, row {number}: {p}" for p in _length_problems(case, positions, max_new_tokens)]
+        cases.append(case)
+    raise_all(problems)
+    return cases, left_out
+
+
+def _pairs(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    """(row number, id, pair) of every pair."""
+    for number, row in enumerate(rows, 1):
+        if is_chosen_alone(row):
+            continue
+        for place, pair in enumerate(pairs_of(row), 1):
+            name = row.get("id") or str(number)
+            yield number, name if place == 1 else f"{name}/{place}", pair
+
+
+def _check_ids(keys: Sequence[tuple[str, str]], where: str) -> None:
+    raise_all(
+        f"{where}: two pairs of task {task!r} would be called {name!r}; name the rows otherwise"
+        for (task, name), count in Counter(keys).items()
+        if count > 1
+    )
+
+
+def _case(
+    number: int,
+    name: str,
+    pair: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    method: KeyStepMethod,
+) -> SuiteCase:
+    tokens, offsets = tokenize_with_offsets(pair, tokenizer, key_step_method=method)
+    texts = {side: chain_text(pair[side]) for side in ("chosen", "rejected")}
+    return SuiteCase(
+        row=number,
+        task=pair.get("task") or "all",
+        id=name,
+        prompt=pair["prompt"],
+        **texts,
+        answer=pair.get("answer"),
+        answer_type=pair.get("answer_type"),
+        mistake=pair.get("mistake"),
+        source=pair.get("source"),
+        tokens=tokens,
+        offsets={side: _placed(offsets[side], len(text)) for side, text in texts.items()},
+    )
+
+
+def _placed(offsets: Sequence[Span], length: int) -> list[Span]:
+    """Tokens after the text stand at its end: (0, 0) would be its beginning."""
+    last = max((place for place, (start, end) in enumerate(offsets) if start < end), default=-1)
+    return [tuple(span) if place <= last else (length, length) for place, span in enumerate(offsets)]
+
+
+def _check_answer(case: SuiteCase, max_new_tokens: int) -> None:
+    if max_new_tokens and case.answer is not None:
+        check_answer(None, case.answer, case.answer_type)
+
+
+def _length_problems(case: SuiteCase, positions: int | None, max_new_tokens: int) -> Iterator[str]:
+    if positions is None:
+        return
+    tokens = case.tokens
+    longest = len(tokens["prompt_ids"]) + max(len(tokens["chosen_ids"]), len(tokens["rejected_ids"]))
+    if longest > positions:
+        yield f"prompt and chain have {longest} tokens, more than the model's {positions} positions"
+    elif max_new_tokens and len(case.prefix) + max_new_tokens > positions:
+        yield (
+            f"a beginning of {len(case.prefix)} tokens and max_new_tokens={max_new_tokens} exceed the "
+            f"model's {positions} positions; lower max_new_tokens, or set `greedy: false`"
+        )

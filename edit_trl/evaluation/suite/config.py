@@ -1,0 +1,102 @@
+"""A recipe of `edit-trl suite` (L3): a YAML file, and command-line options over it, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edit_trl.common.errors import InputError
+from edit_trl.evaluation.runs.folder import RunKind
+from edit_trl.evaluation.runs.measured_model import MeasuredModel
+from edit_trl.key_steps import KeyStepMethod
+from edit_trl.models.cluster.cluster import engine_problems
+
+
+@dataclass(frozen=True)
+class SuiteArguments(MeasuredModel):
+    """Which model is shown which pairs, and how.
+
+    Attributes:
+        tokenizer: The tokenizer of a model at an endpoint, as a path or Hub id; else the model's own.
+        dataset_name: Dual CoTs: a .jsonl, .json, .csv or .parquet file, a folder saved by datasets or
+            `edit-trl generate`, or a Hub id.
+        dataset_config: Configuration of a Hub dataset.
+        dataset_split: Split; "train" where the dataset has splits.
+        dataset_revision: Branch, tag or commit of a Hub dataset.
+        column_mapping: Renames columns of the dataset: {"correct": "chosen", "incorrect": "rejected"}.
+        rows: Instead of a dataset, so many pairs of the embedded teacher's own problems.
+        families: Families of these problems; all by default.
+        difficulty: Of these problems, 1 to 5.
+        seed: Of these problems; another seed, other problems.
+        conversational: Ask these problems by messages, through the chat template; false for base models
+            without one.
+        from_run: Instead of a dataset, the folder of a finished `edit-trl evaluate` run with several samples
+            a question: its right and wrong chains of the same question, the most similar ones together.
+        pairs_per_question: The most pairs that are made of a question of that run.
+        limit: Only the first so many pairs.
+        key_step_method: How key steps are found: words, edit, fork, forks, spans (those in the rows) or
+            reference.
+        greedy: Also let the model go on from what both chains begin with.
+        max_new_tokens: Where that is cut off.
+        batch_size: Pairs at once.
+    """
+
+    kind: ClassVar[RunKind] = "suite"
+
+    tokenizer: str | None = None
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    dataset_split: str | None = None
+    dataset_revision: str | None = None
+    column_mapping: dict[str, str] | None = None
+    rows: int | None = None
+    families: list[str] | None = None
+    difficulty: int = 1
+    seed: int = 0
+    conversational: bool = True
+    from_run: str | None = None
+    pairs_per_question: int = 1
+    limit: int | None = None
+    key_step_method: KeyStepMethod = "words"
+    greedy: bool = True
+    max_new_tokens: int = 256
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise InputError(problems)
+
+    def _problems(self) -> Iterator[str]:
+        if not self.model:
+            yield "`model` is missing: a path, a Hub id, or the name of a model at `base_urls`"
+        given = [name for name in ("dataset_name", "rows", "from_run") if getattr(self, name) is not None]
+        if not given:
+            yield (
+                "no pairs: name `dataset_name` (a file, folder or Hub id), `rows` (of the embedded teacher's "
+                "problems) or `from_run` (a finished run of `edit-trl evaluate`)"
+            )
+        if len(given) > 1:
+            yield f"`{'` and `'.join(given)}` are different sources of pairs; leave one"
+        if self.families is not None and self.rows is None:
+            yield "`families` needs `rows`, how many pairs"
+        yield from engine_problems(self.engine, self.actors, self.device)
+        for name in ("rows", "limit", "pairs_per_question", "max_new_tokens", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"`{name}` must be at least 1, got {value}"
+
+    @property
+    def written(self) -> int:
+        """How many tokens are written after the shared beginning; 0 for none."""
+        return self.max_new_tokens if self.greedy else 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides an item's content beside the model and the pairs.
+
+        Batches and dtype too, which decide a number's last digits.
+        """
+        names = ("key_step_method", "batch_size", "dtype", "load_in_4bit", "attn_implementation")
+        return {name: getattr(self, name) for name in names} | {"max_new_tokens": self.written}

@@ -1,0 +1,123 @@
+"""Numbers of a pair -> an item of a suite (L3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from edit_trl.data.answers import check_answer
+from edit_trl.evaluation.runs.folder import Continuation, Logps, SuiteItem, WrongTurn
+from edit_trl.evaluation.suite.cases import SuiteCase
+
+
+class WrongTurnAt(NamedTuple):
+    """A token of the correct chain that is not the likeliest in its place: which, its text, the other's."""
+
+    place: int
+    token: str
+    instead: str
+
+
+def check_finite(case: SuiteCase, chosen: Sequence[float], rejected: Sequence[float]) -> None:
+    """See that every log-probability is a number.
+
+    Raises:
+        FloatingPointError: One is not; names the pair, the chain and the token.
+    """
+    for chain, values in (("correct", chosen), ("wrong", rejected)):
+        place = next((place for place, value in enumerate(values) if not math.isfinite(value)), None)
+        if place is not None:
+            raise FloatingPointError(
+                f"{case.name}: the log-probability of token {place + 1} of the {chain} chain is "
+                f"{values[place]}. Are the weights sound? In float16 large activations overflow: try "
+                "`dtype: bfloat16` or `float32`"
+            )
+
+
+def continuation_of(
+    case: SuiteCase, whole: str, response: str, branch: Literal["right", "wrong", "neither"], cut_off: bool
+) -> Continuation:
+    """Check a continuation's answer: `whole` is the shared beginning and the response."""
+    check = None
+    if case.answer is not None:
+        check = check_answer(whole, case.answer, case.answer_type)
+    return {
+        "response": response,
+        "branch": branch,
+        "verdict": check.verdict if check else "unparsed",
+        "value": check.value if check else None,
+        "cut_off": cut_off,
+    }
+
+
+def suite_item(
+    case: SuiteCase,
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    wrong_turn: WrongTurnAt | None,
+    greedy: Continuation | None,
+) -> SuiteItem:
+    """Put an item together.
+
+    Args:
+        case: The pair.
+        chosen: Log-probability of each token of the correct chain.
+        rejected: Of the wrong one.
+        wrong_turn: The first token of the correct chain that greedy decoding would not have written.
+        greedy: What the model wrote.
+    """
+    logps: Logps = {
+        "chosen": _mean(chosen),
+        "rejected": _mean(rejected),
+        "chosen_key": _mean(_of_mask(chosen, case.tokens["chosen_key_mask"])),
+        "rejected_key": _mean(_of_mask(rejected, case.tokens["rejected_key_mask"])),
+    }
+    margin = logps["chosen"] - logps["rejected"]
+    key_margin = None
+    if logps["chosen_key"] is not None and logps["rejected_key"] is not None:
+        key_margin = logps["chosen_key"] - logps["rejected_key"]
+    return {
+        "task": case.task,
+        "id": case.id,
+        "prompt": case.prompt,
+        "chosen": case.chosen,
+        "rejected": case.rejected,
+        "answer": case.answer,
+        "mistake": case.mistake,
+        "source": case.source,
+        "chosen_key_spans": case.key_spans("chosen"),
+        "rejected_key_spans": case.key_spans("rejected"),
+        "logps": logps,
+        "margin": margin,
+        "preferred": margin > 0,
+        "key_margin": key_margin,
+        "key_preferred": None if key_margin is None else key_margin > 0,
+        "first_wrong": None if wrong_turn is None else _turn(case, chosen, wrong_turn),
+        "greedy": greedy,
+        "tokens": {
+            side: [[*span, round(logp, 5)] for span, logp in zip(case.offsets[side], logps_, strict=True)]
+            for side, logps_ in (("chosen", chosen), ("rejected", rejected))
+        },
+    }
+
+
+def _turn(case: SuiteCase, logps: Sequence[float], turn: WrongTurnAt) -> WrongTurn:
+    start, end = case.offsets["chosen"][turn.place]
+    return {
+        "start": start,
+        "end": end,
+        "token": turn.token,
+        "instead": turn.instead,
+        "logp": logps[turn.place],
+        "at_key": case.tokens["chosen_key_mask"][turn.place],
+    }
+
+
+def _of_mask(values: Sequence[float], mask: Sequence[bool]) -> list[float]:
+    return [value for value, wanted in zip(values, mask, strict=True) if wanted]
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return math.fsum(values) / len(values) if values else None

@@ -1,0 +1,168 @@
+"""A model in memory as the judge of a suite (L3): one forward a pair, and a greedy continuation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import send_to_device
+
+from edit_trl.common.errors import InputError
+from edit_trl.evaluation.runs.folder import Continuation, SuiteItem
+from edit_trl.evaluation.suite.cases import SuiteCase
+from edit_trl.evaluation.suite.items import WrongTurnAt, check_finite, continuation_of, suite_item
+from edit_trl.models.decoding import Decoding
+from edit_trl.models.generation import eos_ids, generation_config, left_pad, undisturbed
+from edit_trl.models.pairs.collation import DualCoTCollator
+from edit_trl.models.pairs.scoring import Layout, PairLogps, make_pair_scorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ModelJudge:
+    """A model in memory; its mode, its settings, its hooks and the random state are left as they were found.
+
+    Args:
+        model: A causal language model, or a PEFT model of one.
+        tokenizer: Its tokenizer.
+        cases: The suite.
+        batch_size: Pairs a forward.
+        layout: As in `evaluate_suite`.
+        max_new_tokens: How much is written after the shared beginning; 0 for nothing.
+        half_precision: Whether the forward runs in bf16 or fp16, whatever the weights are in.
+
+    Raises:
+        InputError: A batch size below 1, or something to be written and no EOS token.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        cases: Sequence[SuiteCase],
+        *,
+        batch_size: int = 8,
+        layout: Layout = "auto",
+        max_new_tokens: int = 0,
+        half_precision: bool = False,
+    ):
+        if batch_size < 1:
+            raise InputError(f"`batch_size` must be at least 1, got {batch_size!r}")
+        if max_new_tokens < 0:
+            raise InputError(f"`max_new_tokens` must be at least 1, got {max_new_tokens!r}")
+        self._model, self._tokenizer, self._cases = model, tokenizer, cases
+        self._batch_size, self._layout, self._half_precision = batch_size, layout, half_precision
+        self._max_new_tokens = max_new_tokens
+        self._eos = eos_ids(model, tokenizer)
+
+    def plan(self) -> list[list[int]]:
+        """See `CaseJudge.plan`: the longest first, so that memory runs out at once or never."""
+        order = sorted(range(len(self._cases)), key=lambda index: -self._cases[index].length)
+        size = self._batch_size
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def run(self, batches: Sequence[list[int]]) -> Iterator[list[SuiteItem]]:
+        """See `CaseJudge.run`."""
+        if not batches:
+            return
+        pad = self._tokenizer.pad_token_id
+        collator = DualCoTCollator(self._eos[0] if pad is None else pad)
+        longest = max(self._cases, key=lambda case: case.length)
+        scorer = make_pair_scorer(
+            self._model,
+            collator,
+            self._layout,
+            check_example=_example(longest),
+            half_precision=self._half_precision,
+            with_best=True,
+        )
+        try:
+            for batch in batches:
+                cases = [self._cases[index] for index in batch]
+                # Not around the loop: what is done between batches is not ours to make undone.
+                with undisturbed(self._model), torch.no_grad():
+                    inputs = send_to_device(collator([_example(case) for case in cases]), self._model.device)
+                    logps = scorer(self._model, inputs)
+                yield self._items(cases, logps)
+        finally:
+            scorer.remove()
+
+    def _items(self, cases: Sequence[SuiteCase], logps: PairLogps) -> list[SuiteItem]:
+        sides = [
+            [
+                values[: len(case.tokens[f"{side}_ids"])]
+                for case, values in zip(cases, table.tolist(), strict=True)
+            ]
+            for side, table in (("chosen", logps.chosen), ("rejected", logps.rejected))
+        ]
+        best = [
+            ids[: len(case.tokens["chosen_ids"])]
+            for case, ids in zip(cases, logps.chosen_best.tolist(), strict=True)
+        ]
+        for case, chosen, rejected in zip(cases, *sides, strict=True):
+            check_finite(case, chosen, rejected)
+        greedy = self._continuations(cases, best) if self._max_new_tokens else [None] * len(cases)
+        return [
+            suite_item(case, chosen, rejected, self._wrong_turn(case, ids), continuation)
+            for case, chosen, rejected, ids, continuation in zip(cases, *sides, best, greedy, strict=True)
+        ]
+
+    def _wrong_turn(self, case: SuiteCase, best: Sequence[int]) -> WrongTurnAt | None:
+        """Where greedy decoding leaves the correct chain, and for what; nothing is written after an EOS."""
+        for place, (token, wanted) in enumerate(zip(case.tokens["chosen_ids"], best, strict=True)):
+            if token != wanted:
+                return WrongTurnAt(place, self._text([token]), self._text([wanted]))
+            if token in self._eos:
+                break
+        return None
+
+    def _continuations(self, cases: Sequence[SuiteCase], best: Sequence[Sequence[int]]) -> list[Continuation]:
+        """What the model writes after the shared beginnings.
+
+        Their first tokens are known from the forward already, so that no near tie is decided twice.
+        """
+        firsts = [ids[case.tokens["fork"]] for case, ids in zip(cases, best, strict=True)]
+        prompts = [(*case.prefix, first) for case, first in zip(cases, firsts, strict=True)]
+        # Pairs of one correct chain may begin alike.
+        open_ones = [prompt for prompt in dict.fromkeys(prompts) if prompt[-1] not in self._eos]
+        written = dict.fromkeys(prompts, ())
+        if open_ones and self._max_new_tokens > 1:
+            written |= dict(zip(open_ones, self._generate(open_ones), strict=True))
+        return [
+            self._continuation(case, [first, *written[prompt]])
+            for case, first, prompt in zip(cases, firsts, prompts, strict=True)
+        ]
+
+    def _generate(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        config = generation_config(Decoding(self._max_new_tokens - 1), self._eos, self._tokenizer)
+        inputs = left_pad([list(prompt) for prompt in prompts], config.pad_token_id, self._model.device)
+        with undisturbed(self._model, config), torch.no_grad():
+            output = self._model.generate(**inputs, generation_config=config)
+        return output[:, inputs["input_ids"].size(1) :].tolist()
+
+    def _continuation(self, case: SuiteCase, ids: list[int]) -> Continuation:
+        end = next((place for place, token in enumerate(ids) if token in self._eos), None)
+        fork = case.tokens["fork"]
+        right, wrong = case.tokens["chosen_ids"][fork], case.tokens["rejected_ids"][fork : fork + 1]
+        branch = "right" if ids[0] == right else "wrong" if ids[:1] == wrong else "neither"
+        shared = case.tokens["chosen_ids"][:fork]
+        beginning, whole = self._plain(shared), self._plain(shared + ids[:end])
+        response = whole.removeprefix(beginning) if whole.startswith(beginning) else self._plain(ids[:end])
+        return continuation_of(case, whole, response, branch, end is None)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    def _plain(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model takes; None where its configuration does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _example(case: SuiteCase) -> dict[str, Any]:
+    return {**case.tokens, "row": case.row}

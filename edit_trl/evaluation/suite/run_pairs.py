@@ -1,0 +1,92 @@
+"""Dual CoTs made of a model's own chains (L3): a right and a wrong sample of one question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rapidfuzz.distance import Levenshtein
+
+from edit_trl.common.errors import InputError
+from edit_trl.common.steps import WORD
+from edit_trl.evaluation.runs.folder import EvaluateItem, Run
+
+SOURCE = "sampled"
+
+
+def pairs_of_run(run: Run, pairs_per_question: int = 1) -> list[dict[str, Any]]:
+    """Make dual CoTs of a finished `edit-trl evaluate` run.
+
+    Of each question, the right and the wrong chain with the fewest words to change between them, then the
+    next such of the chains that are left. Chains that were cut off or give no answer take no part.
+
+    Args:
+        run: With several samples a question.
+        pairs_per_question: The most pairs of a question.
+
+    Returns:
+        Rows as `edit_trl.data.dual_cots` describes them, with the task, id, answer and mistakes of the
+        question.
+
+    Raises:
+        InputError: A run of `edit-trl suite`, one sample a question, or no question with a right and a wrong
+            chain.
+    """
+    if run.record.kind != "evaluate":
+        raise InputError(f"`from_run: {run.path}` is a run of `edit-trl {run.record.kind}`, not of evaluate")
+    if all(len(item["samples"]) < 2 for item in run.items):
+        raise InputError(
+            f"`from_run: {run.path}` has one sample a question, and a pair is made of two; evaluate with "
+            "`samples: 8` and `temperature: 0.7`"
+        )
+    rows = [row for item in run.items for row in _rows(item, pairs_per_question)]
+    if not rows:
+        raise InputError(
+            f"`from_run: {run.path}`: no question of the {len(run.items)} has both a right and a wrong "
+            "chain; draw more samples, or ask harder questions"
+        )
+    return rows
+
+
+def _rows(item: EvaluateItem, most: int) -> Iterator[dict[str, Any]]:
+    conversational = not isinstance(item["prompt"], str)
+    for number, (right, wrong) in enumerate(_most_alike(item, most), 1):
+        yield {
+            "prompt": item["prompt"],
+            "chosen": _chain(right, item["prompt"], conversational),
+            "rejected": _chain(wrong, item["prompt"], conversational),
+            "answer": item["answer"],
+            "answer_type": item["answer_type"],
+            "task": item["task"],
+            "mistake": item["mistake"],
+            "source": SOURCE,
+            # Ids are unique in a dataset, and those of two tasks may be alike.
+            "id": f"{item['task']}/{item['id']}" + (f"/{number}" if number > 1 else ""),
+        }
+
+
+def _most_alike(item: EvaluateItem, most: int) -> list[tuple[str, str]]:
+    chains: dict[str, dict[str, None]] = {"correct": {}, "wrong": {}}
+    for sample in item["samples"]:
+        if sample["verdict"] in chains and not sample["cut_off"] and sample["response"].strip():
+            chains[sample["verdict"]][sample["response"]] = None
+    words = {chain: WORD.findall(chain) for side in chains.values() for chain in side}
+    distances = sorted(
+        (Levenshtein.normalized_distance(words[right], words[wrong]), number, place, right, wrong)
+        for number, right in enumerate(chains["correct"])
+        for place, wrong in enumerate(chains["wrong"])
+    )
+    taken: list[tuple[str, str]] = []
+    used: set[str] = set()
+    for *_, right, wrong in distances:
+        if len(taken) < most and not used & {right, wrong}:
+            taken.append((right, wrong))
+            used |= {right, wrong}
+    return taken
+
+
+def _chain(text: str, prompt: Any, conversational: bool) -> Any:
+    if conversational:
+        return [{"role": "assistant", "content": text}]
+    # Responses are kept without the white space around them.
+    return text if prompt[-1:].isspace() else f" {text}"

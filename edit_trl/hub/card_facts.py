@@ -1,0 +1,257 @@
+"""What a card is made of (L2): the facts of each stage, kept as `card.json` beside the model.
+
+A card can so be written again without the trainer: with the stages before, with what was measured since, for
+the merged model. The file stays on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edit_trl.common.errors import InputError
+from edit_trl.data.row import chain_text, is_chosen_alone, is_conversational, pairs_of
+from edit_trl.key_steps import KeyStepMethod, locate_key_steps
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+FACTS_FILE = "card.json"
+Form = Literal["adapter", "model", "merged"]
+
+OBJECTIVE_FIELDS = (
+    "key_step_method",
+    "key_step_seed",
+    "max_key_fraction",
+    "chosen_key_weight",
+    "chosen_context_weight",
+    "rejected_key_weight",
+    "rejected_key_scope",
+    "rejected_penalty",
+    "normalization",
+    "preference_weight",
+    "preference_loss",
+    "preference_scope",
+    "preference_reduction",
+    "preference_beta",
+    "preference_margin",
+    "reference",
+    "max_fork_confidence",
+    "hardest_forks",
+)
+TRAINING_FIELDS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_decay_per_epoch",
+    "warmup_steps",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_tokens_per_batch",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "max_length",
+    "layout",
+    "bf16",
+    "fp16",
+    "seed",
+)
+LOGGED = ("loss", "key_accuracy", "completion_accuracy", "logps/chosen", "drift/chosen", "fork/confidence")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A pair of the training data: texts, and [start, end) characters of their key steps."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_spans: list[list[int]]
+    rejected_spans: list[list[int]]
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """One stage of training.
+
+    Attributes:
+        name: The stage's.
+        base_model: Id or path of the model it started from.
+        revision: Of that model.
+        adapter: Options of the adapter; None where all weights were trained.
+        quantization: How the base model was held while training, such as "4-bit nf4"; None for not at all.
+        dataset: Id or path of the dual CoTs.
+        rows: By dataset, what became of the rows, in words.
+        objective: Options of the loss.
+        training: Options of the training.
+        processes: How many trained together.
+        logs: What `LOGGED` names, by step.
+        results: Metrics of the whole run.
+        examples: A few pairs.
+        conversational: Whether the rows were messages.
+        versions: Of the packages.
+    """
+
+    name: str
+    base_model: str
+    revision: str | None
+    adapter: dict[str, Any] | None
+    quantization: str | None
+    dataset: str | None
+    rows: dict[str, str]
+    objective: dict[str, Any]
+    training: dict[str, Any]
+    processes: int = 1
+    logs: list[dict[str, float]] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
+    conversational: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything known of a trained model.
+
+    Attributes:
+        form: What is in the folder: an adapter, a model all of whose weights were trained, or an adapter
+            merged into its model.
+        stages: In order; the last one made the model.
+    """
+
+    form: Form
+    stages: list[StageFacts]
+
+    @property
+    def base_model(self) -> str:
+        """What the first stage started from; empty where that was made in memory."""
+        return self.stages[0].base_model
+
+    def after(self, earlier: CardFacts) -> CardFacts:
+        """With the stages that came before."""
+        return replace(self, stages=[*earlier.stages, *self.stages])
+
+
+def write_facts(folder: Path, facts: CardFacts) -> None:
+    """Write `card.json`."""
+    text = json.dumps(asdict(facts), indent=1, ensure_ascii=False, default=str)
+    (folder / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_facts(folder: Path) -> CardFacts | None:
+    """Read `card.json`; None where there is none.
+
+    Raises:
+        InputError: It is no such file.
+    """
+    file = folder / FACTS_FILE
+    if not file.is_file():
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        names = {f.name for f in fields(StageFacts)}
+        stages = []
+        for stage in values["stages"]:
+            examples = [Example(**example) for example in stage["examples"]]
+            stages.append(
+                StageFacts(**{k: v for k, v in stage.items() if k in names} | {"examples": examples})
+            )
+        return CardFacts(values["form"], stages)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{file} cannot be read ({type(error).__name__}: {error}); remove it, and the card stays as it is"
+        ) from error
+
+
+def plain_options(config: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Options as JSON holds them, those that are not set left out."""
+    values = {name: getattr(config, name) for name in names}
+    return {name: getattr(value, "value", value) for name, value in values.items() if value is not None}
+
+
+def adapter_options(model: Any) -> dict[str, Any]:
+    """What makes the adapter of a `PeftModel`."""
+    config = model.peft_config[model.active_adapter]
+    options = {"peft_type": getattr(config.peft_type, "value", config.peft_type)}
+    for name in (
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "use_dora",
+        "target_modules",
+        "modules_to_save",
+    ):
+        value = getattr(config, name, None)
+        if value is not None and value is not False:
+            names = value if isinstance(value, set | list | tuple) else None
+            # PEFT writes out what `all-linear` means, layer by layer.
+            options[name] = value if names is None else ", ".join(sorted({n.split(".")[-1] for n in names}))
+    return options
+
+
+def quantization_name(quantization: Any) -> str:
+    """How a model's weights are held, as "4-bit nf4"."""
+    options = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    if options.get("load_in_4bit"):
+        return f"4-bit {options.get('bnb_4bit_quant_type', '')}".strip()
+    return "8-bit" if options.get("load_in_8bit") else str(options.get("quant_method", "quantized"))
+
+
+def plain_logs(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """What a card needs of the trainer's logs."""
+    wanted = {*LOGGED, *(f"eval_{name}" for name in LOGGED)}
+    kept = [
+        {"step": entry["step"]}
+        | {name: entry[name] for name in wanted & entry.keys() if math.isfinite(entry[name])}
+        for entry in log_history
+        if "step" in entry
+    ]
+    return [entry for entry in kept if len(entry) > 1]
+
+
+def pick_examples(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, method: KeyStepMethod, count: int = 3
+) -> list[Example]:
+    """A few short pairs of different tasks, with their key steps as the training finds them.
+
+    Args:
+        dataset: Validated dual CoTs, of which the first few hundred are looked at.
+        tokenizer: The student's, for the methods that align tokens.
+        method: How key steps are found.
+        count: How many.
+    """
+    rows = dataset.select(range(min(len(dataset), 300)))
+    pairs = [pair for row in rows if not is_chosen_alone(row) for pair in pairs_of(row)]
+    pairs.sort(key=lambda pair: sum(len(chain_text(pair[side])) for side in ("chosen", "rejected")))
+    picked: list[Mapping[str, Any]] = []
+    for one_a_task in (True, False):
+        for pair in pairs:
+            taken = [other.get("task") for other in picked]
+            if len(picked) < count and pair not in picked and not (one_a_task and pair.get("task") in taken):
+                picked.append(pair)
+    return [_example(pair, tokenizer, method) for pair in picked]
+
+
+def _example(pair: Mapping[str, Any], tokenizer: Any, method: KeyStepMethod) -> Example:
+    chosen, rejected = chain_text(pair["chosen"]), chain_text(pair["rejected"])
+    steps = locate_key_steps(
+        chosen,
+        rejected,
+        tokenizer,
+        method,
+        chosen_spans=pair.get("chosen_key_spans"),
+        rejected_spans=pair.get("rejected_key_spans"),
+    )
+    prompt = pair["prompt"]
+    if is_conversational(pair):
+        prompt = "\n\n".join(message["content"] for message in prompt)
+    spans = [[list(span) for span in of or ()] for of in (steps.chosen_spans, steps.rejected_spans)]
+    return Example(prompt.strip(), chosen, rejected, *spans)

@@ -1,0 +1,109 @@
+"""The licence of a base model (L0), as its own card states it; nothing is made up."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from edit_trl.common.markdown import one_line
+from edit_trl.hub.repository import is_hub_id
+
+# Their terms let nobody share what was made from the work.
+FORBIDS_DERIVATIVES = ("cc-by-nd-4.0", "cc-by-nc-nd-4.0")
+
+
+@dataclass(frozen=True)
+class Licence:
+    """What a card says of the licence, in the Hub's terms.
+
+    Attributes:
+        id: `license`; "other" where it is unknown, not one of the Hub's, or forbids sharing derivatives.
+        name: `license_name`.
+        link: `license_link`.
+        why: A sentence on where it comes from, or why it is "other".
+    """
+
+    id: str
+    name: str | None
+    link: str | None
+    why: str
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the base model's card states a licence at all."""
+        return self.name != "unknown"
+
+
+@cache
+def read_licence(base_model: str, revision: str | None = None) -> Licence:
+    """The licence a base model's card states.
+
+    Args:
+        base_model: A folder, of which README.md is read, or an id on the Hub; empty for neither.
+        revision: Of the latter.
+    """
+    if not base_model:
+        return licence_of({}, "it was made in memory", "of this one")
+    local = Path(base_model).expanduser()
+    if local.is_dir():
+        return licence_of(_local_metadata(local), "its README.md", local.name)
+    if is_hub_id(base_model):
+        metadata, trouble = _hub_metadata(base_model, revision)
+        return licence_of(metadata, trouble or "its card on the Hub", base_model)
+    return licence_of({}, f"there is no {local.name} any more", local.name)
+
+
+def licence_of(metadata: dict[str, Any], source: str, base_model: str) -> Licence:
+    """The licence of what was made from a model.
+
+    Args:
+        metadata: Of the model's card.
+        source: Where that was read, or why it could not be.
+        base_model: The model's name.
+    """
+    stated = metadata.get("license")
+    stated = stated[0] if isinstance(stated, list) and len(stated) == 1 else stated
+    if not stated or not isinstance(stated, str):
+        several = isinstance(stated, list) and stated
+        found = f"names several licences ({', '.join(map(str, stated))})" if several else "states no licence"
+        why = f'The licence is given as "other" because the base model {base_model} {found} ({source}). '
+        return Licence("other", "unknown", None, why + "Find out what its terms allow before you share this.")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", stated):
+        why = f'The licence is given as "other" because what the base model {base_model} states ({source}) '
+        return Licence("other", "unknown", None, why + "is no name of a licence.")
+    told = {key: one_line(metadata[key]) for key in ("license_name", "license_link") if metadata.get(key)}
+    name, link = told.get("license_name"), told.get("license_link")
+    if stated.lower() in FORBIDS_DERIVATIVES:
+        why = f'The licence is given as "other" because that of the base model {base_model}, {stated}, does '
+        return Licence("other", stated, link, why + "not allow sharing what was made from it.")
+    if link and not link.startswith("https://"):
+        link = f"https://huggingface.co/{base_model}/blob/main/{link}" if is_hub_id(base_model) else None
+    shown = f"{stated} ({name})" if name else stated
+    return Licence(
+        stated, name, link, f"The licence, {shown}, is that of the base model {base_model} ({source})."
+    )
+
+
+def _local_metadata(folder: Path) -> dict[str, Any]:
+    from huggingface_hub.repocard import metadata_load
+    from yaml import YAMLError
+
+    readme = folder / "README.md"
+    try:
+        return (metadata_load(readme) or {}) if readme.is_file() else {}
+    except (ValueError, YAMLError):  # a card whose metadata is none
+        return {}
+
+
+def _hub_metadata(base_model: str, revision: str | None) -> tuple[dict[str, Any], str | None]:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        info = HfApi().model_info(base_model, revision=revision, timeout=20)
+    except (HTTPError, OSError) as error:  # refused, gone, or no network: the card says so
+        return {}, f"its card on the Hub could not be read: {type(error).__name__}"
+    return (info.card_data.to_dict() if info.card_data else {}), None

@@ -1,0 +1,1 @@
+"""Models that answer or score: loading, identity, decoding, generation and merging."""

@@ -1,0 +1,362 @@
+"""A teacher behind any endpoint that speaks OpenAI's chat completions (L3).
+
+OpenAI itself, vLLM, SGLang, `transformers serve`, llama.cpp, Ollama and many more, several base URLs at once.
+The `openai` package sends; its own retries are off, since `edit_trl.models.chat.dispatch` has them.
+
+`AsyncOpenAI.post` gives the body before it is parsed, as the journal wants it, and costs a third of the
+processor time of `chat.completions.create`, which walks through every message; so does aiohttp beside the
+default transport (`python benchmarks/generate_speed.py`).
+
+Read in openai 3.54: `AsyncOpenAI.post`, `DefaultAioHttpClient`, the exception classes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import email.utils
+import ipaddress
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from edit_trl.common.errors import InputError
+from edit_trl.models.chat.protocol import (
+    ChatRequest,
+    ChatResponse,
+    MalformedResponse,
+    NoAnswer,
+    RawResponse,
+    TeacherUnusable,
+    TryAgain,
+)
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+DEFAULT_KEY = "OPENAI_API_KEY"
+_TRY_AGAIN = {408, 409, 425, 429}
+_UNUSABLE = {401, 403, 404}
+# An endpoint that cannot be reached is left alone for so many seconds where there are others.
+_UNHEALTHY = 10.0
+_MOST_NAMES = 20
+_CONTEXT_WORDS = (
+    "context length",
+    "context_length",
+    "maximum context",
+    "too many tokens",
+    "prompt is too long",
+)
+
+
+@dataclass
+class _Endpoint:
+    url: str
+    client: AsyncOpenAI
+    unhealthy_until: float = 0.0
+
+
+class OpenAICompatibleTeacher:
+    """A model behind one or more endpoints.
+
+    Args:
+        model: The model's name there.
+        base_urls: Such as "http://127.0.0.1:8000/v1"; requests go to them in turn, past those that cannot be
+            reached. All must serve the same model.
+        api_key_env: The environment variable that holds the key; None where the endpoint needs none. Local
+            endpoints need none.
+        timeout: Seconds until an answer is given up, however slowly it comes.
+        token_limit: What the endpoint calls the limit of an answer's length.
+        extra_body: More fields to send, such as `{"chat_template_kwargs": {"enable_thinking": false}}`.
+
+    Raises:
+        InputError: No model, no URL or one that is none, no key, or the `openai` package is missing.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_urls: Sequence[str],
+        *,
+        api_key_env: str | None = DEFAULT_KEY,
+        timeout: float = 120.0,
+        token_limit: str = "max_tokens",
+        extra_body: Mapping[str, Any] | None = None,
+    ):
+        problems = [] if model else ["`model` is empty; name the model as the endpoint knows it"]
+        problems += [problem for url in base_urls if (problem := _url_problem(url))]
+        if not base_urls:
+            problems.append("no base URL; name one such as http://127.0.0.1:8000/v1")
+        if problems:
+            raise InputError(problems)
+        self.model = model
+        self._timeout = timeout
+        self._token_limit = token_limit
+        self._extra_body = dict(extra_body or {})
+        # What is sent beside the request's own fields is part of the address: it may change the answer.
+        self.address = " ".join(sorted(base_urls))
+        if self._extra_body:
+            self.address += " " + json.dumps(self._extra_body, sort_keys=True)
+        self._key_name = api_key_env
+        self._key = _key(api_key_env, base_urls)
+        self._endpoints = [_Endpoint(url, _client(url, self._key, timeout)) for url in base_urls]
+        self._turn = 0
+        self._make = partial(
+            OpenAICompatibleTeacher,
+            model,
+            api_key_env=api_key_env,
+            timeout=timeout,
+            token_limit=token_limit,
+            extra_body=extra_body,
+        )
+
+    def makers(self) -> list[Callable[[], OpenAICompatibleTeacher]]:
+        """How it is made in other processes, one for each endpoint; keys are looked for there."""
+        return [partial(self._make, [endpoint.url]) for endpoint in self._endpoints]
+
+    async def check(self) -> None:
+        """See that every endpoint can be reached and has the model; sends no prompt.
+
+        Raises:
+            InputError: It cannot, the key is refused, or the model is unknown there.
+        """
+        await asyncio.gather(*(self._check(endpoint) for endpoint in self._endpoints))
+
+    async def attempt(self, request: ChatRequest) -> RawResponse:
+        """Ask once; see `Teacher.attempt`."""
+        return await self._post("/chat/completions", self._body(request))
+
+    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask once for a completion of a text or of token ids, which also says how likely that was.
+
+        Args:
+            body: As the endpoint's `/completions` has it, without the model.
+
+        Raises:
+            TryAgain: As `attempt`, as for the others.
+            NoAnswer: The endpoint refuses this request.
+            TeacherUnusable: It refuses all.
+            MalformedResponse: An answer that is no JSON object.
+        """
+        raw = await self._post("/completions", {"model": self.model, **body} | self._extra_body)
+        try:
+            answer = json.loads(raw.body)
+        except (ValueError, RecursionError) as error:
+            raise MalformedResponse("not JSON") from error
+        if not isinstance(answer, dict):
+            raise MalformedResponse("not a JSON object")
+        return answer
+
+    async def _post(self, path: str, content: Mapping[str, Any]) -> RawResponse:
+        import openai
+
+        endpoint = self._next_endpoint()
+        started = time.monotonic()
+        try:
+            # The client's own timeout is for each read: a body that trickles in would never be given up.
+            async with asyncio.timeout(self._timeout):
+                body = await endpoint.client.post(path, cast_to=str, body=content)
+        except TimeoutError as error:
+            raise TryAgain("timeout", congestion=True) from error
+        except openai.APIConnectionError as error:
+            # The aiohttp transport also calls a lost connection a timeout; the first cause tells.
+            cause = _first_cause(error)
+            if isinstance(cause, TimeoutError):
+                raise TryAgain("timeout", congestion=True) from error
+            endpoint.unhealthy_until = time.monotonic() + _UNHEALTHY
+            raise TryAgain(f"{type(cause).__name__} at {endpoint.url}") from error
+        except openai.APIStatusError as error:
+            raise self._of_status(error) from error
+        return RawResponse(body, time.monotonic() - started)
+
+    def read(self, raw: RawResponse) -> ChatResponse:
+        """Read a chat completion; see `Teacher.read`."""
+        try:
+            body = json.loads(raw.body)
+        except (ValueError, RecursionError) as error:
+            raise MalformedResponse("not JSON") from error
+        choices = body.get("choices") if isinstance(body, dict) else None
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise MalformedResponse("no choices")
+        message = choices[0].get("message")
+        text = message.get("content") if isinstance(message, dict) else None
+        refused = isinstance(message, dict) and message.get("refusal")
+        reason = choices[0].get("finish_reason")
+        if refused or reason == "content_filter":
+            return _response(body, str(refused or text or ""), "refused")
+        if text is None and reason == "length":
+            text = ""  # cut off before the answer began, such as in a reasoning model's thoughts
+        if not isinstance(text, str):
+            raise MalformedResponse("no text")
+        return _response(body, text, "length" if reason == "length" else "stop")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for endpoint in self._endpoints:
+            await endpoint.client.close()
+
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
+        sampling = request.sampling
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{"role": role, "content": content} for role, content in request.messages],
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            self._token_limit: sampling.max_tokens,
+        }
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if request.seed is not None:
+            body["seed"] = request.seed
+        if request.messages[-1][0] == "assistant":  # to be gone on with: vLLM's and SGLang's words for it
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return body | self._extra_body
+
+    def _next_endpoint(self) -> _Endpoint:
+        """In turn; one that cannot be reached only where none can, the one that is due first."""
+        self._turn += 1
+        turn = self._turn % len(self._endpoints)
+        in_turn = self._endpoints[turn:] + self._endpoints[:turn]
+        now = time.monotonic()
+        return min(in_turn, key=lambda endpoint: max(endpoint.unhealthy_until - now, 0.0))
+
+    def _of_status(self, error: APIStatusError) -> Exception:
+        """What a status means for the request."""
+        said = f"{error.status_code}: {self._tell(error)}"
+        if error.code == "insufficient_quota":
+            return TeacherUnusable(said)
+        if error.status_code in _TRY_AGAIN or error.status_code >= 500:
+            congestion = error.status_code in (429, 503)
+            return TryAgain(
+                f"status {error.status_code}",
+                congestion=congestion,
+                turned_away=congestion,
+                retry_after=_retry_after(error.response.headers),
+            )
+        if error.status_code in _UNUSABLE:
+            return TeacherUnusable(f"{said}{self._hint(error.status_code)}")
+        if "max_completion_tokens" in said and self._token_limit != "max_completion_tokens":
+            return TeacherUnusable(f"{said}; set `token_limit: max_completion_tokens`")
+        if any(words in said.lower() for words in _CONTEXT_WORDS):
+            return NoAnswer("longer than the model's context")
+        return NoAnswer(f"status {said}")
+
+    def _hint(self, status: int) -> str:
+        if status == 404:
+            return f"; is the base URL right ({self.address}), and the model {self.model!r}?"
+        return f"; look at the key in the environment variable {self._key_name}"
+
+    def _tell(self, error: Exception) -> str:
+        """What the endpoint says, in a line, without the key."""
+        text = " ".join(str(getattr(error, "message", error)).split())
+        return text.replace(self._key, "***")[:300] if self._key else text[:300]
+
+    async def _check(self, endpoint: _Endpoint) -> None:
+        import openai
+
+        try:
+            known = [model.id async for model in endpoint.client.models.list()]
+        except openai.APIConnectionError as error:
+            cause = _first_cause(error)
+            raise InputError(
+                f"cannot reach {endpoint.url} ({type(cause).__name__}: {cause}); is the server running, and "
+                "the base URL complete (most end in /v1)?"
+            ) from error
+        except openai.APIStatusError as error:
+            if error.status_code in (401, 403):
+                raise InputError(
+                    f"{endpoint.url} refuses the key ({error.status_code}: {self._tell(error)})"
+                    f"{self._hint(error.status_code)}"
+                ) from error
+            return  # an endpoint that lists no models; the first request will tell
+        except (openai.APIError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{endpoint.url} does not answer as a chat endpoint does ({type(error).__name__}); is "
+                "the base URL complete (most end in /v1)?"
+            ) from error
+        if known and self.model not in known:
+            near = difflib.get_close_matches(self.model, known, n=_MOST_NAMES, cutoff=0.0)
+            more = f" and {len(known) - len(near)} more" if len(known) > len(near) else ""
+            raise InputError(f"{endpoint.url} has no model {self.model!r}; it has {', '.join(near)}{more}")
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _response(body: Mapping[str, Any], text: str, reason: str) -> ChatResponse:
+    usage = body.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    counts = [
+        count if isinstance(count, int) else 0
+        for count in (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    ]
+    # Half of a surrogate pair, which JSON can hold, is no text that could be saved.
+    text = text.encode("utf-8", "replace").decode()
+    return ChatResponse(text, reason, str(body.get("model") or ""), *counts)
+
+
+def _client(url: str, key: str, timeout: float) -> AsyncOpenAI:
+    try:
+        from openai import AsyncOpenAI, DefaultAioHttpClient
+    except ImportError as error:
+        raise InputError(
+            "an endpoint is asked through the `openai` package, which is not installed: "
+            "pip install 'edit_trl[generate]'"
+        ) from error
+    return AsyncOpenAI(
+        base_url=url,
+        api_key=key or "none",
+        max_retries=0,
+        timeout=timeout,
+        http_client=DefaultAioHttpClient(base_url=url, timeout=timeout),
+    )
+
+
+def _key(name: str | None, urls: Sequence[str]) -> str:
+    key = os.environ.get(name, "") if name else ""
+    if not key and name and not all(_is_local(url) for url in urls):
+        raise InputError(
+            f"no API key: set the environment variable {name}, name another with `api_key_env`, or set "
+            "`api_key_env: null` if the endpoint needs none"
+        )
+    return key
+
+
+def _url_problem(url: str) -> str | None:
+    parts = urlsplit(url)
+    if parts.scheme in ("http", "https") and parts.hostname and not parts.password:
+        return None
+    if parts.password:
+        return "a base URL holds a password; keys come from the environment (`api_key_env`)"
+    return f"base URL {url!r} is none; write it as http://127.0.0.1:8000/v1"
+
+
+def _is_local(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds; the header holds seconds or a date."""
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,226 @@
+"""Every response that was paid for, kept before anything is read from it (L3).
+
+One SQLite file a worker in the folder of a run. A response is committed before the pipeline sees it, so what
+was paid for survives whatever happens next, and parsing, checking and filtering run again at no cost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+
+from edit_trl.common.errors import InputError
+from edit_trl.models.chat.protocol import ChatRequest, RawResponse, Teacher
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE responses (
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL,
+    stage TEXT NOT NULL,
+    row_id TEXT NOT NULL,
+    template TEXT NOT NULL,
+    messages TEXT NOT NULL,
+    model TEXT NOT NULL,
+    address TEXT NOT NULL,
+    sampling TEXT NOT NULL,
+    seed INTEGER,
+    sample INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    latency REAL NOT NULL,
+    time REAL NOT NULL
+);
+CREATE INDEX responses_by_key ON responses (key);
+"""
+_COLUMNS = 13
+_INSERT = f"INSERT INTO responses VALUES (NULL{', ?' * _COLUMNS})"
+_FIND = "SELECT body, latency FROM responses WHERE key = ? ORDER BY id"
+
+
+class JournalError(InputError):
+    """The journal cannot be used, or no longer be written."""
+
+
+class _Write(NamedTuple):
+    values: Sequence[object]
+    done: asyncio.Future[None]
+
+
+class Journal:
+    """The responses of a run, by the request they answer (`ChatRequest.key`).
+
+    Use it as a context manager. Several workers of one run have a file each, write to their own and read
+    all.
+
+    Args:
+        folder: The run's folder; made where it is missing.
+        worker: Names this worker's file.
+        wait: Seconds to wait for another process that has the journal open.
+
+    Raises:
+        JournalError: Another process has it open, or a file in it is no journal of this version.
+    """
+
+    def __init__(self, folder: str | Path, *, worker: str = "0", wait: float = 0.0):
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise JournalError(
+                f"cannot make the folder {folder}: {error.strerror}; choose another"
+            ) from error
+        self.path = folder / f"journal-{worker}.sqlite"
+        self._lock = _lock(self.path, wait)
+        try:
+            self._writing = _open(self.path)
+            others = sorted(set(folder.glob("journal-*.sqlite")) - {self.path})
+            self._reading = [_open(path) for path in (self.path, *others)]
+        except BaseException:
+            self._lock.release()
+            raise
+        # Those of an ended worker are read to their end; a running one's later rows are seen as well.
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_all, name="journal", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what is waiting, and let the next process in."""
+        self._queue.put(None)
+        self._thread.join()
+        for connection in (self._writing, *self._reading):
+            connection.close()
+        self._lock.release()
+
+    def __len__(self) -> int:
+        return sum(
+            connection.execute("SELECT count(*) FROM responses").fetchone()[0] for connection in self._reading
+        )
+
+    def find(self, key: str) -> list[RawResponse]:
+        """All responses to a request, in the order in which they came.
+
+        Raises:
+            JournalError: A file is damaged.
+        """
+        try:
+            return [
+                RawResponse(*row) for connection in self._reading for row in connection.execute(_FIND, (key,))
+            ]
+        except sqlite3.DatabaseError as error:
+            raise JournalError(
+                f"a journal in {self.path.parent} cannot be read: {error}. Keep a copy of it; "
+                "`sqlite3 FILE .recover` saves what can still be read"
+            ) from error
+
+    async def add(self, key: str, request: ChatRequest, teacher: Teacher, raw: RawResponse) -> None:
+        """Keep a response; it is on the disk when this returns.
+
+        Raises:
+            JournalError: It could not be written, such as on a full disk.
+        """
+        values = (
+            *(key, request.stage, request.row_id, request.template),
+            json.dumps(request.messages, ensure_ascii=False),
+            *(teacher.model, teacher.address, json.dumps(asdict(request.sampling))),
+            *(request.seed, request.sample, raw.body, raw.latency, time.time()),
+        )
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.put(_Write(values, done))
+        await done
+
+    def _write_all(self) -> None:
+        """Commits what has come since the last commit, all at once: the disk is waited for once a batch."""
+        while (write := self._queue.get()) is not None:
+            writes = [write]
+            last = False
+            while not self._queue.empty():
+                more = self._queue.get()
+                if more is None:
+                    last = True
+                    break
+                writes.append(more)
+            self._commit(writes)
+            if last:
+                return
+
+    def _commit(self, writes: list[_Write]) -> None:
+        error: JournalError | None = None
+        try:
+            with self._writing:
+                self._writing.executemany(_INSERT, [write.values for write in writes])
+        except (sqlite3.Error, OverflowError, UnicodeError) as failure:
+            error = JournalError(
+                f"cannot write {self.path}: {failure}. What it holds is safe: free some space or mend the "
+                "disk, and run the same command again"
+            )
+        loop = writes[0].done.get_loop()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_tell, [write.done for write in writes], error)
+
+
+def _tell(waiting: list[asyncio.Future[None]], error: JournalError | None) -> None:
+    for done in waiting:
+        if done.cancelled():
+            continue
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+
+def _lock(path: Path, wait: float) -> FileLock:
+    lock, owner = FileLock(path.with_suffix(".lock")), path.with_suffix(".pid")
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout as error:
+        pid = owner.read_text(encoding="utf-8") if owner.exists() else "unknown"
+        raise JournalError(
+            f"{path} is in use by process {pid}; wait until it ends, stop it, or choose another `output_dir`"
+        ) from error
+    try:
+        owner.write_text(str(os.getpid()), encoding="utf-8")
+    except OSError as error:
+        lock.release()
+        raise JournalError(f"cannot write {owner}: {error.strerror}; free some space") from error
+    return lock
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        # A connection of the writing thread is made here, where errors can be told.
+        connection = sqlite3.connect(path, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            version = SCHEMA_VERSION
+    except sqlite3.Error as error:
+        raise JournalError(
+            f"{path} cannot be opened as a journal: {error}. Move it away if it is something else, or choose "
+            "another `output_dir`"
+        ) from error
+    if version != SCHEMA_VERSION:
+        connection.close()
+        raise JournalError(
+            f"{path} has version {version} of the journal, and this program reads version "
+            f"{SCHEMA_VERSION}; use the program that wrote it, or another `output_dir`"
+        )
+    return connection

@@ -1,0 +1,313 @@
+"""A batch -> per-token log-probabilities (L1): one forward through TRL's fused LM head."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import is_peft_model, send_to_device
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput, logging
+
+from edit_trl.common.errors import InputError
+from edit_trl.models.pairs.collation import BatchLayout, DualCoTCollator
+from edit_trl.models.pairs.tree_attention import TreeAttention, tree_obstacle
+
+logger = logging.get_logger(__name__)
+
+Layout = Literal["auto", "tree", "padded"]
+
+# How far two ways to compute the log-probabilities of a pair's tokens may lie apart, in nats: each token's
+# in float32; in half precision, where single tokens wander, the mean of either chain's. Seen with
+# SmolLM2-135M in bfloat16, between layouts that agree to the last bit in float32: up to 0.05 on average where
+# the processor computes in bfloat16 (AMX; as far as padded bfloat16 is from float32), 8e-4 where it does not.
+LOGP_TOLERANCE = 1e-3
+HALF_PRECISION_MEAN_LOGP_TOLERANCE = 0.1
+
+# How many logits are looked at at once where they are needed: 128 MiB of them.
+_LOGITS = 2**25
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Log-probabilities of the completion tokens of B pairs.
+
+    Attributes:
+        chosen: Of the correct chains, 0 at padding. Shape (B, T⁺), float32.
+        rejected: Of the wrong chains. Shape (B, T⁻); None where they were not run.
+        aux_loss: The load-balancing loss of a mixture of experts that returns one.
+        tokens: Tokens that were run, padding not counted.
+        chosen_best: The likeliest token in the place of each of the correct chains'; None unless asked for.
+            Shape (B, T⁺).
+    """
+
+    chosen: Tensor
+    rejected: Tensor | None
+    aux_loss: Tensor | None
+    tokens: int
+    chosen_best: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TreeCheck:
+    """What the first batch in the tree layout is held against.
+
+    Attributes:
+        example: The pair that is scored in both layouts; the longest of a dataset, so that every sliding
+            window takes part.
+        exact: Whether the model computes in float32.
+        required: Whether a disagreement is an error, and not a reason for the padded layout.
+    """
+
+    example: dict[str, Any]
+    exact: bool
+    required: bool = False
+
+
+class PairScorer:
+    """Scores the completion tokens of batches from a dual-CoT collator.
+
+    TRL's fused head returns log-probabilities without building logits, but off a GPU it takes every
+    position of the input through the LM head, which is a third of a small model. A hook on the backbone
+    leaves it only the positions that predict a completion token. Another gives the backbone the tree.
+
+    Where the tree layout turns out not to work (see `TreeCheck`, or an error in a forward), batches are laid
+    out anew in the padded one, and the collator makes padded ones from then on.
+
+    Args:
+        model: The student, after `trl.trainer.utils.add_fused_lm_head` unless `with_best`; a PEFT model of
+            one also.
+        collator: What makes the batches.
+        tree: How the model takes a tree; None where it does not.
+        check: How the first batch in the tree layout is checked; None to trust it.
+        with_best: Also say which tokens are the likeliest. The fused head, which does not, stays out of it:
+            the model's own logits are looked at, a piece of the scored positions at a time. Not for training.
+
+    Attributes:
+        tree: None once the padded layout is used.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        collator: DualCoTCollator,
+        tree: TreeAttention | None = None,
+        check: TreeCheck | None = None,
+        with_best: bool = False,
+    ):
+        self.tree = tree
+        self._given_tree = tree
+        self._collator = collator
+        self._check = check
+        self._with_best = with_best
+        self._scored: Tensor | None = None
+        self._piece: Tensor | None = None
+        self._positions: Tensor | None = None
+        self._width = 0
+        self._backbone_inputs: dict[str, Any] = {}
+        base: PreTrainedModel = model.get_base_model() if is_peft_model(model) else model
+        self._piece_size = max(1, _LOGITS // base.config.get_text_config().vocab_size)
+        self._hooks = [
+            base.base_model.register_forward_pre_hook(self._give_tree, with_kwargs=True),
+            base.base_model.register_forward_hook(self._keep_scored_positions),
+        ]
+
+    def remove(self) -> None:
+        """Leave the model as it was found; the scorer is of no use any more."""
+        for hook in self._hooks:
+            hook.remove()
+        if self._given_tree is not None:
+            self._given_tree.remove()
+
+    def __call__(self, model: nn.Module, batch: dict[str, Any], with_rejected: bool = True) -> PairLogps:
+        """Run the chains of a batch.
+
+        Args:
+            model: The student, wrapped for distributed training or not.
+            batch: As `edit_trl.models.pairs.collation` describes it.
+            with_rejected: Whether to run the wrong chains too.
+
+        Raises:
+            InputError: The tree layout is asked for and disagrees with the padded one.
+        """
+        if batch["layout"].runs is None:
+            return self._score(model, batch, with_rejected)
+        if self._check is not None and self.tree is not None:
+            self._compare_layouts(model, self._check, batch["input_ids"].device)
+        if self.tree is not None:
+            try:
+                return self._score(model, batch, with_rejected)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, TypeError, ValueError) as error:
+                self._fall_back(f"the tree layout failed ({type(error).__name__}: {error})")
+        return self._score(model, self._padded(batch["layout"], batch["input_ids"].device), with_rejected)
+
+    def _padded(self, layout: BatchLayout, device: torch.device) -> dict[str, Any]:
+        return send_to_device(replace(self._collator, layout="padded")(layout.examples), device)
+
+    def _fall_back(self, reason: str) -> None:
+        self.tree = None
+        self._collator.layout = "padded"
+        logger.warning(f"layout: padded from here on, since {reason}")
+
+    @torch.no_grad()
+    def _compare_layouts(self, model: nn.Module, check: TreeCheck, device: torch.device) -> None:
+        """Score one pair in both layouts; take the padded one where they disagree."""
+        self._check = None
+        # No dropout. Linear layers have none, and those of bitsandbytes repack their weights in eval mode.
+        modes = [(m, m.training) for m in model.modules() if not isinstance(m, nn.Linear)]
+        for module, _ in modes:
+            module.training = False
+        try:
+            batch = send_to_device(replace(self._collator, layout="tree")([check.example]), device)
+            expected = self._score(model, self._padded(batch["layout"], device), with_rejected=True)
+            seen = self(model, batch)
+        finally:
+            for module, training in modes:
+                module.training = training
+        if self.tree is None:
+            return  # it failed, and has been said to
+        sides = ((seen.chosen, expected.chosen), (seen.rejected, expected.rejected))
+        differences = [(ours - theirs).abs() for ours, theirs in sides]
+        if check.exact:
+            tolerance, kind, of_a_chain = LOGP_TOLERANCE, "by up to", torch.max
+        else:
+            tolerance, kind, of_a_chain = HALF_PRECISION_MEAN_LOGP_TOLERANCE, "on average by", torch.mean
+        difference = max(of_a_chain(chain).item() for chain in differences)
+        if difference <= tolerance:
+            logger.info(
+                f"layout: tree; log-probabilities differ {kind} {difference:.1e} from the padded one's"
+            )
+            return
+        reason = (
+            f"a pair's log-probabilities differ {kind} {difference:.2g} nats a token from the padded "
+            f"layout's, more than {tolerance:.2g}"
+        )
+        if check.required:
+            raise InputError(f"`layout: tree`: {reason}; set `layout: auto` or `layout: padded`")
+        self._fall_back(reason)
+
+    def _score(self, model: nn.Module, batch: dict[str, Any], with_rejected: bool) -> PairLogps:
+        layout: BatchLayout = batch["layout"]
+        rows = width = scored = None
+        if not with_rejected:
+            rows, width, scored = layout.chosen_rows, layout.chosen_width, layout.chosen_scored
+        names = ("input_ids", "attention_mask", "position_ids")
+        inputs = {name: batch[name][:rows, :width] for name in names if name in batch}
+        tree = {}
+        if layout.runs is not None:
+            runs = layout.runs if with_rejected else layout.runs[: layout.chosen_runs]
+            tree = self.tree.inputs(runs, inputs["position_ids"])
+        best = aux_loss = None
+        with self._scoring(batch["scored_positions"][:scored], inputs["input_ids"].size(1), tree):
+            labels = batch["scored_labels"][:scored]
+            if self._with_best:
+                logps, best = self._read_logits(model, inputs, labels)
+            else:
+                outputs = model(**inputs, shift_labels=labels[None], use_cache=False, fused_lm_head=True)
+                logps, aux_loss = outputs.log_probs[0].float(), outputs.aux_loss
+        return PairLogps(
+            chosen=_of_side(batch, "chosen", logps),
+            rejected=_of_side(batch, "rejected", logps) if with_rejected else None,
+            aux_loss=aux_loss,
+            tokens=layout.tokens[with_rejected],
+            chosen_best=None if best is None else best[batch["chosen_index"]],
+        )
+
+    @torch.no_grad()
+    def _read_logits(
+        self, model: nn.Module, inputs: dict[str, Tensor], labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the labels, and the likeliest tokens, both of shape (S,).
+
+        The head, with whatever the model does to its logits, is in the model's own forward. So the first
+        piece of the scored positions leaves the one forward of the batch, and each piece after it that of a
+        single token, in place of that token's.
+        """
+        logps, best = [], []
+        for start in range(0, len(labels), self._piece_size):
+            if start:
+                self._piece = self._scored[start : start + self._piece_size]
+                self._backbone_inputs = {}
+                inputs = {"input_ids": inputs["input_ids"][:1, :1]}
+            logits = model(**inputs, use_cache=False).logits[0].float()
+            of_piece = labels[start : start + self._piece_size, None]
+            logps.append(logits.gather(1, of_piece).squeeze(1) - logits.logsumexp(1))
+            best.append(logits.argmax(1))
+        return torch.cat(logps), torch.cat(best)
+
+    @contextmanager
+    def _scoring(self, positions: Tensor, width: int, backbone_inputs: dict[str, Any]) -> Iterator[None]:
+        self._positions, self._width, self._backbone_inputs = positions, width, backbone_inputs
+        try:
+            yield
+        finally:
+            # Other forwards are not ours to change.
+            self._positions = self._scored = self._piece = None
+            self._backbone_inputs = {}
+
+    def _give_tree(
+        self, backbone: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        # Here and not as inputs of the whole model: the fused head reads a 2D mask for its own ends.
+        return args, kwargs | self._backbone_inputs
+
+    def _keep_scored_positions(self, backbone: nn.Module, args: Any, output: ModelOutput) -> ModelOutput:
+        if self._piece is not None:
+            output.last_hidden_state = self._piece.unsqueeze(0)
+        elif self._positions is not None:
+            # Prompt-learning adapters put virtual tokens first; the real ones are last.
+            hidden = output.last_hidden_state[:, -self._width :].flatten(0, 1)[self._positions]
+            if self._with_best:
+                self._scored, hidden = hidden, hidden[: self._piece_size]
+            output.last_hidden_state = hidden.unsqueeze(0)
+        return output
+
+
+def _of_side(batch: dict[str, Any], side: str, logps: Tensor) -> Tensor:
+    return logps[batch[f"{side}_index"]].masked_fill(~batch[f"{side}_mask"], 0.0)
+
+
+def make_pair_scorer(
+    model: nn.Module,
+    collator: DualCoTCollator,
+    layout: Layout,
+    *,
+    check_example: dict[str, Any],
+    half_precision: bool = False,
+    obstacle: str | None = None,
+    with_best: bool = False,
+) -> PairScorer:
+    """Choose the layout for a model, and make its scorer; says so once where it is not the one asked for.
+
+    Args:
+        model: The student, as for `PairScorer`.
+        collator: What will make the batches; its layout is set.
+        layout: `tree`, `padded`, or `auto`: the tree where the model can take one.
+        check_example: See `TreeCheck`.
+        half_precision: Whether the forward runs in bf16 or fp16, whatever the weights are in.
+        obstacle: Why there can be no tree, where something else than the model stands in its way.
+        with_best: See `PairScorer`.
+
+    Raises:
+        InputError: `layout` is `tree` and the model cannot take one.
+    """
+    if layout != "padded":
+        obstacle = obstacle or tree_obstacle(model)
+        if obstacle and layout == "tree":
+            raise InputError(
+                f"`layout: tree`: {type(model).__name__} cannot take a tree, since {obstacle}; set "
+                "`layout: auto` or `layout: padded`"
+            )
+        if not obstacle:
+            exact = not half_precision and model.dtype == torch.float32
+            exact = exact and getattr(model, "quantization_method", None) is None
+            check = TreeCheck(check_example, exact, required=layout == "tree")
+            collator.layout = "tree"
+            return PairScorer(model, collator, TreeAttention(model), check, with_best)
+        logger.warning(f"layout: padded, since {type(model).__name__} cannot take a tree: {obstacle}")
+    collator.layout = "padded"
+    return PairScorer(model, collator, with_best=with_best)

@@ -1,0 +1,214 @@
+"""How a model takes a tree (L1): the one module that knows about attention.
+
+A batch in the tree layout is one row in which a token attends to its ancestors alone, not to all that stands
+before it. Three ways to have that, by the attention the model was loaded with:
+
+- `sdpa`: two fused calls a pair. Each run of the tree is scaled dot-product attention of its tokens over its
+  ancestors' keys and its own, causal towards the lower right. No mask of T x T is made, and nothing is
+  computed between one pair and another: with 4 pairs of 300 tokens that is a third of the time of a dense
+  mask on a CPU (`python benchmarks/train_speed.py --systems tree tree_dense`).
+- `eager`: a dense mask, added to the scores. For models that SDPA cannot do (soft-capping, sinks).
+- `flex_attention`: the dense mask as a BlockMask.
+
+A path of the tree has the positions 0, 1, 2, ..., so that a sliding window is a matter of positions and not
+of places in the row.
+
+Read in transformers 5.23: `AttentionInterface` and `AttentionMaskInterface` (how an attention function is
+registered; a 4D mask is passed on as it is; keyword arguments reach the attention function),
+`sdpa_attention_forward`, `PreTrainedModel._is_stateful`, `config.layer_types`, `config._attn_implementation`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from edit_trl.models.pairs.collation import Run
+
+TreeAttentionKind = Literal["runs", "dense", "block"]
+
+KIND_OF_ATTENTION: dict[str, TreeAttentionKind] = {
+    "sdpa": "runs",
+    "eager": "dense",
+    "flex_attention": "block",
+}
+LAYERS_THAT_TAKE_A_TREE = frozenset({"full_attention", "sliding_attention", "attention"})
+
+_NAME = "dual_cot_tree"
+
+
+def tree_obstacle(model: nn.Module) -> str | None:
+    """Why a model cannot take a tree, or None where it can.
+
+    Args:
+        model: A causal language model, or a PEFT model of one.
+
+    Returns:
+        What stands in the way, such as "its linear_attention layers mix all tokens of a row".
+    """
+    base = _base(model)
+    if is_peft_model(model):
+        virtual = [name for name, peft in model.peft_config.items() if peft.is_prompt_learning]
+        if virtual:
+            kind = model.peft_config[virtual[0]].peft_type.value
+            return f"its {kind} adapter puts virtual tokens before the row"
+    layers = set(getattr(base.config.get_text_config(), "layer_types", None) or ())
+    foreign = sorted(layers - LAYERS_THAT_TAKE_A_TREE)
+    if foreign:
+        return f"its {', '.join(foreign)} layers do not read a mask of ancestors"
+    if base._is_stateful:
+        return f"the layers of {type(base).__name__} carry a state from token to token"
+    attention = base.config._attn_implementation
+    if attention not in KIND_OF_ATTENTION and attention != _NAME:
+        return f"its attention is {attention!r}, and a tree needs one of {', '.join(KIND_OF_ATTENTION)}"
+    return None
+
+
+def _base(model: nn.Module) -> PreTrainedModel:
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+class TreeAttention:
+    """Makes the inputs by which one model attends along a tree.
+
+    Args:
+        model: A model without a `tree_obstacle`. Where it uses SDPA, its attention becomes a function that is
+            SDPA for anything but a tree.
+        kind: How; by the model's attention where None.
+    """
+
+    def __init__(self, model: nn.Module, kind: TreeAttentionKind | None = None):
+        base = _base(model)
+        attention = base.config._attn_implementation
+        self._base, self._before = base, attention
+        self.kind = kind or KIND_OF_ATTENTION.get(attention, "runs")
+        self._config = base.config.get_text_config()
+        self._dtype = base.dtype
+        self._additive = attention == "eager"
+        if self.kind == "runs":
+            base.set_attn_implementation(_NAME)
+
+    def remove(self) -> None:
+        """Give the model back the attention that it had."""
+        if self.kind == "runs":
+            self._base.set_attn_implementation(self._before)
+
+    def inputs(self, runs: Sequence[Run], position_ids: Tensor) -> dict[str, Any]:
+        """Keyword arguments for the model's backbone.
+
+        Args:
+            runs: The tree.
+            position_ids: Shape (1, T).
+        """
+        if self.kind == "runs":
+            # A 4D mask, since that is handed to the layers as it is; what it holds is not read.
+            nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_ids.device)
+            return {"attention_mask": nothing, "tree": _Tree(runs)}
+        window = getattr(self._config, "sliding_window", None)
+        kinds = set(getattr(self._config, "layer_types", None) or ())
+        if len(kinds) > 1:
+            masks = {
+                kind: self._mask(runs, position_ids, window if kind == "sliding_attention" else None)
+                for kind in kinds
+            }
+            return {"attention_mask": masks}
+        return {
+            "attention_mask": self._mask(runs, position_ids, None if kinds == {"full_attention"} else window)
+        }
+
+    def _mask(self, runs: Sequence[Run], position_ids: Tensor, window: int | None) -> Any:
+        mask = dense_tree_mask(runs, position_ids, window)
+        if self.kind == "block":
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            size = len(mask)
+            return create_block_mask(
+                lambda batch, head, query, key: mask[query, key], None, None, size, size, mask.device
+            )
+        if self._additive:
+            lowest = torch.finfo(self._dtype).min
+            mask = torch.zeros(mask.shape, dtype=self._dtype, device=mask.device).masked_fill(~mask, lowest)
+        return mask[None, None]
+
+
+def dense_tree_mask(runs: Sequence[Run], position_ids: Tensor, window: int | None = None) -> Tensor:
+    """Which token attends to which: bool, shape (T, T), query by key.
+
+    Args:
+        runs: The tree.
+        position_ids: Shape (1, T).
+        window: How many tokens back a token sees, itself included; all where None.
+    """
+    size = position_ids.size(1)
+    mask = torch.zeros(size, size, dtype=torch.bool, device=position_ids.device)
+    for start, stop, ancestors in runs:
+        for first, last in ancestors:
+            mask[start:stop, first:last] = True
+        mask[start:stop, start:stop] = torch.ones_like(mask[start:stop, start:stop]).tril()
+    if window is not None:
+        mask &= position_ids.T - position_ids < window
+    return mask
+
+
+class _Tree:
+    """The runs of one forward, with the window masks that its layers share."""
+
+    def __init__(self, runs: Sequence[Run]):
+        self.runs = runs
+        self._masks: dict[tuple[Run, int], Tensor] = {}
+
+    def mask(self, run: Run, length: int, window: int | None, device: torch.device) -> Tensor | None:
+        """What the run's queries see of the `length` keys of their path; None for plain causal attention."""
+        own = run.stop - run.start
+        if window is None or length <= window:
+            # A lone query sees its whole path.
+            return None if own in (1, length) else causal_lower_right(own, length)
+        if (run, window) not in self._masks:
+            ones = torch.ones(own, length, dtype=torch.bool, device=device)
+            past = length - own
+            self._masks[run, window] = (ones.tril(past) & ones.triu(past - window + 1))[None, None]
+        return self._masks[run, window]
+
+
+def _tree_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    tree: _Tree | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """SDPA; with a tree, SDPA of each run over its path. Query, key, value: (1, heads, T, size of a head)."""
+    if tree is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    kwargs.pop("is_causal", None)
+    if torch.is_autocast_enabled(query.device.type):
+        # Autocast does not reach into a `CausalBias`, and rotary embeddings leave queries in float32.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    outputs = []
+    for run in tree.runs:
+        path = [*run.ancestors, (run.start, run.stop)]
+        keys, values = (_along(path, tensor) for tensor in (key, value))
+        mask = tree.mask(run, keys.size(2), kwargs.get("sliding_window"), query.device)
+        queries = query[:, :, run.start : run.stop]
+        outputs.append(
+            sdpa_attention_forward(module, queries, keys, values, mask, is_causal=True, **kwargs)[0]
+        )
+    return torch.cat(outputs, dim=1), None
+
+
+def _along(path: Sequence[tuple[int, int]], tensor: Tensor) -> Tensor:
+    pieces = [tensor[:, :, start:stop] for start, stop in path]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+
+AttentionInterface.register(_NAME, _tree_attention_forward)
+AttentionMaskInterface.register(_NAME, sdpa_mask)

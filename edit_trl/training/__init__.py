@@ -1,0 +1,1 @@
+"""Training a student: options, objective, trainer, and what a run saves."""

@@ -1,0 +1,330 @@
+"""DualCoTConfig and all its checks (L2)."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers.utils import is_torch_bf16_gpu_available, logging
+from trl import SFTConfig
+
+from edit_trl.common.errors import InputError
+from edit_trl.key_steps import KeyStepMethod
+from edit_trl.losses import Normalization, PreferenceLoss, PreferenceReduction, RejectedPenalty
+from edit_trl.models.pairs.scoring import Layout
+
+logger = logging.get_logger(__name__)
+
+KeyStepScope = Literal["all", "fork"]
+PreferenceScope = Literal["key_steps", "fork", "completion"]
+Reference = Literal["none", "adapter_off", "precomputed"]
+
+REFERENCE_BASED_PREFERENCES = ("ipo",)
+REFERENCE_FREE_PREFERENCES = ("orpo", "simpo")
+
+# Options of SFTConfig about data that dual CoTs do not have, or about a loss that is replaced, with
+# the values that mean "not asked for".
+NOT_FOR_DUAL_COTS = {
+    "packing": (False,),
+    "eval_packing": (None, False),
+    "padding_free": (False,),
+    "completion_only_loss": (None, True),
+    "assistant_only_loss": (False,),
+    "loss_type": ("nll",),
+    "dataset_text_field": ("text",),
+    "truncation_mode": ("keep_start",),
+    "dataset_kwargs": (None,),
+    "label_smoothing_factor": (0.0,),
+}
+
+
+@dataclass
+class DualCoTConfig(SFTConfig):
+    """Configuration of `DualCoTTrainer`: every option of `trl.SFTConfig`, and those below.
+
+    The defaults are gentle: SFT on the correct chains with their key tokens counted twice, and a
+    bounded contrast of small weight where the two chains part. The paper's setting is a recipe,
+    `recipes/Llama-2-7b/edit/config_paper.yaml`. What the symbols mean is said in `edit_trl.losses`;
+    each field's meaning is in its `metadata["help"]`, which `edit-trl train --help` prints.
+
+    Raises:
+        InputError: All problems of the configuration at once.
+    """
+
+    # Key steps
+    key_step_method: KeyStepMethod = field(
+        default="words",
+        metadata={
+            "help": "How key steps are found. 'edit': minimum edit distance over token ids (the "
+            "paper). 'words': the same over words and numbers. 'fork': only the first step in which "
+            "the chains differ. 'forks': that, and of every later step only the first word that "
+            "differs. 'spans': the row's chosen_key_spans and rejected_key_spans. "
+            "'reference': 'edit' with the tie-breaking of the authors' code. 'random': as many tokens "
+            "as 'words' marks, at random places of the chain; a control."
+        },
+    )
+    key_step_seed: int = field(
+        default=0, metadata={"help": "Seed of the places that `key_step_method: random` draws."}
+    )
+    max_key_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "Drop pairs in which more than this share of the completion tokens is key: such "
+            "chains are worded differently and show no key step. Between 0 and 1; 1 keeps all."
+        },
+    )
+    max_fork_confidence: float | None = field(
+        default=None,
+        metadata={
+            "help": "Drop pairs whose fork the student already decides rightly with more than this "
+            "probability: they teach nothing. One pass over the data before training, cached; its "
+            "histogram is logged. Between 0 and 1; off by default."
+        },
+    )
+    hardest_forks: float | None = field(
+        default=None,
+        metadata={
+            "help": "Keep only this share of the pairs: those to whose right token at the fork the "
+            "student gives the lowest probabilities (0.5: the hardest half; ties go to earlier rows). With "
+            "max_fork_confidence, the share is of the pairs that it leaves. Above 0, at most 1; off by "
+            "default."
+        },
+    )
+    truncate_long: bool = field(
+        default=False,
+        metadata={
+            "help": "Cut pairs longer than max_length instead of dropping them; the log says how "
+            "many key tokens were cut off."
+        },
+    )
+
+    # The objective
+    chosen_key_weight: float = field(
+        default=2.0,
+        metadata={"help": "Alpha: weight of the correct chain's key tokens."},
+    )
+    chosen_context_weight: float = field(
+        default=1.0,
+        metadata={"help": "Gamma: weight of the correct chain's other tokens (0 in the paper)."},
+    )
+    rejected_key_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Beta: weight of the penalty on the wrong chain's key tokens (0.025 in the "
+            "paper). Larger values make the student unlearn."
+        },
+    )
+    rejected_key_scope: KeyStepScope = field(
+        default="fork",
+        metadata={
+            "help": "Which key tokens of the wrong chain are penalised. 'all': every one (the "
+            "paper). 'fork': from the first difference to the end of that step, since what follows "
+            "the error is mostly right reasoning from a wrong premise."
+        },
+    )
+    rejected_penalty: RejectedPenalty = field(
+        default="unlikelihood",
+        metadata={
+            "help": "How a wrong key token is penalised. 'likelihood': log p (the paper), "
+            "unbounded. 'unlikelihood': -log(1 - p)."
+        },
+    )
+    normalization: Normalization = field(
+        default="completion",
+        metadata={
+            "help": "What a chain's weighted token losses are divided by. 'completion': its "
+            "completion tokens, each pair counts the same. 'key_tokens': its key tokens. 'step': "
+            "the mean completion length in the optimizer step, each token counts the same, as in "
+            "TRL's SFT."
+        },
+    )
+
+    # The preference term
+    preference_weight: float = field(
+        default=0.1,
+        metadata={"help": "Lambda: weight of the contrastive preference term; 0 switches it off."},
+    )
+    preference_loss: PreferenceLoss = field(
+        default="sigmoid",
+        metadata={
+            "help": "The preference term: sigmoid (DPO), ipo, hinge (SLiC), orpo or simpo. See "
+            "edit_trl.losses.preference_term for the equations."
+        },
+    )
+    preference_scope: PreferenceScope | None = field(
+        default=None,
+        metadata={
+            "help": "Which tokens the preference compares. 'fork': the key tokens of the step in "
+            "which the chains part (default). 'key_steps': all key tokens. 'completion': the whole "
+            "chains."
+        },
+    )
+    preference_reduction: PreferenceReduction = field(
+        default="mean",
+        metadata={"help": "Whether a chain's score is the mean or the sum of its tokens' log-probabilities."},
+    )
+    preference_beta: float = field(
+        default=1.0,
+        metadata={"help": "b, the inverse temperature of the preference term (beta in DPO)."},
+    )
+    preference_margin: float = field(
+        default=0.0,
+        metadata={"help": "By how much the correct chain's scaled score should lead."},
+    )
+    reference: Reference = field(
+        default="none",
+        metadata={
+            "help": "Whose scores are subtracted in the preference term. 'none': nobody's. "
+            "'adapter_off': the model without its adapter. 'precomputed': the student as it is "
+            "before training, computed once and cached."
+        },
+    )
+
+    # Batches
+    layout: Layout = field(
+        default="auto",
+        metadata={
+            "help": "How the two chains of a pair are run. 'tree': every token they share once, about "
+            "twice as fast. 'padded': each chain in a row of its own, rows of similar length together. "
+            "'auto': the tree where the model can take it and the first batch shows that both agree."
+        },
+    )
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Fill each training batch of a device up to this many tokens, instead of with "
+            "per_device_train_batch_size pairs. Tokens that chains share count once (layout tree)."
+        },
+    )
+
+    # Watching the run
+    displacement_warning: float | None = field(
+        default=0.25,
+        metadata={
+            "help": "Warn once when the mean log-probability of the correct chains has fallen by "
+            "more than this many nats a token since the start (likelihood displacement)."
+        },
+    )
+
+    lr_decay_per_epoch: float | None = field(
+        default=None,
+        metadata={
+            "help": "Multiply the learning rate by this after each epoch (0.95 in the paper); with "
+            "lr_scheduler_type constant only. Above 0, at most 1; off by default."
+        },
+    )
+
+    # Reads the loss from the device at every batch; ours is looked at whenever something is logged or saved.
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Not needed: a loss that is not finite stops the run and names the rows."},
+    )
+
+    # TRL asks for bf16 unless told otherwise, which fails on a machine without it.
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether to use bf16 mixed precision. If not set: yes on a GPU that has it, "
+            "unless fp16 is set; no on a CPU."
+        },
+    )
+
+    def __post_init__(self):
+        problems = [*self._range_problems(), *self._objective_problems()]
+        problems += [*self._preference_problems(), *self._inherited_problems()]
+        has_bf16 = is_torch_bf16_gpu_available()
+        if self.bf16 and not has_bf16 and not self.use_cpu:
+            problems.append(
+                "`bf16: true`, but this machine has no GPU with bfloat16 (NVIDIA Ampere or newer); "
+                "set `bf16: false`, or `use_cpu: true` to train in bf16 on the CPU"
+            )
+        if problems:
+            raise InputError(problems)
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and has_bf16
+        if self.preference_scope is None and self.preference_weight:
+            self.preference_scope = "fork"
+        super().__post_init__()
+
+    def _range_problems(self):
+        if not 0 < self.max_key_fraction <= 1:
+            yield f"`max_key_fraction` must be above 0 and at most 1, got {self.max_key_fraction}"
+        confidence = self.max_fork_confidence
+        if confidence is not None and not 0 < confidence <= 1:
+            yield f"`max_fork_confidence` must be above 0 and at most 1, got {confidence}"
+        share = self.hardest_forks
+        if share is not None and not 0 < share <= 1:
+            yield f"`hardest_forks` is a share: above 0 and at most 1, got {share}"
+        decay = self.lr_decay_per_epoch
+        if decay is not None and not 0 < decay <= 1:
+            yield f"`lr_decay_per_epoch` must be above 0 and at most 1, got {decay}"
+        if decay is not None and self.lr_scheduler_type != "constant":
+            yield "`lr_decay_per_epoch` needs `lr_scheduler_type: constant`; two schedules cannot both hold"
+        sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        for name in (*sizes, "max_tokens_per_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"`{name}` must be at least 1, got {value}"
+        if self.max_length is not None and self.max_length < 2:
+            yield f"`max_length` must be at least 2 (a prompt and a completion), got {self.max_length}"
+
+    def _objective_problems(self):
+        weights = {
+            name: getattr(self, name)
+            for name in (
+                "chosen_key_weight",
+                "chosen_context_weight",
+                "rejected_key_weight",
+                "preference_weight",
+            )
+        }
+        for name, weight in weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                yield f"`{name}` must be a finite number, 0 or more, got {weight}"
+        if not any(weights.values()):
+            yield f"all weights of the objective are 0 ({', '.join(weights)}), nothing would be learnt"
+
+    def _preference_problems(self):
+        if not self.preference_weight:
+            if self.preference_scope is not None:
+                yield (
+                    f"`preference_scope: {self.preference_scope}` is set but `preference_weight` is "
+                    "0, so there is no preference term; set a weight (0.1, say) or remove the scope"
+                )
+            if self.reference != "none":
+                yield (
+                    f"`reference: {self.reference}` is set but `preference_weight` is 0 and nothing "
+                    "else uses a reference; set a weight or `reference: none`"
+                )
+            return
+        kind = self.preference_loss
+        if kind in REFERENCE_BASED_PREFERENCES and self.reference == "none":
+            yield (
+                f"`preference_loss: {kind}` compares with a reference model, but `reference` is "
+                "'none'; set `reference: adapter_off` (LoRA) or `reference: precomputed`"
+            )
+        if kind in REFERENCE_FREE_PREFERENCES:
+            if self.reference != "none":
+                yield (
+                    f"`preference_loss: {kind}` has no reference model, but `reference` is "
+                    f"{self.reference!r}; set `reference: none` or `preference_loss: sigmoid`"
+                )
+            if self.preference_reduction != "mean":
+                yield (
+                    f"`preference_loss: {kind}` is defined on mean log-probabilities; set "
+                    "`preference_reduction: mean`"
+                )
+        if not (math.isfinite(self.preference_beta) and self.preference_beta > 0):
+            yield f"`preference_beta` must be a finite number above 0, got {self.preference_beta}"
+
+    def _inherited_problems(self):
+        for name, values in NOT_FOR_DUAL_COTS.items():
+            if getattr(self, name) not in values:
+                yield (
+                    f"`{name}: {getattr(self, name)}` does not apply to dual CoTs; remove it from "
+                    "the configuration"
+                )
+        if self.hub_strategy in ("checkpoint", "all_checkpoints"):
+            yield (
+                f"`hub_strategy: {self.hub_strategy}` would push checkpoints, which hold optimizer states "
+                "and pickles; they stay here, and the finished model is pushed. Remove it"
+            )

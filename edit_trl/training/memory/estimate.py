@@ -1,0 +1,325 @@
+"""What a run will take of memory (L2), by the model's configuration and the recipe, before anything loads."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PretrainedConfig
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
+from trl import ModelConfig
+
+from edit_trl.models.pairs.collation import BatchLayoutName
+from edit_trl.models.pairs.tree_attention import tree_obstacle
+from edit_trl.training.config import DualCoTConfig
+from edit_trl.training.lora_targets import make_model, settle_targets
+from edit_trl.training.memory.heap import LARGEST_IN_HEAP, LEAST_MAPPED
+from edit_trl.training.memory.trace import trace_step, with_fake_weights
+from edit_trl.training.objective import Objective
+
+Device = Literal["cuda", "cpu"]
+
+GIB = 2**30
+CARDS = (8, 12, 16, 24, 48, 80)
+"""Memory of common cards, in GiB."""
+# What a card has for us: its firmware, and a display or none, take some.
+USABLE = 0.96
+# The CUDA context with the libraries' kernels and workspaces; and what the allocator cannot hand out again.
+CUDA_CONTEXT = int(0.6 * GIB)
+CUDA_FRAGMENTATION = 0.04
+# Python with torch, transformers, TRL and datasets, and a tokenized dataset. Measured, see
+# benchmarks/memory_check.py.
+CPU_PROCESS = int(0.6 * GIB)
+# In half precision oneDNN multiplies, which keeps its kernels and their descriptions by shape, the last 1,024
+# of them, and pairs differ in length, so that they come to as many. Measured, see README.
+CPU_KERNELS = int(0.6 * GIB)
+# bitsandbytes: 4-bit blocks of 64 weights; statistics in blocks of 256; 8-bit optimizer states likewise.
+CPU_8BIT_UPDATE = 24  # bytes an element, bitsandbytes 0.50
+BLOCK, STATISTICS_BLOCK, OPTIMIZER_BLOCK, LEAST_8BIT_STATE = 64, 256, 256, 4096
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """The most memory that a run takes on one device, by part, in bytes.
+
+    Attributes:
+        parts: Adds up to the peak. Weights, adapter and optimizer are there all the time; gradients,
+            activations and head as they are at the moment of most memory.
+        layout: In which the longest batch was run.
+        batch_tokens: Tokens of the longest batch that gradients are computed of, padding counted.
+        parameters: Of the model.
+        trained: How many of them, or of the adapter, are trained.
+    """
+
+    parts: dict[str, int]
+    layout: BatchLayoutName
+    batch_tokens: int
+    parameters: int
+    trained: int
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
+
+    def fits(self) -> list[int]:
+        """The common cards that hold it, in GiB."""
+        return [card for card in CARDS if self.peak <= card * GIB * USABLE]
+
+
+def estimate_memory(
+    config: PretrainedConfig,
+    model: ModelConfig,
+    training: DualCoTConfig,
+    examples: Sequence[dict[str, Any]],
+    *,
+    device: Device,
+    mixed: torch.dtype | None = None,
+    shards: int = 1,
+) -> MemoryEstimate:
+    """Estimate a run's peak.
+
+    Args:
+        config: The student's.
+        model: TRL's model, adapter and quantization options.
+        training: The trainer's.
+        examples: The longest batch, as `edit_trl.models.pairs.collation` has them; see `made_up_examples`.
+        device: What it runs on.
+        mixed: The dtype of mixed precision; None for the weights' own.
+        shards: Over how many devices weights, gradients and optimizer are spread (FSDP2, ZeRO-3).
+    """
+    student, sizes = _student(config, model, training)
+    fake = FakeTensorMode()
+    with_fake_weights(student, fake)
+    _as_trained(student, training)
+    layout: BatchLayoutName = "padded"
+    if training.layout != "padded" and tree_obstacle(student) is None:
+        layout = "tree"
+    with_rejected = Objective(training).needs_rejected
+    step = trace_step(
+        student,
+        fake,
+        examples,
+        layout,
+        autocast=mixed,
+        on_gpu=device == "cuda",
+        pad_to_multiple_of=training.pad_to_multiple_of,
+        with_rejected=with_rejected,
+        accumulate=training.gradient_accumulation_steps > 1,
+        # As `edit-trl train` has it; see `map_large_blocks`.
+        largest_in_heap=LEAST_MAPPED if model.use_peft else LARGEST_IN_HEAP,
+    )
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    gradients = sum(parameter.nbytes for parameter in trained)
+    parts = {
+        "weights": sum(sizes.values()) // shards,
+        "adapter": gradients // shards if model.use_peft else 0,
+        "optimizer": optimizer_bytes(training.optim, trained) // shards,
+    }
+    update = _update_bytes(training.optim, trained, device)
+    if gradients + update > step.total:  # the optimizer's step, then, when activations are gone
+        parts |= {"gradients": gradients // shards, "activations": 0, "head": 0}
+        parts["optimizer"] += update
+    else:
+        parts |= {
+            "gradients": step.gradients // shards,
+            "activations": step.activations + _whole_layer(student, sizes, shards),
+            "head": step.head,
+        }
+    if model.load_in_4bit or model.load_in_8bit:
+        parts["activations"] += _dequantized_layer(student)
+    parts["overhead"] = _overhead(device, sum(parts.values()), _in_half_precision(student, mixed))
+    learnt = sum(parameter.numel() for parameter in trained)
+    whole = sum(parameter.numel() for parameter in student.parameters())
+    return MemoryEstimate(
+        parts=parts,
+        layout=layout,
+        batch_tokens=batch_tokens(examples, layout, with_rejected),
+        parameters=whole - (learnt if model.use_peft else 0),
+        trained=learnt,
+    )
+
+
+def _student(
+    config: PretrainedConfig, model: ModelConfig, training: DualCoTConfig
+) -> tuple[nn.Module, dict[str, int]]:
+    """The student with its adapter on the meta device, and the bytes of each weight of the base."""
+    from trl import get_peft_config
+
+    with torch.device("meta"):
+        student = make_model(config, model.dtype)
+        adapter = get_peft_config(model)
+        sizes = _weight_bytes(student, model)
+        student.requires_grad_(adapter is None)
+        if adapter is not None:
+            student = _adapt(student, settle_targets(adapter, config), model, training)
+    return student, sizes
+
+
+def _overhead(device: Device, counted: int, half_precision: bool) -> int:
+    if device == "cuda":
+        return CUDA_CONTEXT + int(CUDA_FRAGMENTATION * counted)
+    return CPU_PROCESS + (CPU_KERNELS if half_precision else 0)
+
+
+def _in_half_precision(student: nn.Module, mixed: torch.dtype | None) -> bool:
+    return mixed is not None or any(p.dtype in (torch.bfloat16, torch.float16) for p in student.parameters())
+
+
+def _as_trained(student: nn.Module, training: DualCoTConfig) -> None:
+    """Mode and checkpointing as the Trainer has them, read in transformers 5.24."""
+    student.train()
+    if training.gradient_checkpointing:
+        kwargs = dict(training.activation_checkpointing_kwargs or {})
+        every = kwargs.pop("every_n_layers", 1)
+        kwargs.pop("offload", None)
+        student.activation_checkpointing_enable(kwargs or None, every_n_layers=every)
+        if hasattr(student, "peft_config"):
+            student.enable_input_require_grads()
+
+
+def _adapt(student: nn.Module, adapter: LoraConfig, model: ModelConfig, training: DualCoTConfig) -> nn.Module:
+    adapted = get_peft_model(student, adapter)
+    if (model.load_in_4bit or model.load_in_8bit) and not training.fp16:
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()  # as TRL does; see `settle_adapter_dtype`
+    return adapted
+
+
+def _weight_bytes(student: nn.Module, model: ModelConfig) -> dict[str, int]:
+    """The bytes of each weight as it is stored; tied ones once."""
+    sizes = {name: parameter.nbytes for name, parameter in student.named_parameters()}
+    if not (model.load_in_4bit or model.load_in_8bit):
+        return sizes
+    kept = set(get_keys_to_not_convert(student))
+    for name, module in student.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and name not in kept and f"{name}.weight" in sizes:
+            rows = module.weight.shape[0]
+            numel = module.weight.numel()
+            sizes[f"{name}.weight"] = (
+                _four_bit_bytes(numel, bool(model.use_bnb_nested_quant))
+                if model.load_in_4bit
+                else numel + 4 * rows
+            )
+    return sizes
+
+
+def _four_bit_bytes(numel: int, nested: bool) -> int:
+    blocks = -(-numel // BLOCK)
+    if not nested:
+        return numel // 2 + 4 * blocks + 4 * 16
+    # A code book of 16 and, for the statistics, one of 256, in float32.
+    return numel // 2 + blocks + 4 * -(-blocks // STATISTICS_BLOCK) + 4 * (16 + 256)
+
+
+def _dequantized_layer(student: nn.Module) -> int:
+    """The largest layer in the dtype of the computation: a layer is unpacked while it runs."""
+    return max(
+        (
+            m.weight.nbytes
+            for n, m in student.named_modules()
+            if isinstance(m, nn.Linear) and "lora_" not in n
+        ),
+        default=0,
+    )
+
+
+def _whole_layer(student: nn.Module, sizes: dict[str, int], shards: int) -> int:
+    """Under sharding, the layer that runs is gathered, and the next one with it."""
+    if shards == 1:
+        return 0
+    blocks: dict[str, int] = {}
+    for name, size in sizes.items():
+        key = ".".join(name.split(".")[:3])
+        blocks[key] = blocks.get(key, 0) + size
+    return 2 * max(blocks.values())
+
+
+def optimizer_bytes(name: Any, trained: Sequence[nn.Parameter]) -> int:
+    """Bytes of an optimizer's states.
+
+    Args:
+        name: As transformers calls it, such as `adamw_torch_fused` or `paged_adamw_8bit`.
+        trained: The trained weights.
+    """
+    text = str(getattr(name, "value", name))
+    states = 1 if any(kind in text for kind in ("lion", "rmsprop", "adagrad")) else 2
+    if "adafactor" in text or text.startswith("sgd"):
+        return 0
+    total = 0
+    for parameter in trained:
+        numel = parameter.numel()
+        if "8bit" in text and numel >= LEAST_8BIT_STATE:
+            total += states * (numel + 4 * -(-numel // OPTIMIZER_BLOCK))
+        elif "4bit" in text and numel >= LEAST_8BIT_STATE:
+            total += states * (numel // 2)
+        elif "torch" in text:
+            total += states * parameter.nbytes  # in the dtype of the weights
+        else:
+            total += states * numel * 4
+    return total
+
+
+def _update_bytes(name: Any, trained: Sequence[nn.Parameter], device: Device) -> int:
+    """What an optimizer takes while it updates one weight; the fused and the paged ones nothing.
+
+    bitsandbytes' 8-bit optimizers on a CPU unpack both states of a weight to float32 and compute beside them.
+    """
+    if device == "cpu" and "8bit" in str(getattr(name, "value", name)):
+        return CPU_8BIT_UPDATE * max(parameter.numel() for parameter in trained)
+    return 0
+
+
+def batch_tokens(
+    examples: Sequence[dict[str, Any]], layout: BatchLayoutName, with_rejected: bool = True
+) -> int:
+    """How many tokens a batch runs, padding counted; in a tree what chains of a pair share counts once."""
+    if layout == "padded":
+        lengths = [
+            len(ex["prompt_ids"]) + len(ex[f"{side}_ids"])
+            for ex in examples
+            for side in ("chosen", "rejected")
+        ]
+        # The correct chains run alone are as wide as the batch.
+        return (len(lengths) if with_rejected else len(examples)) * max(lengths)
+    return sum(
+        len(ex["prompt_ids"])
+        + len(ex["chosen_ids"])
+        + (len(ex["rejected_ids"]) - ex["fork"] if with_rejected else 0)
+        for ex in examples
+    )
+
+
+def made_up_examples(pairs: int, length: int) -> list[dict[str, Any]]:
+    """A batch of pairs of `length` tokens a chain: a quarter is the prompt, half of the rest is shared.
+
+    The wrong chain is one token shorter, so that a padded batch has padding, as real ones do: without any,
+    SDPA goes another way, which on a CPU takes more.
+    """
+    prompt = max(length // 4, 1)
+    completion = max(length - prompt, 2)
+    shared = (completion - 1) // 2
+    return [made_up_example(number, prompt, completion, completion - 1, shared) for number in range(pairs)]
+
+
+def made_up_example(number: int, prompt: int, chosen: int, rejected: int, shared: int) -> dict[str, Any]:
+    """A pair of these lengths, of which the completions part after `shared` tokens."""
+    example: dict[str, Any] = {"prompt_ids": [number + 2] * prompt, "fork": shared, "row": number}
+    for side, size in (("chosen", chosen), ("rejected", rejected)):
+        example[f"{side}_ids"] = [0] * shared + [1 if side == "chosen" else 2] * (size - shared)
+        example[f"{side}_key_mask"] = example[f"{side}_fork_mask"] = [True] * size
+    return example
+
+
+def process_memory(name: Literal["VmHWM", "VmRSS"] = "VmRSS") -> int:
+    """Memory of this process in bytes, its peak (`VmHWM`) or now; 0 where the system does not tell."""
+    path = "/proc/self/status"
+    if not os.path.exists(path):
+        return 0
+    with open(path, encoding="ascii") as lines:
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)

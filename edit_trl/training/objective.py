@@ -1,0 +1,81 @@
+"""The objective as a run's options set it (L2): which tokens of a batch each term of the loss is about."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from edit_trl.losses import DualCoTLoss, chain_score, dual_cot_loss
+from edit_trl.models.pairs.scoring import PairLogps
+from edit_trl.training.config import DualCoTConfig
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`edit_trl.losses.dual_cot_loss` with the weights, penalties and scopes of a config."""
+
+    config: DualCoTConfig
+
+    @property
+    def needs_rejected(self) -> bool:
+        """Whether a term looks at the wrong chains."""
+        return bool(self.config.rejected_key_weight or self.config.preference_weight)
+
+    def scores(self, logps: PairLogps, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """s⁺ and s⁻ of the preference term, without a reference.
+
+        Args:
+            logps: Of both chains.
+            batch: As `edit_trl.models.pairs.collation` describes it.
+
+        Returns:
+            Two of shape (B,).
+        """
+        reduction = self.config.preference_reduction
+        chosen, rejected = self._scopes(batch)
+        return chain_score(logps.chosen, chosen, reduction), chain_score(logps.rejected, rejected, reduction)
+
+    def loss(
+        self,
+        logps: PairLogps,
+        batch: dict[str, Tensor],
+        reference_scores: tuple[Tensor, Tensor] | None = None,
+        step_means: tuple[Tensor, Tensor] | None = None,
+    ) -> DualCoTLoss:
+        """The loss of each pair and its parts.
+
+        Args:
+            logps: The wrong chains' may be None where no term needs them.
+            batch: As `edit_trl.models.pairs.collation` describes it.
+            reference_scores: As `scores` gives them, of the reference model.
+            step_means: Mean number of completion tokens of (correct, wrong) chains over the optimizer step.
+        """
+        config = self.config
+        chosen_scope, rejected_scope = self._scopes(batch)
+        penalised = "key_mask" if config.rejected_key_scope == "all" else "fork_mask"
+        return dual_cot_loss(
+            logps.chosen,
+            logps.rejected,
+            batch["chosen_mask"],
+            batch["rejected_mask"],
+            batch["chosen_key_mask"],
+            batch[f"rejected_{penalised}"],
+            chosen_key_weight=config.chosen_key_weight,
+            chosen_context_weight=config.chosen_context_weight,
+            rejected_key_weight=config.rejected_key_weight,
+            rejected_penalty=config.rejected_penalty,
+            normalization=config.normalization,
+            step_means=step_means,
+            preference_weight=config.preference_weight,
+            preference_loss=config.preference_loss,
+            preference_reduction=config.preference_reduction,
+            preference_beta=config.preference_beta,
+            preference_margin=config.preference_margin,
+            chosen_scope_mask=chosen_scope,
+            rejected_scope_mask=rejected_scope,
+            reference_scores=reference_scores,
+        )
+
+    def _scopes(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The tokens that the preference term scores."""
+        scope = {"key_steps": "key_mask", "completion": "mask"}.get(self.config.preference_scope, "fork_mask")
+        return batch[f"chosen_{scope}"], batch[f"rejected_{scope}"]

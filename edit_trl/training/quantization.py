@@ -1,0 +1,161 @@
+"""Quantized students (L2): what `load_in_4bit` and `load_in_8bit` imply, and what they need."""
+
+import os
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import is_peft_model
+from packaging.version import Version
+from torch import nn
+from transformers.utils import is_torch_bf16_gpu_available
+from trl import ModelConfig, get_quantization_config
+
+from edit_trl.common.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+    from edit_trl.training.config import DualCoTConfig
+
+# 4-bit layers on every device, and parameters that FSDP2 can shard.
+MINIMUM = Version("0.48")
+# Its optimizers on a CPU (bitsandbytes pull request 1901).
+MINIMUM_FOR_CPU_OPTIMIZERS = Version("0.50")
+# How transformers names the optimizers of bitsandbytes.
+OPTIMIZER_MARKS = ("8bit", "paged", "bnb")
+_NOT_OF_BITSANDBYTES = ("torch", "galore", "apollo")
+
+
+def implied_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a quantized student implies, of what the recipe leaves open; nothing for others.
+
+    TRL's own defaults are float32 for the computation (its `dtype`), no double quantization, adapters on
+    what PEFT's table has for the architecture (queries and values, mostly; nothing for some), and AdamW with
+    states in float32. QLoRA (arXiv 2305.14314, sections 3 and 4) has NF4, double quantization, bf16,
+    adapters on every linear layer (which it finds to matter most), and paged optimizer states.
+
+    Args:
+        values: The options that were given.
+
+    Returns:
+        Options by name, those given not among them.
+    """
+    if not (values.get("load_in_4bit") or values.get("load_in_8bit")):
+        return {}
+    implied = {
+        "dtype": compute_dtype(bool(values.get("use_cpu"))),
+        "gradient_checkpointing": True,
+        "optim": _optimizer(bool(values.get("use_cpu"))),
+    }
+    if not values.get("lora_target_parameters"):
+        implied["lora_target_modules"] = "all-linear"  # PEFT leaves the head out, whatever it is called
+    if implied["dtype"] == "float16" and not values.get("bf16"):
+        implied["fp16"] = True
+    if values.get("load_in_4bit"):
+        implied |= {"bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
+    return {name: value for name, value in implied.items() if name not in values}
+
+
+def compute_dtype(use_cpu: bool) -> str:
+    """bfloat16; float16 on a GPU that has none."""
+    on_gpu = torch.cuda.is_available() and not use_cpu
+    return "float16" if on_gpu and not is_torch_bf16_gpu_available() else "bfloat16"
+
+
+def _optimizer(use_cpu: bool) -> str:
+    if torch.cuda.is_available() and not use_cpu:
+        return "paged_adamw_8bit"
+    # There is nothing to page a CPU's memory to; bitsandbytes would warn and not page.
+    found = _installed()
+    return "adamw_8bit" if found and found >= MINIMUM_FOR_CPU_OPTIMIZERS else "adamw_torch_fused"
+
+
+def quantization_config(model: ModelConfig, training: "DualCoTConfig") -> "BitsAndBytesConfig | None":
+    """TRL's configuration for bitsandbytes, with a dtype to compute in and a storage that can be sharded."""
+    config = get_quantization_config(_with_dtype(model, training))
+    # FSDP and ZeRO-3 shard floating-point parameters only; and FSDP wants one dtype a layer, that of the
+    # norms and adapters.
+    sharded = training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    deepspeed = getattr(training, "deepspeed_plugin", None)
+    sharded = sharded or (deepspeed is not None and deepspeed.zero_stage == 3)
+    if config is not None and config.load_in_4bit and sharded and model.bnb_4bit_quant_storage is None:
+        config.bnb_4bit_quant_storage = config.bnb_4bit_compute_dtype
+    return config
+
+
+def _with_dtype(model: ModelConfig, training: "DualCoTConfig") -> ModelConfig:
+    # 'auto' is what the weights are in, which bitsandbytes is not told of.
+    if model.load_in_4bit and model.dtype in (None, "auto"):
+        model.dtype = compute_dtype(training.use_cpu)
+    return model
+
+
+def settle_adapter_dtype(model: nn.Module, fp16: bool) -> None:
+    """Adapters of a quantized student in the dtype that they are trained in.
+
+    QLoRA has "weight gradients for the LoRA parameters which use 16-bit BrainFloat" (arXiv 2305.14314,
+    section 3), and TRL 1.16 casts the adapters of a quantized model to bfloat16 when the trainer is made.
+    They stay so, but for fp16 training: GPUs that need it have no bfloat16, and the gradient scaler does not
+    unscale bfloat16 gradients, so adapters are float32 there.
+
+    Args:
+        model: The student, with its adapter.
+        fp16: Whether training is in fp16.
+    """
+    quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    if not (fp16 and quantized and is_peft_model(model)):
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def check_bitsandbytes(model: ModelConfig, training: "DualCoTConfig") -> None:
+    """See that what the run needs of bitsandbytes is installed; nothing is imported.
+
+    Raises:
+        InputError: It is missing, or too old for the device.
+    """
+    problems = list(_bitsandbytes_problems(model, training))
+    if problems:
+        raise InputError(problems)
+
+
+def _bitsandbytes_problems(model: ModelConfig, training: "DualCoTConfig") -> Iterator[str]:
+    needs = [f"`{name}: true`" for name in ("load_in_4bit", "load_in_8bit") if getattr(model, name)]
+    optimizer = str(getattr(training.optim, "value", training.optim))
+    own = any(mark in optimizer for mark in OPTIMIZER_MARKS)
+    own = own and not any(other in optimizer for other in _NOT_OF_BITSANDBYTES)
+    needs += [f"`optim: {optimizer}`"] if own else []
+    if not needs:
+        return
+    found = _installed()
+    if found is None:
+        yield (
+            f"{' and '.join(needs)} needs bitsandbytes, which is not installed here; "
+            f"`pip install 'bitsandbytes>={MINIMUM}'`, or train without it (LoRA: remove the option)"
+        )
+        return
+    device = "a GPU" if torch.cuda.is_available() and not training.use_cpu else "a CPU"
+    if found < MINIMUM:
+        yield (
+            f"{' and '.join(needs)} on {device} needs bitsandbytes {MINIMUM} or newer, but {found} is "
+            f"installed; `pip install -U 'bitsandbytes>={MINIMUM}'`"
+        )
+    elif own and device == "a CPU" and found < MINIMUM_FOR_CPU_OPTIMIZERS:
+        yield (
+            f"`optim: {optimizer}` on a CPU needs bitsandbytes {MINIMUM_FOR_CPU_OPTIMIZERS} or newer, but "
+            f"{found} is installed; `pip install -U 'bitsandbytes>={MINIMUM_FOR_CPU_OPTIMIZERS}'`, or set "
+            "`optim: adamw_torch_fused`"
+        )
+
+
+def _installed() -> Version | None:
+    """The version of bitsandbytes, None where it cannot be imported; without importing it."""
+    try:
+        return Version(version("bitsandbytes")) if find_spec("bitsandbytes") else None
+    except PackageNotFoundError:
+        return None

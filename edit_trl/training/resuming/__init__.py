@@ -1,0 +1,1 @@
+"""Stopping, checkpoints and resuming."""

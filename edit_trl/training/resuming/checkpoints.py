@@ -1,0 +1,235 @@
+"""Checkpoints that a run goes on from exactly (L2): written whole or not at all, and checked before use.
+
+A checkpoint is written below `_unfinished/` in the run's folder and gets its name, `checkpoint-STEP`, when
+it is complete, so that whatever has that name can be resumed from. `edit_trl.json` in it, written last, says
+what run it is of.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from safetensors import SafetensorError
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+from trl import SFTConfig
+
+from edit_trl.common.errors import InputError
+from edit_trl.training.config import DualCoTConfig
+
+logger = logging.get_logger(__name__)
+
+UNFINISHED = "_unfinished"
+"""Where things are written before they get their names; the Hub is sent nothing with an underscore."""
+MANIFEST = "edit_trl.json"
+"""What a checkpoint is of; there if and only if it is complete."""
+
+# Options of ours that change no weight.
+_ONLY_WATCHED = {"displacement_warning", "logging_nan_inf_filter"}
+DECISIVE = (
+    *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("train_sampling_strategy", "dataloader_drop_last", "max_length", "num_train_epochs", "max_steps"),
+    *("optim", "optim_args", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha"),
+    *("bf16", "fp16", "eos_token"),
+    *sorted(
+        {field.name for field in fields(DualCoTConfig)}
+        - {field.name for field in fields(SFTConfig)}
+        - _ONLY_WATCHED
+    ),
+)
+"""The options of a `DualCoTConfig` that decide which weights a run ends with."""
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+# What safetensors and torch say of a file that they could not write; neither raises an OSError.
+_DISK_WORDS = ("os error", "StorageFull", "FileTooLarge", "PytorchStreamWriter", "inline_container")
+
+
+def describe_run(args: DualCoTConfig, adapter: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be gone on from, as JSON has it.
+
+    Args:
+        args: The configuration of the run.
+        adapter: The options of the adapter that is trained, if one is.
+    """
+    run = {"processes": args.world_size, **{name: getattr(args, name) for name in DECISIVE}}
+    if adapter is not None:
+        run |= {f"adapter {name}": value for name, value in adapter.items()}
+    return json.loads(json.dumps(run, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def describe_rows(dataset: Dataset) -> dict[str, Any]:
+    """The rows of a prepared dataset: how many, and a hash of their order and lengths."""
+    columns = json.dumps([dataset[name][:] for name in ("row", "unique_length", "fork")])
+    return {"pairs": len(dataset), "rows": sha256(columns.encode()).hexdigest()[:16]}
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint in a run's folder that can be gone on from; says which folders are none."""
+    steps = {}
+    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if not (path.is_dir() and number.isdigit()):
+            continue
+        manifest = _read_manifest(path)
+        if manifest and manifest["resumable"]:
+            steps[int(number)] = path
+        else:
+            why = (
+                "has weights alone (`save_only_model`)"
+                if manifest
+                else f"is not complete: no {MANIFEST} in it"
+            )
+            if PartialState().is_main_process:
+                logger.warning(f"{path} {why}; not resumed from")
+    return str(steps[max(steps)]) if steps else None
+
+
+def check_checkpoint(path: str | Path, run: Mapping[str, Any]) -> None:
+    """See that a checkpoint is one of this run.
+
+    Args:
+        path: The checkpoint.
+        run: What `describe_run` and `describe_rows` say of the run that would go on from it; what is left
+            out is not compared.
+
+    Raises:
+        InputError: It is no checkpoint, not complete, or of another run: what differs.
+    """
+    path = Path(path)
+    if not (path / "trainer_state.json").is_file():
+        found = "holds no trainer_state.json" if path.is_dir() else "does not exist"
+        raise InputError(f"resume_from_checkpoint {path} is no checkpoint: it {found}")
+    manifest = _read_manifest(path)
+    if manifest is None:
+        raise InputError(
+            f"resume_from_checkpoint {path} is not complete, or not a checkpoint of edit_trl: it holds no "
+            f"{MANIFEST}; name another, or start from its weights with `model_name_or_path`"
+        )
+    if not manifest["resumable"]:
+        raise InputError(
+            f"resume_from_checkpoint {path} has weights alone (`save_only_model`), no optimizer; start from "
+            "them with `model_name_or_path`"
+        )
+    then = manifest["run"]
+    changed = [
+        f"{name}: {then[name]!r} there, {now!r} now"
+        for name, now in run.items()
+        if name in then and then[name] != now
+    ]
+    if changed:
+        raise InputError(
+            f"checkpoint {path} is of another run ({'; '.join(changed)}), which would not go on as it began; "
+            "resume with what it was made with, or start anew in another output_dir"
+        )
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    file = path / MANIFEST
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def finish_checkpoint(draft: Path, final: Path, run: Mapping[str, Any], resumable: bool) -> None:
+    """Give a checkpoint that is written its name.
+
+    Args:
+        draft: The folder it was written to.
+        final: What it is to be called; one of that name is replaced.
+        run: What it is of.
+        resumable: Whether there is more in it than weights.
+    """
+    manifest = {"run": run, "resumable": resumable}
+    (draft / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    _flush(draft)
+    if final.exists():
+        replaced = draft.with_name(f"replaced-{final.name}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    draft.rename(final)
+    _flush_folder(final.parent)
+    clear_unfinished(final.parent)
+
+
+def move_files(draft: Path, folder: Path) -> None:
+    """Put files that are complete into a folder, over what is there; each appears whole."""
+    _flush(draft)
+    for file in sorted(draft.rglob("*")):
+        target = folder / file.relative_to(draft)
+        if file.is_dir():
+            target.mkdir(exist_ok=True)
+        else:
+            os.replace(file, target)
+    clear_unfinished(folder)
+
+
+def clear_unfinished(folder: str | Path) -> bool:
+    """Remove what was not finished; whether there was anything."""
+    unfinished = Path(folder) / UNFINISHED
+    found = unfinished.is_dir()
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return found
+
+
+def _flush(folder: Path) -> None:
+    """Have everything in a folder on the disk before its name is: the machine, too, may go away."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def written_whole(what: str, folder: str | Path) -> Iterator[None]:
+    """Say in a line what cannot be written, most often because the disk is full.
+
+    Args:
+        what: What is written.
+        folder: The run's folder.
+
+    Raises:
+        InputError: It cannot be written; what was written of it is removed.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _is_of_the_disk(error):
+            raise
+        free = shutil.disk_usage(folder).free
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        clear_unfinished(folder)
+        kept = last_checkpoint(folder)
+        before = f"the checkpoint before, {kept}, is intact" if kept else "there is no checkpoint before it"
+        raise InputError(
+            f"{what} could not be written to {folder}: {reason} ({free / 1e6:.0f} MB were free); {before}. "
+            "Make room, or lower `save_total_limit`, and run the same command again"
+        ) from error
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _DISK_ERRORS
+    return any(word in str(error) for word in _DISK_WORDS)

@@ -1,0 +1,228 @@
+"""ResumableTrainer (L2): a run that was cut off and resumed ends with the weights of one that was not.
+
+What `transformers.Trainer` leaves out of a checkpoint, or does differently after a resume, is mended here:
+the order of the rows is a function of the seed and the epoch alone; sums that are logged later are kept; a
+checkpoint due in the last step of an epoch is written after what else is due at the epoch's end; nothing that
+happens before training moves the random state. Read with transformers 5.24.0.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.utils import logging
+from trl import SFTTrainer
+
+from edit_trl.common.errors import InputError
+from edit_trl.training.resuming.checkpoints import (
+    UNFINISHED,
+    check_checkpoint,
+    clear_unfinished,
+    describe_rows,
+    describe_run,
+    finish_checkpoint,
+    last_checkpoint,
+    move_files,
+    written_whole,
+)
+from edit_trl.training.resuming.stopping import StopSignals, TrainingStopped
+
+logger = logging.get_logger(__name__)
+
+ADAPTER_OPTIONS = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora")
+
+
+class ResumableTrainer(SFTTrainer):
+    """`trl.SFTTrainer` with checkpoints that are whole and complete.
+
+    Attributes:
+        stop_signals: Where set, the run saves and raises `TrainingStopped` once a signal is received.
+    """
+
+    stop_signals: StopSignals | None = None
+    _draft: Path | None = None
+    """The folder that a checkpoint is being written to."""
+    _resumed_from: str | None = None
+    _rows: dict[str, Any] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.add_callback(_ResumeCallback(self))
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ):
+        """As in `transformers.Trainer`.
+
+        Raises:
+            InputError: The checkpoint is none, not complete, or of another run; or the disk is full.
+            TrainingStopped: See `stop_signals`.
+        """
+        folder = self.args.output_dir
+        if self.args.should_save and clear_unfinished(folder):
+            logger.warning(f"removed from {folder} what was being saved when the run was cut off")
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(folder)
+            if resume_from_checkpoint is None:
+                raise InputError(f"no checkpoint to resume from in {folder}")
+        self._resumed_from = resume_from_checkpoint or None
+        eval_on_start = self.args.eval_on_start
+        if self._resumed_from:
+            check_checkpoint(self._resumed_from, self._description())
+            self.args.eval_on_start = False  # it is in the log already
+        else:
+            set_seed(self.args.seed)  # whatever was computed, or found in a cache, since `__init__`
+        try:
+            output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
+        finally:
+            self.args.eval_on_start = eval_on_start
+        return output._replace(training_loss=output.metrics["train_loss"])
+
+    def _description(self) -> dict[str, Any]:
+        adapter, configs = None, getattr(self.accelerator.unwrap_model(self.model), "peft_config", None)
+        if configs:
+            [adapter_config, *_] = configs.values()
+            options = {name: getattr(adapter_config, name, None) for name in ADAPTER_OPTIONS}
+            adapter = {name: value for name, value in options.items() if value is not None}
+        if self._rows is None:
+            self._rows = describe_rows(self.train_dataset)
+        return describe_run(self.args, adapter) | self._rows
+
+    def _init_training_state(self, max_steps: int, num_update_steps_per_epoch, num_train_epochs, *args: Any):
+        """Also see that a run that has made its last step makes no other."""
+        state = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args)
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else state
+
+    # Saving
+
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return folder if self._draft is None else str(self._draft.parent)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        draft, final = folder / UNFINISHED / name, folder / name
+        with written_whole(name, folder):
+            draft.mkdir(parents=True, exist_ok=True)
+            self._draft = draft
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._draft = None
+            progress = json.dumps(self._progress())
+            (draft / f"progress_{self.args.process_index}.json").write_text(progress, encoding="utf-8")
+            best = self.state.best_model_checkpoint == str(draft)
+            if best:
+                self.state.best_model_checkpoint = str(final)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                if best:
+                    self.state.save_to_json(str(draft / "trainer_state.json"))
+                finish_checkpoint(draft, final, self._description(), not self.args.save_only_model)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            # Only now: until this checkpoint has its name, the one before may be the only good one.
+            best_path = self.state.best_model_checkpoint
+            rotate_checkpoints(str(folder), self.args.save_total_limit, best_path, use_mtime=True)
+        self.accelerator.wait_for_everyone()
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Not while the checkpoint is being written."""
+        if self._draft is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Also see that in the run's own folder each file of the model appears whole."""
+        folder = Path(output_dir or self.args.output_dir)
+        if _internal_call or folder != Path(self.args.output_dir):
+            super().save_model(output_dir, _internal_call)
+            return
+        draft = folder / UNFINISHED / "model"
+        with written_whole("the trained model", folder):
+            super().save_model(str(draft), _internal_call=True)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                move_files(draft, folder)
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    # What is summed up between logs
+
+    def _progress(self) -> dict[str, Any]:
+        """What this process has seen and not logged yet, as JSON; subclasses add theirs."""
+        return {
+            "loss": self._tr_loss.item(),
+            "logged_loss": self._total_loss_scalar,
+            "logged_at": self._globalstep_last_logged,
+            "tokens": self._total_train_tokens,
+        }
+
+    def _restore_progress(self, progress: dict[str, Any]) -> None:
+        """Take up what `_progress` gave."""
+        self._tr_loss.fill_(progress["loss"])
+        self._total_loss_scalar = progress["logged_loss"]
+        self._globalstep_last_logged = progress["logged_at"]
+        self._total_train_tokens = progress["tokens"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Also make `train_loss`, at the end, that of the whole run; the speeds are of this process."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        super().log(logs, start_time)
+
+
+class _ResumeCallback(TrainerCallback):
+    """The trainer's own eye on its loop."""
+
+    def __init__(self, trainer: ResumableTrainer):
+        self._trainer = trainer
+        self._stopping = False
+        self._postponed = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        trainer, checkpoint = self._trainer, self._trainer._resumed_from
+        self._stopping = self._postponed = False
+        if checkpoint:
+            file = Path(checkpoint) / f"progress_{args.process_index}.json"
+            trainer._restore_progress(json.loads(file.read_text(encoding="utf-8")))
+        if trainer.stop_signals is not None:
+            trainer.stop_signals.training = True
+
+    def on_epoch_begin(self, args, state, control, train_dataloader: DataLoader, **kwargs):
+        # accelerate does not pass the epoch on through a loader that skips batches in several processes.
+        batches = train_dataloader.batch_sampler
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        for sampler in (batches, getattr(batches, "sampler", None)):
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
+        signals = self._trainer.stop_signals
+        if signals is not None and signals.agreed():
+            self._stopping = control.should_save = True
+            args.save_only_model = False  # this one is to be gone on from
+        # What is due at the end of the epoch would be left out by a run that resumes after it.
+        ends_epoch = state.epoch == int(state.epoch) or control.should_training_stop
+        if control.should_save and ends_epoch:
+            control.should_save, self._postponed = False, True
+
+    def on_epoch_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
+        if self._postponed:
+            control.should_save, self._postponed = True, False
+
+    def on_save(self, args, state: TrainerState, control: TrainerControl, **kwargs):
+        if self._stopping:
+            name = self._trainer.stop_signals.received or "a signal to another process"
+            raise TrainingStopped(
+                f"stopped by {name} after step {state.global_step} of {state.max_steps}; "
+                f"checkpoint-{state.global_step} is in {args.output_dir}"
+            )

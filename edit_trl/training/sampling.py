@@ -1,0 +1,207 @@
+"""Which pairs make a batch (L1): batches filled by tokens instead of by pairs."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from datasets import Dataset
+from torch.utils.data import DataLoader, Sampler
+from transformers import TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from edit_trl.common.errors import InputError
+from edit_trl.data.tokenization import name_rows
+from edit_trl.models.pairs.collation import BatchLayoutName, DualCoTCollator
+
+# Sorting by length within this many batches costs no randomness that matters and saves most padding.
+SORT_WINDOW = 50
+
+
+class LengthGroups(Sampler[int]):
+    """Pairs of a similar length together, in an order that the seed and the epoch alone decide.
+
+    `transformers.LengthGroupedSampler` draws from the process's random state, which a resumed run, or another
+    process, has in another place.
+
+    Args:
+        lengths: Of each pair.
+        batch_size: How many pairs are to be of a similar length.
+        seed: For the shuffling.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
+
+
+class TokenBudgetBatches(Sampler[list[int]]):
+    """Batches of as many pairs as a number of tokens holds; a pair is never split.
+
+    The batches are made once and come in another order each epoch, so that every epoch has the same number of
+    steps. Pairs of one source row stay together where they fit, since in the tree layout they share a prompt.
+
+    Args:
+        columns: `length`, `unique_length`, `prompt_length` and `row` of a prepared dataset, an item a pair.
+        max_tokens: The budget of one batch on one device: unique tokens in the tree layout, rows times
+            width in the padded one.
+        layout: How the batches will be laid out.
+        shuffle: Whether pairs and batches are shuffled.
+        seed: For the shuffling.
+        processes: How many processes share the batches; each gets as many as the others.
+        rank: Which of them this is.
+
+    Raises:
+        InputError: Pairs that alone exceed the budget, by their rows.
+    """
+
+    def __init__(
+        self,
+        columns: dict[str, Sequence[int]],
+        max_tokens: int,
+        *,
+        layout: BatchLayoutName = "tree",
+        shuffle: bool = True,
+        seed: int = 0,
+        processes: int = 1,
+        rank: int = 0,
+    ):
+        self._columns = columns
+        self._max_tokens = max_tokens
+        self._tree = layout == "tree"
+        self._shuffle = shuffle
+        self._seed = seed
+        self._processes = processes
+        self._rank = rank
+        self._epoch = 0
+        check_budget(columns, max_tokens, layout)
+        self.batches = self._even(self._fill(self._order()))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the batches."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.batches) // self._processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(len(self.batches)))
+        if self._shuffle:
+            order = _permutation(len(self.batches), self._seed + self._epoch)
+        for number in order[self._rank :: self._processes]:
+            yield self.batches[number]
+
+    def _order(self) -> list[int]:
+        """All pairs, those of one row after one another, rows shuffled."""
+        rows, groups = self._columns["row"], []
+        for pair, row in enumerate(rows):
+            if pair and rows[pair - 1] == row:
+                groups[-1].append(pair)
+            else:
+                groups.append([pair])
+        if self._shuffle:
+            groups = [groups[i] for i in _permutation(len(groups), self._seed)]
+        pairs = [pair for group in groups for pair in group]
+        if self._tree:
+            return pairs
+        lengths = self._columns["length"]
+        window = SORT_WINDOW * max(self._max_tokens // (2 * max(lengths)), 1)
+        return [
+            pair
+            for start in range(0, len(pairs), window)
+            for pair in sorted(pairs[start : start + window], key=lambda pair: -lengths[pair])
+        ]
+
+    def _fill(self, pairs: Sequence[int]) -> list[list[int]]:
+        batches: list[list[int]] = [[]]
+        for pair in pairs:
+            if batches[-1] and self._cost([*batches[-1], pair]) > self._max_tokens:
+                batches.append([])
+            batches[-1].append(pair)
+        return batches
+
+    def _cost(self, pairs: Sequence[int]) -> int:
+        if not self._tree:
+            return 2 * len(pairs) * max(self._columns["length"][pair] for pair in pairs)
+        rows = self._columns["row"]
+        prompts = self._columns["prompt_length"]
+        shared = sum(prompts[b] for a, b in pairwise(pairs) if rows[a] == rows[b])
+        return sum(self._columns["unique_length"][pair] for pair in pairs) - shared
+
+    def _even(self, batches: list[list[int]]) -> list[list[int]]:
+        """As many batches for each process: the largest are halved, or else the first come twice."""
+        while len(batches) % self._processes:
+            largest = max(range(len(batches)), key=lambda number: len(batches[number]))
+            pairs = batches[largest]
+            if len(pairs) == 1:
+                return batches + batches[: -len(batches) % self._processes]
+            middle = len(pairs) // 2
+            batches[largest : largest + 1] = [pairs[:middle], pairs[middle:]]
+        return batches
+
+
+def pair_lengths(dataset: Dataset) -> dict[str, list[int]]:
+    """What `TokenBudgetBatches` needs to know of a prepared dataset."""
+    return {name: dataset[name][:] for name in ("length", "unique_length", "prompt_length", "row")}
+
+
+def token_budget_loader(
+    dataset: Dataset,
+    batches: TokenBudgetBatches,
+    collator: DualCoTCollator,
+    args: TrainingArguments,
+    device: torch.device,
+) -> DataLoader:
+    """A loader of this process's batches, ready for the Trainer.
+
+    Args:
+        dataset: The prepared rows, without the columns that make no batch.
+        batches: The sampler; it has dealt the batches out to the processes already.
+        collator: Examples -> batch.
+        args: For the `dataloader_*` options.
+        device: Where the batches go.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collator,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )
+    # One process, as far as accelerate knows, or it would deal them out again.
+    return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
+
+
+def check_budget(columns: dict[str, Sequence[int]], max_tokens: int, layout: BatchLayoutName) -> None:
+    """See that every pair fits.
+
+    Raises:
+        InputError: Some do not; their rows and the longest one's tokens.
+    """
+    costs = columns["unique_length"] if layout == "tree" else [2 * length for length in columns["length"]]
+    over = [row for row, cost in zip(columns["row"], costs, strict=True) if cost > max_tokens]
+    if over:
+        raise InputError(
+            f"{len(over)} of {len(costs)} pairs are longer than `max_tokens_per_batch: {max_tokens}` "
+            f"({name_rows(over)}; the longest has {max(costs)} tokens in the {layout} layout); raise it, or "
+            "lower `max_length` to drop long pairs"
+        )
+
+
+def _permutation(size: int, seed: int) -> list[int]:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
