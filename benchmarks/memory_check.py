@@ -96,7 +96,8 @@ def recipes_table() -> dict[str, dict]:
     import torch
     from transformers import LlamaConfig
 
-    from edit_trl.training.memory.estimate import CARDS, GIB, estimate_memory, made_up_examples
+    from edit_trl.training.memory.estimate import CARDS, GIB, estimate_memory
+    from edit_trl.training.memory.longest_batch import made_up_examples
     from edit_trl.training.recipe.resolving import read_recipe, resolve_runs
 
     found: dict[str, dict] = {}
@@ -142,8 +143,9 @@ def run_once(case: dict) -> dict:
 
     from edit_trl import DualCoTTrainer
     from edit_trl.training.lora_targets import lora_config
-    from edit_trl.training.memory.estimate import estimate_memory, made_up_examples, process_memory
+    from edit_trl.training.memory.estimate import estimate_memory, process_memory
     from edit_trl.training.memory.heap import map_large_blocks
+    from edit_trl.training.memory.longest_batch import made_up_examples
     from edit_trl.training.quantization import quantization_config
     from edit_trl.training.recipe.resolving import Recipe, resolve_runs
 
@@ -190,8 +192,8 @@ def run_once(case: dict) -> dict:
 
 def recipe_stages(recipe: str, options: list[str], threads: int | None, folder: str) -> list[dict]:
     """Estimate each stage of a recipe, and train it, in a process of its own."""
-    from edit_trl.cli.dry_run import longest_batch, mixed_precision, student_config
     from edit_trl.training.memory.estimate import estimate_memory
+    from edit_trl.training.memory.longest_batch import longest_batch, mixed_precision, student_config
     from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
 
     options = [*options, "--output_dir", folder]
@@ -237,7 +239,7 @@ def prepared_rows(examples: list[dict], batches: int, ids: list[int]):
     """The examples, with tokens of a text, as a dataset that the trainer takes as prepared."""
     from datasets import Dataset
 
-    from edit_trl.training.memory.estimate import batch_tokens
+    from edit_trl.training.memory.longest_batch import batch_tokens
 
     rows = []
     for _ in range(batches):

@@ -18,7 +18,7 @@ _MODULE_OF = {
     "locate_key_steps": "key_steps",
     "KeySteps": "key_steps",
     "load_dual_cots": "data.dual_cots",
-    "validate_dual_cots": "data.row",
+    "validate_dual_cots": "data.row_checks",
     "generate_dual_cots": "data.procedural.teacher",
     "ProceduralTeacher": "data.procedural.teacher",
     "evaluate_accuracy": "evaluation.accuracy.answering",
@@ -46,7 +46,7 @@ __all__ = [  # noqa: RUF022 (in the order of _MODULE_OF: training, data, measuri
 if TYPE_CHECKING:
     from edit_trl.data.dual_cots import load_dual_cots
     from edit_trl.data.procedural.teacher import ProceduralTeacher, generate_dual_cots
-    from edit_trl.data.row import validate_dual_cots
+    from edit_trl.data.row_checks import validate_dual_cots
     from edit_trl.evaluation.accuracy.answering import evaluate_accuracy
     from edit_trl.evaluation.compare.comparison import compare_runs
     from edit_trl.evaluation.suite.evaluate_suite import evaluate_suite

@@ -28,8 +28,7 @@ from operator import index
 from random import Random
 from typing import TYPE_CHECKING, Literal, get_args
 
-from rapidfuzz.distance import Levenshtein
-
+from edit_trl.common.alignment import _common_prefix, _edit_masks, _reference_mask
 from edit_trl.common.errors import InputError
 from edit_trl.common.steps import WORD, step_end, visible_start
 
@@ -302,83 +301,6 @@ def _checked_spans(spans: Sequence[Sequence[int]] | None, text: str, name: str) 
             )
         previous = end
     return [(start, end) for start, end in spans]
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def _edit_masks(chosen: list[int], rejected: list[int]) -> tuple[list[bool], list[bool]]:
-    """One minimum alignment of both chains.
-
-    The common prefix and suffix never enter it: among alignments of the same cost it could prefer
-    one that marks a shared tail. They must not overlap ("a a" in "a a a").
-    """
-    prefix = _common_prefix(chosen, rejected)
-    chosen_rest, rejected_rest = chosen[prefix:], rejected[prefix:]
-    suffix = _common_prefix(chosen_rest[::-1], rejected_rest[::-1])
-    masks = [False] * len(chosen), [False] * len(rejected)
-    edits = Levenshtein.editops(
-        chosen_rest[: len(chosen_rest) - suffix], rejected_rest[: len(rejected_rest) - suffix]
-    )
-    for tag, chosen_at, rejected_at in edits.as_list():
-        if tag != "insert":
-            masks[0][prefix + chosen_at] = True
-        if tag != "delete":
-            masks[1][prefix + rejected_at] = True
-    return masks
-
-
-def _reference_mask(own: list[int], other: list[int]) -> list[bool]:
-    """The tokens of `own` that the authors' code deletes or replaces to make `other` of it.
-
-    `levenshtein_operations_tokens` in edit_dis_precal.py (github.com/C-W-D/CasCoD, commit 452b26d)
-    takes off the common prefix only and walks back from the end, preferring to delete, then to insert,
-    then to keep or replace. It runs once for each side, so the two masks may come from different
-    alignments, and a token at a shared end may be marked. The authors' padding is left out.
-    """
-    prefix = _common_prefix(own, other)
-    rises, grows = _distance_steps(own[prefix:], other[prefix:])
-    mask = [False] * len(own)
-    row, column = len(own) - prefix, len(other) - prefix
-    while row:
-        if not column or rises[column - 1] >> (row - 1) & 1:
-            row -= 1
-            mask[prefix + row] = True
-        elif grows[column - 1] >> (row - 1) & 1:
-            column -= 1
-        else:
-            row, column = row - 1, column - 1
-            mask[prefix + row] = own[prefix + row] != other[prefix + column]
-    return mask
-
-
-def _distance_steps(own: list[int], other: list[int]) -> tuple[list[int], list[int]]:
-    """The matrix D of edit distances, as the differences that walking back needs.
-
-    Myers' bit-parallel algorithm as Hyyrö (2003) gives it: a column of D is a handful of operations on
-    one long integer, where a table of Python lists would take len(own) steps.
-
-    Returns:
-        For each column j of `other`, integers with bit i set where D[i+1][j+1] = D[i][j+1] + 1 and
-        where D[i+1][j+1] = D[i+1][j] + 1.
-    """
-    ones = (1 << len(own)) - 1
-    equal: defaultdict[int, int] = defaultdict(int)
-    for i, token in enumerate(own):
-        equal[token] |= 1 << i
-    up, down = ones, 0  # where D grows and falls along the column
-    rises, grows = [], []
-    for token in other:
-        same = equal[token]
-        diagonal = (((same & up) + up) ^ up) | same | down  # D[i+1][j+1] = D[i][j]
-        right, left = down | (ones & ~(diagonal | up)), diagonal & up
-        grows.append(right)
-        right, left = right << 1 | 1, left << 1
-        up, down = (left | ~(diagonal | right)) & ones, right & diagonal & ones
-        rises.append(up)
-    return rises, grows
 
 
 def _tokens(

@@ -8,6 +8,10 @@ import tempfile
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+# Scripts that tests start find the helpers beside this file.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")])
+)
 # Nor may one run's prepared rows be another's.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="edit_trl-tests-")
 
@@ -25,6 +29,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 import edit_trl.hub.refusals
 import edit_trl.models.pairs.scoring
 import edit_trl.training.trainer
+
+# Fixtures that tests of several folders share.
+pytest_plugins = ("train_recipe_runs", "pushed_runs")
 
 
 def pytest_configure() -> None:

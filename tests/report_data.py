@@ -1,13 +1,17 @@
 """Runs and training histories on disk, as evaluate, suite and train leave them, for the report's tests."""
 
+import base64
+import gzip
 import json
 import random
+import re
 from pathlib import Path
 
 from edit_trl.common.steps import WORD
 from edit_trl.data.answers import check_answer, infer_answer_type
 from edit_trl.data.row import chain_text
-from edit_trl.evaluation.runs.folder import Run, RunFolder, RunRecord, key_of
+from edit_trl.evaluation.runs.folder import RunFolder
+from edit_trl.evaluation.runs.schema import Run, RunRecord, key_of
 from edit_trl.evaluation.runs.scores import run_scores
 from edit_trl.key_steps import key_spans, masks_from_spans
 
@@ -178,3 +182,16 @@ def _tokens(text: str, spans, surprise: float, random_: random.Random) -> list[l
 
 def _mean(tokens) -> float | None:
     return sum(token[2] for token in tokens) / len(tokens) if tokens else None
+
+
+def read_page(path) -> tuple[dict, list[dict]]:
+    """The data of a page, as its script reads it, and its items."""
+    [text] = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL
+    )
+    data = json.loads(text)
+    return data, unpacked(data["items"])
+
+
+def unpacked(text: str):
+    return json.loads(gzip.decompress(base64.b64decode(text)))

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from edit_trl.evaluation.runs.folder import Run, RunFolder, RunRecord, key_of
+from edit_trl.evaluation.runs.folder import RunFolder
+from edit_trl.evaluation.runs.schema import Run, RunRecord, key_of
 from edit_trl.evaluation.runs.scores import run_scores
 
 

@@ -54,8 +54,8 @@ def test_every_recipe_is_found():
     assert len(ACCELERATE) == 6
     # Nothing in recipes/ escapes the tests below.
     files = {path for path in ROOT.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    # tests/test_generate_config.py, test_cli_evaluate.py, test_suite_config.py and test_cli_judge.py;
-    # tests/test_baseline_recipes.py
+    # tests/teachers/test_generate_config.py, tests/evaluation/test_suite_config.py,
+    # tests/cli/test_cli_judge.py, tests/cli/test_cli_evaluate.py, tests/training/test_baseline_recipes.py
     files -= {path for path in files if {"generate", "evaluate", "baselines"} & {*path.parts}}
     others = {"README.md", "quickstart.py", SLURM.name}
     assert {path.name for path in files - {*RECIPES, *ACCELERATE}} == others

@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import byte_level_tokenizer, tiny_llama
 from datasets import DatasetDict
-from test_cli_train import recipe, run_file, stage  # noqa: F401 (recipe is a fixture)
+from train_recipe_runs import stage
 
 import edit_trl
 from edit_trl.cli.main import main
-from edit_trl.cli.push_sources import stage_options
 from edit_trl.common.errors import InputError
+from edit_trl.hub.push import stage_options
 from edit_trl.hub.repository import model_files
 from edit_trl.models.chat.local import TransformersTeacher
 from edit_trl.models.loading import load_student
@@ -132,7 +132,7 @@ def trap(tmp_path):
     assert not sprung.exists()
 
 
-def test_training_refuses_pickles(trap, recipe, tmp_path, capfd):  # noqa: F811
+def test_training_refuses_pickles(trap, recipe, tmp_path, capfd):
     assert stage(recipe, "warm_up", "--model_name_or_path", str(trap)) == 2
     assert "pickled weights are not loaded" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -156,7 +156,7 @@ def test_a_local_teacher_refuses_pickles(trap):
         TransformersTeacher(str(trap))._load()
 
 
-def test_what_training_saves_is_safetensors(recipe, tmp_path):  # noqa: F811
+def test_what_training_saves_is_safetensors(recipe, tmp_path):
     assert stage(recipe, "warm_up", "--use_peft", "false") == 0
     out = tmp_path / "out" / "warm_up"
     assert (out / "model.safetensors").is_file()
@@ -241,7 +241,7 @@ def test_links_out_of_a_folder_are_not_pushed(tmp_path):
 # 9. No environment
 
 
-def test_no_environment_in_a_run_folder(recipe, tmp_path, monkeypatch):  # noqa: F811
+def test_no_environment_in_a_run_folder(recipe, tmp_path, monkeypatch):
     for name in ("OPENAI_API_KEY", "WANDB_API_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, "a-secret-of-the-environment")
     assert stage(recipe, "warm_up", "--save_strategy", "steps", "--save_steps", "1") == 0

@@ -54,7 +54,8 @@ def _scores(folders: Sequence[Path], score: str) -> np.ndarray:
     """Scores of the same items in several runs, shape (items, runs); nan where an item has none."""
     import numpy as np
 
-    from edit_trl.evaluation.runs.folder import key_of, read_run
+    from edit_trl.evaluation.runs.folder import read_run
+    from edit_trl.evaluation.runs.schema import key_of
     from edit_trl.evaluation.runs.scores import SCORES
 
     runs = [read_run(folder) for folder in folders]

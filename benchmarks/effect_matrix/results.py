@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edit_trl.evaluation.runs.tables import aligned
+from edit_trl.common.tables import aligned
 from edit_trl.evaluation.statistics import holm
 from effect_matrix.cells import WARM_UP, Cell, list_cells, read_cell
 from effect_matrix.config import Matrix

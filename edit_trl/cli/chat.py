@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _model_folder(run: str) -> str:
     """The folder with the model: of a run with stages, the last finished one's."""
-    from edit_trl.cli.push_sources import CONFIGS, find_source
+    from edit_trl.hub.push import CONFIGS, find_source
 
     path = Path(run).expanduser()
     if not path.is_dir() or any((path / config).is_file() for config in CONFIGS):

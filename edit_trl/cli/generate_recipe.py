@@ -14,7 +14,7 @@ from pathlib import Path
 from edit_trl.cli.option_parsing import format_help, read_options
 from edit_trl.common.errors import InputError
 from edit_trl.models.chat.dispatch import Interrupted
-from edit_trl.teachers.export import DUAL, push_generation
+from edit_trl.teachers.export import push_generation
 from edit_trl.teachers.generate_config import (
     CLASSES,
     FLAGS,
@@ -23,7 +23,7 @@ from edit_trl.teachers.generate_config import (
     GenerateConfig,
     read_generate_config,
 )
-from edit_trl.teachers.generation import Generation
+from edit_trl.teachers.generation import DUAL, Generation
 from edit_trl.teachers.run import Prepared
 
 USAGE = (

@@ -149,7 +149,7 @@ def _add(table: Table, cells: Sequence[str]) -> None:
     """A row of texts from a file: shown as text, whatever is in them."""
     from rich.text import Text
 
-    from edit_trl.evaluation.compare.score_text import clean
+    from edit_trl.common.markdown import clean
 
     table.add_row(*(Text(clean(cell)) for cell in cells))
 

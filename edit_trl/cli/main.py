@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 
-from edit_trl import __version__
 from edit_trl.common.errors import InputError
 
 # The help lines live here because `edit-trl --help` imports no command.
@@ -94,7 +93,9 @@ def _run(argv: list[str]) -> int:
         print(_help())
         return 0
     if command == "--version":
-        print(f"edit-trl {__version__}")
+        from importlib.metadata import version
+
+        print(f"edit-trl {version('edit_trl')}")
         return 0
     if command not in COMMANDS:
         raise InputError(_unknown(command))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
+    from edit_trl.hub.card_facts import CardFacts
     from edit_trl.models.merging import Adapter, MergeReport
 
 
@@ -25,9 +26,17 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"--output {output} exists and is not empty; choose another")
     run = _adapter_folder(options.run)
 
+    from edit_trl.hub.card_facts import read_facts
     from edit_trl.models.merging import merge_adapter, read_adapter
 
-    adapter = read_adapter(run, options.base_model)
+    facts = read_facts(Path(run)) if Path(run).is_dir() else None
+    trained = facts.stages[-1] if facts else None
+    adapter = read_adapter(
+        run,
+        options.base_model,
+        quantization=trained.quantization if trained else None,
+        texts=[f"{example.prompt}\n{example.chosen}" for example in trained.examples] if trained else (),
+    )
     report = merge_adapter(
         adapter,
         output,
@@ -35,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         tolerance=options.tolerance,
         trust_remote_code=options.trust_remote_code,
     )
-    _write_card(adapter, output)
+    if facts is not None:
+        _write_card(adapter, facts, output)
     print(_summary(report, output))
     return 0
 
@@ -78,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _adapter_folder(run: str) -> str:
     """The folder with the adapter: of a run with stages, the last finished one's."""
-    from edit_trl.cli.push_sources import find_source
+    from edit_trl.hub.push import find_source
 
     path = Path(run).expanduser()
     if not path.is_dir() or (path / "adapter_config.json").is_file():
@@ -89,17 +99,15 @@ def _adapter_folder(run: str) -> str:
     return str(source.path)
 
 
-def _write_card(adapter: Adapter, output: Path) -> None:
-    if adapter.facts is None:
-        return
+def _write_card(adapter: Adapter, facts: CardFacts, output: Path) -> None:
     from dataclasses import replace
 
-    from edit_trl.cli.push_sources import stage_options
+    from edit_trl.common.run_file import stage_options
     from edit_trl.hub.card_facts import write_facts
     from edit_trl.hub.model_card import write_card
     from edit_trl.hub.recipe_file import recipe_text
 
-    facts = replace(adapter.facts, form="merged")
+    facts = replace(facts, form="merged")
     write_facts(output, facts)
     write_card(output, facts)
     stages = stage_options(Path(adapter.path), [stage.name for stage in facts.stages])

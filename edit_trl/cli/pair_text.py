@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from edit_trl.common.markdown import _PICTURES, visible
+
 if TYPE_CHECKING:
     from edit_trl.data.pair_statistics import Pair
 
 MOST_GROUPS = 30
+
 HEADINGS = ("pairs", "key", "shared prefix", "correct", "wrong")
 
-# Text of a dataset must not steer the terminal: control characters become pictures of themselves, one for
-# one, so that spans still hold.
-_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
+
 _PICTURES |= {0x7F: "\u2421"} | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
-
-
-def visible(text: str) -> str:
-    """The text without control characters, each replaced by one that can be seen."""
-    return text.translate(_PICTURES)
 
 
 def bracketed(text: str, spans: Sequence[Sequence[int]]) -> str:

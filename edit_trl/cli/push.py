@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,19 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.cli.push_sources import (
-    GENERATED,
-    Source,
-    find_evaluations,
-    find_source,
-    read_run_file,
-    stage_options,
-)
 from edit_trl.common.errors import InputError
+from edit_trl.common.run_file import read_run_file
+from edit_trl.hub.push import Source, files_to_push, find_source, push_files, repo_type
 
 if TYPE_CHECKING:
     from edit_trl.hub.card_sections import Evaluation
-    from edit_trl.hub.repository import Content, RepoType
+    from edit_trl.hub.repository import Content
     from edit_trl.training.recipe.resolving import RunArguments
 
 
@@ -43,12 +36,15 @@ def main(argv: list[str] | None = None) -> int:
     check_repo_id(repo_id)
     if options.base_model:
         check_repo_id(options.base_model, "--base_model")
+    if source.kind != "model" and (options.base_model or options.evaluation):
+        raise InputError("--base_model and --evaluation are for models; this is a dataset")
+    evaluations = find_evaluations(source.path, options.evaluation) if source.kind == "model" else []
     with tempfile.TemporaryDirectory(prefix="edit_trl-push-") as drafts:
-        files, notes = _files(source, repo_id, options.base_model, options.evaluation, Path(drafts))
+        files, notes = files_to_push(source, repo_id, options.base_model, evaluations, Path(drafts))
         if options.dry_run:
             print(_listing(source, repo_id, options.private, files, notes))
             return 0
-        print(_push(source, repo_id, files, notes, options.private, options.revision))
+        print(push_files(source, repo_id, files, notes, options.private, options.revision))
     return 0
 
 
@@ -120,6 +116,53 @@ def _wished_repo_id(source: Source) -> str | None:
     )
 
 
+# What was measured
+
+
+def find_evaluations(folder: Path, given: Sequence[str]) -> list[Evaluation]:
+    """Finished runs of `edit-trl evaluate` and `suite`: those given, and those beside or in a model's folder.
+
+    Raises:
+        InputError: One that is given is no such run, or not finished.
+    """
+    from edit_trl.evaluation.runs.folder import RECORD_FILE, read_run
+
+    found: dict[Path, Evaluation] = {}
+    for path in map(Path, given):
+        found[path.resolve()] = _evaluation(read_run(path), folder)
+    for file in sorted([*folder.rglob(RECORD_FILE), *folder.parent.glob(f"*/{RECORD_FILE}")]):
+        if file.parent.resolve() in found or not _is_finished(file):
+            continue
+        evaluation = _evaluation(read_run(file.parent), folder)
+        if evaluation.of_this_model or folder in file.parents:
+            found[file.parent.resolve()] = evaluation
+    return list(found.values())
+
+
+def _is_finished(file: Path) -> bool:
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("finished") is not None
+    except (ValueError, AttributeError):
+        return False
+
+
+def _evaluation(run: Any, folder: Path) -> Evaluation:
+    from edit_trl.evaluation.runs.scores import MAIN_SCORE
+    from edit_trl.hub.card_sections import Evaluation
+
+    record = run.record
+    return Evaluation(
+        name=record.name,
+        kind=record.kind,
+        of_this_model=Path(record.model).resolve() == folder.resolve(),
+        items=record.items,
+        scores=record.scores,
+        intervals=record.intervals,
+        main=MAIN_SCORE[record.kind],
+        tasks=record.groups.get("task", {}),
+    )
+
+
 # From a training
 
 
@@ -148,131 +191,21 @@ def pushing(run: RunArguments, folder: Path, wanted: bool) -> Iterator[None]:
     if is_main:
         source = find_source(str(folder))
         with tempfile.TemporaryDirectory(prefix="edit_trl-push-") as drafts:
-            files, notes = _files(source, repo_id, None, [], Path(drafts))
+            evaluations = find_evaluations(source.path, [])
+            files, notes = files_to_push(source, repo_id, None, evaluations, Path(drafts))
             try:
-                print(_push(source, repo_id, files, notes, private, training.hub_revision, token))
+                print(push_files(source, repo_id, files, notes, private, training.hub_revision, token))
             except InputError as error:
                 raise InputError(
                     f"{error}. The model is safe in {folder}: `edit-trl push {folder} --repo_id {repo_id}`"
                 ) from error
 
 
-# The files
-
-
-def _files(
-    source: Source, repo_id: str, base_model: str | None, evaluations: Sequence[str], drafts: Path
-) -> tuple[dict[str, Content], list[str]]:
-    """Name in the repository -> what goes there, and what is worth saying of it."""
-    if source.kind == "model":
-        return _model(source, repo_id, base_model, find_evaluations(source.path, evaluations), drafts)
-    if base_model or evaluations:
-        raise InputError("--base_model and --evaluation are for models; this is a dataset")
-    if source.kind == "generation":
-        return {name: source.path / name for name in GENERATED if (source.path / name).is_file()}, []
-    return _rows(source.path, repo_id, drafts), []
-
-
-def _model(
-    source: Source, repo_id: str, base_model: str | None, evaluations: Sequence[Evaluation], drafts: Path
-) -> tuple[dict[str, Content], list[str]]:
-    from edit_trl.hub.card_facts import read_facts
-    from edit_trl.hub.model_card import write_card
-    from edit_trl.hub.recipe_file import recipe_text
-    from edit_trl.hub.repository import CARD_FILES, model_files
-
-    files, notes = model_files(source.path, base_model), []
-    facts = read_facts(source.path)
-    if facts is None:
-        notes.append("no card.json beside the model, so its README.md goes as it is")
-        return files, notes
-    licence = write_card(drafts, facts, repo_id=repo_id, base_model=base_model, evaluations=evaluations)
-    files |= {name: drafts / name for name in CARD_FILES if (drafts / name).is_file()}
-    if licence.id == "other":
-        notes.append(licence.why)
-    names = [stage.name for stage in facts.stages]
-    stages = stage_options(source.path, names)
-    if stages:
-        files["recipe.yaml"] = recipe_text(stages, repo_id.split("/")[-1], base_model).encode()
-    elif (source.path / "recipe.yaml").is_file():  # beside a merged model
-        files["recipe.yaml"] = source.path / "recipe.yaml"
-    training = {stage.name: stage.results for stage in facts.stages}
-    results = {"training": training, "evaluations": [_result(evaluation) for evaluation in evaluations]}
-    files["results.json"] = (json.dumps(results, indent=2, default=str) + "\n").encode()
-    return files, notes
-
-
-def _result(evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "name": evaluation.name,
-        "kind": evaluation.kind,
-        "of_this_model": evaluation.of_this_model,
-        "items": evaluation.items,
-        "scores": dict(evaluation.scores),
-        "intervals": {name: list(interval) for name, interval in evaluation.intervals.items()},
-        "tasks": {task: dict(scores) for task, scores in evaluation.tasks.items()},
-    }
-
-
-def _rows(path: Path, repo_id: str, drafts: Path) -> dict[str, Content]:
-    """Dual CoTs as Parquet, a file a split, and their card."""
-    from edit_trl.data.dual_cots import load_dual_cots, save_dual_cots
-    from edit_trl.hub.dataset_card import dataset_card
-
-    names = ["train"]
-    if (path / "dataset_dict.json").is_file():
-        names = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        odd = [name for name in names if not re.fullmatch(r"\w+", str(name))]
-        if odd:
-            raise InputError(f"{path}: a split named {odd[0]!r} cannot be pushed; letters, digits and _ only")
-    splits = {name: load_dual_cots(path, split=name) for name in names}
-    in_repo = {name: f"data/{name}-00000-of-00001.parquet" for name in splits}
-    for name, rows in splits.items():
-        save_dual_cots(rows, drafts / in_repo[name])
-    files: dict[str, Content] = {file: drafts / file for file in in_repo.values()}
-    return files | {"README.md": dataset_card(splits, in_repo, repo_id.split("/")[-1]).encode()}
-
-
-# Sending
-
-
-def _push(
-    source: Source,
-    repo_id: str,
-    files: Mapping[str, Content],
-    notes: Sequence[str],
-    private: bool | None,
-    revision: str | None,
-    token: str | None = None,
-) -> str:
-    from edit_trl.hub.repository import open_repository, upload
-
-    repo_type = _repo_type(source)
-    there = open_repository(repo_id, repo_type=repo_type, private=private, revision=revision, token=token)
-    commit = upload(
-        files,
-        repo_id,
-        message=f"Push {source.name} with edit-trl",
-        repo_type=repo_type,
-        revision=revision,
-        token=token,
-    )
-    visibility = "private" if there.private else "public"
-    lines = [f"pushed {len(files)} files of {source.path} to {there.url} ({visibility}), commit {commit}"]
-    if private is False and there.private:
-        lines.append("it exists and is private, and stays so: its settings on the Hub make it public")
-    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
-
-
-def _repo_type(source: Source) -> RepoType:
-    return "model" if source.kind == "model" else "dataset"
-
-
 def _listing(
     source: Source, repo_id: str, private: bool | None, files: Mapping[str, Content], notes: Sequence[str]
 ) -> str:
     visibility = "public" if private is False else "private, if it is new" if private is None else "private"
-    lines = [f"would push to the {_repo_type(source)} {repo_id} ({visibility}), from {source.path}:", ""]
+    lines = [f"would push to the {repo_type(source)} {repo_id} ({visibility}), from {source.path}:", ""]
     for name, content in sorted(files.items()):
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         lines.append(f"  {size:>14,}  {name}")

@@ -11,7 +11,7 @@ from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
     from edit_trl.evaluation.report.training_history import TrainingRun
-    from edit_trl.evaluation.runs.folder import Run
+    from edit_trl.evaluation.runs.schema import Run
 
 
 def main(argv: list[str] | None = None) -> int:

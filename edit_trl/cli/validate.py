@@ -100,7 +100,7 @@ def _datasets(runs) -> list[tuple[str, str | None, dict]]:
 
 def _check_dataset(source: str, split: str | None, values: dict) -> "Dataset":
     from edit_trl.data.dual_cots import load_dual_cots
-    from edit_trl.training.recipe.resolving import DataArguments
+    from edit_trl.training.recipe.data_arguments import DataArguments
 
     data = DataArguments(column_mapping=values.get("column_mapping"))
     return load_dual_cots(

@@ -1,6 +1,12 @@
 """The one exception for input that a person can mend (L0)."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
 
 
 class InputError(ValueError):
@@ -25,3 +31,20 @@ class InputError(ValueError):
             lines = [f"  - {problem}" for problem in lines]
             heading = heading or f"{len(lines)} problems:"
         super().__init__("\n".join(([heading] if heading else []) + lines))
+
+
+def raise_problems(problems: Iterable[str], source: str, max_problems: int = 20) -> None:
+    problems = list(problems)
+    if not problems:
+        return
+    shown = problems[:max_problems]
+    if len(problems) > len(shown):
+        shown.append(f"... and {len(problems) - len(shown)} more")
+    heading = f"{source}: {len(problems)} problems" if len(problems) > 1 else None
+    raise InputError(shown, heading)
+
+
+def show(value: Any) -> str:
+    text = repr(value)
+    text = text if len(text) <= 60 else f"{text[:57]}..."
+    return text if isinstance(value, str) else f"{text} ({type(value).__name__})"

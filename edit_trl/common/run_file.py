@@ -2,12 +2,15 @@
 
 import json
 import os
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import edit_trl
-from edit_trl.cli.push_sources import RUN_FILE
 from edit_trl.common.errors import InputError
+
+RUN_FILE = "run.json"
+"""Left in the folder of a training: what it was run with, and whether it is finished."""
 
 DRAFT_FILE = f"{RUN_FILE}.draft"
 
@@ -27,9 +30,23 @@ INCIDENTAL = {
 
 
 def read_run_file(folder: Path) -> dict[str, Any]:
-    """What a folder says of its run; nothing where it holds none."""
+    """What a folder says of its run; empty where it holds none."""
     file = folder / RUN_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON: {error}") from error
+
+
+def stage_options(folder: Path, names: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """The options that each stage of a model was run with; empty where a stage's are not known."""
+    if any(Path(name).name != name for name in names):
+        return []  # no name of a stage, and not to be followed out of the run
+    folders = [folder if name == names[-1] else folder.parent / name for name in names]
+    options = [read_run_file(of).get("options") for of in folders]
+    if not all(options):
+        return []
+    return list(zip(names, options, strict=True))
 
 
 def check_run_folder(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +107,7 @@ def write_run_file(
     """
     folder.mkdir(parents=True, exist_ok=True)
     options = {k: v for k, v in values.items() if k != "hub_token"}
-    state = {"edit_trl": edit_trl.__version__, "finished": finished, "options": options, "results": results}
+    state = {"edit_trl": version("edit_trl"), "finished": finished, "options": options, "results": results}
     draft = folder / DRAFT_FILE
     draft.write_text(json.dumps(state, indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(draft, folder / RUN_FILE)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, raise_problems, show
+from edit_trl.common.hub_ids import _looks_like_file, refuse_missing_path
+from edit_trl.data.files import _pick_split, load_folder, load_from_hub, read_parquet, read_rows
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
@@ -25,17 +26,11 @@ from edit_trl.data.row import (
     DualCoT,
     Message,
     chain_text,
-    checked_mapping,
-    find_problems,
     has_several_rejected,
     is_conversational,
-    raise_problems,
     rows_of,
-    show,
-    validate_dual_cots,
 )
-from edit_trl.hub.refusals import explained
-from edit_trl.hub.repository import check_repo_id, open_repository
+from edit_trl.data.row_checks import checked_mapping, find_problems, validate_dual_cots
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,7 +43,6 @@ __all__ = [
     "chain_text",
     "is_conversational",
     "load_dual_cots",
-    "push_dual_cots",
     "save_dual_cots",
     "validate_dual_cots",
 ]
@@ -102,154 +96,12 @@ def load_dual_cots(
     return dataset
 
 
-def _looks_like_file(path: Path) -> bool:
-    # Letters only: "Qwen3-0.6B" and "data.v2" are names of folders and repositories.
-    return re.fullmatch(r"\.[a-z]{2,9}", path.suffix.lower()) is not None
-
-
-def refuse_missing_path(source: str) -> None:
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source) is not None
-    if not is_hub_id or _looks_like_file(Path(source)):
-        raise InputError(f"no such file or folder: {source!r} (looked in {Path.cwd()})")
-
-
 def _refuse_hub_options(source: str, options: Mapping[str, str | None]) -> None:
     given = [f"{option}={value!r}" for option, value in options.items() if value is not None]
     if given:
         raise InputError(
             f"{source} is on this machine: {', '.join(given)} only applies to a dataset on the Hub"
         )
-
-
-def _pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> Any:
-    wanted = split or "train"
-    if wanted not in splits:
-        listed = ", ".join(splits)
-        generated = "; `dual` and `warm_up` are in a folder that `edit-trl generate` wrote: give that"
-        hint = generated if wanted in ("dual", "warm_up") else ""
-        raise InputError(f"{source}: no split {wanted!r}; choose the split from: {listed}{hint}")
-    return splits[wanted]
-
-
-def load_from_hub(source: str, name: str | None, split: str | None, revision: str | None) -> Dataset:
-    from datasets import DatasetDict, load_dataset
-    from datasets.exceptions import DatasetsError
-
-    # OSError covers a missing dataset, a refusal, no network and the offline mode; ValueError an
-    # unknown configuration or split, whose message lists the known ones.
-    try:
-        loaded = load_dataset(source, name, split=split, revision=revision)
-    except (OSError, ValueError, DatasetsError) as error:
-        raise InputError(
-            f"{source!r} is neither a file or folder here (looked in {Path.cwd()}) nor a dataset "
-            f"that could be loaded from the Hub: {error}"
-        ) from error
-    return _pick_split(loaded, None, source) if isinstance(loaded, DatasetDict) else loaded
-
-
-def load_folder(path: Path, split: str | None) -> Dataset:
-    from datasets import DatasetDict, load_from_disk
-
-    if (path / "dual.parquet").is_file() and (path / "warm_up.parquet").is_file():  # `edit-trl generate`
-        name = _pick_split({"train": "dual", "dual": "dual", "warm_up": "warm_up"}, split, str(path))
-        return read_parquet(path / f"{name}.parquet")
-    if not any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
-        files = sorted(file.name for file in path.iterdir() if _looks_like_file(file))
-        raise InputError(
-            f"{path} is not a folder written by datasets.save_to_disk; it holds "
-            f"{', '.join(files[:10]) or 'no data file'}. Pass one file instead"
-        )
-    try:
-        loaded = load_from_disk(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: a saved dataset that cannot be read: {error}") from error
-    splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
-    return _pick_split(splits, split, str(path))
-
-
-def read_parquet(path: Path) -> Dataset:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
-
-    try:
-        return Dataset(InMemoryTable(pq.read_table(path)))
-    except pa.ArrowException as error:
-        raise InputError(f"{path}: not a Parquet file that can be read: {error}") from error
-
-
-# --- Files of rows ---------------------------------------------------------------------------
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    if path.suffix.lower() not in _ROW_READERS:
-        known = ", ".join([*_ROW_READERS, ".parquet"])
-        raise InputError(f"{path}: cannot read a {path.suffix!r} file; use one of {known}")
-    rows = _ROW_READERS[path.suffix.lower()](path)
-    wrong = [
-        f"{path}, row {number}: must be an object with named columns, got {show(row)}"
-        for number, row in enumerate(rows, 1)
-        if not isinstance(row, dict)
-    ]
-    raise_problems(wrong, str(path))
-    if not rows:
-        raise InputError(f"{path}: there are no rows")
-    return rows
-
-
-def _read_jsonl(path: Path) -> list[Any]:
-    rows, broken = [], []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(json.loads(line.strip()))
-            except json.JSONDecodeError as error:
-                problem = f"not JSON: {error.msg} (column {error.colno})"
-                broken.append(f"{path}, line {number}: {problem}")
-            except (UnicodeDecodeError, RecursionError) as error:  # not UTF-8, or nested too deep
-                broken.append(f"{path}, line {number}: cannot be read: {error}")
-    raise_problems(broken, str(path))
-    return rows
-
-
-def _read_json(path: Path) -> list[Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        hint = " (one object per line? name it .jsonl)" if "Extra data" in str(error) else ""
-        raise InputError(f"{path}: not JSON: {error}{hint}") from error
-    rows = content.get("data") if isinstance(content, dict) else content
-    if not isinstance(rows, list):
-        raise InputError(f'{path}: must be a list of rows or {{"data": [rows]}}, got {show(content)}')
-    return rows
-
-
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *lines = [line for line in csv.reader(file, strict=True) if line] or [[]]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not CSV: {error}") from error
-    if len(set(header)) < len(header):
-        raise InputError(f"{path}: the header names a column twice: {', '.join(header)}")
-    rows, problems = [], []
-    for number, cells in enumerate(lines, 1):
-        if len(cells) != len(header):
-            problems.append(f"{path}, row {number}: {len(cells)} cells, but the header has {len(header)}")
-            continue
-        rows.append(dict(zip(header, cells, strict=True)))
-    raise_problems(problems, str(path))
-    return rows
-
-
-_ROW_READERS: dict[str, Callable[[Path], list[Any]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-}
 
 
 def _parse_csv_cell(column: str, text: str) -> Any:
@@ -380,25 +232,3 @@ def _to_json(value: Any, format_name: str) -> str:
         raise InputError(
             f"{format_name} cannot hold {show(value)}: {error}; use .parquet or a folder"
         ) from error
-
-
-def push_dual_cots(
-    dataset: Dataset, repo_id: str, *, private: bool | None = None, split: str = "train"
-) -> None:
-    """Validates dual CoTs and pushes them to the Hub as a split of a dataset.
-
-    Args:
-        dataset: The rows.
-        repo_id: "namespace/name"; made if it does not exist.
-        private: Whether a new repository is private; it is unless this is False.
-        split: The split to write.
-
-    Raises:
-        InputError: A repo_id without its namespace, rows that are not dual CoTs, or a refusal by
-            the Hub.
-    """
-    check_repo_id(repo_id, "repo_id")
-    validate_dual_cots(dataset, source=repo_id)
-    open_repository(repo_id, repo_type="dataset", private=private)
-    with explained(repo_id):
-        dataset.push_to_hub(repo_id, split=split)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.data.answers import check_answer
-from edit_trl.data.row import raise_problems, show
 
 _REQUIRED = ("question", "chain", "answer")
 _COLUMNS = (*_REQUIRED, "wrong_chain", "task")

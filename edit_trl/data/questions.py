@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, raise_problems, show
+from edit_trl.common.hub_ids import refuse_missing_path
 from edit_trl.data.answers import AnswerType, check_answer
-from edit_trl.data.dual_cots import load_folder, load_from_hub, read_parquet, read_rows, refuse_missing_path
-from edit_trl.data.row import checked_mapping, raise_problems, rows_of, show
+from edit_trl.data.files import load_folder, load_from_hub, read_parquet, read_rows
+from edit_trl.data.row import rows_of
+from edit_trl.data.row_checks import checked_mapping
 
 COLUMNS = ("question", "answer", "id", "task", "task_description", "answer_type", "choices", "context")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

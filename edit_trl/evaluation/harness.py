@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl import __version__
 from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ def _readable(measured: Mapping[str, Any]) -> dict[str, Any]:
         if name in measured["n-samples"]
     }
     groups = {name: _scores(values) for name, values in measured.get("groups", {}).items()}
-    return {"tasks": tasks, "groups": groups, "lm_eval": lm_eval_version, "edit_trl": __version__}
+    return {"tasks": tasks, "groups": groups, "lm_eval": lm_eval_version, "edit_trl": version("edit_trl")}
 
 
 def _scores(values: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:

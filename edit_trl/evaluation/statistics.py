@@ -5,7 +5,7 @@ Two questions have two intervals. "On these tasks": items are a sample, the task
 arXiv 2411.00640). Tasks and seeds are few, and the percentiles of a bootstrap of three or ten are much too
 narrow (they cover 50% to 90% where 95% is said). So the bootstrap gives the standard error, made larger by
 n / (n - 1) for what resampling n leaves out, and Student's t its multiple (Cameron & Miller 2015, section VI;
-Hesterberg 2015). `tests/test_statistics.py` simulates how often the intervals cover the truth.
+Hesterberg 2015). `tests/evaluation/test_statistics.py` simulates how often the intervals cover the truth.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from edit_trl.common.hub_ids import is_hub_id
 from edit_trl.common.markdown import code, marked_block, one_line, table, text
 from edit_trl.hub.card_facts import LOGGED, CardFacts, Example, Form, StageFacts
-from edit_trl.hub.repository import is_hub_id
 
 EDIT_CITATION = """\
 @inproceedings{dai2025capture,

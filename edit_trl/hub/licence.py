@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from edit_trl.common.hub_ids import is_hub_id
 from edit_trl.common.markdown import one_line
-from edit_trl.hub.repository import is_hub_id
 
 # Their terms let nobody share what was made from the work.
 FORBIDS_DERIVATIVES = ("cc-by-nd-4.0", "cc-by-nc-nd-4.0")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from edit_trl.common.hub_ids import is_hub_id
 from edit_trl.common.markdown import code, one_line, text
 from edit_trl.hub.card_facts import CardFacts, read_facts, write_facts
 from edit_trl.hub.card_sections import (
@@ -27,7 +28,6 @@ from edit_trl.hub.card_sections import (
 )
 from edit_trl.hub.curves import curves_svg
 from edit_trl.hub.licence import Licence, read_licence
-from edit_trl.hub.repository import is_hub_id
 
 CURVES_FILE = "training_curves.svg"
 PACKAGES = ("edit_trl", "trl", "transformers", "peft", "torch", "datasets", "accelerate", "bitsandbytes")

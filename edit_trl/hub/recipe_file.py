@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edit_trl.hub.repository import is_hub_id
+from edit_trl.common.hub_ids import is_hub_id
 
 # Of the place and the person, not of the model.
 _PRIVATE = (

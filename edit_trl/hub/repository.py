@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.hub_ids import is_hub_id
 from edit_trl.hub.refusals import explained, patiently, whoami
 
 RepoType = Literal["model", "dataset"]
+
 Content = Path | bytes
 
 # Everything of a model's folder that is uploaded; all else (checkpoints, optimizer states, pickles, journals)
@@ -26,16 +28,20 @@ WEIGHT_FILES = (
     *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
 )
+
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
     *("chat_template.jinja", "processor_config.json", "preprocessor_config.json"),
 )
+
 CARD_FILES = ("README.md", "training_curves.svg")
 
 # Where a folder of this machine may be named; the Hub has no use for it.
 _PATH_KEYS = ("base_model_name_or_path", "_name_or_path", "name_or_path", "tokenizer_file")
+
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
+
 _TEXT_FILES = (".json", ".yaml", ".md", ".jinja", ".txt", ".svg")
 
 
@@ -54,13 +60,6 @@ class Repository:
     url: str
     private: bool
     is_new: bool
-
-
-def is_hub_id(name: str | None) -> bool:
-    """Whether a model's or dataset's name is one on the Hub: "name" or "namespace/name", and no path here."""
-    if not name or Path(name).expanduser().exists():
-        return False
-    return re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name) is not None
 
 
 def check_repo_id(repo_id: str, option: str = "--repo_id") -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
@@ -24,12 +24,10 @@ from transformers import GenerationConfig
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.decoding import Batching, Decoding, Generated, check_batching
-from edit_trl.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from edit_trl.evaluation.accuracy.config import EvaluateArguments
 
 # A scheduler needs a supply to fill its places from, and a killed run loses at most as much.
 _CHUNK = 8
@@ -177,40 +175,6 @@ class VllmGenerator:
                     for output in outputs
                 ],
             )
-
-
-class Loaded(NamedTuple):
-    """A generator, and what it was made of; `model` is None in vLLM, `positions` where it is not known."""
-
-    generator: ModelGenerator | VllmGenerator
-    tokenizer: PreTrainedTokenizerBase
-    positions: int | None
-    model: PreTrainedModel | None
-
-
-def load_generator(arguments: EvaluateArguments) -> Loaded:
-    """Load the model that `edit-trl evaluate` was given.
-
-    Raises:
-        InputError: It cannot be loaded, or not be batched as asked for.
-    """
-    decoding, trusted = arguments.decoding, arguments.trust_remote_code
-    if arguments.batching == "vllm" or (arguments.batching == "auto" and vllm_is_faster()):
-        tokenizer = load_tokenizer(arguments.model, trust_remote_code=trusted)
-        dtype = arguments.dtype or "auto"
-        generator = VllmGenerator(arguments.model, decoding, dtype=dtype, seed=arguments.seed)
-        return Loaded(generator, tokenizer, None, None)
-    model, tokenizer = arguments.load()
-    generator = ModelGenerator(
-        model,
-        tokenizer,
-        decoding,
-        batch_size=arguments.batch_size,
-        batching=arguments.batching,
-        seed=arguments.seed,
-    )
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Loaded(generator, tokenizer, positions, model)
 
 
 def vllm_is_faster() -> bool:

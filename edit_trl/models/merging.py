@@ -18,8 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from edit_trl.common.errors import InputError
-from edit_trl.hub.card_facts import CardFacts, read_facts
-from edit_trl.weights import put_on, refuse_pickled_adapter
+from edit_trl.models.loading import put_on, refuse_pickled_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -74,32 +73,38 @@ class Adapter:
     Attributes:
         path: Path or Hub id.
         base_model: Path or Hub id of its model.
-        facts: What is known of its training.
+        quantization: How the base model was held in training, such as "4-bit nf4"; None for in full.
+        texts: Texts like those it was trained on, on which the outputs are compared; a few of ours where
+            there are none.
     """
 
     path: str
     base_model: str
-    facts: CardFacts | None
-
-    @property
-    def quantization(self) -> str | None:
-        """How its model was held while it was trained."""
-        return self.facts.stages[-1].quantization if self.facts else None
+    quantization: str | None = None
+    texts: Sequence[str] = ()
 
 
-def read_adapter(adapter: str, base_model: str | None = None) -> Adapter:
+def read_adapter(
+    adapter: str,
+    base_model: str | None = None,
+    *,
+    quantization: str | None = None,
+    texts: Sequence[str] = (),
+) -> Adapter:
     """Look at an adapter before anything is loaded.
 
     Args:
         adapter: Path or Hub id.
         base_model: Its model, where that is elsewhere than its configuration says.
+        quantization: See `Adapter`.
+        texts: See `Adapter`.
 
     Raises:
         InputError: No adapter, of pickled weights, or of another model than `base_model`.
     """
     from peft import PeftConfig
 
-    from edit_trl.hub.repository import is_hub_id
+    from edit_trl.common.hub_ids import is_hub_id
 
     folder = Path(adapter).expanduser()
     if not folder.is_dir() and not is_hub_id(adapter):
@@ -119,7 +124,7 @@ def read_adapter(adapter: str, base_model: str | None = None) -> Adapter:
     base = base_model or named
     if not base or (not Path(base).is_dir() and not is_hub_id(base)):
         raise InputError(f"the base model of {adapter} is not there: {base!r}; name it with --base_model")
-    return Adapter(adapter, base, read_facts(folder) if folder.is_dir() else None)
+    return Adapter(adapter, base, quantization, texts)
 
 
 def merge_adapter(
@@ -174,8 +179,7 @@ def _tokenizer(adapter: Adapter, options: dict[str, Any]) -> PreTrainedTokenizer
 
 
 def _encoded(adapter: Adapter, tokenizer: PreTrainedTokenizerBase) -> list[torch.Tensor]:
-    examples = adapter.facts.stages[-1].examples if adapter.facts else []
-    texts = [f"{example.prompt}\n{example.chosen}" for example in examples] or _TEXTS
+    texts = adapter.texts or _TEXTS
     return [tokenizer(text, return_tensors="pt").input_ids[:, :_LONGEST] for text in texts]
 
 

@@ -21,11 +21,11 @@ from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.chat.protocol import Teacher
 from edit_trl.models.cluster.cluster import Engine, engine_problems
+from edit_trl.models.loading import refuse_missing_folder
 from edit_trl.teachers.filters import Bounds
 from edit_trl.teachers.generation import PipelineOptions, PivotOptions
 from edit_trl.teachers.procedural_chat import ProceduralChat
 from edit_trl.teachers.prompts import Templates
-from edit_trl.weights import refuse_missing_folder
 
 TeacherKind = Literal["openai_compatible", "transformers_local", "procedural", "none"]
 # What says something to or of a teacher, and would be read by nobody where there is none.

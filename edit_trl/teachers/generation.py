@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from edit_trl.common.errors import InputError
 from edit_trl.data.questions import Question
 from edit_trl.teachers.filters import Bounds, Pair
 
+if TYPE_CHECKING:
+    pass
+
 Rectify = Literal["hint", "minimal", "none"]
+
 RectifyCheck = Literal["none", "self_consistency", "judge"]
+
 Label = Literal["none", "paper", "fine"]
+
 Outcome = Literal["correct", "wrong", "unparsed", "cut off", "refused"]
 
 
@@ -107,16 +113,6 @@ class PivotOptions:
             raise InputError(problems)
 
 
-class Watcher(Protocol):
-    """Is told what happens."""
-
-    def stage(self, name: str, total: int) -> None:
-        """A stage of so many requests begins."""
-
-    def step(self, outcome: str, fresh: bool) -> None:
-        """A request of it is done."""
-
-
 @dataclass(frozen=True)
 class Chain:
     """A chain that was written for a question, and what its answer is worth.
@@ -186,3 +182,6 @@ class Generation:
     dropped: dict[str, list[str]] = field(default_factory=dict)
     failures: list[tuple[str, str, str]] = field(default_factory=list)
     pivots: list[Pivot] | None = None
+
+
+DUAL, WARM_UP = "dual.parquet", "warm_up.parquet"

@@ -17,9 +17,10 @@ from edit_trl.data.answers import AnswerType, check_answer, extract_answer, infe
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.dispatch import Answer, Dispatcher
+from edit_trl.models.chat.display import Watcher
 from edit_trl.models.chat.protocol import ChatRequest, ChatResponse, Sampling, Stage
 from edit_trl.teachers.filters import Pair, filter_pairs
-from edit_trl.teachers.generation import Chain, Generation, Outcome, PipelineOptions, Watcher
+from edit_trl.teachers.generation import Chain, Generation, Outcome, PipelineOptions
 from edit_trl.teachers.prompts import (
     LabelSet,
     TemplateName,

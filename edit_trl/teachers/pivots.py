@@ -31,17 +31,10 @@ from edit_trl.common.errors import InputError
 from edit_trl.common.steps import step_end
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.dispatch import Dispatcher
+from edit_trl.models.chat.display import Watcher
 from edit_trl.models.chat.protocol import ChatRequest, ChatResponse
 from edit_trl.teachers.filters import Pair
-from edit_trl.teachers.generation import (
-    Chain,
-    Generation,
-    Outcome,
-    PipelineOptions,
-    Pivot,
-    PivotOptions,
-    Watcher,
-)
+from edit_trl.teachers.generation import Chain, Generation, Outcome, PipelineOptions, Pivot, PivotOptions
 from edit_trl.teachers.pipeline import Run, Slot, answer_outcome
 from edit_trl.teachers.prompts import Templates, read_chain
 

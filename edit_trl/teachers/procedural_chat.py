@@ -12,8 +12,8 @@ import random
 from collections.abc import Sequence
 
 from edit_trl.common.errors import InputError
-from edit_trl.data.procedural.families import ANSWER_TYPES, Family
-from edit_trl.data.procedural.teacher import ProceduralTeacher
+from edit_trl.data.procedural.families import Family
+from edit_trl.data.procedural.teacher import ProceduralTeacher, question_of
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.protocol import ChatRequest, ChatResponse, NoAnswer, RawResponse
 
@@ -51,10 +51,7 @@ class ProceduralChat:
 
     def questions(self) -> list[Question]:
         """The problems, to be asked about."""
-        return [
-            Question(row["id"], row["prompt"], row["answer"], ANSWER_TYPES[row["task"]], row["task"])
-            for row in self._rows
-        ]
+        return [question_of(row) for row in self._rows]
 
     async def check(self) -> None:
         """It is always there."""

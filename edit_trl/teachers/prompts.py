@@ -10,18 +10,16 @@ answer (AHP), `corrupt` shows contrastive pairs (CCP). The wording is our own.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
-import string
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Literal, get_args
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.templates import _choose, read_template, template_problems
 from edit_trl.data.answers import AnswerType, extract_answer
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
@@ -29,6 +27,7 @@ from edit_trl.data.questions import Question
 TemplateName = Literal[
     "annotate", "rectify", "rectify_minimal", "corrupt", "conclude", "judge", "label", "student"
 ]
+
 LabelSet = Literal["paper", "fine"]
 
 PLACEHOLDERS: dict[TemplateName, frozenset[str]] = {
@@ -41,8 +40,6 @@ PLACEHOLDERS: dict[TemplateName, frozenset[str]] = {
     "label": frozenset({"kinds", "question", "chosen", "rejected"}),
     "student": frozenset({"question"}),
 }
-# A template may do without these.
-_OPTIONAL = {"task_description", "exemplars"}
 
 KINDS: dict[LabelSet, dict[str, str]] = {
     # The paper's four.
@@ -68,7 +65,9 @@ KINDS: dict[LabelSet, dict[str, str]] = {
         "other": "anything else",
     },
 }
+
 _KINDS_LINE = re.compile(r"^[\s*_]*kinds?[\s*_]*:(?P<names>.*)$", re.IGNORECASE | re.MULTILINE)
+
 _VERDICT_LINE = re.compile(r"^[\s*_]*verdict[\s*_]*:[\s*_]*(?P<verdict>\w+)", re.IGNORECASE | re.MULTILINE)
 
 
@@ -213,36 +212,6 @@ def read_kinds(text: str, kinds: LabelSet) -> list[str] | None:
     return [kind for kind in KINDS[kinds] if kind in named]
 
 
-def read_template(file: Path | Traversable) -> str:
-    """A template's text; the line end of the file is not the prompt's."""
-    return file.read_text(encoding="utf-8").rstrip("\n")
-
-
-def template_problems(text: str, allowed: frozenset[str], optional: Collection[str] = _OPTIONAL) -> list[str]:
-    """What is wrong with a template that may have these placeholders, and may do without some."""
-    try:
-        parsed = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
-    except ValueError as error:
-        return [f"not a template: {error}; a brace that is meant is written twice"]
-    used = {field for field, _, _ in parsed}
-    problems = [
-        f"placeholder {{{field}}} is filled in as it is: write it without anything after the name"
-        for field, form, conversion in parsed
-        if form or conversion
-    ]
-    problems += [
-        f"placeholder {{{field}}}: {_choose(field, sorted(allowed))}" for field in sorted(used - allowed)
-    ]
-    missing = sorted(allowed - set(optional) - used)
-    return problems + [f"placeholder {{{field}}} is missing" for field in missing]
-
-
 def _sentences_before(text: str, position: int) -> str:
     ends = [match.end() for match in re.finditer(r"[.!?]\s+|\n", text[:position])]
     return text[: ends[-1]].rstrip() if ends else ""
-
-
-def _choose(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"there is none of this name; {hint}There are {', '.join(names)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -13,11 +12,12 @@ from typing import Any, get_args
 from edit_trl.common.errors import InputError
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
-from edit_trl.models.chat.dispatch import Dispatcher, DispatchStats
+from edit_trl.models.chat.dispatch import Dispatcher, DispatchStats, stopped_by_signals
 from edit_trl.models.chat.display import Display
 from edit_trl.models.chat.journal import Journal
 from edit_trl.models.chat.protocol import Teacher
-from edit_trl.teachers.export import CardFacts, save_generation
+from edit_trl.teachers.card import CardFacts
+from edit_trl.teachers.export import save_generation
 from edit_trl.teachers.generate_config import GenerateConfig
 from edit_trl.teachers.generation import Generation
 from edit_trl.teachers.pipeline import make_dual_cots
@@ -26,6 +26,8 @@ from edit_trl.teachers.prompts import TemplateName, Templates
 
 # What does not change what is made, and so is not told in the card: the same answers make the same card.
 _INCIDENTAL = {"output_dir", "push_to_hub", "private", "max_cost", "timeout", "batch_size", "max_concurrency"}
+
+
 _INCIDENTAL |= {"engine", "actors"}
 
 
@@ -142,32 +144,3 @@ class Prepared:
         versions = {name: self.templates.version(name) for name in names}
         author = self.config.arguments.student if self.teacher is None else self.teacher.model
         return CardFacts(author, stats, versions, values)
-
-
-class stopped_by_signals:
-    """Ctrl-C lets what is in flight come back; a second one does not.
-
-    Args:
-        dispatchers: What is stopped.
-        loop: Where they run; the running one by default.
-    """
-
-    def __init__(self, dispatchers: Sequence[Dispatcher], loop: asyncio.AbstractEventLoop | None = None):
-        self._dispatchers = dispatchers
-        self._loop = loop or asyncio.get_running_loop()
-
-    def __enter__(self) -> None:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            self._loop.add_signal_handler(name, self._stop)
-
-    def __exit__(self, *_: object) -> None:
-        self._release()
-
-    def _stop(self) -> None:
-        for dispatcher in self._dispatchers:
-            dispatcher.stop()
-        self._release()
-
-    def _release(self) -> None:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            self._loop.remove_signal_handler(name)

@@ -23,8 +23,8 @@ from trl import DPOTrainer
 from trl.trainer.utils import create_model_from_path
 
 from edit_trl.common.errors import InputError
+from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
 from edit_trl.data.row import REQUIRED_COLUMNS, is_chosen_alone, pairs_of, rows_of
-from edit_trl.data.tokenization import RowPreparation, prepare_dual_cots
 from edit_trl.training.quantization import settle_adapter_dtype
 from edit_trl.training.resuming.stopping import StopSignals, TrainingStopped
 from edit_trl.training.trainer_choice import TrainerName, options_class

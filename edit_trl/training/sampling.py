@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from edit_trl.common.errors import InputError
-from edit_trl.data.tokenization import name_rows
+from edit_trl.data.preparation import name_rows
 from edit_trl.models.pairs.collation import BatchLayoutName, DualCoTCollator
 
 # Sorting by length within this many batches costs no randomness that matters and saves most padding.

@@ -23,8 +23,9 @@ from transformers import (
 from transformers.utils import logging
 
 from edit_trl.common.errors import InputError
-from edit_trl.data.row import is_conversational, validate_dual_cots
-from edit_trl.data.tokenization import PreparationReport, RowPreparation, prepare_dual_cots
+from edit_trl.data.preparation import PreparationReport, RowPreparation, prepare_dual_cots
+from edit_trl.data.row import is_conversational
+from edit_trl.data.row_checks import validate_dual_cots
 from edit_trl.hub.card_facts import (
     OBJECTIVE_FIELDS,
     TRAINING_FIELDS,
@@ -44,17 +45,13 @@ from edit_trl.hub.repository import account, model_files, open_repository, uploa
 from edit_trl.losses import DualCoTLoss, masked_mean
 from edit_trl.models.pairs.collation import EXAMPLE_COLUMNS, SIDES, DualCoTCollator
 from edit_trl.models.pairs.scoring import PairLogps, PairScorer, make_pair_scorer
+from edit_trl.training.argument_checks import _check_arguments
 from edit_trl.training.config import DualCoTConfig
+from edit_trl.training.fork_selection import fork_histogram, hardest_forks, keep_hard_forks
 from edit_trl.training.metrics import LossWatch, MetricTotals, chosen_metrics, pair_metrics
 from edit_trl.training.objective import Objective
 from edit_trl.training.quantization import settle_adapter_dtype
-from edit_trl.training.reference import (
-    adapter_off,
-    add_scores,
-    fork_histogram,
-    hardest_forks,
-    keep_hard_forks,
-)
+from edit_trl.training.reference import adapter_off, add_scores
 from edit_trl.training.resuming.resumable import ResumableTrainer
 from edit_trl.training.sampling import (
     LengthGroups,
@@ -616,36 +613,3 @@ def _map_datasets(datasets, function: Callable[[Dataset, str], Dataset]):
     if isinstance(datasets, dict):
         return {name: function(dataset, name) for name, dataset in datasets.items()}
     return function(datasets, "eval")
-
-
-def _check_arguments(model, args, train_dataset, peft_config, data_collator) -> None:
-    """What can be said before anything is loaded."""
-    problems = []
-    if not isinstance(data_collator, DualCoTCollator | None):
-        problems.append(f"`data_collator` must be a DualCoTCollator, got {type(data_collator).__name__}")
-    if not isinstance(args, DualCoTConfig):
-        problems.append(f"`args` must be a DualCoTConfig, got {type(args).__name__}")
-    if not isinstance(train_dataset, Dataset):
-        problems.append(
-            f"`train_dataset` must be a datasets.Dataset, got {type(train_dataset).__name__}; key "
-            "steps are found once before training, so a stream must be loaded first"
-        )
-    elif not len(train_dataset):
-        problems.append("`train_dataset` has no rows")
-    targets = getattr(peft_config, "target_modules", None) or ()
-    if "lm_head" in ([targets] if isinstance(targets, str) else targets):
-        problems.append(
-            "LoRA on `lm_head` would never be trained: log-probabilities are computed from its weight "
-            "directly. Remove 'lm_head' from the target modules ('all-linear' leaves it out)"
-        )
-    if problems:
-        raise InputError(problems)
-    if args.reference == "adapter_off" and peft_config is None and not _is_peft(model):
-        raise InputError(
-            "`reference: adapter_off` needs an adapter to switch off: train with LoRA (`use_peft: "
-            "true`, or a `peft_config`), or use `reference: precomputed`"
-        )
-
-
-def _is_peft(model) -> bool:
-    return isinstance(model, nn.Module) and is_peft_model(model)

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, get_args
 
 from edit_trl.common.errors import InputError
-from edit_trl.data.procedural.families import MAKERS, Family
+from edit_trl.data.procedural.families import ANSWER_TYPES, MAKERS, Family
 from edit_trl.data.procedural.problems import Problem, write_chains
 from edit_trl.data.procedural.solvers import SOLVERS
+from edit_trl.data.questions import Question
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -87,6 +88,11 @@ class ProceduralTeacher:
             f"{self.difficulty}, and more were asked for; ask for fewer rows, for more families "
             "or for a higher difficulty"
         )
+
+
+def question_of(row: DualCoT) -> Question:
+    """The question of a row of `ProceduralTeacher.rows`, with its answer and answer type."""
+    return Question(row["id"], row["prompt"], row["answer"], ANSWER_TYPES[row["task"]], row["task"])
 
 
 def generate_dual_cots(teacher: ProceduralTeacher, rows: int, *, conversational: bool = False) -> Dataset:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from edit_trl.common.tables import aligned
 from edit_trl.data.answers import AnswerType, Verdict, check_answer
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
-from edit_trl.evaluation.runs.folder import EvaluateItem, Run, RunFolder, Sample, key_of
+from edit_trl.evaluation.runs.folder import RunFolder
+from edit_trl.evaluation.runs.schema import EvaluateItem, Run, Sample, key_of
 from edit_trl.evaluation.runs.scores import run_scores
-from edit_trl.evaluation.runs.tables import aligned
 from edit_trl.models.decoding import Decoding
 
 if TYPE_CHECKING:

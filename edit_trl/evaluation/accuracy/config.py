@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation.accuracy.tasks import MakeProblems, Tasks, read_tasks
-from edit_trl.evaluation.runs.folder import RunKind
+from edit_trl.evaluation.accuracy.tasks import Tasks, read_tasks
 from edit_trl.evaluation.runs.measured_model import MeasuredModel
+from edit_trl.evaluation.runs.schema import RunKind
 from edit_trl.models.cluster.cluster import engine_problems
 from edit_trl.models.decoding import Batching, Decoding, check_batching
 
@@ -90,7 +90,7 @@ class EvaluateArguments(MeasuredModel):
         names = ("conversational", "batch_size", "batching", "dtype", "load_in_4bit")
         return asdict(self.decoding) | {name: getattr(self, name) for name in names}
 
-    def read_tasks(self, recipe: Path | None, make_problems: MakeProblems) -> Tasks:
+    def read_tasks(self, recipe: Path | None) -> Tasks:
         """What is asked; see `edit_trl.evaluation.accuracy.tasks.read_tasks`."""
         return read_tasks(
             self.tasks or [],
@@ -98,5 +98,4 @@ class EvaluateArguments(MeasuredModel):
             conversational=self.conversational,
             system_prompt=self.system_prompt,
             limit=self.limit,
-            make_problems=make_problems,
         )

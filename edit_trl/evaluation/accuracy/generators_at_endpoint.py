@@ -59,9 +59,8 @@ class EndpointGenerator:
         Raises:
             InputError: The endpoint broke off, or left questions unanswered; what was answered is kept.
         """
-        from edit_trl.models.chat.dispatch import Dispatcher
+        from edit_trl.models.chat.dispatch import Dispatcher, stopped_by_signals
         from edit_trl.models.chat.journal import Journal
-        from edit_trl.teachers.run import stopped_by_signals
 
         try:
             with Journal(self._folder) as journal:

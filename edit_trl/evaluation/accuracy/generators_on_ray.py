@@ -69,8 +69,8 @@ class RemoteStudent:
     """
 
     def __init__(self, arguments: EvaluateArguments, known: str):
-        from edit_trl.models.generation import load_generator
-        from edit_trl.models.loading import model_hash
+        from edit_trl.evaluation.accuracy.generators import load_generator
+        from edit_trl.models.identity import model_hash
 
         check_same_model(arguments.model, model_hash(arguments.model), known)
         self._generator, _, self._positions, _ = load_generator(arguments)

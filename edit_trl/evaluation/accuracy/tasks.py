@@ -16,23 +16,32 @@ own, such as held-out dual CoTs, are asked as they are.
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import content_hash
 from edit_trl.common.options import convert, hints_of, read_yaml
 from edit_trl.data.answers import AnswerType
 from edit_trl.data.exemplars import Exemplar, load_exemplars
+from edit_trl.data.procedural.teacher import ProceduralTeacher, question_of
 from edit_trl.data.questions import Question, read_questions, read_table
-from edit_trl.data.row import checked_mapping
+from edit_trl.data.row_checks import checked_mapping
 from edit_trl.evaluation.accuracy.problems import Problem, check_ids, problems_of
-from edit_trl.evaluation.runs.folder import content_hash
+
+if TYPE_CHECKING:
+    from edit_trl.data.questions import Question
+    from edit_trl.evaluation.accuracy.problems import Problem
+
 
 _PLACEHOLDERS = {"question", "task_description"}
+
 _FOR_QUESTIONS = ("prompt", "system_prompt", "exemplars", "answer_after", "task_descriptions")
+
 _TASKS_FOLDER = "tasks"
+
 _OWN_COLUMNS = ("prompt", "answer", "id", "task", "answer_type", "mistake", "source")
 
 
@@ -112,10 +121,6 @@ class TaskFile:
                 yield f"`{name}` must be at least 1, got {getattr(self, name)}"
 
 
-MakeProblems = Callable[[TaskFile], Sequence[Question]]
-"""Makes the questions of a task with `families`."""
-
-
 @dataclass(frozen=True)
 class Tasks:
     """What a run asks.
@@ -141,7 +146,6 @@ def read_tasks(
     conversational: bool = True,
     system_prompt: str | None = None,
     limit: int | None = None,
-    make_problems: MakeProblems,
 ) -> Tasks:
     """Read task files and everything they name.
 
@@ -151,7 +155,6 @@ def read_tasks(
         conversational: Whether prompts are messages; plain text is for models without a chat template.
         system_prompt: Instead of the files' own.
         limit: Only the first so many questions of each task.
-        make_problems: Makes the questions of tasks with `families`.
 
     Raises:
         InputError: All that is wrong with them, by file, row and column; or an id that occurs twice.
@@ -164,7 +167,7 @@ def read_tasks(
             path, task = read_task(name, beside)
             if system_prompt is not None:
                 task = replace(task, system_prompt=system_prompt)
-            asked, version = _problems_of_task(task, path, conversational, make_problems)
+            asked, version = _problems_of_task(task, path, conversational)
         except InputError as error:
             wrong += error.problems
             continue
@@ -227,12 +230,10 @@ def _find(name: str, beside: Path | None) -> Path:
     return found
 
 
-def _problems_of_task(
-    task: TaskFile, path: Path, conversational: bool, make_problems: MakeProblems
-) -> tuple[list[Problem], str]:
+def _problems_of_task(task: TaskFile, path: Path, conversational: bool) -> tuple[list[Problem], str]:
     name = task.task or path.stem
     if task.families is not None:
-        questions = list(make_problems(task))
+        questions = _procedural_questions(task)
     elif (rows := _own_prompts(task)) is not None:
         version = f"{task.version}-{content_hash([task.answer_type, task.answer_types])[:6]}"
         return _typed(
@@ -348,3 +349,8 @@ def _first(problems: Sequence[Problem], limit: int | None) -> list[Problem]:
         if limit is None or counts[problem.task] <= limit:
             kept.append(problem)
     return kept
+
+
+def _procedural_questions(task: TaskFile) -> list[Question]:
+    teacher = ProceduralTeacher(task.families, seed=task.problem_seed, difficulty=task.difficulty)
+    return [question_of(row) for row in teacher.rows(task.rows)]

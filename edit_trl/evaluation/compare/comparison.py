@@ -28,7 +28,7 @@ from edit_trl.evaluation.compare.matching import (
     read_systems,
     setting_differences,
 )
-from edit_trl.evaluation.runs.folder import RunKind, key_of
+from edit_trl.evaluation.runs.schema import RunKind, key_of
 from edit_trl.evaluation.runs.scores import IN_NATS, LOWER_IS_BETTER, MAIN_SCORE, SCORES, names_in
 from edit_trl.evaluation.statistics import (
     LEVEL,

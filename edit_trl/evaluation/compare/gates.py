@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.markdown import clean
 from edit_trl.evaluation.compare.comparison import Comparison, SystemComparison
-from edit_trl.evaluation.compare.score_text import amount, clean, count_text, value_of
+from edit_trl.evaluation.compare.score_text import amount, count_text, value_of
 from edit_trl.evaluation.runs.scores import IN_NATS, LOWER_IS_BETTER
 from edit_trl.evaluation.statistics import LEVEL
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation.runs.folder import Run, key_of, read_run
+from edit_trl.evaluation.runs.folder import read_run
+from edit_trl.evaluation.runs.schema import Run, key_of
 from edit_trl.evaluation.runs.scores import SCORES
 
 Key = tuple[str, str]

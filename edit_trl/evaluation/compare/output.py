@@ -9,18 +9,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edit_trl.common.markdown import clean, escaped
 from edit_trl.evaluation.compare.comparison import Comparison, PairedScores, SystemComparison
 from edit_trl.evaluation.compare.gates import GateResult
-from edit_trl.evaluation.compare.score_text import (
-    amount,
-    clean,
-    count_text,
-    escaped,
-    interval_text,
-    number,
-    p_text,
-    value_of,
-)
+from edit_trl.evaluation.compare.score_text import amount, count_text, interval_text, number, p_text, value_of
 from edit_trl.evaluation.statistics import LEVEL
 
 if TYPE_CHECKING:

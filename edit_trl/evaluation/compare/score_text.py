@@ -3,24 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 
 from edit_trl.evaluation.runs.scores import IN_NATS
 from edit_trl.evaluation.statistics import Difference
-
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&])")
-
-
-def clean(text: str) -> str:
-    """A text on one line, without what would move the cursor or is no XML."""
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
-    )
-
-
-def escaped(text: str) -> str:
-    """A text that Markdown shows as it is; nobody is called by an @."""
-    return _MARKDOWN.sub(r"\\\1", clean(text)).replace("@", "@\N{ZERO WIDTH SPACE}")
 
 
 def value_of(value: float, score: str) -> str:

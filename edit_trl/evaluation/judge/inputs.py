@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from edit_trl.common.errors import InputError
 from edit_trl.evaluation.judge.judging import ChainSet
-from edit_trl.evaluation.runs.folder import Run, key_of, read_run
+from edit_trl.evaluation.runs.folder import read_run
+from edit_trl.evaluation.runs.schema import Run, key_of
 
 References = Mapping[tuple[str | None, str], tuple[str, str | None]]
 """Correct chains and known answers, by task and id; without a task, the id stands for itself."""

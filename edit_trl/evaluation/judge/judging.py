@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Literal
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.templates import read_template, template_problems
 from edit_trl.models.chat.dispatch import Answer, Dispatcher, Failure
+from edit_trl.models.chat.display import Watcher
 from edit_trl.models.chat.protocol import ChatRequest, ChatResponse, Sampling
-from edit_trl.teachers.generation import Watcher
-from edit_trl.teachers.prompts import read_template, template_problems
 
 SCORES = range(1, 11)
 """What a judge may give."""

@@ -11,6 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from edit_trl.common.tables import _table
 from edit_trl.evaluation.judge.judging import SCORES, Judgement
 
 
@@ -160,19 +161,6 @@ def _number(value: float | None, form: str = ".2f") -> str:
 
 def _interval(one: Mapping[str, Any]) -> str:
     return "-" if one["interval"] is None else "{:.2f} to {:.2f}".format(*one["interval"])
-
-
-def _table(rows: Sequence[Sequence[str]], texts: int) -> str:
-    """Columns, the first few of text to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if place < texts else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edit_trl.evaluation.runs.folder import Run
+from edit_trl.evaluation.runs.schema import Run
 
 Detail = Mapping[str, Any]
 

@@ -15,18 +15,18 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from edit_trl import __version__
 from edit_trl.common.errors import InputError
 from edit_trl.data.pair_statistics import GROUPS, Pair, grouped_pairs, pair_statistics
 from edit_trl.evaluation.report.items import Keep, page_items, rounded
 from edit_trl.evaluation.report.summary import flips, learning_curves, run_summary, score_labels
 from edit_trl.evaluation.report.training_history import TrainingRun
-from edit_trl.evaluation.runs.folder import Run
+from edit_trl.evaluation.runs.schema import Run
 from edit_trl.evaluation.runs.scores import SCORES
 
 SCRIPTS = ("dom.js", "charts.js", "overview.js", "item.js", "browser.js", "start.js")
@@ -82,7 +82,7 @@ def write_report(
     names = _distinct([(run.record.kind, run.record.name or run.record.model, run.path) for run in runs])
     data: dict[str, Any] = {
         "title": title,
-        "made_with": f"edit_trl {__version__}",
+        "made_with": f"edit_trl {version('edit_trl')}",
         "runs": [{"name": name, **run_summary(run)} for name, run in zip(names, runs, strict=True)],
         "labels": {kind: score_labels(SCORES[kind]) for kind in {run.record.kind: None for run in runs}},
         "training": [
@@ -154,7 +154,7 @@ def write_pairs(
     }
     data = {
         "title": title,
-        "made_with": f"edit_trl {__version__}",
+        "made_with": f"edit_trl {version('edit_trl')}",
         "runs": [run],
         "labels": {"pairs": labels},
         "training": [],
@@ -196,7 +196,7 @@ def render(
     script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();'
     filled = Template((folder / "template.html").read_text(encoding="utf-8")).substitute(
-        version=__version__,
+        version=version("edit_trl"),
         style_hash=_hash(style),
         script_hash=_hash(script),
         style=style,

@@ -10,7 +10,7 @@ import numpy as np
 
 from edit_trl.evaluation.report.items import rounded
 from edit_trl.evaluation.report.training_history import TrainingRun
-from edit_trl.evaluation.runs.folder import Run
+from edit_trl.evaluation.runs.schema import Run
 from edit_trl.evaluation.runs.scores import GROUPS, IN_NATS, LOWER_IS_BETTER, MAIN_SCORE, SCORES, names_in
 from edit_trl.evaluation.statistics import bootstrap_interval, exact_mcnemar, paired_difference
 

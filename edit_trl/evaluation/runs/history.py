@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation.runs.folder import Run, RunKind
+from edit_trl.evaluation.runs.schema import Run, RunKind
 
 DEFAULT_FILE = Path("outputs/history.sqlite")
 SCHEMA_VERSION = 1

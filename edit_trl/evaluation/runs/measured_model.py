@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from edit_trl.evaluation.runs.folder import RunKind, RunRecord, content_hash
+from edit_trl.common.files import content_hash
+from edit_trl.evaluation.runs.schema import RunKind, RunRecord
 from edit_trl.models.cluster.cluster import Engine
 
 if TYPE_CHECKING:

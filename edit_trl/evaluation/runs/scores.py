@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from edit_trl.evaluation.runs.folder import RunKind
+from edit_trl.evaluation.runs.schema import RunKind
 from edit_trl.evaluation.statistics import bootstrap_interval
 
 Score = Callable[[Mapping[str, Any]], float | None]

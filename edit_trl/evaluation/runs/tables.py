@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from edit_trl.evaluation.compare.score_text import clean
-from edit_trl.evaluation.runs.folder import Run, RunKind
+from edit_trl.common.markdown import clean
+from edit_trl.common.tables import aligned
+from edit_trl.evaluation.runs.schema import Run, RunKind
 from edit_trl.evaluation.runs.scores import GROUPS, IN_NATS, SCORES
 
 # What fits beside the name of a group.
@@ -15,6 +14,7 @@ _IN_GROUPS: dict[RunKind, tuple[str, ...]] = {
         *("preference", "key_preference", "key_margin", "no_wrong_turn", "right_branch", "greedy_accuracy"),
     ),
 }
+
 _ITEMS: dict[RunKind, str] = {"evaluate": "questions", "suite": "pairs"}
 
 
@@ -47,19 +47,3 @@ def shown(score: str, value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:+.3f}" if score in IN_NATS else f"{value:.1%}"
-
-
-def aligned(blocks: Sequence[Sequence[Sequence[str]]]) -> str:
-    """Rows of cells in columns, a rule between blocks; the first column to the left, numbers to the right."""
-    cleaned = [[[clean(cell) for cell in row] for row in block] for block in blocks]
-    widths = [
-        max(map(len, column)) for column in zip(*(row for block in cleaned for row in block), strict=True)
-    ]
-    lines: list[str] = []
-    for block in cleaned:
-        if lines:
-            lines.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
-        for first, *cells in block:
-            numbers = (cell.rjust(size) for cell, size in zip(cells, widths[1:], strict=True))
-            lines.append("  ".join([first.ljust(widths[0]), *numbers]))
-    return "\n".join(lines)

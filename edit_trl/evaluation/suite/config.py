@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation.runs.folder import RunKind
 from edit_trl.evaluation.runs.measured_model import MeasuredModel
+from edit_trl.evaluation.runs.schema import RunKind
 from edit_trl.key_steps import KeyStepMethod
 from edit_trl.models.cluster.cluster import engine_problems
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation.runs.folder import Continuation, SuiteItem
+from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
 from edit_trl.evaluation.suite.items import WrongTurnAt, check_finite, continuation_of, suite_item
 from edit_trl.models.chat.protocol import MalformedResponse, NoAnswer, TeacherUnusable, TryAgain
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tqdm.auto import tqdm
 
 from edit_trl.data.row import rows_of
-from edit_trl.evaluation.runs.folder import Run, RunFolder, SuiteItem, key_of
+from edit_trl.evaluation.runs.folder import RunFolder
+from edit_trl.evaluation.runs.schema import Run, SuiteItem, key_of
 from edit_trl.evaluation.runs.scores import run_scores
 from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from edit_trl.data.answers import check_answer
-from edit_trl.evaluation.runs.folder import Continuation, Logps, SuiteItem, WrongTurn
+from edit_trl.evaluation.runs.schema import Continuation, Logps, SuiteItem, WrongTurn
 from edit_trl.evaluation.suite.cases import SuiteCase
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation.runs.folder import Continuation, SuiteItem
+from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
 from edit_trl.evaluation.suite.cases import SuiteCase
 from edit_trl.evaluation.suite.items import WrongTurnAt, check_finite, continuation_of, suite_item
 from edit_trl.models.decoding import Decoding

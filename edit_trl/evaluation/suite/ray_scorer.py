@@ -11,7 +11,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.evaluation.suite.scorers import judge_of, of_model
 
 if TYPE_CHECKING:
-    from edit_trl.evaluation.runs.folder import SuiteItem
+    from edit_trl.evaluation.runs.schema import SuiteItem
     from edit_trl.evaluation.suite.cases import SuiteCase
     from edit_trl.evaluation.suite.config import SuiteArguments
     from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher

@@ -9,7 +9,7 @@ from rapidfuzz.distance import Levenshtein
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.steps import WORD
-from edit_trl.evaluation.runs.folder import EvaluateItem, Run
+from edit_trl.evaluation.runs.schema import EvaluateItem, Run
 
 SOURCE = "sampled"
 

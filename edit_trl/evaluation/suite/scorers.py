@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def of_model(arguments: SuiteArguments, client: Any) -> tuple[str, Any, int | None]:
     """What tells the model from others, its tokenizer, and how many tokens it takes; it is not loaded yet."""
-    from edit_trl.models.loading import adapter_base, load_config, load_tokenizer, model_hash
+    from edit_trl.models.identity import model_hash
+    from edit_trl.models.loading import adapter_base, load_config, load_tokenizer
 
     options = {"trust_remote_code": arguments.trust_remote_code}
     if client is not None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from edit_trl.common.errors import InputError
@@ -27,10 +28,13 @@ from edit_trl.models.chat.protocol import (
 )
 
 RESUME = "Everything answered so far is in the journal: run the same command again to go on from here"
+
 # Waits of 0 to 1, 2, 4, ... seconds: full jitter, so that what failed together does not come back together.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
+
 # So many requests that can never be answered, and not one that was: it is not the requests.
 _ALL_REFUSED = 20
+
 _SEVERAL = 5
 
 
@@ -343,3 +347,32 @@ class Dispatcher:
             self.pacer.pause(asked)
             wait += asked
         await self.pacer.sleep(wait)
+
+
+class stopped_by_signals:
+    """Ctrl-C lets what is in flight come back; a second one does not.
+
+    Args:
+        dispatchers: What is stopped.
+        loop: Where they run; the running one by default.
+    """
+
+    def __init__(self, dispatchers: Sequence[Dispatcher], loop: asyncio.AbstractEventLoop | None = None):
+        self._dispatchers = dispatchers
+        self._loop = loop or asyncio.get_running_loop()
+
+    def __enter__(self) -> None:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            self._loop.add_signal_handler(name, self._stop)
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _stop(self) -> None:
+        for dispatcher in self._dispatchers:
+            dispatcher.stop()
+        self._release()
+
+    def _release(self) -> None:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            self._loop.remove_signal_handler(name)

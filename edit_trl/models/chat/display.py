@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from edit_trl.models.chat.dispatch import Dispatcher
 
@@ -147,3 +147,13 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Watcher(Protocol):
+    """Is told what happens."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage of so many requests begins."""
+
+    def step(self, outcome: str, fresh: bool) -> None:
+        """A request of it is done."""

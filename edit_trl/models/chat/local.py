@@ -46,7 +46,8 @@ from edit_trl.models.chat.protocol import (
     Sampling,
     TeacherUnusable,
 )
-from edit_trl.weights import put_on, refuse_missing_folder
+from edit_trl.models.identity import _fingerprint
+from edit_trl.models.loading import put_on, refuse_missing_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +56,7 @@ logger = logging.get_logger(__name__)
 
 # Requests that come within so many seconds of the first go into one batch.
 _GATHER = 0.02
-_ENDS = 65536
+
 # While it loads a model, transformers replaces `PreTrainedModel.tie_weights` for the whole process
 # (`init.no_tie_weights`, read in 5.24): of two at once, a tied head would stay as it was made.
 _ONE_LOADS = threading.Lock()
@@ -298,18 +299,3 @@ class _SeededDraw(LogitsProcessor):
         scores = self._nucleus(input_ids, scores.float() / self._temperature)
         draws = [torch.empty(scores.size(1)).exponential_(generator=stream) for stream in self._streams]
         return scores - torch.stack(draws).to(scores.device).log()  # -log of an exponential is Gumbel
-
-
-def _fingerprint(folder: Path) -> str:
-    """Tells the weights in a folder from others of the same path, such as before and after training."""
-    if not folder.is_dir():
-        return "hub"
-    hasher = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
-        size = path.stat().st_size
-        hasher.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            hasher.update(file.read(_ENDS))
-            file.seek(max(0, size - _ENDS))
-            hasher.update(file.read())
-    return f"weights {hasher.hexdigest()[:16]}"

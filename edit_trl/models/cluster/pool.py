@@ -21,9 +21,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version as installed_version
 from typing import Any
 
-from edit_trl import __version__
 from edit_trl.common.errors import InputError
 from edit_trl.models.cluster.cluster import connect, nodes_of_cluster
 
@@ -55,8 +55,10 @@ class Worker:
 
     async def start(self, version: str) -> Exception | None:
         """Make the object."""
-        if version != __version__:
-            return InputError(f"edit_trl {__version__} is installed there, and {version} here")
+        if version != installed_version("edit_trl"):
+            return InputError(
+                f"edit_trl {installed_version('edit_trl')} is installed there, and {version} here"
+            )
         try:
             self._object = await _done(self._make())
         except self._errors as error:
@@ -226,7 +228,7 @@ class RayPool:
         seat.actor = remote.remote(seat.make, os.getcwd(), self._errors)
         try:
             seat.machine = await seat.actor.machine.remote()
-            error = await seat.actor.start.remote(__version__)
+            error = await seat.actor.start.remote(installed_version("edit_trl"))
         except self._lost as lost:
             self._replace(seat, lost)
             return

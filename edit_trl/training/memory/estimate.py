@@ -19,27 +19,36 @@ from edit_trl.models.pairs.tree_attention import tree_obstacle
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.lora_targets import make_model, settle_targets
 from edit_trl.training.memory.heap import LARGEST_IN_HEAP, LEAST_MAPPED
+from edit_trl.training.memory.longest_batch import batch_tokens
 from edit_trl.training.memory.trace import trace_step, with_fake_weights
 from edit_trl.training.objective import Objective
 
 Device = Literal["cuda", "cpu"]
 
 GIB = 2**30
+
 CARDS = (8, 12, 16, 24, 48, 80)
 """Memory of common cards, in GiB."""
+
 # What a card has for us: its firmware, and a display or none, take some.
 USABLE = 0.96
+
 # The CUDA context with the libraries' kernels and workspaces; and what the allocator cannot hand out again.
 CUDA_CONTEXT = int(0.6 * GIB)
+
 CUDA_FRAGMENTATION = 0.04
+
 # Python with torch, transformers, TRL and datasets, and a tokenized dataset. Measured, see
 # benchmarks/memory_check.py.
 CPU_PROCESS = int(0.6 * GIB)
+
 # In half precision oneDNN multiplies, which keeps its kernels and their descriptions by shape, the last 1,024
 # of them, and pairs differ in length, so that they come to as many. Measured, see README.
 CPU_KERNELS = int(0.6 * GIB)
+
 # bitsandbytes: 4-bit blocks of 64 weights; statistics in blocks of 256; 8-bit optimizer states likewise.
 CPU_8BIT_UPDATE = 24  # bytes an element, bitsandbytes 0.50
+
 BLOCK, STATISTICS_BLOCK, OPTIMIZER_BLOCK, LEAST_8BIT_STATE = 64, 256, 256, 4096
 
 
@@ -273,47 +282,6 @@ def _update_bytes(name: Any, trained: Sequence[nn.Parameter], device: Device) ->
     if device == "cpu" and "8bit" in str(getattr(name, "value", name)):
         return CPU_8BIT_UPDATE * max(parameter.numel() for parameter in trained)
     return 0
-
-
-def batch_tokens(
-    examples: Sequence[dict[str, Any]], layout: BatchLayoutName, with_rejected: bool = True
-) -> int:
-    """How many tokens a batch runs, padding counted; in a tree what chains of a pair share counts once."""
-    if layout == "padded":
-        lengths = [
-            len(ex["prompt_ids"]) + len(ex[f"{side}_ids"])
-            for ex in examples
-            for side in ("chosen", "rejected")
-        ]
-        # The correct chains run alone are as wide as the batch.
-        return (len(lengths) if with_rejected else len(examples)) * max(lengths)
-    return sum(
-        len(ex["prompt_ids"])
-        + len(ex["chosen_ids"])
-        + (len(ex["rejected_ids"]) - ex["fork"] if with_rejected else 0)
-        for ex in examples
-    )
-
-
-def made_up_examples(pairs: int, length: int) -> list[dict[str, Any]]:
-    """A batch of pairs of `length` tokens a chain: a quarter is the prompt, half of the rest is shared.
-
-    The wrong chain is one token shorter, so that a padded batch has padding, as real ones do: without any,
-    SDPA goes another way, which on a CPU takes more.
-    """
-    prompt = max(length // 4, 1)
-    completion = max(length - prompt, 2)
-    shared = (completion - 1) // 2
-    return [made_up_example(number, prompt, completion, completion - 1, shared) for number in range(pairs)]
-
-
-def made_up_example(number: int, prompt: int, chosen: int, rejected: int, shared: int) -> dict[str, Any]:
-    """A pair of these lengths, of which the completions part after `shared` tokens."""
-    example: dict[str, Any] = {"prompt_ids": [number + 2] * prompt, "fork": shared, "row": number}
-    for side, size in (("chosen", chosen), ("rejected", rejected)):
-        example[f"{side}_ids"] = [0] * shared + [1 if side == "chosen" else 2] * (size - shared)
-        example[f"{side}_key_mask"] = example[f"{side}_fork_mask"] = [True] * size
-    return example
 
 
 def process_memory(name: Literal["VmHWM", "VmRSS"] = "VmRSS") -> int:

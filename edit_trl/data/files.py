@@ -1,0 +1,146 @@
+"""Rows from files, folders and the Hub: JSON Lines, JSON, CSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edit_trl.common.errors import InputError, raise_problems, show
+from edit_trl.common.hub_ids import _looks_like_file
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def _pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> Any:
+    wanted = split or "train"
+    if wanted not in splits:
+        listed = ", ".join(splits)
+        generated = "; `dual` and `warm_up` are in a folder that `edit-trl generate` wrote: give that"
+        hint = generated if wanted in ("dual", "warm_up") else ""
+        raise InputError(f"{source}: no split {wanted!r}; choose the split from: {listed}{hint}")
+    return splits[wanted]
+
+
+def load_from_hub(source: str, name: str | None, split: str | None, revision: str | None) -> Dataset:
+    from datasets import DatasetDict, load_dataset
+    from datasets.exceptions import DatasetsError
+
+    # OSError covers a missing dataset, a refusal, no network and the offline mode; ValueError an
+    # unknown configuration or split, whose message lists the known ones.
+    try:
+        loaded = load_dataset(source, name, split=split, revision=revision)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise InputError(
+            f"{source!r} is neither a file or folder here (looked in {Path.cwd()}) nor a dataset "
+            f"that could be loaded from the Hub: {error}"
+        ) from error
+    return _pick_split(loaded, None, source) if isinstance(loaded, DatasetDict) else loaded
+
+
+def load_folder(path: Path, split: str | None) -> Dataset:
+    from datasets import DatasetDict, load_from_disk
+
+    if (path / "dual.parquet").is_file() and (path / "warm_up.parquet").is_file():  # `edit-trl generate`
+        name = _pick_split({"train": "dual", "dual": "dual", "warm_up": "warm_up"}, split, str(path))
+        return read_parquet(path / f"{name}.parquet")
+    if not any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+        files = sorted(file.name for file in path.iterdir() if _looks_like_file(file))
+        raise InputError(
+            f"{path} is not a folder written by datasets.save_to_disk; it holds "
+            f"{', '.join(files[:10]) or 'no data file'}. Pass one file instead"
+        )
+    try:
+        loaded = load_from_disk(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: a saved dataset that cannot be read: {error}") from error
+    splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
+    return _pick_split(splits, split, str(path))
+
+
+def read_parquet(path: Path) -> Dataset:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    try:
+        return Dataset(InMemoryTable(pq.read_table(path)))
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: not a Parquet file that can be read: {error}") from error
+
+
+# --- Files of rows ---------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    if path.suffix.lower() not in _ROW_READERS:
+        known = ", ".join([*_ROW_READERS, ".parquet"])
+        raise InputError(f"{path}: cannot read a {path.suffix!r} file; use one of {known}")
+    rows = _ROW_READERS[path.suffix.lower()](path)
+    wrong = [
+        f"{path}, row {number}: must be an object with named columns, got {show(row)}"
+        for number, row in enumerate(rows, 1)
+        if not isinstance(row, dict)
+    ]
+    raise_problems(wrong, str(path))
+    if not rows:
+        raise InputError(f"{path}: there are no rows")
+    return rows
+
+
+def _read_jsonl(path: Path) -> list[Any]:
+    rows, broken = [], []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(json.loads(line.strip()))
+            except json.JSONDecodeError as error:
+                problem = f"not JSON: {error.msg} (column {error.colno})"
+                broken.append(f"{path}, line {number}: {problem}")
+            except (UnicodeDecodeError, RecursionError) as error:  # not UTF-8, or nested too deep
+                broken.append(f"{path}, line {number}: cannot be read: {error}")
+    raise_problems(broken, str(path))
+    return rows
+
+
+def _read_json(path: Path) -> list[Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        hint = " (one object per line? name it .jsonl)" if "Extra data" in str(error) else ""
+        raise InputError(f"{path}: not JSON: {error}{hint}") from error
+    rows = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise InputError(f'{path}: must be a list of rows or {{"data": [rows]}}, got {show(content)}')
+    return rows
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, *lines = [line for line in csv.reader(file, strict=True) if line] or [[]]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not CSV: {error}") from error
+    if len(set(header)) < len(header):
+        raise InputError(f"{path}: the header names a column twice: {', '.join(header)}")
+    rows, problems = [], []
+    for number, cells in enumerate(lines, 1):
+        if len(cells) != len(header):
+            problems.append(f"{path}, row {number}: {len(cells)} cells, but the header has {len(header)}")
+            continue
+        rows.append(dict(zip(header, cells, strict=True)))
+    raise_problems(problems, str(path))
+    return rows
+
+
+_ROW_READERS: dict[str, Callable[[Path], list[Any]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+}

@@ -1,0 +1,247 @@
+"""A dataset of dual CoTs, tokenized: pairs that cannot teach are dropped and counted."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import edit_trl.common.steps
+import edit_trl.data.row
+import edit_trl.key_steps
+from edit_trl.common.errors import InputError
+from edit_trl.data.row import pairs_of
+from edit_trl.data.tokenization import _common_prefix, _is_alone, tokenize_dual_cot
+from edit_trl.key_steps import (
+    KeyStepMethod,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class PreparationReport:
+    """What became of the pairs of a dataset.
+
+    Attributes:
+        rows: Pairs before; a row with several wrong chains is several.
+        kept: Pairs after.
+        dropped: Why the others went, with their numbers: `too long`, `no key token`, `key fraction`.
+        truncated: Pairs cut to `max_length`.
+        truncated_key_tokens: Key tokens that were cut off with them.
+        key_fraction: Mean share of key tokens in the kept pairs' completions.
+    """
+
+    rows: int
+    kept: int
+    dropped: dict[str, int]
+    truncated: int = 0
+    truncated_key_tokens: int = 0
+    key_fraction: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [f"{self.kept} of {self.rows} pairs kept"]
+        parts += [f"{count} dropped: {reason}" for reason, count in self.dropped.items()]
+        if self.truncated:
+            parts.append(f"{self.truncated} truncated, {self.truncated_key_tokens} key tokens cut off")
+        parts.append(f"key fraction {self.key_fraction:.2f}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class RowPreparation:
+    """How rows are tokenized, cut and judged; the function that `Dataset.map` applies.
+
+    Attributes:
+        tokenizer: The student's.
+        key_step_method: See `tokenize_dual_cot`.
+        max_length: Most tokens of prompt and longer chain; None for no limit.
+        truncate_long: Cut longer rows instead of dropping them.
+        max_key_fraction: Drop pairs with a larger share of key tokens.
+        key_step_seed: See `tokenize_dual_cot`.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    key_step_method: KeyStepMethod = "words"
+    max_length: int | None = None
+    truncate_long: bool = False
+    max_key_fraction: float = 1.0
+    key_step_seed: int = 0
+
+    def __call__(self, rows: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+        """Prepare some rows, given as columns; a row with several wrong chains becomes several."""
+        pairs = [
+            self._prepare(pair, index)
+            for index, *values in zip(indices, *rows.values(), strict=True)
+            for pair in pairs_of(dict(zip(rows, values, strict=True)))
+        ]
+        return {column: [pair[column] for pair in pairs] for column in pairs[0]}
+
+    def fingerprint(self, dataset: "Dataset") -> str:
+        """What the outcome depends on: the rows, the settings, the tokenizer and this code.
+
+        `datasets` would hash the tokenizer as an object, which changes as it is used.
+        """
+        from datasets.fingerprint import Hasher
+
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        settings["tokenizer"] = _tokenizer_state(self.tokenizer)
+        code = [Path(source).read_bytes() for source in _SOURCES]
+        return Hasher.hash((dataset._fingerprint, settings, code))
+
+    def _prepare(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        output: dict[str, Any] = tokenize_dual_cot(
+            row, self.tokenizer, key_step_method=self.key_step_method, key_step_seed=self.key_step_seed
+        )
+        output |= {"row": index + 1, "row_id": row.get("id"), "truncated_key_tokens": -1}
+        prompt = len(output["prompt_ids"])
+        room = None if self.max_length is None else self.max_length - prompt
+        longest = max(len(output["chosen_ids"]), len(output["rejected_ids"]))
+        too_long = room is not None and longest > room
+        if too_long and self.truncate_long and room > 0:
+            output["truncated_key_tokens"] = _truncate(output, room)
+        chains = [output["chosen_ids"], output["rejected_ids"]]
+        # The name that transformers' length-grouping sampler reads.
+        output["length"] = prompt + max(map(len, chains))
+        output["prompt_length"] = prompt
+        output["unique_length"] = prompt + sum(map(len, chains)) - _common_prefix(*chains)
+        output["key_fraction"] = _key_fraction(output)
+        output["problem"] = self._problem(output, room, too_long, _is_alone(row))
+        return output
+
+    def _problem(self, output: dict[str, Any], room: int | None, too_long: bool, alone: bool) -> str:
+        if room is not None and room <= 0:
+            return "prompt too long"
+        if too_long and not self.truncate_long:
+            return f"longer than max_length={self.max_length}"
+        if output["key_fraction"] == 0 and not alone:
+            return "no key token"
+        if output["key_fraction"] > self.max_key_fraction:
+            return f"key fraction over {self.max_key_fraction}"
+        return ""
+
+
+# The modules that decide what a prepared pair is: rows prepared by other code are not taken from the cache.
+_SOURCES = (
+    __file__,
+    edit_trl.key_steps.__file__,
+    edit_trl.common.steps.__file__,
+    edit_trl.data.row.__file__,
+)
+
+
+def _tokenizer_state(tokenizer: "PreTrainedTokenizerBase") -> tuple:
+    """All of a tokenizer that decides about ids, and nothing that changes with its use."""
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state.pop("padding", None)
+        state.pop("truncation", None)
+    else:
+        state = tokenizer.get_vocab()
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return type(tokenizer).__name__, state, special, tokenizer.chat_template
+
+
+def _truncate(output: dict[str, Any], room: int) -> int:
+    """Cut both completions to `room` tokens in place; return how many key tokens went."""
+    lost = 0
+    for side in ("chosen", "rejected"):
+        lost += sum(output[f"{side}_key_mask"][room:])
+        for name in ("ids", "key_mask", "fork_mask"):
+            output[f"{side}_{name}"] = output[f"{side}_{name}"][:room]
+    output["fork"] = min(output["fork"], len(output["chosen_ids"]) - 1)
+    return lost
+
+
+def _key_fraction(output: Mapping[str, Any]) -> float:
+    masks = output["chosen_key_mask"] + output["rejected_key_mask"]
+    return sum(masks) / len(masks)
+
+
+def prepare_dual_cots(
+    dataset: "Dataset",
+    preparation: RowPreparation,
+    *,
+    name: str = "train",
+    num_proc: int | None = None,
+) -> tuple["Dataset", PreparationReport]:
+    """Tokenize a dataset and drop the pairs that cannot teach.
+
+    The result is cached by `datasets`, also for rows in memory, so that a second run with the same rows and
+    settings does nothing.
+
+    Args:
+        dataset: Validated dual CoTs.
+        preparation: What is done to each row.
+        name: The dataset's name in progress bars and messages.
+        num_proc: Processes to use.
+
+    Returns:
+        The prepared dataset, a pair a row (columns of `TokenizedDualCoT`, `row`, `row_id`, lengths), and what
+        became of the pairs.
+
+    Raises:
+        InputError: Prompts that alone fill `max_length` (rows named), or no row left.
+    """
+    prepared = _map(dataset, preparation, f"Tokenizing {name} dataset", num_proc)
+    problems = prepared["problem"][:]
+    prompts = [row for row, problem in zip(prepared["row"], problems, strict=True) if "prompt" in problem]
+    if prompts:
+        raise InputError(
+            f"{name} dataset: the prompt alone fills max_length={preparation.max_length} in "
+            f"{len(prompts)} of {len(problems)} pairs ({name_rows(prompts)}), so nothing of the chains would "
+            "be left; raise `max_length` or remove these rows"
+        )
+    kept = prepared.select([i for i, problem in enumerate(problems) if not problem])
+    report = _report(kept, problems)
+    if not len(kept):
+        raise InputError(f"{name} dataset: no pair is left to train on ({report})")
+    return kept.remove_columns(["problem", "key_fraction", "truncated_key_tokens"]), report
+
+
+def name_rows(rows: Iterable[int], most: int = 10) -> str:
+    """Row numbers for a message: "rows 3, 7, ..."."""
+    numbers = sorted(set(rows))
+    listed = ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
+    return f"{'rows' if len(numbers) > 1 else 'row'} {listed}"
+
+
+def _map(dataset: "Dataset", preparation: RowPreparation, desc: str, num_proc: int | None) -> "Dataset":
+    import datasets
+
+    fingerprint = preparation.fingerprint(dataset)
+    cache_file = None
+    if datasets.is_caching_enabled():
+        # A dataset in memory has no folder of its own; its fingerprint is that of its content.
+        folder = Path(datasets.config.HF_DATASETS_CACHE) / "edit_trl"
+        if dataset.cache_files:
+            folder = Path(dataset.cache_files[0]["filename"]).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        cache_file = str(folder / f"dual-cots-{fingerprint}.arrow")
+    return dataset.map(
+        preparation,
+        with_indices=True,
+        batched=True,
+        batch_size=100,
+        remove_columns=dataset.column_names,
+        num_proc=num_proc,
+        cache_file_name=cache_file,
+        new_fingerprint=fingerprint,
+        desc=desc,
+    )
+
+
+def _report(kept: "Dataset", problems: list[str]) -> PreparationReport:
+    fractions = kept["key_fraction"][:]
+    cut = [lost for lost in kept["truncated_key_tokens"] if lost >= 0]
+    return PreparationReport(
+        rows=len(problems),
+        kept=len(kept),
+        dropped=dict(Counter(filter(None, problems))),
+        truncated=len(cut),
+        truncated_key_tokens=sum(cut),
+        key_fraction=sum(fractions) / max(len(fractions), 1),
+    )

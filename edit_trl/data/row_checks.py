@@ -1,0 +1,225 @@
+"""Everything that can be wrong with the rows of dual CoTs, reported at once with row and column."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edit_trl.common.errors import InputError, raise_problems, show
+from edit_trl.data.row import (
+    OPTIONAL_COLUMNS,
+    REQUIRED_COLUMNS,
+    SPAN_COLUMNS,
+    TEXT_COLUMNS,
+    chain_text,
+    has_several_rejected,
+    is_chosen_alone,
+    pairs_of,
+    rows_of,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_ROLES = ("system", "user", "assistant")
+
+# What others call our columns: only ever suggested, never mapped silently.
+_KNOWN_NAMES = {
+    "prompt": ("question", "problem", "instruction", "input", "query"),
+    "chosen": (
+        *("correct", "positive", "right", "correct_cot", "chosen_cot", "correct_chain"),
+        *("positive_cot", "correct_response", "chosen_response"),
+    ),
+    "rejected": (
+        *("incorrect", "wrong", "negative", "incorrect_cot", "wrong_cot", "rejected_cot"),
+        *("wrong_chain", "negative_cot", "incorrect_response", "rejected_response"),
+    ),
+}
+
+
+def validate_dual_cots(dataset: Dataset, source: str = "dataset", max_problems: int = 20) -> None:
+    """Checks every row and reports all problems at once.
+
+    Args:
+        dataset: The rows.
+        source: What the messages call the dataset, such as its file.
+        max_problems: How many problems are written out; the others are counted.
+
+    Raises:
+        InputError: Each problem with its source, row (1-based) and column.
+    """
+    if len(dataset) == 0:
+        raise InputError(f"{source}: there are no rows")
+    known = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in dataset.column_names]
+    rows = rows_of(dataset.select_columns(known))
+    raise_problems(find_problems(rows, dataset.column_names, source), source, max_problems)
+
+
+def find_problems(rows: Iterable[Mapping[str, Any]], columns: list[str], source: str) -> Iterator[str]:
+    """Every problem of the rows, named by source, row and column."""
+    missing = [column for column in REQUIRED_COLUMNS if column not in columns]
+    if missing:
+        yield _missing_columns(missing, columns, source)
+    first_kind, rows_of_ids = None, {}
+    for number, row in enumerate(rows, 1):
+        where = f"{source}, row {number}"
+        found = list(_row_problems(row, missing))
+        if not found and not missing:
+            first_kind = first_kind or _kind(row["prompt"])
+            if _kind(row["prompt"]) != first_kind:
+                found = [("prompt", f"is {_kind(row['prompt'])} while the first row is {first_kind}")]
+        yield from (f"{where}, {column}: {problem}" for column, problem in found)
+        if isinstance(row.get("id"), str):
+            first = rows_of_ids.setdefault(row["id"], number)
+            if first != number:
+                yield f"{where}, id: {show(row['id'])} is already the id of row {first}"
+
+
+def _missing_columns(missing: list[str], columns: list[str], source: str) -> str:
+    problem = f"{source}: no column {', '.join(missing)} (columns: {', '.join(columns) or 'none'})"
+    by_lowered = {column.lower(): column for column in columns}
+    mapping = {}
+    for ours in missing:
+        theirs = next((name for name in _KNOWN_NAMES[ours] if name in by_lowered), None)
+        if theirs is not None:
+            mapping[by_lowered[theirs]] = ours
+    if not mapping:
+        return f"{problem}; name the columns that hold them with column_mapping (theirs -> ours)"
+    return f"{problem}; to use these: --column_mapping '{json.dumps(mapping, ensure_ascii=False)}'"
+
+
+def checked_mapping(
+    mapping: Mapping[str, str],
+    columns: list[str],
+    source: str,
+    ours: Sequence[str] = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS),
+) -> dict[str, str]:
+    """The mapping, once its names (theirs -> ours) exist and no two columns become one."""
+    if not isinstance(mapping, Mapping):
+        raise InputError(f'column_mapping must be {{"theirs": "ours"}}, got {show(mapping)}')
+    problems = []
+    for old, new in mapping.items():
+        where = f"{source}: column_mapping {json.dumps({old: new}, ensure_ascii=False)}"
+        if old not in columns:
+            reversed_hint = new in columns and old in ours
+            hint = (
+                f"; it reads theirs -> ours: {json.dumps({new: old}, ensure_ascii=False)}"
+                if reversed_hint
+                else _nearest(old, columns)
+            )
+            problems.append(f"{where}: no column {old!r} (columns: {', '.join(columns)}){hint}")
+        elif new not in ours:
+            problems.append(f"{where}: {new!r} is none of {', '.join(ours)}{_nearest(new, ours)}")
+        elif [mapping.get(column, column) for column in columns].count(new) > 1:
+            problems.append(f"{where}: more than one column would be called {new!r}")
+    raise_problems(problems, source)
+    return dict(mapping)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _kind(value: Any) -> str:
+    return "conversational" if isinstance(value, list) else "plain"
+
+
+def _row_problems(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[str, str]]:
+    """The (column, problem) pairs of one row; columns missing everywhere are not reported again."""
+    if is_chosen_alone(row):
+        yield from _pair_problems(row, [*missing, "rejected"])
+    elif not has_several_rejected(row):
+        yield from _pair_problems(row, missing)
+    elif lengths := list(_span_list_problems(row)):
+        yield from lengths
+    else:
+        for number, pair in enumerate(pairs_of(row)):
+            for column, problem in _pair_problems(pair, missing):
+                of_one = column == "rejected" or column in SPAN_COLUMNS
+                if of_one or number == 0:  # the rest of the row is the same for all
+                    yield f"{column}[{number}]" if of_one else column, problem
+    yield from _extras_problems(row)
+
+
+def _span_list_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    chains = len(row["rejected"])
+    for column in SPAN_COLUMNS:
+        spans = row.get(column)
+        if spans is not None and not (isinstance(spans, list) and len(spans) == chains):
+            yield column, f"must hold spans for each of the {chains} wrong chains, got {show(spans)}"
+
+
+def _pair_problems(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[str, str]]:
+    turns = {column: row.get(column) for column in REQUIRED_COLUMNS if column not in missing}
+    broken = {column: _turns_problem(column, value) for column, value in turns.items()}
+    yield from ((column, problem) for column, problem in broken.items() if problem)
+    kinds = {column: _kind(value) for column, value in turns.items() if not broken[column]}
+    if len(set(kinds.values())) > 1:
+        listed = ", ".join(f"{column} is {kind}" for column, kind in kinds.items())
+        yield "prompt", f"all three must be plain or all conversational, but {listed}"
+    chains = {c: chain_text(turns[c]) for c in ("chosen", "rejected") if c in kinds}
+    if len(chains) == 2 and chains["chosen"].strip() == chains["rejected"].strip():
+        yield "rejected", f"equals chosen: {show(chains['rejected'])}"
+    for column, chain in SPAN_COLUMNS.items():
+        if row.get(column) is not None and chain in chains:
+            problem = _spans_problem(row[column], len(chains[chain]))
+            if problem:
+                yield column, problem
+
+
+def _extras_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for column in TEXT_COLUMNS:
+        value = row.get(column)
+        if value is not None and not isinstance(value, str):
+            yield column, f"must be text, got {show(value)}"
+    mistake = row.get("mistake")
+    if mistake is not None and not (
+        isinstance(mistake, list) and all(isinstance(kind, str) for kind in mistake)
+    ):
+        yield "mistake", f'must be a list of texts, such as ["arithmetic"], got {show(mistake)}'
+
+
+def _turns_problem(column: str, value: Any) -> str | None:
+    """What is wrong with a prompt or a chain, plain or conversational."""
+    if value is None:
+        return "is missing"
+    if isinstance(value, str):
+        return None if value.strip() else f"is empty: {show(value)}"
+    if not isinstance(value, list):
+        return f"must be text or a list of messages, got {show(value)}"
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            return f'a message must be {{"role": ..., "content": text}}, got {show(message)}'
+        if message.get("role") not in _ROLES:
+            return f"role must be one of {', '.join(_ROLES)}, got {show(message.get('role'))}"
+    roles = [message["role"] for message in value]
+    if column == "prompt" and roles[-1:] != ["user"]:
+        return f"must end in a user turn, got the roles {roles}"
+    if column != "prompt" and roles != ["assistant"]:
+        return f"must be one assistant message (what precedes it is the prompt), got roles {roles}"
+    return None if value[-1]["content"].strip() else "its last message is empty"
+
+
+def _spans_problem(spans: Any, length: int) -> str | None:
+    """What is wrong with [start, end) offsets into a chain of `length` characters."""
+    if not isinstance(spans, list):
+        return f"must be a list of [start, end], got {show(spans)}"
+    previous = [0, 0]
+    for span in spans:
+        # type(), not isinstance(): True and False are no offsets.
+        if not isinstance(span, list) or [type(offset) for offset in span] != [int, int]:
+            return f"a span must be two integers [start, end], got {show(span)}"
+        start, end = span
+        if start >= end:
+            return f"{span} is empty: the end must lie beyond the start"
+        if start < 0 or end > length:
+            return f"{span} is out of range: the chain has {length} characters"
+        if start < previous[0]:
+            return f"{span} comes after {previous}: sort the spans"
+        if start < previous[1]:
+            return f"{span} overlaps {previous}"
+        previous = span
+    return None

@@ -1,0 +1,47 @@
+"""What is wrong with a trainer's arguments, said before a model is loaded."""
+
+from typing import TYPE_CHECKING
+
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from torch import nn
+
+from edit_trl.common.errors import InputError
+from edit_trl.models.pairs.collation import DualCoTCollator
+from edit_trl.training.config import DualCoTConfig
+
+if TYPE_CHECKING:
+    pass
+
+
+def _check_arguments(model, args, train_dataset, peft_config, data_collator) -> None:
+    """What can be said before anything is loaded."""
+    problems = []
+    if not isinstance(data_collator, DualCoTCollator | None):
+        problems.append(f"`data_collator` must be a DualCoTCollator, got {type(data_collator).__name__}")
+    if not isinstance(args, DualCoTConfig):
+        problems.append(f"`args` must be a DualCoTConfig, got {type(args).__name__}")
+    if not isinstance(train_dataset, Dataset):
+        problems.append(
+            f"`train_dataset` must be a datasets.Dataset, got {type(train_dataset).__name__}; key "
+            "steps are found once before training, so a stream must be loaded first"
+        )
+    elif not len(train_dataset):
+        problems.append("`train_dataset` has no rows")
+    targets = getattr(peft_config, "target_modules", None) or ()
+    if "lm_head" in ([targets] if isinstance(targets, str) else targets):
+        problems.append(
+            "LoRA on `lm_head` would never be trained: log-probabilities are computed from its weight "
+            "directly. Remove 'lm_head' from the target modules ('all-linear' leaves it out)"
+        )
+    if problems:
+        raise InputError(problems)
+    if args.reference == "adapter_off" and peft_config is None and not _is_peft(model):
+        raise InputError(
+            "`reference: adapter_off` needs an adapter to switch off: train with LoRA (`use_peft: "
+            "true`, or a `peft_config`), or use `reference: precomputed`"
+        )
+
+
+def _is_peft(model) -> bool:
+    return isinstance(model, nn.Module) and is_peft_model(model)

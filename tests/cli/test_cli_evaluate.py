@@ -1,0 +1,224 @@
+"""`edit-trl evaluate`, as a user runs it: on a tiny student, and on an endpoint."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from chat_server import ChatServer, completion, running
+
+from edit_trl.cli.main import main
+from edit_trl.evaluation.runs.folder import read_run
+
+TASK = {"version": 1, "families": ["object_counting", "arithmetic"], "rows": 40}
+
+
+@pytest.fixture
+def recipe(tmp_path, saved_student):
+    (tmp_path / "sums.yaml").write_text(yaml.safe_dump(TASK))
+    file = tmp_path / "recipe.yaml"
+    options = {"model": str(saved_student), "tasks": ["sums.yaml"], "history": None, "max_new_tokens": 24}
+    file.write_text(yaml.safe_dump(options | {"batch_size": 8, "output_dir": str(tmp_path / "run")}))
+    return file
+
+
+def evaluate(recipe, *options):
+    return main(["evaluate", "--config", str(recipe), *map(str, options)])
+
+
+def test_a_run_and_again(recipe, tmp_path, capsys):
+    history = tmp_path / "history.sqlite"
+    assert evaluate(recipe, "--limit", 6, "--history", history) == 0
+    output = capsys.readouterr()
+    assert "12 questions of 2 tasks" in output.err
+    assert "tokens/s" in output.err
+    lines = output.out.splitlines()
+    assert lines[0] == "student: 12 questions"
+    assert [line.split()[0] for line in lines[4:8]] == ["accuracy", "lenient_accuracy", "unparsed", "cut_off"]
+    assert lines[-1] == str(tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    assert [item["task"] for item in run.items] == ["object_counting", "arithmetic"] * 6
+    assert run.record.scores["accuracy"] == 0.0
+    assert run.record.scores["cut_off"] == sum(item["cut_off"] for item in run.items) / 12
+    assert run.record.groups["task"]["arithmetic"]["items"] == 6
+    assert history.is_file()
+    before = (tmp_path / "run" / "evaluation.json").read_text()
+    assert evaluate(recipe, "--limit", 6, "--history", history) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert (tmp_path / "run" / "evaluation.json").read_text() == before
+
+
+def test_another_run_in_the_folder_is_refused(recipe, tmp_path, capsys):
+    assert evaluate(recipe, "--limit", 2) == 0
+    assert evaluate(recipe, "--limit", 2, "--max_new_tokens", 25, "--seed", 1) == 2
+    error = capsys.readouterr().err
+    assert "holds another run" in error
+    assert "max_new_tokens: 24 there, 25 now" in error
+    assert "seed: 0 there, 1 now" in error
+
+
+def test_sampling(recipe, tmp_path):
+    assert evaluate(recipe, "--limit", 2, "--samples", 3, "--temperature", 0.7, "--top_p", 0.95) == 0
+    assert [len(item["samples"]) for item in read_run(tmp_path / "run").items] == [3] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "nowhere/at-all"], "`model: nowhere/at-all` cannot be loaded"),
+        (["--tasks", "nothing"], "no task 'nothing'"),
+        (["--samples", "4"], "`samples: 4` at temperature 0 are all the same"),
+        (["--top_p", "2"], "`top_p` must be above 0 and at most 1, got 2"),
+        (["--batching", "contiuous"], "did you mean 'continuous'"),
+        (["--dtype", "float64"], "`dtype: 'float64'`: expected one of float32"),
+        (["--max_new_token", "9"], "unknown option --max_new_token; did you mean `--max_new_tokens`?"),
+        (["--max_new_tokens", "600"], "and max_new_tokens=600 exceed the model's 512 positions"),
+        (["--batching", "vllm"], "pip install vllm"),
+        (["--history", __file__], "cannot be used as a history"),
+        (["--limit", "0"], "`limit` must be at least 1, got 0"),
+        (["--tasks", "null", "--harness", "null"], "`tasks` is missing"),
+        (["--base_urls", "http://127.0.0.1:9/v1"], "127.0.0.1:9"),
+        (
+            ["--base_urls", "http://127.0.0.1:9/v1", "--harness", "x"],
+            "`harness` needs the model on this machine",
+        ),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(recipe, tmp_path, capsys, options, message):
+    assert evaluate(recipe, "--limit", 2, *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_of_another_command(tmp_path, capsys):
+    file = tmp_path / "train.yaml"
+    file.write_text("model_name_or_path: x\nstages: []\n")
+    assert evaluate(file) == 2
+    assert "unknown key `model_name_or_path`" in capsys.readouterr().err
+
+
+def test_without_a_chat_template(recipe, saved_student, capsys):
+    for file in saved_student.glob("chat_template*"):
+        file.unlink()
+    assert evaluate(recipe, "--limit", 2) == 2
+    assert "no chat template; ask by plain prompts (`conversational: false`)" in capsys.readouterr().err
+    assert evaluate(recipe, "--limit", 2, "--conversational", "false") == 0
+
+
+def killed_and_resumed(recipe, tmp_path, kills, seed):
+    """Kill the command once some more items are written, a few times; then let it finish."""
+    rng, items = random.Random(seed), tmp_path / "killed" / "items.jsonl"
+    command = [sys.executable, "-m", "edit_trl.cli.main", "evaluate", "--config", str(recipe)]
+    command += ["--output_dir", str(items.parent), "--batch_size", "2", "--max_new_tokens", "40"]
+    for _ in range(kills):
+        written = items.stat().st_size if items.exists() else 0
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (items.exists() and items.stat().st_size > written):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait(120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return items.read_bytes()
+
+
+def uninterrupted(recipe, tmp_path):
+    options = ("--batch_size", 2, "--max_new_tokens", 40, "--output_dir", tmp_path / "whole")
+    assert evaluate(recipe, *options) == 0
+    return (tmp_path / "whole" / "items.jsonl").read_bytes()
+
+
+def test_killed_and_resumed_ends_in_the_same_bytes(recipe, tmp_path):
+    assert killed_and_resumed(recipe, tmp_path, 1, seed=0) == uninterrupted(recipe, tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_five_times_and_resumed_ends_in_the_same_bytes(recipe, tmp_path):
+    assert killed_and_resumed(recipe, tmp_path, 5, seed=1) == uninterrupted(recipe, tmp_path)
+
+
+def answer(body):
+    """An answer to arithmetic, and half a one to how many there are."""
+    if "How many" in body["messages"][-1]["content"]:
+        return completion("So the answer is", finish_reason="length")
+    return "Therefore, the answer is 4."
+
+
+def test_an_endpoint(recipe, tmp_path, capsys):
+    server = ChatServer(answer)
+    with running(server) as url:
+        options = ("--base_urls", url, "--model", "test-model", "--limit", 5)
+        assert evaluate(recipe, *options, "--samples", 2, "--temperature", 0.5) == 0
+        asked = server.seen
+        run = read_run(tmp_path / "run")
+        assert asked == 20
+        assert {sample["tokens"] for item in run.items for sample in item["samples"]} == {5}
+        tasks = run.record.groups["task"]
+        assert (tasks["object_counting"]["unparsed"], tasks["object_counting"]["cut_off"]) == (1.0, 1.0)
+        assert (tasks["arithmetic"]["unparsed"], tasks["arithmetic"]["cut_off"]) == (0.0, 0.0)
+        assert evaluate(recipe, *options, "--samples", 2, "--temperature", 0.5) == 0
+        assert server.seen == asked  # it is finished
+        (tmp_path / "run" / "items.jsonl").unlink()
+        record = tmp_path / "run" / "evaluation.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"finished": None}))
+        assert evaluate(recipe, *options, "--samples", 2, "--temperature", 0.5) == 0
+        assert server.seen == asked  # every answer was in the journal
+    assert read_run(tmp_path / "run").items == run.items
+
+
+def test_an_endpoint_that_breaks_off(recipe, tmp_path, capsys):
+    server = ChatServer(answer, fault=lambda number, body: "400" if number == 3 else None)
+    with running(server) as url:
+        options = ("--base_urls", url, "--model", "test-model", "--limit", 5)
+        assert evaluate(recipe, *options) == 2
+        assert "1 requests got no answer" in capsys.readouterr().err
+        assert evaluate(recipe, *options) == 0
+        assert server.seen == 11
+    assert len(read_run(tmp_path / "run").items) == 10
+
+
+def test_an_endpoint_without_the_model(recipe, tmp_path, capsys):
+    with running(ChatServer(answer)) as url:
+        assert evaluate(recipe, "--base_urls", url, "--model", "test-modl") == 2
+    assert "test-model" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_help(capsys):
+    assert main(["evaluate", "--help"]) == 0
+    text = capsys.readouterr().out
+    for option in ("--model", "--tasks", "--batching (default: auto)", "--base_urls", "--max_concurrency"):
+        assert option in text
+    assert "max_cost" not in text
+
+
+def test_the_shipped_recipes(capsys):
+    """Each reads, and names task files that read; datasets of the Hub are not looked for."""
+    from edit_trl.cli.option_parsing import build_options
+    from edit_trl.evaluation.accuracy.config import EvaluateArguments
+    from edit_trl.evaluation.accuracy.tasks import read_task
+
+    root = Path(__file__).parents[2] / "recipes" / "evaluate"
+    names = set()
+    recipes = [path for path in sorted(root.glob("*.yaml")) if "tasks" in yaml.safe_load(path.read_text())]
+    assert len(recipes) == 6
+    for path in recipes:
+        options = {"model": "x", "base_urls": None}
+        values = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key not in options}
+        (arguments,) = build_options(None, values | {"model": "x"}, [EvaluateArguments])
+        names |= set(arguments.tasks)
+    files = {path.stem for path in (root / "tasks").glob("*.yaml")}
+    assert files == names | {"gsm8k"} == names
+    assert files == {
+        *("bbh", "bigbench_sub", "agieval_english", "arc_easy", "arc_challenge", "gsm8k"),
+        *("procedural", "procedural_hard", "own"),
+    }
+    tasks = {name: read_task(name, root)[1] for name in files}
+    assert len(tasks["bbh"].dataset_config) == 27
+    assert len(tasks["procedural"].families) == len(tasks["procedural_hard"].families) == 7

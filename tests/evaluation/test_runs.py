@@ -1,0 +1,204 @@
+"""A run's folder: written piece by piece, taken up, and read only if it is whole and of this format."""
+
+import json
+import subprocess
+
+import pytest
+
+from edit_trl.common.errors import InputError
+from edit_trl.common.files import content_hash, git_revision
+from edit_trl.evaluation.runs.folder import RunFolder, read_run
+from edit_trl.evaluation.runs.schema import RunRecord
+
+NO_SCORES = ({"accuracy": 1.0}, {"accuracy": (1.0, 1.0)}, {"task": {"sums": {"items": 3}}})
+
+
+def record(**changes):
+    values = {"kind": "evaluate", "name": "student", "model": "path", "model_hash": "abc"}
+    values |= {"settings": {"max_new_tokens": 9}, "tasks": {"sums": "1-abc"}, "data_hash": "def"}
+    return RunRecord(**values | changes)
+
+
+def item(number, text="fine\u2028 <b>\n"):
+    sample = {
+        "response": text,
+        "verdict": "correct",
+        "value": "4",
+        "span": [0, 1],
+        "cut_off": False,
+        "tokens": 3,
+    }
+    sample |= {"lenient_verdict": "correct", "lenient_value": "4", "lenient_span": [0, 1]}
+    item = {"task": "sums", "id": str(number), "prompt": "2 + 2?", "answer": "4", "answer_type": "number"}
+    item |= {"mistake": None, "source": None, "verdict": "correct", "value": "4", "cut_off": 0}
+    return item | {"lenient_verdict": "correct", "lenient_value": "4", "samples": [sample]}
+
+
+ORDER = [("sums", str(number)) for number in range(3)]
+
+
+def finished(path, **changes):
+    folder = RunFolder(path, record(**changes))
+    folder.append(map(item, range(3)))
+    return folder.finish(ORDER, *NO_SCORES)
+
+
+def test_written_in_any_order_read_in_the_order_of_the_data(tmp_path):
+    folder = RunFolder(tmp_path / "run", record())
+    assert not (tmp_path / "run").exists()  # nothing has been measured
+    folder.append([item(2)])
+    folder.append([item(0), item(1)])
+    assert not folder.finished
+    run = folder.finish(ORDER, *NO_SCORES)
+    read = read_run(tmp_path / "run")
+    assert read == run
+    assert [of["id"] for of in read.items] == ["0", "1", "2"]
+    assert read.items[0]["samples"][0]["response"] == "fine\u2028 <b>\n"
+    assert (read.record.items, read.record.scores) == (3, {"accuracy": 1.0})
+    assert read.record.finished >= read.record.created
+    assert read_run(tmp_path / "run" / "items.jsonl") == read
+
+
+def test_taken_up_after_a_torn_line(tmp_path):
+    folder = RunFolder(tmp_path, record())
+    folder.append([item(0), item(1)])
+    with (tmp_path / "items.jsonl").open("a") as file:
+        file.write('{"task": "sums", "id": "2", "pro')
+    again = RunFolder(tmp_path, record())
+    assert list(again.done) == ORDER[:2]
+    assert again.record.created == folder.record.created
+    again.append([item(2)])
+    again.finish(ORDER, *NO_SCORES)
+    finished(tmp_path.with_name("whole"))
+    assert (tmp_path / "items.jsonl").read_bytes() == (
+        tmp_path.with_name("whole") / "items.jsonl"
+    ).read_bytes()
+
+
+def test_a_finished_run_says_so(tmp_path):
+    run = finished(tmp_path)
+    again = RunFolder(tmp_path, record(name="other", recipe_hash="x"))  # neither changes an item
+    assert again.finished
+    assert again.record == run.record
+    assert len(again.done) == 3
+
+
+def test_time_adds_up_over_starts(tmp_path):
+    folder = RunFolder(tmp_path, record())
+    folder.pause()
+    assert not (tmp_path / "evaluation.json").exists()  # it has not begun
+    folder.start()
+    folder.pause()
+    first = folder.record.seconds
+    again = RunFolder(tmp_path, record())
+    again.pause()
+    assert again.record.seconds >= first
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model_hash": "other"}, "model_hash: 'abc' there, 'other' now"),
+        ({"settings": {"max_new_tokens": 9, "samples": 2}}, "samples: 'not set' there, 2 now"),
+        ({"tasks": {"sums": "2-abc"}}, "sums: '1-abc' there, '2-abc' now"),
+        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"verifier": "0"}, "verifier: "),
+        ({"kind": "suite"}, "kind: 'evaluate' there, 'suite' now"),
+    ],
+)
+def test_another_run_is_not_taken_up(tmp_path, change, told):
+    finished(tmp_path)
+    with pytest.raises(InputError) as caught:
+        RunFolder(tmp_path, record(**change))
+    assert "holds another run" in str(caught.value)
+    assert told in str(caught.value)
+
+
+def test_other_files_are_not_written_over(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        RunFolder(tmp_path, record())
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        RunFolder(tmp_path / "notes.txt", record())
+    with pytest.raises(InputError, match=r"notes\.txt is a file, not a folder"):
+        RunFolder(tmp_path / "notes.txt" / "run", record())
+
+
+def spoil_record(tmp_path, **changes):
+    file = tmp_path / "evaluation.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_run_of_another_version(tmp_path):
+    finished(tmp_path)
+    spoil_record(tmp_path, format=7, edit_trl="9.9")
+    with pytest.raises(
+        InputError, match=r"has format 7; edit_trl .* reads format 1.*version that wrote it \(9.9\)"
+    ):
+        read_run(tmp_path)
+
+
+def test_what_is_no_record(tmp_path):
+    finished(tmp_path)
+    spoil_record(tmp_path, extra=1)
+    with pytest.raises(InputError, match="is no record of a run: extra"):
+        read_run(tmp_path)
+    (tmp_path / "evaluation.json").write_text("{")
+    with pytest.raises(InputError, match=r"evaluation.json cannot be read"):
+        read_run(tmp_path)
+    with pytest.raises(InputError, match="no run of `edit-trl evaluate` or `suite` at"):
+        read_run(tmp_path / "elsewhere")
+
+
+def test_a_run_that_is_not_finished(tmp_path):
+    RunFolder(tmp_path, record()).append([item(0)])
+    with pytest.raises(InputError, match="not finished; run its command again"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda text: text[:-9], "line 3: cut short"),
+        (lambda text: text + "{}\n", "line 4: no item of `edit-trl evaluate`"),
+        (lambda text: text + "nonsense\n", "line 4: not JSON"),
+        (lambda text: text.partition("\n")[2], "items.jsonl has 2 items, evaluation.json speaks of 3"),
+    ],
+)
+def test_spoilt_items(tmp_path, spoil, message):
+    finished(tmp_path)
+    file = tmp_path / "items.jsonl"
+    file.write_text(spoil(file.read_text()))
+    with pytest.raises(InputError, match=message):
+        read_run(tmp_path)
+
+
+def test_items_that_are_gone(tmp_path):
+    finished(tmp_path)
+    (tmp_path / "items.jsonl").unlink()
+    with pytest.raises(InputError, match=r"items\.jsonl is missing"):
+        read_run(tmp_path)
+
+
+def test_numbers_that_are_none_are_not_written(tmp_path):
+    folder = RunFolder(tmp_path, record())
+    with pytest.raises(ValueError, match="Out of range float"):
+        folder.append([item(0) | {"value": float("nan")}])
+
+
+def test_hashes():
+    assert content_hash({"a": 1, "b": [2]}) == content_hash({"b": [2], "a": 1})
+    assert content_hash(["a"]) != content_hash(["b"])
+
+
+def test_git_revision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert git_revision() is None
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        (tmp_path / "file").write_text("1")
+        subprocess.run(["git", *identity, *command], check=True)
+    clean = git_revision()
+    assert len(clean) == 12
+    (tmp_path / "file").write_text("2")
+    assert git_revision() == f"{clean}+"

@@ -1,0 +1,130 @@
+"""Students loaded from disk, and the hash of their weights."""
+
+import shutil
+
+import pytest
+import torch
+from accelerate.utils import is_peft_model
+from conftest import tiny_llama
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaForCausalLM
+
+from edit_trl.common.errors import InputError
+from edit_trl.models import loading as models
+from edit_trl.models.identity import model_hash
+from edit_trl.models.loading import adapter_base, load_config, load_student, load_tokenizer
+
+
+@pytest.fixture
+def saved_adapter(tmp_path, saved_student):
+    """An adapter that moves the model, beside its base."""
+    model, _ = load_student(str(saved_student))
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = str(saved_student)
+    folder = tmp_path / "adapter"
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_comes_back_as_it_was_saved(saved_student, model):
+    loaded, tokenizer = load_student(str(saved_student))
+    assert not loaded.training
+    assert loaded.dtype == torch.float32
+    ids = torch.tensor([tokenizer("Is 1 more than 2?")["input_ids"]])
+    assert torch.equal(loaded(ids).logits, model.eval()(ids).logits)
+
+
+def test_dtype_device_and_attention_are_what_was_asked_for(saved_student):
+    loaded, _ = load_student(str(saved_student), dtype="bfloat16", device="cpu", attn_implementation="eager")
+    assert loaded.dtype == torch.bfloat16
+    assert loaded.device.type == "cpu"
+    assert loaded.config._attn_implementation == "eager"
+
+
+def test_four_bits(tmp_path, tokenizer):
+    config = tiny_llama().config
+    config.hidden_size, config.head_dim, config.intermediate_size = 128, 32, 128  # whole blocks of 64
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, tokenizer = load_student(str(tmp_path), load_in_4bit=True, device="cpu")
+    weight = loaded.model.layers[0].self_attn.q_proj.weight
+    assert (weight.quant_state.quant_type, weight.quant_state.nested) == ("nf4", True)
+    ids = torch.tensor([tokenizer("Is 1 more than 2?")["input_ids"]])
+    assert loaded(ids).logits.isfinite().all()
+
+
+def test_an_adapter_is_put_on_its_base_and_takes_its_tokenizer(saved_student, saved_adapter):
+    base, tokenizer = load_student(str(saved_student))
+    loaded, of_base = load_student(str(saved_adapter))
+    assert is_peft_model(loaded)
+    assert of_base.get_vocab() == tokenizer.get_vocab()
+    ids = torch.tensor([[5, 6, 7]])
+    assert not torch.allclose(loaded(ids).logits, base(ids).logits)
+    with loaded.disable_adapter():
+        assert torch.equal(loaded(ids).logits, base(ids).logits)
+
+
+def test_the_configuration_of_an_adapter_is_its_bases(saved_student, saved_adapter):
+    base = adapter_base(str(saved_adapter))
+    assert base == str(saved_student)
+    assert adapter_base(base) is None
+    assert load_config(str(saved_adapter), base).max_position_embeddings == 512
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("/nowhere/at/all", {}, "no such folder"),
+        ("./nothing", {}, "no such folder"),
+        ("no-such/model", {}, "cannot be loaded"),
+        ("{student}", {"dtype": "int8"}, "`dtype: int8` is none"),
+        ("{student}", {"dtype": "float33"}, "`dtype: float33` is none"),
+        ("{student}", {"device": "abacus"}, "`device: abacus`"),
+        ("{student}", {"device": "cuda:99"}, "GPUs"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said(saved_student, name, options, says):
+    with pytest.raises(InputError, match=says):
+        load_student(name.format(student=saved_student), **options)
+
+
+def test_a_folder_without_tokenizer_or_model_is_said(tmp_path, model, saved_student):
+    model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(InputError, match="no tokenizer"):
+        load_student(str(tmp_path / "bare"))
+    with pytest.raises(InputError, match="no tokenizer"):
+        load_tokenizer(str(tmp_path / "bare"))
+    (tmp_path / "empty").mkdir()
+    for load in (load_student, load_config):
+        with pytest.raises(InputError, match="cannot be loaded"):
+            load(str(tmp_path / "empty"))
+    with pytest.raises(InputError, match="no weights"):
+        model_hash(str(tmp_path / "empty"))
+
+
+def test_the_hash_is_of_the_weights_and_not_of_the_place(tmp_path, saved_student, saved_adapter):
+    copy = tmp_path / "copy"
+    shutil.copytree(saved_student, copy)
+    assert model_hash(str(copy)) == model_hash(str(saved_student))
+    before, of_adapter = model_hash(str(saved_student)), model_hash(str(saved_adapter))
+    assert of_adapter != before
+    model, _ = load_student(str(saved_student))
+    with torch.no_grad():
+        model.lm_head.weight[3, 4] += 1e-3
+    model.save_pretrained(saved_student)
+    assert model_hash(str(saved_student)) != before
+    assert model_hash(str(saved_adapter)) != of_adapter
+
+
+def test_large_files_are_sampled(tmp_path, saved_student, monkeypatch):
+    monkeypatch.setattr(models, "_WHOLE", 1024)
+    monkeypatch.setattr(models, "_END", 64)
+    monkeypatch.setattr(models, "_BLOCK", 16)
+    before = model_hash(str(saved_student))
+    assert model_hash(str(saved_student)) == before
+    model, _ = load_student(str(saved_student))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+    model.save_pretrained(saved_student)
+    assert model_hash(str(saved_student)) != before

@@ -1,0 +1,62 @@
+"""Tiny models of many architectures, made from a configuration."""
+
+from test_scoring import GEMMA, NO_DROPOUT, WINDOWS, WITHOUT_HEAD_DIM, gemma_3_with_vision
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+TINY = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+}
+
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**TINY)),
+    "llama_tied": lambda: LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=True)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**TINY)),
+    "qwen2_windows": lambda: Qwen2ForCausalLM(Qwen2Config(**TINY, **WINDOWS, use_sliding_window=True)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**TINY)),
+    "mistral_window": lambda: MistralForCausalLM(MistralConfig(**TINY, sliding_window=16)),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**GEMMA)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**GEMMA)),
+    "gemma3_vision": gemma_3_with_vision,
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**WITHOUT_HEAD_DIM, sliding_window=16)),
+    "olmo": lambda: OlmoForCausalLM(OlmoConfig(**TINY)),
+    "olmo2": lambda: Olmo2ForCausalLM(Olmo2Config(**TINY)),
+    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**WITHOUT_HEAD_DIM)),
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**TINY, num_local_experts=4)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=4, **NO_DROPOUT)),
+    "gpt_oss": lambda: GptOssForCausalLM(GptOssConfig(**GEMMA, num_local_experts=4)),
+}
