@@ -1,10 +1,11 @@
 """Tiny models of many architectures, made from a configuration."""
 
-from test_scoring import GEMMA, NO_DROPOUT, WINDOWS, WITHOUT_HEAD_DIM, gemma_3_with_vision
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -41,6 +42,33 @@ TINY = {
     "max_position_embeddings": 256,
     "pad_token_id": 0,
 }
+
+
+# GPT-NeoX and Phi-3 have no size of a head of their own.
+WITHOUT_HEAD_DIM = {name: value for name, value in TINY.items() if name != "head_dim"}
+
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+# The pairs have 60 to 110 tokens.
+WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+
+GEMMA = TINY | WINDOWS
+
+
+def gemma_3_with_vision() -> Gemma3ForConditionalGeneration:
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = Gemma3Config(
+        text_config=GEMMA, vision_config=vision, image_token_index=399, mm_tokens_per_image=4
+    )
+    return Gemma3ForConditionalGeneration(config)
+
 
 MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**TINY)),

@@ -410,7 +410,7 @@ def sharded_student() -> dict:
 
 
 if __name__ == "__main__":
-    from edit_trl.evaluation.suite.evaluate_suite import model_scorer as suite_model
+    from edit_trl.evaluation.suite import model_scorer as suite_model
 
     output = Path(sys.argv[1])
     seen: list[int] = []

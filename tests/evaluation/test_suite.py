@@ -21,9 +21,9 @@ from edit_trl.evaluation.runs.folder import RunFolder
 from edit_trl.evaluation.runs.schema import Run, RunRecord, SuiteItem
 from edit_trl.evaluation.runs.scores import mean_scores
 from edit_trl.evaluation.runs.tables import run_table
+from edit_trl.evaluation.suite import model_scorer as suite_model
 from edit_trl.evaluation.suite.cases import cases_of
 from edit_trl.evaluation.suite.evaluate_suite import finish_suite, score_cases
-from edit_trl.evaluation.suite.evaluate_suite import model_scorer as suite_model
 from edit_trl.evaluation.suite.model_scorer import ModelJudge
 
 

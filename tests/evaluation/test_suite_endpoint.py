@@ -11,7 +11,7 @@ from suite_rows import SEVERAL
 from edit_trl import evaluate_suite
 from edit_trl.cli.main import main
 from edit_trl.evaluation.runs.folder import read_run
-from edit_trl.evaluation.suite.evaluate_suite import endpoint_scorer as suite_endpoint
+from edit_trl.evaluation.suite import endpoint_scorer as suite_endpoint
 
 ALL = [*ROWS, SEVERAL]
 

@@ -15,8 +15,6 @@ from transformers import (
     BitsAndBytesConfig,
     BloomConfig,
     BloomForCausalLM,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -36,31 +34,6 @@ from edit_trl.data.tokenization import tokenize_dual_cot
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.models.pairs.scoring import PairScorer, TreeCheck, make_pair_scorer
 from edit_trl.models.pairs.tree_attention import TreeAttention, tree_obstacle
-
-# GPT-NeoX and Phi-3 have no size of a head of their own.
-WITHOUT_HEAD_DIM = {name: value for name, value in TINY.items() if name != "head_dim"}
-
-NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-
-# The pairs have 60 to 110 tokens.
-WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
-
-GEMMA = TINY | WINDOWS
-
-
-def gemma_3_with_vision() -> Gemma3ForConditionalGeneration:
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-    }
-    config = Gemma3Config(
-        text_config=GEMMA, vision_config=vision, image_token_index=399, mm_tokens_per_image=4
-    )
-    return Gemma3ForConditionalGeneration(config)
 
 
 @pytest.fixture
