@@ -22,7 +22,7 @@ from rapidfuzz.distance import Levenshtein
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from edit_trl.common.steps import WORD
-from edit_trl.key_steps import key_spans
+from edit_trl.key_steps import locate_key_steps
 
 
 def aligned_start(case: Case, start: int) -> int:
@@ -57,7 +57,7 @@ def score(case: Case, question: str, model: Any, tokenizer: Any) -> dict[str, li
     other: list[float | None] = [None] * len(own)
     cache = DynamicCache()
     logps(model, ids[0], cache)
-    key = key_spans(case.chosen, case.rejected, "words")[1]
+    key = locate_key_steps(case.chosen, case.rejected).rejected_spans
     # From the last prefix to the first: the cache of the correct chain is only ever cut.
     jobs = []
     for start, end in zip(case.starts, [*case.starts[1:], len(case.rejected) + 1], strict=True):

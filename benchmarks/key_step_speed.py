@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import edit_trl
-from edit_trl.key_steps import key_spans, key_step_masks
+from edit_trl.key_steps import key_step_masks, locate_key_steps
 
 Pair = tuple[Any, Any]
 
@@ -116,9 +116,9 @@ def measure(
     jobs = {
         "edit": (key_step_masks, ids, "edit"),
         "reference": (key_step_masks, ids, "reference"),
-        "words": (key_spans, texts, "words"),
-        "fork": (key_spans, texts, "fork"),
-        "forks": (key_spans, texts, "forks"),
+        "words": (locate_key_steps, texts, None, "words"),
+        "fork": (locate_key_steps, texts, None, "fork"),
+        "forks": (locate_key_steps, texts, None, "forks"),
         "naive": (naive_masks, ids[:naive_pairs]),
     }
     times: dict[str, list[float]] = {name: [] for name in jobs}

@@ -27,8 +27,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import edit_trl.hub.refusals
-import edit_trl.models.pairs.scoring
-import edit_trl.training.trainer
+from edit_trl.data import preparation
+from edit_trl.models.pairs import scoring
+from edit_trl.training import fork_selection, run_log
+
+LOGGING_MODULES = (preparation, scoring, fork_selection, run_log)
+"""The modules whose messages a training run logs."""
 
 # Fixtures that tests of several folders share.
 pytest_plugins = ("train_recipe_runs", "pushed_runs")
@@ -162,7 +166,7 @@ def saved_student(tmp_path, model, tokenizer) -> Path:
 def log(monkeypatch) -> list[str]:
     """What the trainer tells."""
     messages: list[str] = []
-    for module in (edit_trl.training.trainer, edit_trl.models.pairs.scoring):
+    for module in LOGGING_MODULES:
         for level in ("warning", "info", "warning_once"):
             monkeypatch.setattr(module.logger, level, messages.append)
     return messages

@@ -7,13 +7,14 @@ import random
 import re
 from pathlib import Path
 
+from edit_trl.common.spans import masks_from_spans
 from edit_trl.common.steps import WORD
 from edit_trl.data.answers import check_answer, infer_answer_type
 from edit_trl.data.row import chain_text
 from edit_trl.evaluation.runs.folder import RunFolder
 from edit_trl.evaluation.runs.schema import Run, RunRecord, key_of
 from edit_trl.evaluation.runs.scores import run_scores
-from edit_trl.key_steps import key_spans, masks_from_spans
+from edit_trl.key_steps import locate_key_steps
 
 
 def write_run(folder: Path, kind: str, name: str, items: list[dict]) -> Run:
@@ -76,7 +77,8 @@ def suite_items(rows: list[dict], skill: float, seed: int = 0) -> list[dict]:
 
 def suite_item(row: dict, prefers: bool, random_: random.Random) -> dict:
     chosen, rejected = chain_text(row["chosen"]), chain_text(row["rejected"])
-    spans = key_spans(chosen, rejected)
+    steps = locate_key_steps(chosen, rejected)
+    spans = steps.chosen_spans, steps.rejected_spans
     better, worse = (0.5, 3.0) if prefers else (3.0, 0.5)
     tokens = {
         "chosen": _tokens(chosen, spans[0], better, random_),

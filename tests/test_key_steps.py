@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 from edit_trl.common.errors import InputError
 from edit_trl.key_steps import (
+    Chain,
     KeySteps,
     fork_scope,
-    key_spans,
     key_step_masks,
     locate_key_steps,
+    mark,
     masks_from_spans,
 )
 
@@ -37,8 +38,8 @@ def texts_of(spans: list[tuple[int, int]], text: str) -> list[str]:
 
 
 def marked(chosen: str, rejected: str, method: str = "words") -> tuple[list[str], list[str]]:
-    spans = key_spans(chosen, rejected, method)
-    return texts_of(spans[0], chosen), texts_of(spans[1], rejected)
+    steps = locate_key_steps(chosen, rejected, method=method)
+    return texts_of(steps.chosen_spans, chosen), texts_of(steps.rejected_spans, rejected)
 
 
 # Token ids
@@ -481,20 +482,20 @@ def test_methods_on_text_refuse_token_ids(method):
         key_step_masks([1], [2], method)
 
 
-@pytest.mark.parametrize("method", ["edit", "reference"])
-def test_methods_on_tokens_refuse_text(method):
-    with pytest.raises(InputError, match=f"{method}.*aligns token ids.*locate_key_steps"):
-        key_spans("a", "b", method)
-
-
-@pytest.mark.parametrize("function", [key_step_masks, key_spans])
-def test_unknown_method(function):
-    with pytest.raises(
-        InputError, match="'levenshtein'; choose one of edit, words, fork, forks, spans, reference, random"
-    ):
-        function("a", "b", "levenshtein")
-    with pytest.raises(InputError, match="'levenshtein'"):
+def test_unknown_method():
+    message = "'levenshtein'; choose one of edit, words, fork, forks, spans, reference, random"
+    with pytest.raises(InputError, match=message):
+        key_step_masks([1], [2], "levenshtein")
+    with pytest.raises(InputError, match=message):
         locate_key_steps("a", "b", method="levenshtein")
+    with pytest.raises(InputError, match=message):
+        mark(Chain("a", [1]), Chain("b", [2]), "levenshtein")
+
+
+@pytest.mark.parametrize("method", ["words", "fork", "forks", "spans"])
+def test_methods_on_text_refuse_chains_without_offsets(method):
+    with pytest.raises(InputError, match=f"'{method}' places key steps by character offsets"):
+        mark(Chain("a", [1], key_spans=[]), Chain("b", [2], key_spans=[]), method)
 
 
 @pytest.mark.parametrize("ids", [[[1, 2]], [1.0], "text", torch.tensor([[1, 2]])])
@@ -516,7 +517,7 @@ def test_ids_that_are_not_a_flat_sequence_of_integers(ids):
 )
 def test_bad_spans(spans, message):
     with pytest.raises(InputError, match=message):
-        key_spans("abcd", "abce", "spans", chosen_spans=[(3, 4)], rejected_spans=spans)
+        locate_key_steps("abcd", "abce", method="spans", chosen_spans=[(3, 4)], rejected_spans=spans)
 
 
 def test_slow_tokenizers_are_refused():
@@ -544,5 +545,3 @@ def test_random_places_as_many_tokens_as_words_marks(tokenizer):
         assert sum(steps.rejected) == sum(words.rejected)
         assert steps.chosen_spans
         assert all(0 <= a < b <= len(chosen) for a, b in steps.chosen_spans)
-    with pytest.raises(InputError, match="draws tokens"):
-        key_spans(chosen, rejected, "random")

@@ -2,49 +2,54 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rapidfuzz.distance import Levenshtein
 
-if TYPE_CHECKING:
-    pass
 
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+def common_prefix(first: Sequence, second: Sequence) -> int:
+    """Return how many leading items the two sequences share."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def _edit_masks(chosen: list[int], rejected: list[int]) -> tuple[list[bool], list[bool]]:
-    """One minimum alignment of both chains.
+def edit_masks(first: list[int], second: list[int]) -> tuple[list[bool], list[bool]]:
+    """Mark the items that one minimum alignment deletes, inserts or replaces.
 
-    The common prefix and suffix never enter it: among alignments of the same cost it could prefer
-    one that marks a shared tail. They must not overlap ("a a" in "a a a").
+    The common prefix and suffix are left out of the alignment: among alignments of the same cost, it could
+    prefer one that marks a shared tail. Prefix and suffix must not overlap ("a a" in "a a a").
+
+    Args:
+        first: Token ids.
+        second: Token ids.
+
+    Returns:
+        A mask as long as each sequence, True where the item is deleted (`first`), inserted (`second`) or
+        replaced (both).
     """
-    prefix = _common_prefix(chosen, rejected)
-    chosen_rest, rejected_rest = chosen[prefix:], rejected[prefix:]
-    suffix = _common_prefix(chosen_rest[::-1], rejected_rest[::-1])
-    masks = [False] * len(chosen), [False] * len(rejected)
+    prefix = common_prefix(first, second)
+    first_rest, second_rest = first[prefix:], second[prefix:]
+    suffix = common_prefix(first_rest[::-1], second_rest[::-1])
+    masks = [False] * len(first), [False] * len(second)
     edits = Levenshtein.editops(
-        chosen_rest[: len(chosen_rest) - suffix], rejected_rest[: len(rejected_rest) - suffix]
+        first_rest[: len(first_rest) - suffix], second_rest[: len(second_rest) - suffix]
     )
-    for tag, chosen_at, rejected_at in edits.as_list():
+    for tag, first_at, second_at in edits.as_list():
         if tag != "insert":
-            masks[0][prefix + chosen_at] = True
+            masks[0][prefix + first_at] = True
         if tag != "delete":
-            masks[1][prefix + rejected_at] = True
+            masks[1][prefix + second_at] = True
     return masks
 
 
-def _reference_mask(own: list[int], other: list[int]) -> list[bool]:
-    """The tokens of `own` that the authors' code deletes or replaces to make `other` of it.
+def authors_mask(own: list[int], other: list[int]) -> list[bool]:
+    """Mark the tokens of `own` that the authors' code deletes or replaces to turn it into `other`.
 
-    `levenshtein_operations_tokens` in edit_dis_precal.py (github.com/C-W-D/CasCoD, commit 452b26d)
-    takes off the common prefix only and walks back from the end, preferring to delete, then to insert,
-    then to keep or replace. It runs once for each side, so the two masks may come from different
-    alignments, and a token at a shared end may be marked. The authors' padding is left out.
+    `levenshtein_operations_tokens` in edit_dis_precal.py (github.com/C-W-D/CasCoD, commit 452b26d) strips
+    the common prefix only and walks back from the end, preferring to delete, then to insert, then to keep or
+    replace. It runs once for each side, so the two masks may come from different alignments, and a token of a
+    shared tail may be marked. The authors' padding is left out.
     """
-    prefix = _common_prefix(own, other)
+    prefix = common_prefix(own, other)
     rises, grows = _distance_steps(own[prefix:], other[prefix:])
     mask = [False] * len(own)
     row, column = len(own) - prefix, len(other) - prefix
@@ -61,9 +66,9 @@ def _reference_mask(own: list[int], other: list[int]) -> list[bool]:
 
 
 def _distance_steps(own: list[int], other: list[int]) -> tuple[list[int], list[int]]:
-    """The matrix D of edit distances, as the differences that walking back needs.
+    """Compute the matrix D of edit distances as the differences that walking back needs.
 
-    Myers' bit-parallel algorithm as Hyyrö (2003) gives it: a column of D is a handful of operations on
+    Myers' bit-parallel algorithm in the form of Hyyrö (2003): a column of D takes a handful of operations on
     one long integer, where a table of Python lists would take len(own) steps.
 
     Returns:

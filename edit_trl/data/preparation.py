@@ -2,24 +2,44 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from transformers.utils import logging
+
+import edit_trl.common.alignment
+import edit_trl.common.spans
 import edit_trl.common.steps
 import edit_trl.data.row
+import edit_trl.data.tokenization
 import edit_trl.key_steps
+from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
 from edit_trl.data.row import pairs_of
-from edit_trl.data.tokenization import _common_prefix, _is_alone, tokenize_dual_cot
-from edit_trl.key_steps import (
-    KeyStepMethod,
-)
+from edit_trl.data.row_checks import validate_dual_cots
+from edit_trl.data.tokenization import is_alone, tokenize_dual_cot
+from edit_trl.key_steps import KeyStepMethod
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+
+logger = logging.get_logger(__name__)
+
+
+class PreparationOptions(Protocol):
+    """The options of a training run that decide about its rows, as `DualCoTConfig` has them."""
+
+    key_step_method: KeyStepMethod
+    key_step_seed: int
+    max_length: int | None
+    truncate_long: bool
+    max_key_fraction: float
+    eos_token: str | None
+    dataset_num_proc: int | None
 
 
 @dataclass
@@ -71,6 +91,16 @@ class RowPreparation:
     max_key_fraction: float = 1.0
     key_step_seed: int = 0
 
+    @classmethod
+    def of_options(
+        cls, tokenizer: "PreTrainedTokenizerBase", options: "PreparationOptions"
+    ) -> "RowPreparation":
+        """Read the fields from the options of a training run, and set the tokenizer's EOS token to theirs."""
+        if options.eos_token is not None:
+            tokenizer.eos_token = options.eos_token
+        names = [field.name for field in fields(cls) if field.name != "tokenizer"]
+        return cls(tokenizer, **{name: getattr(options, name) for name in names})
+
     def __call__(self, rows: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         """Prepare some rows, given as columns; a row with several wrong chains becomes several."""
         pairs = [
@@ -107,9 +137,9 @@ class RowPreparation:
         # The name that transformers' length-grouping sampler reads.
         output["length"] = prompt + max(map(len, chains))
         output["prompt_length"] = prompt
-        output["unique_length"] = prompt + sum(map(len, chains)) - _common_prefix(*chains)
+        output["unique_length"] = prompt + sum(map(len, chains)) - common_prefix(*chains)
         output["key_fraction"] = _key_fraction(output)
-        output["problem"] = self._problem(output, room, too_long, _is_alone(row))
+        output["problem"] = self._problem(output, room, too_long, is_alone(row))
         return output
 
     def _problem(self, output: dict[str, Any], room: int | None, too_long: bool, alone: bool) -> str:
@@ -128,8 +158,11 @@ class RowPreparation:
 _SOURCES = (
     __file__,
     edit_trl.key_steps.__file__,
+    edit_trl.common.alignment.__file__,
+    edit_trl.common.spans.__file__,
     edit_trl.common.steps.__file__,
     edit_trl.data.row.__file__,
+    edit_trl.data.tokenization.__file__,
 )
 
 
@@ -200,6 +233,48 @@ def prepare_dual_cots(
     if not len(kept):
         raise InputError(f"{name} dataset: no pair is left to train on ({report})")
     return kept.remove_columns(["problem", "key_fraction", "truncated_key_tokens"]), report
+
+
+def prepare_for_training(
+    dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", options: "PreparationOptions", name: str
+) -> tuple["Dataset", PreparationReport]:
+    """Check and prepare the rows of a training run; the main process works, the others read its cache.
+
+    Args:
+        dataset: Dual CoTs.
+        tokenizer: The student's tokenizer; gets the EOS token of the options.
+        options: The options of the run.
+        name: The name of the dataset in progress bars and messages.
+
+    Returns:
+        The prepared dataset and what became of its pairs, which is logged too.
+
+    Raises:
+        InputError: Rows that are not dual CoTs, or none that can teach.
+    """
+    from accelerate import PartialState
+
+    validate_dual_cots(dataset, source=f"{name} dataset")
+    preparation = RowPreparation.of_options(tokenizer, options)
+    with PartialState().main_process_first():
+        prepared, report = prepare_dual_cots(
+            dataset, preparation, name=name, num_proc=options.dataset_num_proc
+        )
+    if PartialState().is_main_process:
+        log = logger.warning if report.dropped or report.truncated else logger.info
+        log(f"{name} dataset: {report}")
+    return prepared, report
+
+
+def map_datasets(
+    datasets: "Dataset | dict[str, Dataset] | None", function: Callable[["Dataset", str], "Dataset"]
+) -> "Dataset | dict[str, Dataset] | None":
+    """Apply a function of (dataset, name) to an evaluation dataset, to each of a dict of them, or to none."""
+    if not datasets:
+        return datasets
+    if isinstance(datasets, dict):
+        return {name: function(dataset, name) for name, dataset in datasets.items()}
+    return function(datasets, "eval")
 
 
 def name_rows(rows: Iterable[int], most: int = 10) -> str:

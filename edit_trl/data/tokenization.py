@@ -6,21 +6,13 @@ part. Plain rows get the EOS token; conversational ones what the chat template e
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
 from edit_trl.data.row import chain_text, is_conversational
-from edit_trl.key_steps import (
-    COUNTED_METHOD,
-    TOKEN_METHODS,
-    KeyStepMethod,
-    fork_scope,
-    key_spans,
-    key_step_masks,
-    masks_from_spans,
-    random_masks,
-)
+from edit_trl.key_steps import Chain, KeyStepMethod, KeySteps, mark
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,31 +88,36 @@ def tokenize_with_offsets(
     """
     prompt_ids = _encode_prompt(row, tokenizer)
     sides = {side: _encode_chain(row, side, tokenizer) for side in ("chosen", "rejected")}
-    start = min(_common_prefix(prompt_ids, side.ids) for side in sides.values())
+    start = min(common_prefix(prompt_ids, side.ids) for side in sides.values())
     if start == 0:
         raise InputError(
             f"the tokenized prompt {chain_text(row['prompt'])[:40]!r} shares no token with prompt + "
             "chain, so the first token of the completion cannot be predicted; use a tokenizer that "
             "adds a BOS token, or put a space or newline at the end of the prompt"
         )
-    ids = {name: side.ids[start:] for name, side in sides.items()}
-    offsets = {name: None if side.offsets is None else side.offsets[start:] for name, side in sides.items()}
-    # What `random` draws is as many as another method marks.
-    counted = COUNTED_METHOD if key_step_method == "random" else key_step_method
-    key_masks = _key_masks(row, ids, offsets, counted)
-    # A correct chain alone is paired with itself and has no fork; its last token stands in for it.
-    fork = min(_common_prefix(*ids.values()), len(ids["chosen"]) - 1)
-    output: TokenizedDualCoT = {"prompt_ids": prompt_ids[:start], "fork": fork}
-    for name in sides:
-        output[f"{name}_ids"] = ids[name]
-        output[f"{name}_key_mask"] = key_masks[name]
-        output[f"{name}_fork_mask"] = _fork_mask(row, name, key_masks[name], offsets[name])
-        if key_step_method == "random":
-            masks = (output[f"{name}_key_mask"], output[f"{name}_fork_mask"])
-            chains = f"{chain_text(row['chosen'])} {chain_text(row['rejected'])}"
-            drawn = random_masks(masks, offsets[name], f"{key_step_seed} {name} {chains}")
-            output[f"{name}_key_mask"], output[f"{name}_fork_mask"] = drawn
-    return output, offsets
+    chains = {
+        name: Chain(
+            text=chain_text(row[name]),
+            ids=side.ids[start:],
+            offsets=None if side.offsets is None else side.offsets[start:],
+            key_spans=row.get(f"{name}_key_spans"),
+        )
+        for name, side in sides.items()
+    }
+    steps = _mark(chains["chosen"], chains["rejected"], key_step_method, key_step_seed)
+    chosen_ids, rejected_ids = chains["chosen"].ids, chains["rejected"].ids
+    output: TokenizedDualCoT = {
+        "prompt_ids": prompt_ids[:start],
+        "chosen_ids": chosen_ids,
+        "rejected_ids": rejected_ids,
+        "chosen_key_mask": steps.chosen,
+        "rejected_key_mask": steps.rejected,
+        "chosen_fork_mask": steps.chosen_fork,
+        "rejected_fork_mask": steps.rejected_fork,
+        # A correct chain alone is paired with itself and has no fork; its last token stands in for it.
+        "fork": min(common_prefix(chosen_ids, rejected_ids), len(chosen_ids) - 1),
+    }
+    return output, {name: chain.offsets for name, chain in chains.items()}
 
 
 def _encode_prompt(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -165,7 +162,7 @@ def _chain_start(text: str, row: Mapping[str, Any], side: str, tokenizer: "PreTr
     chain = chain_text(row[side])
     # Templates may strip the text, and may render the prompt alone differently; search from the
     # point where both agree, so that a chain repeated in the prompt is not taken for the answer.
-    start = text.find(chain.strip(), _common_prefix(prompt, text))
+    start = text.find(chain.strip(), common_prefix(prompt, text))
     if start < 0:
         raise InputError(
             f"the chat template of {tokenizer.name_or_path} rewrites the assistant's text "
@@ -175,86 +172,37 @@ def _chain_start(text: str, row: Mapping[str, Any], side: str, tokenizer: "PreTr
     return start - (len(chain) - len(chain.lstrip()))
 
 
-def _key_masks(
-    row: Mapping[str, Any],
-    ids: dict[str, list[int]],
-    offsets: dict[str, list[tuple[int, int]] | None],
-    method: KeyStepMethod,
-) -> dict[str, list[bool]]:
-    if _is_alone(row):
-        masks = {name: [False] * len(of_side) for name, of_side in ids.items()}
-        if method == "spans" and row.get("chosen_key_spans"):
-            masks["chosen"] = _weighted_alone(row, offsets["chosen"])
-        return masks
-    if method in TOKEN_METHODS:
-        steps = key_step_masks(ids["chosen"], ids["rejected"], method=method)
-        masks = {"chosen": steps.chosen, "rejected": steps.rejected}
-        # EOS and the template's tokens are no steps, also where an alignment of ids would have it so.
-        return {name: _inside_chain(mask, offsets[name]) for name, mask in masks.items()}
-    if offsets["chosen"] is None:
-        raise _no_offsets(method)
-    spans = key_spans(
-        chain_text(row["chosen"]),
-        chain_text(row["rejected"]),
-        method,
-        chosen_spans=row.get("chosen_key_spans"),
-        rejected_spans=row.get("rejected_key_spans"),
+def _mark(chosen: Chain, rejected: Chain, method: KeyStepMethod, seed: int) -> KeySteps:
+    """Mark a pair, or a correct chain alone, which `pairs_of` pairs with itself."""
+    if chosen.text != rejected.text:
+        steps = mark(chosen, rejected, method, seed=seed)
+        if chosen.offsets is None:  # nothing tells the text from EOS, which ends a completion and is no step
+            for mask in (steps.chosen, steps.rejected, steps.chosen_fork, steps.rejected_fork):
+                mask[-1] = False
+        return steps
+    unmarked = [False] * len(chosen.ids)
+    weighted = method == "spans" and chosen.key_spans
+    return KeySteps(
+        chosen=_weighted_alone(chosen) if weighted else unmarked,
+        rejected=[False] * len(rejected.ids),
+        chosen_fork=unmarked,
+        rejected_fork=[False] * len(rejected.ids),
     )
-    sides = ("chosen", "rejected")
-    return {name: masks_from_spans(s, offsets[name]) for name, s in zip(sides, spans, strict=True)}
 
 
-def _fork_mask(
-    row: Mapping[str, Any], side: str, mask: list[bool], offsets: list[tuple[int, int]] | None
-) -> list[bool]:
-    if _is_alone(row):
-        return [False] * len(mask)
-    # Without offsets there are no sentences: the fork is then the run of key tokens it starts.
-    return _first_run(mask) if offsets is None else fork_scope(mask, offsets, chain_text(row[side]))
-
-
-def _weighted_alone(row: Mapping[str, Any], offsets: list[tuple[int, int]] | None) -> list[bool]:
-    """The key tokens of a correct chain alone, given by its spans: what a data view weighs otherwise.
+def _weighted_alone(chain: Chain) -> list[bool]:
+    """Mark the tokens of a correct chain alone that a data view weights by `chosen_key_weight`.
 
     No wrong chain marks what is shared, so the tokens that end the chain (EOS, template) go with its last
-    character: a chain that is key as a whole is so with its end, and ends also where context weighs nothing.
+    character: a chain that is key as a whole includes its end, also where context weighs nothing.
     """
-    if offsets is None:
-        raise _no_offsets("spans")
-    chain = chain_text(row["chosen"])
-    spans, _ = key_spans(chain, "", "spans", chosen_spans=row["chosen_key_spans"], rejected_spans=[])
-    mask = masks_from_spans(spans, offsets)
-    if spans[-1][1] >= len(chain.rstrip()):
-        last = max(i for i, (start, end) in enumerate(offsets) if start < end)
+    mask = mark(chain, replace(chain, key_spans=[]), "spans").chosen
+    if chain.key_spans[-1][1] >= len(chain.text.rstrip()):
+        last = max(i for i, (start, end) in enumerate(chain.offsets) if start < end)
         mask[last + 1 :] = [True] * (len(mask) - last - 1)
     return mask
 
 
-def _no_offsets(method: str) -> InputError:
-    return InputError(
-        f"key_step_method={method!r} places key steps by character offsets, which this slow "
-        "tokenizer does not give; use a fast tokenizer or key_step_method='edit'"
-    )
-
-
-def _is_alone(row: Mapping[str, Any]) -> bool:
-    """Whether a pair (see `pairs_of`) is a correct chain alone."""
+def is_alone(row: Mapping[str, Any]) -> bool:
+    """Whether a pair (see `edit_trl.data.row.pairs_of`) is a correct chain alone."""
     return chain_text(row["chosen"]) == chain_text(row["rejected"])
-
-
-def _inside_chain(mask: list[bool], offsets: list[tuple[int, int]] | None) -> list[bool]:
-    if offsets is None:
-        return [*mask[:-1], False]
-    return [key and start < end for key, (start, end) in zip(mask, offsets, strict=True)]
-
-
-def _first_run(mask: list[bool]) -> list[bool]:
-    start = mask.index(True) if True in mask else len(mask)
-    end = next((i for i in range(start, len(mask)) if not mask[i]), len(mask))
-    return [start <= i < end for i in range(len(mask))]
-
-
-def _common_prefix(first, second) -> int:
-    """Number of leading items two sequences share."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -1,7 +1,5 @@
 """What is wrong with a trainer's arguments, said before a model is loaded."""
 
-from typing import TYPE_CHECKING
-
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import nn
@@ -10,12 +8,13 @@ from edit_trl.common.errors import InputError
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.training.config import DualCoTConfig
 
-if TYPE_CHECKING:
-    pass
 
+def check_arguments(model, args, train_dataset, peft_config, data_collator) -> None:
+    """Check the arguments of `DualCoTTrainer` before a model is loaded.
 
-def _check_arguments(model, args, train_dataset, peft_config, data_collator) -> None:
-    """What can be said before anything is loaded."""
+    Raises:
+        InputError: All that is wrong with them.
+    """
     problems = []
     if not isinstance(data_collator, DualCoTCollator | None):
         problems.append(f"`data_collator` must be a DualCoTCollator, got {type(data_collator).__name__}")

@@ -1,17 +1,49 @@
-"""Hard forks: pairs whose first divergence the student does not decide rightly yet."""
+"""Hard forks: keep the pairs whose first divergence the student does not decide rightly yet."""
 
 import math
 
 import torch
 from datasets import Dataset
+from transformers.utils import logging
 
 from edit_trl.common.errors import InputError
+from edit_trl.data.preparation import PreparationReport
+
+logger = logging.get_logger(__name__)
 
 HISTOGRAM_BINS = 10
 
 
+def choose(
+    dataset: Dataset, max_confidence: float | None, hardest: float | None, report: PreparationReport
+) -> Dataset:
+    """Drop the pairs whose forks are too easy, and log a histogram of the forks.
+
+    Args:
+        dataset: A prepared dataset with the column `fork_confidence` (see `edit_trl.training.reference`).
+        max_confidence: See `keep_hard_forks`; None keeps all pairs.
+        hardest: The share for `hardest_forks`, of the pairs that `max_confidence` leaves; None keeps all.
+        report: What became of the rows; the dropped pairs are added to it.
+
+    Raises:
+        InputError: No pair is left.
+    """
+    logger.warning(fork_histogram(dataset["fork_confidence"][:]))
+    hard = dataset
+    if max_confidence is not None:
+        hard = keep_hard_forks(dataset, max_confidence)
+        report.dropped[f"fork confidence over {max_confidence}"] = len(dataset) - len(hard)
+    if hardest is not None:
+        before, hard = len(hard), hardest_forks(hard, hardest)
+        report.dropped[f"not among the hardest {hardest:g} of the forks"] = before - len(hard)
+    if hard is not dataset:
+        report.kept = len(hard)
+        logger.warning(f"train dataset: {report}")
+    return hard
+
+
 def fork_histogram(confidences: list[float]) -> str:
-    """How sure the student is at the forks, as one line of text: share of pairs per tenth."""
+    """Return one line of text with the share of pairs per tenth of the student's confidence at the fork."""
     counts = torch.histc(torch.tensor(confidences), HISTOGRAM_BINS, 0.0, 1.0).tolist()
     bars = (f"{i / HISTOGRAM_BINS:.1f}: {n / len(confidences):.0%}" for i, n in enumerate(counts))
     return "share of pairs by the student's probability of the right token at the fork, from " + (
@@ -20,7 +52,7 @@ def fork_histogram(confidences: list[float]) -> str:
 
 
 def keep_hard_forks(dataset: Dataset, max_confidence: float) -> Dataset:
-    """The pairs whose fork the student does not decide rightly with more than `max_confidence`.
+    """Keep the pairs whose fork the student does not decide rightly with more than `max_confidence`.
 
     Args:
         dataset: A prepared dataset with the column `fork_confidence` (see `add_scores`).
@@ -40,7 +72,7 @@ def keep_hard_forks(dataset: Dataset, max_confidence: float) -> Dataset:
 
 
 def hardest_forks(dataset: Dataset, share: float) -> Dataset:
-    """The share of the pairs whose fork the student finds hardest, in the order of the dataset.
+    """Keep the share of the pairs whose fork the student finds hardest, in the order of the dataset.
 
     Args:
         dataset: A prepared dataset with the column `fork_confidence` (see `add_scores`).

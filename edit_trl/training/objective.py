@@ -1,12 +1,54 @@
-"""The objective as a run's options set it (L2): which tokens of a batch each term of the loss is about."""
+"""The objective as a run's options set it: which tokens of a batch enter which term of the loss."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import torch
+from accelerate import Accelerator
 from torch import Tensor
 
+from edit_trl.key_steps import SIDES
 from edit_trl.losses import DualCoTLoss, chain_score, dual_cot_loss
 from edit_trl.models.pairs.scoring import PairLogps
 from edit_trl.training.config import DualCoTConfig
+
+
+class StepShare(NamedTuple):
+    """What a batch counts for in its optimizer step.
+
+    Attributes:
+        factor: What the summed loss of the batch's pairs is multiplied by.
+        mean_lengths: Mean number of completion tokens of (correct, wrong) chains over the step; None where
+            the batch is the whole step.
+    """
+
+    factor: float | Tensor
+    mean_lengths: tuple[Tensor, Tensor] | None
+
+
+def share_of_step(
+    examples: Sequence[dict[str, Any]], own: int | None, num_items: Tensor | None, accelerator: Accelerator
+) -> StepShare:
+    """Make the loss of a batch its share of the mean over the pairs of an optimizer step.
+
+    Args:
+        examples: The examples of the batch.
+        own: How many of them count, the first ones; None for all.
+        num_items: Pairs, tokens of correct chains and tokens of wrong chains of the step over all processes,
+            shape (3,); None in evaluation, where the batch is a step by itself.
+        accelerator: Knows processes and device.
+    """
+    if num_items is not None:
+        pairs = num_items[0]
+        # Data-parallel training averages gradients over processes; `pairs` counts all of them.
+        means = tuple((num_items[1:] / pairs).clamp(min=1))
+        return StepShare(accelerator.num_processes / pairs, means)
+    factor = 1 / max(len(examples[:own]), 1)
+    if not own:
+        return StepShare(factor, None)
+    tokens = [sum(len(example[f"{side}_ids"]) for example in examples[:own]) * factor for side in SIDES]
+    return StepShare(factor, tuple(torch.tensor(tokens, device=accelerator.device).clamp(min=1)))
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
-"""What the student thinks of the pairs before it is trained (L2).
+"""Scores of the reference: the student before training.
 
-One pass over the data gives, per pair, the reference scores of the preference term and the student's
-probability of the right token at the fork. It needs no second model: the pass runs before training,
-on the student itself, and `reference: adapter_off` scores with the adapter switched off instead.
+One pass over the data gives, for each pair, the reference scores of the preference term and the student's
+probability of the right token at the fork. It needs no second model: the pass runs on the student itself
+before training. With `reference: adapter_off` there is no pass; each batch is scored with the adapter
+switched off.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -17,10 +19,47 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from edit_trl.common.errors import InputError
+from edit_trl.models.pairs.scoring import PairLogps
+from edit_trl.training.objective import Objective
+
+if TYPE_CHECKING:
+    from edit_trl.training.config import Reference
+
+
+def reference_scores(
+    reference: "Reference",
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    score: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor] | None:
+    """Return the reference's scores of a batch, s⁺ and s⁻ of shape (B,); None without a reference.
+
+    Args:
+        reference: Which reference the run has.
+        model: The student, unwrapped.
+        batch: As `edit_trl.models.pairs.collation` describes it.
+        score: Scores a batch with the student as it stands.
+
+    Raises:
+        InputError: `precomputed`, and the batch comes from a dataset that was not scored before training.
+    """
+    if reference == "none":
+        return None
+    if reference == "adapter_off":
+        with torch.no_grad(), adapter_off(model):
+            return score(batch)
+    if "reference_chosen_score" not in batch:
+        raise InputError(
+            "`reference: precomputed` scores the datasets that the trainer is made with, before "
+            "training; this one came later. Pass it as `eval_dataset` to the trainer"
+        )
+    return batch["reference_chosen_score"], batch["reference_rejected_score"]
+
 
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
-    """Run the model without its PEFT adapter, and in eval mode: a reference has no dropout."""
+    """Run the model without its PEFT adapter and in eval mode: a reference has no dropout."""
     training = model.training
     model.eval()
     try:
@@ -31,12 +70,27 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """A hash of all weights, so that cached scores are never another model's."""
+    """Return a hash of all weights, so that cached scores are never those of another model."""
     hasher = Hasher()
     for name, parameter in sorted(model.named_parameters()):
         hasher.update(name)
         hasher.update(parameter.detach().flatten().view(torch.uint8).cpu().numpy())
     return hasher.hexdigest()
+
+
+def pair_scores(logps: PairLogps, objective: Objective, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the columns that `add_scores` adds for a training run, each of shape (B,).
+
+    `reference_chosen_score` and `reference_rejected_score` are s⁺ and s⁻ of the preference term;
+    `fork_confidence` is the probability of the right token at the fork.
+    """
+    chosen, rejected = objective.scores(logps, batch)
+    fork = logps.chosen.gather(1, batch["fork"].unsqueeze(1)).squeeze(1).exp()
+    return {
+        "reference_chosen_score": chosen,
+        "reference_rejected_score": rejected,
+        "fork_confidence": fork,
+    }
 
 
 @torch.no_grad()
@@ -55,12 +109,12 @@ def add_scores(
 
     Args:
         dataset: A prepared dataset.
-        score_batch: Batch -> named scores, each of shape (B,).
+        score_batch: Batch -> named scores, each of shape (B,); see `pair_scores`.
         model: The student, put in eval mode for the pass.
         accelerator: Spreads the batches over processes.
         collator: Examples -> batch.
-        batch_size: Pairs a forward.
-        settings: What else the scores depend on (scope, reduction); part of the cache key.
+        batch_size: Pairs per forward.
+        settings: What else the scores depend on; part of the cache key.
         name: The dataset's name in the progress bar.
 
     Returns:

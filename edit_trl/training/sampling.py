@@ -1,18 +1,22 @@
-"""Which pairs make a batch (L1): batches filled by tokens instead of by pairs."""
+"""Which pairs make a batch: grouped by length, or filled up to a number of tokens."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
-from transformers import TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from edit_trl.common.errors import InputError
 from edit_trl.data.preparation import name_rows
 from edit_trl.models.pairs.collation import BatchLayoutName, DualCoTCollator
+
+if TYPE_CHECKING:
+    from edit_trl.training.config import DualCoTConfig
 
 # Sorting by length within this many batches costs no randomness that matters and saves most padding.
 SORT_WINDOW = 50
@@ -154,26 +158,53 @@ class TokenBudgetBatches(Sampler[list[int]]):
 
 
 def pair_lengths(dataset: Dataset) -> dict[str, list[int]]:
-    """What `TokenBudgetBatches` needs to know of a prepared dataset."""
+    """Return the columns of a prepared dataset that `TokenBudgetBatches` reads."""
     return {name: dataset[name][:] for name in ("length", "unique_length", "prompt_length", "row")}
 
 
-def token_budget_loader(
-    dataset: Dataset,
-    batches: TokenBudgetBatches,
-    collator: DualCoTCollator,
-    args: TrainingArguments,
-    device: torch.device,
-) -> DataLoader:
-    """A loader of this process's batches, ready for the Trainer.
+def length_groups(
+    lengths: Sequence[int], args: "DualCoTConfig", layout: BatchLayoutName
+) -> LengthGroups | None:
+    """Return the sampler that groups pairs of a similar length; None where another order is asked for.
 
     Args:
-        dataset: The prepared rows, without the columns that make no batch.
-        batches: The sampler; it has dealt the batches out to the processes already.
-        collator: Examples -> batch.
-        args: For the `dataloader_*` options.
-        device: Where the batches go.
+        lengths: The length of each pair.
+        args: The options of the run.
+        layout: How the batches are laid out; padded rows are grouped unless an order is asked for.
     """
+    strategy = args.train_sampling_strategy
+    if strategy == "group_by_length" or (layout == "padded" and strategy == "random"):
+        return LengthGroups(
+            lengths, args.train_batch_size * args.gradient_accumulation_steps, data_seed(args)
+        )
+    return None
+
+
+def train_batches(
+    dataset: Dataset,
+    lengths: dict[str, list[int]],
+    collator: DualCoTCollator,
+    args: "DualCoTConfig",
+    accelerator: Accelerator,
+) -> DataLoader:
+    """Return a loader of this process's batches, filled by tokens (`max_tokens_per_batch`).
+
+    Args:
+        dataset: The prepared rows, without the columns that are no part of a batch.
+        lengths: As `pair_lengths` returns them.
+        collator: Turns examples into a batch.
+        args: The options of the run.
+        accelerator: Knows the processes that share the batches.
+    """
+    batches = TokenBudgetBatches(
+        lengths,
+        args.max_tokens_per_batch,
+        layout=collator.layout,
+        shuffle=args.train_sampling_strategy != "sequential",
+        seed=data_seed(args),
+        processes=accelerator.num_processes,
+        rank=accelerator.process_index,
+    )
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
@@ -183,15 +214,46 @@ def token_budget_loader(
         persistent_workers=args.dataloader_persistent_workers,
         prefetch_factor=args.dataloader_prefetch_factor,
     )
-    # One process, as far as accelerate knows, or it would deal them out again.
-    return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
+    # The sampler has dealt the batches out already; told of one process, accelerate does not do it again.
+    return prepare_data_loader(
+        loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True
+    )
+
+
+def data_seed(args: "DualCoTConfig") -> int:
+    """Return the seed of the order of the rows."""
+    return args.data_seed if args.data_seed is not None else args.seed
+
+
+def own_pairs(
+    pairs: int, batch_size: int, accelerator: Accelerator, dataset_size: int | None = None
+) -> int | None:
+    """Return how many of a batch's pairs count; None for all. They come first.
+
+    Where the last pairs of an epoch are too few for all processes, accelerate fills their batches with pairs
+    from its beginning, so that all processes make the step. Those pairs must not count twice.
+
+    Args:
+        pairs: Pairs in the batch.
+        batch_size: Pairs in a full batch of one process.
+        accelerator: Knows where the epoch is.
+        dataset_size: Pairs of the dataset, in training: after a resume accelerate does not know how many are
+            left over (its `SkipBatchSampler` has no `batch_size`).
+    """
+    state, processes = accelerator.gradient_state, accelerator.num_processes
+    if processes == 1:
+        return None
+    remainder = state.remainder if dataset_size is None else dataset_size % (batch_size * processes)
+    if not state.end_of_dataloader or remainder <= 0:
+        return None
+    return min(max(remainder - accelerator.process_index * batch_size, 0), pairs)
 
 
 def check_budget(columns: dict[str, Sequence[int]], max_tokens: int, layout: BatchLayoutName) -> None:
-    """See that every pair fits.
+    """Check that every pair fits into a batch by itself.
 
     Raises:
-        InputError: Some do not; their rows and the longest one's tokens.
+        InputError: Some do not; the message names their rows and the tokens of the longest pair.
     """
     costs = columns["unique_length"] if layout == "tree" else [2 * length for length in columns["length"]]
     over = [row for row, cost in zip(columns["row"], costs, strict=True) if cost > max_tokens]

@@ -258,7 +258,7 @@ import sys, time
 from datasets import Dataset, load_from_disk
 sys.path.insert(0, {tests!r})
 from conftest import ROWS, byte_level_tokenizer
-import datasets, edit_trl.data.tokenization as t
+import datasets, edit_trl.data.preparation as t
 datasets.config.HF_DATASETS_CACHE = {cache!r}
 tokenizer = byte_level_tokenizer()
 tokenizer("used before", padding=True, truncation=True, max_length=8)

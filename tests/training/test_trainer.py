@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig, TrainerCallback
 
 from edit_trl import DualCoTConfig, DualCoTTrainer
 from edit_trl.common.errors import InputError
+from edit_trl.training.reference import reference_scores
 
 TRAIN_METRICS = {
     *("loss/chosen", "loss/rejected", "loss/preference"),
@@ -269,7 +270,12 @@ def test_non_finite_loss_names_the_rows(tmp_path, tokenizer):
 def reference_scores_seen(trainer) -> tuple[torch.Tensor, torch.Tensor]:
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(4)]))
     with torch.no_grad():
-        return trainer._reference_scores(trainer.model, batch)
+        return reference_scores(
+            trainer.args.reference,
+            trainer.model,
+            batch,
+            lambda batch: trainer.objective.scores(trainer.score_pairs(trainer.model, batch), batch),
+        )
 
 
 def scores_of(model, tmp_path, tokenizer):

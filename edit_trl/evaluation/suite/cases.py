@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError, raise_problems
+from edit_trl.common.spans import merged_spans
 from edit_trl.data.answers import AnswerType, check_answer
 from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of
 from edit_trl.data.row_checks import find_problems
 from edit_trl.data.tokenization import TokenizedDualCoT, tokenize_with_offsets
 from edit_trl.evaluation.accuracy.problems import raise_all
-from edit_trl.key_steps import KeyStepMethod, merged_spans
+from edit_trl.key_steps import KeyStepMethod
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

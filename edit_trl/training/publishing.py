@@ -1,0 +1,137 @@
+"""PublishingMixin: what a trainer saves beside its weights, and what it sends to the Hub."""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import is_peft_model
+
+from edit_trl.hub.card_facts import (
+    OBJECTIVE_FIELDS,
+    TRAINING_FIELDS,
+    CardFacts,
+    StageFacts,
+    adapter_options,
+    plain_logs,
+    plain_options,
+    quantization_name,
+    write_facts,
+)
+from edit_trl.hub.model_card import package_versions, write_card
+from edit_trl.hub.repository import account, model_files, open_repository, upload
+
+
+class PublishingMixin:
+    """Cards and the Hub for a `transformers.Trainer` on dual CoTs.
+
+    Only the files that `edit_trl.hub.repository.model_files` names are pushed, and never a checkpoint. Hooks
+    of `transformers.Trainer` and `trl` that are overridden: `_save`, `create_model_card`, `init_hf_repo`,
+    `push_to_hub`, `_push_from_checkpoint`.
+    """
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # The Trainer pickles its arguments beside the weights, the Hub token with them.
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:
+        """Write the card, its picture and `card.json` into the output folder.
+
+        Args:
+            model_name: The name in the title; the folder's where None.
+            dataset_name: Id or path of the dual CoTs.
+            tags: Tags of the Hub, in addition to the trainer's own.
+        """
+        if not self.is_world_process_zero():
+            return
+        tags = {*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])}
+        folder = Path(self.args.output_dir)
+        facts = CardFacts("adapter" if is_peft_model(self.model) else "model", [self._facts(dataset_name)])
+        write_facts(folder, facts)
+        write_card(folder, facts, model_name=model_name, tags=sorted(tags))
+
+    def _facts(self, dataset_name: str | None) -> StageFacts:
+        args, config = self.args, self.model.config
+        quantization = getattr(config, "quantization_config", None)
+        return StageFacts(
+            name=Path(args.output_dir).name,
+            base_model=config._name_or_path,
+            revision=(args.model_init_kwargs or {}).get("revision"),
+            adapter=adapter_options(self.model) if is_peft_model(self.model) else None,
+            quantization=quantization_name(quantization) if quantization else None,
+            dataset=dataset_name,
+            rows={name: str(report) for name, report in self.preparation_reports.items()},
+            objective=plain_options(args, OBJECTIVE_FIELDS),
+            training=plain_options(args, TRAINING_FIELDS),
+            processes=self.accelerator.num_processes,
+            logs=plain_logs(self.state.log_history),
+            results=next((e for e in reversed(self.state.log_history) if "train_runtime" in e), {}),
+            examples=self._examples,
+            conversational=self._conversational,
+            versions=package_versions(),
+        )
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository, private unless `hub_private_repo` is false, and check write access.
+
+        Raises:
+            InputError: The Hub refuses.
+        """
+        if not self.is_world_process_zero():
+            return
+        token, args = token or self.args.hub_token, self.args
+        repo_id = args.hub_model_id or f"{account(token) or 'your-name'}/{Path(args.output_dir).name}"
+        private = args.hub_private_repo if private is None else private
+        self.hub_model_id = open_repository(
+            repo_id, private=private, revision=args.hub_revision, token=token
+        ).id
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> str | None:
+        """Save the model and its card and upload them.
+
+        Args:
+            commit_message: The message of the commit.
+            blocking: Ignored; the method always waits for the upload.
+            token: A token of the Hub; `hub_token` of the configuration where None.
+            revision: The branch; `hub_revision` of the configuration where None.
+            private: Whether a new repository is private.
+            card: Arguments of `create_model_card`.
+
+        Returns:
+            The page of the commit; None on processes other than the first.
+
+        Raises:
+            InputError: The Hub refuses.
+        """
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        self.create_model_card(**card)
+        if not self.is_world_process_zero():
+            return None
+        return upload(
+            model_files(Path(self.args.output_dir)),
+            self.hub_model_id,
+            message=commit_message,
+            revision=revision or self.args.hub_revision,
+            token=token,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Do nothing: checkpoints hold optimizer states and pickles. Only the finished model is pushed."""
