@@ -1,4 +1,4 @@
-"""The dual-CoT objective (L1): every formula of the method, as pure functions of tensors and floats.
+"""The dual-CoT objective: every formula of the method, as pure functions of tensors and floats.
 
 For a pair with N⁺ and N⁻ completion tokens, key masks m⁺, m⁻ and token probabilities p:
 

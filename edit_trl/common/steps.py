@@ -1,4 +1,4 @@
-"""The words and the steps of a text (L0)."""
+"""Words and steps of a text."""
 
 import re
 from unicodedata import category
@@ -31,7 +31,7 @@ _LONGEST_ABBREVIATION = 8  # with what stands around it; a search of the whole l
 
 
 def step_end(text: str, start: int) -> int:
-    """The end of the sentence or line that `start` lies in."""
+    """Return the end of the sentence or line that holds `start`."""
     line = text.rfind("\n", 0, start) + 1
     for match in _STEP_END.finditer(text, start):
         end = match.end()
@@ -42,7 +42,7 @@ def step_end(text: str, start: int) -> int:
 
 
 def step_start(text: str, position: int) -> int:
-    """The start of the sentence or line that `position` lies in, white space before it passed over."""
+    """Return the start of the sentence or line that holds `position`, after its leading white space."""
     start = 0
     while (end := step_end(text, start)) <= position and end > start:
         start = end
@@ -50,6 +50,6 @@ def step_start(text: str, position: int) -> int:
 
 
 def visible_start(span: tuple[int, int], text: str) -> int:
-    """Where a token's text begins after the white space that tokenizers put in front of it."""
+    """Return where a token's text begins, after the white space that tokenizers put in front of it."""
     piece = text[slice(*span)]
     return span[0] + (len(piece) - len(piece.lstrip()) if piece.strip() else 0)

@@ -44,12 +44,12 @@ class PreparationOptions(Protocol):
 
 @dataclass
 class PreparationReport:
-    """What became of the pairs of a dataset.
+    """How many pairs of a dataset were kept, dropped and cut, and why.
 
     Attributes:
-        rows: Pairs before; a row with several wrong chains is several.
-        kept: Pairs after.
-        dropped: Why the others went, with their numbers: `too long`, `no key token`, `key fraction`.
+        rows: Number of pairs before; a row with several wrong chains counts as several pairs.
+        kept: Number of pairs after.
+        dropped: Number of dropped pairs by reason, such as `no key token`.
         truncated: Pairs cut to `max_length`.
         truncated_key_tokens: Key tokens that were cut off with them.
         key_fraction: Mean share of key tokens in the kept pairs' completions.
@@ -73,12 +73,12 @@ class PreparationReport:
 
 @dataclass(frozen=True)
 class RowPreparation:
-    """How rows are tokenized, cut and judged; the function that `Dataset.map` applies.
+    """How rows are tokenized, cut and selected; the function that `Dataset.map` applies.
 
     Attributes:
-        tokenizer: The student's.
+        tokenizer: The student's tokenizer.
         key_step_method: See `tokenize_dual_cot`.
-        max_length: Most tokens of prompt and longer chain; None for no limit.
+        max_length: The most tokens that the prompt and the longer chain may have; None for no limit.
         truncate_long: Cut longer rows instead of dropping them.
         max_key_fraction: Drop pairs with a larger share of key tokens.
         key_step_seed: See `tokenize_dual_cot`.
@@ -102,7 +102,7 @@ class RowPreparation:
         return cls(tokenizer, **{name: getattr(options, name) for name in names})
 
     def __call__(self, rows: Mapping[str, list], indices: list[int]) -> dict[str, list]:
-        """Prepare some rows, given as columns; a row with several wrong chains becomes several."""
+        """Prepare rows given as columns; a row with several wrong chains becomes several pairs."""
         pairs = [
             self._prepare(pair, index)
             for index, *values in zip(indices, *rows.values(), strict=True)
@@ -111,9 +111,9 @@ class RowPreparation:
         return {column: [pair[column] for pair in pairs] for column in pairs[0]}
 
     def fingerprint(self, dataset: "Dataset") -> str:
-        """What the outcome depends on: the rows, the settings, the tokenizer and this code.
+        """Return a hash of all that decides the outcome: rows, settings, tokenizer and this code.
 
-        `datasets` would hash the tokenizer as an object, which changes as it is used.
+        `datasets` would hash the tokenizer as an object, which changes while it is used.
         """
         from datasets.fingerprint import Hasher
 
@@ -154,7 +154,7 @@ class RowPreparation:
         return ""
 
 
-# The modules that decide what a prepared pair is: rows prepared by other code are not taken from the cache.
+# The modules that decide what a prepared pair is; rows prepared by other code are not taken from the cache.
 _SOURCES = (
     __file__,
     edit_trl.key_steps.__file__,
@@ -167,7 +167,7 @@ _SOURCES = (
 
 
 def _tokenizer_state(tokenizer: "PreTrainedTokenizerBase") -> tuple:
-    """All of a tokenizer that decides about ids, and nothing that changes with its use."""
+    """Return what of a tokenizer decides about ids, without what changes while it is used."""
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         state.pop("padding", None)
@@ -179,7 +179,7 @@ def _tokenizer_state(tokenizer: "PreTrainedTokenizerBase") -> tuple:
 
 
 def _truncate(output: dict[str, Any], room: int) -> int:
-    """Cut both completions to `room` tokens in place; return how many key tokens went."""
+    """Cut both completions to `room` tokens in place; return how many key tokens were cut off."""
     lost = 0
     for side in ("chosen", "rejected"):
         lost += sum(output[f"{side}_key_mask"][room:])
@@ -203,18 +203,18 @@ def prepare_dual_cots(
 ) -> tuple["Dataset", PreparationReport]:
     """Tokenize a dataset and drop the pairs that cannot teach.
 
-    The result is cached by `datasets`, also for rows in memory, so that a second run with the same rows and
-    settings does nothing.
+    `datasets` caches the result, also for rows in memory, so a second run with the same rows and settings
+    tokenizes nothing.
 
     Args:
         dataset: Validated dual CoTs.
         preparation: What is done to each row.
         name: The dataset's name in progress bars and messages.
-        num_proc: Processes to use.
+        num_proc: Number of processes to use.
 
     Returns:
-        The prepared dataset, a pair a row (columns of `TokenizedDualCoT`, `row`, `row_id`, lengths), and what
-        became of the pairs.
+        The prepared dataset, one pair per row (columns of `TokenizedDualCoT`, `row`, `row_id`, lengths), and
+        the report of what was dropped.
 
     Raises:
         InputError: Prompts that alone fill `max_length` (rows named), or no row left.
@@ -278,7 +278,7 @@ def map_datasets(
 
 
 def name_rows(rows: Iterable[int], most: int = 10) -> str:
-    """Row numbers for a message: "rows 3, 7, ..."."""
+    """Return row numbers for a message: "rows 3, 7, ..."."""
     numbers = sorted(set(rows))
     listed = ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
     return f"{'rows' if len(numbers) > 1 else 'row'} {listed}"

@@ -1,8 +1,8 @@
-"""A row -> token ids and key-step masks (L1).
+"""A row -> token ids and key-step masks.
 
-Prompt and completion are split as TRL 1.16's `DPOTrainer` does it, so that any preference baseline
-sees the same tokens: prompt and prompt + chain are tokenized, and the completion starts where they
-part. Plain rows get the EOS token; conversational ones what the chat template ends a turn with.
+Prompt and completion are split as in TRL 1.16's `DPOTrainer`, so that any preference baseline sees the same
+tokens: prompt and prompt + chain are tokenized, and the completion starts where the two differ. Plain rows
+get the EOS token; conversational rows get what the chat template puts at the end of a turn.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TokenizedDualCoT(TypedDict):
-    """One pair as token ids. `*_ids` are completions, EOS included; masks are theirs."""
+    """One pair as token ids: `*_ids` are completions with EOS, the masks have one bool per completion token."""
 
     prompt_ids: list[int]
     chosen_ids: list[int]
@@ -37,7 +37,7 @@ class Completion:
 
     Attributes:
         ids: Token ids of prompt and completion.
-        offsets: Per token, its [start, end) characters in the chain's text; empty for tokens outside
+        offsets: For each token its [start, end) characters in the chain's text; empty for tokens outside
             it (prompt, EOS, template). None where the tokenizer has no offsets.
     """
 
@@ -56,9 +56,9 @@ def tokenize_dual_cot(
 
     Args:
         row: A dual CoT, plain or conversational (see `edit_trl.data.dual_cots`).
-        tokenizer: Any tokenizer; the methods that mark text need a fast one, for its offsets.
+        tokenizer: Any tokenizer; the methods that mark text need the offsets of a fast one.
         key_step_method: How key steps are found (see `edit_trl.key_steps`).
-        key_step_seed: Of the positions that the method `random` draws.
+        key_step_seed: Seed of the positions that the method `random` draws.
 
     Returns:
         Ids, key masks, the masks limited to the step in which the chains part (`*_fork_mask`) and
@@ -80,7 +80,7 @@ def tokenize_with_offsets(
     key_step_method: KeyStepMethod = "words",
     key_step_seed: int = 0,
 ) -> tuple[TokenizedDualCoT, dict[str, list[tuple[int, int]] | None]]:
-    """As `tokenize_dual_cot`, and for each side the tokens' [start, end) characters in the chain.
+    """Tokenize as `tokenize_dual_cot`, and return the tokens' [start, end) characters in each chain.
 
     Returns:
         The pair, and `chosen` and `rejected` -> a span per token, empty for tokens outside the text (EOS,
@@ -157,11 +157,11 @@ def _encode_chain(row: Mapping[str, Any], side: str, tokenizer: "PreTrainedToken
 
 
 def _chain_start(text: str, row: Mapping[str, Any], side: str, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Where the assistant's text begins in the rendered conversation."""
+    """Return where the assistant's text begins in the rendered conversation."""
     prompt = tokenizer.apply_chat_template(row["prompt"], tokenize=False)
     chain = chain_text(row[side])
-    # Templates may strip the text, and may render the prompt alone differently; search from the
-    # point where both agree, so that a chain repeated in the prompt is not taken for the answer.
+    # Templates may strip the text and may render the prompt alone differently. The search starts where both
+    # still agree, so that a chain repeated in the prompt is not taken for the answer.
     start = text.find(chain.strip(), common_prefix(prompt, text))
     if start < 0:
         raise InputError(

@@ -1,4 +1,4 @@
-"""DualCoTConfig and all its checks (L2)."""
+"""DualCoTConfig and all its checks."""
 
 import math
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ Reference = Literal["none", "adapter_off", "precomputed"]
 REFERENCE_BASED_PREFERENCES = ("ipo",)
 REFERENCE_FREE_PREFERENCES = ("orpo", "simpo")
 
-# Options of SFTConfig about data that dual CoTs do not have, or about a loss that is replaced, with
-# the values that mean "not asked for".
+# Options of SFTConfig about data that dual CoTs do not have, or about a loss that is replaced, with the values
+# that mean "not set".
 NOT_FOR_DUAL_COTS = {
     "packing": (False,),
     "eval_packing": (None, False),
@@ -43,11 +43,11 @@ class DualCoTConfig(SFTConfig):
 
     The defaults are gentle: SFT on the correct chains with their key tokens counted twice, and a
     bounded contrast of small weight where the two chains part. The paper's setting is a recipe,
-    `recipes/Llama-2-7b/edit/config_paper.yaml`. What the symbols mean is said in `edit_trl.losses`;
-    each field's meaning is in its `metadata["help"]`, which `edit-trl train --help` prints.
+    `recipes/Llama-2-7b/edit/config_paper.yaml`. `edit_trl.losses` explains the symbols; the meaning of
+    each field is in its `metadata["help"]`, which `edit-trl train --help` prints.
 
     Raises:
-        InputError: All problems of the configuration at once.
+        InputError: Everything that is wrong with the configuration, at once.
     """
 
     # Key steps
@@ -63,7 +63,7 @@ class DualCoTConfig(SFTConfig):
         },
     )
     key_step_seed: int = field(
-        default=0, metadata={"help": "Seed of the places that `key_step_method: random` draws."}
+        default=0, metadata={"help": "Seed of the positions that `key_step_method: random` draws."}
     )
     max_key_fraction: float = field(
         default=1.0,
@@ -201,7 +201,7 @@ class DualCoTConfig(SFTConfig):
         default=0.25,
         metadata={
             "help": "Warn once when the mean log-probability of the correct chains has fallen by "
-            "more than this many nats a token since the start (likelihood displacement)."
+            "more than this many nats per token since the start (likelihood displacement)."
         },
     )
 
@@ -213,13 +213,13 @@ class DualCoTConfig(SFTConfig):
         },
     )
 
-    # Reads the loss from the device at every batch; ours is looked at whenever something is logged or saved.
+    # This filter reads the loss from the device at every batch; ours is checked when something is logged or saved.
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Not needed: a loss that is not finite stops the run and names the rows."},
     )
 
-    # TRL asks for bf16 unless told otherwise, which fails on a machine without it.
+    # TRL's default is bf16, which fails on a machine without it.
     bf16: bool | None = field(
         default=None,
         metadata={

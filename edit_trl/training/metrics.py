@@ -1,7 +1,7 @@
-"""What a batch shows of the student (L1): sums and counts, ready to be added up.
+"""Metrics of a batch as sums and counts that can be added up.
 
 Each metric is a ratio of two sums, so that batches and processes combine exactly, whatever their
-sizes. Nothing is read from the device until the totals are.
+sizes. Nothing is read from the device until the totals are read.
 """
 
 import math
@@ -16,14 +16,14 @@ from edit_trl.losses import DualCoTLoss, masked_mean, masked_sum
 Ratio = tuple[Tensor, Tensor]
 
 CONFIDENT = 0.9
-"""A fork decided rightly with more than this probability counts as solved."""
+"""A fork whose right token has more than this probability counts as solved."""
 
 
 @torch.no_grad()
 def chosen_metrics(
     loss: DualCoTLoss, logps: Tensor, mask: Tensor, key_mask: Tensor, fork: Tensor, paired: Tensor
 ) -> dict[str, Ratio]:
-    """Metrics of the objective and of the correct chains of B pairs.
+    """Compute metrics of the objective and of the correct chains of B pairs.
 
     Args:
         loss: The objective's parts, each of shape (B,).
@@ -62,16 +62,16 @@ def pair_metrics(
     rejected_key_mask: Tensor,
     paired: Tensor,
 ) -> dict[str, Ratio]:
-    """Metrics that compare the two chains of B pairs.
+    """Compute metrics that compare the two chains of B pairs.
 
     Args:
         chosen_logps: Log-probabilities of the correct chains' tokens. Shape (B, T⁺).
-        rejected_logps: Of the wrong chains'. Shape (B, T⁻).
-        chosen_mask: Completion tokens. (B, T⁺), bool.
-        rejected_mask: Likewise. (B, T⁻), bool.
+        rejected_logps: Log-probabilities of the wrong chains' tokens. Shape (B, T⁻).
+        chosen_mask: Completion tokens of the correct chains. (B, T⁺), bool.
+        rejected_mask: Completion tokens of the wrong chains. (B, T⁻), bool.
         chosen_key_mask: Key tokens of the correct chains. (B, T⁺), bool.
-        rejected_key_mask: Of the wrong ones. (B, T⁻), bool.
-        paired: False for a correct chain alone, which is compared with nothing. Shape (B,), bool.
+        rejected_key_mask: Key tokens of the wrong chains. (B, T⁻), bool.
+        paired: False for a correct chain alone, which has nothing to be compared with. Shape (B,), bool.
 
     Returns:
         `logps/rejected_*` (mean over tokens); `key_accuracy`, the share of pairs whose correct key
@@ -113,13 +113,13 @@ class MetricTotals:
         self._totals: dict[str, Tensor] = {}
 
     def add(self, ratios: dict[str, Ratio]) -> None:
-        """Add a batch."""
+        """Add the ratios of a batch."""
         for name, ratio in ratios.items():
             pair = torch.stack(ratio)
             self._totals[name] = self._totals[name] + pair if name in self._totals else pair
 
     def read(self, reduce) -> dict[str, float]:
-        """The ratios over everything added since the last reading; metrics with no case are left out.
+        """Return the ratios over everything added since the last reading; metrics without a case are left out.
 
         Args:
             reduce: Sums a tensor of shape (metrics, 2) over processes, such as
@@ -133,11 +133,11 @@ class MetricTotals:
         return {n: top / bottom for n, (top, bottom) in zip(names, totals, strict=True) if bottom}
 
     def state(self) -> dict[str, list[float]]:
-        """The sums of this process as they stand, to be kept with a checkpoint."""
+        """Return the sums of this process, to be kept in a checkpoint."""
         return {name: pair.tolist() for name, pair in self._totals.items()}
 
     def restore(self, state: dict[str, list[float]], device: torch.device) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         self._totals = {
             name: torch.tensor(pair, dtype=torch.float64, device=device) for name, pair in state.items()
         }
@@ -151,23 +151,23 @@ class _SeenLoss(NamedTuple):
 
 
 class LossWatch:
-    """The losses of batches, left on the device until somebody looks."""
+    """The losses of batches, which stay on the device until they are checked."""
 
     def __init__(self):
         self._seen: list[_SeenLoss] = []
 
     def add(self, loss: Tensor, rows: Tensor, step: int, training: bool) -> None:
-        """Keep a batch's loss and the row numbers of its pairs."""
+        """Keep the loss of a batch and the row numbers of its pairs."""
         self._seen.append(_SeenLoss(loss.detach(), rows, step, training))
 
     def check(self, row_ids: Mapping[int, str | None]) -> None:
-        """Look at what was added since the last look: one reading from the device for all of it.
+        """Check what was added since the last check, in one reading from the device.
 
         Args:
             row_ids: The ids of training rows, for the message.
 
         Raises:
-            FloatingPointError: A loss is not finite; names the rows of its batch.
+            FloatingPointError: A loss is not finite; the message names the rows of its batch.
         """
         seen, self._seen = self._seen, []
         if not seen:

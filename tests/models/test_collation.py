@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import edit_trl.models.pairs.collation
-from edit_trl.models.pairs.collation import DualCoTCollator, Run
+from edit_trl.models.pairs.collation import DualCoTCollator, Stretch
 
 PAIR = {
     "prompt_ids": [5, 6],
@@ -72,7 +72,7 @@ def test_two_pairs_padded():
     assert (layout.chosen_rows, layout.chosen_width, layout.chosen_scored) == (2, 6, 5)
     assert layout.completion_tokens == (5, 6)
     assert layout.tokens == (8, 17)
-    assert layout.runs is None
+    assert layout.stretches is None
 
 
 def test_two_pairs_as_a_tree():
@@ -86,8 +86,13 @@ def test_two_pairs_as_a_tree():
         "rejected_index": [[0, 5, 6, 7], [8, 9, 0, 0]],
     }
     layout = batch["layout"]
-    assert layout.runs == (Run(0, 5, ()), Run(5, 8, ()), Run(8, 11, ((0, 3),)), Run(11, 13, ((5, 6),)))
-    assert layout.chosen_runs == 2
+    assert layout.stretches == (
+        Stretch(0, 5, ()),
+        Stretch(5, 8, ()),
+        Stretch(8, 11, ((0, 3),)),
+        Stretch(11, 13, ((5, 6),)),
+    )
+    assert layout.chosen_stretches == 2
     assert (layout.chosen_rows, layout.chosen_width, layout.chosen_scored) == (1, 8, 5)
     assert layout.completion_tokens == (5, 6)
     assert layout.tokens == (8, 13)
@@ -95,16 +100,16 @@ def test_two_pairs_as_a_tree():
 
 def test_pairs_of_one_prompt_share_it():
     layout = DualCoTCollator(pad_token_id=0)([PAIR, SIBLING])["layout"]
-    assert layout.runs == (Run(0, 5, ()), Run(5, 8, ((0, 3),)), Run(8, 10, ((0, 4),)))
+    assert layout.stretches == (Stretch(0, 5, ()), Stretch(5, 8, ((0, 3),)), Stretch(8, 10, ((0, 4),)))
     assert layout.completion_tokens == (6, 8)  # a shared token counts for each chain
 
 
 def test_a_shared_beginning_of_prompts_is_run_once():
     other = SHORT | {"prompt_ids": [5, 6, 1]}  # such as a system prompt
     layout = DualCoTCollator(pad_token_id=0)([PAIR, other])["layout"]
-    assert layout.runs[1] == Run(5, 8, ((0, 2),))
+    assert layout.stretches[1] == Stretch(5, 8, ((0, 2),))
     # Its wrong chain continues two stretches of the row.
-    assert layout.runs[3] == Run(11, 13, ((0, 2), (5, 6)))
+    assert layout.stretches[3] == Stretch(11, 13, ((0, 2), (5, 6)))
 
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])
@@ -113,8 +118,8 @@ def test_each_chain_can_be_read_back(examples, layout):
     """From the root to each completion token lies its chain, and the token is what is predicted there."""
     batch = DualCoTCollator(0, pad_to_multiple_of=8, layout=layout)(examples)
     ids = batch["input_ids"].flatten().tolist()
-    runs = batch["layout"].runs or [
-        Run(start, start + batch["input_ids"].size(1), ())
+    runs = batch["layout"].stretches or [
+        Stretch(start, start + batch["input_ids"].size(1), ())
         for start in range(0, len(ids), batch["input_ids"].size(1))
     ]
 

@@ -1,6 +1,6 @@
-"""Examples -> a batch (L1): the tree layout and the padded one.
+"""Examples -> a batch, in the tree layout or the padded one.
 
-A collator lays the chains of a batch out for one forward, says which predictions are scored
+A collator lays out the chains of a batch for one forward pass. It also says which predictions are scored
 (`scored_positions`, `scored_labels`) and where among them each completion token is (`chosen_index`,
 `rejected_index`). Loss and metrics see only the scored log-probabilities, so neither depends on the layout.
 """
@@ -22,17 +22,17 @@ EXAMPLE_COLUMNS = (
     *(f"{side}_{name}" for side in SIDES for name in ("ids", "key_mask", "fork_mask")),
     *PAIR_COLUMNS,
 )
-"""What of a prepared dataset makes a batch."""
+"""The columns of a prepared dataset that a batch is made of."""
 
 
-class Run(NamedTuple):
+class Stretch(NamedTuple):
     """A stretch of the row that continues a path of the tree.
 
     Attributes:
-        start: Its first token's index in the row.
-        stop: One past its last's.
-        ancestors: The [start, stop) stretches of the row that lead to it from the root, in order. A token
-            of the run attends to all of them, and to its run up to itself.
+        start: Index of its first token in the row.
+        stop: Index one past its last token.
+        ancestors: The [start, stop) parts of the row that lead from the root to the stretch, in order. A
+            token attends to all of them, and to its own stretch up to itself.
     """
 
     start: int
@@ -42,17 +42,18 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """What is known of a batch without asking the device.
+    """What the host knows of a batch, without reading anything from the device.
 
     Attributes:
-        examples: What the batch was made of, to lay it out anew.
-        chosen_rows: The rows of `input_ids` that hold the correct chains; they come first.
-        chosen_width: How much of these rows the correct chains take.
-        chosen_scored: How many of the scored predictions are enough for the correct chains.
-        completion_tokens: Of all correct chains, of all wrong ones; shared ones count for both.
-        tokens: Tokens in the input, padding not counted, for the correct chains alone and for all.
-        runs: The tree, correct chains first; None in the padded layout.
-        chosen_runs: How many of the runs hold the correct chains.
+        examples: The examples, kept so that the batch can be collated again.
+        chosen_rows: Number of rows of `input_ids` that hold the correct chains; these rows come first.
+        chosen_width: Number of columns of these rows that the correct chains take.
+        chosen_scored: Number of scored predictions that belong to the correct chains; they come first.
+        completion_tokens: Completion tokens of all correct chains, and of all wrong chains; a token that both
+            share counts for both.
+        tokens: Tokens in the input without padding, for the correct chains alone and for all chains.
+        stretches: The tree, correct chains first; None in the padded layout.
+        chosen_stretches: Number of stretches that hold the correct chains.
     """
 
     examples: Sequence[dict[str, Any]]
@@ -61,29 +62,30 @@ class BatchLayout:
     chosen_scored: int
     completion_tokens: tuple[int, int]
     tokens: tuple[int, int]
-    runs: tuple[Run, ...] | None = None
-    chosen_runs: int = 0
+    stretches: tuple[Stretch, ...] | None = None
+    chosen_stretches: int = 0
 
 
 @dataclass
 class DualCoTCollator:
-    """Lays out a batch of dual CoTs for one forward.
+    """Lays out a batch of dual CoTs for one forward pass.
 
-    Tree layout: one row with every shared token once. All chains of the batch are put into one prefix tree
-    (so pairs share a system prompt, and pairs of one prompt the prompt); the row holds the paths of the
-    correct chains, end to end, then what the wrong ones add. Position ids go on from the fork.
+    Tree layout: one row that holds every shared token once. All chains of the batch are put into one prefix
+    tree, so pairs share a system prompt, and pairs with the same prompt share the prompt. The row holds the
+    paths of the correct chains, one after another, then the tokens that the wrong chains add. Position ids
+    continue from the fork.
 
-    Padded layout: the correct chains, then the wrong ones, one chain a row, padded on the right whatever
-    the tokenizer's `padding_side` is, which is for generation.
+    Padded layout: the correct chains, then the wrong ones, one chain per row, padded on the right. The
+    tokenizer's `padding_side` does not matter; it is meant for generation.
 
     An example has `prompt_ids`, and for each side (`chosen`, `rejected`) `*_ids`, `*_key_mask` and
-    `*_fork_mask`; `fork`, the index of the first completion token in which the chains differ; `row`, its
+    `*_fork_mask`; `fork`, the index of the first completion token in which the chains differ; `row`, the row's
     number in the source; and, where a reference is precomputed, `reference_chosen_score` and
     `reference_rejected_score`.
 
     Args:
         pad_token_id: Fills the rows of the padded layout; never attended to and never a label.
-        pad_to_multiple_of: Rounds their length up.
+        pad_to_multiple_of: The length of these rows is rounded up to a multiple of this.
         layout: Which layout; may be changed between batches.
 
     Example:
@@ -103,8 +105,8 @@ class DualCoTCollator:
         tensor([[5, 6, 7, 8, 9, 4, 3, 9]])
         >>> batch["position_ids"]
         tensor([[0, 1, 2, 3, 4, 3, 4, 5]])
-        >>> batch["layout"].runs
-        (Run(start=0, stop=5, ancestors=()), Run(start=5, stop=8, ancestors=((0, 3),)))
+        >>> batch["layout"].stretches
+        (Stretch(start=0, stop=5, ancestors=()), Stretch(start=5, stop=8, ancestors=((0, 3),)))
         >>> batch["scored_positions"], batch["scored_labels"]  # token 7, at 2, predicts both 8 and 4
         (tensor([1, 2, 3, 2, 5, 6]), tensor([7, 8, 9, 4, 3, 9]))
         >>> batch["rejected_index"]
@@ -127,8 +129,8 @@ class DualCoTCollator:
 
         Returns:
             `fork`, `row` and the reference scores, shape (B,). `input_ids`, with `position_ids` of shape
-            (1, T) or `attention_mask` of shape (2B, T). `scored_positions`, of the flattened input, and
-            `scored_labels`, the tokens predicted there, of shape (S,). For each side `*_index` into them,
+            (1, T) or `attention_mask` of shape (2B, T). `scored_positions`, positions in the flattened input,
+            and `scored_labels`, the tokens predicted there, of shape (S,). For each side `*_index` into them,
             `*_mask`, `*_key_mask` and `*_fork_mask` of shape (B, longest completion), 0 at padding.
             `layout`, a `BatchLayout`.
         """
@@ -179,12 +181,12 @@ class DualCoTCollator:
     @staticmethod
     def _tree(examples: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, list]]:
         tree = _PrefixTree()
-        paths, sizes, run_counts = {}, [], []
+        paths, sizes, stretch_counts = {}, [], []
         for side in SIDES:
             paths[side] = [tree.insert(ex["prompt_ids"], ex[f"{side}_ids"]) for ex in examples]
             sizes.append(len(tree.tokens))
-            run_counts.append(len(tree.runs))
-        # One prediction a token, however many chains it belongs to; the correct chains' come first.
+            stretch_counts.append(len(tree.stretches))
+        # One prediction per token, however many chains share it; those of the correct chains come first.
         scored = sorted({node for side in SIDES for path in paths[side] for node in path})
         entry = {node: number for number, node in enumerate(scored)}
         layout = BatchLayout(
@@ -194,8 +196,8 @@ class DualCoTCollator:
             chosen_scored=sum(node < sizes[0] for node in scored),
             completion_tokens=_completion_tokens(examples),
             tokens=tuple(sizes),
-            runs=tuple(tree.runs),
-            chosen_runs=run_counts[0],
+            stretches=tuple(tree.stretches),
+            chosen_stretches=stretch_counts[0],
         )
         tensors = {
             "input_ids": torch.tensor([tree.tokens]),
@@ -208,13 +210,13 @@ class DualCoTCollator:
 
 
 class _PrefixTree:
-    """Chains with their common beginnings put together; a node is an index in the row."""
+    """Chains that share their common beginnings; a node is an index in the row."""
 
     def __init__(self):
         self.tokens: list[int] = []
         self.parents: list[int] = []
         self.depths: list[int] = []
-        self.runs: list[Run] = []
+        self.stretches: list[Stretch] = []
         self._children: dict[tuple[int, int], int] = {}
 
     def insert(self, prompt: Sequence[int], completion: Sequence[int]) -> list[int]:
@@ -230,19 +232,19 @@ class _PrefixTree:
             path.append(node)
         new = len(self.tokens) - start
         if new:
-            self.runs.append(Run(start, len(self.tokens), _stretches(path[: len(path) - new])))
+            self.stretches.append(Stretch(start, len(self.tokens), _intervals(path[: len(path) - new])))
         return path[len(prompt) :]
 
 
-def _stretches(nodes: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Ascending indices as [start, stop) stretches."""
-    stretches: list[list[int]] = []
+def _intervals(nodes: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Return ascending indices as [start, stop) intervals."""
+    intervals: list[list[int]] = []
     for node in nodes:
-        if stretches and stretches[-1][1] == node:
-            stretches[-1][1] += 1
+        if intervals and intervals[-1][1] == node:
+            intervals[-1][1] += 1
         else:
-            stretches.append([node, node + 1])
-    return tuple((start, stop) for start, stop in stretches)
+            intervals.append([node, node + 1])
+    return tuple((start, stop) for start, stop in intervals)
 
 
 def _completion_tokens(examples: Sequence[dict[str, Any]]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""A batch -> per-token log-probabilities (L1): one forward through TRL's fused LM head."""
+"""A batch -> per-token log-probabilities, in one forward pass through TRL's fused LM head."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +19,14 @@ logger = logging.get_logger(__name__)
 
 Layout = Literal["auto", "tree", "padded"]
 
-# How far two ways to compute the log-probabilities of a pair's tokens may lie apart, in nats: each token's
-# in float32; in half precision, where single tokens wander, the mean of either chain's. Seen with
+# How far the log-probabilities of the two layouts may differ, in nats. In float32 the limit is for each token;
+# in half precision, where single tokens vary more, it is for the mean over either chain. Measured with
 # SmolLM2-135M in bfloat16, between layouts that agree to the last bit in float32: up to 0.05 on average where
 # the processor computes in bfloat16 (AMX; as far as padded bfloat16 is from float32), 8e-4 where it does not.
 LOGP_TOLERANCE = 1e-3
 HALF_PRECISION_MEAN_LOGP_TOLERANCE = 0.1
 
-# How many logits are looked at at once where they are needed: 128 MiB of them.
+# How many logits are held at once where they are needed: 128 MiB.
 _LOGITS = 2**25
 
 
@@ -35,12 +35,12 @@ class PairLogps:
     """Log-probabilities of the completion tokens of B pairs.
 
     Attributes:
-        chosen: Of the correct chains, 0 at padding. Shape (B, T⁺), float32.
-        rejected: Of the wrong chains. Shape (B, T⁻); None where they were not run.
-        aux_loss: The load-balancing loss of a mixture of experts that returns one.
-        tokens: Tokens that were run, padding not counted.
-        chosen_best: The likeliest token in the place of each of the correct chains'; None unless asked for.
-            Shape (B, T⁺).
+        chosen: Log-probabilities of the correct chains, 0 at padding. Shape (B, T⁺), float32.
+        rejected: Log-probabilities of the wrong chains, shape (B, T⁻); None where they were not run.
+        aux_loss: The load-balancing loss of a mixture of experts that returns one; else None.
+        tokens: Number of tokens that were run, without padding.
+        chosen_best: The likeliest token at each position of the correct chains, shape (B, T⁺); None unless
+            requested.
     """
 
     chosen: Tensor
@@ -52,13 +52,13 @@ class PairLogps:
 
 @dataclass(frozen=True)
 class TreeCheck:
-    """What the first batch in the tree layout is held against.
+    """How the first batch in the tree layout is checked against the padded layout.
 
     Attributes:
-        example: The pair that is scored in both layouts; the longest of a dataset, so that every sliding
+        example: The pair that is scored in both layouts; the longest of the dataset, so that every sliding
             window takes part.
         exact: Whether the model computes in float32.
-        required: Whether a disagreement is an error, and not a reason for the padded layout.
+        required: Whether a disagreement is an error; otherwise the padded layout is used.
     """
 
     example: dict[str, Any]
@@ -69,21 +69,21 @@ class TreeCheck:
 class PairScorer:
     """Scores the completion tokens of batches from a dual-CoT collator.
 
-    TRL's fused head returns log-probabilities without building logits, but off a GPU it takes every
+    TRL's fused head returns log-probabilities without building logits, but without a GPU it runs every
     position of the input through the LM head, which is a third of a small model. A hook on the backbone
-    leaves it only the positions that predict a completion token. Another gives the backbone the tree.
+    leaves it only the positions that predict a completion token. Another hook gives the backbone the tree.
 
-    Where the tree layout turns out not to work (see `TreeCheck`, or an error in a forward), batches are laid
-    out anew in the padded one, and the collator makes padded ones from then on.
+    Where the tree layout does not work (see `TreeCheck`, or an error in a forward pass), batches are collated
+    again in the padded layout, and the collator makes padded batches from then on.
 
     Args:
-        model: The student, after `trl.trainer.utils.add_fused_lm_head` unless `with_best`; a PEFT model of
-            one also.
-        collator: What makes the batches.
-        tree: How the model takes a tree; None where it does not.
-        check: How the first batch in the tree layout is checked; None to trust it.
-        with_best: Also say which tokens are the likeliest. The fused head, which does not, stays out of it:
-            the model's own logits are looked at, a piece of the scored positions at a time. Not for training.
+        model: The student or a PEFT model of it, after `trl.trainer.utils.add_fused_lm_head` unless
+            `with_best`.
+        collator: The collator that makes the batches.
+        tree: How the model attends along a tree; None where it cannot.
+        check: How the first batch in the tree layout is checked; None for no check.
+        with_best: Also return the likeliest tokens. The fused head does not know them, so the model's own
+            logits are computed, for some of the scored positions at a time. Not for training.
 
     Attributes:
         tree: None once the padded layout is used.
@@ -115,7 +115,7 @@ class PairScorer:
         ]
 
     def remove(self) -> None:
-        """Leave the model as it was found; the scorer is of no use any more."""
+        """Remove the hooks from the model; the scorer cannot be used afterwards."""
         for hook in self._hooks:
             hook.remove()
         if self._given_tree is not None:
@@ -125,14 +125,14 @@ class PairScorer:
         """Run the chains of a batch.
 
         Args:
-            model: The student, wrapped for distributed training or not.
+            model: The student; it may be wrapped for distributed training.
             batch: As `edit_trl.models.pairs.collation` describes it.
             with_rejected: Whether to run the wrong chains too.
 
         Raises:
-            InputError: The tree layout is asked for and disagrees with the padded one.
+            InputError: `layout: tree` is set, and the two layouts disagree.
         """
-        if batch["layout"].runs is None:
+        if batch["layout"].stretches is None:
             return self._score(model, batch, with_rejected)
         if self._check is not None and self.tree is not None:
             self._compare_layouts(model, self._check, batch["input_ids"].device)
@@ -155,7 +155,7 @@ class PairScorer:
 
     @torch.no_grad()
     def _compare_layouts(self, model: nn.Module, check: TreeCheck, device: torch.device) -> None:
-        """Score one pair in both layouts; take the padded one where they disagree."""
+        """Score one pair in both layouts; use the padded one where they disagree."""
         self._check = None
         # No dropout. Linear layers have none, and those of bitsandbytes repack their weights in eval mode.
         modes = [(m, m.training) for m in model.modules() if not isinstance(m, nn.Linear)]
@@ -169,7 +169,7 @@ class PairScorer:
             for module, training in modes:
                 module.training = training
         if self.tree is None:
-            return  # it failed, and has been said to
+            return  # the tree failed; a warning was logged
         sides = ((seen.chosen, expected.chosen), (seen.rejected, expected.rejected))
         differences = [(ours - theirs).abs() for ours, theirs in sides]
         if check.exact:
@@ -183,7 +183,7 @@ class PairScorer:
             )
             return
         reason = (
-            f"a pair's log-probabilities differ {kind} {difference:.2g} nats a token from the padded "
+            f"a pair's log-probabilities differ {kind} {difference:.2g} nats per token from the padded "
             f"layout's, more than {tolerance:.2g}"
         )
         if check.required:
@@ -198,9 +198,9 @@ class PairScorer:
         names = ("input_ids", "attention_mask", "position_ids")
         inputs = {name: batch[name][:rows, :width] for name in names if name in batch}
         tree = {}
-        if layout.runs is not None:
-            runs = layout.runs if with_rejected else layout.runs[: layout.chosen_runs]
-            tree = self.tree.inputs(runs, inputs["position_ids"])
+        if layout.stretches is not None:
+            stretches = layout.stretches if with_rejected else layout.stretches[: layout.chosen_stretches]
+            tree = self.tree.inputs(stretches, inputs["position_ids"])
         best = aux_loss = None
         with self._scoring(batch["scored_positions"][:scored], inputs["input_ids"].size(1), tree):
             labels = batch["scored_labels"][:scored]
@@ -221,11 +221,11 @@ class PairScorer:
     def _read_logits(
         self, model: nn.Module, inputs: dict[str, Tensor], labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the labels, and the likeliest tokens, both of shape (S,).
+        """Return log-probabilities of the labels and the likeliest tokens, both of shape (S,).
 
-        The head, with whatever the model does to its logits, is in the model's own forward. So the first
-        piece of the scored positions leaves the one forward of the batch, and each piece after it that of a
-        single token, in place of that token's.
+        The head, with whatever the model does to its logits, is part of the model's own forward. So the
+        first piece of the scored positions takes the forward pass of the batch; each further piece takes the
+        forward pass of a single token, whose hidden state it replaces.
         """
         logps, best = [], []
         for start in range(0, len(labels), self._piece_size):
@@ -245,21 +245,21 @@ class PairScorer:
         try:
             yield
         finally:
-            # Other forwards are not ours to change.
+            # Forward passes of others must not change.
             self._positions = self._scored = self._piece = None
             self._backbone_inputs = {}
 
     def _give_tree(
         self, backbone: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        # Here and not as inputs of the whole model: the fused head reads a 2D mask for its own ends.
+        # Not as inputs of the whole model: the fused head reads a 2D mask for itself.
         return args, kwargs | self._backbone_inputs
 
     def _keep_scored_positions(self, backbone: nn.Module, args: Any, output: ModelOutput) -> ModelOutput:
         if self._piece is not None:
             output.last_hidden_state = self._piece.unsqueeze(0)
         elif self._positions is not None:
-            # Prompt-learning adapters put virtual tokens first; the real ones are last.
+            # Prompt-learning adapters put virtual tokens first; the real tokens come last.
             hidden = output.last_hidden_state[:, -self._width :].flatten(0, 1)[self._positions]
             if self._with_best:
                 self._scored, hidden = hidden, hidden[: self._piece_size]
@@ -281,15 +281,15 @@ def make_pair_scorer(
     obstacle: str | None = None,
     with_best: bool = False,
 ) -> PairScorer:
-    """Choose the layout for a model, and make its scorer; says so once where it is not the one asked for.
+    """Choose the layout for a model and make its scorer; log once where `auto` cannot use the tree.
 
     Args:
         model: The student, as for `PairScorer`.
-        collator: What will make the batches; its layout is set.
+        collator: The collator that will make the batches; its layout is set.
         layout: `tree`, `padded`, or `auto`: the tree where the model can take one.
         check_example: See `TreeCheck`.
-        half_precision: Whether the forward runs in bf16 or fp16, whatever the weights are in.
-        obstacle: Why there can be no tree, where something else than the model stands in its way.
+        half_precision: Whether the forward pass runs in bf16 or fp16, whatever the dtype of the weights.
+        obstacle: Why the run cannot use the tree, for a reason other than the model.
         with_best: See `PairScorer`.
 
     Raises:

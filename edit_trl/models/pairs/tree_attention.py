@@ -1,20 +1,20 @@
-"""How a model takes a tree (L1): the one module that knows about attention.
+"""Attention along a tree: the one module that knows about a model's attention.
 
-A batch in the tree layout is one row in which a token attends to its ancestors alone, not to all that stands
-before it. Three ways to have that, by the attention the model was loaded with:
+A batch in the tree layout is one row in which a token attends to its ancestors only, not to everything before
+it. How that is done depends on the attention the model was loaded with:
 
-- `sdpa`: two fused calls a pair. Each run of the tree is scaled dot-product attention of its tokens over its
-  ancestors' keys and its own, causal towards the lower right. No mask of T x T is made, and nothing is
-  computed between one pair and another: with 4 pairs of 300 tokens that is a third of the time of a dense
-  mask on a CPU (`python benchmarks/train_speed.py --systems tree tree_dense`).
-- `eager`: a dense mask, added to the scores. For models that SDPA cannot do (soft-capping, sinks).
+- `sdpa`: two fused calls per pair. For each stretch of the tree, scaled dot-product attention of its tokens
+  over the keys of its ancestors and its own, causal towards the lower right. No mask of T x T is made, and
+  nothing is computed between one pair and another: with 4 pairs of 300 tokens this takes a third of the time
+  of a dense mask on a CPU (`python benchmarks/train_speed.py --systems tree tree_dense`).
+- `eager`: a dense mask, added to the scores. For models that SDPA cannot run (soft-capping, sinks).
 - `flex_attention`: the dense mask as a BlockMask.
 
-A path of the tree has the positions 0, 1, 2, ..., so that a sliding window is a matter of positions and not
-of places in the row.
+The tokens on a path of the tree have the positions 0, 1, 2, ..., so a sliding window depends on positions and
+not on places in the row.
 
 Read in transformers 5.23: `AttentionInterface` and `AttentionMaskInterface` (how an attention function is
-registered; a 4D mask is passed on as it is; keyword arguments reach the attention function),
+registered; a 4D mask is passed on unchanged; keyword arguments reach the attention function),
 `sdpa_attention_forward`, `PreTrainedModel._is_stateful`, `config.layer_types`, `config._attn_implementation`.
 """
 
@@ -29,12 +29,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from edit_trl.models.pairs.collation import Run
+from edit_trl.models.pairs.collation import Stretch
 
-TreeAttentionKind = Literal["runs", "dense", "block"]
+TreeAttentionKind = Literal["stretches", "dense", "block"]
 
 KIND_OF_ATTENTION: dict[str, TreeAttentionKind] = {
-    "sdpa": "runs",
+    "sdpa": "stretches",
     "eager": "dense",
     "flex_attention": "block",
 }
@@ -44,13 +44,13 @@ _NAME = "dual_cot_tree"
 
 
 def tree_obstacle(model: nn.Module) -> str | None:
-    """Why a model cannot take a tree, or None where it can.
+    """Return why a model cannot take a tree, or None where it can.
 
     Args:
         model: A causal language model, or a PEFT model of one.
 
     Returns:
-        What stands in the way, such as "its linear_attention layers mix all tokens of a row".
+        The obstacle, such as "its linear_attention layers mix all tokens of a row".
     """
     base = _base(model)
     if is_peft_model(model):
@@ -75,55 +75,57 @@ def _base(model: nn.Module) -> PreTrainedModel:
 
 
 class TreeAttention:
-    """Makes the inputs by which one model attends along a tree.
+    """Makes the inputs with which a model attends along a tree.
 
     Args:
         model: A model without a `tree_obstacle`. Where it uses SDPA, its attention becomes a function that is
             SDPA for anything but a tree.
-        kind: How; by the model's attention where None.
+        kind: How the tree is passed on; chosen by the model's attention where None.
     """
 
     def __init__(self, model: nn.Module, kind: TreeAttentionKind | None = None):
         base = _base(model)
         attention = base.config._attn_implementation
         self._base, self._before = base, attention
-        self.kind = kind or KIND_OF_ATTENTION.get(attention, "runs")
+        self.kind = kind or KIND_OF_ATTENTION.get(attention, "stretches")
         self._config = base.config.get_text_config()
         self._dtype = base.dtype
         self._additive = attention == "eager"
-        if self.kind == "runs":
+        if self.kind == "stretches":
             base.set_attn_implementation(_NAME)
 
     def remove(self) -> None:
-        """Give the model back the attention that it had."""
-        if self.kind == "runs":
+        """Restore the attention that the model had."""
+        if self.kind == "stretches":
             self._base.set_attn_implementation(self._before)
 
-    def inputs(self, runs: Sequence[Run], position_ids: Tensor) -> dict[str, Any]:
-        """Keyword arguments for the model's backbone.
+    def inputs(self, stretches: Sequence[Stretch], position_ids: Tensor) -> dict[str, Any]:
+        """Return keyword arguments for the model's backbone.
 
         Args:
-            runs: The tree.
+            stretches: The tree.
             position_ids: Shape (1, T).
         """
-        if self.kind == "runs":
-            # A 4D mask, since that is handed to the layers as it is; what it holds is not read.
+        if self.kind == "stretches":
+            # A 4D mask, since transformers passes that on to the layers unchanged; its content is not read.
             nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_ids.device)
-            return {"attention_mask": nothing, "tree": _Tree(runs)}
+            return {"attention_mask": nothing, "tree": _Tree(stretches)}
         window = getattr(self._config, "sliding_window", None)
         kinds = set(getattr(self._config, "layer_types", None) or ())
         if len(kinds) > 1:
             masks = {
-                kind: self._mask(runs, position_ids, window if kind == "sliding_attention" else None)
+                kind: self._mask(stretches, position_ids, window if kind == "sliding_attention" else None)
                 for kind in kinds
             }
             return {"attention_mask": masks}
         return {
-            "attention_mask": self._mask(runs, position_ids, None if kinds == {"full_attention"} else window)
+            "attention_mask": self._mask(
+                stretches, position_ids, None if kinds == {"full_attention"} else window
+            )
         }
 
-    def _mask(self, runs: Sequence[Run], position_ids: Tensor, window: int | None) -> Any:
-        mask = dense_tree_mask(runs, position_ids, window)
+    def _mask(self, stretches: Sequence[Stretch], position_ids: Tensor, window: int | None) -> Any:
+        mask = dense_tree_mask(stretches, position_ids, window)
         if self.kind == "block":
             from torch.nn.attention.flex_attention import create_block_mask
 
@@ -137,17 +139,17 @@ class TreeAttention:
         return mask[None, None]
 
 
-def dense_tree_mask(runs: Sequence[Run], position_ids: Tensor, window: int | None = None) -> Tensor:
-    """Which token attends to which: bool, shape (T, T), query by key.
+def dense_tree_mask(stretches: Sequence[Stretch], position_ids: Tensor, window: int | None = None) -> Tensor:
+    """Return which token attends to which: bool, shape (T, T), query by key.
 
     Args:
-        runs: The tree.
+        stretches: The tree.
         position_ids: Shape (1, T).
-        window: How many tokens back a token sees, itself included; all where None.
+        window: Number of tokens that a token sees, itself included; all where None.
     """
     size = position_ids.size(1)
     mask = torch.zeros(size, size, dtype=torch.bool, device=position_ids.device)
-    for start, stop, ancestors in runs:
+    for start, stop, ancestors in stretches:
         for first, last in ancestors:
             mask[start:stop, first:last] = True
         mask[start:stop, start:stop] = torch.ones_like(mask[start:stop, start:stop]).tril()
@@ -157,23 +159,23 @@ def dense_tree_mask(runs: Sequence[Run], position_ids: Tensor, window: int | Non
 
 
 class _Tree:
-    """The runs of one forward, with the window masks that its layers share."""
+    """The tree of one forward pass, with the window masks that its layers share."""
 
-    def __init__(self, runs: Sequence[Run]):
-        self.runs = runs
-        self._masks: dict[tuple[Run, int], Tensor] = {}
+    def __init__(self, stretches: Sequence[Stretch]):
+        self.stretches = stretches
+        self._masks: dict[tuple[Stretch, int], Tensor] = {}
 
-    def mask(self, run: Run, length: int, window: int | None, device: torch.device) -> Tensor | None:
-        """What the run's queries see of the `length` keys of their path; None for plain causal attention."""
-        own = run.stop - run.start
+    def mask(self, stretch: Stretch, length: int, window: int | None, device: torch.device) -> Tensor | None:
+        """Return what the stretch's queries see of the `length` keys of their path; None for plain causal attention."""
+        own = stretch.stop - stretch.start
         if window is None or length <= window:
             # A lone query sees its whole path.
             return None if own in (1, length) else causal_lower_right(own, length)
-        if (run, window) not in self._masks:
+        if (stretch, window) not in self._masks:
             ones = torch.ones(own, length, dtype=torch.bool, device=device)
             past = length - own
-            self._masks[run, window] = (ones.tril(past) & ones.triu(past - window + 1))[None, None]
-        return self._masks[run, window]
+            self._masks[stretch, window] = (ones.tril(past) & ones.triu(past - window + 1))[None, None]
+        return self._masks[stretch, window]
 
 
 def _tree_attention_forward(
@@ -185,7 +187,10 @@ def _tree_attention_forward(
     tree: _Tree | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """SDPA; with a tree, SDPA of each run over its path. Query, key, value: (1, heads, T, size of a head)."""
+    """Run SDPA; with a tree, SDPA of each stretch over its path.
+
+    Query, key and value have the shape (1, heads, T, size of a head).
+    """
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     kwargs.pop("is_causal", None)
@@ -194,11 +199,11 @@ def _tree_attention_forward(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     outputs = []
-    for run in tree.runs:
-        path = [*run.ancestors, (run.start, run.stop)]
+    for stretch in tree.stretches:
+        path = [*stretch.ancestors, (stretch.start, stretch.stop)]
         keys, values = (_along(path, tensor) for tensor in (key, value))
-        mask = tree.mask(run, keys.size(2), kwargs.get("sliding_window"), query.device)
-        queries = query[:, :, run.start : run.stop]
+        mask = tree.mask(stretch, keys.size(2), kwargs.get("sliding_window"), query.device)
+        queries = query[:, :, stretch.start : stretch.stop]
         outputs.append(
             sdpa_attention_forward(module, queries, keys, values, mask, is_causal=True, **kwargs)[0]
         )
