@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TokenizedDualCoT(TypedDict):
-    """One pair as token ids: `*_ids` are completions with EOS, the masks have one bool per completion token."""
+    """One pair as token ids: `*_ids` are completions with EOS, masks have one bool per completion token."""
 
     prompt_ids: list[int]
     chosen_ids: list[int]

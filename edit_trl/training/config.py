@@ -21,8 +21,8 @@ Reference = Literal["none", "adapter_off", "precomputed"]
 REFERENCE_BASED_PREFERENCES = ("ipo",)
 REFERENCE_FREE_PREFERENCES = ("orpo", "simpo")
 
-# Options of SFTConfig about data that dual CoTs do not have, or about a loss that is replaced, with the values
-# that mean "not set".
+# Options of SFTConfig about data that dual CoTs do not have, or about a loss that is replaced, with the
+# values that mean "not set".
 NOT_FOR_DUAL_COTS = {
     "packing": (False,),
     "eval_packing": (None, False),
@@ -213,7 +213,7 @@ class DualCoTConfig(SFTConfig):
         },
     )
 
-    # This filter reads the loss from the device at every batch; ours is checked when something is logged or saved.
+    # This filter reads the loss from the device at every batch; ours is checked at each log and checkpoint.
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Not needed: a loss that is not finite stops the run and names the rows."},

@@ -119,7 +119,7 @@ class MetricTotals:
             self._totals[name] = self._totals[name] + pair if name in self._totals else pair
 
     def read(self, reduce) -> dict[str, float]:
-        """Return the ratios over everything added since the last reading; metrics without a case are left out.
+        """Return the ratios over everything added since the last reading, without metrics that had no case.
 
         Args:
             reduce: Sums a tensor of shape (metrics, 2) over processes, such as

@@ -79,8 +79,8 @@ class DualCoTCollator:
     tokenizer's `padding_side` does not matter; it is meant for generation.
 
     An example has `prompt_ids`, and for each side (`chosen`, `rejected`) `*_ids`, `*_key_mask` and
-    `*_fork_mask`; `fork`, the index of the first completion token in which the chains differ; `row`, the row's
-    number in the source; and, where a reference is precomputed, `reference_chosen_score` and
+    `*_fork_mask`; `fork`, the index of the first completion token in which the chains differ; `row`, the
+    row's number in the source; and, where a reference is precomputed, `reference_chosen_score` and
     `reference_rejected_score`.
 
     Args:

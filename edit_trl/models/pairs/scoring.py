@@ -19,8 +19,8 @@ logger = logging.get_logger(__name__)
 
 Layout = Literal["auto", "tree", "padded"]
 
-# How far the log-probabilities of the two layouts may differ, in nats. In float32 the limit is for each token;
-# in half precision, where single tokens vary more, it is for the mean over either chain. Measured with
+# How far the log-probabilities of the two layouts may differ, in nats. In float32 the limit is for each
+# token; in half precision, where single tokens vary more, it is for the mean over either chain. Measured with
 # SmolLM2-135M in bfloat16, between layouts that agree to the last bit in float32: up to 0.05 on average where
 # the processor computes in bfloat16 (AMX; as far as padded bfloat16 is from float32), 8e-4 where it does not.
 LOGP_TOLERANCE = 1e-3

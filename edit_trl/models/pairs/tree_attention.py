@@ -166,7 +166,7 @@ class _Tree:
         self._masks: dict[tuple[Stretch, int], Tensor] = {}
 
     def mask(self, stretch: Stretch, length: int, window: int | None, device: torch.device) -> Tensor | None:
-        """Return what the stretch's queries see of the `length` keys of their path; None for plain causal attention."""
+        """Return what the queries see of the `length` keys of their path; None for causal attention."""
         own = stretch.stop - stretch.start
         if window is None or length <= window:
             # A lone query sees its whole path.
