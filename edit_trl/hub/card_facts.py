@@ -139,6 +139,31 @@ class CardFacts:
         return replace(self, stages=[*earlier.stages, *self.stages])
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished run of `edit-trl evaluate` or `suite`.
+
+    Attributes:
+        name: What was measured, as tables call it.
+        kind: `evaluate` or `suite`.
+        of_this_model: Whether it was the model of the card, not one to compare with.
+        items: How many.
+        scores: By name.
+        intervals: The 95% confidence interval of some.
+        main: The score that is shown first.
+        tasks: By task: scores, and `items`.
+    """
+
+    name: str
+    kind: str
+    of_this_model: bool
+    items: int
+    scores: Mapping[str, float | None]
+    intervals: Mapping[str, Sequence[float]]
+    main: str
+    tasks: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+
+
 def write_facts(folder: Path, facts: CardFacts) -> None:
     """Write `card.json`."""
     text = json.dumps(asdict(facts), indent=1, ensure_ascii=False, default=str)

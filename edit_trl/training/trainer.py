@@ -39,7 +39,7 @@ from edit_trl.hub.card_facts import (
     quantization_name,
     write_facts,
 )
-from edit_trl.hub.card_sections import EDIT_CITATION
+from edit_trl.hub.card_templates import EDIT_CITATION
 from edit_trl.hub.model_card import package_versions, write_card
 from edit_trl.hub.repository import account, model_files, open_repository, upload
 from edit_trl.losses import DualCoTLoss, masked_mean
