@@ -31,11 +31,6 @@ class Licence:
     link: str | None
     why: str
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the base model's card states a licence at all."""
-        return self.name != "unknown"
-
 
 @cache
 def read_licence(base_model: str, revision: str | None = None) -> Licence:
