@@ -1,4 +1,4 @@
-"""The model card: written by the trainer, and again when more is known."""
+"""The model card: written after training, and again with earlier stages and evaluations."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TAGS = ("trl", "edit_trl", "dual-cot")
 
 
 def package_versions() -> dict[str, str]:
-    """The packages that training goes through."""
+    """Versions of the installed packages that take part in training, by name."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
-        except PackageNotFoundError:  # bitsandbytes, where there is none for the machine
+        except PackageNotFoundError:  # bitsandbytes does not exist for every machine
             continue
     return versions
 
@@ -46,13 +46,13 @@ def write_card(
     """Write `README.md` and `training_curves.svg` into a model's folder.
 
     Args:
-        folder: The folder.
-        facts: What is known of the model.
-        model_name: The name in the title; the repository's, or the folder's, where None.
-        repo_id: Where it goes on the Hub, for the code that loads it.
-        base_model: The base model's id on the Hub, where it was trained from a folder.
-        tags: The Hub's tags.
-        evaluations: What was measured.
+        folder: The model's folder, or another one to write both files to.
+        facts: The facts of the model.
+        model_name: The name in the title; None for the name of the repository, or else of the folder.
+        repo_id: The model's id on the Hub, for the code in the card that loads it.
+        base_model: The base model's id on the Hub, if it was trained from a folder.
+        tags: Tags for the Hub.
+        evaluations: The evaluations to show.
 
     Returns:
         The licence that the card states.
@@ -78,7 +78,7 @@ def write_card(
 
 
 def include_earlier_stages(folder: Path, previous: Path) -> None:
-    """Write the card of a stage anew, with the stages before it, where their folder tells of them."""
+    """Write the card of a stage again with the stages before it, if the folder `previous` has their facts."""
     facts, earlier = read_facts(folder), read_facts(previous)
     if facts is not None and earlier is not None and len(facts.stages) == 1:
         facts = facts.after(earlier)
@@ -97,20 +97,20 @@ def dual_cot_model_card(
     evaluations: Sequence[Evaluation] = (),
     has_curves: bool = False,
 ) -> ModelCard:
-    """The card of a trained model: what was trained on what, with which objective, how well, how to load it.
+    """The card of a trained model: how it was trained on which data, how good it is, and how to load it.
 
     Args:
-        facts: What is known of the model.
+        facts: The facts of the model.
         model_name: The name in the title.
-        repo_id: What the code that loads it calls it.
-        base_model: Id or path of the model the first stage started from.
-        licence: The base model's.
-        tags: The Hub's tags.
-        evaluations: What was measured.
-        has_curves: Whether there is a picture of the curves beside it.
+        repo_id: The model's id or path in the code that loads it.
+        base_model: Id or path of the model that the first stage started from.
+        licence: The licence of the base model.
+        tags: Tags for the Hub.
+        evaluations: The evaluations to show.
+        has_curves: Whether `training_curves.svg` lies beside the card.
 
     Returns:
-        A card with metadata that the Hub accepts.
+        The card, with metadata that the Hub accepts.
     """
     metadata = _metadata(facts, model_name, base_model, licence, tags, evaluations)
     values = {
@@ -128,7 +128,7 @@ def dual_cot_model_card(
 
 
 def _training_values(stages: Sequence[StageFacts]) -> dict[str, Any]:
-    """What the stages were trained with, as the card's tables need it."""
+    """Values for the tables of options, last logs and versions."""
     logs = [next((log for log in reversed(s.logs) if "logps/chosen" in log), {}) for s in stages]
     options = {
         kind: [getattr(stage, kind) or {} for stage in stages]
@@ -136,7 +136,7 @@ def _training_values(stages: Sequence[StageFacts]) -> dict[str, Any]:
     }
     versions = stages[-1].versions
     return {
-        "option_names": {kind: list(dict.fromkeys(chain.from_iterable(of))) for kind, of in options.items()},
+        "option_names": {kind: list(dict.fromkeys(chain.from_iterable(v))) for kind, v in options.items()},
         "last_logs": logs,
         "logged": [name for name in LOGGED if any(name in log for log in logs)],
         # The template shows these names as they are.
@@ -193,7 +193,7 @@ def _metadata(
 
 
 def _eval_results(evaluations: Sequence[Evaluation]) -> list[EvalResult]:
-    """The scores of this model as the Hub's model-index has them; intervals are arguments of the metric."""
+    """The scores of this model for the Hub's model-index, with intervals as arguments of the metric."""
     results = []
     for evaluation in evaluations:
         if not evaluation.of_this_model:

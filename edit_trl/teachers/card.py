@@ -56,14 +56,12 @@ def generation_card(
     )
     values = {
         "title": "Dual chains of thought",
-        "counts": {column: sorted(of.items()) for column, of in counts.items() if of},
+        "counts": {column: sorted(counter.items()) for column, counter in counts.items() if counter},
         "generated": {
-            "by": provenance,
+            "provenance": provenance,
             "pairs": len(dual),
             "warm_up_chains": len(rows[WARM_UP]),
-            "outcomes": [
-                (stage, *item) for stage, of in generation.counts.items() for item in sorted(of.items())
-            ],
+            "outcomes": {stage: sorted(counter.items()) for stage, counter in generation.counts.items()},
             "dropped": sorted((reason, len(ids)) for reason, ids in generation.dropped.items()),
             "pivots": _pivot_values(generation, provenance.stats) if generation.pivots is not None else None,
         },
@@ -72,7 +70,7 @@ def generation_card(
 
 
 def _pivot_values(generation: Generation, stats: Mapping[str, DispatchStats]) -> dict[str, Any]:
-    """What the rollouts cost and show."""
+    """Values for the section on pivotal steps: what the rollouts cost, and what they showed."""
     pivots, samples = generation.pivots, generation.counts["samples"]
     drawn_after = sum(pivot.drawn_after for pivot in pivots)
     places = Counter((pivot.step, pivot.steps) for pivot in pivots)
