@@ -103,7 +103,7 @@ def find_evaluations(folder: Path, given: Sequence[str] = ()) -> list[Evaluation
     around it, up to two levels deep.
 
     Args:
-        folder: The model's.
+        folder: The model's folder.
         given: Folders of further runs, of this model or of others to compare it with.
 
     Raises:
@@ -111,7 +111,7 @@ def find_evaluations(folder: Path, given: Sequence[str] = ()) -> list[Evaluation
     """
     from edit_trl.evaluation.runs.folder import RECORD_FILE, read_run
 
-    runs = {Path(path).resolve(): read_run(path) for path in given}
+    runs = {run.path.resolve(): run for run in map(read_run, given)}
     around = [*folder.parent.glob(f"*/{RECORD_FILE}"), *folder.parent.glob(f"*/*/{RECORD_FILE}")]
     for file in sorted([*folder.rglob(RECORD_FILE), *around]):
         if file.parent.resolve() not in runs and _belongs_to(file, folder):

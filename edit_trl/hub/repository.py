@@ -53,13 +53,11 @@ class Repository:
         id: "namespace/name".
         url: The repository's page.
         private: Whether only its owner can see it.
-        is_new: Whether it was just created.
     """
 
     id: str
     url: str
     private: bool
-    is_new: bool
 
 
 def check_repo_id(repo_id: str, option: str = "--repo_id") -> None:
@@ -116,7 +114,6 @@ def open_repository(
 
     check_repo_id(repo_id)
     with explained(repo_id, revision, token) as api:
-        is_new = not patiently(lambda: api.repo_exists(repo_id, repo_type=repo_type))
         url = patiently(
             lambda: api.create_repo(repo_id, repo_type=repo_type, private=private is not False, exist_ok=True)
         )
@@ -131,7 +128,7 @@ def open_repository(
         # This asks how a file would be sent, and sends none. It fails now if the token may not write.
         card = CommitOperationAdd("README.md", b"---\n---\n")
         api.preupload_lfs_files(repo_id, [card], repo_type=repo_type, revision=revision)
-        return Repository(repo_id, str(url), bool(info.private), is_new)
+        return Repository(repo_id, str(url), bool(info.private))
 
 
 def upload(
