@@ -1,4 +1,4 @@
-"""A generation -> files that can be trained on, and their card."""
+"""A generation -> files that can be trained on, and their card (L3)."""
 
 from __future__ import annotations
 
