@@ -15,7 +15,7 @@ from train_recipe_runs import stage
 import edit_trl
 from edit_trl.cli.main import main
 from edit_trl.common.errors import InputError
-from edit_trl.hub.push import stage_options
+from edit_trl.common.run_file import stage_options
 from edit_trl.hub.repository import model_files
 from edit_trl.models.chat.local import TransformersTeacher
 from edit_trl.models.loading import load_student

@@ -1,4 +1,4 @@
-"""`edit-trl push`: a trained model, a merged one or dual CoTs to the Hub, with a card (L4)."""
+"""`edit-trl push`: push a trained model, a merged model or dual CoTs to the Hub, with a card."""
 
 from __future__ import annotations
 
@@ -6,33 +6,29 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edit_trl.common.errors import InputError
-from edit_trl.common.run_file import read_run_file
-from edit_trl.hub.push import Source, files_to_push, find_source, push_files, repo_type
+from edit_trl.hub.push import Source, default_repo_id, files_to_push, find_source, push_files
+from edit_trl.hub.repository import check_repo_id
 
 if TYPE_CHECKING:
-    from edit_trl.hub.card_sections import Evaluation
+    from edit_trl.evaluation.runs.schema import RunRecord
+    from edit_trl.hub.card_facts import Evaluation
     from edit_trl.hub.repository import Content
-    from edit_trl.training.recipe.resolving import RunArguments
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `edit-trl push`.
+    """Run `edit-trl push`.
 
     Raises:
-        InputError: Nothing there that can be pushed, or the Hub's refusal.
+        InputError: There is nothing that can be pushed, or the Hub refused.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     source = find_source(options.run)
-    repo_id = options.repo_id or default_repo_id(source.name, _wished_repo_id(source))
-
-    from edit_trl.hub.repository import check_repo_id
-
+    repo_id = options.repo_id or default_repo_id(source.name, source.hub_model_id())
     check_repo_id(repo_id)
     if options.base_model:
         check_repo_id(options.base_model, "--base_model")
@@ -40,20 +36,24 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("--base_model and --evaluation are for models; this is a dataset")
     evaluations = find_evaluations(source.path, options.evaluation) if source.kind == "model" else []
     with tempfile.TemporaryDirectory(prefix="edit_trl-push-") as drafts:
-        files, notes = files_to_push(source, repo_id, options.base_model, evaluations, Path(drafts))
+        files, notes = files_to_push(
+            source, repo_id, Path(drafts), base_model=options.base_model, evaluations=evaluations
+        )
         if options.dry_run:
-            print(_listing(source, repo_id, options.private, files, notes))
-            return 0
-        print(push_files(source, repo_id, files, notes, options.private, options.revision))
+            print(_listing(source, repo_id, options.private, files))
+        else:
+            print(push_files(source, repo_id, files, private=options.private, revision=options.revision))
+    for note in notes:
+        print(f"note: {note}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edit-trl push",
-        description="Push a trained model to the Hub, with its tokenizer, recipe, results and card; or dual "
-        "CoTs. Checkpoints, optimizer states, journals and tokens stay here.",
-        epilog="After an upload that broke, the same command goes on: what has arrived is not sent again. "
+        description="Push a trained model, with its tokenizer, recipe, results and card, or dual CoTs to the "
+        "Hub. Checkpoints, optimizer states, journals and tokens are not uploaded.",
+        epilog="To resume a broken upload, run the same command again: what has arrived is not sent again. "
         "The token is that of `hf auth login`, or HF_TOKEN.",
         allow_abbrev=False,
     )
@@ -61,96 +61,78 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "run",
         metavar="RUN",
-        help="the folder of a training run (its last finished stage is taken), of a merged model or of "
+        help="the folder of a training run (its last finished stage is pushed), of a merged model or of "
         "`edit-trl generate`; or a file or folder of dual CoTs",
     )
-    add("--repo_id", metavar="NAMESPACE/NAME", help="where to (default: your account / the folder's name)")
+    add(
+        "--repo_id",
+        metavar="NAMESPACE/NAME",
+        help="the repository (default: your account / the folder's name)",
+    )
     visibility = parser.add_mutually_exclusive_group()
     visibility.add_argument(
         "--private",
         action="store_true",
         default=None,
-        help="a private repository (the default for a new one); refused where it exists and is public",
+        help="make a new repository private (the default); refused if it exists and is public",
     )
     visibility.add_argument(
         "--public", action="store_false", dest="private", help="make a new repository public"
     )
-    add("--revision", metavar="BRANCH", help="the branch to push to; made where there is none")
+    add("--revision", metavar="BRANCH", help="the branch to push to; created if it does not exist")
     add(
         "--base_model",
         metavar="NAMESPACE/NAME",
-        help="the base model's id on the Hub, where the training took it from a folder",
+        help="the base model's id on the Hub, if it was trained from a folder",
     )
     add(
         "--evaluation",
         metavar="RUN",
         nargs="+",
         default=[],
-        help="folders of `edit-trl evaluate` or `suite` for the card, beside those in the run's folder",
+        help="runs of `edit-trl evaluate` or `suite` to show on the card, besides those in the run's folder",
     )
-    add("--dry_run", action="store_true", help="say what would be pushed; nothing is sent")
+    add("--dry_run", action="store_true", help="print what would be pushed; send nothing")
     return parser
 
 
-def default_repo_id(name: str, wished: str | None = None, token: str | None = None) -> str:
-    """Where to push when nothing is said: what the recipe wished, or the account and a name.
+def find_evaluations(folder: Path, given: Sequence[str] = ()) -> list[Evaluation]:
+    """Finished runs of `edit-trl evaluate` and `suite` for a model's card.
+
+    They are the runs that are given, those in the model's folder, and those of this model in the folder
+    around it, up to two levels deep.
+
+    Args:
+        folder: The model's folder.
+        given: Folders of further runs, of this model or of others to compare it with.
 
     Raises:
-        InputError: Nobody is logged in.
-    """
-    from edit_trl.hub.repository import account
-
-    if wished and "/" in wished:
-        return wished
-    name, user = wished or name, account(token)
-    if user is None:
-        raise InputError(
-            f"where to? Pass --repo_id your-name/{name}, or log in with `hf auth login`: no account is known"
-        )
-    return f"{user}/{name}"
-
-
-def _wished_repo_id(source: Source) -> str | None:
-    return (
-        read_run_file(source.path).get("options", {}).get("hub_model_id") if source.kind == "model" else None
-    )
-
-
-# What was measured
-
-
-def find_evaluations(folder: Path, given: Sequence[str]) -> list[Evaluation]:
-    """Finished runs of `edit-trl evaluate` and `suite`: those given, and those beside or in a model's folder.
-
-    Raises:
-        InputError: One that is given is no such run, or not finished.
+        InputError: A run that is given does not exist or is not finished.
     """
     from edit_trl.evaluation.runs.folder import RECORD_FILE, read_run
 
-    found: dict[Path, Evaluation] = {}
-    for path in map(Path, given):
-        found[path.resolve()] = _evaluation(read_run(path), folder)
-    for file in sorted([*folder.rglob(RECORD_FILE), *folder.parent.glob(f"*/{RECORD_FILE}")]):
-        if file.parent.resolve() in found or not _is_finished(file):
-            continue
-        evaluation = _evaluation(read_run(file.parent), folder)
-        if evaluation.of_this_model or folder in file.parents:
-            found[file.parent.resolve()] = evaluation
-    return list(found.values())
+    runs = {run.path.resolve(): run for run in map(read_run, given)}
+    around = [*folder.parent.glob(f"*/{RECORD_FILE}"), *folder.parent.glob(f"*/*/{RECORD_FILE}")]
+    for file in sorted([*folder.rglob(RECORD_FILE), *around]):
+        if file.parent.resolve() not in runs and _belongs_to(file, folder):
+            runs[file.parent.resolve()] = read_run(file.parent)
+    return [_evaluation(run.record, folder) for run in runs.values()]
 
 
-def _is_finished(file: Path) -> bool:
+def _belongs_to(record_file: Path, folder: Path) -> bool:
+    """Whether a run is finished and measured the model in `folder`, or lies in that folder."""
     try:
-        return json.loads(file.read_text(encoding="utf-8")).get("finished") is not None
-    except (ValueError, AttributeError):
+        record = json.loads(record_file.read_text(encoding="utf-8"))
+        is_own = folder in record_file.parents or Path(record["model"]).resolve() == folder.resolve()
+        return record["finished"] is not None and is_own
+    except (OSError, ValueError, KeyError, TypeError):  # a file of this name that is no record of a run
         return False
 
 
-def _evaluation(run: Any, folder: Path) -> Evaluation:
+def _evaluation(record: RunRecord, folder: Path) -> Evaluation:
     from edit_trl.evaluation.runs.scores import MAIN_SCORE
-    from edit_trl.hub.card_sections import Evaluation
+    from edit_trl.hub.card_facts import Evaluation
 
-    record = run.record
     return Evaluation(
         name=record.name,
         kind=record.kind,
@@ -163,53 +145,14 @@ def _evaluation(run: Any, folder: Path) -> Evaluation:
     )
 
 
-# From a training
-
-
-@contextmanager
-def pushing(run: RunArguments, folder: Path, wanted: bool) -> Iterator[None]:
-    """Around a training: see that its result may be pushed, and push it at the end.
-
-    The trainer itself pushes nothing: the result is pushed whole, once its card and results are there.
-    """
-    training = run.training
-    training.push_to_hub = False
-    if not wanted:
-        yield
-        return
-    from accelerate import PartialState
-
-    is_main = PartialState().is_main_process
-    if is_main:
-        from edit_trl.hub.repository import open_repository
-
-        name = (folder if run.stage is None else folder.parent).resolve().name
-        token, private = training.hub_token, training.hub_private_repo
-        repo_id = default_repo_id(name, training.hub_model_id, token)
-        open_repository(repo_id, private=private, revision=training.hub_revision, token=token)
-    yield
-    if is_main:
-        source = find_source(str(folder))
-        with tempfile.TemporaryDirectory(prefix="edit_trl-push-") as drafts:
-            evaluations = find_evaluations(source.path, [])
-            files, notes = files_to_push(source, repo_id, None, evaluations, Path(drafts))
-            try:
-                print(push_files(source, repo_id, files, notes, private, training.hub_revision, token))
-            except InputError as error:
-                raise InputError(
-                    f"{error}. The model is safe in {folder}: `edit-trl push {folder} --repo_id {repo_id}`"
-                ) from error
-
-
-def _listing(
-    source: Source, repo_id: str, private: bool | None, files: Mapping[str, Content], notes: Sequence[str]
-) -> str:
+def _listing(source: Source, repo_id: str, private: bool | None, files: Mapping[str, Content]) -> str:
     visibility = "public" if private is False else "private, if it is new" if private is None else "private"
-    lines = [f"would push to the {repo_type(source)} {repo_id} ({visibility}), from {source.path}:", ""]
+    lines = [f"would push to the {source.repo_type} {repo_id} ({visibility}), from {source.path}:", ""]
     for name, content in sorted(files.items()):
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         lines.append(f"  {size:>14,}  {name}")
     if source.path.is_dir():
-        stays = sorted(e.name + "/" * e.is_dir() for e in source.path.iterdir() if e.name not in files)
-        lines += ["", f"stays here: {', '.join(stays) or 'nothing'}"]
-    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
+        entries = (entry for entry in source.path.iterdir() if entry.name not in files)
+        names = sorted(entry.name + "/" * entry.is_dir() for entry in entries)
+        lines += ["", f"stays here: {', '.join(names) or 'nothing'}"]
+    return "\n".join(lines)

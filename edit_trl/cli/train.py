@@ -7,6 +7,7 @@ file trains one stage in the process it is given.
 import argparse
 import shlex
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from edit_trl.key_steps import KeyStepMethod
     from edit_trl.training.config import DualCoTConfig
     from edit_trl.training.recipe.data_arguments import DataArguments
+    from edit_trl.training.recipe.resolving import RunArguments
 
 STOPPING = (
     "Told to stop by SIGTERM or SIGUSR1 (a spot instance; Slurm, with --signal=B:USR1@90), a run saves after "
@@ -128,7 +130,6 @@ def train_stage(argv: list[str]) -> int:
 
 
 def _train_stage(argv: list[str], stop_signals: StopSignals) -> int:
-    from edit_trl.cli.push import pushing
     from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
 
     own, rest = _own_parser().parse_known_args(argv)
@@ -148,11 +149,30 @@ def _train_stage(argv: list[str], stop_signals: StopSignals) -> int:
     previous = previous_output(recipe, run)
     is_last = run.stage == (recipe.stages[-1][0] if recipe.stages else None)
     checkpoint = find_checkpoint(run, folder)
-    with pushing(run, folder, wanted=run.training.push_to_hub and is_last):
+    push = run.training.push_to_hub and is_last
+    run.training.push_to_hub = False  # the trainer pushes nothing; the finished result is pushed as a whole
+    with _pushing(run, folder) if push else nullcontext():
         callbacks = _suite_callbacks(run.data, run.training)
         student = previous or run.model.model_name_or_path
         train_run(run, folder, student, checkpoint, stop_signals, callbacks)
     return 0
+
+
+def _pushing(run: "RunArguments", folder: Path) -> AbstractContextManager[None]:
+    """Around the training: push what it saved to the repository that its options name."""
+    from edit_trl.cli.push import find_evaluations
+    from edit_trl.hub.push import pushing
+
+    training = run.training
+    return pushing(
+        folder,
+        (folder if run.stage is None else folder.parent).resolve().name,
+        find_evaluations,
+        hub_model_id=training.hub_model_id,
+        private=training.hub_private_repo,
+        revision=training.hub_revision,
+        token=training.hub_token,
+    )
 
 
 def _suite_callbacks(data: "DataArguments", training: "DualCoTConfig") -> list:

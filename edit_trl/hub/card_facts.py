@@ -1,7 +1,7 @@
-"""What a card is made of (L2): the facts of each stage, kept as `card.json` beside the model.
+"""The facts that a model card is made of, saved as `card.json` beside the model.
 
-A card can so be written again without the trainer: with the stages before, with what was measured since, for
-the merged model. The file stays on this machine.
+From this file the card can be written again without the trainer: with the stages before, with later
+evaluations, or for the merged model. The file itself is not uploaded.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ LOGGED = ("loss", "key_accuracy", "completion_accuracy", "logps/chosen", "drift/
 
 @dataclass(frozen=True)
 class Example:
-    """A pair of the training data: texts, and [start, end) characters of their key steps."""
+    """A pair of the training data: its texts, and the [start, end) characters of their key steps."""
 
     prompt: str
     chosen: str
@@ -82,21 +82,21 @@ class StageFacts:
     """One stage of training.
 
     Attributes:
-        name: The stage's.
+        name: Name of the stage.
         base_model: Id or path of the model it started from.
-        revision: Of that model.
-        adapter: Options of the adapter; None where all weights were trained.
-        quantization: How the base model was held while training, such as "4-bit nf4"; None for not at all.
+        revision: Revision of that model.
+        adapter: Options of the adapter; None if all weights were trained.
+        quantization: How the base model was quantized for training, such as "4-bit nf4"; None if it was not.
         dataset: Id or path of the dual CoTs.
-        rows: By dataset, what became of the rows, in words.
+        rows: What became of the rows, in words, by dataset ("train", "eval").
         objective: Options of the loss.
         training: Options of the training.
-        processes: How many trained together.
-        logs: What `LOGGED` names, by step.
+        processes: Number of processes that trained together.
+        logs: The metrics in `LOGGED`, with their `step`.
         results: Metrics of the whole run.
-        examples: A few pairs.
+        examples: A few pairs of the training data.
         conversational: Whether the rows were messages.
-        versions: Of the packages.
+        versions: Versions of the packages, by name.
     """
 
     name: str
@@ -118,12 +118,12 @@ class StageFacts:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything known of a trained model.
+    """The facts of a trained model.
 
     Attributes:
-        form: What is in the folder: an adapter, a model all of whose weights were trained, or an adapter
-            merged into its model.
-        stages: In order; the last one made the model.
+        form: What is in the folder: an adapter, a model whose weights were all trained, or an adapter merged
+            into its model.
+        stages: The stages in order; the last one saved the model.
     """
 
     form: Form
@@ -131,12 +131,37 @@ class CardFacts:
 
     @property
     def base_model(self) -> str:
-        """What the first stage started from; empty where that was made in memory."""
+        """The model that the first stage started from; empty if that was made in memory."""
         return self.stages[0].base_model
 
     def after(self, earlier: CardFacts) -> CardFacts:
-        """With the stages that came before."""
+        """These facts with the stages of `earlier` before them."""
         return replace(self, stages=[*earlier.stages, *self.stages])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished run of `edit-trl evaluate` or `suite`.
+
+    Attributes:
+        name: The name of the run in tables.
+        kind: `evaluate` or `suite`.
+        of_this_model: Whether the card's own model was measured, and not one to compare it with.
+        items: Number of items.
+        scores: The scores, by name; None for one that could not be computed.
+        intervals: 95% confidence intervals, by name of the score.
+        main: Name of the score that is shown first.
+        tasks: Scores of each task, and its number of items as `items`.
+    """
+
+    name: str
+    kind: str
+    of_this_model: bool
+    items: int
+    scores: Mapping[str, float | None]
+    intervals: Mapping[str, Sequence[float]]
+    main: str
+    tasks: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
 def write_facts(folder: Path, facts: CardFacts) -> None:
@@ -146,10 +171,10 @@ def write_facts(folder: Path, facts: CardFacts) -> None:
 
 
 def read_facts(folder: Path) -> CardFacts | None:
-    """Read `card.json`; None where there is none.
+    """Read `card.json`; None if there is none.
 
     Raises:
-        InputError: It is no such file.
+        InputError: The file is not a valid `card.json`.
     """
     file = folder / FACTS_FILE
     if not file.is_file():
@@ -171,13 +196,13 @@ def read_facts(folder: Path) -> CardFacts | None:
 
 
 def plain_options(config: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Options as JSON holds them, those that are not set left out."""
+    """Options of a config as plain JSON values, without those that are None."""
     values = {name: getattr(config, name) for name in names}
     return {name: getattr(value, "value", value) for name, value in values.items() if value is not None}
 
 
 def adapter_options(model: Any) -> dict[str, Any]:
-    """What makes the adapter of a `PeftModel`."""
+    """The options of a `PeftModel`'s active adapter."""
     config = model.peft_config[model.active_adapter]
     options = {"peft_type": getattr(config.peft_type, "value", config.peft_type)}
     for name in (
@@ -198,7 +223,7 @@ def adapter_options(model: Any) -> dict[str, Any]:
 
 
 def quantization_name(quantization: Any) -> str:
-    """How a model's weights are held, as "4-bit nf4"."""
+    """The name of a quantization, such as "4-bit nf4"."""
     options = quantization if isinstance(quantization, dict) else quantization.to_dict()
     if options.get("load_in_4bit"):
         return f"4-bit {options.get('bnb_4bit_quant_type', '')}".strip()
@@ -206,27 +231,27 @@ def quantization_name(quantization: Any) -> str:
 
 
 def plain_logs(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """What a card needs of the trainer's logs."""
-    wanted = {*LOGGED, *(f"eval_{name}" for name in LOGGED)}
-    kept = [
+    """The entries of the trainer's logs that a card shows, without values that are not finite."""
+    names = {*LOGGED, *(f"eval_{name}" for name in LOGGED)}
+    entries = [
         {"step": entry["step"]}
-        | {name: entry[name] for name in wanted & entry.keys() if math.isfinite(entry[name])}
+        | {name: entry[name] for name in names & entry.keys() if math.isfinite(entry[name])}
         for entry in log_history
         if "step" in entry
     ]
-    return [entry for entry in kept if len(entry) > 1]
+    return [entry for entry in entries if len(entry) > 1]
 
 
 def pick_examples(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, method: KeyStepMethod, count: int = 3
 ) -> list[Example]:
-    """A few short pairs of different tasks, with their key steps as the training finds them.
+    """Pick a few short pairs of different tasks, with their key steps as the training marks them.
 
     Args:
-        dataset: Validated dual CoTs, of which the first few hundred are looked at.
-        tokenizer: The student's, for the methods that align tokens.
+        dataset: Validated dual CoTs. Only the first 300 rows are considered.
+        tokenizer: The student's tokenizer, for methods that align tokens.
         method: How key steps are found.
-        count: How many.
+        count: Maximum number of pairs.
     """
     rows = dataset.select(range(min(len(dataset), 300)))
     pairs = [pair for row in rows if not is_chosen_alone(row) for pair in pairs_of(row)]
@@ -253,5 +278,5 @@ def _example(pair: Mapping[str, Any], tokenizer: Any, method: KeyStepMethod) -> 
     prompt = pair["prompt"]
     if is_conversational(pair):
         prompt = "\n\n".join(message["content"] for message in prompt)
-    spans = [[list(span) for span in of or ()] for of in (steps.chosen_spans, steps.rejected_spans)]
+    spans = [[list(span) for span in side or ()] for side in (steps.chosen_spans, steps.rejected_spans)]
     return Example(prompt.strip(), chosen, rejected, *spans)

@@ -1,4 +1,4 @@
-"""Training curves as an SVG picture (L1), by hand: no plotting library is needed for a few lines."""
+"""Training curves as an SVG picture, written by hand: a few lines need no plotting library."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from edit_trl.common.markdown import text
 
 PANELS = {"loss": "loss", "key_accuracy": "key accuracy"}
-"""What is drawn: the log's name and the panel's. `eval_` of each is drawn dashed."""
+"""Name in the logs -> title of the panel. The same name with `eval_` before it is drawn dashed."""
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by most colour-blind readers too
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # most colour-blind readers can tell them apart
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 380, 250, 52, 34, 46
 _MOST_POINTS = 200
 
@@ -19,13 +19,13 @@ Points = list[tuple[float, float]]
 
 
 def curves_svg(stages: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str | None:
-    """The curves of some stages, one after another on the axis of steps.
+    """Draw the curves of all stages, one after another on the axis of steps.
 
     Args:
-        stages: Each stage's name and logs, as `transformers.Trainer` keeps them.
+        stages: Name and logs of each stage; the logs as in `TrainerState.log_history`.
 
     Returns:
-        An SVG document; None where nothing was logged.
+        An SVG document; None if nothing was logged.
     """
     panels = {name: _lines(stages, name) for name in PANELS}
     panels = {name: lines for name, lines in panels.items() if lines}
@@ -53,7 +53,7 @@ def curves_svg(stages: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str
 def _lines(
     stages: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], name: str
 ) -> list[tuple[int, bool, Points]]:
-    """(stage, whether it is of an evaluation, points) of every line with points."""
+    """Number of the stage, whether it is an evaluation, and points, of every line that has points."""
     lines, offset = [], 0
     for number, (_, log) in enumerate(stages):
         for key in (name, f"eval_{name}"):
@@ -67,8 +67,8 @@ def _lines(
 
 def _thinned(points: Points) -> Points:
     step = math.ceil(len(points) / _MOST_POINTS)
-    kept = points[::step]
-    return kept if kept[-1] == points[-1] else [*kept, points[-1]]
+    sparse = points[::step]
+    return sparse if sparse[-1] == points[-1] else [*sparse, points[-1]]
 
 
 def _panel(index: int, title: str, lines: list[tuple[int, bool, Points]]) -> str:

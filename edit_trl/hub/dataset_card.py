@@ -1,4 +1,4 @@
-"""The card of dual CoTs that are pushed as they are (L2)."""
+"""The card of dual CoTs that are pushed as they are."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import DatasetCardData
 
-from edit_trl.common.markdown import code, table, text
 from edit_trl.hub.card_facts import pick_examples
-from edit_trl.hub.card_sections import EDIT_CITATION, examples_section
+from edit_trl.hub.card_templates import render_card
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 def dataset_card(splits: dict[str, Dataset], files: dict[str, str], name: str) -> str:
-    """Counts, and three pairs with their key steps.
+    """A card with the number of rows, by split and by what the columns tell, and three examples.
 
     Args:
         splits: Validated dual CoTs, by split.
@@ -24,31 +23,25 @@ def dataset_card(splits: dict[str, Dataset], files: dict[str, str], name: str) -
         name: The name in the title.
     """
     data_files = [{"split": split, "path": files[split]} for split in splits]
-    data = DatasetCardData(
+    metadata = DatasetCardData(
         task_categories=["text-generation"],
         tags=["dual-cot", "edit_trl", "trl"],
         configs=[{"config_name": "default", "data_files": data_files}],
     )
-    parts = [
-        f"# {text(name)}",
-        "Dual chains of thought for [EDIT](https://arxiv.org/abs/2405.19737): a correct chain (`chosen`) and "
-        "a similar wrong one (`rejected`) of the same question (`prompt`), in TRL's preference columns.",
-        table(["split", "rows"], ([code(split), str(len(rows))] for split, rows in splits.items())),
-        *(_counts(splits, column) for column in ("task", "source", "mistake")),
-        "```bash\nedit-trl train --config RECIPE.yaml --dataset NAMESPACE/NAME\n```",
-        "## Examples\n\nThe key steps in bold.",
-        examples_section(pick_examples(next(iter(splits.values())), None, "words")),
-        f"## Citation\n\n```bibtex\n{EDIT_CITATION}\n```",
-    ]
-    body = "\n\n".join(part for part in parts if part)
-    return f"---\n{data.to_yaml()}\n---\n\n{body}\n"
+    counts = {column: _count(splits, column).most_common() for column in ("task", "source", "mistake")}
+    values = {
+        "title": name,
+        "splits": splits,
+        "counts": {column: values for column, values in counts.items() if values},
+        "examples": pick_examples(next(iter(splits.values())), None, "words"),
+        "generated": None,
+    }
+    return render_card("dataset_card.md", metadata, values)
 
 
-def _counts(splits: dict[str, Dataset], column: str) -> str:
+def _count(splits: dict[str, Dataset], column: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     for rows in splits.values():
         for value in rows[column][:] if column in rows.column_names else ():
             counts.update(value if isinstance(value, list) else [value] if value is not None else [])
-    return (
-        table([column, "rows"], ([code(name), str(n)] for name, n in counts.most_common())) if counts else ""
-    )
+    return counts

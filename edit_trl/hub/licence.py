@@ -1,4 +1,4 @@
-"""The licence of a base model (L0), as its own card states it; nothing is made up."""
+"""The licence of a base model, as its own card states it; none is guessed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from edit_trl.common.hub_ids import is_hub_id
 from edit_trl.common.markdown import one_line
 
-# Their terms let nobody share what was made from the work.
+# Their terms forbid sharing what was made from the work.
 FORBIDS_DERIVATIVES = ("cc-by-nd-4.0", "cc-by-nc-nd-4.0")
 
 
 @dataclass(frozen=True)
 class Licence:
-    """What a card says of the licence, in the Hub's terms.
+    """The licence in a card's metadata.
 
     Attributes:
-        id: `license`; "other" where it is unknown, not one of the Hub's, or forbids sharing derivatives.
+        id: `license`; "other" if it is unknown, not one of the Hub's, or forbids sharing derivatives.
         name: `license_name`.
         link: `license_link`.
-        why: A sentence on where it comes from, or why it is "other".
+        why: A sentence for the reader: where the licence comes from, or why it is "other".
     """
 
     id: str
@@ -31,19 +31,14 @@ class Licence:
     link: str | None
     why: str
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the base model's card states a licence at all."""
-        return self.name != "unknown"
-
 
 @cache
 def read_licence(base_model: str, revision: str | None = None) -> Licence:
-    """The licence a base model's card states.
+    """Read the licence that a base model's card states.
 
     Args:
-        base_model: A folder, of which README.md is read, or an id on the Hub; empty for neither.
-        revision: Of the latter.
+        base_model: A folder, whose README.md is read, or an id on the Hub; empty for a model made in memory.
+        revision: Revision of a model on the Hub.
     """
     if not base_model:
         return licence_of({}, "it was made in memory", "of this one")
@@ -51,40 +46,40 @@ def read_licence(base_model: str, revision: str | None = None) -> Licence:
     if local.is_dir():
         return licence_of(_local_metadata(local), "its README.md", local.name)
     if is_hub_id(base_model):
-        metadata, trouble = _hub_metadata(base_model, revision)
-        return licence_of(metadata, trouble or "its card on the Hub", base_model)
+        metadata, error = _hub_metadata(base_model, revision)
+        return licence_of(metadata, error or "its card on the Hub", base_model)
     return licence_of({}, f"there is no {local.name} any more", local.name)
 
 
 def licence_of(metadata: dict[str, Any], source: str, base_model: str) -> Licence:
-    """The licence of what was made from a model.
+    """The licence of a model that was trained from another.
 
     Args:
-        metadata: Of the model's card.
-        source: Where that was read, or why it could not be.
-        base_model: The model's name.
+        metadata: Metadata of the base model's card.
+        source: Where the metadata was read, or why it could not be read.
+        base_model: The base model's name.
     """
     stated = metadata.get("license")
     stated = stated[0] if isinstance(stated, list) and len(stated) == 1 else stated
     if not stated or not isinstance(stated, str):
         several = isinstance(stated, list) and stated
-        found = f"names several licences ({', '.join(map(str, stated))})" if several else "states no licence"
-        why = f'The licence is given as "other" because the base model {base_model} {found} ({source}). '
+        reason = f"names several licences ({', '.join(map(str, stated))})" if several else "states no licence"
+        why = f'The licence is given as "other" because the base model {base_model} {reason} ({source}). '
         return Licence("other", "unknown", None, why + "Find out what its terms allow before you share this.")
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", stated):
         why = f'The licence is given as "other" because what the base model {base_model} states ({source}) '
         return Licence("other", "unknown", None, why + "is no name of a licence.")
-    told = {key: one_line(metadata[key]) for key in ("license_name", "license_link") if metadata.get(key)}
-    name, link = told.get("license_name"), told.get("license_link")
+    name, link = (
+        one_line(metadata[key]) if metadata.get(key) else None for key in ("license_name", "license_link")
+    )
     if stated.lower() in FORBIDS_DERIVATIVES:
         why = f'The licence is given as "other" because that of the base model {base_model}, {stated}, does '
         return Licence("other", stated, link, why + "not allow sharing what was made from it.")
     if link and not link.startswith("https://"):
         link = f"https://huggingface.co/{base_model}/blob/main/{link}" if is_hub_id(base_model) else None
-    shown = f"{stated} ({name})" if name else stated
-    return Licence(
-        stated, name, link, f"The licence, {shown}, is that of the base model {base_model} ({source})."
-    )
+    full_name = f"{stated} ({name})" if name else stated
+    why = f"The licence, {full_name}, is that of the base model {base_model} ({source})."
+    return Licence(stated, name, link, why)
 
 
 def _local_metadata(folder: Path) -> dict[str, Any]:
@@ -94,7 +89,7 @@ def _local_metadata(folder: Path) -> dict[str, Any]:
     readme = folder / "README.md"
     try:
         return (metadata_load(readme) or {}) if readme.is_file() else {}
-    except (ValueError, YAMLError):  # a card whose metadata is none
+    except (ValueError, YAMLError):  # metadata that is not YAML
         return {}
 
 
@@ -104,6 +99,6 @@ def _hub_metadata(base_model: str, revision: str | None) -> tuple[dict[str, Any]
 
     try:
         info = HfApi().model_info(base_model, revision=revision, timeout=20)
-    except (HTTPError, OSError) as error:  # refused, gone, or no network: the card says so
+    except (HTTPError, OSError) as error:  # refused, deleted, or no network: the new card says so
         return {}, f"its card on the Hub could not be read: {type(error).__name__}"
     return (info.card_data.to_dict() if info.card_data else {}), None

@@ -1,31 +1,19 @@
-"""The model card (L3): written by the trainer, and again when more is known."""
+"""The model card: written after training, and again with earlier stages and evaluations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from edit_trl.common.hub_ids import is_hub_id
-from edit_trl.common.markdown import code, one_line, text
-from edit_trl.hub.card_facts import CardFacts, read_facts, write_facts
-from edit_trl.hub.card_sections import (
-    EDIT_CITATION,
-    TRL_CITATION,
-    Evaluation,
-    all_versions,
-    data_section,
-    eval_results,
-    evaluation_section,
-    examples_section,
-    final_metrics,
-    linked,
-    objective_section,
-    options_table,
-    usage,
-)
+from edit_trl.common.markdown import one_line
+from edit_trl.hub.card_facts import LOGGED, CardFacts, Evaluation, StageFacts, read_facts, write_facts
+from edit_trl.hub.card_templates import render_card
 from edit_trl.hub.curves import curves_svg
 from edit_trl.hub.licence import Licence, read_licence
 
@@ -35,12 +23,12 @@ TAGS = ("trl", "edit_trl", "dual-cot")
 
 
 def package_versions() -> dict[str, str]:
-    """The packages that training goes through."""
+    """Versions of the installed packages that take part in training, by name."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
-        except PackageNotFoundError:  # bitsandbytes, where there is none for the machine
+        except PackageNotFoundError:  # bitsandbytes does not exist for every machine
             continue
     return versions
 
@@ -58,13 +46,13 @@ def write_card(
     """Write `README.md` and `training_curves.svg` into a model's folder.
 
     Args:
-        folder: The folder.
-        facts: What is known of the model.
-        model_name: The name in the title; the repository's, or the folder's, where None.
-        repo_id: Where it goes on the Hub, for the code that loads it.
-        base_model: The base model's id on the Hub, where it was trained from a folder.
-        tags: The Hub's tags.
-        evaluations: What was measured.
+        folder: The model's folder, or another one to write both files to.
+        facts: The facts of the model.
+        model_name: The name in the title; None for the name of the repository, or else of the folder.
+        repo_id: The model's id on the Hub, for the code in the card that loads it.
+        base_model: The base model's id on the Hub, if it was trained from a folder.
+        tags: Tags for the Hub.
+        evaluations: The evaluations to show.
 
     Returns:
         The licence that the card states.
@@ -90,7 +78,7 @@ def write_card(
 
 
 def include_earlier_stages(folder: Path, previous: Path) -> None:
-    """Write the card of a stage anew, with the stages before it, where their folder tells of them."""
+    """Write the card of a stage again with the stages before it, if the folder `previous` has their facts."""
     facts, earlier = read_facts(folder), read_facts(previous)
     if facts is not None and earlier is not None and len(facts.stages) == 1:
         facts = facts.after(earlier)
@@ -109,38 +97,72 @@ def dual_cot_model_card(
     evaluations: Sequence[Evaluation] = (),
     has_curves: bool = False,
 ) -> ModelCard:
-    """The card of a trained model: what was trained on what, with which objective, how well, how to load it.
+    """The card of a trained model: how it was trained on which data, how good it is, and how to load it.
 
     Args:
-        facts: What is known of the model.
+        facts: The facts of the model.
         model_name: The name in the title.
-        repo_id: What the code that loads it calls it.
-        base_model: Id or path of the model the first stage started from.
-        licence: The base model's.
-        tags: The Hub's tags.
-        evaluations: What was measured.
-        has_curves: Whether there is a picture of the curves beside it.
+        repo_id: The model's id or path in the code that loads it.
+        base_model: Id or path of the model that the first stage started from.
+        licence: The licence of the base model.
+        tags: Tags for the Hub.
+        evaluations: The evaluations to show.
+        has_curves: Whether `training_curves.svg` lies beside the card.
 
     Returns:
-        A card with metadata that the Hub accepts.
+        The card, with metadata that the Hub accepts.
     """
-    data = _metadata(facts, model_name, base_model, licence, tags, evaluations)
-    sections = [
-        f"# {text(model_name)}",
-        _summary(facts, base_model),
-        text(licence.why),
-        ("Use", usage(facts.form, repo_id, base_model, facts.stages[-1].conversational)),
-        ("Evaluation", evaluation_section(evaluations)),
-        ("Data", data_section(facts.stages)),
-        ("Examples", _examples(facts)),
-        ("Objective", objective_section(facts.stages)),
-        ("Training", _training(facts, has_curves)),
-        ("Versions", all_versions(facts)),
-        ("Citation", f"```bibtex\n{EDIT_CITATION}\n```\n\n```bibtex\n{TRL_CITATION}\n```"),
-    ]
-    parts = [s if isinstance(s, str) else f"## {s[0]}\n\n{s[1]}" for s in sections if s and s[-1]]
-    body = "\n\n".join(parts)
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+    metadata = _metadata(facts, model_name, base_model, licence, tags, evaluations)
+    values = {
+        "model_name": model_name,
+        "form": facts.form,
+        "base_model": base_model,
+        "repo_id": repo_id,
+        "licence": licence,
+        "stages": facts.stages,
+        "rows": [(stage, name, report) for stage in facts.stages for name, report in stage.rows.items()],
+        "score_tables": _score_tables(evaluations),
+        "has_curves": has_curves,
+    }
+    return ModelCard(render_card("model_card.md", metadata, values | _training_values(facts.stages)))
+
+
+def _training_values(stages: Sequence[StageFacts]) -> dict[str, Any]:
+    """Values for the tables of options, last logs and versions."""
+    logs = [next((log for log in reversed(s.logs) if "logps/chosen" in log), {}) for s in stages]
+    options = {
+        kind: [getattr(stage, kind) or {} for stage in stages]
+        for kind in ("objective", "training", "adapter")
+    }
+    versions = stages[-1].versions
+    return {
+        "option_names": {kind: list(dict.fromkeys(chain.from_iterable(v))) for kind, v in options.items()},
+        "last_logs": logs,
+        "logged": [name for name in LOGGED if any(name in log for log in logs)],
+        # The template shows these names as they are.
+        "versions": {package: versions[package] for package in PACKAGES if package in versions},
+    }
+
+
+def _score_tables(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """A table of scores per kind of evaluation, this model first; `by_task` is the run shown by task."""
+    tables = []
+    for kind in dict.fromkeys(evaluation.kind for evaluation in evaluations):
+        runs = [evaluation for evaluation in evaluations if evaluation.kind == kind]
+        runs.sort(key=lambda run: not run.of_this_model)
+        scores = dict.fromkeys(
+            name for run in runs for name, value in run.scores.items() if value is not None
+        )
+        own = next((run for run in runs if run.of_this_model), None)
+        tables.append(
+            {
+                "kind": kind,
+                "runs": runs,
+                "scores": sorted(scores, key=lambda name: name != runs[0].main),
+                "by_task": own if own is not None and len(own.tasks) > 1 else None,
+            }
+        )
+    return tables
 
 
 def _metadata(
@@ -165,44 +187,32 @@ def _metadata(
         datasets=datasets or None,
         tags=sorted(map(one_line, tags)),
         pipeline_tag="text-generation",
-        eval_results=eval_results(evaluations) or None,
+        eval_results=_eval_results(evaluations) or None,
         **extra,
     )
 
 
-def _summary(facts: CardFacts, base_model: str) -> str:
-    what = {
-        "adapter": "An adapter for",
-        "model": "A fine-tuned version of",
-        "merged": "An adapter, merged into the weights, of",
-    }[facts.form]
-    stages = " and then ".join(code(stage.name) for stage in facts.stages)
-    return (
-        f"{what} {linked(base_model)}, trained on dual chains of thought (a correct one and a similar wrong "
-        "one of the same question) with [EDIT](https://arxiv.org/abs/2405.19737) through edit_trl and "
-        f"[TRL](https://github.com/huggingface/trl): {stages}."
-    )
-
-
-def _examples(facts: CardFacts) -> str:
-    examples = facts.stages[-1].examples
-    if not examples:
-        return ""
-    method = facts.stages[-1].objective.get("key_step_method")
-    return f"Pairs it was trained on; the key steps (`{method}`) in bold.\n\n{examples_section(examples)}"
-
-
-def _training(facts: CardFacts, has_curves: bool) -> str:
-    parts = []
-    if has_curves:
-        parts.append(f"![Training curves: loss and key accuracy by step]({CURVES_FILE})")
-    parts.append(options_table(facts.stages, "training"))
-    if any(stage.adapter for stage in facts.stages):
-        parts += ["The adapter:", options_table(facts.stages, "adapter")]
-    held = facts.stages[-1].quantization
-    if held:
-        parts.append(f"While training, the base model was held in {text(held)}.")
-    if facts.stages[-1].processes > 1:
-        parts.append(f"{facts.stages[-1].processes} processes trained together; batch sizes are of each.")
-    parts.append(final_metrics(facts.stages))
-    return "\n\n".join(part for part in parts if part)
+def _eval_results(evaluations: Sequence[Evaluation]) -> list[EvalResult]:
+    """The scores of this model for the Hub's model-index, with intervals as arguments of the metric."""
+    results = []
+    for evaluation in evaluations:
+        if not evaluation.of_this_model:
+            continue
+        for name, value in evaluation.scores.items():
+            if value is None:
+                continue
+            args: dict[str, Any] = {"items": evaluation.items}
+            if name in evaluation.intervals:
+                args["confidence_interval_95"] = [round(x, 6) for x in evaluation.intervals[name]]
+            results.append(
+                EvalResult(
+                    task_type="text-generation",
+                    dataset_type=f"edit_trl-{evaluation.kind}",
+                    dataset_name=one_line(", ".join(evaluation.tasks) or evaluation.kind),
+                    metric_type=name,
+                    metric_name=name.replace("_", " "),
+                    metric_value=round(value, 6),
+                    metric_args=args,
+                )
+            )
+    return results

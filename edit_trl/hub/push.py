@@ -1,19 +1,26 @@
-"""What of a run is pushed to the Hub, and the push itself."""
+"""Pushing to the Hub: what a path holds, which of its files are uploaded, and the upload.
+
+`huggingface_hub` is slow to import, so the modules of the cards are imported where they are used.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.run_file import RUN_FILE, read_run_file, stage_options
+from edit_trl.hub.recipe_file import recipe_text
+from edit_trl.hub.repository import CARD_FILES, account, model_files, open_repository, upload
 
 if TYPE_CHECKING:
-    from edit_trl.hub.card_sections import Evaluation
+    from edit_trl.hub.card_facts import Evaluation
     from edit_trl.hub.repository import Content, RepoType
 
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
@@ -30,20 +37,31 @@ class Source:
     Attributes:
         kind: `model` (or adapter), `generation` (a folder of `edit-trl generate`) or `rows` (dual CoTs in a
             file or folder of their own).
-        path: The folder or file; of a run with stages, the last finished stage's.
-        name: What it is called where nothing else is said.
+        path: The folder or file. Of a run with stages, the folder of the stage that finished last.
+        name: The name of the file or folder that was asked for; the repository's, unless another is given.
     """
 
     kind: Literal["model", "generation", "rows"]
     path: Path
     name: str
 
+    @property
+    def repo_type(self) -> RepoType:
+        """The type of the repository it goes to."""
+        return "model" if self.kind == "model" else "dataset"
+
+    def hub_model_id(self) -> str | None:
+        """The repository that the recipe of a model names, if it names one."""
+        return (
+            read_run_file(self.path).get("options", {}).get("hub_model_id") if self.kind == "model" else None
+        )
+
 
 def find_source(run: str) -> Source:
-    """What there is to push at a path.
+    """Find what can be pushed at a path.
 
     Raises:
-        InputError: Nothing, a checkpoint, a run that is not finished, or weights that are pickles.
+        InputError: There is nothing, a checkpoint, an unfinished run, or weights that are pickles.
     """
     path = Path(run).expanduser()
     if path.is_file():
@@ -60,60 +78,89 @@ def find_source(run: str) -> Source:
     if any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
         return Source("rows", path, name)
     stages = {file.parent: read_run_file(file.parent) for file in path.glob(f"*/{RUN_FILE}")}
-    finished = {folder: run["finished"] for folder, run in stages.items() if run.get("finished")}
+    finished = {folder: state["finished"] for folder, state in stages.items() if state.get("finished")}
     if finished:
         return Source("model", _checked_model(max(finished, key=finished.__getitem__)), name)
     if stages or (path / RUN_FILE).is_file():
-        raise InputError(
-            f"{run}: no stage of this run is finished; run `edit-trl train` again and it goes on"
-        )
-    held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-    raise InputError(f"{run} is no model, run or dataset of edit-trl; it holds {held}")
+        raise InputError(f"{run}: no stage of this run is finished; run `edit-trl train` again to resume it")
+    entries = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+    raise InputError(f"{run} is no model, run or dataset of edit-trl; it holds {entries}")
 
 
 def _checked_model(folder: Path) -> Path:
     state = read_run_file(folder)
     if state and not state.get("finished"):
-        raise InputError(f"{folder}: this run is not finished; run `edit-trl train` again and it goes on")
+        raise InputError(f"{folder}: this run is not finished; run `edit-trl train` again to resume it")
     if not any((folder / name).is_file() for name in WEIGHTS):
         pickles = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "none"
         raise InputError(f"{folder} has no weights in safetensors (pickles, which are not pushed: {pickles})")
     return folder
 
 
+def default_repo_id(name: str, hub_model_id: str | None = None, token: str | None = None) -> str:
+    """The repository to push to when none is given: the recipe's, or a name under the account logged in.
+
+    Args:
+        name: Name of the repository where the recipe names none.
+        hub_model_id: The recipe's option, with or without a namespace.
+        token: Whose account is asked for; the login's where None.
+
+    Raises:
+        InputError: A namespace is needed, and nobody is logged in.
+    """
+    if hub_model_id and "/" in hub_model_id:
+        return hub_model_id
+    name, user = hub_model_id or name, account(token)
+    if user is None:
+        raise InputError(
+            f"where to? Pass --repo_id your-name/{name}, or log in with `hf auth login`: no account is known"
+        )
+    return f"{user}/{name}"
+
+
 # The files
 
 
 def files_to_push(
-    source: Source, repo_id: str, base_model: str | None, evaluations: Sequence[Evaluation], drafts: Path
+    source: Source,
+    repo_id: str,
+    drafts: Path,
+    *,
+    base_model: str | None = None,
+    evaluations: Sequence[Evaluation] = (),
 ) -> tuple[dict[str, Content], list[str]]:
-    """Name in the repository -> what goes there, and what is worth saying of it."""
+    """Choose the files to upload, and write the card for this repository.
+
+    Args:
+        source: What is pushed.
+        repo_id: Where it goes.
+        drafts: An empty folder for the files that are written anew. It must exist until the upload is done.
+        base_model: The base model's id on the Hub, where a model was trained from a folder.
+        evaluations: The evaluations that a model's card shows.
+
+    Returns:
+        The files by their name in the repository, and notes for the user.
+    """
     if source.kind == "model":
-        return _model(source, repo_id, base_model, evaluations, drafts)
+        return _model(source, repo_id, drafts, base_model, evaluations)
     if source.kind == "generation":
         return {name: source.path / name for name in GENERATED if (source.path / name).is_file()}, []
     return _rows(source.path, repo_id, drafts), []
 
 
 def _model(
-    source: Source, repo_id: str, base_model: str | None, evaluations: Sequence[Evaluation], drafts: Path
+    source: Source, repo_id: str, drafts: Path, base_model: str | None, evaluations: Sequence[Evaluation]
 ) -> tuple[dict[str, Content], list[str]]:
     from edit_trl.hub.card_facts import read_facts
     from edit_trl.hub.model_card import write_card
-    from edit_trl.hub.recipe_file import recipe_text
-    from edit_trl.hub.repository import CARD_FILES, model_files
 
-    files, notes = model_files(source.path, base_model), []
+    files = model_files(source.path, base_model)
     facts = read_facts(source.path)
     if facts is None:
-        notes.append("no card.json beside the model, so its README.md goes as it is")
-        return files, notes
+        return files, ["no card.json beside the model, so its README.md is uploaded as it is"]
     licence = write_card(drafts, facts, repo_id=repo_id, base_model=base_model, evaluations=evaluations)
     files |= {name: drafts / name for name in CARD_FILES if (drafts / name).is_file()}
-    if licence.id == "other":
-        notes.append(licence.why)
-    names = [stage.name for stage in facts.stages]
-    stages = stage_options(source.path, names)
+    stages = stage_options(source.path, [stage.name for stage in facts.stages])
     if stages:
         files["recipe.yaml"] = recipe_text(stages, repo_id.split("/")[-1], base_model).encode()
     elif (source.path / "recipe.yaml").is_file():  # beside a merged model
@@ -121,23 +168,17 @@ def _model(
     training = {stage.name: stage.results for stage in facts.stages}
     results = {"training": training, "evaluations": [_result(evaluation) for evaluation in evaluations]}
     files["results.json"] = (json.dumps(results, indent=2, default=str) + "\n").encode()
-    return files, notes
+    return files, [licence.why] if licence.id == "other" else []
 
 
-def _result(evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "name": evaluation.name,
-        "kind": evaluation.kind,
-        "of_this_model": evaluation.of_this_model,
-        "items": evaluation.items,
-        "scores": dict(evaluation.scores),
-        "intervals": {name: list(interval) for name, interval in evaluation.intervals.items()},
-        "tasks": {task: dict(scores) for task, scores in evaluation.tasks.items()},
-    }
+def _result(evaluation: Evaluation) -> dict[str, object]:
+    result = asdict(evaluation)
+    del result["main"]  # which score the card shows first
+    return result
 
 
 def _rows(path: Path, repo_id: str, drafts: Path) -> dict[str, Content]:
-    """Dual CoTs as Parquet, a file a split, and their card."""
+    """Dual CoTs as Parquet, one file per split, and their card."""
     from edit_trl.data.dual_cots import load_dual_cots, save_dual_cots
     from edit_trl.hub.dataset_card import dataset_card
 
@@ -155,36 +196,98 @@ def _rows(path: Path, repo_id: str, drafts: Path) -> dict[str, Content]:
     return files | {"README.md": dataset_card(splits, in_repo, repo_id.split("/")[-1]).encode()}
 
 
-# Sending
+# The upload
 
 
 def push_files(
     source: Source,
     repo_id: str,
     files: Mapping[str, Content],
-    notes: Sequence[str],
-    private: bool | None,
-    revision: str | None,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
     token: str | None = None,
 ) -> str:
-    from edit_trl.hub.repository import open_repository, upload
+    """Upload files as one commit.
 
-    kind = repo_type(source)
-    there = open_repository(repo_id, repo_type=kind, private=private, revision=revision, token=token)
+    Args:
+        source: What is pushed.
+        repo_id: The repository; created if there is none.
+        files: The files by their name in the repository.
+        private: See `open_repository`.
+        revision: The branch; created if there is none.
+        token: The login's own where None.
+
+    Returns:
+        What was pushed where, for the user.
+
+    Raises:
+        InputError: The Hub refused, or cannot be reached.
+    """
+    repository = open_repository(
+        repo_id, repo_type=source.repo_type, private=private, revision=revision, token=token
+    )
     commit = upload(
         files,
         repo_id,
         message=f"Push {source.name} with edit-trl",
-        repo_type=kind,
+        repo_type=source.repo_type,
         revision=revision,
         token=token,
     )
-    visibility = "private" if there.private else "public"
-    lines = [f"pushed {len(files)} files of {source.path} to {there.url} ({visibility}), commit {commit}"]
-    if private is False and there.private:
-        lines.append("it exists and is private, and stays so: its settings on the Hub make it public")
-    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
+    visibility = "private" if repository.private else "public"
+    line = f"pushed {len(files)} files of {source.path} to {repository.url} ({visibility}), commit {commit}"
+    if private is False and repository.private:
+        line += "\nit exists and is private, and stays so: its settings on the Hub make it public"
+    return line
 
 
-def repo_type(source: Source) -> RepoType:
-    return "model" if source.kind == "model" else "dataset"
+@contextmanager
+def pushing(
+    folder: Path,
+    name: str,
+    find_evaluations: Callable[[Path], Sequence[Evaluation]],
+    *,
+    hub_model_id: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Iterator[None]:
+    """Push the model that is trained inside the block.
+
+    Before the block, the repository is opened, so a push that would be refused stops the run before it is
+    trained. After it, the folder is pushed as a whole, with its card and results. Only the main process does
+    either.
+
+    Args:
+        folder: Where the model is saved.
+        name: Name of the repository where `hub_model_id` is None.
+        find_evaluations: Finds the evaluations of the model in a folder, for its card.
+        hub_model_id: The repository.
+        private: See `open_repository`.
+        revision: The branch.
+        token: The login's own where None.
+
+    Raises:
+        InputError: Nobody is logged in, or the Hub refused.
+    """
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
+        yield
+        return
+    repo_id = default_repo_id(name, hub_model_id, token)
+    open_repository(repo_id, private=private, revision=revision, token=token)
+    yield
+    source = find_source(str(folder))
+    with tempfile.TemporaryDirectory(prefix="edit_trl-push-") as drafts:
+        evaluations = find_evaluations(source.path)
+        files, notes = files_to_push(source, repo_id, Path(drafts), evaluations=evaluations)
+        try:
+            print(push_files(source, repo_id, files, private=private, revision=revision, token=token))
+        except InputError as error:
+            raise InputError(
+                f"{error}. The model is safe in {folder}: `edit-trl push {folder} --repo_id {repo_id}`"
+            ) from error
+        for note in notes:
+            print(f"note: {note}")

@@ -1,4 +1,4 @@
-"""The recipe that goes to the Hub with a model (L2): its training, without the paths of this machine."""
+"""The recipe that is uploaded with a model: how it was trained, without the paths of this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from edit_trl.common.hub_ids import is_hub_id
 
-# Of the place and the person, not of the model.
+# Options that say where and by whom the model was trained, not how.
 _PRIVATE = (
     *("output_dir", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_strategy"),
     *("hub_revision", "hub_always_push", "resume_from_checkpoint", "run_name", "logging_dir"),
@@ -19,41 +19,43 @@ _PRIVATE = (
 def recipe_text(
     stages: Sequence[tuple[str, Mapping[str, Any]]], name: str, base_model: str | None = None
 ) -> str:
-    """A recipe that `edit-trl train` reads.
+    """Write a recipe that `edit-trl train` reads.
 
     Args:
-        stages: Each stage's name and the options it was run with; one is a recipe without stages.
-        name: Of the model; `output_dir` is named after it.
-        base_model: The base model's id, where it was trained from a folder.
+        stages: Name and options of each stage. A single one gives a recipe without stages.
+        name: Name of the model, which `output_dir` ends with.
+        base_model: The base model's id on the Hub, if it was trained from a folder.
 
     Returns:
-        YAML. Of a path of this machine only the last part is left.
+        The recipe as YAML. Of a path on this machine only the last part is left.
     """
     import yaml
 
-    shown = [(stage, _shown(options, base_model)) for stage, options in stages]
-    first = shown[0][1]
-    common = {k: v for k, v in first.items() if all(k in of and of[k] == v for _, of in shown)}
+    options = [_public_options(values, base_model) for _, values in stages]
+    common = {k: v for k, v in options[0].items() if all(k in other and other[k] == v for other in options)}
     recipe = {**common, "output_dir": f"outputs/{name}"}
-    if len(shown) > 1:
-        own = [(stage, {k: v for k, v in options.items() if k not in common}) for stage, options in shown]
-        recipe["stages"] = [{"name": stage, **options} for stage, options in own]
+    if len(stages) > 1:
+        recipe["stages"] = [
+            {"name": stage, **{k: v for k, v in own.items() if k not in common}}
+            for (stage, _), own in zip(stages, options, strict=True)
+        ]
     head = f"# How {name} was trained: edit-trl train --config recipe.yaml --dataset YOUR_DUAL_COTS\n"
     return head + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _shown(options: Mapping[str, Any], base_model: str | None) -> dict[str, Any]:
-    shown = {k: _without_path(k, v) for k, v in options.items() if k not in _PRIVATE and v is not None}
-    if base_model and "model_name_or_path" in shown:
-        shown["model_name_or_path"] = base_model
-    return shown
+def _public_options(options: Mapping[str, Any], base_model: str | None) -> dict[str, Any]:
+    public = {k: _without_path(k, v) for k, v in options.items() if k not in _PRIVATE and v is not None}
+    if base_model and "model_name_or_path" in public:
+        public["model_name_or_path"] = base_model
+    return public
 
 
 def _without_path(option: str, value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_path(key, of) for key, of in value.items()}
+        return {key: _without_path(key, item) for key, item in value.items()}
     if not isinstance(value, str):
         return value
-    named = option in ("model_name_or_path", "dataset_name", "eval_dataset_name") and not is_hub_id(value)
-    is_elsewhere = value.startswith("~") or ".." in Path(value).parts or Path(value).is_absolute()
-    return Path(value).name if named or is_elsewhere else value
+    names = ("model_name_or_path", "dataset_name", "eval_dataset_name")
+    is_local = option in names and not is_hub_id(value)
+    is_path = value.startswith("~") or ".." in Path(value).parts or Path(value).is_absolute()
+    return Path(value).name if is_local or is_path else value

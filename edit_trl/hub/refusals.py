@@ -1,6 +1,6 @@
-"""What the Hugging Face Hub refuses, in a sentence, and patience with what passes by itself (L0).
+"""Errors of the Hugging Face Hub: told in one sentence, and retried if they are temporary.
 
-`huggingface_hub` is slow to import, so that is done where it is used.
+`huggingface_hub` is slow to import, so it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _TRIES = 5
-_FIRST_WAIT = 1.0
+_FIRST_WAIT = 1.0  # seconds
 # The Hub counts requests in windows of five minutes.
 _LONGEST_WAIT = 600.0
-_PASSING = (408, 429, 500, 502, 503, 504)
-# Requests that the client itself repeats.
-_REPEATED_BY_CLIENT = re.compile(r"/preupload/|\.git/info/lfs|/lfs/")
-_AGAIN = "run the same command again, what has arrived is not sent again"
+_TEMPORARY = (408, 429, 500, 502, 503, 504)
+# Requests that the client itself retries.
+_RETRIED_BY_CLIENT = re.compile(r"/preupload/|\.git/info/lfs|/lfs/")
+_AGAIN = "run the same command again; what has arrived is not sent again"
 
 
 def whoami(token: str | None = None) -> dict[str, Any] | None:
-    """What the Hub knows of the login; None without one, or where the Hub cannot be asked."""
+    """The Hub's record of the login; None if there is no login, or if the Hub cannot be reached."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HTTPError
 
@@ -46,12 +46,15 @@ def whoami(token: str | None = None) -> dict[str, Any] | None:
 
 @contextmanager
 def explained(repo_id: str, revision: str | None = None, token: str | None = None) -> Iterator[HfApi]:
-    """The Hub's client; what goes wrong with it becomes an `InputError`.
+    """The Hub's client, whose errors inside the block become an `InputError`.
 
     Args:
-        repo_id: What is written to.
-        revision: The branch.
-        token: The login's own where None.
+        repo_id: The repository that is written to.
+        revision: The branch; None for the main branch.
+        token: Token of the Hub; None for that of the login.
+
+    Raises:
+        InputError: The Hub refused, or the connection broke.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
@@ -67,7 +70,7 @@ def explained(repo_id: str, revision: str | None = None, token: str | None = Non
     except HfHubHTTPError as error:
         raise InputError(_refusal(error, repo_id, revision, token)) from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        # The client wraps what broke an upload.
+        # The client wraps the error that broke an upload.
         cause = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else None
         raise InputError(
             _refusal(cause, repo_id, revision, token) if cause else _broken(error, repo_id)
@@ -94,7 +97,7 @@ def _refusal(error: Any, repo_id: str, revision: str | None, token: str | None) 
             "mistyped; log in again with `hf auth login` (HF_TOKEN, where set, wins over that)"
         )
     if status == 403:
-        return f"{_named_token(token)} may not write to {repo_id}; {_said(error)}"
+        return f"{_token_name(token)} may not write to {repo_id}; {_server_message(error)}"
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no branch {revision!r}"
     if status == 404:
@@ -105,55 +108,63 @@ def _refusal(error: Any, repo_id: str, revision: str | None, token: str | None) 
         return f"the Hub asks for fewer requests (HTTP 429); wait a few minutes and {_AGAIN}"
     if status >= 500:
         return f"the Hub is in trouble (HTTP {status}, asked {_TRIES} times); {_AGAIN}"
-    return f"the Hub does not take {repo_id} (HTTP {status}): {_said(error)}"
+    return f"the Hub does not take {repo_id} (HTTP {status}): {_server_message(error)}"
 
 
-def _said(error: Any) -> str:
+def _server_message(error: Any) -> str:
     message = error.server_message or str(error)
     return " ".join(message.split())
 
 
-def _named_token(token: str | None) -> str:
+def _token_name(token: str | None) -> str:
     who = whoami(token)
     if who is None:
         return "this token"
-    of = who.get("auth", {}).get("accessToken", {})
-    named = f" {of['displayName']!r}" if of.get("displayName") else ""
-    role = f" (role: {of['role']})" if of.get("role") else ""
-    return f"the token{named} of {who.get('name')!r}{role}"
+    record = who.get("auth", {}).get("accessToken", {})
+    name = f" {record['displayName']!r}" if record.get("displayName") else ""
+    role = f" (role: {record['role']})" if record.get("role") else ""
+    return f"the token{name} of {who.get('name')!r}{role}"
 
 
 def patiently(call: Callable[[], Result]) -> Result:
-    """The call's result; what passes by itself is waited for, as long as the Hub says where it does."""
+    """Call, and retry after temporary errors: as late as the Hub asks for, else after 1, 2, 4 and 8 seconds.
+
+    Args:
+        call: The request. It may be called up to five times.
+
+    Raises:
+        HTTPError: The error is not temporary, or the last try failed too.
+    """
     from huggingface_hub.errors import HTTPError
 
-    for tried in range(1, _TRIES + 1):
+    for tries in range(1, _TRIES + 1):
         try:
             return call()
         except HTTPError as error:
-            wait = _wait(error, tried)
-            if wait is None or tried == _TRIES:
+            wait = _wait(error, tries)
+            if wait is None or tries == _TRIES:
                 raise
             logger.warning("the Hub does not answer as it should; trying again in %.0f s", wait)
             time.sleep(wait)
     raise AssertionError("unreachable")
 
 
-def _wait(error: Any, tried: int) -> float | None:
-    """Seconds until the same request is worth sending again; None where it is not."""
+def _wait(error: Any, tries: int) -> float | None:
+    """Seconds to wait before the request is sent again; None if it should not be."""
     response = getattr(error, "response", None)
     try:
         url = str(error.request.url)
-    except RuntimeError:  # an error that knows no request
+    except RuntimeError:  # an error without a request
         url = ""
-    if _REPEATED_BY_CLIENT.search(url) or (response is not None and response.status_code not in _PASSING):
+    if _RETRIED_BY_CLIENT.search(url) or (response is not None and response.status_code not in _TEMPORARY):
         return None
-    told = None if response is None else _told_wait(response.headers)
-    wait = _FIRST_WAIT * 2 ** (tried - 1) if told is None else told
+    wait = None if response is None else _requested_wait(response.headers)
+    if wait is None:
+        wait = _FIRST_WAIT * 2 ** (tries - 1)
     return wait if wait <= _LONGEST_WAIT else None
 
 
-def _told_wait(headers: Any) -> float | None:
+def _requested_wait(headers: Any) -> float | None:
     from huggingface_hub.utils import parse_ratelimit_headers
 
     limit = parse_ratelimit_headers(headers)

@@ -1,7 +1,7 @@
-"""The Hugging Face Hub (L0): what of a folder may go there, and an upload that can go on.
+"""Repositories of the Hugging Face Hub: which files may be uploaded; resumable uploads.
 
-What an upload has brought there stays: a file's content is known by its hash, so the same call after a broken
-one sends only what is missing. `huggingface_hub` is slow to import, so that is done where it is used.
+The Hub identifies a file's content by its hash, so after a broken upload the same call sends only the files
+that are missing. `huggingface_hub` is slow to import, so it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ RepoType = Literal["model", "dataset"]
 
 Content = Path | bytes
 
-# Everything of a model's folder that is uploaded; all else (checkpoints, optimizer states, pickles, journals)
-# stays. Weights are safetensors alone.
+# The only files of a model's folder that are uploaded: not its checkpoints, optimizer states, pickles and
+# journals. Weights are uploaded as safetensors alone.
 WEIGHT_FILES = (
     *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
@@ -37,7 +37,7 @@ TOKENIZER_FILES = (
 
 CARD_FILES = ("README.md", "training_curves.svg")
 
-# Where a folder of this machine may be named; the Hub has no use for it.
+# Keys whose value may be a path on this machine, which nobody else can use.
 _PATH_KEYS = ("base_model_name_or_path", "_name_or_path", "name_or_path", "tokenizer_file")
 
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
@@ -51,26 +51,24 @@ class Repository:
 
     Attributes:
         id: "namespace/name".
-        url: Its page.
-        private: Whether it is.
-        is_new: Whether it was made just now.
+        url: The repository's page.
+        private: Whether only its owner can see it.
     """
 
     id: str
     url: str
     private: bool
-    is_new: bool
 
 
 def check_repo_id(repo_id: str, option: str = "--repo_id") -> None:
-    """Refuse what is no "namespace/name" before anything is read or sent.
+    """Refuse an id that is not "namespace/name", before anything is read or sent.
 
     Args:
         repo_id: The id.
-        option: What the message calls it.
+        option: The option that the message names.
 
     Raises:
-        InputError: Not such an id; the account that is logged in is named where it is known.
+        InputError: The id is invalid or has no namespace. The message names the account that is logged in.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -81,12 +79,12 @@ def check_repo_id(repo_id: str, option: str = "--repo_id") -> None:
         raise InputError(f"{option} {repo_id!r} is no id of the Hub: {error}") from error
     if "/" not in repo_id:
         name = account()
-        known = f"you are logged in as {name!r}: " if name else ""
-        raise InputError(f'{option} {repo_id!r} has no namespace; {known}"{name or "your-name"}/{repo_id}"')
+        login = f"you are logged in as {name!r}: " if name else ""
+        raise InputError(f'{option} {repo_id!r} has no namespace; {login}"{name or "your-name"}/{repo_id}"')
 
 
 def account(token: str | None = None) -> str | None:
-    """The name that is logged in; None without a login, or where the Hub cannot be asked."""
+    """The account that is logged in; None if there is none, or if the Hub cannot be reached."""
     return (whoami(token) or {}).get("name")
 
 
@@ -98,24 +96,24 @@ def open_repository(
     revision: str | None = None,
     token: str | None = None,
 ) -> Repository:
-    """A repository that may be written to; made where there is none.
+    """Get a repository that may be written to; create it if it does not exist.
 
     Args:
         repo_id: "namespace/name".
         repo_type: `model` or `dataset`.
-        private: Whether it is to be private. A new one is unless this is False; where it is None, one that
-            exists is taken as it is.
-        revision: A branch, made where there is none; the main one where None.
-        token: The login's own where None.
+        private: Whether the repository must be private. A new one is private unless this is False. None
+            accepts an existing one whether it is private or public.
+        revision: A branch, created if it does not exist; None for the main branch.
+        token: Token of the Hub; None for that of the login.
 
     Raises:
-        InputError: No login, no right to write, no network; or `private` was asked for and it is public.
+        InputError: There is no login, no right to write or no network; or `private` is true and the
+            repository is public.
     """
     from huggingface_hub import CommitOperationAdd
 
     check_repo_id(repo_id)
     with explained(repo_id, revision, token) as api:
-        is_new = not patiently(lambda: api.repo_exists(repo_id, repo_type=repo_type))
         url = patiently(
             lambda: api.create_repo(repo_id, repo_type=repo_type, private=private is not False, exist_ok=True)
         )
@@ -127,10 +125,10 @@ def open_repository(
             )
         if revision not in (None, "main"):
             patiently(lambda: api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True))
-        # Asks how a file would be sent, and sends none: whether the token may write is known early.
+        # This asks how a file would be sent, and sends none. It fails now if the token may not write.
         card = CommitOperationAdd("README.md", b"---\n---\n")
         api.preupload_lfs_files(repo_id, [card], repo_type=repo_type, revision=revision)
-        return Repository(repo_id, str(url), bool(info.private), is_new)
+        return Repository(repo_id, str(url), bool(info.private))
 
 
 def upload(
@@ -142,27 +140,27 @@ def upload(
     revision: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Upload files to a repository as one commit; nothing of it is seen there before all have arrived.
+    """Upload files to a repository as one commit, which is visible only once all of them have arrived.
 
     Args:
-        files: Name in the repository -> a file here, or its content.
+        files: The files, as a path or as their content, by their name in the repository.
         repo_id: A repository that exists, see `open_repository`.
-        message: Of the commit.
+        message: The commit message.
         repo_type: `model` or `dataset`.
-        revision: The branch.
-        token: The login's own where None.
+        revision: The branch; None for the main branch.
+        token: Token of the Hub; None for that of the login.
 
     Returns:
-        The page of the commit.
+        URL of the commit.
 
     Raises:
-        InputError: A file that holds a token of the Hub, or the Hub's refusal.
+        InputError: A file contains a token of the Hub, or the Hub refused.
     """
     from huggingface_hub import CommitOperationAdd
 
     _check_for_tokens(files, token)
     with explained(repo_id, revision, token) as api:
-        # Made anew at each try, so that what has arrived meanwhile is seen to be there.
+        # The operations are made anew at each try: only then does the client see what has arrived meanwhile.
         commit = patiently(
             lambda: api.create_commit(
                 repo_id,
@@ -176,27 +174,28 @@ def upload(
 
 
 def model_files(folder: Path, base_model: str | None = None) -> dict[str, Content]:
-    """What of a model's folder is uploaded: safetensors, configuration, tokenizer and card.
+    """The files of a model's folder that are uploaded: safetensors, configuration, tokenizer and card.
 
     Args:
-        folder: With a model or an adapter.
-        base_model: What an adapter's configuration calls its base; as it is there where None, but for a
-            folder of this machine, of which only the name is left.
+        folder: Folder of a model or an adapter.
+        base_model: Id to write into an adapter's configuration as its base model; None to leave it. Of a path
+            on this machine only the last part is left.
 
     Returns:
-        Name in the repository -> the file, or its content where it named a folder of this machine.
+        The files by their name in the repository: a path, or the content where a path on this machine was
+        taken out of it.
 
     Raises:
-        InputError: A configuration that is not JSON, or a link to a file elsewhere.
+        InputError: A configuration is not JSON, or a file is a link out of the folder.
     """
-    found: dict[str, Content] = {}
+    files: dict[str, Content] = {}
     for path in sorted(folder.iterdir()):
         if not path.is_file() or not _matches(path.name, (*WEIGHT_FILES, *TOKENIZER_FILES, *CARD_FILES)):
             continue
         if not path.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{path} is a link out of its folder; put a copy of the file there")
-        found[path.name] = _without_paths(path, base_model) if path.suffix == ".json" else path
-    return found
+        files[path.name] = _without_paths(path, base_model) if path.suffix == ".json" else path
+    return files
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -210,13 +209,13 @@ def _without_paths(path: Path, base_model: str | None) -> Content:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
-    named = {key: values[key] for key in _PATH_KEYS if isinstance(values, dict) and values.get(key)}
-    shown = {key: value if is_hub_id(value) else Path(value).name for key, value in named.items()}
-    if base_model and "base_model_name_or_path" in shown:
-        shown["base_model_name_or_path"] = base_model
-    if shown == named:
+    paths = {key: values[key] for key in _PATH_KEYS if isinstance(values, dict) and values.get(key)}
+    names = {key: value if is_hub_id(value) else Path(value).name for key, value in paths.items()}
+    if base_model and "base_model_name_or_path" in names:
+        names["base_model_name_or_path"] = base_model
+    if names == paths:
         return path
-    return (json.dumps(values | shown, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(values | names, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _check_for_tokens(files: Mapping[str, Content], token: str | None) -> None:
@@ -228,4 +227,4 @@ def _check_for_tokens(files: Mapping[str, Content], token: str | None) -> None:
             continue
         data = content if isinstance(content, bytes) else content.read_bytes()
         if _TOKEN.search(data) or any(secret in data for secret in secrets):
-            raise InputError(f"{name} holds a token of the Hub; remove it there before anything is uploaded")
+            raise InputError(f"{name} holds a token of the Hub; remove it before anything is uploaded")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.common.errors import InputError
 from edit_trl.data.dual_cots import save_dual_cots
 from edit_trl.hub.repository import open_repository, upload
-from edit_trl.teachers.card import CardFacts, generation_card
+from edit_trl.teachers.card import Provenance, generation_card
 from edit_trl.teachers.filters import Pair
 from edit_trl.teachers.generation import DUAL, WARM_UP, Chain, Generation
 
@@ -60,7 +60,7 @@ def warm_up_rows(generation: Generation, conversational: bool) -> list[dict[str,
 
 
 def save_generation(
-    generation: Generation, folder: str | Path, facts: CardFacts, *, conversational: bool = True
+    generation: Generation, folder: str | Path, provenance: Provenance, *, conversational: bool = True
 ) -> dict[str, int]:
     """Write `dual.parquet`, `warm_up.parquet`, `report.json` and the card `README.md` into a folder.
 
@@ -96,7 +96,7 @@ def save_generation(
     if generation.pivots is not None:
         report["pivots"] = [asdict(pivot) for pivot in generation.pivots]
     _write(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    _write(folder / "README.md", generation_card(generation, facts, rows))
+    _write(folder / "README.md", generation_card(generation, provenance, rows))
     return {name: len(of_file) for name, of_file in rows.items()}
 
 

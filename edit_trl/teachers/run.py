@@ -16,7 +16,7 @@ from edit_trl.models.chat.dispatch import Dispatcher, DispatchStats, stopped_by_
 from edit_trl.models.chat.display import Display
 from edit_trl.models.chat.journal import Journal
 from edit_trl.models.chat.protocol import Teacher
-from edit_trl.teachers.card import CardFacts
+from edit_trl.teachers.card import Provenance
 from edit_trl.teachers.export import save_generation
 from edit_trl.teachers.generate_config import GenerateConfig
 from edit_trl.teachers.generation import Generation
@@ -112,8 +112,8 @@ class Prepared:
             stack.enter_context(stopped_by_signals(list(dispatchers.values())))
             display = stack.enter_context(Display(list(dispatchers.values())))
             generation = await self._make(dispatchers, display)
-            facts = self._facts({who: dispatcher.stats for who, dispatcher in dispatchers.items()})
-        rows = save_generation(generation, folder, facts, conversational=config.arguments.conversational)
+            provenance = self._provenance({who: dispatcher.stats for who, dispatcher in dispatchers.items()})
+        rows = save_generation(generation, folder, provenance, conversational=config.arguments.conversational)
         return generation, rows
 
     async def _make(self, dispatchers: dict[str, Dispatcher], display: Display) -> Generation:
@@ -138,9 +138,9 @@ class Prepared:
             watcher=display,
         )
 
-    def _facts(self, stats: dict[str, DispatchStats]) -> CardFacts:
+    def _provenance(self, stats: dict[str, DispatchStats]) -> Provenance:
         values = {name: value for name, value in self.config.values.items() if name not in _INCIDENTAL}
         names = ("student",) if self.teacher is None else get_args(TemplateName)
         versions = {name: self.templates.version(name) for name in names}
         author = self.config.arguments.student if self.teacher is None else self.teacher.model
-        return CardFacts(author, stats, versions, values)
+        return Provenance(author, stats, versions, values)

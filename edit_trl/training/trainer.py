@@ -27,7 +27,7 @@ from transformers import (
 from edit_trl.data.preparation import PreparationReport, map_datasets, prepare_for_training
 from edit_trl.data.row import is_conversational
 from edit_trl.hub.card_facts import pick_examples
-from edit_trl.hub.card_sections import EDIT_CITATION
+from edit_trl.hub.card_templates import EDIT_CITATION
 from edit_trl.key_steps import SIDES
 from edit_trl.losses import masked_mean
 from edit_trl.models.pairs.collation import EXAMPLE_COLUMNS, DualCoTCollator

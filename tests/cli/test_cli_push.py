@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,9 @@ from pushed_runs import metadata, push
 from train_recipe_runs import stage
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from edit_trl.cli.push import find_evaluations
 from edit_trl.data.dual_cots import load_dual_cots
-from edit_trl.evaluation.runs.folder import RunFolder
+from edit_trl.evaluation.runs.folder import RECORD_FILE, RunFolder
 from edit_trl.evaluation.runs.schema import RunRecord
 from edit_trl.training.recipe.resolving import read_recipe, resolve_runs
 
@@ -121,15 +123,27 @@ def test_evaluations_are_shown_with_their_intervals(trained, serve_hub, tmp_path
     assert results["training"]["key_steps"]["train_loss"] > 0
 
 
-def test_evaluations_in_the_run_folder_are_found(trained, serve_hub, capsys):
+@pytest.mark.parametrize("name", ["accuracy", "measured/after", "key_steps/evaluations/test"])
+def test_evaluations_in_the_run_folder_are_found(trained, serve_hub, capsys, name):
     hub = serve_hub()
-    folder = trained / "out" / "accuracy"
+    folder = trained / "out" / name
     evaluation(folder, trained / "out" / "key_steps", accuracy=0.5)
     assert push(trained / "out", "--repo_id", "ada/student") == 0
-    assert "**accuracy**" in hub.repos["model", "ada/student"].files["README.md"].decode()
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
+    assert f"**{folder.name}**" in hub.repos["model", "ada/student"].files["README.md"].decode()
+    shutil.rmtree(folder)
+
+
+def test_runs_of_other_models_and_unfinished_runs_are_not_found(trained):
+    out = trained / "out" / "key_steps"
+    evaluation(trained / "out" / "measured" / "before", trained / "student", accuracy=0.25)
+    record = RunRecord("evaluate", "stopped", str(out), "hash", {}, {"sorting": "1"}, "data")
+    RunFolder(trained / "out" / "measured" / "stopped", record)
+    for name, content in (("broken", "{"), ("foreign", "[]")):
+        (trained / "out" / name).mkdir()
+        (trained / "out" / name / RECORD_FILE).write_text(content)
+    assert find_evaluations(out) == []
+    for name in ("measured", "broken", "foreign"):
+        shutil.rmtree(trained / "out" / name)
 
 
 def test_dry_run_sends_nothing(trained, serve_hub, capsys):

@@ -23,6 +23,7 @@ from edit_trl.hub.card_facts import (
     OBJECTIVE_FIELDS,
     TRAINING_FIELDS,
     CardFacts,
+    Evaluation,
     Example,
     StageFacts,
     pick_examples,
@@ -31,7 +32,6 @@ from edit_trl.hub.card_facts import (
     read_facts,
     write_facts,
 )
-from edit_trl.hub.card_sections import Evaluation
 from edit_trl.hub.curves import curves_svg
 from edit_trl.hub.licence import licence_of, read_licence
 from edit_trl.hub.model_card import dual_cot_model_card, include_earlier_stages, package_versions, write_card

@@ -19,7 +19,7 @@ from edit_trl.data.questions import Question
 from edit_trl.models.chat.dispatch import Dispatcher, Interrupted
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 from edit_trl.models.chat.journal import Journal
-from edit_trl.teachers.card import CardFacts
+from edit_trl.teachers.card import Provenance
 from edit_trl.teachers.export import push_generation, save_generation
 from edit_trl.teachers.filters import Bounds, Pair, filter_pairs
 from edit_trl.teachers.generation import DUAL, WARM_UP, Generation, PipelineOptions
@@ -284,7 +284,7 @@ def test_prompts_carry_system_prompt_seed_and_settings(tmp_path):
 
 
 def save(made: Generation, folder: Path, dispatcher, conversational: bool = True) -> dict[str, bytes]:
-    facts = CardFacts(
+    facts = Provenance(
         "scripted", {"teacher": dispatcher.stats}, {"annotate": Templates.load().version("annotate")}, {}
     )
     save_generation(made, folder, facts, conversational=conversational)
