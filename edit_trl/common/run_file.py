@@ -1,13 +1,13 @@
 """The folder of a training run: what is kept there of its options, and whether it is this run's (L4)."""
 
 import json
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import write_whole
 
 RUN_FILE = "run.json"
 """Left in the folder of a training: what it was run with, and whether it is finished."""
@@ -105,9 +105,6 @@ def write_run_file(
         finished: When it was, if it is.
         results: Its last metrics.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     options = {k: v for k, v in values.items() if k != "hub_token"}
     state = {"edit_trl": version("edit_trl"), "finished": finished, "options": options, "results": results}
-    draft = folder / DRAFT_FILE
-    draft.write_text(json.dumps(state, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(draft, folder / RUN_FILE)
+    write_whole(folder / RUN_FILE, json.dumps(state, indent=2, default=str) + "\n")

@@ -9,13 +9,12 @@ from __future__ import annotations
 import csv
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError, raise_problems, show
+from edit_trl.common.files import replacing
 from edit_trl.common.hub_ids import _looks_like_file, refuse_missing_path
 from edit_trl.data.files import _pick_split, load_folder, load_from_hub, read_parquet, read_rows
 from edit_trl.data.row import (
@@ -185,28 +184,10 @@ def save_dual_cots(dataset: Dataset, path: str | os.PathLike[str]) -> None:
         raise InputError(f"{path} is a folder that holds something else; choose another")
     validate_dual_cots(dataset, source=str(path))
     try:
-        with _replacing(path) as temporary:
-            write(dataset, temporary)
+        with replacing(path) as draft:
+            write(dataset, draft)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error}") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the place of `path` once the block has ended well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        temporary, old = Path(folder) / path.name, Path(folder) / "old"
-        yield temporary
-        if not path.is_dir():
-            temporary.replace(path)
-            return
-        path.rename(old)  # no system call replaces a folder that is not empty
-        try:
-            temporary.rename(path)
-        finally:
-            if not path.exists():
-                old.rename(path)
 
 
 def _write_jsonl(dataset: Dataset, path: Path) -> None:

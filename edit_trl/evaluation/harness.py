@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import write_whole
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -158,10 +158,7 @@ def evaluate_with_harness(
 def write_harness(results: Mapping[str, Any], folder: str | Path) -> Path:
     """Write what `evaluate_with_harness` returned as `harness.json` into a run's folder."""
     path = Path(folder) / HARNESS_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-    os.replace(draft, path)
+    write_whole(path, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 

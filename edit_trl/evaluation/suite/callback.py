@@ -8,7 +8,6 @@ added to them is there for `metric_for_best_model`; `CallbackHandler.on_log` tak
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import write_whole
 from edit_trl.data.row import rows_of
 from edit_trl.evaluation.accuracy.answering import judged
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
@@ -307,7 +307,4 @@ def _read_history(file: Path, step: int) -> dict[int, dict[str, Any]]:
 
 
 def _write_history(file: Path, history: Mapping[int, dict[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f"{file.name}.draft")
-    draft.write_text("".join(json.dumps(line) + "\n" for line in history.values()), encoding="utf-8")
-    os.replace(draft, file)
+    write_whole(file, "".join(json.dumps(line) + "\n" for line in history.values()))
