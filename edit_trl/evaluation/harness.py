@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
+from edit_trl.common.tables import aligned
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -171,10 +172,7 @@ def format_harness(results: Mapping[str, Any]) -> str:
                 error = one["stderr"].get(metric)
                 shown = ["-" if value is None else f"{value:.4f}" for value in (score, error)]
                 rows.append((name, str(one.get("version", "")), str(one.get("items", "")), metric, *shown))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return aligned([rows], left=len(rows[0]))
 
 
 def _manager(names: Sequence[str], include_path: str | Path | None) -> TaskManager:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.files import write_whole
-from edit_trl.common.tables import _table
+from edit_trl.common.tables import aligned
 from edit_trl.evaluation.judge.judging import SCORES, Judgement
 
 
@@ -83,7 +83,9 @@ def format_report(report: Mapping[str, Any]) -> str:
     for one in report["positions"]:
         effect = _number(one["effect"], "+.2f")
         positions.append([f"place {one['position']}", _number(one["mean"]), effect, _interval(one)])
-    tables = [_table(scores, 1), _table(comparisons, 2), _table(positions, 1)]
+    tables = [
+        aligned([rows[:1], rows[1:]], left) for rows, left in ((scores, 1), (comparisons, 2), (positions, 1))
+    ]
     favoured = [one["position"] for one in report["positions"] if one["interval"] and _excludes_zero(one)]
     if favoured:
         tables.append(
