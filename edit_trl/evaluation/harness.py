@@ -24,6 +24,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edit_trl.common.checks import at_least
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
 from edit_trl.common.tables import aligned
@@ -125,15 +126,7 @@ def evaluate_with_harness(
     Raises:
         InputError: See `load_harness_tasks`; an option out of range, or no chat template.
     """
-    problems = [
-        f"`{name}` must be at least {least}, got {value}"
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("limit", limit, 1),
-            ("num_fewshot", num_fewshot, 0),
-        )
-        if value is not None and value < least
-    ]
+    problems = at_least(1, batch_size=batch_size, limit=limit) + at_least(0, num_fewshot=num_fewshot)
     if apply_chat_template and tokenizer.chat_template is None:
         problems.append(f"the tokenizer ({tokenizer.name_or_path}) has no chat template to apply")
     if problems:

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from edit_trl.common.checks import at_least, not_negative
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
 from edit_trl.data.row import rows_of
@@ -83,14 +84,10 @@ class SuiteCallback(TrainerCallback):
         batch_size: int | None = None,
         key_step_method: KeyStepMethod = "words",
     ):
-        limits = {"steps": steps, "rows": rows, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
         problems = [
-            f"`{name}` must be at least 1, got {value}"
-            for name, value in limits.items()
-            if value is not None and value < 1
+            *at_least(1, steps=steps, rows=rows, max_new_tokens=max_new_tokens, batch_size=batch_size),
+            *not_negative(accuracy_rows=accuracy_rows),
         ]
-        if accuracy_rows < 0:
-            problems.append(f"`accuracy_rows` cannot be negative, got {accuracy_rows}")
         if problems:
             raise InputError(problems)
         self.trainer: Trainer | None = None
