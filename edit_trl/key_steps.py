@@ -28,7 +28,7 @@ from operator import index
 from random import Random
 from typing import TYPE_CHECKING, Literal, get_args
 
-from edit_trl.common.alignment import _common_prefix, _edit_masks, _reference_mask
+from edit_trl.common.alignment import common_prefix, edit_masks, reference_mask
 from edit_trl.common.errors import InputError
 from edit_trl.common.steps import WORD, step_end, visible_start
 
@@ -101,8 +101,8 @@ def key_step_masks(
         )
     chosen, rejected = _integers(chosen_ids, "chosen_ids"), _integers(rejected_ids, "rejected_ids")
     if method == "reference":
-        return KeySteps(_reference_mask(chosen, rejected), _reference_mask(rejected, chosen))
-    return KeySteps(*_edit_masks(chosen, rejected))
+        return KeySteps(reference_mask(chosen, rejected), reference_mask(rejected, chosen))
+    return KeySteps(*edit_masks(chosen, rejected))
 
 
 def locate_key_steps(
@@ -194,10 +194,10 @@ def key_spans(
         )
     texts = (chosen, rejected)
     ids, words = _tokens(texts, None)
-    masks = _edit_masks(*ids)
+    masks = edit_masks(*ids)
     if method in ("fork", "forks"):
         limit = _within_step if method == "fork" else _where_steps_part
-        fork = _common_prefix(*ids)
+        fork = common_prefix(*ids)
         masks = [
             limit(mask, side, text, side[fork][0] if fork < len(side) else len(text))
             for mask, side, text in zip(masks, words, texts, strict=True)

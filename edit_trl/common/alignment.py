@@ -1,29 +1,29 @@
-"""Minimum edit alignment of two sequences, and the alignment of the authors' code for replication."""
+"""Minimum edit alignment of two token sequences, and the alignment of the authors' code for replication."""
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rapidfuzz.distance import Levenshtein
 
-if TYPE_CHECKING:
-    pass
 
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """The number of tokens that two sequences share at the start."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def _edit_masks(chosen: list[int], rejected: list[int]) -> tuple[list[bool], list[bool]]:
-    """One minimum alignment of both chains.
+def edit_masks(chosen: list[int], rejected: list[int]) -> tuple[list[bool], list[bool]]:
+    """The tokens that differ in one minimum edit alignment (Levenshtein distance) of both chains.
 
-    The common prefix and suffix never enter it: among alignments of the same cost it could prefer
-    one that marks a shared tail. They must not overlap ("a a" in "a a a").
+    The common prefix and suffix are left out of the alignment: among alignments of equal cost, it might
+    choose one that marks a shared end. They must not overlap ("a a" in "a a a").
+
+    Returns:
+        A mask of each chain, true for tokens that are deleted, inserted or replaced.
     """
-    prefix = _common_prefix(chosen, rejected)
+    prefix = common_prefix(chosen, rejected)
     chosen_rest, rejected_rest = chosen[prefix:], rejected[prefix:]
-    suffix = _common_prefix(chosen_rest[::-1], rejected_rest[::-1])
+    suffix = common_prefix(chosen_rest[::-1], rejected_rest[::-1])
     masks = [False] * len(chosen), [False] * len(rejected)
     edits = Levenshtein.editops(
         chosen_rest[: len(chosen_rest) - suffix], rejected_rest[: len(rejected_rest) - suffix]
@@ -36,15 +36,18 @@ def _edit_masks(chosen: list[int], rejected: list[int]) -> tuple[list[bool], lis
     return masks
 
 
-def _reference_mask(own: list[int], other: list[int]) -> list[bool]:
-    """The tokens of `own` that the authors' code deletes or replaces to make `other` of it.
+def reference_mask(own: list[int], other: list[int]) -> list[bool]:
+    """The tokens of `own` that the authors' code deletes or replaces to turn it into `other`.
 
-    `levenshtein_operations_tokens` in edit_dis_precal.py (github.com/C-W-D/CasCoD, commit 452b26d)
-    takes off the common prefix only and walks back from the end, preferring to delete, then to insert,
-    then to keep or replace. It runs once for each side, so the two masks may come from different
-    alignments, and a token at a shared end may be marked. The authors' padding is left out.
+    `levenshtein_operations_tokens` in edit_dis_precal.py (github.com/C-W-D/CasCoD, commit 452b26d) removes
+    the common prefix only and walks back from the end, preferring to delete, then to insert, then to keep
+    or replace. It runs once per chain, so the two masks may come from different alignments, and a token at
+    a shared end may be marked. The authors' padding is left out.
+
+    Returns:
+        A mask of `own`, true for tokens that are deleted or replaced.
     """
-    prefix = _common_prefix(own, other)
+    prefix = common_prefix(own, other)
     rises, grows = _distance_steps(own[prefix:], other[prefix:])
     mask = [False] * len(own)
     row, column = len(own) - prefix, len(other) - prefix
@@ -63,8 +66,8 @@ def _reference_mask(own: list[int], other: list[int]) -> list[bool]:
 def _distance_steps(own: list[int], other: list[int]) -> tuple[list[int], list[int]]:
     """The matrix D of edit distances, as the differences that walking back needs.
 
-    Myers' bit-parallel algorithm as Hyyrö (2003) gives it: a column of D is a handful of operations on
-    one long integer, where a table of Python lists would take len(own) steps.
+    Uses Myers' bit-parallel algorithm in the form of Hyyrö (2003): a column of D takes a handful of
+    operations on one long integer, instead of len(own) steps in a table of Python lists.
 
     Returns:
         For each column j of `other`, integers with bit i set where D[i+1][j+1] = D[i][j+1] + 1 and

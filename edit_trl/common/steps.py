@@ -1,10 +1,10 @@
-"""The words and the steps of a text (L0)."""
+"""The words and the steps (sentences and lines) of a text."""
 
 import re
 from unicodedata import category
 
-# A character and what modifies it is one word: combining marks, joiners, variation selectors, skin
-# tones, tags. `re` has no class for marks, so the ones of the living scripts are listed here.
+# A character and its modifiers are one word: combining marks, joiners, variation selectors, skin tones and
+# tags. `re` has no class for marks, so those of the living scripts are listed here.
 _MODIFIER = "".join(chr(c) for c in range(0x300, 0x11000) if category(chr(c))[0] == "M") + (
     "\u200c\u200d\U0001f3fb-\U0001f3ff\U000e0020-\U000e01ef"
 )
@@ -27,11 +27,11 @@ _STEP_END = re.compile(r"""\n|[。！？]+[」』”’）]*|[.!?…]+[)\]}"'”
 # Abbreviations, and the number of a list item: "2. Then". Not an initial: "the answer is A."
 _LIST_NUMBER = re.compile(r"\s*(?:[Ss]tep\s+)?(?:\d{1,2}|[A-Za-z])\.$")
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|[ap]\.m|vs|cf|Mr|Mrs|Ms|Dr|St)\.$")
-_LONGEST_ABBREVIATION = 8  # with what stands around it; a search of the whole line would take long
+_LONGEST_ABBREVIATION = 8  # with its surroundings; searching the whole line would be slow
 
 
 def step_end(text: str, start: int) -> int:
-    """The end of the sentence or line that `start` lies in."""
+    """The end of the sentence or line that contains the character at `start`."""
     line = text.rfind("\n", 0, start) + 1
     for match in _STEP_END.finditer(text, start):
         end = match.end()
@@ -42,7 +42,7 @@ def step_end(text: str, start: int) -> int:
 
 
 def step_start(text: str, position: int) -> int:
-    """The start of the sentence or line that `position` lies in, white space before it passed over."""
+    """The start of the sentence or line that contains `position`, after leading whitespace."""
     start = 0
     while (end := step_end(text, start)) <= position and end > start:
         start = end
@@ -50,6 +50,6 @@ def step_start(text: str, position: int) -> int:
 
 
 def visible_start(span: tuple[int, int], text: str) -> int:
-    """Where a token's text begins after the white space that tokenizers put in front of it."""
+    """The start of a token's text, after the whitespace that tokenizers put in front of it."""
     piece = text[slice(*span)]
     return span[0] + (len(piece) - len(piece.lstrip()) if piece.strip() else 0)
