@@ -12,10 +12,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edit_trl.common.checks import positive
 from edit_trl.common.errors import InputError
-from edit_trl.common.hub_ids import refuse_missing_folder
-from edit_trl.common.options import convert, find_beside, hints_of, read_yaml
+from edit_trl.common.options import convert, hints_of, read_yaml
 from edit_trl.data.answers import AnswerType
 from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.questions import Question, read_questions
@@ -23,6 +21,7 @@ from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.chat.protocol import Teacher
 from edit_trl.models.cluster.cluster import Engine, engine_problems
+from edit_trl.models.loading import refuse_missing_folder
 from edit_trl.teachers.filters import Bounds
 from edit_trl.teachers.generation import PipelineOptions, PivotOptions
 from edit_trl.teachers.procedural_chat import ProceduralChat
@@ -144,8 +143,7 @@ class GenerateArguments(EndpointArguments):
             yield "`labeller` is a model at the teacher's endpoints; it needs `teacher: openai_compatible`"
         if self.student_base_urls and not self.student:
             yield "`student_base_urls` needs `student`, its name there"
-        yield from positive(timeout=self.timeout, batch_size=self.batch_size, rows=self.rows)
-        yield from positive(rounds=self.rounds, limit=self.limit)
+        yield from self.not_positive("timeout", "batch_size", "rows", "rounds", "limit")
         yield from engine_problems(self.engine, self.actors)
         if self.engine == "ray" and self.teacher == "procedural":
             yield "`teacher: procedural` has nothing to do on other machines: leave out `engine: ray`"
@@ -299,13 +297,7 @@ def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) ->
             problems += error.problems
     if problems:
         raise InputError(problems, heading=f"{path or 'command line'}:")
-    arguments, folder = built[GenerateArguments], Path(path).parent if path else Path()
-    files = {
-        name: find_beside(getattr(arguments, name), folder)
-        for name in ("dataset_name", "task_descriptions", "exemplars")
-    }
-    templates = {name: find_beside(file, folder) for name, file in (arguments.templates or {}).items()}
-    arguments = replace(arguments, templates=templates or None, **files)
+    arguments = _beside(built[GenerateArguments], Path(path).parent if path else Path())
     return GenerateConfig(converted, arguments, built[PipelineOptions], built[PivotOptions], built[Limits])
 
 
@@ -340,6 +332,22 @@ def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _named(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
+
+
+def _beside(arguments: GenerateArguments, folder: Path) -> GenerateArguments:
+    """Files that a recipe names and that are not found from here are looked for beside it."""
+
+    def find(file: str | None) -> str | None:
+        if file is None or Path(file).exists() or not (folder / file).exists():
+            return file
+        return str(folder / file)
+
+    values = {field.name: getattr(arguments, field.name) for field in fields(arguments)}
+    for name in ("dataset_name", "task_descriptions", "exemplars"):
+        values[name] = find(values[name])
+    if values["templates"]:
+        values["templates"] = {name: find(file) for name, file in values["templates"].items()}
+    return GenerateArguments(**values)
 
 
 def _descriptions(file: str | None) -> dict[str, str]:

@@ -21,10 +21,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from edit_trl.common.checks import at_least
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import content_hash
-from edit_trl.common.options import convert, find_beside, hints_of, read_yaml
+from edit_trl.common.options import convert, hints_of, read_yaml
 from edit_trl.data.answers import AnswerType
 from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.procedural.teacher import ProceduralTeacher, question_of
@@ -117,7 +116,9 @@ class TaskFile:
         wrong = {kind for kind in (self.answer_types or {}).values() if kind not in get_args(AnswerType)}
         if wrong:
             yield f"`answer_types`: {', '.join(map(str, wrong))} is none of {', '.join(get_args(AnswerType))}"
-        yield from at_least(1, rows=self.rows, shots=self.shots)
+        for name in ("rows", "shots"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                yield f"`{name}` must be at least 1, got {getattr(self, name)}"
 
 
 @dataclass(frozen=True)
@@ -200,14 +201,13 @@ def read_task(name: str, beside: Path | None = None) -> tuple[Path, TaskFile]:
     if problems or task is None:
         raise InputError([f"{path}: {problem}" for problem in problems])
 
-    return path, replace(
-        task,
-        dataset_name=find_beside(task.dataset_name, path.parent),
-        datasets={name: find_beside(file, path.parent) for name, file in (task.datasets or {}).items()}
-        or None,
-        task_descriptions=find_beside(task.task_descriptions, path.parent),
-        exemplars=find_beside(task.exemplars, path.parent),
-    )
+    def near(file: str | None) -> str | None:
+        beside_it = file is not None and not Path(file).exists() and (path.parent / file).exists()
+        return str(path.parent / file) if beside_it else file
+
+    found = {name: near(getattr(task, name)) for name in ("dataset_name", "task_descriptions", "exemplars")}
+    datasets = {name: near(source) for name, source in (task.datasets or {}).items()} or None
+    return path, replace(task, datasets=datasets, **found)
 
 
 def _as_texts(values: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,3 +41,10 @@ class EndpointArguments:
             token_limit=self.token_limit,
             extra_body=self.extra_body,
         )
+
+    def not_positive(self, *names: str) -> Iterator[str]:
+        """What is wrong with options that must be positive where they are given."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                yield f"`{name}` must be positive, got {value}"
