@@ -5,7 +5,6 @@ its results or its error.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import write_whole
 from effect_matrix.config import Matrix, Method
 from effect_matrix.data import resolve
 
@@ -169,13 +169,7 @@ def read_cell(folder: Path) -> dict[str, Any] | None:
 
 def write_cell(folder: Path, record: Mapping[str, Any]) -> None:
     """Write a cell's record, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"{CELL_FILE}.draft"
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1, default=str)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, folder / CELL_FILE)
+    write_whole(folder / CELL_FILE, json.dumps(record, indent=1, default=str))
 
 
 def settle(cells: Sequence[Cell], output: Path, redo: bool) -> list[Cell]:

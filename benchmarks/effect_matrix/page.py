@@ -5,6 +5,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from edit_trl.common.files import write_whole
+
 Record = dict[str, Any]
 
 WIDTH, LEFT, RIGHT, LINE = 860, 300, 60, 26
@@ -49,9 +51,7 @@ def write_page(results: Record, tables: Sequence[tuple[str, Sequence[Sequence[st
         f"<title>Effect</title><style>{STYLE}</style></head><body><h1>What each method is worth</h1>"
         f"{''.join(parts)}</body></html>\n"
     )
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, page)
 
 
 def _charts(student: Record, baseline: str) -> list[str]:

@@ -1,12 +1,12 @@
 """Results as tables, and tables in a Markdown file."""
 
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import write_whole
 from effect_matrix.config import Matrix
 
 Record = dict[str, Any]
@@ -137,10 +137,3 @@ def fill(path: Path, text: str) -> None:
         raise InputError(f"{path} must have one line `{BEGIN}` and one `{END}`; the tables go between them")
     head, _, rest = before.partition(BEGIN)
     write_whole(path, f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

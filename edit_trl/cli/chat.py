@@ -194,10 +194,10 @@ class Chat:
 
 
 def _answer(chat: Chat, line: str) -> None:
-    from edit_trl.common.markdown import without_controls
+    from edit_trl.common.terminal import visible
 
     def show(text: str) -> None:
-        sys.stdout.write(without_controls(text))
+        sys.stdout.write(visible(text))
         sys.stdout.flush()
 
     try:

@@ -37,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         InputError: Anything wrong with the recipe, the tasks or the model, before anything is generated.
     """
     argv = sys.argv[1:] if argv is None else argv
-    from edit_trl.cli.option_parsing import build_options, format_help, read_options
-    from edit_trl.common.options import hints_of
+    from edit_trl.common.options import build_options, format_help, hints_of, read_options
     from edit_trl.evaluation.accuracy.config import EvaluateArguments
     from edit_trl.models.chat.dispatch import Interrupted, Limits
     from edit_trl.models.chat.options import EndpointArguments

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from edit_trl.cli.option_parsing import format_help, read_options
 from edit_trl.common.errors import InputError
+from edit_trl.common.options import format_help, read_options
 from edit_trl.models.chat.dispatch import Interrupted
 from edit_trl.teachers.export import push_generation
 from edit_trl.teachers.generate_config import (

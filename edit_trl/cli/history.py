@@ -149,9 +149,9 @@ def _add(table: Table, cells: Sequence[str]) -> None:
     """A row of texts from a file: shown as text, whatever is in them."""
     from rich.text import Text
 
-    from edit_trl.common.markdown import clean
+    from edit_trl.common.terminal import visible_line
 
-    table.add_row(*(Text(clean(cell)) for cell in cells))
+    table.add_row(*(Text(visible_line(cell)) for cell in cells))
 
 
 def _time(row: HistoryRow) -> str:

@@ -82,7 +82,7 @@ def _print_plain(source: str, pairs: list[Pair], shown: list[Pair], unit: str, m
 
 
 def _load(options: argparse.Namespace) -> Dataset:
-    from edit_trl.data.dual_cots import load_dual_cots
+    from edit_trl.data.dual_cots import DatasetSource
 
     mapping = None
     if options.column_mapping:
@@ -93,13 +93,10 @@ def _load(options: argparse.Namespace) -> Dataset:
                 f"--column_mapping is not JSON ({error}): {options.column_mapping!r}; write "
                 '\'{"theirs": "ours"}\''
             ) from error
-    return load_dual_cots(
-        options.dataset,
-        name=options.dataset_config,
-        split=options.split,
-        revision=options.dataset_revision,
-        column_mapping=mapping,
+    source = DatasetSource(
+        options.dataset, options.dataset_config, options.split, options.dataset_revision, mapping
     )
+    return source.load()
 
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:

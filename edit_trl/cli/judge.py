@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edit_trl.cli.option_parsing import format_help, read_options
 from edit_trl.common.errors import InputError
+from edit_trl.common.options import format_help, read_options
 from edit_trl.evaluation.judge.config import CLASSES, OPTIONS, JudgeConfig, read_judge_config
 from edit_trl.evaluation.judge.inputs import align_runs, with_references
 from edit_trl.evaluation.judge.judging import ChainSet, Judgement, JudgeTemplate, judge_chains

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from edit_trl.common.markdown import _PICTURES, visible
+from edit_trl.common.tables import aligned
+from edit_trl.common.terminal import visible, visible_line
 
 if TYPE_CHECKING:
     from edit_trl.data.pair_statistics import Pair
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
 MOST_GROUPS = 30
 
 HEADINGS = ("pairs", "key", "shared prefix", "correct", "wrong")
-
-
-_PICTURES |= {0x7F: "\u2421"} | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
 
 
 def bracketed(text: str, spans: Sequence[Sequence[int]]) -> str:
@@ -84,7 +82,7 @@ def group_tables(pairs: Sequence[Pair]) -> dict[str, list[list[str]]]:
         shares = (found.key_fraction, found.shared_prefix)
         lengths = (found.chosen_length, found.rejected_length)
         return [
-            visible(name).replace("\n", " "),
+            visible_line(name),
             str(len(of)),
             *("-" if share is None else f"{share:.0%}" for share in shares),
             *("-" if length is None else f"{length:.0f}" for length in lengths),
@@ -103,12 +101,4 @@ def group_tables(pairs: Sequence[Pair]) -> dict[str, list[list[str]]]:
 
 def plain_table(title: str, rows: Sequence[Sequence[str]]) -> list[str]:
     """A table as lines of text."""
-    every = [[title, *HEADINGS], *rows]
-    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
-    return [
-        "  "
-        + "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for row in every
-    ]
+    return [f"  {line}" for line in aligned([[[title, *HEADINGS], *rows]]).splitlines()]

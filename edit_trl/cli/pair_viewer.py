@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edit_trl.cli.pair_text import HEADINGS, group_tables, overview, pair_tags, prompt_text
-from edit_trl.common.markdown import visible
+from edit_trl.common.terminal import visible
 
 if TYPE_CHECKING:
     from edit_trl.data.pair_statistics import Pair

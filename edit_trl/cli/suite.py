@@ -34,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         FloatingPointError: A log-probability that is not finite; names the pair.
     """
     argv = sys.argv[1:] if argv is None else argv
-    from edit_trl.cli.option_parsing import build_options, format_help, read_options
-    from edit_trl.common.options import hints_of
+    from edit_trl.common.options import build_options, format_help, hints_of, read_options
     from edit_trl.evaluation.runs.tables import run_table
     from edit_trl.evaluation.suite.config import SuiteArguments
     from edit_trl.models.chat.options import EndpointArguments

@@ -74,7 +74,7 @@ def _is_generation(config: str) -> bool:
 
 def _check_generation(argv: list[str]) -> int:
     """A recipe of `edit-trl generate`, and all that it names; nothing is asked of a teacher."""
-    from edit_trl.cli.option_parsing import read_options
+    from edit_trl.common.options import read_options
     from edit_trl.teachers.generate_config import FLAGS, OPTIONS, read_generate_config
     from edit_trl.teachers.run import Prepared
 

@@ -1,1 +1,1 @@
-"""What every other folder may use: errors, options, text, tables and whole files. Imports no torch."""
+"""Used by every other folder: errors, options and their checks, text, tables, files. No torch."""

@@ -1,26 +1,22 @@
-"""The one exception for input that a person can mend (L0)."""
-
-from __future__ import annotations
+"""The one exception for input that the user can correct."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 class InputError(ValueError):
     """Bad input: a recipe, a dataset, an option. The message is complete by itself.
 
-    The command line prints it without a traceback; everything else is a bug and keeps its
-    traceback. Several problems are reported at once, so that one run shows all of them.
+    The command line prints it without a traceback; every other exception is a bug and keeps its traceback.
+    Several problems are reported at once, so that one run shows all of them.
 
     Args:
         problems: One message or several. Each says what was wrong, the value seen and the way out.
-        heading: A line put before several problems, such as the file they were found in.
+        heading: A line above several problems, such as the file that they are in.
 
     Attributes:
         problems: The messages, as a list.
+        heading: The line above them, or None.
     """
 
     def __init__(self, problems: str | Iterable[str], heading: str | None = None):
@@ -34,17 +30,25 @@ class InputError(ValueError):
 
 
 def raise_problems(problems: Iterable[str], source: str, max_problems: int = 20) -> None:
+    """Raise an InputError if there are problems.
+
+    Args:
+        problems: The messages.
+        source: The file or dataset that they are in.
+        max_problems: How many are listed; the others are counted.
+    """
     problems = list(problems)
     if not problems:
         return
-    shown = problems[:max_problems]
-    if len(problems) > len(shown):
-        shown.append(f"... and {len(problems) - len(shown)} more")
+    listed = problems[:max_problems]
+    if len(problems) > len(listed):
+        listed.append(f"... and {len(problems) - len(listed)} more")
     heading = f"{source}: {len(problems)} problems" if len(problems) > 1 else None
-    raise InputError(shown, heading)
+    raise InputError(listed, heading)
 
 
 def show(value: Any) -> str:
+    """A value for a message, shortened to 60 characters, with its type if it is not a text."""
     text = repr(value)
     text = text if len(text) <= 60 else f"{text[:57]}..."
     return text if isinstance(value, str) else f"{text} ({type(value).__name__})"

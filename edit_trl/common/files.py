@@ -5,9 +5,69 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+DRAFT_SUFFIX = ".draft"
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A draft beside `path` that replaces it when the block ends without an error.
+
+    The block writes a file or a folder to the draft. A reader sees the old contents or the new ones, never
+    a part. The draft is removed in any case, and is named by its process, so that two of them can write.
+
+    Args:
+        path: The file or folder to write. Its parent folders are created.
+
+    Yields:
+        The path of the draft, which does not exist yet.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}{DRAFT_SUFFIX}")
+    _remove(draft)
+    try:
+        yield draft
+        if draft.is_file():
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())  # or a power failure leaves an empty file under the final name
+        if path.is_dir():
+            _swap_folders(draft, path)
+        else:
+            os.replace(draft, path)
+    finally:
+        _remove(draft)
+
+
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file completely or not at all; text is encoded as UTF-8."""
+    with replacing(path) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _swap_folders(draft: Path, path: Path) -> None:
+    """No system call replaces a folder that is not empty: the old one steps aside, and back on failure."""
+    old = draft.with_suffix(".old")
+    path.rename(old)
+    try:
+        draft.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def content_hash(value: Any) -> str:
@@ -17,19 +77,10 @@ def content_hash(value: Any) -> str:
 
 
 def git_revision() -> str | None:
-    """The revision of the folder the program runs in, "+" where files differ from it; None without git."""
+    """The git revision of the working directory, with "+" if files differ from it; None without git."""
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return output.stdout.strip() or None
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f"{path.name}.draft")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)

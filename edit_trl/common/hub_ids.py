@@ -1,30 +1,40 @@
-"""Whether a name is a Hub id, a path or a file, and errors for paths that do not exist."""
+"""Whether a name is a Hub id or a path, and errors for paths that do not exist."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edit_trl.common.errors import InputError
 
-if TYPE_CHECKING:
-    pass
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a name can be a model or dataset on the Hub: "name" or "namespace/name", and no path here."""
+    if not name or Path(name).expanduser().exists():
+        return False
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
 
 
-def _looks_like_file(path: Path) -> bool:
-    # Letters only: "Qwen3-0.6B" and "data.v2" are names of folders and repositories.
+def looks_like_file(path: Path) -> bool:
+    """Whether a path ends as files do: "rows.jsonl", but not "Qwen3-0.6B" or "data.v2"."""
     return re.fullmatch(r"\.[a-z]{2,9}", path.suffix.lower()) is not None
 
 
 def refuse_missing_path(source: str) -> None:
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source) is not None
-    if not is_hub_id or _looks_like_file(Path(source)):
+    """Raise an InputError for a dataset that is not here and cannot be on the Hub, such as "none.jsonl"."""
+    if not is_hub_id(source) or looks_like_file(Path(source)):
         raise InputError(f"no such file or folder: {source!r} (looked in {Path.cwd()})")
 
 
-def is_hub_id(name: str | None) -> bool:
-    """Whether a model's or dataset's name is one on the Hub: "name" or "namespace/name", and no path here."""
-    if not name or Path(name).expanduser().exists():
-        return False
-    return re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name) is not None
+def refuse_missing_folder(model: str, option: str = "model") -> None:
+    """Refuse a path that does not exist, which the Hub would be asked for and answer with fifty lines.
+
+    Args:
+        model: The path or Hub id of a model.
+        option: The option it was given as, for the message.
+
+    Raises:
+        InputError: It is not a folder and cannot be a Hub id.
+    """
+    if not Path(model).expanduser().is_dir() and not is_hub_id(model):
+        raise InputError(f"`{option}: {model}`: no such folder (looked in {Path.cwd()})")

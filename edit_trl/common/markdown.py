@@ -1,31 +1,28 @@
-"""Text of others in Markdown and HTML (L0): shown as it is, never read as markup."""
+"""Text of others in Markdown and HTML: shown as it is, never read as markup."""
 
 from __future__ import annotations
 
 import html
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+from edit_trl.common.terminal import UNSEEN
 
 # What begins or ends anything in CommonMark, GFM tables, HTML or the Hub's mathematics.
 _MARKUP = re.compile(r"[&<>`*_\[\]|~#\\$]")
 
-# Control characters, and those that turn the direction of the text around them.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
 
 def text(value: Any) -> str:
-    """Inline text: one line, no markup."""
-    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", one_line(value))
+    """Inline text: one line, no markup, and nobody is notified by an @."""
+    escaped = _MARKUP.sub(lambda match: f"&#{ord(match[0])};", one_line(value))
+    return escaped.replace("@", "@\N{ZERO WIDTH SPACE}")
 
 
 def code(value: Any) -> str:
     """An inline code span, also within a table."""
-    shown = one_line(value).replace("`", "'").replace("|", "¦")
-    return f"`{shown or ' '}`"
+    span = one_line(value).replace("`", "'").replace("|", "¦")
+    return f"`{span or ' '}`"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -52,40 +49,10 @@ def marked_block(content: str, spans: Iterable[Sequence[int]] = ()) -> str:
     return f"<pre>\n{''.join(parts)}{_in_html(content[position:])}</pre>"
 
 
-def without_controls(value: str) -> str:
-    """Without characters that a terminal or a page would act on; line breaks and tabs stay."""
-    return _UNSEEN.sub("", value)
+def one_line(value: Any) -> str:
+    """On one line: a card's metadata ends at the first line of three dashes, whatever is around it."""
+    return " ".join(UNSEEN.sub("", str(value).replace("\r", "\n")).split())
 
 
 def _in_html(value: str) -> str:
-    return html.escape(without_controls(value))
-
-
-def one_line(value: Any) -> str:
-    """On one line: a card's metadata ends at the first line of three dashes, whatever is around it."""
-    return " ".join(without_controls(str(value).replace("\r", "\n")).split())
-
-
-# Text of a dataset must not steer the terminal: control characters become pictures of themselves, one for
-# one, so that spans still hold.
-_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
-
-
-def visible(text: str) -> str:
-    """The text without control characters, each replaced by one that can be seen."""
-    return text.translate(_PICTURES)
-
-
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&])")
-
-
-def clean(text: str) -> str:
-    """A text on one line, without what would move the cursor or is no XML."""
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
-    )
-
-
-def escaped(text: str) -> str:
-    """A text that Markdown shows as it is; nobody is called by an @."""
-    return _MARKDOWN.sub(r"\\\1", clean(text)).replace("@", "@\N{ZERO WIDTH SPACE}")
+    return html.escape(UNSEEN.sub("", value))

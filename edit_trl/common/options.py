@@ -1,28 +1,34 @@
-"""Options by name (L0): text and YAML -> the types of dataclass fields; typos named with the nearest."""
+"""Options of commands as dataclasses: read from a recipe and the command line, converted, checked, described.
+
+`train` parses its options with TRL's parser; every other command that takes a recipe uses these functions.
+"""
 
 import dataclasses
 import difflib
 import enum
 import inspect
 import re
+import textwrap
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from edit_trl.common.errors import InputError
 
+# --- Reading ---------------------------------------------------------------------------------
+
 
 def read_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
-    """A YAML file of `key: value`.
+    """Read a YAML file of `key: value`.
 
     Args:
         path: The file.
-        what: What messages call it.
+        what: The name of its kind, for messages.
 
     Raises:
-        InputError: There is none, or it is not such a file.
+        InputError: The file does not exist or is not a YAML mapping.
     """
     import yaml
 
@@ -37,11 +43,110 @@ def read_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
     return values
 
 
-def convert(values: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Values as their options' types.
+def read_options(
+    argv: Sequence[str], names: Iterable[str], flags: Collection[str] = ()
+) -> tuple[str | None, dict[str, Any]]:
+    """Split a command line into `--config PATH` and the other options, with values read as in YAML.
 
     Args:
-        values: By name, as YAML or the command line has them.
+        argv: The command's arguments.
+        names: The names of its options.
+        flags: Options that are true if no value follows.
+
+    Returns:
+        The path, or None, and the values by name.
+
+    Raises:
+        InputError: A word that belongs to no option, an unknown option, or one without a value.
+    """
+    names, given = set(names), {}
+    problems: list[str] = []
+    name = None
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, value = word[2:].partition("=")
+            name = flag.replace("-", "_")
+            given[name] = [value] if equals else []
+            if name != "config" and name not in names:
+                problems.append(f"unknown option --{name}{nearest(name, names, '--')}")
+        elif name is None:
+            problems.append(f"unexpected {word!r}")
+        else:
+            given[name].append(word)
+    given |= {name: ["true"] for name in flags if given.get(name) == []}
+    problems += [f"--{name} needs a value" for name, words in given.items() if not words and name in names]
+    if problems:
+        raise InputError(problems)
+    config = given.pop("config", [])
+    if len(config) > 1:
+        raise InputError(f"--config takes one file, got {' '.join(config)}")
+    return (config or [None])[0], {name: _parse_words(words) for name, words in given.items()}
+
+
+def _parse_words(words: list[str]) -> Any:
+    """One word, or a list of them; lists, mappings, booleans and null are written as in YAML."""
+    import yaml
+
+    if len(words) > 1:
+        return words
+    (word,) = words
+    if word[:1] in "{[" or word in ("null", "true", "false", "True", "False"):
+        try:
+            return yaml.safe_load(word)
+        except yaml.YAMLError as error:
+            raise InputError(f"{word!r} cannot be read: {error}") from error
+    return word
+
+
+def find_beside(path: str | None, folder: Path) -> str | None:
+    """Find a file or folder that a recipe names: in the working directory, then in the recipe's folder.
+
+    Args:
+        path: The path as the recipe has it; a Hub id, None and a path that exists nowhere are returned as
+            they are.
+        folder: The recipe's folder.
+    """
+    if path is None or Path(path).exists() or not (folder / path).exists():
+        return path
+    return str(folder / path)
+
+
+# --- Converting and building -----------------------------------------------------------------
+
+
+def build_options(
+    path: str | None, options: Mapping[str, Any], classes: Sequence[type], hidden: Iterable[str] = ()
+) -> list[Any]:
+    """Build one object of each class from a recipe and from options that override it.
+
+    Args:
+        path: A YAML file of `key: value`; None for options alone.
+        options: Values by name, as `read_options` returns them.
+        classes: Dataclasses whose checks raise InputError.
+        hidden: Fields that are not options.
+
+    Raises:
+        InputError: All that is wrong with the options.
+    """
+    hints = {name: hint for name, hint in hints_of(classes).items() if name not in set(hidden)}
+    values, problems = convert({**(read_yaml(path) if path else {}), **options}, hints)
+    built = []
+    for cls in classes:
+        names = {field.name for field in dataclasses.fields(cls)}
+        try:
+            built.append(cls(**{name: value for name, value in values.items() if name in names}))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems, heading=f"{path or 'command line'}:")
+    return built
+
+
+def convert(values: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Convert values to the types of their options.
+
+    Args:
+        values: Values by name, as YAML or the command line has them.
         hints: The type of each option.
 
     Returns:
@@ -117,13 +222,13 @@ def _is_union(hint: Any) -> bool:
 
 
 def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """A hint at the option that was probably meant, or nothing."""
+    """A hint at the name that was probably meant, or an empty text."""
     close = difflib.get_close_matches(name.replace("-", "_"), list(names), n=1, cutoff=0.6)
     return f"; did you mean `{prefix}{close[0]}`?" if close else ""
 
 
 def hints_of(classes: Iterable[type]) -> dict[str, Any]:
-    """Every field of some dataclasses and its type."""
+    """The type of every field of some dataclasses, by name."""
     hints: dict[str, Any] = {}
     for cls in classes:
         names = {field.name for field in dataclasses.fields(cls) if field.init}
@@ -131,12 +236,42 @@ def hints_of(classes: Iterable[type]) -> dict[str, Any]:
     return hints
 
 
+# --- Describing ------------------------------------------------------------------------------
+
+
+def format_help(usage: str, description: str, classes: Sequence[type], hidden: Iterable[str] = ()) -> str:
+    """Format what `--help` prints: each option of the classes, its default and its description.
+
+    Args:
+        usage: The line after "usage: ".
+        description: A sentence or two.
+        classes: Dataclasses whose docstrings describe their fields.
+        hidden: Fields that are not options.
+    """
+    defaults = {field.name: field.default for cls in classes for field in dataclasses.fields(cls)}
+    lines = [f"usage: {usage}", "", *textwrap.wrap(description, 100), ""]
+    for name, text in option_help(classes, hidden).items():
+        has_default = defaults[name] not in (None, "")
+        lines.append(f"  --{name}" + (f" (default: {defaults[name]})" if has_default else ""))
+        lines += textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def option_help(classes: Sequence[type], hidden: Iterable[str] = ()) -> dict[str, str]:
+    """The description of every option; the first class that describes an option decides."""
+    names = hints_of(classes).keys() - set(hidden)
+    texts: dict[str, str] = {}
+    for cls in classes:
+        texts |= {name: text for name, text in described(cls).items() if name not in texts}
+    return {name: text for name, text in texts.items() if name in names}
+
+
 def described(cls: type) -> dict[str, str]:
-    """What the `Attributes:` sections of a dataclass and its bases say of each field, in a line."""
-    found: dict[str, str] = {}
+    """The description of each field, on one line: the `Attributes:` sections of a dataclass and its bases."""
+    texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         _, _, section = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:\n")
         section = re.split(r"\n(?=\S)", section, maxsplit=1)[0]
         pairs = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
-        found |= {name: " ".join(text.split()) for name, text in pairs}
-    return found
+        texts |= {name: " ".join(text.split()) for name, text in pairs}
+    return texts

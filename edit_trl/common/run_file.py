@@ -1,56 +1,58 @@
-"""The folder of a training run: what is kept there of its options, and whether it is this run's (L4)."""
+"""`run.json` in the folder of a training run: its options, its results and whether it is finished."""
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import DRAFT_SUFFIX, write_whole
 
 RUN_FILE = "run.json"
-"""Left in the folder of a training: what it was run with, and whether it is finished."""
 
-DRAFT_FILE = f"{RUN_FILE}.draft"
-
-# Options that do not change what is trained: a run may be taken up again with others.
+# Options that do not change what is trained: a run may be resumed with others.
 INCIDENTAL = {
     *("output_dir", "report_to", "run_name", "logging_dir", "logging_steps", "logging_strategy"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_token", "log_level"),
     *("save_steps", "save_strategy", "save_total_limit", "resume_from_checkpoint", "disable_tqdm"),
-    *(
-        "dataset_num_proc",
-        "dataloader_num_workers",
-        "dataloader_pin_memory",
-        "eval_steps",
-        "trackio_space_id",
-    ),
+    *("dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory", "eval_steps"),
+    "trackio_space_id",
 }
 
 
 def read_run_file(folder: Path) -> dict[str, Any]:
-    """What a folder says of its run; empty where it holds none."""
+    """Read a run's `edit_trl` (version), `finished`, `options` and `results`; empty if the folder has no run.
+
+    Raises:
+        InputError: The file is not a JSON object.
+    """
     file = folder / RUN_FILE
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        state = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:
         raise InputError(f"{file} is not JSON: {error}") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{file} is no record of a training run")
+    return state
 
 
 def stage_options(folder: Path, names: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """The options that each stage of a model was run with; empty where a stage's are not known."""
+    """The options of each stage that led to a model; empty if one of them is not recorded.
+
+    Args:
+        folder: The folder of the last stage; the earlier ones are beside it.
+        names: The names of the stages, in order.
+    """
     if any(Path(name).name != name for name in names):
-        return []  # no name of a stage, and not to be followed out of the run
+        return []  # a path instead of a name must not lead out of the run
     folders = [folder if name == names[-1] else folder.parent / name for name in names]
-    options = [read_run_file(of).get("options") for of in folders]
-    if not all(options):
-        return []
-    return list(zip(names, options, strict=True))
+    options = [read_run_file(stage_folder).get("options") for stage_folder in folders]
+    return list(zip(names, options, strict=True)) if all(options) else []
 
 
-def check_run_folder(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """What is known of the run in this folder.
+def check_run_folder(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the run in a folder, which must be empty or hold a run with these options.
 
     Raises:
         InputError: The folder holds another run, or other files.
@@ -59,8 +61,7 @@ def check_run_folder(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"output_dir {folder} is a file; choose another")
     state = read_run_file(folder)
     if not state:
-        # A draft alone is a run that was cut off before it began.
-        if folder.is_dir() and any(file.name != DRAFT_FILE for file in folder.iterdir()):
+        if folder.is_dir() and not all(map(_is_draft, folder.iterdir())):
             raise InputError(
                 f"output_dir {folder} is not empty and holds no run of edit-trl; choose another, or remove it"
             )
@@ -69,11 +70,21 @@ def check_run_folder(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def check_same_run(folder: Path, values: dict[str, Any], finding: str) -> None:
-    """See that a folder's run was asked for with these options, but for those that change nothing.
+def _is_draft(file: Path) -> bool:
+    """A draft alone is left by a run that was killed before it began."""
+    return file.name.startswith(f"{RUN_FILE}.") and file.name.endswith(DRAFT_SUFFIX)
+
+
+def check_same_run(folder: Path, values: Mapping[str, Any], finding: str) -> None:
+    """Check that the run in a folder, if there is one, has these options, except for incidental ones.
+
+    Args:
+        folder: The run's folder.
+        values: The options.
+        finding: The beginning of the message, such as "output_dir out holds".
 
     Raises:
-        InputError: It was not; `finding` begins the sentence, the options that differ follow.
+        InputError: Other options; the message lists them.
     """
     state = read_run_file(folder)
     if not state:
@@ -90,24 +101,21 @@ def check_same_run(folder: Path, values: dict[str, Any], finding: str) -> None:
         )
 
 
-def _essentials(values: dict[str, Any]) -> dict[str, Any]:
+def _essentials(values: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({k: v for k, v in values.items() if k not in INCIDENTAL}, default=str))
 
 
 def write_run_file(
-    folder: Path, values: dict[str, Any], finished: str | None, results: dict[str, Any]
+    folder: Path, values: Mapping[str, Any], finished: str | None, results: Mapping[str, Any]
 ) -> None:
-    """Keep a run's options (never a token) in its folder, whole or not at all.
+    """Write a run's options (except its Hub token) and results into its folder.
 
     Args:
-        folder: The run's.
-        values: The options given.
-        finished: When it was, if it is.
+        folder: The run's folder.
+        values: The options.
+        finished: When the run finished; None while it runs.
         results: Its last metrics.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     options = {k: v for k, v in values.items() if k != "hub_token"}
     state = {"edit_trl": version("edit_trl"), "finished": finished, "options": options, "results": results}
-    draft = folder / DRAFT_FILE
-    draft.write_text(json.dumps(state, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(draft, folder / RUN_FILE)
+    write_whole(folder / RUN_FILE, json.dumps(state, indent=2, default=str) + "\n")

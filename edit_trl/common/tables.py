@@ -1,36 +1,28 @@
-"""Rows of text as a table for a terminal."""
+"""Rows of text as a plain-text table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edit_trl.common.markdown import clean
+from edit_trl.common.terminal import visible_line
 
 
-def aligned(blocks: Sequence[Sequence[Sequence[str]]]) -> str:
-    """Rows of cells in columns, a rule between blocks; the first column to the left, numbers to the right."""
-    cleaned = [[[clean(cell) for cell in row] for row in block] for block in blocks]
+def aligned(blocks: Sequence[Sequence[Sequence[str]]], left: int = 1) -> str:
+    """Align rows of cells in columns, with a rule between blocks.
+
+    Args:
+        blocks: Rows of cells; all rows have the same number of cells.
+        left: How many columns are aligned to the left; the others, of numbers, are aligned to the right.
+    """
+    blocks = [[[visible_line(cell) for cell in row] for row in block] for block in blocks]
     widths = [
-        max(map(len, column)) for column in zip(*(row for block in cleaned for row in block), strict=True)
+        max(map(len, column)) for column in zip(*(row for block in blocks for row in block), strict=True)
     ]
-    lines: list[str] = []
-    for block in cleaned:
-        if lines:
-            lines.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
-        for first, *cells in block:
-            numbers = (cell.rjust(size) for cell, size in zip(cells, widths[1:], strict=True))
-            lines.append("  ".join([first.ljust(widths[0]), *numbers]))
-    return "\n".join(lines)
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return f"\n{rule}\n".join("\n".join(_line(row, widths, left) for row in block) for block in blocks)
 
 
-def _table(rows: Sequence[Sequence[str]], texts: int) -> str:
-    """Columns, the first few of text to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if place < texts else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+def _line(row: Sequence[str], widths: Sequence[int], left: int) -> str:
+    cells = [cell.ljust(width) for cell, width in zip(row[:left], widths, strict=False)]
+    cells += [cell.rjust(width) for cell, width in zip(row[left:], widths[left:], strict=True)]
+    return "  ".join(cells).rstrip()

@@ -8,17 +8,26 @@ from collections.abc import Collection, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-# A template may do without these.
+# Placeholders that a template need not have.
 _OPTIONAL = {"task_description", "exemplars"}
 
 
 def read_template(file: Path | Traversable) -> str:
-    """A template's text; the line end of the file is not the prompt's."""
+    """Read a template, without the line break at the end of the file."""
     return file.read_text(encoding="utf-8").rstrip("\n")
 
 
 def template_problems(text: str, allowed: frozenset[str], optional: Collection[str] = _OPTIONAL) -> list[str]:
-    """What is wrong with a template that may have these placeholders, and may do without some."""
+    """Check the placeholders of a template.
+
+    Args:
+        text: The template.
+        allowed: The placeholders that it may have.
+        optional: The placeholders that it need not have.
+
+    Returns:
+        What is wrong with it, a message each.
+    """
     try:
         parsed = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
     except ValueError as error:
@@ -26,17 +35,18 @@ def template_problems(text: str, allowed: frozenset[str], optional: Collection[s
     used = {field for field, _, _ in parsed}
     problems = [
         f"placeholder {{{field}}} is filled in as it is: write it without anything after the name"
-        for field, form, conversion in parsed
-        if form or conversion
+        for field, format_spec, conversion in parsed
+        if format_spec or conversion
     ]
     problems += [
-        f"placeholder {{{field}}}: {_choose(field, sorted(allowed))}" for field in sorted(used - allowed)
+        f"placeholder {{{field}}}: {unknown_name(field, sorted(allowed))}" for field in sorted(used - allowed)
     ]
     missing = sorted(allowed - set(optional) - used)
     return problems + [f"placeholder {{{field}}} is missing" for field in missing]
 
 
-def _choose(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+def unknown_name(name: str, names: Sequence[str]) -> str:
+    """The message for a name that does not exist, with the nearest one and all that do."""
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
     return f"there is none of this name; {hint}There are {', '.join(names)}"

@@ -9,14 +9,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError, raise_problems, show
-from edit_trl.common.hub_ids import _looks_like_file, refuse_missing_path
+from edit_trl.common.files import replacing
+from edit_trl.common.hub_ids import looks_like_file, refuse_missing_path
 from edit_trl.data.files import _pick_split, load_folder, load_from_hub, read_parquet, read_rows
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
@@ -96,6 +96,35 @@ def load_dual_cots(
     return dataset
 
 
+@dataclass(frozen=True)
+class DatasetSource:
+    """Where dual CoTs are, with what it takes to read them.
+
+    Attributes:
+        name: A file, a folder or the id of a dataset on the Hub.
+        config: The configuration, for a dataset on the Hub.
+        split: The split, "train" if None.
+        revision: The branch, tag or commit, for a dataset on the Hub.
+        column_mapping: Their column name -> ours.
+    """
+
+    name: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    column_mapping: Mapping[str, str] | None = None
+
+    def load(self) -> Dataset:
+        """Load and validate the rows; see `load_dual_cots`."""
+        return load_dual_cots(
+            self.name,
+            name=self.config,
+            split=self.split,
+            revision=self.revision,
+            column_mapping=self.column_mapping,
+        )
+
+
 def _refuse_hub_options(source: str, options: Mapping[str, str | None]) -> None:
     given = [f"{option}={value!r}" for option, value in options.items() if value is not None]
     if given:
@@ -173,7 +202,7 @@ def save_dual_cots(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     path = Path(path).expanduser()
     suffix = path.suffix.lower()
     writers = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": type(dataset).to_parquet}
-    if _looks_like_file(path) and suffix not in writers:
+    if looks_like_file(path) and suffix not in writers:
         raise InputError(
             f"{path}: cannot write a {path.suffix!r} file; use one of {', '.join(writers)} or a "
             "folder (no suffix)"
@@ -185,28 +214,10 @@ def save_dual_cots(dataset: Dataset, path: str | os.PathLike[str]) -> None:
         raise InputError(f"{path} is a folder that holds something else; choose another")
     validate_dual_cots(dataset, source=str(path))
     try:
-        with _replacing(path) as temporary:
-            write(dataset, temporary)
+        with replacing(path) as draft:
+            write(dataset, draft)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error}") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the place of `path` once the block has ended well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        temporary, old = Path(folder) / path.name, Path(folder) / "old"
-        yield temporary
-        if not path.is_dir():
-            temporary.replace(path)
-            return
-        path.rename(old)  # no system call replaces a folder that is not empty
-        try:
-            temporary.rename(path)
-        finally:
-            if not path.exists():
-                old.rename(path)
 
 
 def _write_jsonl(dataset: Dataset, path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError, raise_problems, show
-from edit_trl.common.hub_ids import _looks_like_file
+from edit_trl.common.hub_ids import looks_like_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,7 +48,7 @@ def load_folder(path: Path, split: str | None) -> Dataset:
         name = _pick_split({"train": "dual", "dual": "dual", "warm_up": "warm_up"}, split, str(path))
         return read_parquet(path / f"{name}.parquet")
     if not any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
-        files = sorted(file.name for file in path.iterdir() if _looks_like_file(file))
+        files = sorted(file.name for file in path.iterdir() if looks_like_file(file))
         raise InputError(
             f"{path} is not a folder written by datasets.save_to_disk; it holds "
             f"{', '.join(files[:10]) or 'no data file'}. Pass one file instead"

@@ -146,16 +146,6 @@ def apply_view(rows: Iterable[Mapping[str, Any]], view: View, source: str = "dat
     return seen
 
 
-def asked(prompt: Any, view: View) -> Any:
-    """A prompt as a student that was trained on a view is asked: with the marker of the task that answers.
-
-    Args:
-        prompt: Text, or messages.
-        view: The view.
-    """
-    return _MARKED[view](prompt) if view in _MARKED else prompt
-
-
 def answer_statement(row: Mapping[str, Any], chain: str) -> tuple[int, int] | None:
     """Where a chain states its final answer.
 
@@ -287,11 +277,6 @@ _NEEDS = dict.fromkeys(_VIEWS, "it takes correct chains") | {
     "repeat_sampling": f"it takes chains whose `source` is none of {', '.join(RECTIFIED_SOURCES)}",
     "mt_cot": "it takes chains that state their answer",
     "sbs": "it takes chains that state their answer",
-}
-_MARKED = {
-    "mt_cot": lambda prompt: _after(prompt, EXPLANATION),
-    "sbs": lambda prompt: _after(prompt, ANSWER),
-    "scott": lambda prompt: _before(prompt, FACTUAL),
 }
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,10 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edit_trl.common.checks import at_least
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import write_whole
+from edit_trl.common.tables import aligned
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -124,15 +126,7 @@ def evaluate_with_harness(
     Raises:
         InputError: See `load_harness_tasks`; an option out of range, or no chat template.
     """
-    problems = [
-        f"`{name}` must be at least {least}, got {value}"
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("limit", limit, 1),
-            ("num_fewshot", num_fewshot, 0),
-        )
-        if value is not None and value < least
-    ]
+    problems = at_least(1, batch_size=batch_size, limit=limit) + at_least(0, num_fewshot=num_fewshot)
     if apply_chat_template and tokenizer.chat_template is None:
         problems.append(f"the tokenizer ({tokenizer.name_or_path}) has no chat template to apply")
     if problems:
@@ -158,10 +152,7 @@ def evaluate_with_harness(
 def write_harness(results: Mapping[str, Any], folder: str | Path) -> Path:
     """Write what `evaluate_with_harness` returned as `harness.json` into a run's folder."""
     path = Path(folder) / HARNESS_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-    os.replace(draft, path)
+    write_whole(path, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
@@ -174,10 +165,7 @@ def format_harness(results: Mapping[str, Any]) -> str:
                 error = one["stderr"].get(metric)
                 shown = ["-" if value is None else f"{value:.4f}" for value in (score, error)]
                 rows.append((name, str(one.get("version", "")), str(one.get("items", "")), metric, *shown))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return aligned([rows], left=len(rows[0]))
 
 
 def _manager(names: Sequence[str], include_path: str | Path | None) -> TaskManager:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
+from edit_trl.common.checks import at_least, not_negative, share
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import nearest
 
@@ -33,14 +34,10 @@ class Decoding:
 
     def __post_init__(self) -> None:
         problems = [
-            f"`{name}` must be at least 1, got {getattr(self, name)!r}"
-            for name in ("max_new_tokens", "samples")
-            if getattr(self, name) < 1
+            *at_least(1, max_new_tokens=self.max_new_tokens, samples=self.samples),
+            *not_negative(temperature=self.temperature),
+            *share(top_p=self.top_p),
         ]
-        if self.temperature < 0:
-            problems.append(f"`temperature` cannot be negative, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"`top_p` must be above 0 and at most 1, got {self.top_p}")
         if self.samples > 1 and self.temperature == 0:
             problems.append(
                 f"`samples: {self.samples}` at temperature 0 are all the same; set `temperature: 0.7`, or one"
@@ -95,7 +92,6 @@ def check_batching(batching: str, batch_size: int) -> None:
             f"`batching` must be one of {', '.join(get_args(Batching))}, got {batching!r}"
             + nearest(str(batching), get_args(Batching))
         )
-    if batch_size < 1:
-        problems.append(f"`batch_size` must be at least 1, got {batch_size!r}")
+    problems += at_least(1, batch_size=batch_size)
     if problems:
         raise InputError(problems)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import write_whole
 from edit_trl.data.dual_cots import save_dual_cots
 from edit_trl.hub.repository import open_repository, upload
 from edit_trl.teachers.card import Provenance, generation_card
@@ -95,8 +96,8 @@ def save_generation(
     }
     if generation.pivots is not None:
         report["pivots"] = [asdict(pivot) for pivot in generation.pivots]
-    _write(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    _write(folder / "README.md", generation_card(generation, provenance, rows))
+    write_whole(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / "README.md", generation_card(generation, provenance, rows))
     return {name: len(of_file) for name, of_file in rows.items()}
 
 

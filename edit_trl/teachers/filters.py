@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edit_trl.common.checks import at_least
 from edit_trl.common.errors import InputError
 from edit_trl.data.answers import extract_answer, infer_answer_type
 from edit_trl.data.questions import Question
@@ -61,14 +62,12 @@ class Bounds:
     max_length_ratio: float = 3.0
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = at_least(1, max_length_ratio=self.max_length_ratio)
         if not 0 <= self.min_key_fraction < self.max_key_fraction <= 1:
             problems.append(
                 "0 <= `min_key_fraction` < `max_key_fraction` <= 1 must hold, got "
                 f"{self.min_key_fraction} and {self.max_key_fraction}"
             )
-        if self.max_length_ratio < 1:
-            problems.append(f"`max_length_ratio` must be at least 1, got {self.max_length_ratio}")
         if problems:
             raise InputError(problems)
 

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from edit_trl.common.checks import at_least, share
 from edit_trl.common.errors import InputError
 from edit_trl.data.questions import Question
 from edit_trl.teachers.filters import Bounds, Pair
@@ -67,19 +68,12 @@ class PipelineOptions:
 
     def __post_init__(self) -> None:
         problems = [
-            f"`{name}` must be at least {least}, got {getattr(self, name)}"
-            for name, least in (
-                ("samples", 1),
-                ("pairs_per_question", 1),
-                ("exemplars_per_prompt", 0),
-                ("max_tokens", 1),
-                ("temperature", 0),
-                ("student_temperature", 0),
-            )
-            if getattr(self, name) < least
+            *at_least(1, samples=self.samples, pairs_per_question=self.pairs_per_question),
+            *at_least(1, max_tokens=self.max_tokens),
+            *at_least(0, exemplars_per_prompt=self.exemplars_per_prompt, temperature=self.temperature),
+            *at_least(0, student_temperature=self.student_temperature),
+            *share(top_p=self.top_p),
         ]
-        if not 0 < self.top_p <= 1:
-            problems.append(f"`top_p` must be above 0 and at most 1, got {self.top_p}")
         if problems:
             raise InputError(problems)
 
@@ -104,9 +98,7 @@ class PivotOptions:
     confirm_pivots: bool = True
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.rollouts < 1:
-            problems.append(f"`rollouts` must be at least 1, got {self.rollouts}")
+        problems = at_least(1, rollouts=self.rollouts)
         if not 0 <= self.right_after < 1:
             problems.append(f"`right_after` must be at least 0 and below 1, got {self.right_after}")
         if problems:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from edit_trl.common.errors import InputError
-from edit_trl.common.templates import _choose, read_template, template_problems
+from edit_trl.common.templates import read_template, template_problems, unknown_name
 from edit_trl.data.answers import AnswerType, extract_answer
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
@@ -95,7 +95,7 @@ class Templates:
         problems = []
         for name, file in (files or {}).items():
             if name not in names:
-                problems.append(f"`templates: {name}`: {_choose(name, names)}")
+                problems.append(f"`templates: {name}`: {unknown_name(name, names)}")
                 continue
             try:
                 texts[name] = read_template(Path(file))

@@ -7,6 +7,7 @@ from typing import Literal
 from transformers.utils import is_torch_bf16_gpu_available, logging
 from trl import SFTConfig
 
+from edit_trl.common.checks import at_least, share
 from edit_trl.common.errors import InputError
 from edit_trl.key_steps import KeyStepMethod
 from edit_trl.losses import Normalization, PreferenceLoss, PreferenceReduction, RejectedPenalty
@@ -246,24 +247,22 @@ class DualCoTConfig(SFTConfig):
         super().__post_init__()
 
     def _range_problems(self):
-        if not 0 < self.max_key_fraction <= 1:
-            yield f"`max_key_fraction` must be above 0 and at most 1, got {self.max_key_fraction}"
-        confidence = self.max_fork_confidence
-        if confidence is not None and not 0 < confidence <= 1:
-            yield f"`max_fork_confidence` must be above 0 and at most 1, got {confidence}"
-        share = self.hardest_forks
-        if share is not None and not 0 < share <= 1:
-            yield f"`hardest_forks` is a share: above 0 and at most 1, got {share}"
-        decay = self.lr_decay_per_epoch
-        if decay is not None and not 0 < decay <= 1:
-            yield f"`lr_decay_per_epoch` must be above 0 and at most 1, got {decay}"
-        if decay is not None and self.lr_scheduler_type != "constant":
+        yield from share(
+            max_key_fraction=self.max_key_fraction,
+            max_fork_confidence=self.max_fork_confidence,
+            lr_decay_per_epoch=self.lr_decay_per_epoch,
+        )
+        if share(hardest_forks=self.hardest_forks):
+            yield f"`hardest_forks` is a share: above 0 and at most 1, got {self.hardest_forks}"
+        if self.lr_decay_per_epoch is not None and self.lr_scheduler_type != "constant":
             yield "`lr_decay_per_epoch` needs `lr_scheduler_type: constant`; two schedules cannot both hold"
-        sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        for name in (*sizes, "max_tokens_per_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                yield f"`{name}` must be at least 1, got {value}"
+        yield from at_least(
+            1,
+            per_device_train_batch_size=self.per_device_train_batch_size,
+            per_device_eval_batch_size=self.per_device_eval_batch_size,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
+            max_tokens_per_batch=self.max_tokens_per_batch,
+        )
         if self.max_length is not None and self.max_length < 2:
             yield f"`max_length` must be at least 2 (a prompt and a completion), got {self.max_length}"
 

@@ -38,7 +38,7 @@ def test_the_table(file, capsys, tmp_path):
     assert "accuracy 75.0%" in rows[3]
     assert rows[3].endswith(str(tmp_path / "run3"))
     assert "key_preference 100.0%" in rows[4]
-    assert "[bold]pairs\N{REPLACEMENT CHARACTER}[31m" in rows[4]  # as text, not as a style
+    assert "[bold]pairs\N{SYMBOL FOR ESCAPE}[31m" in rows[4]  # as text, not as a style
 
 
 def test_filters(file, capsys):

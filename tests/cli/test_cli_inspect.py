@@ -20,7 +20,7 @@ from edit_trl import ProceduralTeacher, generate_dual_cots
 from edit_trl.cli.inspect import _parser
 from edit_trl.cli.main import main
 from edit_trl.common.errors import InputError
-from edit_trl.common.markdown import visible
+from edit_trl.common.terminal import visible
 from edit_trl.data.dual_cots import save_dual_cots
 from edit_trl.data.pair_statistics import grouped_pairs, locate_pairs, pair_statistics
 from edit_trl.key_steps import KeyStepMethod

@@ -72,7 +72,7 @@ def test_names_from_files_are_text(tmp_path):
     ]
     comparison = compare_runs(*runs)
     text = shown(comparison, 1000)
-    assert "[red]a|b`*_<script>alert(1)</script>\N{REPLACEMENT CHARACTER}[31m" in text
+    assert "[red]a|b`*_<script>alert(1)</script>\N{SYMBOL FOR ESCAPE}[31m" in text
     assert "\x1b" not in text
     page = markdown(comparison, [GateResult("max-drop", NASTY, False, NASTY)])
     assert "<script>" not in re.sub(r"\\<", "", page)

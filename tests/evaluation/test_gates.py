@@ -117,7 +117,7 @@ def test_junit():
     [suite] = root
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", "1", "0")
     failed, passed = suite.findall("testcase")
-    shown = 'a]]> & <b> "\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}'
+    shown = 'a]]> & <b> "\N{SYMBOL FOR NULL}\N{SYMBOL FOR ESCAPE}\N{REPLACEMENT CHARACTER}'
     assert failed.get("name") == f"max-drop: {shown}"
     assert failed.find("failure").get("message") == failed.find("failure").text == shown
     assert passed.find("failure") is None

@@ -2,7 +2,6 @@
 
 import math
 
-from edit_trl.common.markdown import clean, escaped
 from edit_trl.evaluation.compare.score_text import amount, count_text, interval_text, number, p_text, value_of
 from edit_trl.evaluation.statistics import Difference
 
@@ -14,9 +13,6 @@ def test_numbers():
     assert number(0.25, "margin", sign=False) == "0.250"
     assert number(float("inf"), "accuracy", sign=False) == "-"
     assert [count_text(count) for count in (1234.0, 0.5, 0)] == ["1,234", "0.5", "0"]
-    assert clean("a\tb\u202e") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
-    assert escaped("a_b") == r"a\_b"
-    assert escaped("|*@all") == "\\|\\*@\N{ZERO WIDTH SPACE}all"
     assert [p_text(p) for p in (0.0004, 0.0123, 1.0)] == ["<0.001", "0.012", "1.000"]
     assert (value_of(0.5, "accuracy"), value_of(0.5, "key_margin")) == ("50.0%", "0.500")
     assert (amount(0.5, "accuracy"), amount(-0.5, "margin")) == ("+50.0 points", "-0.500 nats")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from suite_rows import RIGHT, WRONG, evaluated, sample
 
-from edit_trl.cli.option_parsing import build_options
 from edit_trl.common.errors import InputError
+from edit_trl.common.options import build_options
 from edit_trl.evaluation.runs.folder import RunFolder
 from edit_trl.evaluation.runs.schema import RunRecord
 from edit_trl.evaluation.suite.config import SuiteArguments

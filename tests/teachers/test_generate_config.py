@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edit_trl.cli.option_parsing import option_help
 from edit_trl.common.errors import InputError
+from edit_trl.common.options import option_help
 from edit_trl.data.exemplars import load_exemplars
 from edit_trl.teachers.generate_config import (
     CLASSES,

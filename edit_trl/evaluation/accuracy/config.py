@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from edit_trl.common.checks import at_least
 from edit_trl.common.errors import InputError
 from edit_trl.evaluation.accuracy.tasks import Tasks, read_tasks
 from edit_trl.evaluation.runs.measured_model import MeasuredModel
@@ -65,8 +66,7 @@ class EvaluateArguments(MeasuredModel):
             yield "`model` is missing: a path, a Hub id, or the name of a model at `base_urls`"
         if not self.tasks and not self.harness:
             yield "`tasks` is missing: task files, or names of those in recipes/evaluate/tasks"
-        if self.limit is not None and self.limit < 1:
-            yield f"`limit` must be at least 1, got {self.limit}"
+        yield from at_least(1, limit=self.limit)
         yield from engine_problems(self.engine, self.actors, self.device)
         if self.engine == "ray" and self.harness:
             yield "`harness` needs the model on this machine: leave out `engine: ray`"

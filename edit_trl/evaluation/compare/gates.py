@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from edit_trl.common.errors import InputError
-from edit_trl.common.markdown import clean
+from edit_trl.common.terminal import visible, visible_line
 from edit_trl.evaluation.compare.comparison import Comparison, SystemComparison
 from edit_trl.evaluation.compare.score_text import amount, count_text, value_of
 from edit_trl.evaluation.runs.scores import IN_NATS, LOWER_IS_BETTER
@@ -83,10 +83,12 @@ def junit_xml(results: Sequence[GateResult]) -> bytes:
     for result in results:
         case = _case(suite, f"{result.gate}: {result.system}")
         if not result.passed:
-            failure = ElementTree.SubElement(case, "failure", message=clean(result.message), type="gate")
-            failure.text = clean(result.message)
+            failure = ElementTree.SubElement(
+                case, "failure", message=visible_line(result.message), type="gate"
+            )
+            failure.text = visible(result.message)
         else:
-            ElementTree.SubElement(case, "system-out").text = clean(result.message)
+            ElementTree.SubElement(case, "system-out").text = visible(result.message)
     return _bytes(suite)
 
 
@@ -95,8 +97,8 @@ def junit_error_xml(message: str) -> bytes:
     suite = _suite(1, errors=1)
     case = _case(suite, "compare")
     first, *_ = message.splitlines()
-    error = ElementTree.SubElement(case, "error", message=clean(first), type="InputError")
-    error.text = "\n".join(map(clean, message.splitlines()))
+    error = ElementTree.SubElement(case, "error", message=visible_line(first), type="InputError")
+    error.text = visible(message)
     return _bytes(suite)
 
 
@@ -165,7 +167,7 @@ def _suite(tests: int, failures: int = 0, errors: int = 0) -> ElementTree.Elemen
 
 
 def _case(suite: ElementTree.Element, name: str) -> ElementTree.Element:
-    return ElementTree.SubElement(suite, "testcase", classname="edit-trl.compare", name=clean(name))
+    return ElementTree.SubElement(suite, "testcase", classname="edit-trl.compare", name=visible_line(name))
 
 
 def _bytes(suite: ElementTree.Element) -> bytes:

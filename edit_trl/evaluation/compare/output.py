@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edit_trl.common.markdown import clean, escaped
+from edit_trl.common.markdown import text
+from edit_trl.common.terminal import visible, visible_line
 from edit_trl.evaluation.compare.comparison import Comparison, PairedScores, SystemComparison
 from edit_trl.evaluation.compare.gates import GateResult
 from edit_trl.evaluation.compare.score_text import amount, count_text, interval_text, number, p_text, value_of
@@ -37,10 +38,10 @@ def print_comparison(comparison: Comparison, gates: Sequence[GateResult], consol
         _plain(console, f"{verdict}  {result.gate}: {result.system}: {result.message}", style)
 
 
-def _plain(console: Console, text: str, style: str = "") -> None:
+def _plain(console: Console, line: str, style: str = "") -> None:
     from rich.text import Text
 
-    console.print(Text("\n".join(map(clean, text.split("\n"))), style=style), soft_wrap=True)
+    console.print(Text(visible(line), style=style), soft_wrap=True)
 
 
 def _summary(comparison: Comparison, system: SystemComparison) -> list[tuple[str, str]]:
@@ -123,7 +124,7 @@ def _columns(comparison: Comparison, system: SystemComparison, padding: int, lon
         table.add_column(title, justify="right", no_wrap=True)
     for group in system.groups.values():
         name, *numbers = _cells(group, comparison.score)
-        cells = [_cut(clean(name), longest), *numbers]
+        cells = [_cut(visible_line(name), longest), *numbers]
         table.add_row(*map(Text, cells), style=_style(group))
     return table
 
@@ -165,16 +166,16 @@ def markdown(comparison: Comparison, gates: Sequence[GateResult]) -> str:
     lines: list[str] = []
     for system in comparison.systems:
         lines += [
-            f"### {comparison.score}: {escaped(system.name)} against {escaped(comparison.baseline)}",
+            f"### {comparison.score}: {text(system.name)} against {text(comparison.baseline)}",
             "",
         ]
-        lines += [f"- {title}: {escaped(line)}" for title, line in _summary(comparison, system)]
+        lines += [f"- {title}: {text(line)}" for title, line in _summary(comparison, system)]
         lines += ["", *_markdown_table(comparison, system), ""]
     if gates:
         lines += ["| gate | system | result | |", "|---|---|---|---|"]
         lines += [
-            f"| {result.gate} | {escaped(result.system)} | {'pass' if result.passed else '**failed**'} "
-            f"| {escaped(result.message)} |"
+            f"| {result.gate} | {text(result.system)} | {'pass' if result.passed else '**failed**'} "
+            f"| {text(result.message)} |"
             for result in gates
         ]
     return "\n".join(lines).rstrip("\n") + "\n"
@@ -190,7 +191,7 @@ def _markdown_table(comparison: Comparison, system: SystemComparison) -> list[st
     for group in system.groups.values():
         name, before, after, _, p_value, *flips = _cells(group, score)
         bold = "**" if _style(group) else ""
-        cells = [escaped(name), f"{group.items:,}", before, after]
+        cells = [text(name), f"{group.items:,}", before, after]
         cells += [
             f"{bold}{number(group.difference.value, score)}{bold}",
             interval_text(group.difference, score),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edit_trl.common.checks import positive
 from edit_trl.common.errors import InputError
-from edit_trl.common.options import convert, hints_of, read_yaml
+from edit_trl.common.options import build_options, find_beside, hints_of
 from edit_trl.evaluation.judge.judging import JudgeOptions
 from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.options import EndpointArguments
@@ -60,7 +61,7 @@ class JudgeArguments(EndpointArguments):
         twice = [run for run, count in Counter(str(Path(run)) for run in runs).items() if count > 1]
         if twice:
             yield f"`runs` names {', '.join(map(repr, twice))} more than once"
-        yield from self.not_positive("timeout", "limit")
+        yield from positive(timeout=self.timeout, limit=self.limit)
 
 
 CLASSES = (EndpointArguments, JudgeArguments, JudgeOptions, Limits)
@@ -95,18 +96,12 @@ def read_judge_config(path: str | Path | None, options: Mapping[str, Any]) -> Ju
     Raises:
         InputError: All that is wrong with it.
     """
-    values, problems = convert({**(read_yaml(path) if path else {}), **options}, OPTIONS)
-    for name in ("reference_dataset", "template"):
-        beside = Path(path).parent / values[name] if path and values.get(name) else None
-        if beside and not Path(values[name]).exists() and beside.exists():
-            values[name] = str(beside)
-    built = []
-    for cls in (JudgeArguments, JudgeOptions, Limits):
-        try:
-            names = {field.name for field in fields(cls)}
-            built.append(cls(**{name: value for name, value in values.items() if name in names}))
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(problems, heading=f"{path or 'command line'}:")
-    return JudgeConfig(*built)
+    path = str(path) if path else None
+    arguments, judge_options, limits = build_options(path, options, (JudgeArguments, JudgeOptions, Limits))
+    folder = Path(path).parent if path else Path()
+    arguments = replace(
+        arguments,
+        reference_dataset=find_beside(arguments.reference_dataset, folder),
+        template=find_beside(arguments.template, folder),
+    )
+    return JudgeConfig(arguments, judge_options, limits)

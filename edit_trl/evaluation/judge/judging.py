@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from edit_trl.common.checks import at_least, not_negative
 from edit_trl.common.errors import InputError
 from edit_trl.common.templates import read_template, template_problems
 from edit_trl.models.chat.dispatch import Answer, Dispatcher, Failure
@@ -55,11 +56,7 @@ class JudgeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.temperature < 0:
-            problems.append(f"`temperature` cannot be negative, got {self.temperature}")
-        if self.max_tokens < 1:
-            problems.append(f"`max_tokens` must be at least 1, got {self.max_tokens}")
+        problems = not_negative(temperature=self.temperature) + at_least(1, max_tokens=self.max_tokens)
         if problems:
             raise InputError(problems)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.tables import _table
+from edit_trl.common.files import write_whole
+from edit_trl.common.tables import aligned
 from edit_trl.evaluation.judge.judging import SCORES, Judgement
 
 
@@ -60,9 +60,10 @@ def save_judgements(judgements: Sequence[Judgement], report: Mapping[str, Any], 
         for judgement in judgements
         for position, model in enumerate(judgement.order, 1)
     ]
-    _write(folder / "judgements.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_whole(folder / "judgements.jsonl", "".join(lines))
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    _write(folder / "report.json", text + "\n")
+    write_whole(folder / "report.json", text + "\n")
 
 
 def format_report(report: Mapping[str, Any]) -> str:
@@ -82,7 +83,9 @@ def format_report(report: Mapping[str, Any]) -> str:
     for one in report["positions"]:
         effect = _number(one["effect"], "+.2f")
         positions.append([f"place {one['position']}", _number(one["mean"]), effect, _interval(one)])
-    tables = [_table(scores, 1), _table(comparisons, 2), _table(positions, 1)]
+    tables = [
+        aligned([rows[:1], rows[1:]], left) for rows, left in ((scores, 1), (comparisons, 2), (positions, 1))
+    ]
     favoured = [one["position"] for one in report["positions"] if one["interval"] and _excludes_zero(one)]
     if favoured:
         tables.append(
@@ -161,9 +164,3 @@ def _number(value: float | None, form: str = ".2f") -> str:
 
 def _interval(one: Mapping[str, Any]) -> str:
     return "-" if one["interval"] is None else "{:.2f} to {:.2f}".format(*one["interval"])
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

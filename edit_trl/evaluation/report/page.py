@@ -22,6 +22,7 @@ from string import Template
 from typing import Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import write_whole
 from edit_trl.data.pair_statistics import GROUPS, Pair, grouped_pairs, pair_statistics
 from edit_trl.evaluation.report.items import Keep, page_items, rounded
 from edit_trl.evaluation.report.summary import flips, learning_curves, run_summary, score_labels
@@ -99,7 +100,8 @@ def write_report(
         page = render(data | {"notice": notice}, items, tokens)
         if len(page) <= MOST_BYTES:
             break
-    return _written(page, path)
+    write_whole(path, page)
+    return path
 
 
 def write_pairs(
@@ -161,7 +163,8 @@ def write_pairs(
         "flips": [],
         "notice": None,
     }
-    return _written(render(data, [_pair_item(pair, unit) for pair in pairs]), path)
+    write_whole(path, render(data, [_pair_item(pair, unit) for pair in pairs]))
+    return path
 
 
 def _pair_scores(pairs: Sequence[Pair]) -> dict[str, list[float | None]]:
@@ -246,12 +249,4 @@ def free_path(path: str | os.PathLike[str]) -> Path:
         with path.open(encoding="utf-8", errors="replace") as file:
             if _MARK not in file.read(2000):
                 raise InputError(f"{path} exists and is no report of edit-trl; choose another, or remove it")
-    return path
-
-
-def _written(page: bytes, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_bytes(page)
-    os.replace(draft, path)
     return path

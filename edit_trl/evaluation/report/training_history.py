@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.run_file import RUN_FILE, read_run_file
 
 STATE_FILE = "trainer_state.json"
-RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,9 @@ def read_training_run(path: Path) -> TrainingRun:
 def _read_stage(folder: Path, name: str) -> Stage:
     state = _state_file(folder)
     log = _read(state).get("log_history", []) if state else []
-    run = _read(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
     if not (isinstance(log, list) and all(isinstance(entry, dict) for entry in log)):
         raise InputError(f"{state}: `log_history` is no list of logged steps")
-    finished = run.get("finished")
+    finished = read_run_file(folder).get("finished")
     return Stage(name, finished if isinstance(finished, str) else None, log)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError
-from edit_trl.common.files import _write, git_revision
+from edit_trl.common.files import git_revision, write_whole
 from edit_trl.evaluation.runs.schema import _ITEM_KEYS, FORMAT, Item, Run, RunRecord, key_of
 
 RECORD_FILE = "evaluation.json"
@@ -103,7 +103,7 @@ class RunFolder:
         items = [self.done[key] for key in order]
         if not (self.path / RECORD_FILE).is_file():
             self.start()
-        _write(self.path / ITEMS_FILE, "".join(map(_line, items)))
+        write_whole(self.path / ITEMS_FILE, "".join(map(_line, items)))
         self.record = replace(
             self.record,
             finished=_now(),
@@ -137,12 +137,12 @@ class RunFolder:
         }
         if not there.finished:
             # Without a last line that was cut short, or the next would be joined to it.
-            _write(self.path / ITEMS_FILE, "".join(map(_line, self.done.values())))
+            write_whole(self.path / ITEMS_FILE, "".join(map(_line, self.done.values())))
         return there
 
     def _write_record(self) -> None:
         text = json.dumps(asdict(self.record), indent=2, ensure_ascii=False, default=str, allow_nan=False)
-        _write(self.path / RECORD_FILE, text + "\n")
+        write_whole(self.path / RECORD_FILE, text + "\n")
 
 
 def read_run(path: str | Path) -> Run:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edit_trl.common.markdown import clean
 from edit_trl.common.tables import aligned
+from edit_trl.common.terminal import visible_line
 from edit_trl.evaluation.runs.schema import Run, RunKind
 from edit_trl.evaluation.runs.scores import GROUPS, IN_NATS, SCORES
 
@@ -39,7 +39,7 @@ def run_table(run: Run) -> str:
                 for name, of in members.items()
             ]
             tables.append(aligned([[[group, items, *names]], rows]))
-    return "\n\n".join([f"{clean(record.name)}: {record.items} {items}", *tables])
+    return "\n\n".join([f"{visible_line(record.name)}: {record.items} {items}", *tables])
 
 
 def shown(score: str, value: float | None) -> str:

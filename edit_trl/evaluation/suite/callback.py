@@ -8,7 +8,6 @@ added to them is there for `metric_for_best_model`; `CallbackHandler.on_log` tak
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from edit_trl.common.checks import at_least, not_negative
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import write_whole
 from edit_trl.data.row import rows_of
 from edit_trl.evaluation.accuracy.answering import judged
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
@@ -83,14 +84,10 @@ class SuiteCallback(TrainerCallback):
         batch_size: int | None = None,
         key_step_method: KeyStepMethod = "words",
     ):
-        limits = {"steps": steps, "rows": rows, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
         problems = [
-            f"`{name}` must be at least 1, got {value}"
-            for name, value in limits.items()
-            if value is not None and value < 1
+            *at_least(1, steps=steps, rows=rows, max_new_tokens=max_new_tokens, batch_size=batch_size),
+            *not_negative(accuracy_rows=accuracy_rows),
         ]
-        if accuracy_rows < 0:
-            problems.append(f"`accuracy_rows` cannot be negative, got {accuracy_rows}")
         if problems:
             raise InputError(problems)
         self.trainer: Trainer | None = None
@@ -307,7 +304,4 @@ def _read_history(file: Path, step: int) -> dict[int, dict[str, Any]]:
 
 
 def _write_history(file: Path, history: Mapping[int, dict[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f"{file.name}.draft")
-    draft.write_text("".join(json.dumps(line) + "\n" for line in history.values()), encoding="utf-8")
-    os.replace(draft, file)
+    write_whole(file, "".join(json.dumps(line) + "\n" for line in history.values()))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from edit_trl.common.checks import at_least
 from edit_trl.common.errors import InputError
 from edit_trl.evaluation.runs.measured_model import MeasuredModel
 from edit_trl.evaluation.runs.schema import RunKind
@@ -82,10 +83,8 @@ class SuiteArguments(MeasuredModel):
         if self.families is not None and self.rows is None:
             yield "`families` needs `rows`, how many pairs"
         yield from engine_problems(self.engine, self.actors, self.device)
-        for name in ("rows", "limit", "pairs_per_question", "max_new_tokens", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                yield f"`{name}` must be at least 1, got {value}"
+        yield from at_least(1, rows=self.rows, limit=self.limit, pairs_per_question=self.pairs_per_question)
+        yield from at_least(1, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
 
     @property
     def written(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import send_to_device
 
+from edit_trl.common.checks import at_least, not_negative
 from edit_trl.common.errors import InputError
 from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
 from edit_trl.evaluation.suite.cases import SuiteCase
@@ -48,10 +49,9 @@ class ModelJudge:
         max_new_tokens: int = 0,
         half_precision: bool = False,
     ):
-        if batch_size < 1:
-            raise InputError(f"`batch_size` must be at least 1, got {batch_size!r}")
-        if max_new_tokens < 0:
-            raise InputError(f"`max_new_tokens` must be at least 1, got {max_new_tokens!r}")
+        problems = at_least(1, batch_size=batch_size) + not_negative(max_new_tokens=max_new_tokens)
+        if problems:
+            raise InputError(problems)
         self._model, self._tokenizer, self._cases = model, tokenizer, cases
         self._batch_size, self._layout, self._half_precision = batch_size, layout, half_precision
         self._max_new_tokens = max_new_tokens

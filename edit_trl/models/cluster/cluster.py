@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from typing import Literal
 
+from edit_trl.common.checks import at_least
 from edit_trl.common.errors import InputError
 
 Engine = Literal["local", "ray"]
@@ -22,8 +23,7 @@ def engine_problems(engine: Engine, actors: int | None, device: str | None = Non
     """What is wrong with these options, by themselves."""
     if actors is not None and engine != "ray":
         yield "`actors` is for `engine: ray`"
-    if actors is not None and actors < 1:
-        yield f"`actors` must be at least 1, got {actors}"
+    yield from at_least(1, actors=actors)
     if engine == "ray" and device not in (None, "cpu", "cuda"):
         yield f"`device: {device}`: with `engine: ray` the cluster chooses; leave it out, or take cpu"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from edit_trl.common.checks import at_least, not_negative
 from edit_trl.data.views import PAIR_VIEWS
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.trainer_choice import TrainerName
@@ -41,8 +42,7 @@ def _model_problems(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _view_problems(values: Mapping[str, Any], trainer: TrainerName) -> Iterator[str]:
-    if values.get("rows") is not None and values["rows"] < 1:
-        yield f"`rows` must be at least 1, got {values['rows']}"
+    yield from at_least(1, rows=values.get("rows"))
     view = values.get("view", "pairs")
     if trainer != "dual_cot":
         if view not in PAIR_VIEWS:
@@ -67,11 +67,9 @@ def _view_problems(values: Mapping[str, Any], trainer: TrainerName) -> Iterator[
 
 
 def _suite_problems(values: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("suite_eval_steps", "suite_rows", "suite_max_new_tokens"):
-        if values.get(name) is not None and values[name] < 1:
-            yield f"`{name}` must be at least 1, got {values[name]}"
-    if values.get("suite_accuracy_rows", 0) < 0:
-        yield f"`suite_accuracy_rows` cannot be negative, got {values['suite_accuracy_rows']}"
+    sizes = ("suite_eval_steps", "suite_rows", "suite_max_new_tokens")
+    yield from at_least(1, **{name: values.get(name) for name in sizes})
+    yield from not_negative(suite_accuracy_rows=values.get("suite_accuracy_rows"))
     if values.get("suite_dataset_split") is not None and not values.get("suite_dataset_name"):
         yield "`suite_dataset_split` is a split of `suite_dataset_name`, which is missing"
     if values.get("suite_eval_steps") is not None:
