@@ -1,4 +1,4 @@
-"""`edit-trl merge`: an adapter into the weights of its model (L4)."""
+"""`edit-trl merge`: merge an adapter into the weights of its model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs `edit-trl merge`.
 
     Raises:
-        InputError: No adapter, another base model, an output that holds something, or outputs that differ.
+        InputError: There is no adapter, it belongs to another base model, the output is not empty, or the
+            log-probabilities differ.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     output = options.output
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _adapter_folder(run: str) -> str:
-    """The folder with the adapter: of a run with stages, the last finished one's."""
+    """The folder of the adapter; for a training run, that of its last finished stage."""
     from edit_trl.hub.push import find_source
 
     path = Path(run).expanduser()
@@ -122,8 +123,5 @@ def _summary(report: MergeReport, output: Path) -> str:
         f"nats on average, by {report.largest:.2g} at most (allowed: {report.tolerance:g} on average)",
     ]
     if report.quantized_mean is not None:
-        lines.append(
-            f"to the quantized model that was trained: {report.quantized_mean:.2g} nats on average; "
-            f"quantization alone, without the adapter, makes {report.quantization_cost:.2g}"
-        )
+        lines.append(f"to the quantized model that was trained: {report.quantized_mean:.2g} nats on average")
     return "\n".join(lines)

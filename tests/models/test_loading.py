@@ -10,9 +10,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 from edit_trl.common.errors import InputError
-from edit_trl.models import loading as models
+from edit_trl.models import identity
+from edit_trl.models.adapters import adapter_base
 from edit_trl.models.identity import model_hash
-from edit_trl.models.loading import adapter_base, load_config, load_student, load_tokenizer
+from edit_trl.models.loading import load_config, load_student, load_tokenizer
 
 
 @pytest.fixture
@@ -117,9 +118,9 @@ def test_the_hash_is_of_the_weights_and_not_of_the_place(tmp_path, saved_student
 
 
 def test_large_files_are_sampled(tmp_path, saved_student, monkeypatch):
-    monkeypatch.setattr(models, "_WHOLE", 1024)
-    monkeypatch.setattr(models, "_END", 64)
-    monkeypatch.setattr(models, "_BLOCK", 16)
+    monkeypatch.setattr(identity, "_WHOLE", 1024)
+    monkeypatch.setattr(identity, "_END", 64)
+    monkeypatch.setattr(identity, "_BLOCK", 16)
     before = model_hash(str(saved_student))
     assert model_hash(str(saved_student)) == before
     model, _ = load_student(str(saved_student))

@@ -1,21 +1,19 @@
-"""The options of a model that is measured, the same for every command that measures one (L3)."""
+"""The options of a model that is measured, the same for every command that measures one."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from edit_trl.common.files import content_hash
 from edit_trl.evaluation.runs.schema import RunKind, RunRecord
 from edit_trl.models.cluster.cluster import Engine
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from edit_trl.models.loading import ModelSource
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
-# Options that change nothing of what is measured.
+# Options that do not change what is measured.
 _INCIDENTAL = ("name", "output_dir", "history", "device", "batch_size", "batching", "harness")
 _INCIDENTAL += ("engine", "actors")
 
@@ -57,19 +55,18 @@ class MeasuredModel:
 
     @property
     def run_name(self) -> str:
-        """What the run is called."""
+        """The name of the run in tables and charts."""
         return self.name or Path(str(self.model)).name
 
     @property
     def folder(self) -> Path:
-        """Where the run is kept."""
+        """The folder of the run."""
         return Path(self.output_dir or Path("outputs") / self.kind / self.run_name)
 
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model and its tokenizer; see `edit_trl.models.loading.load_student`."""
-        from edit_trl.models.loading import load_student
-
-        return load_student(
+    @property
+    def source(self) -> ModelSource:
+        """Where the model is loaded from, and how."""
+        return ModelSource(
             self.model,
             dtype=self.dtype,
             device=self.device,
@@ -81,7 +78,7 @@ class MeasuredModel:
     def record(
         self, *, model_hash: str, settings: dict[str, Any], tasks: dict[str, str], data_hash: str, seed: int
     ) -> RunRecord:
-        """What is going to be measured; see `RunRecord`."""
+        """The record of the run that is about to be measured; see `RunRecord`."""
         options = {name: value for name, value in asdict(self).items() if name not in _INCIDENTAL}
         return RunRecord(
             kind=self.kind,
