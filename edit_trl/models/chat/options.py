@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edit_trl.models.chat.endpoint import DEFAULT_KEY, OpenAICompatibleTeacher
+from edit_trl.models.chat.connection import DEFAULT_KEY
+from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 
 
 @dataclass(frozen=True)

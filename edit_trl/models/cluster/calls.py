@@ -12,15 +12,15 @@ from edit_trl.models.cluster.pool import RayPool
 
 
 class RayCalls:
-    """Batches of work for the objects of a pool, for code that is not asynchronous.
+    """Calls to the objects of a pool of its own, from code that is not asynchronous.
 
     Args:
-        makers: See `RayPool`, as for the others.
-        resources: Likewise.
-        errors: Likewise.
+        makers: See `RayPool`.
+        resources: See `RayPool`.
+        errors: See `RayPool`.
 
     Raises:
-        InputError: See `connect`.
+        InputError: See `RayPool`.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class RayCalls:
         self._loop = asyncio.new_event_loop()
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """One call; see `RayPool.call`."""
+        """Make one call; see `RayPool.call`."""
         try:
             return self._loop.run_until_complete(self._pool.call(method, *arguments))
         except BaseException:
@@ -42,7 +42,14 @@ class RayCalls:
             raise
 
     def run(self, method: str, jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """A call for each job, and its number with what came of it, as they come; then the pool is closed.
+        """Make a call for each job, then close the pool.
+
+        Args:
+            method: The method to call.
+            jobs: The arguments of each call.
+
+        Yields:
+            The number of a job and the result of its call, in the order in which the calls finish.
 
         Raises:
             InputError: See `RayPool.call`.
@@ -67,7 +74,7 @@ class RayCalls:
         """End the actors."""
         if not self._loop.is_closed():
             self._pool.close()
-            self._loop.run_until_complete(_let_go(self._loop))
+            self._loop.run_until_complete(_cancel_all(self._loop))
             self._loop.close()
 
 
@@ -75,9 +82,9 @@ def _put(done: asyncio.Queue[tuple[int, asyncio.Task[Any]]], number: int, task: 
     done.put_nowait((number, task))
 
 
-async def _let_go(loop: asyncio.AbstractEventLoop) -> None:
-    """See cancelled tasks end."""
-    left = asyncio.all_tasks(loop) - {asyncio.current_task()}
-    for task in left:
+async def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel all tasks, and wait until they end."""
+    tasks = asyncio.all_tasks(loop) - {asyncio.current_task()}
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
