@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edit-trl chat",
-        description=f"Try a model in the terminal; {COMMANDS}. Lines that are piped in are a turn each.",
+        description=f"Try a model in the terminal; {COMMANDS}. Each line that is piped in is a turn.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -77,10 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=512,
         metavar="N",
-        help="most tokens an answer (%(default)s)",
+        help="most tokens per answer (default: %(default)s)",
     )
-    add("--dtype", metavar="NAME", help="of the weights, as bfloat16 (default: as they are saved)")
-    add("--device", help="as cpu or cuda:0 (default: the GPU where there is one)")
+    add("--dtype", metavar="NAME", help="dtype of the weights, as bfloat16 (default: as they are saved)")
+    add("--device", help="such as cpu or cuda:0 (default: the GPU if there is one)")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model")
     return parser
 

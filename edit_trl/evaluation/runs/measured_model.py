@@ -20,22 +20,23 @@ _INCIDENTAL += ("engine", "actors")
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A model that is measured, and where the run is kept.
+    """A model that is measured, and where the run is saved.
 
     Attributes:
-        model: The model: a path or Hub id, of an adapter too; or its name at an endpoint.
-        name: What tables and charts call the run; the model's last name by default.
-        output_dir: The run's folder; outputs/evaluate/NAME or outputs/suite/NAME by default. Run again, it
-            goes on from there.
-        history: The SQLite file that remembers the scores of every run; null for none.
-        dtype: Of the weights: float32, bfloat16 or float16; as they were saved by default.
-        load_in_4bit: Load the model in NF4, as QLoRA trains on it, for a card that takes no more.
-        device: Such as cuda:1 or cpu; a GPU where there is one.
-        engine: local, or ray: on the machines of a Ray cluster that is running, which must all see the model
-            under the same name. Batches and items are the same.
-        actors: How many models the Ray cluster loads; one a GPU, or where it has none one a machine.
-        attn_implementation: As in transformers, such as eager; the suite's tree takes no flash_attention_2,
-            so that its chains are run a row each.
+        model: A path or Hub id, of a model or an adapter; or the model's name at an endpoint.
+        name: The run's name in tables and charts; the last part of the model's name by default.
+        output_dir: The run's folder; outputs/evaluate/NAME or outputs/suite/NAME by default. An interrupted
+            run resumes from it.
+        history: The SQLite file with the scores of every run; null for none.
+        dtype: Dtype of the weights: float32, bfloat16 or float16; the one they were saved in by default.
+        load_in_4bit: Load the model in NF4, as QLoRA trains, to fit a small GPU.
+        device: Such as cuda:1 or cpu; the GPU by default if there is one.
+        engine: local, or ray for the machines of a running Ray cluster, which must all have the model under
+            the same name. Batches and items are the same.
+        actors: How many copies of the model the Ray cluster loads; by default one per GPU, or one per
+            machine if there are no GPUs.
+        attn_implementation: As in transformers, such as eager. The tree layout of suites does not support
+            flash_attention_2, so each chain then takes a row of its own.
         trust_remote_code: Run code that comes with the model; only for models whose code you have read.
     """
 
