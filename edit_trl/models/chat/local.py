@@ -155,11 +155,12 @@ class TransformersTeacher:
             started = time.monotonic()
             try:
                 outputs = await asyncio.to_thread(self._generate, batch)
-            except Exception as error:  # goes to those who wait for an answer, or they would wait for ever
+            except Exception as error:  # raised where an answer is awaited, which would else wait for ever
                 if isinstance(error, torch.OutOfMemoryError):
                     error = TeacherUnusable(f"out of memory with {len(batch)} prompts; lower `batch_size`")
-                for waiting in batch:
-                    waiting.done.set_exception(error)
+                for _, _, done in batch:
+                    if not done.cancelled():
+                        done.set_exception(error)
                 continue
             for (request, prompt, done), ids in zip(batch, outputs, strict=True):
                 if not done.cancelled():
