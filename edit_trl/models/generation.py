@@ -59,9 +59,8 @@ class Engine:
         self.positions = positions_of(model.config)
         # The scheduler knows these attentions only; a model just trained has that of the tree layout.
         attention = model.config._attn_implementation or ""
-        self.can_schedule = (
-            attention in ("sdpa", "eager") or attention.startswith("flash")
-        ) and not is_peft_model(model)
+        supported = attention in ("sdpa", "eager") or attention.startswith("flash")
+        self.can_schedule = supported and not is_peft_model(model)
 
     @property
     def pad_id(self) -> int:
@@ -76,28 +75,23 @@ class Engine:
         *,
         seed: int = 0,
         seeds: Sequence[int] | None = None,
-        continuous: bool = False,
         stop: Sequence[str] = (),
         streamer: BaseStreamer | None = None,
     ) -> list[list[int]]:
-        """Draw one response for each prompt, all prompts in one batch.
+        """Draw one response for each prompt, all prompts in one padded batch.
 
         Args:
             prompts: Token ids of each prompt.
             decoding: How responses are drawn; its `samples` take no part.
             seed: Seeds the batch as a whole: what a prompt draws depends on the other prompts of its batch.
-            seeds: Seeds each prompt by itself: what it draws does not depend on its batch, except for
-                rounding, since padding changes the order of sums. Padded batches only; replaces `seed`.
-            continuous: Batch with transformers' scheduler instead of padding.
+            seeds: Seeds each prompt by itself, in place of `seed`: what it draws does not depend on its
+                batch, except for rounding, since padding changes the order of sums.
             stop: Texts that end a response.
             streamer: Receives the tokens of a single prompt as they are drawn.
 
         Returns:
             The new token ids of each response, in the order of the prompts; an EOS token and padding may
             follow the response (see `split_at_eos`).
-
-        Raises:
-            RuntimeError: The scheduler has left prompts unanswered.
         """
         extra: dict[str, Any] = {"streamer": streamer} if streamer is not None else {}
         if stop:
@@ -110,11 +104,28 @@ class Engine:
         random_state = nullcontext() if seeds is not None else _seeded(seed, self.model.device)
         # No inference mode: weights that FSDP gathers in it could not be trained afterwards.
         with _prepared(self.model, config), random_state, torch.no_grad():
-            if continuous:
-                return self._schedule(prompts, config)
             inputs = _left_pad(prompts, config.pad_token_id, self.model.device)
             output = self.model.generate(**inputs, generation_config=config, **extra)
         return output[:, inputs["input_ids"].size(1) :].tolist()
+
+    def schedule(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, *, seed: int = 0
+    ) -> list[list[int]]:
+        """Draw one response for each prompt by continuous batching; see `generate`.
+
+        Raises:
+            RuntimeError: The scheduler has left prompts unanswered.
+        """
+        prompts, config = [list(prompt) for prompt in prompts], self.settings(decoding)
+        with _prepared(self.model, config), _seeded(seed, self.model.device), torch.no_grad():
+            outputs = self.model.generate_batch(prompts, generation_config=config, warmup=False)
+        failed = [output.error for output in outputs.values() if output.error is not None]
+        if failed or len(outputs) < len(prompts):
+            raise RuntimeError(
+                f"continuous batching answered {len(outputs) - len(failed)} of {len(prompts)} prompts "
+                f"({failed[:1]}); use `batching: padded`"
+            )
+        return [output.generated_tokens for output in outputs.values()]
 
     def split_at_eos(self, ids: Sequence[int]) -> tuple[list[int], bool]:
         """The ids of a response before its first EOS token, and whether there is one."""
@@ -138,17 +149,6 @@ class Engine:
             stop_strings=list(stop) or None,
             **(sampled if decoding.temperature else greedy),
         )
-
-    def _schedule(self, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
-        prompts = [list(prompt) for prompt in prompts]
-        outputs = self.model.generate_batch(prompts, generation_config=config, warmup=False)
-        failed = [output.error for output in outputs.values() if output.error is not None]
-        if failed or len(outputs) < len(prompts):
-            raise RuntimeError(
-                f"continuous batching answered {len(outputs) - len(failed)} of {len(prompts)} prompts "
-                f"({failed[:1]}); use `batching: padded`"
-            )
-        return [output.generated_tokens for output in outputs.values()]
 
 
 class Stream:
@@ -263,13 +263,12 @@ class ModelGenerator:
     ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
         """See `edit_trl.models.decoding.Generator.run`."""
         size = self._decoding.samples
+        draw = self.engine.schedule if self.batching == "continuous" else self.engine.generate
         for batch in batches:
-            outputs = self.engine.generate(
-                [prompts[index] for index in batch for _ in range(size)],
-                self._decoding,
-                # The seed depends on the batch alone: a resumed run draws what an uninterrupted one draws.
-                seed=batch_seed(self._seed, prompts[batch[0]]),
-                continuous=self.batching == "continuous",
+            # The seed depends on the batch alone: a resumed run draws what an uninterrupted one draws.
+            seed = batch_seed(self._seed, prompts[batch[0]])
+            outputs = draw(
+                [prompts[index] for index in batch for _ in range(size)], self._decoding, seed=seed
             )
             samples = [self._read(ids) for ids in outputs]
             yield batch, [samples[start : start + size] for start in range(0, len(samples), size)]

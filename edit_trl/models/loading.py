@@ -224,10 +224,10 @@ def check_student(
         InputError: There is no such model, no access or no network, or the folder holds pickled weights.
     """
     if (Path(student) / ADAPTER_CONFIG).is_file():
-        return refuse_pickled_adapter(student)
+        refuse_pickled_adapter(student)
+        return
     refuse_pickled_model(student)
     load_config(student, revision=revision, trust_remote_code=trust_remote_code, option=option)
-    return None
 
 
 def positions_of(config: PreTrainedConfig) -> int | None:

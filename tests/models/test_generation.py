@@ -32,7 +32,7 @@ def test_responses_come_in_the_order_of_the_prompts_when_scheduled(engine, promp
     assert not is_peft_model(engine.model)
     assert engine.can_schedule
     padded = engine.generate(prompts, Decoding(8))
-    scheduled = engine.generate(prompts, Decoding(8), continuous=True)
+    scheduled = engine.schedule(prompts, Decoding(8))
     assert [engine.split_at_eos(ids) for ids in scheduled] == [engine.split_at_eos(ids) for ids in padded]
 
 
