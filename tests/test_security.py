@@ -104,7 +104,7 @@ def test_weights_are_safetensors_wherever_they_are_loaded():
                 assert path.name == "adapters.py", path
             elif keyword(call, "gguf_file") is None:  # neither is that format a pickle
                 assert keyword(call, "use_safetensors") == "True", f"{path}: {ast.unparse(call)}"
-    assert found >= 6
+    assert found >= 5  # edit_trl itself has two: the loader of models, and that of adapters
 
 
 # 1. Safetensors only
