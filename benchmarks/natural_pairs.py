@@ -24,7 +24,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edit_trl import DualCoTConfig, DualCoTTrainer, load_dual_cots
-from edit_trl.models.loading import put_on
+from edit_trl.models.adapters import put_on
 
 COLUMNS = {
     "key_accuracy": "key steps preferred",

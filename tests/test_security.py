@@ -101,10 +101,10 @@ def test_weights_are_safetensors_wherever_they_are_loaded():
         for name, call in loads_of_weights(tree_of(path)):
             found += 1
             if name == "PeftModel.from_pretrained":  # has no such option: `put_on` looks first
-                assert path.name == "loading.py", path
+                assert path.name == "adapters.py", path
             elif keyword(call, "gguf_file") is None:  # neither is that format a pickle
                 assert keyword(call, "use_safetensors") == "True", f"{path}: {ast.unparse(call)}"
-    assert found >= 6
+    assert found >= 5  # edit_trl itself has two: the loader of models, and that of adapters
 
 
 # 1. Safetensors only

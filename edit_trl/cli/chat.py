@@ -1,17 +1,21 @@
-"""`edit-trl chat`: try a model in the terminal (L4).
+"""`edit-trl chat`: try a model in the terminal.
 
-What a model writes is text: control characters in it, which a terminal would act on, are left out.
+Control characters in what a model writes, which a terminal would act on, are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edit_trl.common.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COMMANDS = "/clear begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
@@ -20,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs `edit-trl chat`.
 
     Raises:
-        InputError: No model, or options out of range.
+        InputError: There is no such model, or an option is out of range.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     problems = []
@@ -56,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edit-trl chat",
-        description=f"Try a model in the terminal; {COMMANDS}. Lines that are piped in are a turn each.",
+        description=f"Try a model in the terminal; {COMMANDS}. Each line that is piped in is a turn.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -73,16 +77,16 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=512,
         metavar="N",
-        help="most tokens an answer (%(default)s)",
+        help="most tokens per answer (default: %(default)s)",
     )
-    add("--dtype", metavar="NAME", help="of the weights, as bfloat16 (default: as they are saved)")
-    add("--device", help="as cpu or cuda:0 (default: the GPU where there is one)")
+    add("--dtype", metavar="NAME", help="dtype of the weights, as bfloat16 (default: as they are saved)")
+    add("--device", help="such as cpu or cuda:0 (default: the GPU if there is one)")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model")
     return parser
 
 
 def _model_folder(run: str) -> str:
-    """The folder with the model: of a run with stages, the last finished one's."""
+    """The folder of the model; for a training run, that of its last finished stage."""
     from edit_trl.hub.push import CONFIGS, find_source
 
     path = Path(run).expanduser()
@@ -95,7 +99,7 @@ def _model_folder(run: str) -> str:
 
 
 def _lines(is_terminal: bool) -> Iterator[str]:
-    """What is typed or piped in, line by line."""
+    """The lines that are typed or piped in."""
     if not is_terminal:
         yield from (line.strip() for line in sys.stdin)
         return
@@ -115,82 +119,86 @@ class Chat:
     """A conversation with a model.
 
     Args:
-        model: In eval mode.
-        tokenizer: Its tokenizer; without a chat template every turn is a prompt of its own.
+        model: A causal language model, or a PEFT model of one.
+        tokenizer: Its tokenizer; without a chat template, every turn is a prompt of its own.
         system: A system message.
         temperature: 0 for the likeliest token.
-        max_new_tokens: Most tokens an answer.
+        max_new_tokens: Where an answer is cut off.
+
+    Attributes:
+        messages: The conversation so far, as `role` and `content`.
+
+    Raises:
+        InputError: There is a system message and no chat template, or no EOS token.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, system: str | None, temperature: float, max_new_tokens: int
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        system: str | None,
+        temperature: float,
+        max_new_tokens: int,
     ):
+        from edit_trl.models.decoding import Decoding
+        from edit_trl.models.generation import Engine
+
         if system and tokenizer.chat_template is None:
             raise InputError("--system needs a model with a chat template; this one has none")
-        self._model, self._tokenizer, self._system = model, tokenizer, system
-        self._temperature, self._max_new_tokens = temperature, max_new_tokens
+        self._engine, self._decoding = Engine(model, tokenizer), Decoding(max_new_tokens, temperature)
+        self._system = system
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was said."""
+        """Forget the conversation, except for the system message."""
         self.messages = [{"role": "system", "content": self._system}] if self._system else []
 
     def ask(self, text: str, show: Callable[[str], None]) -> None:
-        """Say something; the answer is shown piece by piece and remembered, as far as it came.
+        """Ask something; the answer is remembered as far as it was shown.
+
+        Args:
+            text: The user's message.
+            show: Receives the answer piece by piece.
 
         Raises:
             InputError: The conversation does not fit into the model's context.
             KeyboardInterrupt: The answer was stopped.
         """
         self.messages.append({"role": "user", "content": text})
-        inputs = self._encode()
-        room = getattr(self._model.config, "max_position_embeddings", None)
-        length = inputs["input_ids"].shape[1]
-        if room and length + self._max_new_tokens > room:
+        prompt, room = self._encode(), self._engine.positions
+        new = self._decoding.max_new_tokens
+        if room and len(prompt) + new > room:
             self.messages.pop()
             raise InputError(
-                f"the conversation of {length} tokens and {self._max_new_tokens} new ones do not fit into "
+                f"the conversation of {len(prompt)} tokens and {new} new ones do not fit into "
                 f"the model's {room}; /clear begins anew"
             )
         pieces: list[str] = []
 
-        def piece(shown: str) -> None:
-            pieces.append(shown)
-            show(shown)
+        def show_piece(piece: str) -> None:
+            pieces.append(piece)
+            show(piece)
 
         try:
-            self._generate(inputs, piece)
+            self._generate(prompt, show_piece)
         finally:
             self.messages.append({"role": "assistant", "content": "".join(pieces)})
 
-    def _encode(self) -> Any:
-        if self._tokenizer.chat_template is None:
-            inputs = self._tokenizer(self.messages[-1]["content"] + "\n", return_tensors="pt")
-        else:
-            inputs = self._tokenizer.apply_chat_template(
-                self.messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-            )
-        return inputs.to(self._model.device)
+    def _encode(self) -> list[int]:
+        from edit_trl.models.chat.local import prompt_ids
 
-    def _generate(self, inputs: Any, show: Callable[[str], None]) -> None:
-        import torch
+        tokenizer = self._engine.tokenizer
+        return prompt_ids(tokenizer, self.messages if tokenizer.chat_template else self.messages[-1:])
+
+    def _generate(self, prompt: list[int], show: Callable[[str], None]) -> None:
         from transformers import TextStreamer
 
         class Streamer(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
                 show(text)
 
-        drawn = {"do_sample": True, "temperature": self._temperature, "top_p": 1.0, "top_k": 0}
-        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        with torch.inference_mode():
-            self._model.generate(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                max_new_tokens=self._max_new_tokens,
-                pad_token_id=self._tokenizer.pad_token_id,
-                streamer=Streamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True),
-                **(drawn if self._temperature else greedy),
-            )
+        streamer = Streamer(self._engine.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._engine.generate([prompt], self._decoding, seed=random.getrandbits(32), streamer=streamer)
 
 
 def _answer(chat: Chat, line: str) -> None:

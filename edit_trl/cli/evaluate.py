@@ -83,7 +83,7 @@ def _run_harness(arguments: EvaluateArguments, tasks: HarnessTasks, loaded: Any)
     """lm-evaluation-harness, on the same model."""
     from edit_trl.evaluation.harness import evaluate_with_harness, format_harness, write_harness
 
-    model, tokenizer = loaded or arguments.load()
+    model, tokenizer = loaded or arguments.source.load()
     results = evaluate_with_harness(
         model,
         tokenizer,

@@ -1,4 +1,4 @@
-"""`edit-trl merge`: an adapter into the weights of its model (L4)."""
+"""`edit-trl merge`: merge an adapter into the weights of its model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs `edit-trl merge`.
 
     Raises:
-        InputError: No adapter, another base model, an output that holds something, or outputs that differ.
+        InputError: There is no adapter, it belongs to another base model, the output is not empty, or the
+            log-probabilities differ.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     output = options.output
@@ -53,10 +54,10 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edit-trl merge",
-        description="Put an adapter into the weights of its model and save that as a plain model in "
+        description="Merge an adapter into the weights of its model and save the result as a plain model in "
         "safetensors, with tokenizer and card, as vLLM and GGUF converters take it. An adapter of a 4-bit "
-        "model goes into its full weights in bfloat16. Log-probabilities of a few texts are compared before "
-        "and after; where they differ by more than the tolerance, nothing is saved.",
+        "model is merged into the full weights in bfloat16. Log-probabilities of a few texts are compared "
+        "before and after; if they differ by more than the tolerance, nothing is saved.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -65,29 +66,30 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="the folder of a training run (its last finished stage is taken), an adapter's folder or Hub id",
     )
-    add("--output", type=Path, required=True, metavar="DIR", help="where the merged model goes")
+    add("--output", type=Path, required=True, metavar="DIR", help="the folder of the merged model")
     add(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="of the merged weights (default: as the base model is saved; bfloat16 after training in 4 bits)",
+        help="dtype of the merged weights (default: as the base model is saved; bfloat16 after training in "
+        "4 bits)",
     )
     add(
         "--base_model",
         metavar="PATH|ID",
-        help="the base model, where the adapter's note of it is out of date",
+        help="the base model, if it is elsewhere than the adapter says",
     )
     add(
         "--tolerance",
         type=float,
         metavar="NATS",
-        help="how far the mean log-probability of a token may move (default: 0.001 in float32, else 0.1)",
+        help="how far the mean log-probability per token may move (default: 0.001 in float32, else 0.1)",
     )
     add("--trust_remote_code", action="store_true", help="run code that comes with the base model")
     return parser
 
 
 def _adapter_folder(run: str) -> str:
-    """The folder with the adapter: of a run with stages, the last finished one's."""
+    """The folder of the adapter; for a training run, that of its last finished stage."""
     from edit_trl.hub.push import find_source
 
     path = Path(run).expanduser()
@@ -122,8 +124,5 @@ def _summary(report: MergeReport, output: Path) -> str:
         f"nats on average, by {report.largest:.2g} at most (allowed: {report.tolerance:g} on average)",
     ]
     if report.quantized_mean is not None:
-        lines.append(
-            f"to the quantized model that was trained: {report.quantized_mean:.2g} nats on average; "
-            f"quantization alone, without the adapter, makes {report.quantization_cost:.2g}"
-        )
+        lines.append(f"to the quantized model that was trained: {report.quantized_mean:.2g} nats on average")
     return "\n".join(lines)

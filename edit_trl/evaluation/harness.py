@@ -1,11 +1,11 @@
-"""EleutherAI's lm-evaluation-harness on a model in memory (L3), for the tasks that others report.
+"""EleutherAI's lm-evaluation-harness on a model in memory, for the tasks that others report.
 
-Its tasks are found and their data is loaded before the model is touched; afterwards the model and the random
-state are as they were. It measures with its own prompts and the model's own generation settings, so that the
-figures can be laid beside published ones.
+Tasks and their data are loaded before the model is touched, and the model and the random state are left as
+they were. The harness measures with its own prompts and the model's own generation settings, so that its
+scores are comparable with published ones.
 
 Read in lm_eval 0.4.13: `TaskManager.load`, `evaluator.evaluate` (what `simple_evaluate` does with a model),
-`HFLM`, which puts the model into eval mode, ties its weights anew and completes the tokenizer.
+`HFLM`, which puts the model into eval mode, ties its weights again and completes the tokenizer.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class HarnessTasks:
     """Tasks of the harness, with their data.
 
     Attributes:
-        names: As asked for: tasks, groups and tags.
-        loaded: What `TaskManager.load` makes of them.
+        names: The tasks, groups and tags that were asked for.
+        loaded: The result of `TaskManager.load` for them.
     """
 
     names: tuple[str, ...]
@@ -55,12 +55,12 @@ def load_harness_tasks(names: Sequence[str], include_path: str | Path | None = N
 
     Args:
         names: Tasks, groups or tags of the harness, such as ["arc_easy", "gsm8k"].
-        include_path: A folder of task YAMLs of one's own. Where all names are tasks of it, nothing else is
+        include_path: A folder with your own task YAMLs. If all names are tasks of it, nothing else is
             looked at, and no network is needed for local data.
 
     Raises:
         InputError: lm_eval is not installed, the folder is missing, a name is unknown, a task runs code that
-            a model wrote or shows pictures, or its data cannot be loaded.
+            a model wrote or is multimodal, or its data cannot be loaded.
     """
     from datasets.exceptions import DatasetsError
 
@@ -70,9 +70,9 @@ def load_harness_tasks(names: Sequence[str], include_path: str | Path | None = N
     if unknown:
         raise InputError([_unknown(name, manager.all_tasks) for name in unknown])
     try:
-        with _random_states_kept():  # a task may draw its examples when it is made
+        with _random_states_kept():  # a task may draw its few-shot examples when it is loaded
             loaded = manager.load(list(names))
-    # No data or no network, a task file that does not hold, a task named twice over, a package that it wants.
+    # No data or no network, an invalid task file, a task defined twice, a package that is not installed.
     except (OSError, ValueError, LookupError, ImportError, DatasetsError) as error:
         raise InputError(f"{', '.join(names)} cannot be loaded: {type(error).__name__}: {error}") from error
     problems = [
@@ -103,28 +103,28 @@ def evaluate_with_harness(
 ) -> dict[str, Any]:
     """Measure a model on tasks of lm-evaluation-harness.
 
-    Its mode, settings and weights, the tokenizer, the random state (Python's, NumPy's and torch's) and
-    torch's threads are left as they were found, also after an error.
+    The model's mode, settings and weights, the tokenizer, the random states of Python, NumPy and torch, and
+    torch's number of threads are left as they were, also after an error.
 
     Args:
         model: A causal language model, or a PEFT model of one.
         tokenizer: Its tokenizer.
-        tasks: Names, or what `load_harness_tasks` made of them.
+        tasks: Names of tasks, or the result of `load_harness_tasks`.
         include_path: See `load_harness_tasks`.
         batch_size: Requests at once.
         limit: Only the first so many items of each task.
-        num_fewshot: Worked examples in a prompt; each task's own number where None. A task that has 0 keeps
-            it.
+        num_fewshot: Few-shot examples per prompt; each task's own number where None. A task whose own number
+            is 0 keeps it.
         apply_chat_template: Whether prompts go through the tokenizer's chat template.
         seed: Of few-shot examples and of sampling.
 
     Returns:
-        `tasks`: by name `version`, `num_fewshot`, `items`, `scores` and `stderr` by metric; a metric read
-        through a filter of answers is "metric,filter". `groups`: `scores` and `stderr` of those that have
-        any. `settings`, and the versions of `lm_eval` and `edit_trl`.
+        `tasks`: by name, `version`, `num_fewshot`, `items`, and `scores` and `stderr` by metric; a metric
+        behind a filter of answers is called "metric,filter". `groups`: `scores` and `stderr` by name.
+        `settings`, and the versions of `lm_eval` and `edit_trl`.
 
     Raises:
-        InputError: See `load_harness_tasks`; an option out of range, or no chat template.
+        InputError: See `load_harness_tasks`; or an option is out of range, or there is no chat template.
     """
     problems = at_least(1, batch_size=batch_size, limit=limit) + at_least(0, num_fewshot=num_fewshot)
     if apply_chat_template and tokenizer.chat_template is None:
@@ -150,14 +150,14 @@ def evaluate_with_harness(
 
 
 def write_harness(results: Mapping[str, Any], folder: str | Path) -> Path:
-    """Write what `evaluate_with_harness` returned as `harness.json` into a run's folder."""
+    """Write the results of `evaluate_with_harness` to `harness.json` in a run's folder."""
     path = Path(folder) / HARNESS_FILE
     write_whole(path, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
 def format_harness(results: Mapping[str, Any]) -> str:
-    """A plain-text table: task, version, items, metric, score and its standard error."""
+    """A plain-text table of task, version, items, metric, score and standard error."""
     rows = [("", "version", "items", "metric", "score", "+/-")]
     for kind in ("tasks", "groups"):
         for name, one in results[kind].items():
@@ -181,7 +181,7 @@ def _manager(names: Sequence[str], include_path: str | Path | None) -> TaskManag
         if not Path(include_path).is_dir():
             raise InputError(f"no folder of tasks at {include_path}")
         own = TaskManager(include_path=str(include_path), include_defaults=False)
-        # A group of one's own may be made of the harness's tasks; a task stands by itself.
+        # A group in the folder may be made of the harness's own tasks; a task needs no other.
         if set(names) <= set(own.all_subtasks):
             return own
     return TaskManager(include_path=None if include_path is None else str(include_path))
@@ -194,7 +194,7 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 
 def _set_examples(tasks: HarnessTasks, num_fewshot: int | None, seed: int) -> None:
-    """As `simple_evaluate` does it, which knows no tasks that are loaded already."""
+    """Set few-shot examples as `simple_evaluate` does, which takes no tasks that are loaded already."""
     for task in tasks.loaded["tasks"].values():
         own = task.get_config("num_fewshot")
         if own is None or (num_fewshot is not None and own != 0):
@@ -204,13 +204,13 @@ def _set_examples(tasks: HarnessTasks, num_fewshot: int | None, seed: int) -> No
 
 @contextmanager
 def _random_states_kept() -> Iterator[None]:
-    """Python's, NumPy's and torch's random states, and torch's threads, are as before outside."""
+    """Restore the random states of Python, NumPy and torch, and torch's number of threads."""
     import numpy as np
     import torch
 
     states = random.getstate(), np.random.get_state()
     threads = torch.get_num_threads()
-    # All devices: `torch.manual_seed` seeds all.
+    # All devices, since `torch.manual_seed` seeds them all.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
@@ -250,11 +250,11 @@ def _wrapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_s
 
     logger = logging.getLogger("lm_eval.models.huggingface")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns of being handed a model, which is what is meant
-    # Weights that belong together are tied already; tying anew fails where an adapter has a head of its own.
+    logger.setLevel(logging.ERROR)  # it warns that a model was passed in, which is intended
+    # Weights are tied already, and tying them again fails if an adapter has a head of its own.
     model.tie_weights = lambda: None
     try:
-        # A copy: it gives the tokenizer a padding token.
+        # A copy of the tokenizer, since HFLM gives it a padding token.
         return HFLM(pretrained=model, tokenizer=deepcopy(tokenizer), batch_size=batch_size)
     finally:
         del model.tie_weights
@@ -283,12 +283,12 @@ def _scores(values: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     scores: dict[str, float | None] = {}
     errors: dict[str, float | None] = {}
     for key, value in values.items():
-        metric, comma, through = key.partition(",")
+        metric, comma, answer_filter = key.partition(",")
         if not comma:
-            continue  # its name, alias and number of items
-        of = errors if metric.endswith("_stderr") else scores
-        name = metric.removesuffix("_stderr") + ("" if through == "none" else f",{through}")
-        # "N/A", or not a number, where there is none.
+            continue  # the task's name, alias and number of items
+        table = errors if metric.endswith("_stderr") else scores
+        name = metric.removesuffix("_stderr") + ("" if answer_filter == "none" else f",{answer_filter}")
+        # Without a score, the value is "N/A" or not a number.
         is_number = isinstance(value, Real) and math.isfinite(value)
-        of[name] = float(value) if is_number else None
+        table[name] = float(value) if is_number else None
     return {"scores": scores, "stderr": errors}

@@ -1,4 +1,4 @@
-"""How responses are drawn, and what draws them (L3); needs no torch."""
+"""How responses are drawn, and the protocol of what draws them; imports no torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Decoding:
     """How responses are drawn.
 
     Attributes:
-        max_new_tokens: Where a response is cut off.
-        temperature: 0 is greedy.
-        top_p: Nucleus sampling.
-        samples: Responses a prompt; more than one is for a majority vote (self-consistency).
+        max_new_tokens: The length in tokens at which a response is cut off.
+        temperature: 0 is greedy decoding.
+        top_p: The probability mass of nucleus sampling.
+        samples: Responses per prompt; several are for a majority vote (self-consistency, arXiv 2203.11171).
 
     Raises:
-        InputError: A value out of range, or several samples of greedy decoding, which are all the same.
+        InputError: A value is out of range, or several samples are drawn greedily, which are all the same.
     """
 
     max_new_tokens: int = 256
@@ -51,9 +51,9 @@ class Generated:
     """A response.
 
     Attributes:
-        text: Without special tokens.
-        tokens: How many were generated, EOS included.
-        cut_off: Whether there was no EOS within `max_new_tokens`.
+        text: The response without special tokens.
+        tokens: How many tokens were generated, EOS included.
+        cut_off: Whether no EOS token came within `max_new_tokens`.
     """
 
     text: str
@@ -62,29 +62,36 @@ class Generated:
 
 
 class Generator(Protocol):
-    """Answers prompts in batches; a batch is answered as a whole, or again."""
+    """Answers prompts in batches; a batch that was interrupted is answered again as a whole."""
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
-        """The batches, as indexes of prompts; decided by the prompts' lengths in tokens alone."""
+        """Put prompts into batches, by their lengths in tokens alone.
+
+        Returns:
+            The indexes of the prompts of each batch.
+        """
         ...
 
     def run(
         self, prompts: Sequence[Any], batches: Sequence[list[int]]
     ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
-        """Some of the planned batches, each with the samples of its prompts.
+        """Answer some of the planned batches.
 
         Args:
             prompts: All prompts: token ids, or messages for an endpoint.
-            batches: Which of them, as `plan` put them together.
+            batches: The batches to answer, from `plan`.
+
+        Yields:
+            Each batch, with the samples of each of its prompts.
         """
         ...
 
 
 def check_batching(batching: str, batch_size: int) -> None:
-    """See that both are what they may be.
+    """Check the options of batching.
 
     Raises:
-        InputError: They are not.
+        InputError: `batching` is unknown, or `batch_size` is below 1.
     """
     problems = []
     if batching not in get_args(Batching):

@@ -1,40 +1,217 @@
-"""Prompts in, responses out (L3): greedy or sampled, in batches that are the same however often a run is
-taken up.
+"""The engine that draws responses from a model in memory, for evaluation, suites, chat and local teachers.
 
-Three ways to batch. `padded`: prompts of like lengths together, the longest first. `continuous`: the
-scheduler of transformers, which fills the place of a response that has ended; the faster one on a GPU, and
-the slower one on a CPU (`python benchmarks/evaluate_speed.py`). `vllm`: vLLM, where it is installed.
+Prompts are batched in one of two ways. Padded: one `generate` for prompts of like lengths. Continuous:
+transformers' scheduler, which gives the place of a finished response to the next prompt. The scheduler is
+faster on a GPU, and slower on a CPU (`python benchmarks/evaluate_speed.py`).
 
-Read in transformers 5.23: `ContinuousMixin.generate_batch`; in vllm 0.11: `LLM.generate`, `SamplingParams`,
-`LoRARequest`.
+Read in transformers 5.23: `ContinuousMixin.generate_batch`, `init_continuous_batching`,
+`ContinuousBatchingManager.add_request` and `register_result_handler`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.decoding import Batching, Decoding, Generated, check_batching
+from edit_trl.models.loading import positions_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.generation.streamers import BaseStreamer
 
 
-# A scheduler needs a supply to fill its places from, and a killed run loses at most as much.
-_CHUNK = 8
+# Batches per supply of the scheduler, from which it fills its places; a killed run loses at most one supply.
+_SUPPLY = 8
+
+
+class Engine:
+    """Draws responses from a causal language model in memory: token ids in, token ids out.
+
+    The model's own generation settings take no part, save its EOS tokens. Its mode, its settings and the
+    random state are left as they were.
+
+    Args:
+        model: A causal language model, or a PEFT model of one.
+        tokenizer: Its tokenizer.
+
+    Attributes:
+        eos_ids: Every token that ends a response: the model's own, and the tokenizer's.
+        positions: How many tokens the model takes, prompt and response together; None if unknown.
+        can_schedule: Whether continuous batching supports the model and its attention.
+
+    Raises:
+        InputError: Neither the model nor the tokenizer has an EOS token.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+        self.model, self.tokenizer = model, tokenizer
+        self.eos_ids = _eos_ids(model, tokenizer)
+        self.positions = positions_of(model.config)
+        # The scheduler knows these attentions only; a model just trained has that of the tree layout.
+        attention = model.config._attn_implementation or ""
+        supported = attention in ("sdpa", "eager") or attention.startswith("flash")
+        self.can_schedule = supported and not is_peft_model(model)
+
+    @property
+    def pad_id(self) -> int:
+        """The token that prompts are padded with."""
+        pad = self.tokenizer.pad_token_id
+        return self.eos_ids[0] if pad is None else pad
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        decoding: Decoding,
+        *,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        stop: Sequence[str] = (),
+        streamer: BaseStreamer | None = None,
+    ) -> list[list[int]]:
+        """Draw one response for each prompt, all prompts in one padded batch.
+
+        Args:
+            prompts: Token ids of each prompt.
+            decoding: How responses are drawn; its `samples` take no part.
+            seed: Seeds the batch as a whole: what a prompt draws depends on the other prompts of its batch.
+            seeds: Seeds each prompt by itself, in place of `seed`: what it draws does not depend on its
+                batch, except for rounding, since padding changes the order of sums.
+            stop: Texts that end a response.
+            streamer: Receives the tokens of a single prompt as they are drawn.
+
+        Returns:
+            The new token ids of each response, in the order of the prompts; an EOS token and padding may
+            follow the response (see `split_at_eos`).
+        """
+        extra: dict[str, Any] = {"streamer": streamer} if streamer is not None else {}
+        if stop:
+            extra["tokenizer"] = self.tokenizer
+        if seeds is not None and decoding.temperature:
+            extra["logits_processor"] = LogitsProcessorList([SeededDraw(decoding, seeds)])
+            decoding = replace(decoding, temperature=0.0, samples=1)
+        config = self.settings(decoding, stop)
+        # With a seed for each prompt, the global random state is left to a `Stream` that may be open.
+        random_state = nullcontext() if seeds is not None else _seeded(seed, self.model.device)
+        # No inference mode: weights that FSDP gathers in it could not be trained afterwards.
+        with _prepared(self.model, config), random_state, torch.no_grad():
+            inputs = _left_pad(prompts, config.pad_token_id, self.model.device)
+            output = self.model.generate(**inputs, generation_config=config, **extra)
+        return output[:, inputs["input_ids"].size(1) :].tolist()
+
+    def schedule(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, *, seed: int = 0
+    ) -> list[list[int]]:
+        """Draw one response for each prompt by continuous batching; see `generate`.
+
+        Raises:
+            RuntimeError: The scheduler has left prompts unanswered.
+        """
+        prompts, config = [list(prompt) for prompt in prompts], self.settings(decoding)
+        with _prepared(self.model, config), _seeded(seed, self.model.device), torch.no_grad():
+            outputs = self.model.generate_batch(prompts, generation_config=config, warmup=False)
+        failed = [output.error for output in outputs.values() if output.error is not None]
+        if failed or len(outputs) < len(prompts):
+            raise RuntimeError(
+                f"continuous batching answered {len(outputs) - len(failed)} of {len(prompts)} prompts "
+                f"({failed[:1]}); use `batching: padded`"
+            )
+        return [output.generated_tokens for output in outputs.values()]
+
+    def split_at_eos(self, ids: Sequence[int]) -> tuple[list[int], bool]:
+        """The ids of a response before its first EOS token, and whether there is one."""
+        end = next((place for place, token in enumerate(ids) if token in self.eos_ids), None)
+        return list(ids[:end]), end is not None
+
+    def settings(self, decoding: Decoding, stop: Sequence[str] = ()) -> GenerationConfig:
+        """transformers' settings for a way of decoding; nothing is left to the model's own settings."""
+        greedy = {"do_sample": False}
+        sampled = {
+            "do_sample": True,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "top_k": 0,
+        }
+        return GenerationConfig(
+            use_cache=True,
+            max_new_tokens=decoding.max_new_tokens,
+            eos_token_id=list(self.eos_ids),
+            pad_token_id=self.pad_id,
+            stop_strings=list(stop) or None,
+            **(sampled if decoding.temperature else greedy),
+        )
+
+
+class Stream:
+    """Continuous batching for prompts that arrive one at a time and are all decoded in the same way.
+
+    Takes most of the GPU memory that is left, so only one can be open at a time.
+
+    Args:
+        engine: The model. It must stay in eval mode until the stream is closed.
+        decoding: How responses are drawn, from the global random state.
+        stop: Texts that end a response.
+    """
+
+    def __init__(self, engine: Engine, decoding: Decoding, stop: Sequence[str] = ()):
+        settings = engine.settings(decoding, stop)
+        self._max_new_tokens = decoding.max_new_tokens
+        self._manager = engine.model.init_continuous_batching(generation_config=settings)
+        self._manager.start()
+
+    async def generate(self, prompt: list[int]) -> list[int]:
+        """Draw a response; see `Engine.generate`.
+
+        Raises:
+            RuntimeError: The scheduler failed.
+        """
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        name = str(id(done))
+        self._manager.register_result_handler(name, done.set_result)
+        self._manager.add_request(prompt, request_id=name, max_new_tokens=self._max_new_tokens)
+        output = await done
+        if output.error:
+            raise RuntimeError(f"continuous batching failed: {output.error}")
+        return list(output.generated_tokens)
+
+    def close(self) -> None:
+        """Wait for the scheduler to end, and release its memory."""
+        self._manager.stop(block=True)
+
+
+class SeededDraw(LogitsProcessor):
+    """Turns greedy decoding into sampling with one stream of random numbers for each prompt.
+
+    The argmax of logits plus Gumbel noise is a sample of their softmax (Gumbel-max trick). A prompt draws
+    from a stream of its own, so a resumed run, which fills its batches differently, draws the same.
+
+    Args:
+        decoding: Temperature and nucleus of all prompts.
+        seeds: One for each prompt of the batch.
+    """
+
+    def __init__(self, decoding: Decoding, seeds: Sequence[int]):
+        self._temperature = decoding.temperature
+        self._nucleus = TopPLogitsWarper(decoding.top_p)
+        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        scores = self._nucleus(input_ids, scores.float() / self._temperature)
+        draws = [torch.empty(scores.size(1)).exponential_(generator=stream) for stream in self._streams]
+        return scores - torch.stack(draws).to(scores.device).log()  # -log of an exponential is Gumbel
 
 
 class ModelGenerator:
-    """A model in memory; its mode, its settings and the random state are left as they were found.
+    """The `Generator` of a model in memory; see `Engine` for what is left as it was.
 
     Args:
         model: A causal language model, or a PEFT model of one.
@@ -45,7 +222,8 @@ class ModelGenerator:
         seed: Of sampling.
 
     Raises:
-        InputError: No EOS token, an unknown way of batching, or a batch too small for the samples.
+        InputError: There is no EOS token, `batching` is unknown or does not support the model, or
+            `batch_size` is below 1.
     """
 
     def __init__(
@@ -59,160 +237,96 @@ class ModelGenerator:
         seed: int = 0,
     ):
         check_batching(batching, batch_size)
-        # The scheduler knows these attentions alone; a model just trained has that of the tree layout.
-        attention = model.config._attn_implementation or ""
-        schedulable = attention in ("sdpa", "eager") or attention.startswith("flash")
-        schedulable = schedulable and not is_peft_model(model)
+        self.engine = Engine(model, tokenizer)
         if batching == "auto":
-            batching = "continuous" if model.device.type == "cuda" and schedulable else "padded"
-        if batching == "continuous" and not schedulable:
+            on_gpu = model.device.type == "cuda"
+            batching = "continuous" if on_gpu and self.engine.can_schedule else "padded"
+        if batching == "continuous" and not self.engine.can_schedule:
+            attention = model.config._attn_implementation or ""
             raise InputError(
                 f"`batching: continuous` cannot run {type(model).__name__} with attention {attention!r}; use "
                 "`batching: padded`"
             )
         self.batching = batching
-        self._model, self._tokenizer = model, tokenizer
-        self._samples, self._seed = decoding.samples, seed
-        self._prompts = max(1, batch_size // decoding.samples) * (_CHUNK if batching == "continuous" else 1)
-        self._eos = eos_ids(model, tokenizer)
-        self._config = generation_config(decoding, self._eos, tokenizer)
+        self._decoding, self._seed = decoding, seed
+        self._size = max(1, batch_size // decoding.samples) * (_SUPPLY if batching == "continuous" else 1)
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """See `edit_trl.models.decoding.Generator.plan`."""
-        # Batches of like lengths pad little; the longest first, so that memory runs out at once or never.
+        # Prompts of like lengths need little padding. The longest come first, so that a run that will run
+        # out of memory does so at once.
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-        return [order[start : start + self._prompts] for start in range(0, len(order), self._prompts)]
+        return [order[start : start + self._size] for start in range(0, len(order), self._size)]
 
     def run(
         self, prompts: Sequence[list[int]], batches: Sequence[list[int]]
     ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
         """See `edit_trl.models.decoding.Generator.run`."""
+        size = self._decoding.samples
+        draw = self.engine.schedule if self.batching == "continuous" else self.engine.generate
         for batch in batches:
-            # Not around the loop: what is done between batches is not ours to make undone.
-            # No inference mode: weights that FSDP gathers in it could not be trained afterwards.
-            with undisturbed(self._model, self._config), torch.no_grad():
-                # Of the batch alone: a run that is taken up draws as one that was left alone.
-                torch.manual_seed(batch_seed(self._seed, prompts[batch[0]]))
-                outputs = self._generate([prompts[index] for index in batch for _ in range(self._samples)])
+            # The seed depends on the batch alone: a resumed run draws what an uninterrupted one draws.
+            seed = batch_seed(self._seed, prompts[batch[0]])
+            outputs = draw(
+                [prompts[index] for index in batch for _ in range(size)], self._decoding, seed=seed
+            )
             samples = [self._read(ids) for ids in outputs]
-            size = self._samples
             yield batch, [samples[start : start + size] for start in range(0, len(samples), size)]
 
-    def _generate(self, prompts: list[list[int]]) -> list[list[int]]:
-        if self.batching == "padded":
-            inputs = left_pad(prompts, self._config.pad_token_id, self._model.device)
-            output = self._model.generate(**inputs, generation_config=self._config)
-            return output[:, inputs["input_ids"].size(1) :].tolist()
-        outputs = self._model.generate_batch(prompts, generation_config=self._config, warmup=False)
-        failed = [output.error for output in outputs.values() if output.error is not None]
-        if failed or len(outputs) < len(prompts):
-            raise RuntimeError(
-                f"continuous batching answered {len(outputs) - len(failed)} of {len(prompts)} prompts "
-                f"({failed[:1]}); use `batching: padded`"
-            )
-        return [output.generated_tokens for output in outputs.values()]
-
     def _read(self, ids: list[int]) -> Generated:
-        end = next((place for place, token in enumerate(ids) if token in self._eos), None)
-        text = self._tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
-        return Generated(text, len(ids) if end is None else end + 1, end is None)
+        response, ended = self.engine.split_at_eos(ids)
+        text = self.engine.tokenizer.decode(response, skip_special_tokens=True).strip()
+        return Generated(text, len(response) + ended, not ended)
 
 
-class VllmGenerator:
-    """A model that vLLM loads; it batches by itself.
+def batch_seed(seed: int, ids: Sequence[int]) -> int:
+    """A seed of 32 bits that depends on the run's seed and on a prompt."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {list(ids)}".encode()).digest()[:4], "big")
 
-    Args:
-        model: A path or Hub id, of a model or of a PEFT adapter.
-        decoding: How responses are drawn.
-        dtype: Of the weights.
-        seed: Of sampling.
 
-    Raises:
-        InputError: vLLM is not installed.
+@contextmanager
+def undisturbed(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode inside; outside, the modes, generation settings and random state are as before."""
+    with _prepared(model), _random_state_kept(model.device):
+        yield
+
+
+@contextmanager
+def _prepared(model: PreTrainedModel, config: GenerationConfig | None = None) -> Iterator[None]:
+    """Eval mode and these generation settings inside; outside, modes and settings are as before.
+
+    `generate` fills what its config leaves open from the model's own settings (transformers 5.23), so a
+    repetition penalty or beams set there would take part, unless they are replaced meanwhile.
     """
-
-    batching = "vllm"
-
-    def __init__(self, model: str, decoding: Decoding, *, dtype: str = "auto", seed: int = 0):
-        if find_spec("vllm") is None:
-            raise InputError("`batching: vllm` needs vLLM: pip install vllm; or leave `batching` out")
-        from vllm import LLM, SamplingParams
-
-        base, self._lora = _vllm_adapter(model)
-        self._engine = LLM(base, dtype=dtype, seed=seed, enable_lora=self._lora is not None)
-        self._decoding, self._seed, self._parameters = decoding, seed, SamplingParams
-
-    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
-        """See `edit_trl.models.decoding.Generator.plan`."""
-        size = 256  # enough to keep it busy, and what a killed run may lose
-        return [list(range(start, min(start + size, len(lengths)))) for start in range(0, len(lengths), size)]
-
-    def run(
-        self, prompts: Sequence[list[int]], batches: Sequence[list[int]]
-    ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
-        """See `edit_trl.models.decoding.Generator.run`."""
-        decoding = self._decoding
-        for batch in batches:
-            settings = [
-                self._parameters(
-                    n=decoding.samples,
-                    temperature=decoding.temperature,
-                    top_p=decoding.top_p,
-                    max_tokens=decoding.max_new_tokens,
-                    seed=batch_seed(self._seed, prompts[index]),
-                )
-                for index in batch
-            ]
-            inputs = [{"prompt_token_ids": prompts[index]} for index in batch]
-            outputs = self._engine.generate(inputs, settings, use_tqdm=False, lora_request=self._lora)
-            yield (
-                batch,
-                [
-                    [
-                        Generated(one.text.strip(), len(one.token_ids), one.finish_reason == "length")
-                        for one in output.outputs
-                    ]
-                    for output in outputs
-                ],
-            )
+    modes = [(module, module.training) for module in model.modules()]
+    # With an adapter, both the wrapper and the model inside may hold settings.
+    own = [(m, m.generation_config) for m, _ in modes if "generation_config" in vars(m)]
+    model.eval()
+    for module, _ in own if config is not None else ():
+        module.generation_config = config
+    try:
+        yield
+    finally:
+        for module, settings in own:
+            module.generation_config = settings
+        for module, training in modes:
+            module.training = training
 
 
-def vllm_is_faster() -> bool:
-    """Whether vLLM is here and has a GPU to run on."""
-    return find_spec("vllm") is not None and torch.cuda.is_available()
+def _random_state_kept(device: torch.device) -> AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
-def _vllm_adapter(model: str) -> tuple[str, Any]:
-    if not (Path(model) / "adapter_config.json").is_file():
-        return model, None
-    from peft import PeftConfig
-    from vllm.lora.request import LoRARequest
-
-    return PeftConfig.from_pretrained(model).base_model_name_or_path, LoRARequest("student", 1, model)
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    with _random_state_kept(device):
+        torch.manual_seed(seed)
+        yield
 
 
-def generation_config(
-    decoding: Decoding, eos: Sequence[int], tokenizer: PreTrainedTokenizerBase
-) -> GenerationConfig:
-    """transformers' settings for a way of drawing responses; none is left to the model's own."""
-    drawn = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
-    return GenerationConfig(
-        use_cache=True,
-        max_new_tokens=decoding.max_new_tokens,
-        eos_token_id=list(eos),
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0],
-        **(drawn if decoding.temperature else {"do_sample": False}),
-    )
-
-
-def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a response: the model's, and the one it was trained to end with.
-
-    Raises:
-        InputError: There is none.
-    """
-    known = model.generation_config.eos_token_id
-    ids = [] if known is None else [known] if isinstance(known, int) else list(known)
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    own = model.generation_config.eos_token_id
+    ids = [] if own is None else [own] if isinstance(own, int) else list(own)
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids.append(tokenizer.eos_token_id)
     if not ids:
@@ -220,41 +334,12 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     return ids
 
 
-def batch_seed(seed: int, ids: Sequence[int]) -> int:
-    """A seed that depends on the run's and on a prompt."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {list(ids)}".encode()).digest()[:4], "big")
-
-
-def left_pad(sequences: Sequence[list[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
+def _left_pad(sequences: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
     """`input_ids` and `attention_mask` of shape (sequences, longest)."""
     width = max(map(len, sequences))
-    ids = [[pad] * (width - len(sequence)) + sequence for sequence in sequences]
+    ids = [[pad] * (width - len(sequence)) + list(sequence) for sequence in sequences]
     mask = [[0] * (width - len(sequence)) + [1] * len(sequence) for sequence in sequences]
     return {
         "input_ids": torch.tensor(ids, device=device),
         "attention_mask": torch.tensor(mask, device=device),
     }
-
-
-@contextmanager
-def undisturbed(model: PreTrainedModel, config: GenerationConfig | None = None) -> Iterator[None]:
-    """Eval mode and these generation settings inside; all as before, and the random state, outside.
-
-    `generate` fills what its config leaves open from the model's own (transformers 5.23), so that a
-    repetition penalty or beams set there would take part: the model's is out of the way meanwhile.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    # With an adapter, both the wrapper and the model inside may hold one.
-    own = [(m, m.generation_config) for m, _ in modes if "generation_config" in vars(m)]
-    devices = [model.device] if model.device.type == "cuda" else []
-    model.eval()
-    for module, _ in own if config is not None else ():
-        module.generation_config = config
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        for module, settings in own:
-            module.generation_config = settings
-        for module, training in modes:
-            module.training = training

@@ -1,29 +1,28 @@
-"""A hash that identifies a model's weights."""
+"""The hash that identifies a model's weights, in evaluation records and in the journal of local models."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edit_trl.common.errors import InputError
-from edit_trl.models.loading import _ADAPTER, _brief, adapter_base
+from edit_trl.models.adapters import ADAPTER_CONFIG, adapter_base
+from edit_trl.models.refusals import one_line_errors
 
-if TYPE_CHECKING:
-    pass
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json", ADAPTER_CONFIG)
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json", _ADAPTER)
-
-# Files up to this size are hashed whole; of larger ones, both ends and so many blocks between them.
+# Files of up to _WHOLE bytes are hashed whole; of larger ones, _END bytes at both ends and _BLOCKS blocks of
+# _BLOCK bytes between them.
 _WHOLE, _END, _BLOCKS, _BLOCK = 2**26, 2**20, 256, 2**12
 
 
 def model_hash(path_or_id: str) -> str:
-    """A short hash that tells weights from others of the same name; an adapter's has its base's in it.
+    """Hash a model's weights: 16 hexadecimal digits that change when the weights do.
 
-    Of a folder: names, sizes and bytes of the weight files and configurations, all bytes up to 64 MiB a
-    file, and of larger ones 1 MiB at both ends and 256 blocks of 4 KiB between them, so that it costs
-    nothing beside loading. Of a Hub id: the commit.
+    For a folder, names, sizes and bytes of the weight files and configurations are hashed. Files above
+    64 MiB are sampled (1 MiB at both ends and 256 blocks of 4 KiB between them), so that hashing takes much
+    less time than loading. For a Hub id, the commit is hashed. The hash of an adapter includes its base
+    model's.
 
     Raises:
         InputError: There are no weights.
@@ -32,7 +31,7 @@ def model_hash(path_or_id: str) -> str:
     digest = hashlib.sha256(model_hash(base).encode() if base else b"")
     folder = Path(path_or_id)
     if not folder.is_dir():
-        digest.update(_commit(path_or_id, _ADAPTER if base else "config.json").encode())
+        digest.update(_commit(path_or_id, ADAPTER_CONFIG if base else "config.json").encode())
         return digest.hexdigest()[:16]
     files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
     if not any(file.suffix != ".json" for file in files):
@@ -43,7 +42,7 @@ def model_hash(path_or_id: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _hash_bytes(digest, file: Path) -> None:
+def _hash_bytes(digest: hashlib._Hash, file: Path) -> None:
     size = file.stat().st_size
     with file.open("rb") as stream:
         if size <= _WHOLE:
@@ -60,26 +59,6 @@ def _hash_bytes(digest, file: Path) -> None:
 def _commit(model: str, name: str) -> str:
     from transformers.utils import cached_file, extract_commit_hash
 
-    try:
+    with one_line_errors(f"`model: {model}`"):
         file = cached_file(model, name)
-    except OSError as error:
-        raise InputError(f"`model: {model}` cannot be loaded: {_brief(error)}") from error
     return extract_commit_hash(str(file), None) or ""
-
-
-_ENDS = 65536
-
-
-def _fingerprint(folder: Path) -> str:
-    """Tells the weights in a folder from others of the same path, such as before and after training."""
-    if not folder.is_dir():
-        return "hub"
-    hasher = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
-        size = path.stat().st_size
-        hasher.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            hasher.update(file.read(_ENDS))
-            file.seek(max(0, size - _ENDS))
-            hasher.update(file.read())
-    return f"weights {hasher.hexdigest()[:16]}"

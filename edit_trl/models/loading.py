@@ -1,18 +1,52 @@
-"""A student from disk or the Hub (L3): model, adapter and tokenizer; and a hash of its weights."""
+"""The one loader of models, adapters, tokenizers and configurations, from disk or the Hub.
+
+Weights are loaded from safetensors only. Whatever cannot be loaded is said in one sentence.
+"""
 
 from __future__ import annotations
 
-import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.models.adapters import ADAPTER_CONFIG, adapter_base, put_on, refuse_pickled_adapter
+from edit_trl.models.refusals import brief, one_line_errors, refuse_missing_folder, refuse_pickled_model
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_ADAPTER = "adapter_config.json"
+NF4 = "4-bit nf4"
+"""The quantization that QLoRA trains on (arXiv 2305.14314, section 3)."""
+
+# While it loads a model, transformers replaces `PreTrainedModel.tie_weights` for the whole process
+# (`init.no_tie_weights`, read in 5.24). Were two models loaded at once, a tied head could stay untied.
+_ONE_LOAD = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a student is loaded from, and how; can be sent to other machines. See `load_student`."""
+
+    model: str
+    dtype: str | None = None
+    device: str | None = None
+    trust_remote_code: bool = False
+    attn_implementation: str | None = None
+    load_in_4bit: bool = False
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load the model and its tokenizer."""
+        return load_student(**vars(self))
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer only."""
+        base = adapter_base(self.model)
+        return load_tokenizer(self.model, base, trust_remote_code=self.trust_remote_code)
 
 
 def load_student(
@@ -28,53 +62,101 @@ def load_student(
 
     Args:
         model: A path or Hub id, of a model or of a PEFT adapter, which is put on its base model.
-        dtype: Of the weights, such as `bfloat16`; as they were saved where None.
-        device: Such as `cpu` or `cuda:1`; the GPU where there is one and None is given.
+        dtype: Of the weights, such as `bfloat16`; the dtype they were saved in where None.
+        device: Such as `cpu` or `cuda:1`; where None, the GPU if there is one.
         trust_remote_code: Run code that comes with the model.
         attn_implementation: Such as `sdpa` or `eager`; transformers' choice where None.
-        load_in_4bit: NF4 with double quantization, as QLoRA trains on it, for a card that takes no more.
+        load_in_4bit: Load in NF4 with double quantization, as QLoRA trains, to fit a small GPU.
 
     Returns:
         The model (a `PeftModel` for an adapter) and the tokenizer: the adapter's own where it has one.
 
     Raises:
-        InputError: No such model or tokenizer, one that is no causal language model, or a dtype or device
-            that does not exist here.
+        InputError: The model or its tokenizer does not exist, is not a causal language model, or the dtype
+            or device does not exist on this machine.
+    """
+    base = adapter_base(model)
+    loaded = load_model(
+        base or model,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+        quantization=NF4 if load_in_4bit else None,
+        subject=f"`model: {model}`",
+    )
+    if base is not None:
+        loaded = put_on(loaded, model).eval()
+    return loaded, load_tokenizer(model, base, trust_remote_code=trust_remote_code)
+
+
+def load_model(
+    model: str,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    quantization: str | None = None,
+    subject: str | None = None,
+) -> PreTrainedModel:
+    """Load the weights of a whole causal language model, in eval mode.
+
+    Args:
+        model: A path or Hub id.
+        dtype: See `load_student`.
+        device: See `load_student`.
+        trust_remote_code: See `load_student`.
+        attn_implementation: See `load_student`.
+        quantization: "4-bit nf4", "4-bit fp4" or "8-bit"; full weights where None.
+        subject: What error messages call the model; "`model: MODEL`" where None.
+
+    Raises:
+        InputError: See `load_student`.
     """
     from transformers import AutoModelForCausalLM
 
     place = _device(device)
-    base = adapter_base(model)
-    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    if load_in_4bit:
-        options |= {"quantization_config": _nf4(), "device_map": {"": place}}
-    try:
+    options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    if quantization is not None:
+        options |= {"quantization_config": _bitsandbytes(quantization), "device_map": {"": place}}
+    with one_line_errors(subject or f"`model: {model}`"), _ONE_LOAD:
         loaded = AutoModelForCausalLM.from_pretrained(
-            base or model,
-            dtype=_dtype(dtype),
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            **options,
+            model, dtype=_dtype(dtype), trust_remote_code=trust_remote_code, use_safetensors=True, **options
         )
-        if base is not None:
-            loaded = put_on(loaded, model)
-    except InputError:
-        raise
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"`model: {model}` cannot be loaded: {_brief(error)}") from error
-    loaded = loaded if load_in_4bit else loaded.to(place)
-    return loaded.eval(), load_tokenizer(model, base, trust_remote_code=trust_remote_code)
+    # A quantized model is on its device already, and some cannot be moved.
+    return (loaded if quantization is not None else loaded.to(place)).eval()
+
+
+def load_trainable_adapter(adapter: str, options: Mapping[str, Any]) -> PeftModel:
+    """Load an adapter's base model the way TRL loads a student, and put the adapter on it, trainable.
+
+    Args:
+        adapter: The folder or Hub id of a PEFT adapter.
+        options: Keyword arguments of `from_pretrained` for the base model, such as `dtype`.
+
+    Raises:
+        InputError: The adapter does not name its base, holds pickles, or belongs to another model.
+    """
+    from trl.trainer.utils import create_model_from_path
+
+    base = adapter_base(adapter)
+    if base is None:
+        raise InputError(f"{adapter} is not an adapter: it has no {ADAPTER_CONFIG}")
+    with one_line_errors(f"the base model {base} of {adapter}"), _ONE_LOAD:
+        loaded = create_model_from_path(base, **{**options, "use_safetensors": True})
+    return put_on(loaded, adapter, is_trainable=True)
 
 
 def load_tokenizer(
     model: str, base: str | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model or adapter.
+    """Load the tokenizer of a model or adapter.
 
     Args:
         model: A path or Hub id.
         base: Where to look next, such as an adapter's base model.
-        trust_remote_code: Run code that comes with it.
+        trust_remote_code: Run code that comes with the tokenizer.
 
     Raises:
         InputError: There is none.
@@ -91,64 +173,86 @@ def load_tokenizer(
         except (OSError, ValueError, ImportError) as error:
             reason = error
     raise InputError(
-        f"`model: {model}` has no tokenizer that can be loaded ({_brief(reason)}); save it beside the model"
+        f"`model: {model}` has no tokenizer that can be loaded ({brief(reason)}); save it beside the model"
     ) from reason
 
 
-def load_config(model: str, base: str | None = None, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The configuration of a model, or of an adapter's base model; the weights are left alone.
+def load_config(
+    model: str,
+    base: str | None = None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    option: str = "model",
+) -> PreTrainedConfig:
+    """Load the configuration of a model, or of an adapter's base model, without the weights.
 
     Args:
         model: A path or Hub id.
         base: The base model, where `model` is an adapter.
-        trust_remote_code: Run code that comes with it.
+        revision: The branch, tag or commit on the Hub; the default branch where None.
+        trust_remote_code: Run code that comes with the model.
+        option: The option that `model` was given as, for error messages.
 
     Raises:
         InputError: There is none.
     """
     from transformers import AutoConfig
 
-    try:
-        return AutoConfig.from_pretrained(base or model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"`model: {model}` cannot be loaded: {_brief(error)}") from error
+    with one_line_errors(f"`{option}: {model}`"):
+        return AutoConfig.from_pretrained(
+            base or model, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
 
 
-def adapter_base(model: str) -> str | None:
-    """The base model of a PEFT adapter; None for a whole model.
+def check_student(
+    student: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    option: str = "model_name_or_path",
+) -> None:
+    """Check that a student can be loaded, before anything heavy is done; nothing of its weights is read.
+
+    Args:
+        student: A path or Hub id, of a model or of an adapter folder.
+        revision: See `load_config`.
+        trust_remote_code: Run code that comes with the model.
+        option: See `load_config`.
 
     Raises:
-        InputError: No such folder, or an adapter that does not name its base.
+        InputError: There is no such model, no access or no network, or the folder holds pickled weights.
     """
-    from transformers.utils import find_adapter_config_file
-
-    refuse_missing_folder(model)
-    try:
-        if find_adapter_config_file(model) is None:
-            return None
-    except OSError:
-        return None  # not on the Hub: loading the model says so
-    from peft import PeftConfig
-
-    base = PeftConfig.from_pretrained(model).base_model_name_or_path
-    if not base:
-        raise InputError(f"{model}: {_ADAPTER} does not name its base model (`base_model_name_or_path`)")
-    return base
+    if (Path(student) / ADAPTER_CONFIG).is_file():
+        refuse_pickled_adapter(student)
+        return
+    refuse_pickled_model(student)
+    load_config(student, revision=revision, trust_remote_code=trust_remote_code, option=option)
 
 
-def _nf4():
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model takes, prompt and response together; None if its configuration does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _bitsandbytes(quantization: str) -> BitsAndBytesConfig:
     import torch
     from transformers import BitsAndBytesConfig
 
+    bits, _, kind = quantization.partition(" ")
+    if bits == "8-bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if bits != "4-bit":
+        raise InputError(f"weights can be quantized as 4-bit nf4, 4-bit fp4 or 8-bit, not {quantization!r}")
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=kind or "nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
 
 
-def _device(device: str | None):
+def _device(device: str | None) -> torch.device:
     import torch
 
     if device is None:
@@ -156,139 +260,18 @@ def _device(device: str | None):
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"`device: {device}` is none: {_brief(error)}") from error
+        raise InputError(f"`device: {device}` is none: {brief(error)}") from error
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise InputError(f"`device: {device}`: this machine has {torch.cuda.device_count()} GPUs")
     return place
 
 
-def _dtype(dtype: str | None):
+def _dtype(dtype: str | None) -> torch.dtype | str:
     import torch
 
     if dtype in (None, "auto"):
         return "auto"
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    value = getattr(torch, dtype, None)
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
         raise InputError(f"`dtype: {dtype}` is none; use float32, bfloat16, float16 or auto")
-    return found
-
-
-def _brief(error: Exception | None) -> str:
-    """What the Hub client says in fifty lines, in two."""
-    return " ".join(str(error).split("\n")[:2])
-
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
-def refuse_missing_folder(model: str, option: str = "model") -> None:
-    """A path that does not exist would be asked of the Hub, which answers with fifty lines.
-
-    Args:
-        model: Path or Hub id.
-        option: Which option it was given as.
-
-    Raises:
-        InputError: It looks like a path, and there is no such folder.
-    """
-    path = Path(model).expanduser()
-    looks_like_path = path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
-    if looks_like_path and not path.is_dir():
-        raise InputError(f"`{option}: {model}`: no such folder (looked in {Path.cwd()})")
-
-
-def refuse_pickled_adapter(adapter: str) -> None:
-    """PEFT takes `adapter_model.bin`, a pickle, where there are no safetensors; this says no first.
-
-    Args:
-        adapter: Path or Hub id of an adapter.
-
-    Raises:
-        InputError: It has no weights in safetensors.
-    """
-    if not Path(adapter).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-        try:
-            hf_hub_download(adapter, WEIGHTS)
-            return
-        except LocalEntryNotFoundError as error:  # no network, and it is not in the cache
-            raise InputError(f"{adapter} is no folder here, and the Hub cannot be reached") from error
-        except EntryNotFoundError:
-            pass
-    elif (Path(adapter) / WEIGHTS).is_file():
-        return
-    raise InputError(
-        f"{adapter} has no {WEIGHTS}; pickled weights (adapter_model.bin) are not loaded. Save it anew as "
-        "safetensors where you trust it"
-    )
-
-
-def refuse_pickled_model(model: str) -> None:
-    """The same for a whole model's folder; from the Hub, transformers itself takes safetensors alone.
-
-    Raises:
-        InputError: A folder with a model, and no safetensors in it.
-    """
-    folder = Path(model)
-    if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
-        pickles = ", ".join(sorted(file.name for file in folder.glob("*.bin"))) or "no other weights either"
-        raise InputError(
-            f"{model} has no weights in safetensors ({pickles}); pickled weights are not loaded. Save it "
-            "anew as safetensors where you trust it"
-        )
-
-
-def put_on(base: PreTrainedModel, adapter: str, *, is_trainable: bool = False) -> PeftModel:
-    """An adapter on its base model.
-
-    Args:
-        base: The model it was trained on.
-        adapter: Path or Hub id.
-        is_trainable: Whether the adapter goes on training.
-
-    Raises:
-        InputError: A pickle, or an adapter of another model: of other shapes or other layers.
-    """
-    from peft import PeftModel
-    from peft.utils import get_peft_model_state_dict
-    from safetensors import safe_open
-
-    refuse_pickled_adapter(adapter)
-    name = base.config._name_or_path or type(base).__name__
-    try:
-        loaded = PeftModel.from_pretrained(base, adapter, is_trainable=is_trainable)
-    except (RuntimeError, ValueError) as error:
-        lines = str(error).strip().splitlines()
-        reason = next((line.strip() for line in lines if "size mismatch" in line), lines[0])
-        raise InputError(f"{adapter} is not an adapter of {name}: {reason}") from error
-    _check_depth(loaded, adapter, name)
-    with safe_open(_weights_file(adapter), framework="pt") as file:
-        missing = set(get_peft_model_state_dict(loaded)) ^ set(file.keys())
-    if missing:
-        raise InputError(
-            f"{adapter} is not an adapter of {name}: {len(missing)} of its weights have no counterpart "
-            f"there, as {min(missing)}"
-        )
-    return loaded
-
-
-def _check_depth(loaded: PeftModel, adapter: str, name: str) -> None:
-    """PEFT writes `all-linear` out layer by layer: a deeper model would be half adapted, in silence."""
-    config = loaded.peft_config[loaded.active_adapter]
-    targets = config.target_modules if isinstance(config.target_modules, set | list) else ()
-    layers = {int(found[1]) for target in targets if (found := re.search(r"\blayers\.(\d+)\.", target))}
-    depth = getattr(loaded.config, "num_hidden_layers", 0)
-    if layers and layers == set(range(len(layers))) and len(layers) < depth:
-        raise InputError(
-            f"{adapter} is not an adapter of {name}: it has {len(layers)} layers, the model {depth}"
-        )
-
-
-def _weights_file(adapter: str) -> str:
-    if Path(adapter).is_dir():
-        return str(Path(adapter) / WEIGHTS)
-    from huggingface_hub import hf_hub_download
-
-    return hf_hub_download(adapter, WEIGHTS)
+    return value

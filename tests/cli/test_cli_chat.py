@@ -140,23 +140,24 @@ def test_at_a_terminal(parrot):
 # In this process
 
 
-class Stopped:
+def stopped(tokenizer, text):
     """A model whose answer is stopped by Ctrl-C after a piece of text."""
 
-    def __init__(self, model, tokenizer, text):
-        self.config, self.device, self._ids = model.config, model.device, tokenizer(text).input_ids
-
-    def generate(self, streamer, input_ids, **options):
+    def generate(streamer, input_ids, **options):
         streamer.put(input_ids)
-        for token in self._ids:
+        for token in tokenizer(text).input_ids:
             streamer.put(torch.tensor([token]))
-        streamer.put(torch.tensor(byte_level_tokenizer()("\n").input_ids))
+        streamer.put(torch.tensor(tokenizer("\n").input_ids))
         raise KeyboardInterrupt
+
+    model = tiny_llama()
+    model.generate = generate
+    return model
 
 
 def test_a_stopped_answer_is_remembered_as_far_as_it_came():
     tokenizer, shown = byte_level_tokenizer(), []
-    chat = Chat(Stopped(tiny_llama(), tokenizer, "It is 3."), tokenizer, None, 0.0, 8)
+    chat = Chat(stopped(tokenizer, "It is 3."), tokenizer, None, 0.0, 8)
     with pytest.raises(KeyboardInterrupt):
         chat.ask("How many?", shown.append)
     assert "".join(shown).startswith("It is 3.")
@@ -168,7 +169,7 @@ def test_control_characters_do_not_reach_the_terminal(capsys):
     from edit_trl.cli.chat import _answer
 
     tokenizer = byte_level_tokenizer()
-    _answer(Chat(Stopped(tiny_llama(), tokenizer, f"a{BELL}b\tc"), tokenizer, None, 0.0, 8), "Say it.")
+    _answer(Chat(stopped(tokenizer, f"a{BELL}b\tc"), tokenizer, None, 0.0, 8), "Say it.")
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert "\x07" not in printed

@@ -22,9 +22,9 @@ from generate_runs import solve
 
 from edit_trl.cli.main import main
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation.accuracy.config import EvaluateArguments
+from edit_trl.models.cluster.calls import RayCalls
 from edit_trl.models.cluster.cluster import connect, places
-from edit_trl.models.cluster.pool import RayCalls, RayPool
+from edit_trl.models.cluster.pool import RayPool
 
 COMMAND = [sys.executable, "-m", "edit_trl.cli.main"]
 STORE = 80 * 2**20
@@ -315,11 +315,13 @@ def test_readiness_of_everyone_and_of_the_first(cluster):
 
 @pytest.mark.slow
 def test_other_weights_on_a_machine_are_refused(cluster, saved_student):
+    from edit_trl.evaluation.accuracy.generators import load_generator
     from edit_trl.evaluation.accuracy.generators_on_ray import RayGenerator
+    from edit_trl.models.loading import ModelSource
 
-    arguments = EvaluateArguments(model=str(saved_student), tasks=["x"], engine="ray")
+    source = ModelSource(str(saved_student))
     with pytest.raises(InputError, match="has other weights than where the command runs"):
-        RayGenerator(arguments, "of another")
+        RayGenerator(partial(load_generator, source), source, "of another", None)
 
 
 def test_no_cluster(recipe, tmp_path, capsys, monkeypatch):

@@ -10,9 +10,17 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 from edit_trl.common.errors import InputError
-from edit_trl.models import loading as models
+from edit_trl.models import identity
+from edit_trl.models.adapters import adapter_base
 from edit_trl.models.identity import model_hash
-from edit_trl.models.loading import adapter_base, load_config, load_student, load_tokenizer
+from edit_trl.models.loading import (
+    ModelSource,
+    check_student,
+    load_config,
+    load_student,
+    load_tokenizer,
+    load_trainable_adapter,
+)
 
 
 @pytest.fixture
@@ -117,9 +125,9 @@ def test_the_hash_is_of_the_weights_and_not_of_the_place(tmp_path, saved_student
 
 
 def test_large_files_are_sampled(tmp_path, saved_student, monkeypatch):
-    monkeypatch.setattr(models, "_WHOLE", 1024)
-    monkeypatch.setattr(models, "_END", 64)
-    monkeypatch.setattr(models, "_BLOCK", 16)
+    monkeypatch.setattr(identity, "_WHOLE", 1024)
+    monkeypatch.setattr(identity, "_END", 64)
+    monkeypatch.setattr(identity, "_BLOCK", 16)
     before = model_hash(str(saved_student))
     assert model_hash(str(saved_student)) == before
     model, _ = load_student(str(saved_student))
@@ -128,3 +136,31 @@ def test_large_files_are_sampled(tmp_path, saved_student, monkeypatch):
             parameter.mul_(1.01)
     model.save_pretrained(saved_student)
     assert model_hash(str(saved_student)) != before
+
+
+def test_a_source_loads_what_it_names(saved_student, saved_adapter):
+    model, tokenizer = ModelSource(str(saved_adapter), dtype="bfloat16").load()
+    assert is_peft_model(model)
+    assert model.dtype == torch.bfloat16
+    assert ModelSource(str(saved_adapter)).load_tokenizer().get_vocab() == tokenizer.get_vocab()
+
+
+def test_an_adapter_is_loaded_to_be_trained_further(saved_student, saved_adapter):
+    model = load_trainable_adapter(str(saved_adapter), {"dtype": "float32"})
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable
+    assert all("lora" in name for name in trainable)
+    with pytest.raises(InputError, match="is not an adapter"):
+        load_trainable_adapter(str(saved_student), {})
+
+
+def test_a_student_that_cannot_be_loaded_is_said_before_it_is_loaded(saved_student, saved_adapter):
+    check_student(str(saved_student))
+    check_student(str(saved_adapter))
+    with pytest.raises(InputError, match="`model_name_or_path: no-such/model` cannot be loaded"):
+        check_student("no-such/model")
+    for folder in (saved_student, saved_adapter):
+        for weights in folder.glob("*.safetensors"):
+            weights.rename(weights.with_suffix(".bin"))
+        with pytest.raises(InputError, match="pickled weights"):
+            check_student(str(folder))

@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from edit_trl.common.errors import InputError
 from edit_trl.data.questions import Question
-from edit_trl.models.chat.local import TransformersTeacher, _SeededDraw
+from edit_trl.models.chat.local import TransformersTeacher
 from edit_trl.models.chat.protocol import ChatRequest, MalformedResponse, NoAnswer, RawResponse, Sampling
+from edit_trl.models.decoding import Decoding
+from edit_trl.models.generation import SeededDraw
 
 
 def request(text: str, number: int = 0, **sampling) -> ChatRequest:
@@ -105,11 +107,8 @@ def test_seeds_decide_what_is_drawn_whatever_the_batch(saved_student):
 
 def test_a_seeded_draw_is_a_draw_from_the_model():
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).log_softmax(-1)
-    sampling = Sampling(temperature=2.0, top_p=0.85)
-    draws = [
-        _SeededDraw([ChatRequest("student", "", "", (("user", str(n)),), sampling, 0, 3)])(None, logits)
-        for n in range(4000)
-    ]
+    decoding = Decoding(temperature=2.0, top_p=0.85)
+    draws = [SeededDraw(decoding, [seed])(None, logits) for seed in range(4000)]
     counts = torch.bincount(torch.cat(draws).argmax(-1), minlength=4) / 4000
     kept = (logits[0] / 2).softmax(-1) * torch.tensor([1.0, 1.0, 1.0, 0.0])
     assert torch.allclose(counts, kept / kept.sum(), atol=0.03)
@@ -126,7 +125,8 @@ def test_models_that_are_loaded_at_once_have_their_heads(saved_student, tmp_path
         teachers = [TransformersTeacher(str(saved_student)) for _ in range(6)]
         await asyncio.gather(*(teacher.check() for teacher in teachers))
         for teacher in teachers:
-            assert teacher._loaded.lm_head.weight is teacher._loaded.model.embed_tokens.weight
+            model = teacher._engine.model
+            assert model.lm_head.weight is model.model.embed_tokens.weight
 
     asyncio.run(load())
     assert PreTrainedModel.tie_weights is tie_weights

@@ -138,10 +138,11 @@ def evaluate_accuracy(
             chat template, or prompts too long for the model; before anything is generated.
     """
     from edit_trl.models.generation import ModelGenerator
+    from edit_trl.models.loading import positions_of
 
     decoding = Decoding(max_new_tokens, temperature, top_p, samples)
     problems = problems_of(list(dataset), answer_type=answer_type)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model.config)
     _, prompts = encode(problems, tokenizer, max_new_tokens=max_new_tokens, positions=positions)
     generator = ModelGenerator(
         model, tokenizer, decoding, batch_size=batch_size, batching=batching, seed=seed

@@ -1,20 +1,28 @@
-"""The generator for the model that `edit-trl evaluate` was given."""
+"""The generator for a model that is loaded: vLLM's, or ours on a model in memory."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from edit_trl.models.generation import ModelGenerator, VllmGenerator, vllm_is_faster
-from edit_trl.models.loading import load_tokenizer
+from edit_trl.models.generation import ModelGenerator
+from edit_trl.models.generation_with_vllm import VllmGenerator, vllm_is_faster
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from edit_trl.evaluation.accuracy.config import EvaluateArguments
+    from edit_trl.models.decoding import Batching, Decoding
+    from edit_trl.models.loading import ModelSource
 
 
 class Loaded(NamedTuple):
-    """A generator, and what it was made of; `model` is None in vLLM, `positions` where it is not known."""
+    """A generator, and what it is made of.
+
+    Attributes:
+        generator: Answers prompts.
+        tokenizer: Encodes them.
+        positions: How many tokens the model takes; None if unknown.
+        model: None in vLLM.
+    """
 
     generator: ModelGenerator | VllmGenerator
     tokenizer: PreTrainedTokenizerBase
@@ -22,26 +30,27 @@ class Loaded(NamedTuple):
     model: PreTrainedModel | None
 
 
-def load_generator(arguments: EvaluateArguments) -> Loaded:
-    """Load the model that `edit-trl evaluate` was given.
+def load_generator(
+    source: ModelSource, decoding: Decoding, *, batch_size: int, batching: Batching, seed: int
+) -> Loaded:
+    """Load a model, and make its generator.
+
+    Args:
+        source: The model.
+        decoding: How responses are drawn.
+        batch_size: Responses at once.
+        batching: `auto` is `vllm` where it is installed and has a GPU; see `ModelGenerator` for the others.
+        seed: Of sampling.
 
     Raises:
-        InputError: It cannot be loaded, or not be batched as asked for.
+        InputError: The model cannot be loaded, or does not support `batching`.
     """
-    decoding, trusted = arguments.decoding, arguments.trust_remote_code
-    if arguments.batching == "vllm" or (arguments.batching == "auto" and vllm_is_faster()):
-        tokenizer = load_tokenizer(arguments.model, trust_remote_code=trusted)
-        dtype = arguments.dtype or "auto"
-        generator = VllmGenerator(arguments.model, decoding, dtype=dtype, seed=arguments.seed)
+    if batching == "vllm" or (batching == "auto" and vllm_is_faster()):
+        tokenizer = source.load_tokenizer()
+        generator = VllmGenerator(source.model, decoding, dtype=source.dtype or "auto", seed=seed)
         return Loaded(generator, tokenizer, None, None)
-    model, tokenizer = arguments.load()
+    model, tokenizer = source.load()
     generator = ModelGenerator(
-        model,
-        tokenizer,
-        decoding,
-        batch_size=arguments.batch_size,
-        batching=arguments.batching,
-        seed=arguments.seed,
+        model, tokenizer, decoding, batch_size=batch_size, batching=batching, seed=seed
     )
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Loaded(generator, tokenizer, positions, model)
+    return Loaded(generator, tokenizer, generator.engine.positions, model)

@@ -1,43 +1,45 @@
-"""Students on a Ray cluster (L3): each machine or GPU loads the model, and answers whole batches.
+"""Students on a Ray cluster: each machine or GPU loads the model, and answers whole batches.
 
-What is answered, in which batches, and with which seeds, is what one machine would do; items come in any
-order, which `RunFolder` is made for.
+Batches and seeds are those of a run on one machine. Items come in any order, which `RunFolder` allows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from edit_trl.common.errors import InputError
+from edit_trl.models.cluster.calls import RayCalls
 from edit_trl.models.cluster.cluster import connect, places
-from edit_trl.models.cluster.pool import RayCalls
 
 if TYPE_CHECKING:
-    from edit_trl.evaluation.accuracy.config import EvaluateArguments
+    from edit_trl.evaluation.accuracy.generators import Loaded
     from edit_trl.models.decoding import Generated
+    from edit_trl.models.loading import ModelSource
 
 
 class RayGenerator:
-    """A `Generator` whose model is on the machines of a Ray cluster; waits until one of them has it.
+    """A `Generator` whose model is on the machines of a Ray cluster; waits until one of them has loaded it.
 
     Args:
-        arguments: What `edit-trl evaluate` was given.
-        known: `model_hash` of the model here.
+        load: Loads the model and its generator; called on each machine.
+        source: The model that it loads.
+        known: `model_hash` of the model on this machine.
+        actors: How many models to load; see `edit_trl.models.cluster.cluster.places`.
 
     Attributes:
-        batching: As `ModelGenerator` there found it.
-        positions: How many tokens the model takes, where it says so.
+        batching: How the first machine batches.
+        positions: How many tokens the model takes; None if unknown.
 
     Raises:
-        InputError: No cluster, no room, or a model that cannot be loaded there or is another one there.
+        InputError: There is no cluster or no room in it, or the model cannot be loaded there or differs.
     """
 
-    def __init__(self, arguments: EvaluateArguments, known: str):
+    def __init__(self, load: Callable[[], Loaded], source: ModelSource, known: str, actors: int | None):
         connect()
-        count, resources = places(arguments.actors, cpu=arguments.device == "cpu")
-        self._calls = RayCalls([partial(RemoteStudent, arguments, known)] * count, resources)
+        count, resources = places(actors, cpu=source.device == "cpu")
+        self._calls = RayCalls([partial(RemoteStudent, load, source.model, known)] * count, resources)
         self.batching, self.positions = self._calls.ask("facts")
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
@@ -50,7 +52,7 @@ class RayGenerator:
         """See `edit_trl.models.decoding.Generator.run`.
 
         Raises:
-            InputError: A batch could not be answered; the others that were are kept.
+            InputError: A batch could not be answered; those already yielded are valid.
         """
         jobs = [(self.batching, [prompts[index] for index in batch]) for batch in batches]
         for number, samples in self._calls.run("answer", jobs):
@@ -58,33 +60,33 @@ class RayGenerator:
 
 
 class RemoteStudent:
-    """The generator of one machine, made there.
+    """The generator of one machine, loaded there.
 
     Args:
-        arguments: What `edit-trl evaluate` was given.
-        known: `model_hash` of the model where it was given.
+        load: Loads the model and its generator.
+        model: The path or Hub id that it loads.
+        known: `model_hash` of the model on the machine that runs the command.
 
     Raises:
-        InputError: The model cannot be loaded, or is another one here.
+        InputError: The model cannot be loaded, or has other weights on this machine.
     """
 
-    def __init__(self, arguments: EvaluateArguments, known: str):
-        from edit_trl.evaluation.accuracy.generators import load_generator
+    def __init__(self, load: Callable[[], Loaded], model: str, known: str):
         from edit_trl.models.identity import model_hash
 
-        check_same_model(arguments.model, model_hash(arguments.model), known)
-        self._generator, _, self._positions, _ = load_generator(arguments)
+        check_same_model(model, model_hash(model), known)
+        self._generator, _, self._positions, _ = load()
 
     def facts(self) -> tuple[str, int | None]:
-        """How it batches, and how many tokens the model takes."""
+        """How the machine batches, and how many tokens the model takes."""
         return self._generator.batching, self._positions
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
-        """See `Generator.plan`."""
+        """See `edit_trl.models.decoding.Generator.plan`."""
         return self._generator.plan(lengths)
 
     def answer(self, batching: str, prompts: Sequence[list[int]]) -> list[list[Generated]]:
-        """A batch.
+        """Answer one batch.
 
         Raises:
             InputError: This machine batches in another way than the one that planned.
@@ -98,18 +100,18 @@ class RemoteStudent:
         return samples
 
 
-def check_same_model(model: str, found: str, known: str) -> None:
-    """See that a path or Hub id leads to the same weights here.
+def check_same_model(model: str, remote: str, known: str) -> None:
+    """Check that a path or Hub id leads to the same weights on two machines.
 
     Args:
         model: The path or Hub id.
-        found: Its `model_hash` here.
-        known: Its `model_hash` where the command runs.
+        remote: Its `model_hash` on this machine.
+        known: Its `model_hash` on the machine that runs the command.
 
     Raises:
-        InputError: It does not.
+        InputError: The weights differ.
     """
-    if found != known:
+    if remote != known:
         raise InputError(
             f"`model: {model}` has other weights than where the command runs; put the same on every machine, "
             "or a folder that all of them share"

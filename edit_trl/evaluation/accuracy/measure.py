@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
@@ -63,21 +64,26 @@ def _prepare(
     arguments: EvaluateArguments, problems: Sequence[Problem], known: str
 ) -> tuple[Generator, list[list[int]], Any]:
     """The generator and the prompts as token ids; and the model and tokenizer, where they are here."""
+    from edit_trl.evaluation.accuracy.generators import load_generator
     from edit_trl.evaluation.accuracy.problems import encode
 
     loaded = None
+    load = partial(
+        load_generator,
+        arguments.source,
+        arguments.decoding,
+        batch_size=arguments.batch_size,
+        batching=arguments.batching,
+        seed=arguments.seed,
+    )
     if arguments.engine == "ray":
         from edit_trl.evaluation.accuracy.generators_on_ray import RayGenerator
-        from edit_trl.models.loading import adapter_base, load_tokenizer
 
-        base, trusted = adapter_base(arguments.model), arguments.trust_remote_code
-        tokenizer = load_tokenizer(arguments.model, base, trust_remote_code=trusted)
-        generator = RayGenerator(arguments, known)
+        tokenizer = arguments.source.load_tokenizer()
+        generator = RayGenerator(load, arguments.source, known, arguments.actors)
         positions = generator.positions
     else:
-        from edit_trl.evaluation.accuracy.generators import load_generator
-
-        generator, tokenizer, positions, model = load_generator(arguments)
+        generator, tokenizer, positions, model = load()
         loaded = (model, tokenizer) if model is not None else None
     length = arguments.max_new_tokens
     _, prompts = encode(problems, tokenizer, max_new_tokens=length, positions=positions)

@@ -1,43 +1,42 @@
-"""The options of a model that is measured, the same for every command that measures one (L3)."""
+"""The options of a model that is measured, the same for every command that measures one."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from edit_trl.common.files import content_hash
 from edit_trl.evaluation.runs.schema import RunKind, RunRecord
 from edit_trl.models.cluster.cluster import Engine
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from edit_trl.models.loading import ModelSource
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
-# Options that change nothing of what is measured.
+# Options that do not change what is measured.
 _INCIDENTAL = ("name", "output_dir", "history", "device", "batch_size", "batching", "harness")
 _INCIDENTAL += ("engine", "actors")
 
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A model that is measured, and where the run is kept.
+    """A model that is measured, and where the run is saved.
 
     Attributes:
-        model: The model: a path or Hub id, of an adapter too; or its name at an endpoint.
-        name: What tables and charts call the run; the model's last name by default.
-        output_dir: The run's folder; outputs/evaluate/NAME or outputs/suite/NAME by default. Run again, it
-            goes on from there.
-        history: The SQLite file that remembers the scores of every run; null for none.
-        dtype: Of the weights: float32, bfloat16 or float16; as they were saved by default.
-        load_in_4bit: Load the model in NF4, as QLoRA trains on it, for a card that takes no more.
-        device: Such as cuda:1 or cpu; a GPU where there is one.
-        engine: local, or ray: on the machines of a Ray cluster that is running, which must all see the model
-            under the same name. Batches and items are the same.
-        actors: How many models the Ray cluster loads; one a GPU, or where it has none one a machine.
-        attn_implementation: As in transformers, such as eager; the suite's tree takes no flash_attention_2,
-            so that its chains are run a row each.
+        model: A path or Hub id, of a model or an adapter; or the model's name at an endpoint.
+        name: The run's name in tables and charts; the last part of the model's name by default.
+        output_dir: The run's folder; outputs/evaluate/NAME or outputs/suite/NAME by default. An interrupted
+            run resumes from it.
+        history: The SQLite file with the scores of every run; null for none.
+        dtype: Dtype of the weights: float32, bfloat16 or float16; the one they were saved in by default.
+        load_in_4bit: Load the model in NF4, as QLoRA trains, to fit a small GPU.
+        device: Such as cuda:1 or cpu; the GPU by default if there is one.
+        engine: local, or ray for the machines of a running Ray cluster, which must all have the model under
+            the same name. Batches and items are the same.
+        actors: How many copies of the model the Ray cluster loads; by default one per GPU, or one per
+            machine if there are no GPUs.
+        attn_implementation: As in transformers, such as eager. The tree layout of suites does not support
+            flash_attention_2, so each chain then takes a row of its own.
         trust_remote_code: Run code that comes with the model; only for models whose code you have read.
     """
 
@@ -57,19 +56,18 @@ class MeasuredModel:
 
     @property
     def run_name(self) -> str:
-        """What the run is called."""
+        """The name of the run in tables and charts."""
         return self.name or Path(str(self.model)).name
 
     @property
     def folder(self) -> Path:
-        """Where the run is kept."""
+        """The folder of the run."""
         return Path(self.output_dir or Path("outputs") / self.kind / self.run_name)
 
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model and its tokenizer; see `edit_trl.models.loading.load_student`."""
-        from edit_trl.models.loading import load_student
-
-        return load_student(
+    @property
+    def source(self) -> ModelSource:
+        """Where the model is loaded from, and how."""
+        return ModelSource(
             self.model,
             dtype=self.dtype,
             device=self.device,
@@ -81,7 +79,7 @@ class MeasuredModel:
     def record(
         self, *, model_hash: str, settings: dict[str, Any], tasks: dict[str, str], data_hash: str, seed: int
     ) -> RunRecord:
-        """What is going to be measured; see `RunRecord`."""
+        """The record of the run that is about to be measured; see `RunRecord`."""
         options = {name: value for name, value in asdict(self).items() if name not in _INCIDENTAL}
         return RunRecord(
             kind=self.kind,

@@ -26,10 +26,11 @@ from edit_trl.evaluation.accuracy.answering import judged
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
 from edit_trl.evaluation.runs.scores import LOWER_IS_BETTER, SCORES, mean_scores
 from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
-from edit_trl.evaluation.suite.model_scorer import ModelJudge, positions_of
+from edit_trl.evaluation.suite.model_scorer import ModelJudge
 from edit_trl.key_steps import KeyStepMethod
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import ModelGenerator, undisturbed
+from edit_trl.models.loading import positions_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -91,7 +91,8 @@ def evaluate_suite(
         InputError: See `cases_of`; or an option out of range.
         FloatingPointError: A log-probability that is not finite; names the row.
     """
-    from edit_trl.evaluation.suite.model_scorer import ModelJudge, positions_of
+    from edit_trl.evaluation.suite.model_scorer import ModelJudge
+    from edit_trl.models.loading import positions_of
 
     started = time.perf_counter()
     rows = list(rows_of(dataset)) if hasattr(dataset, "column_names") else dataset

@@ -14,12 +14,12 @@ from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
 from edit_trl.evaluation.suite.cases import SuiteCase
 from edit_trl.evaluation.suite.items import WrongTurnAt, check_finite, continuation_of, suite_item
 from edit_trl.models.decoding import Decoding
-from edit_trl.models.generation import eos_ids, generation_config, left_pad, undisturbed
+from edit_trl.models.generation import Engine, undisturbed
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.models.pairs.scoring import Layout, PairLogps, make_pair_scorer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class ModelJudge:
@@ -55,7 +55,7 @@ class ModelJudge:
         self._model, self._tokenizer, self._cases = model, tokenizer, cases
         self._batch_size, self._layout, self._half_precision = batch_size, layout, half_precision
         self._max_new_tokens = max_new_tokens
-        self._eos = eos_ids(model, tokenizer)
+        self._engine = Engine(model, tokenizer)
 
     def plan(self) -> list[list[int]]:
         """See `CaseJudge.plan`: the longest first, so that memory runs out at once or never."""
@@ -67,8 +67,7 @@ class ModelJudge:
         """See `CaseJudge.run`."""
         if not batches:
             return
-        pad = self._tokenizer.pad_token_id
-        collator = DualCoTCollator(self._eos[0] if pad is None else pad)
+        collator = DualCoTCollator(self._engine.pad_id)
         longest = max(self._cases, key=lambda case: case.length)
         scorer = make_pair_scorer(
             self._model,
@@ -114,7 +113,7 @@ class ModelJudge:
         for place, (token, wanted) in enumerate(zip(case.tokens["chosen_ids"], best, strict=True)):
             if token != wanted:
                 return WrongTurnAt(place, self._text([token]), self._text([wanted]))
-            if token in self._eos:
+            if token in self._engine.eos_ids:
                 break
         return None
 
@@ -126,42 +125,31 @@ class ModelJudge:
         firsts = [ids[case.tokens["fork"]] for case, ids in zip(cases, best, strict=True)]
         prompts = [(*case.prefix, first) for case, first in zip(cases, firsts, strict=True)]
         # Pairs of one correct chain may begin alike.
-        open_ones = [prompt for prompt in dict.fromkeys(prompts) if prompt[-1] not in self._eos]
+        open_ones = [prompt for prompt in dict.fromkeys(prompts) if prompt[-1] not in self._engine.eos_ids]
         written = dict.fromkeys(prompts, ())
         if open_ones and self._max_new_tokens > 1:
-            written |= dict(zip(open_ones, self._generate(open_ones), strict=True))
+            responses = self._engine.generate(open_ones, Decoding(self._max_new_tokens - 1))
+            written |= dict(zip(open_ones, responses, strict=True))
         return [
             self._continuation(case, [first, *written[prompt]])
             for case, first, prompt in zip(cases, firsts, prompts, strict=True)
         ]
 
-    def _generate(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        config = generation_config(Decoding(self._max_new_tokens - 1), self._eos, self._tokenizer)
-        inputs = left_pad([list(prompt) for prompt in prompts], config.pad_token_id, self._model.device)
-        with undisturbed(self._model, config), torch.no_grad():
-            output = self._model.generate(**inputs, generation_config=config)
-        return output[:, inputs["input_ids"].size(1) :].tolist()
-
     def _continuation(self, case: SuiteCase, ids: list[int]) -> Continuation:
-        end = next((place for place, token in enumerate(ids) if token in self._eos), None)
+        response, ended = self._engine.split_at_eos(ids)
         fork = case.tokens["fork"]
         right, wrong = case.tokens["chosen_ids"][fork], case.tokens["rejected_ids"][fork : fork + 1]
         branch = "right" if ids[0] == right else "wrong" if ids[:1] == wrong else "neither"
         shared = case.tokens["chosen_ids"][:fork]
-        beginning, whole = self._plain(shared), self._plain(shared + ids[:end])
-        response = whole.removeprefix(beginning) if whole.startswith(beginning) else self._plain(ids[:end])
-        return continuation_of(case, whole, response, branch, end is None)
+        beginning, whole = self._plain(shared), self._plain(shared + response)
+        text = whole.removeprefix(beginning) if whole.startswith(beginning) else self._plain(response)
+        return continuation_of(case, whole, text, branch, not ended)
 
     def _text(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     def _plain(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def positions_of(config: PreTrainedConfig) -> int | None:
-    """How many tokens a model takes; None where its configuration does not say."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def _example(case: SuiteCase) -> dict[str, Any]:

@@ -37,8 +37,8 @@ class RayJudge:
         known: str,
         cases: Sequence[SuiteCase],
     ):
+        from edit_trl.models.cluster.calls import RayCalls
         from edit_trl.models.cluster.cluster import connect, places
-        from edit_trl.models.cluster.pool import RayCalls
 
         connect()
         if client is None:

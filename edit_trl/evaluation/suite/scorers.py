@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def of_model(arguments: SuiteArguments, client: Any) -> tuple[str, Any, int | None]:
     """What tells the model from others, its tokenizer, and how many tokens it takes; it is not loaded yet."""
     from edit_trl.models.identity import model_hash
-    from edit_trl.models.loading import adapter_base, load_config, load_tokenizer
+    from edit_trl.models.loading import adapter_base, load_config, load_tokenizer, positions_of
 
     options = {"trust_remote_code": arguments.trust_remote_code}
     if client is not None:
@@ -27,8 +27,6 @@ def of_model(arguments: SuiteArguments, client: Any) -> tuple[str, Any, int | No
             )
         tokenizer = load_tokenizer(arguments.tokenizer, **options)
         return client.address, tokenizer, None
-    from edit_trl.evaluation.suite.model_scorer import positions_of
-
     known, base = model_hash(arguments.model), adapter_base(arguments.model)
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, base, **options)
     return known, tokenizer, positions_of(load_config(arguments.model, base, **options))
@@ -43,5 +41,5 @@ def judge_of(arguments: SuiteArguments, client: Any, tokenizer: Any, cases: Sequ
         return EndpointJudge(client, tokenizer, cases, **options)
     from edit_trl.evaluation.suite.model_scorer import ModelJudge
 
-    model, _ = arguments.load()
+    model, _ = arguments.source.load()
     return ModelJudge(model, tokenizer, cases, **options)

@@ -1,7 +1,8 @@
-"""Requests in, answers out: the journal first, then the teacher, as fast as it can take them (L3).
+"""Requests in, answers out: from the journal if they are there, else from the teacher, as fast as it can.
 
-What is paid for is journaled before it is read. What fails in a way that may pass is tried again; what never
-will work is reported and not tried again; where nothing works any more, the run stops and says how to go on.
+Answers are journaled before they are read, since they were paid for. An attempt that may succeed later is
+repeated. A request that can never be answered is reported as a failure. When nothing is answered any more,
+the run stops and says how to resume it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.chat.journal import Journal
+from edit_trl.models.chat.limits import Limits
 from edit_trl.models.chat.pacing import Pacer, PacerClosed
 from edit_trl.models.chat.protocol import (
     ChatRequest,
@@ -29,82 +31,30 @@ from edit_trl.models.chat.protocol import (
 
 RESUME = "Everything answered so far is in the journal: run the same command again to go on from here"
 
-# Waits of 0 to 1, 2, 4, ... seconds: full jitter, so that what failed together does not come back together.
+# Waits of 0 to 1, 2, 4, ... seconds, with full jitter: requests that failed together are repeated apart.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 
-# So many requests that can never be answered, and not one that was: it is not the requests.
+# When none of so many requests can ever be answered, the fault is not in the requests.
 _ALL_REFUSED = 20
 
+# Failing requests that must differ before the teacher is said to be at fault, not a request.
 _SEVERAL = 5
 
 
 class RunStopped(InputError):
-    """The run ended early; all that was paid for is journaled."""
+    """The run ended early; every answer that was paid for is in the journal."""
 
 
 class TeacherUnavailable(RunStopped):
-    """The teacher does not answer any more, or never did."""
+    """The teacher stopped answering, or never did."""
 
 
 class BudgetSpent(RunStopped):
-    """`max_cost` is reached."""
+    """`max_cost` was reached."""
 
 
 class Interrupted(RunStopped):
-    """Somebody asked the run to stop."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How hard a teacher is asked, and for how much money.
-
-    Attributes:
-        max_concurrency: The most requests in flight; how many are follows what the endpoint can take.
-        max_attempts: How often a request is tried; being told to slow down does not count.
-        requests_per_minute: None for no limit.
-        tokens_per_minute: Likewise; prompt and completion tokens together.
-        give_up_after: Seconds of nothing but failures after which the run stops.
-        prompt_price: Of a million prompt tokens, in any currency.
-        completion_price: Of a million completion tokens.
-        max_cost: The run stops before it sends more once this much is spent, journaled answers included.
-
-    Raises:
-        InputError: A value out of range.
-    """
-
-    max_concurrency: int = 64
-    max_attempts: int = 6
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    give_up_after: float = 120.0
-    prompt_price: float | None = None
-    completion_price: float | None = None
-    max_cost: float | None = None
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"`{name}` must be at least 1, got {getattr(self, name)}"
-            for name in ("max_concurrency", "max_attempts")
-            if getattr(self, name) < 1
-        ]
-        positive = ("requests_per_minute", "tokens_per_minute", "give_up_after", "max_cost")
-        for name in positive:
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                problems.append(f"`{name}` must be positive, got {getattr(self, name)}")
-        for name in ("prompt_price", "completion_price"):
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                problems.append(f"`{name}` cannot be negative, got {getattr(self, name)}")
-        if self.max_cost is not None and self.prompt_price is None and self.completion_price is None:
-            problems.append(
-                "`max_cost` needs a price: set `prompt_price` and `completion_price` (per million tokens)"
-            )
-        if problems:
-            raise InputError(problems)
-
-    def cost(self, response: ChatResponse) -> float:
-        """What an answer cost."""
-        prompt, completion = self.prompt_price or 0.0, self.completion_price or 0.0
-        return (response.prompt_tokens * prompt + response.completion_tokens * completion) / 1e6
+    """The run was asked to stop, such as by Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +63,8 @@ class Answer:
 
     Attributes:
         request: The request.
-        response: What the teacher said.
-        fresh: Whether it was sent now, and not read from the journal.
+        response: The teacher's answer.
+        fresh: Whether the answer was received now, rather than read from the journal.
     """
 
     request: ChatRequest
@@ -124,7 +74,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failure:
-    """A request without an answer, and why."""
+    """A request that was not answered, and the reason."""
 
     request: ChatRequest
     reason: str
@@ -132,7 +82,20 @@ class Failure:
 
 @dataclass
 class DispatchStats:
-    """What has happened so far; `models` counts the names that the endpoint gave."""
+    """Counts of a dispatcher.
+
+    Attributes:
+        asked: Requests so far.
+        answered: Requests with an answer.
+        from_journal: Answers read from the journal.
+        sent: Attempts made.
+        failed: Requests that were given up.
+        retries: Repeated attempts, by reason.
+        models: Answers, by the model name that the endpoint gave.
+        prompt_tokens: Prompt tokens of all answers.
+        completion_tokens: Completion tokens of all answers.
+        cost: The cost of all answers, journaled ones included.
+    """
 
     asked: int = 0
     answered: int = 0
@@ -150,13 +113,13 @@ class Dispatcher:
     """Has requests answered by one teacher.
 
     Args:
-        teacher: Who answers.
-        journal: Where answers are kept and looked for.
+        teacher: The teacher.
+        journal: Where answers are saved and looked up.
         limits: See `Limits`.
 
     Attributes:
-        stats: Over all runs of this dispatcher.
-        pacer: How many requests are in flight and may be.
+        stats: Counts over all runs of this dispatcher.
+        pacer: Knows how many requests are in flight, and how many may be.
     """
 
     def __init__(self, teacher: Teacher, journal: Journal, limits: Limits | None = None):
@@ -168,48 +131,49 @@ class Dispatcher:
         )
         self._journal = journal
         self._stop: RunStopped | None = None
-        self._good = time.monotonic()  # when something last went well
+        self._last_success = time.monotonic()
         self._failing: set[str] = set()  # requests that have failed since
-        self._reached = False
-        self._counted: set[str] = set()
+        self._reached = False  # whether any request was ever answered
+        self._counted: set[str] = set()  # requests whose answer is in `stats`
 
     def stop(self, reason: RunStopped | None = None) -> None:
-        """Send nothing more. What is in flight is waited for and journaled."""
+        """Send nothing more; requests in flight are waited for and journaled."""
         if self._stop is None:
             self._stop = reason or Interrupted(f"interrupted. {RESUME}")
         self.pacer.close()
 
     async def run(self, requests: Iterable[ChatRequest]) -> AsyncIterator[Answer | Failure]:
-        """Answer requests, in the order in which answers come.
+        """Answer requests, in the order in which answers arrive.
 
-        Requests are drawn as there is room for them, so they may be many. Requests that are the same in all
-        that is sent are sent once.
+        Requests are drawn only as there is room for them, so there may be arbitrarily many. Requests with
+        the same key are sent once.
 
         Args:
-            requests: What to ask.
+            requests: The requests.
 
         Yields:
             An answer or a failure for each request.
 
         Raises:
-            RunStopped: Before all are answered: by `stop`, the budget, or a teacher that is gone.
+            RunStopped: `stop` was called, the budget is spent or the teacher is gone, and not every request
+                has been answered.
             JournalError: The journal cannot be written.
         """
         waiting: dict[str, list[ChatRequest]] = {}
         tasks: set[asyncio.Task[tuple[str, Answer | Failure | None]]] = set()
         done: asyncio.Queue[asyncio.Task[tuple[str, Answer | Failure | None]]] = asyncio.Queue()
-        self._good = time.monotonic()
+        self._last_success = time.monotonic()
         source, unanswered = iter(requests), False
         try:
             while True:
-                for key, request, known in self._draw(source, waiting, tasks):
-                    if isinstance(known, int):
-                        task = asyncio.create_task(self._ask(key, request, known))
+                for key, request, journaled in self._draw(source, waiting, tasks):
+                    if isinstance(journaled, int):
+                        task = asyncio.create_task(self._ask(key, request, journaled))
                         task.add_done_callback(done.put_nowait)
                         tasks.add(task)
                     else:
                         await asyncio.sleep(0)  # a long journal must not keep Ctrl-C from being heard
-                        yield known
+                        yield journaled
                 if not tasks:
                     break
                 task = await done.get()
@@ -224,14 +188,14 @@ class Dispatcher:
         finally:
             for task in tasks:
                 task.cancel()
-        # What stops a run after its last answer has stopped nothing.
+        # A stop after the last answer has not cut the run short.
         if self._stop is not None and (unanswered or next(source, None) is not None):
             raise self._stop
 
     def _draw(
         self, source: Iterator[ChatRequest], waiting: dict[str, list[ChatRequest]], tasks: set
     ) -> Iterator[tuple[str, ChatRequest, Answer | Failure | int]]:
-        """Requests while there is room, each with its answer, or with how often it was tried."""
+        """Requests while there is room, each with its key and what the journal has of it."""
         while self._stop is None and len(tasks) < self.limits.max_concurrency:
             request = next(source, None)
             if request is None:
@@ -241,15 +205,16 @@ class Dispatcher:
             if key in waiting:
                 waiting[key].append(request)
                 continue
-            known = self._from_journal(key, request)
-            if isinstance(known, int):
+            journaled = self._from_journal(key, request)
+            if isinstance(journaled, int):
                 waiting[key] = [request]
-            yield key, request, known
+            yield key, request, journaled
 
     def _from_journal(self, key: str, request: ChatRequest) -> Answer | Failure | int:
-        kept = self._journal.find(key)
+        """The answer in the journal; without one, the number of attempts so far, or a failure."""
+        raws = self._journal.find(key)
         reason = ""
-        for raw in kept:
+        for raw in raws:
             try:
                 response = self.teacher.read(raw)
             except MalformedResponse as error:
@@ -258,15 +223,15 @@ class Dispatcher:
             self.stats.from_journal += 1
             self._count(key, response)
             return Answer(request, response, fresh=False)
-        if len(kept) >= self.limits.max_attempts:
+        if len(raws) >= self.limits.max_attempts:
             self.stats.failed += 1
             return Failure(request, reason)
-        return len(kept)
+        return len(raws)
 
     async def _ask(
         self, key: str, request: ChatRequest, attempts: int
     ) -> tuple[str, Answer | Failure | None]:
-        """Try until there is an answer; None where the run stops first."""
+        """Try until there is an answer or a failure; None if the run stops first."""
         try:
             while True:
                 await self.pacer.acquire()
@@ -304,14 +269,14 @@ class Dispatcher:
             self.pacer.release(
                 request.stage, time.monotonic() - started, tokens=tokens, congestion=congestion
             )
-        self._good, self._reached = time.monotonic(), True
+        self._last_success, self._reached = time.monotonic(), True
         self._failing.clear()
         self._count(key, response)
         return Answer(request, response, fresh=True)
 
     def _count(self, key: str, response: ChatResponse) -> None:
         self.stats.answered += 1
-        if key in self._counted:  # the same request of another row: paid for once
+        if key in self._counted:  # the same request from another row is paid for once
             return
         self._counted.add(key)
         self.stats.models[response.model] += 1
@@ -328,9 +293,8 @@ class Dispatcher:
 
     def _check_health(self, key: str, turned_away: bool, reason: str) -> None:
         self._failing.add(key)
-        silent = time.monotonic() - self._good
-        # Several: one request that keeps failing runs out of attempts and is listed. Who is turned away
-        # never runs out of them.
+        silent = time.monotonic() - self._last_success
+        # A single request that keeps failing runs out of attempts. One that is turned away never does.
         if silent > self.limits.give_up_after and (turned_away or len(self._failing) >= _SEVERAL):
             self._give_up(f"nothing but failures for {silent:.0f} s, the last one: {reason}")
 
@@ -350,11 +314,13 @@ class Dispatcher:
 
 
 class stopped_by_signals:
-    """Ctrl-C lets what is in flight come back; a second one does not.
+    """Context manager in which a first Ctrl-C stops dispatchers, and a second one interrupts as usual.
+
+    Requests in flight are waited for and journaled after the first.
 
     Args:
         dispatchers: What is stopped.
-        loop: Where they run; the running one by default.
+        loop: The event loop that they run in; the running one where None.
     """
 
     def __init__(self, dispatchers: Sequence[Dispatcher], loop: asyncio.AbstractEventLoop | None = None):

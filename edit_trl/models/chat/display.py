@@ -1,4 +1,4 @@
-"""What a generation shows while it runs (L3): one live display on a terminal, plain lines elsewhere."""
+"""The progress of a generation: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,25 +7,33 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from edit_trl.models.chat.dispatch import Dispatcher
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display:
-    """Shows the stages of a generation: how far, how fast, with what outcome and at what cost.
-
-    A context manager and a `Watcher`.
+    """Shows the progress, speed, outcomes and cost of each stage; a context manager and a `Watcher`.
 
     Args:
-        dispatchers: Whose numbers are shown.
-        live: Whether to draw on the terminal; by what standard error is where None.
-        write: What a plain line goes to.
+        dispatchers: Dispatchers whose tokens and cost are shown.
+        live: Whether to draw on the terminal; where None, if standard error is one.
+        write: Receives plain lines.
     """
 
     def __init__(
@@ -43,15 +51,12 @@ class Display:
         self._name = ""
         self._total = self._done = self._fresh = 0
         self._counts: Counter[str] = Counter()
-        self._started = self._told = 0.0
+        self._started = self._last_line = 0.0
 
     def __enter__(self) -> Display:
         if self._live:
-            self._progress = _rich_progress()
-            if self._progress is None:
-                self._write("no live display: it needs `rich` (pip install 'edit_trl[generate]')")
-            else:
-                self._progress.start()
+            self._progress = _progress()
+            self._progress.start()
         return self
 
     def __exit__(
@@ -63,15 +68,15 @@ class Display:
             self._write(self._line())
 
     def stage(self, name: str, total: int) -> None:
-        """A stage of so many requests begins."""
+        """See `Watcher.stage`."""
         self._name, self._total, self._done, self._fresh = name, total, 0, 0
         self._counts.clear()
-        self._started = self._told = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         if self._progress is not None:
             self._task = self._progress.add_task(name, total=total, outcomes="", cost=self._spent())
 
     def step(self, outcome: str, fresh: bool) -> None:
-        """A request of the stage is done."""
+        """See `Watcher.step`."""
         self._done += 1
         self._fresh += fresh
         self._counts[outcome] += 1
@@ -79,8 +84,8 @@ class Display:
             self._progress.update(self._task, advance=1, outcomes=_outcomes(self._counts), cost=self._spent())
             return
         now = time.monotonic()
-        if now - self._told >= _SECONDS_BETWEEN_LINES or self._done == self._total:
-            self._told = now
+        if now - self._last_line >= _SECONDS_BETWEEN_LINES or self._done == self._total:
+            self._last_line = now
             self._write(self._line())
 
     def _line(self) -> str:
@@ -103,35 +108,21 @@ class Display:
         return f"{tokens:,} tokens" + (f", cost {cost:.2f}" if cost else "")
 
 
-def _rich_progress() -> Progress | None:
-    try:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            ProgressColumn,
-            Task,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-        from rich.text import Text
-    except ImportError:
-        return None
+class _Rate(ProgressColumn):
+    """Requests per second."""
 
-    class Rate(ProgressColumn):
-        """Requests a second."""
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f}/s" if speed else "")
 
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:.1f}/s" if speed else "")
 
+def _progress() -> Progress:
     return Progress(
-        # No markup: names and outcomes are text.
+        # Without markup, since names and outcomes are plain text.
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        Rate(),
+        _Rate(),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[outcomes]}", markup=False),
         TextColumn("{task.fields[cost]}", markup=False, style="dim"),
@@ -150,10 +141,15 @@ def _clock(seconds: float) -> str:
 
 
 class Watcher(Protocol):
-    """Is told what happens."""
+    """Receives the events of a generation."""
 
     def stage(self, name: str, total: int) -> None:
-        """A stage of so many requests begins."""
+        """A stage of `total` requests begins."""
 
     def step(self, outcome: str, fresh: bool) -> None:
-        """A request of it is done."""
+        """A request of the stage is done.
+
+        Args:
+            outcome: What became of it, such as "unparsed".
+            fresh: Whether it was answered now, rather than from the journal.
+        """

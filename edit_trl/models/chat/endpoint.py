@@ -1,11 +1,11 @@
-"""A teacher behind any endpoint that speaks OpenAI's chat completions (L3).
+"""A teacher behind any endpoint that speaks OpenAI's chat completions.
 
-OpenAI itself, vLLM, SGLang, `transformers serve`, llama.cpp, Ollama and many more, several base URLs at once.
-The `openai` package sends; its own retries are off, since `edit_trl.models.chat.dispatch` has them.
+Such endpoints are OpenAI itself, vLLM, SGLang, `transformers serve`, llama.cpp, Ollama and many more. The
+`openai` package sends the requests; its retries are off, since `edit_trl.models.chat.dispatch` has its own.
 
-`AsyncOpenAI.post` gives the body before it is parsed, as the journal wants it, and costs a third of the
-processor time of `chat.completions.create`, which walks through every message; so does aiohttp beside the
-default transport (`python benchmarks/generate_speed.py`).
+`AsyncOpenAI.post` returns the body unparsed, which is what the journal keeps. It takes a third of the
+processor time of `chat.completions.create`, which walks through every message. aiohttp takes a third of the
+time of the default transport (`python benchmarks/generate_speed.py`).
 
 Read in openai 3.54: `AsyncOpenAI.post`, `DefaultAioHttpClient`, the exception classes.
 """
@@ -15,17 +15,15 @@ from __future__ import annotations
 import asyncio
 import difflib
 import email.utils
-import ipaddress
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from edit_trl.common.errors import InputError
+from edit_trl.models.chat.connection import DEFAULT_KEY, api_key, connect, url_problem
 from edit_trl.models.chat.protocol import (
     ChatRequest,
     ChatResponse,
@@ -39,10 +37,9 @@ from edit_trl.models.chat.protocol import (
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
-DEFAULT_KEY = "OPENAI_API_KEY"
 _TRY_AGAIN = {408, 409, 425, 429}
 _UNUSABLE = {401, 403, 404}
-# An endpoint that cannot be reached is left alone for so many seconds where there are others.
+# Seconds for which an endpoint that cannot be reached is left alone, if there are others.
 _UNHEALTHY = 10.0
 _MOST_NAMES = 20
 _CONTEXT_WORDS = (
@@ -65,17 +62,18 @@ class OpenAICompatibleTeacher:
     """A model behind one or more endpoints.
 
     Args:
-        model: The model's name there.
-        base_urls: Such as "http://127.0.0.1:8000/v1"; requests go to them in turn, past those that cannot be
-            reached. All must serve the same model.
-        api_key_env: The environment variable that holds the key; None where the endpoint needs none. Local
-            endpoints need none.
-        timeout: Seconds until an answer is given up, however slowly it comes.
-        token_limit: What the endpoint calls the limit of an answer's length.
+        model: The model's name at the endpoints.
+        base_urls: Endpoints that serve the same model, such as "http://127.0.0.1:8000/v1". Requests go to
+            them in turn, past those that cannot be reached.
+        api_key_env: The environment variable that holds the key; None if the endpoints need none, as local
+            ones do.
+        timeout: Seconds to wait for a whole answer.
+        token_limit: The endpoint's name for the limit of an answer's length.
         extra_body: More fields to send, such as `{"chat_template_kwargs": {"enable_thinking": false}}`.
 
     Raises:
-        InputError: No model, no URL or one that is none, no key, or the `openai` package is missing.
+        InputError: The model, the URL or the key is missing, a URL is malformed, or the `openai` package is
+            not installed.
     """
 
     def __init__(
@@ -89,7 +87,7 @@ class OpenAICompatibleTeacher:
         extra_body: Mapping[str, Any] | None = None,
     ):
         problems = [] if model else ["`model` is empty; name the model as the endpoint knows it"]
-        problems += [problem for url in base_urls if (problem := _url_problem(url))]
+        problems += [problem for url in base_urls if (problem := url_problem(url))]
         if not base_urls:
             problems.append("no base URL; name one such as http://127.0.0.1:8000/v1")
         if problems:
@@ -98,13 +96,13 @@ class OpenAICompatibleTeacher:
         self._timeout = timeout
         self._token_limit = token_limit
         self._extra_body = dict(extra_body or {})
-        # What is sent beside the request's own fields is part of the address: it may change the answer.
+        # The extra fields are part of the address, since they may change the answer.
         self.address = " ".join(sorted(base_urls))
         if self._extra_body:
             self.address += " " + json.dumps(self._extra_body, sort_keys=True)
         self._key_name = api_key_env
-        self._key = _key(api_key_env, base_urls)
-        self._endpoints = [_Endpoint(url, _client(url, self._key, timeout)) for url in base_urls]
+        self._key = api_key(api_key_env, base_urls)
+        self._endpoints = [_Endpoint(url, connect(url, self._key, timeout)) for url in base_urls]
         self._turn = 0
         self._make = partial(
             OpenAICompatibleTeacher,
@@ -116,32 +114,35 @@ class OpenAICompatibleTeacher:
         )
 
     def makers(self) -> list[Callable[[], OpenAICompatibleTeacher]]:
-        """How it is made in other processes, one for each endpoint; keys are looked for there."""
+        """Functions that make the teacher in other processes, one per endpoint; keys are read there."""
         return [partial(self._make, [endpoint.url]) for endpoint in self._endpoints]
 
     async def check(self) -> None:
-        """See that every endpoint can be reached and has the model; sends no prompt.
+        """Check that every endpoint can be reached and has the model; sends no prompt.
 
         Raises:
-            InputError: It cannot, the key is refused, or the model is unknown there.
+            InputError: An endpoint cannot be reached, refuses the key or does not know the model.
         """
         await asyncio.gather(*(self._check(endpoint) for endpoint in self._endpoints))
 
     async def attempt(self, request: ChatRequest) -> RawResponse:
-        """Ask once; see `Teacher.attempt`."""
+        """Send a request once; see `Teacher.attempt`."""
         return await self._post("/chat/completions", self._body(request))
 
     async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask once for a completion of a text or of token ids, which also says how likely that was.
+        """Ask once for a completion of a text or of token ids, with its log-probabilities.
 
         Args:
-            body: As the endpoint's `/completions` has it, without the model.
+            body: The fields of a request to the endpoint's `/completions`, except for the model.
+
+        Returns:
+            The endpoint's answer.
 
         Raises:
-            TryAgain: As `attempt`, as for the others.
-            NoAnswer: The endpoint refuses this request.
-            TeacherUnusable: It refuses all.
-            MalformedResponse: An answer that is no JSON object.
+            TryAgain: See `Teacher.attempt`.
+            NoAnswer: See `Teacher.attempt`.
+            TeacherUnusable: See `Teacher.attempt`.
+            MalformedResponse: The answer is not a JSON object.
         """
         raw = await self._post("/completions", {"model": self.model, **body} | self._extra_body)
         try:
@@ -158,20 +159,20 @@ class OpenAICompatibleTeacher:
         endpoint = self._next_endpoint()
         started = time.monotonic()
         try:
-            # The client's own timeout is for each read: a body that trickles in would never be given up.
+            # The client's own timeout is per read, so it would wait for ever for a body that trickles in.
             async with asyncio.timeout(self._timeout):
                 body = await endpoint.client.post(path, cast_to=str, body=content)
         except TimeoutError as error:
             raise TryAgain("timeout", congestion=True) from error
         except openai.APIConnectionError as error:
-            # The aiohttp transport also calls a lost connection a timeout; the first cause tells.
+            # The aiohttp transport calls a lost connection a timeout, too; the first cause tells them apart.
             cause = _first_cause(error)
             if isinstance(cause, TimeoutError):
                 raise TryAgain("timeout", congestion=True) from error
             endpoint.unhealthy_until = time.monotonic() + _UNHEALTHY
             raise TryAgain(f"{type(cause).__name__} at {endpoint.url}") from error
         except openai.APIStatusError as error:
-            raise self._of_status(error) from error
+            raise self._status_error(error) from error
         return RawResponse(body, time.monotonic() - started)
 
     def read(self, raw: RawResponse) -> ChatResponse:
@@ -190,7 +191,7 @@ class OpenAICompatibleTeacher:
         if refused or reason == "content_filter":
             return _response(body, str(refused or text or ""), "refused")
         if text is None and reason == "length":
-            text = ""  # cut off before the answer began, such as in a reasoning model's thoughts
+            text = ""  # cut off before the answer began, such as while a reasoning model was thinking
         if not isinstance(text, str):
             raise MalformedResponse("no text")
         return _response(body, text, "length" if reason == "length" else "stop")
@@ -213,20 +214,20 @@ class OpenAICompatibleTeacher:
             body["stop"] = list(sampling.stop)
         if request.seed is not None:
             body["seed"] = request.seed
-        if request.messages[-1][0] == "assistant":  # to be gone on with: vLLM's and SGLang's words for it
+        if request.messages[-1][0] == "assistant":  # vLLM and SGLang continue the message with these
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         return body | self._extra_body
 
     def _next_endpoint(self) -> _Endpoint:
-        """In turn; one that cannot be reached only where none can, the one that is due first."""
+        """The next endpoint in turn that can be reached; if none can, the one that was left alone longest."""
         self._turn += 1
         turn = self._turn % len(self._endpoints)
         in_turn = self._endpoints[turn:] + self._endpoints[:turn]
         now = time.monotonic()
         return min(in_turn, key=lambda endpoint: max(endpoint.unhealthy_until - now, 0.0))
 
-    def _of_status(self, error: APIStatusError) -> Exception:
-        """What a status means for the request."""
+    def _status_error(self, error: APIStatusError) -> Exception:
+        """The exception that an HTTP status stands for; see `Teacher.attempt`."""
         said = f"{error.status_code}: {self._tell(error)}"
         if error.code == "insufficient_quota":
             return TeacherUnusable(said)
@@ -252,7 +253,7 @@ class OpenAICompatibleTeacher:
         return f"; look at the key in the environment variable {self._key_name}"
 
     def _tell(self, error: Exception) -> str:
-        """What the endpoint says, in a line, without the key."""
+        """The endpoint's error message in one line, without the key."""
         text = " ".join(str(getattr(error, "message", error)).split())
         return text.replace(self._key, "***")[:300] if self._key else text[:300]
 
@@ -260,7 +261,7 @@ class OpenAICompatibleTeacher:
         import openai
 
         try:
-            known = [model.id async for model in endpoint.client.models.list()]
+            names = [model.id async for model in endpoint.client.models.list()]
         except openai.APIConnectionError as error:
             cause = _first_cause(error)
             raise InputError(
@@ -273,15 +274,15 @@ class OpenAICompatibleTeacher:
                     f"{endpoint.url} refuses the key ({error.status_code}: {self._tell(error)})"
                     f"{self._hint(error.status_code)}"
                 ) from error
-            return  # an endpoint that lists no models; the first request will tell
+            return  # the endpoint lists no models: the first request will show whether it has this one
         except (openai.APIError, ValueError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{endpoint.url} does not answer as a chat endpoint does ({type(error).__name__}); is "
                 "the base URL complete (most end in /v1)?"
             ) from error
-        if known and self.model not in known:
-            near = difflib.get_close_matches(self.model, known, n=_MOST_NAMES, cutoff=0.0)
-            more = f" and {len(known) - len(near)} more" if len(known) > len(near) else ""
+        if names and self.model not in names:
+            near = difflib.get_close_matches(self.model, names, n=_MOST_NAMES, cutoff=0.0)
+            more = f" and {len(names) - len(near)} more" if len(names) > len(near) else ""
             raise InputError(f"{endpoint.url} has no model {self.model!r}; it has {', '.join(near)}{more}")
 
 
@@ -298,57 +299,13 @@ def _response(body: Mapping[str, Any], text: str, reason: str) -> ChatResponse:
         count if isinstance(count, int) else 0
         for count in (usage.get("prompt_tokens"), usage.get("completion_tokens"))
     ]
-    # Half of a surrogate pair, which JSON can hold, is no text that could be saved.
+    # JSON can hold half of a surrogate pair, which cannot be saved as UTF-8.
     text = text.encode("utf-8", "replace").decode()
     return ChatResponse(text, reason, str(body.get("model") or ""), *counts)
 
 
-def _client(url: str, key: str, timeout: float) -> AsyncOpenAI:
-    try:
-        from openai import AsyncOpenAI, DefaultAioHttpClient
-    except ImportError as error:
-        raise InputError(
-            "an endpoint is asked through the `openai` package, which is not installed: "
-            "pip install 'edit_trl[generate]'"
-        ) from error
-    return AsyncOpenAI(
-        base_url=url,
-        api_key=key or "none",
-        max_retries=0,
-        timeout=timeout,
-        http_client=DefaultAioHttpClient(base_url=url, timeout=timeout),
-    )
-
-
-def _key(name: str | None, urls: Sequence[str]) -> str:
-    key = os.environ.get(name, "") if name else ""
-    if not key and name and not all(_is_local(url) for url in urls):
-        raise InputError(
-            f"no API key: set the environment variable {name}, name another with `api_key_env`, or set "
-            "`api_key_env: null` if the endpoint needs none"
-        )
-    return key
-
-
-def _url_problem(url: str) -> str | None:
-    parts = urlsplit(url)
-    if parts.scheme in ("http", "https") and parts.hostname and not parts.password:
-        return None
-    if parts.password:
-        return "a base URL holds a password; keys come from the environment (`api_key_env`)"
-    return f"base URL {url!r} is none; write it as http://127.0.0.1:8000/v1"
-
-
-def _is_local(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds; the header holds seconds or a date."""
+    """The seconds to wait that a response asks for; the header holds seconds or a date."""
     value = headers.get("retry-after")
     if value is None:
         return None

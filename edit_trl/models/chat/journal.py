@@ -1,7 +1,7 @@
-"""Every response that was paid for, kept before anything is read from it (L3).
+"""The journal of a run: every response that was paid for, saved before anything is read from it.
 
-One SQLite file a worker in the folder of a run. A response is committed before the pipeline sees it, so what
-was paid for survives whatever happens next, and parsing, checking and filtering run again at no cost.
+The journal is an SQLite file in the folder of the run. A response is committed before the pipeline sees it,
+so it survives whatever happens next, and parsing, checking and filtering can be repeated at no cost.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FIND = "SELECT body, latency FROM responses WHERE key = ? ORDER BY id"
 
 
 class JournalError(InputError):
-    """The journal cannot be used, or no longer be written."""
+    """The journal cannot be opened, read or written."""
 
 
 class _Write(NamedTuple):
@@ -58,21 +58,17 @@ class _Write(NamedTuple):
 
 
 class Journal:
-    """The responses of a run, by the request they answer (`ChatRequest.key`).
-
-    Use it as a context manager. Several workers of one run have a file each, write to their own and read
-    all.
+    """The responses of a run, by the request they answer (`ChatRequest.key`); a context manager.
 
     Args:
-        folder: The run's folder; made where it is missing.
-        worker: Names this worker's file.
+        folder: The run's folder; created if it is missing.
         wait: Seconds to wait for another process that has the journal open.
 
     Raises:
-        JournalError: Another process has it open, or a file in it is no journal of this version.
+        JournalError: Another process has the journal open, or the file is not a journal of this version.
     """
 
-    def __init__(self, folder: str | Path, *, worker: str = "0", wait: float = 0.0):
+    def __init__(self, folder: str | Path, *, wait: float = 0.0):
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -80,16 +76,14 @@ class Journal:
             raise JournalError(
                 f"cannot make the folder {folder}: {error.strerror}; choose another"
             ) from error
-        self.path = folder / f"journal-{worker}.sqlite"
+        self.path = folder / "journal-0.sqlite"
         self._lock = _lock(self.path, wait)
         try:
-            self._writing = _open(self.path)
-            others = sorted(set(folder.glob("journal-*.sqlite")) - {self.path})
-            self._reading = [_open(path) for path in (self.path, *others)]
+            # A connection for each thread: this one reads, the journal's own writes.
+            self._writing, self._reading = _open(self.path), _open(self.path)
         except BaseException:
             self._lock.release()
             raise
-        # Those of an ended worker are read to their end; a running one's later rows are seen as well.
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_all, name="journal", daemon=True)
         self._thread.start()
@@ -101,28 +95,24 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Write what is waiting, and let the next process in."""
+        """Write what is waiting, and release the journal to other processes."""
         self._queue.put(None)
         self._thread.join()
-        for connection in (self._writing, *self._reading):
-            connection.close()
+        self._writing.close()
+        self._reading.close()
         self._lock.release()
 
     def __len__(self) -> int:
-        return sum(
-            connection.execute("SELECT count(*) FROM responses").fetchone()[0] for connection in self._reading
-        )
+        return self._reading.execute("SELECT count(*) FROM responses").fetchone()[0]
 
     def find(self, key: str) -> list[RawResponse]:
-        """All responses to a request, in the order in which they came.
+        """All responses to a request, in the order in which they were received.
 
         Raises:
-            JournalError: A file is damaged.
+            JournalError: The file is damaged.
         """
         try:
-            return [
-                RawResponse(*row) for connection in self._reading for row in connection.execute(_FIND, (key,))
-            ]
+            return [RawResponse(*row) for row in self._reading.execute(_FIND, (key,))]
         except sqlite3.DatabaseError as error:
             raise JournalError(
                 f"a journal in {self.path.parent} cannot be read: {error}. Keep a copy of it; "
@@ -130,10 +120,10 @@ class Journal:
             ) from error
 
     async def add(self, key: str, request: ChatRequest, teacher: Teacher, raw: RawResponse) -> None:
-        """Keep a response; it is on the disk when this returns.
+        """Save a response; it is on disk when this returns.
 
         Raises:
-            JournalError: It could not be written, such as on a full disk.
+            JournalError: It cannot be written, such as on a full disk.
         """
         values = (
             *(key, request.stage, request.row_id, request.template),
@@ -146,7 +136,7 @@ class Journal:
         await done
 
     def _write_all(self) -> None:
-        """Commits what has come since the last commit, all at once: the disk is waited for once a batch."""
+        """Commit everything added since the last commit at once, to wait for the disk once per batch."""
         while (write := self._queue.get()) is not None:
             writes = [write]
             last = False
@@ -204,7 +194,7 @@ def _lock(path: Path, wait: float) -> FileLock:
 
 def _open(path: Path) -> sqlite3.Connection:
     try:
-        # A connection of the writing thread is made here, where errors can be told.
+        # The writing thread's connection is opened here, where errors can be raised.
         connection = sqlite3.connect(path, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")

@@ -1,16 +1,12 @@
-"""A teacher or student on this machine, for those without an endpoint (L3).
+"""A model in this process that answers chat prompts: messages in, text out, and the `Engine` between them.
 
-On a GPU through transformers' continuous batching; on a CPU, where that was eight times slower than padded
-batches (SmolLM2-135M, 8 prompts), through padded batches of whatever is waiting. Requests with a seed always
-go through padded batches, where each draws from a stream of its own.
+Requests are answered in padded batches of whatever is waiting. On a GPU, requests without a seed go through
+continuous batching instead.
 
-A last message of the assistant is gone on with. Its text is put after the template's own beginning of an
-answer rather than rendered by the template, which may strip it, and so stands where the model would have
-written it. What is kept is text: prefix and continuation are joined as text, and tokenized together by
-whoever reads them.
-
-Read in transformers 5.23: `init_continuous_batching`, `ContinuousBatchingManager.add_request` and
-`register_result_handler`.
+A last message of the assistant is continued. Its text is appended to the template's own beginning of an
+answer rather than rendered by the template, which may strip it, so it stands where the model would have
+written it. What is kept is text: the reader joins prefix and continuation as text and tokenizes them
+together.
 """
 
 from __future__ import annotations
@@ -18,25 +14,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import threading
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TopPLogitsWarper,
-)
+from accelerate.utils import is_peft_model
 from transformers.utils import logging
 
-from edit_trl.common.errors import InputError
 from edit_trl.models.chat.protocol import (
     ChatRequest,
     ChatResponse,
@@ -46,77 +32,85 @@ from edit_trl.models.chat.protocol import (
     Sampling,
     TeacherUnusable,
 )
-from edit_trl.models.identity import _fingerprint
-from edit_trl.models.loading import put_on, refuse_missing_folder
+from edit_trl.models.decoding import Decoding
+from edit_trl.models.generation import Engine, Stream
+from edit_trl.models.identity import model_hash
+from edit_trl.models.loading import load_student
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.get_logger(__name__)
 
-# Requests that come within so many seconds of the first go into one batch.
+# Requests that arrive within so many seconds of the first go into one batch.
 _GATHER = 0.02
 
-# While it loads a model, transformers replaces `PreTrainedModel.tie_weights` for the whole process
-# (`init.no_tie_weights`, read in 5.24): of two at once, a tied head would stay as it was made.
-_ONE_LOADS = threading.Lock()
+
+class _Waiting(NamedTuple):
+    """A request in the queue, its prompt's token ids, and the future that will hold its answer."""
+
+    request: ChatRequest
+    prompt: list[int]
+    done: asyncio.Future[RawResponse]
 
 
 class TransformersTeacher:
-    """A model that is loaded here.
+    """A `Teacher` whose model is loaded in this process, by the first `check` or `attempt`.
 
     Args:
-        model: A path or Hub id, of a model or of a PEFT adapter.
-        batch_size: Prompts a padded batch.
-        continuous: Whether to use continuous batching; on a GPU where None.
+        model: A path or Hub id, of a model or of a PEFT adapter, which is merged into its base.
+        batch_size: Prompts per padded batch.
+        continuous: Whether requests without a seed go through continuous batching; where None, on a GPU.
     """
 
     def __init__(self, model: str, *, batch_size: int = 16, continuous: bool | None = None):
         self.model = model
-        self.address = _fingerprint(Path(model))
         self._batch_size = batch_size
         self._continuous = torch.cuda.is_available() if continuous is None else continuous
-        self._loaded: PreTrainedModel | None = None
+        self._engine: Engine | None = None
         self._loading: asyncio.Task[None] | None = None
-        self._waiting: list[tuple[ChatRequest, list[int], asyncio.Future[RawResponse]]] = []
+        self._waiting: list[_Waiting] = []
         self._pump: asyncio.Task[None] | None = None
-        # One at a time: a manager takes most of the memory that is left.
-        self._manager: Any = None
-        self._manager_sampling: Sampling | None = None
-        self._streams = 0
+        self._stream: Stream | None = None
+        self._stream_sampling: Sampling | None = None
+        self._in_stream = 0  # requests that the stream is answering
         self._idle = asyncio.Condition()
         self._make = partial(TransformersTeacher, model, batch_size=batch_size, continuous=continuous)
 
+    @cached_property
+    def address(self) -> str:
+        """The identity of the weights, on which answers depend beside the model's name."""
+        return f"weights {model_hash(self.model)}"
+
     def makers(self) -> list[Callable[[], TransformersTeacher]]:
-        """How the same teacher is made in other processes: one for each of them."""
+        """Functions that make the same teacher in other processes; the one may be called in each of them."""
         return [self._make]
 
     async def check(self) -> None:
         """Load the model.
 
         Raises:
-            InputError: There is none of this name.
+            InputError: It cannot be loaded.
         """
         if self._loading is None:  # once, however many requests wait for it
             self._loading = asyncio.create_task(asyncio.to_thread(self._load))
         await self._loading
 
     async def attempt(self, request: ChatRequest) -> RawResponse:
-        """Generate; see `Teacher.attempt`."""
+        """Generate an answer; see `Teacher.attempt`."""
         await self.check()
-        ids = self._encode(request)
-        room = getattr(self._loaded.config.get_text_config(), "max_position_embeddings", None)
-        if room is not None and len(ids) + request.sampling.max_tokens > room:
+        prompt, room = self._encode(request), self._engine.positions
+        if room is not None and len(prompt) + request.sampling.max_tokens > room:
             raise NoAnswer(
-                f"longer than the model's context: {len(ids)} prompt tokens and "
+                f"longer than the model's context: {len(prompt)} prompt tokens and "
                 f"{request.sampling.max_tokens} more, of {room}"
             )
         if self._continuous and request.seed is None:
-            return await self._in_stream(request, ids)
+            return await self._answer_in_stream(request, prompt)
         done: asyncio.Future[RawResponse] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, ids, done))
+        self._waiting.append(_Waiting(request, prompt, done))
         if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._in_batches())
+            self._pump = asyncio.create_task(self._answer_in_batches())
         return await done
 
     def read(self, raw: RawResponse) -> ChatResponse:
@@ -134,168 +128,123 @@ class TransformersTeacher:
             raise MalformedResponse(f"not an answer of a local model ({error})") from error
 
     async def close(self) -> None:
-        """Let go of the model."""
-        await self._stop_manager()
+        """Release the model."""
+        await self._close_stream()
         if self._pump is not None:
             await asyncio.wait([self._pump])
-        self._loaded = self._loading = None
+        self._engine = self._loading = None
 
     def _load(self) -> None:
-        from peft import PeftConfig
-
-        cuda = torch.cuda.is_available()
-        refuse_missing_folder(self.model)
-        adapter = (Path(self.model) / "adapter_config.json").is_file()
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(self.model, padding_side="left")
-            base = PeftConfig.from_pretrained(self.model).base_model_name_or_path if adapter else self.model
-            with _ONE_LOADS:
-                loaded = AutoModelForCausalLM.from_pretrained(
-                    base, dtype=torch.bfloat16 if cuda else torch.float32, use_safetensors=True
-                )
-            if adapter:
-                loaded = put_on(loaded, self.model).merge_and_unload()
-        except InputError:
-            raise
-        except (OSError, ValueError) as error:
-            raise InputError(f"no model could be loaded from {self.model!r}: {error}") from error
-        self._loaded = loaded.to("cuda" if cuda else "cpu").eval()
-        if self._tokenizer.pad_token is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        eos = self._loaded.generation_config.eos_token_id
-        eos = self._tokenizer.eos_token_id if eos is None else eos
-        self._eos = eos if isinstance(eos, list) else [eos]
-        if self._tokenizer.chat_template is None:
+        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+        model, tokenizer = load_student(self.model, dtype=dtype)
+        self._engine = Engine(model.merge_and_unload() if is_peft_model(model) else model, tokenizer)
+        if tokenizer.chat_template is None:
             logger.warning(f"{self.model} has no chat template: prompts are sent as plain text")
 
     def _encode(self, request: ChatRequest) -> list[int]:
-        *asked, (role, begun) = request.messages
-        if role != "assistant":
-            asked, begun = request.messages, ""
-        if self._tokenizer.chat_template is None:
-            text = "\n\n".join(content for _, content in asked) + "\n"
-            return self._tokenizer(text + begun)["input_ids"]
-        messages = [{"role": role, "content": content} for role, content in asked]
-        text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return self._tokenizer(text + begun, add_special_tokens=False)["input_ids"]
+        messages = [{"role": role, "content": content} for role, content in request.messages]
+        return prompt_ids(self._engine.tokenizer, messages)
 
-    def _settings(self, sampling: Sampling, seeded: bool = False) -> GenerationConfig:
-        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        return GenerationConfig(
-            max_new_tokens=sampling.max_tokens,
-            eos_token_id=self._eos,
-            pad_token_id=self._tokenizer.pad_token_id,
-            stop_strings=list(sampling.stop) or None,
-            **(drawn if sampling.temperature and not seeded else {"do_sample": False}),
-        )
-
-    async def _in_batches(self) -> None:
-        """Serve what is waiting, a batch of equal settings after another."""
+    async def _answer_in_batches(self) -> None:
+        """Answer what is waiting, batch by batch; the requests of a batch share their sampling."""
         while self._waiting:
             await asyncio.sleep(_GATHER)
-            kind = _kind(self._waiting[0][0])
-            batch = [entry for entry in self._waiting if _kind(entry[0]) == kind][: self._batch_size]
-            self._waiting = [entry for entry in self._waiting if entry not in batch]
+            sampling = self._waiting[0].request.sampling
+            batch = [one for one in self._waiting if one.request.sampling == sampling][: self._batch_size]
+            self._waiting = [one for one in self._waiting if one not in batch]
             started = time.monotonic()
             try:
                 outputs = await asyncio.to_thread(self._generate, batch)
-            except torch.OutOfMemoryError:
-                error = TeacherUnusable(f"out of memory with {len(batch)} prompts; lower `batch_size`")
+            except Exception as error:  # raised where an answer is awaited, which would else wait for ever
+                if isinstance(error, torch.OutOfMemoryError):
+                    error = TeacherUnusable(f"out of memory with {len(batch)} prompts; lower `batch_size`")
                 for _, _, done in batch:
-                    done.set_exception(error)
+                    if not done.cancelled():
+                        done.set_exception(error)
                 continue
-            for (request, ids, done), new in zip(batch, outputs, strict=True):
+            for (request, prompt, done), ids in zip(batch, outputs, strict=True):
                 if not done.cancelled():
-                    done.set_result(self._raw(request, ids, new, time.monotonic() - started))
+                    done.set_result(self._raw(request, prompt, ids, time.monotonic() - started))
 
-    @torch.inference_mode()
-    def _generate(self, batch: Sequence[tuple[ChatRequest, list[int], Any]]) -> list[list[int]]:
-        requests, prompts, _ = zip(*batch, strict=True)
-        inputs = self._tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(
-            self._loaded.device
+    def _generate(self, batch: Sequence[_Waiting]) -> list[list[int]]:
+        sampling = batch[0].request.sampling
+        return self._engine.generate(
+            [waiting.prompt for waiting in batch],
+            _decoding(sampling),
+            seeds=[_draw_seed(waiting.request) for waiting in batch],
+            stop=sampling.stop,
         )
-        sampling, seeded = requests[0].sampling, requests[0].seed is not None
-        more: dict[str, Any] = {"tokenizer": self._tokenizer} if sampling.stop else {}
-        if seeded and sampling.temperature:
-            more["logits_processor"] = LogitsProcessorList([_SeededDraw(requests)])
-        output = self._loaded.generate(**inputs, generation_config=self._settings(sampling, seeded), **more)
-        return output[:, inputs["input_ids"].size(1) :].tolist()
 
-    async def _in_stream(self, request: ChatRequest, ids: list[int]) -> RawResponse:
+    async def _answer_in_stream(self, request: ChatRequest, prompt: list[int]) -> RawResponse:
+        """Answer by continuous batching; a request of other sampling waits until the stream is empty."""
         async with self._idle:
-            if self._manager_sampling != request.sampling:
-                await self._idle.wait_for(lambda: not self._streams)
-                if self._manager_sampling != request.sampling:
-                    await self._stop_manager()
-                    settings = self._settings(request.sampling)
-                    self._manager = self._loaded.init_continuous_batching(generation_config=settings)
-                    self._manager.start()
-                    self._manager_sampling = request.sampling
-            self._streams += 1
+            if self._stream_sampling != request.sampling:
+                await self._idle.wait_for(lambda: not self._in_stream)
+                if self._stream_sampling != request.sampling:
+                    await self._close_stream()
+                    self._stream = Stream(self._engine, _decoding(request.sampling), request.sampling.stop)
+                    self._stream_sampling = request.sampling
+            self._in_stream += 1
         started = time.monotonic()
         try:
-            done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            name = f"{request.stage}-{id(done)}"
-            self._manager.register_result_handler(name, done.set_result)
-            self._manager.add_request(ids, request_id=name, max_new_tokens=request.sampling.max_tokens)
-            output = await done
+            ids = await self._stream.generate(prompt)
+        except RuntimeError as error:
+            raise TeacherUnusable(str(error)) from error
         finally:
             async with self._idle:
-                self._streams -= 1
+                self._in_stream -= 1
                 self._idle.notify_all()
-        if output.error:
-            raise TeacherUnusable(f"continuous batching failed: {output.error}")
-        return self._raw(request, ids, list(output.generated_tokens), time.monotonic() - started)
+        return self._raw(request, prompt, ids, time.monotonic() - started)
 
-    async def _stop_manager(self) -> None:
-        if self._manager is not None:
-            await asyncio.to_thread(self._manager.stop, block=True)
-            self._manager = self._manager_sampling = None
+    async def _close_stream(self) -> None:
+        if self._stream is not None:
+            await asyncio.to_thread(self._stream.close)
+            self._stream = self._stream_sampling = None
 
     def _raw(
-        self, request: ChatRequest, prompt: Sequence[int], new: list[int], latency: float
+        self, request: ChatRequest, prompt: Sequence[int], ids: Sequence[int], latency: float
     ) -> RawResponse:
-        ends = [position for position, token in enumerate(new) if token in self._eos]
-        kept = new[: ends[0]] if ends else [token for token in new if token != self._tokenizer.pad_token_id]
-        text = self._tokenizer.decode(kept, skip_special_tokens=True).strip()
+        engine, tokenizer = self._engine, self._engine.tokenizer
+        response, ended = engine.split_at_eos(ids)
+        if not ended:  # by a stop string, after which there is padding
+            response = [token for token in response if token != engine.pad_id]
+        text = tokenizer.decode(response, skip_special_tokens=True).strip()
         if request.messages[-1][0] == "assistant":
-            # With what it goes on from: a tokenizer may drop the space that its first word begins with.
+            # Decoded with the prompt: a tokenizer may drop the space that the first word begins with.
             options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-            before = self._tokenizer.decode(prompt, **options)
-            text = self._tokenizer.decode([*prompt, *kept], **options)[len(before) :].rstrip()
+            before = tokenizer.decode(prompt, **options)
+            text = tokenizer.decode([*prompt, *response], **options)[len(before) :].rstrip()
         body = {
             "text": text,
-            "finish_reason": "stop" if ends else "length",
+            "finish_reason": "stop" if ended else "length",
             "prompt_tokens": len(prompt),
-            "completion_tokens": len(kept) + bool(ends),
+            "completion_tokens": len(response) + ended,
         }
         return RawResponse(json.dumps(body, ensure_ascii=False), latency)
 
 
-def _kind(request: ChatRequest) -> tuple[Sampling, bool]:
-    """Requests of one kind may be in one batch."""
-    return request.sampling, request.seed is not None
-
-
-class _SeededDraw(LogitsProcessor):
-    """Makes the greedy choice a draw, from a stream of random numbers for each request.
-
-    The largest of logits plus Gumbel noise is a sample of their softmax. So what a request draws does not
-    depend on what else is in its batch, which a run that is taken up again fills otherwise; but for rounding,
-    as padded lengths change the order of sums.
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """The token ids of a conversation, up to where the model writes.
 
     Args:
-        requests: With seeds; their sampling is the same.
+        tokenizer: Without a chat template, messages are joined as plain text.
+        messages: `role` and `content` of each; the model continues a last one of the assistant.
     """
+    *earlier, last = messages
+    beginning = last["content"] if last["role"] == "assistant" else ""
+    asked = earlier if last["role"] == "assistant" else list(messages)
+    if tokenizer.chat_template is None:
+        text = "\n\n".join(message["content"] for message in asked) + "\n"
+        return tokenizer(text + beginning)["input_ids"]
+    text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text + beginning, add_special_tokens=False)["input_ids"]
 
-    def __init__(self, requests: Sequence[ChatRequest]):
-        self._temperature = requests[0].sampling.temperature
-        self._nucleus = TopPLogitsWarper(requests[0].sampling.top_p)
-        names = [f"{one.seed} {one.sample} {one.messages}".encode() for one in requests]
-        seeds = [int.from_bytes(hashlib.sha256(name).digest()[:8], "big") for name in names]
-        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        scores = self._nucleus(input_ids, scores.float() / self._temperature)
-        draws = [torch.empty(scores.size(1)).exponential_(generator=stream) for stream in self._streams]
-        return scores - torch.stack(draws).to(scores.device).log()  # -log of an exponential is Gumbel
+def _decoding(sampling: Sampling) -> Decoding:
+    return Decoding(sampling.max_tokens, sampling.temperature, sampling.top_p)
+
+
+def _draw_seed(request: ChatRequest) -> int:
+    """The seed of a request's own random numbers, whatever batch it is answered in."""
+    name = f"{request.seed} {request.sample} {request.messages}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

@@ -1,4 +1,4 @@
-"""The options that say where a model is to be reached, the same for every command that asks one (L3)."""
+"""The options of a model behind an endpoint, the same for every command that asks one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edit_trl.models.chat.endpoint import DEFAULT_KEY, OpenAICompatibleTeacher
+from edit_trl.models.chat.connection import DEFAULT_KEY
+from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 
 
 @dataclass(frozen=True)
@@ -14,11 +15,11 @@ class EndpointArguments:
     """A model behind an endpoint that speaks OpenAI's chat completions.
 
     Attributes:
-        model: Its name at the endpoint.
-        base_urls: Endpoints of it, such as http://127.0.0.1:8000/v1; requests go to them in turn.
-        api_key_env: The environment variable with the key; empty where the endpoint needs none.
-        timeout: Seconds until an answer is given up.
-        token_limit: What the endpoint calls the limit of an answer's length.
+        model: The model's name at the endpoint.
+        base_urls: Its endpoints, such as http://127.0.0.1:8000/v1; requests go to them in turn.
+        api_key_env: The environment variable with the key; empty if the endpoint needs none.
+        timeout: Seconds to wait for an answer.
+        token_limit: The endpoint's name for the limit of an answer's length.
         extra_body: More fields to send to the endpoint.
     """
 
@@ -32,7 +33,7 @@ class EndpointArguments:
     def endpoint(
         self, model: str | None = None, base_urls: Sequence[str] | None = None
     ) -> OpenAICompatibleTeacher:
-        """The model, or another one reached with the same options; nothing is sent yet."""
+        """The model behind its endpoints, or another model with the same options; nothing is sent yet."""
         return OpenAICompatibleTeacher(
             model or self.model or "",
             base_urls or self.base_urls or (),
@@ -43,7 +44,7 @@ class EndpointArguments:
         )
 
     def not_positive(self, *names: str) -> Iterator[str]:
-        """What is wrong with options that must be positive where they are given."""
+        """An error message for each of these options that is given and not positive."""
         for name in names:
             value = getattr(self, name)
             if value is not None and value <= 0:

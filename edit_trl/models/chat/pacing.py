@@ -1,9 +1,8 @@
-"""How many requests go out at once, and how fast (L3).
+"""How many requests are in flight, and how fast they are sent.
 
-The number in flight doubles every round trip while all is well, is halved when the endpoint says "too many"
-or does not answer in time, and then grows by one a round trip: slow start and AIMD, as in TCP. It also stops
-growing while answers take much longer than they did at best, which is how an endpoint without limits shows
-that it is full.
+The limit of requests in flight follows TCP's slow start and AIMD. It doubles every round trip, is halved when
+the endpoint says "too many" or does not answer in time, and then grows by one per round trip. It also stops
+growing while answers take much longer than at best: an endpoint without limits of its own is full then.
 """
 
 import asyncio
@@ -11,17 +10,17 @@ import time
 from collections import deque
 
 START = 8
-# Answers this many times slower than at best mean that more requests at once only wait longer.
+# When answers are this many times slower than at best, more requests at once would only wait longer.
 SLOW = 3.0
 _SMOOTHING = 0.1
 
 
 class PacerClosed(Exception):
-    """No more requests go out."""
+    """The pacer was closed: no more requests are sent."""
 
 
 class RateLimit:
-    """A bucket that fills with time: `per_minute` units, at most a second's worth saved up."""
+    """A token bucket that fills by `per_minute` units per minute, up to one second's worth."""
 
     def __init__(self, per_minute: float):
         self._rate = per_minute / 60
@@ -30,12 +29,12 @@ class RateLimit:
         self._filled = time.monotonic()
 
     def take(self, amount: float) -> None:
-        """Use it up, below zero if need be: what was used is known only afterwards for tokens."""
+        """Take units out, below zero if need be: how many tokens a request uses is known only afterwards."""
         self._fill()
         self._level -= amount
 
     def delay(self) -> float:
-        """Seconds until there is something left."""
+        """Seconds until the bucket is no longer below zero."""
         self._fill()
         return max(0.0, -self._level / self._rate)
 
@@ -46,16 +45,16 @@ class RateLimit:
 
 
 class Pacer:
-    """Lets requests out.
+    """Decides when the next request may be sent.
 
     Args:
-        max_concurrency: The most in flight.
-        requests_per_minute: None for no limit.
-        tokens_per_minute: Likewise; prompt and completion tokens together.
+        max_concurrency: The most requests in flight.
+        requests_per_minute: The rate of requests; None for no limit.
+        tokens_per_minute: The rate of prompt and completion tokens together; None for no limit.
 
     Attributes:
-        limit: How many may be in flight now.
-        in_flight: How many are.
+        limit: How many requests may be in flight now.
+        in_flight: How many requests are in flight.
     """
 
     def __init__(
@@ -73,15 +72,15 @@ class Pacer:
         self._slow_start = True
         self._not_before = 0.0
         self._halved = 0.0
-        # By stage, since some write much more than others: smoothed and best seconds of an answer.
+        # Smoothed and best seconds per answer, by stage: some stages write much more than others.
         self._latency: dict[str, tuple[float, float]] = {}
         self._closed = asyncio.Event()
 
     async def acquire(self) -> None:
-        """Wait until a request may go out.
+        """Wait until a request may be sent.
 
         Raises:
-            PacerClosed: None will.
+            PacerClosed: The pacer was closed.
         """
         while True:
             if self._closed.is_set():
@@ -98,17 +97,17 @@ class Pacer:
         self.in_flight += 1
 
     def release(self, stage: str, latency: float, *, tokens: int = 0, congestion: bool = False) -> None:
-        """A request has come back.
+        """Report that a request has come back.
 
         Args:
-            stage: What it was for.
-            latency: Seconds.
-            tokens: Used by it.
-            congestion: Whether the endpoint had too much to do.
+            stage: The request's stage.
+            latency: Seconds that it took.
+            tokens: Prompt and completion tokens that it used.
+            congestion: Whether it failed because the endpoint was overloaded.
         """
         if self._tokens:
             self._tokens.take(tokens)
-        # More room is made where it is wanted alone.
+        # The limit grows only while it is reached.
         wanted = bool(self._waiting) or self.in_flight >= int(self.limit)
         self.in_flight -= 1
         if congestion:
@@ -118,14 +117,14 @@ class Pacer:
         self._wake()
 
     def pause(self, seconds: float) -> None:
-        """Let nothing out for a while: the endpoint has said for how long."""
+        """Send nothing for a while, as the endpoint has asked."""
         self._not_before = max(self._not_before, time.monotonic() + seconds)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait, unless nothing goes out any more.
+        """Wait for some seconds.
 
         Raises:
-            PacerClosed: So it is.
+            PacerClosed: The pacer was closed.
         """
         try:
             await asyncio.wait_for(self._closed.wait(), seconds)
@@ -134,14 +133,14 @@ class Pacer:
         raise PacerClosed
 
     def close(self) -> None:
-        """Let nothing out any more; who waits is told."""
+        """Send nothing any more; everything that waits raises `PacerClosed`."""
         self._closed.set()
         while self._waiting:
             self._wake_one()
 
     def _halve(self, latency: float) -> None:
         now = time.monotonic()
-        # Once a round trip: the others were sent before it was known.
+        # Once per round trip: the other requests in flight were sent before the congestion was known.
         if now - self._halved > latency:
             self._halved = now
             self.limit = max(1.0, self.limit / 2)

@@ -1,7 +1,7 @@
-"""What a teacher is: something that answers chat prompts, one attempt at a time (L3).
+"""The protocol of a teacher: it answers chat prompts, one attempt at a time.
 
-A teacher makes one attempt and says what came of it. Retries, pacing, cost and the journal are
-`edit_trl.models.chat.dispatch`'s, and the same for every teacher.
+A teacher makes one attempt and returns or raises its outcome. Retries, pacing, cost and the journal are the
+same for every teacher and live in `edit_trl.models.chat.dispatch`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ FinishReason = Literal["stop", "length", "refused"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn.
+    """How an answer is sampled.
 
     Attributes:
-        temperature: 0 is greedy.
-        top_p: Nucleus sampling.
-        max_tokens: Where an answer is cut off.
-        stop: Texts at which an answer ends.
+        temperature: 0 is greedy decoding.
+        top_p: The probability mass of nucleus sampling.
+        max_tokens: The length in tokens at which an answer is cut off.
+        stop: Texts that end an answer.
     """
 
     temperature: float = 0.2
@@ -37,14 +37,14 @@ class ChatRequest:
     """One prompt to a teacher.
 
     Attributes:
-        stage: What the answer is for.
-        row_id: The question it belongs to; for reports, not part of what is sent.
+        stage: The step of the pipeline that the answer is for.
+        row_id: The question it belongs to; used in reports and not sent.
         template: The version hash of the prompt template.
-        messages: (role, content) in order; a last one of the assistant is the beginning of the answer, and
-            the response is what follows it.
-        sampling: How the answer is drawn.
-        sample: Which of several answers to the same prompt this is, from 0.
-        seed: Sent where the endpoint takes one.
+        messages: (role, content) in order. A last message of the assistant is the beginning of the answer,
+            and the response continues it.
+        sampling: How the answer is sampled.
+        sample: The number of this answer among several to the same prompt, from 0.
+        seed: Of sampling; sent to endpoints.
     """
 
     stage: Stage
@@ -56,7 +56,7 @@ class ChatRequest:
     seed: int | None = None
 
     def key(self, teacher: Teacher) -> str:
-        """What the journal knows the answer by: everything that may change it, and nothing else."""
+        """The key of the answer in the journal: a hash of everything that may change it."""
         parts = asdict(self) | {"model": teacher.model, "address": teacher.address}
         del parts["row_id"]
         text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -65,11 +65,11 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class RawResponse:
-    """An answer as it came, before anything was read from it.
+    """An answer as it was received, before anything is read from it.
 
     Attributes:
         body: The whole text, such as the JSON of a chat completion.
-        latency: Seconds.
+        latency: Seconds from sending the request to receiving the answer.
     """
 
     body: str
@@ -78,14 +78,14 @@ class RawResponse:
 
 @dataclass(frozen=True)
 class ChatResponse:
-    """An answer, read.
+    """An answer that has been read.
 
     Attributes:
         text: What the teacher wrote.
-        finish_reason: `length` where it was cut off, `refused` where it would not answer.
-        model: The model that the endpoint says it is.
-        prompt_tokens: As reported; 0 where it is not.
-        completion_tokens: Likewise.
+        finish_reason: `length` if the answer was cut off, `refused` if the teacher declined to answer.
+        model: The name that the endpoint gives its model.
+        prompt_tokens: The length of the prompt as reported; 0 if it is not.
+        completion_tokens: The length of the answer as reported; 0 if it is not.
     """
 
     text: str
@@ -99,52 +99,53 @@ class Teacher(Protocol):
     """Answers chat prompts.
 
     Attributes:
-        model: The model asked for.
-        address: What else an answer depends on, such as base URLs; never a key.
+        model: The name of the model.
+        address: What else an answer depends on, such as base URLs or weights; never an API key.
     """
 
     model: str
     address: str
 
     async def check(self) -> None:
-        """See that the teacher can be reached and has the model.
+        """Check that the teacher can be reached and has the model.
 
         Raises:
-            InputError: It cannot, or has not; says what it has.
+            InputError: It cannot be reached, or has only other models, which the message lists.
         """
         ...
 
     async def attempt(self, request: ChatRequest) -> RawResponse:
-        """Ask once.
+        """Send a request once.
 
         Raises:
-            TryAgain: Later it may work.
-            NoAnswer: For this request it never will.
-            TeacherUnusable: For no request it will.
+            TryAgain: The attempt failed, and a later one may succeed.
+            NoAnswer: This request can never be answered.
+            TeacherUnusable: No request can be answered.
         """
         ...
 
     def read(self, raw: RawResponse) -> ChatResponse:
-        """Read an answer, fresh or from the journal.
+        """Read an answer, whether it is new or from the journal.
 
         Raises:
-            MalformedResponse: It is not what the teacher should send.
+            MalformedResponse: It does not have the form of an answer.
         """
         ...
 
     async def close(self) -> None:
-        """Let go of connections, threads and memory."""
+        """Release connections, threads and memory."""
         ...
 
 
 class TryAgain(Exception):
-    """An attempt failed in a way that may pass.
+    """An attempt failed, and a later one may succeed.
 
     Attributes:
         reason: Such as "429 Too Many Requests".
-        congestion: Whether there were too many requests at once.
-        turned_away: Whether the endpoint did not take the request up at all, so that it was no attempt.
-        retry_after: Seconds to wait, where the endpoint says so.
+        congestion: Whether too many requests were in flight.
+        turned_away: Whether the endpoint rejected the request unread, so that it does not count as an
+            attempt.
+        retry_after: Seconds that the endpoint asks to wait; None if it does not say.
     """
 
     def __init__(
@@ -163,12 +164,12 @@ class TryAgain(Exception):
 
 
 class NoAnswer(Exception):
-    """This request cannot be answered, such as one over the model's context."""
+    """This request can never be answered, such as one longer than the model's context."""
 
 
 class TeacherUnusable(Exception):
-    """No request can be answered: a wrong key, an unknown model."""
+    """No request can be answered, such as with a wrong key or an unknown model."""
 
 
 class MalformedResponse(Exception):
-    """A response that is not what the teacher should send."""
+    """A response does not have the form of an answer."""

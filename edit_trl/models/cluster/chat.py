@@ -1,10 +1,10 @@
-"""Teachers and students on a Ray cluster (L3): a process for each endpoint, one a GPU for local models.
+"""Teachers and students on a Ray cluster: one process per endpoint, and one per GPU for local models.
 
-Journal, pacing, retries and cost stay with the process that runs the command, and so does what they promise:
-a response is committed there before anything is read from it. A journal in each actor would promise no
-more: an actor ends with its machine, whose disk goes with it, or with the command, which it belongs to; and
-SQLite does not lock reliably in a folder that machines share. What can be lost are the responses that were
-under way to a machine that dies, as they are where a connection breaks; those are asked for again.
+Journal, pacing, retries and cost stay in the process that runs the command: a response is committed there
+before anything is read from it. A journal in each actor would not be safer. An actor ends with its machine,
+whose disk is then gone, or with the command; and SQLite does not lock reliably in a folder that machines
+share. Only responses that are in flight when a machine dies can be lost, as when a connection breaks. They
+are asked for again.
 """
 
 from __future__ import annotations
@@ -31,16 +31,19 @@ _ERRORS = (InputError, TryAgain, NoAnswer, TeacherUnusable)
 
 
 def on_ray(teachers: Mapping[str, Teacher], actors: int | None, calls: int) -> dict[str, Teacher]:
-    """The same teachers, asked and loaded by the machines of a cluster.
+    """Move teachers to the machines of a cluster, which load or ask them.
 
     Args:
-        teachers: By what they are called; nothing is sent or loaded yet. Models that are loaded share their
-            actors, as they would share one machine.
+        teachers: The teachers by role; nothing is sent or loaded yet. Local models share their actors, as
+            they would share one machine.
         actors: How many actors load them; see `edit_trl.models.cluster.cluster.places`.
         calls: The most requests to an actor at once.
 
+    Returns:
+        A `RayTeacher` for each role.
+
     Raises:
-        InputError: No cluster, or no room in it.
+        InputError: There is no cluster, or no room in it.
     """
     connect()
     moved: dict[str, Teacher] = {}
@@ -62,10 +65,10 @@ class RayTeacher:
     """A `Teacher` whose attempts are made in the actors of a pool.
 
     Args:
-        here: The same teacher in this process, which reads what the others bring.
-        pool: Where `TeacherHost`s are.
-        who: What they call it.
-        everywhere: Whether all of them must be ready before the first request.
+        here: The same teacher in this process, which reads the answers.
+        pool: A pool of `TeacherHost`s.
+        who: The teacher's role in them.
+        everywhere: Whether all hosts must be ready before the first request.
     """
 
     def __init__(self, here: Teacher, pool: RayPool, who: str, *, everywhere: bool = False):
@@ -94,7 +97,7 @@ class TeacherHost:
     """The teachers of one actor.
 
     Args:
-        teachers: By what they are called.
+        teachers: The teachers by role.
     """
 
     def __init__(self, teachers: Mapping[str, Teacher]):
@@ -106,13 +109,14 @@ class TeacherHost:
 
 
 async def host(makers: Mapping[str, tuple[Callable[[], Teacher], str | None]]) -> TeacherHost:
-    """Make teachers, and see that they can answer.
+    """Make the teachers of an actor, and check that they can answer.
 
     Args:
-        makers: How each is made, and its address where the command runs, if it must be the same.
+        makers: A function that makes each teacher, by role; and its address on the machine that runs the
+            command, if it must be the same here.
 
     Raises:
-        InputError: One cannot be reached or loaded, or is another one here.
+        InputError: A teacher cannot be reached or loaded, or has another address here.
     """
     teachers = {who: make() for who, (make, _) in makers.items()}
     for who, (_, address) in makers.items():

@@ -1,4 +1,4 @@
-"""A Ray cluster that is running: joining it, and how much room it has (L0). Ray is imported inside functions.
+"""A running Ray cluster: how to join it, and how much room it has. Ray is imported inside functions.
 
 Read in ray 2.60: `ray.init`, `ray.nodes`.
 """
@@ -20,7 +20,7 @@ _START = "`ray start --head` starts one here, `ray start --address HEAD:6379` ad
 
 
 def engine_problems(engine: Engine, actors: int | None, device: str | None = None) -> Iterator[str]:
-    """What is wrong with these options, by themselves."""
+    """The error messages for these options, judged by themselves."""
     if actors is not None and engine != "ray":
         yield "`actors` is for `engine: ray`"
     yield from at_least(1, actors=actors)
@@ -29,15 +29,15 @@ def engine_problems(engine: Engine, actors: int | None, device: str | None = Non
 
 
 def connect() -> None:
-    """Join the cluster: the one of `RAY_ADDRESS`, else the one that runs on this machine.
+    """Join the cluster at `RAY_ADDRESS`, else the one on this machine.
 
-    The connection ends with the process, and with it all that was started through it.
+    The connection ends with the process, and everything started through it ends too.
 
     Raises:
         InputError: Ray is not installed, or there is no cluster.
     """
-    # What machines tell each other is nothing that a user can act on, and Ray prints it to stdout. Read by
-    # ray as it is imported.
+    # Ray prints the machines' log lines to stdout, and no user can act on them. Ray reads this variable when
+    # it is imported.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     try:
         import ray
@@ -53,7 +53,7 @@ def connect() -> None:
             address="auto",
             log_to_driver=False,
             logging_level=logging.ERROR,
-            # A machine finds the packages that this process finds.
+            # The machines find the same packages as this process.
             runtime_env={"env_vars": {"PYTHONPATH": path}} if path else None,
         )
     except (OSError, ValueError, RuntimeError) as error:
@@ -62,21 +62,25 @@ def connect() -> None:
 
 
 def _knock(address: str) -> None:
-    """Ray itself tries an address that nobody answers at for minutes."""
+    """Raise at once if nobody answers at an address, which Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def places(actors: int | None, *, cpu: bool = False) -> tuple[int, dict[str, float]]:
-    """How many actors a model has, and what each takes of its machine.
+    """How many actors a model gets, and the resources that each takes.
 
     Args:
-        actors: How many are asked for; one a GPU, or where there are none one a machine with CPUs if None.
-        cpu: Leave GPUs alone.
+        actors: How many are asked for. Where None, one per GPU; in a cluster without GPUs, one per machine
+            with CPUs.
+        cpu: Use CPUs only.
+
+    Returns:
+        The number of actors, and Ray's options for the resources of each.
 
     Raises:
-        InputError: More than there is room for.
+        InputError: There is no room for so many.
     """
     nodes = list(nodes_of_cluster().values())
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
@@ -94,7 +98,7 @@ def places(actors: int | None, *, cpu: bool = False) -> tuple[int, dict[str, flo
 
 
 def nodes_of_cluster() -> dict[str, dict[str, float]]:
-    """The machines of the cluster, and what each has."""
+    """The resources of each machine of the cluster, by its node id."""
     import ray
 
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}

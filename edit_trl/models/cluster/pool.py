@@ -1,11 +1,11 @@
-"""Work for the machines of an existing Ray cluster (L0): what is lost with a machine is done again elsewhere.
+"""A pool of objects on the machines of a Ray cluster; work that is lost with a machine is repeated elsewhere.
 
-Objects are made in processes of their own (actors), one a GPU, a machine or an endpoint, and called there.
-Ray's own restarts stay off: Ray would hold a call back until its actor has a place again, and on a full
-cluster that is never, while another actor could take the call at once.
+Each object is made and called in a process of its own (an actor), one per GPU, machine or endpoint. Ray's own
+restarts are off: Ray would hold a call back until its actor has a place again, which on a full cluster is
+never, while another actor could take the call at once.
 
-Ray is imported when a pool is made, and not before. Read in ray 2.60: the exception classes, and that
-awaiting an `ObjectRef` raises them.
+Ray is imported only when a pool is made. Read in ray 2.60: the exception classes, and that awaiting an
+`ObjectRef` raises them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version as installed_version
 from typing import Any
 
@@ -29,19 +28,19 @@ from edit_trl.models.cluster.cluster import connect, nodes_of_cluster
 
 logger = logging.getLogger(__name__)
 
-# A call that ends so many processes, or a process that ends so often before it is ready, is given up.
+# A call is given up after it has ended so many processes, and a process after so many that were never ready.
 _MOST_LOSSES = 4
-# Seconds until it is said that no machine has room; and that an object whose call failed is left alone.
+# Seconds until a warning that no machine has room; and seconds that an object rests after a failed call.
 _PATIENCE, _REST = 30.0, 10.0
 
 
 class Worker:
-    """What runs in an actor: an object, made there, and calls to it.
+    """Runs in an actor: makes an object there, and calls its methods.
 
     Args:
-        make: Makes the object; may give an awaitable of it.
-        folder: Where paths are looked for, where it exists on that machine.
-        errors: What is handed back as a value; anything else is a bug, and comes with its traceback.
+        make: Makes the object, or an awaitable of it.
+        folder: The working directory, if it exists on that machine.
+        errors: Exceptions that are returned as values. Any other is a bug, and is raised with its traceback.
     """
 
     def __init__(self, make: Callable[[], Any], folder: str, errors: tuple[type[Exception], ...]):
@@ -50,11 +49,11 @@ class Worker:
             os.chdir(folder)
 
     async def machine(self) -> str:
-        """Its name."""
+        """The name of the actor's machine."""
         return socket.gethostname()
 
     async def start(self, version: str) -> Exception | None:
-        """Make the object."""
+        """Make the object; returns an error in place of raising it."""
         if version != installed_version("edit_trl"):
             return InputError(
                 f"edit_trl {installed_version('edit_trl')} is installed there, and {version} here"
@@ -65,7 +64,7 @@ class Worker:
             return error
 
     async def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
-        """Call a method of the object."""
+        """Call a method of the object; returns an error in place of raising it."""
         try:
             return await _done(getattr(self._object, method)(*arguments))
         except self._errors as error:
@@ -78,9 +77,17 @@ async def _done(value: Any) -> Any:
 
 @dataclass(eq=False)
 class _Seat:
-    """An actor's place in a pool, and the node it should be on, if it matters.
+    """An actor's place in a pool.
 
-    `losses` counts the actors in a row that ended before they were ready.
+    Attributes:
+        make: Makes the actor's object.
+        node: The node that the actor should be on, if it matters.
+        losses: The number of actors in a row that ended before they were ready.
+        actor: The actor.
+        machine: The name of its machine, once it runs.
+        ready: Whether its object is made.
+        lost: Whether the actor has ended.
+        rests_until: The time until which it is left alone.
     """
 
     make: Callable[[], Any]
@@ -95,7 +102,7 @@ class _Seat:
 
 @dataclass(order=True)
 class _Turn:
-    """The right to call an actor; those with the fewest calls before them come first."""
+    """The right to call an actor; turns with the fewest calls before them come first."""
 
     calls: int
     number: int
@@ -103,14 +110,16 @@ class _Turn:
 
 
 class RayPool:
-    """Objects in actors of a cluster, and calls to whichever is free. All methods but `close` in one loop.
+    """Objects in the actors of a cluster, each call going to one that is free.
+
+    All methods but `close` must be called in one event loop.
 
     Args:
-        makers: How each object is made; picklable. A maker may give an awaitable.
-        resources: What an actor takes of its machine, as `places` gives it.
+        makers: Picklable functions that make an object each, or an awaitable of it.
+        resources: The resources that an actor takes, from `places`.
         calls: The most calls to an object at once.
-        errors: Exceptions that a call may end in, which are raised here as they were there.
-        passing: Those of them after which an object is left alone for a while, where there are others.
+        errors: Exceptions of the objects' methods that are raised here as they are.
+        passing: Those of `errors` after which an object rests for a while, if there are others.
 
     Raises:
         InputError: See `connect`.
@@ -144,23 +153,23 @@ class RayPool:
         self._error: Exception | None = None
 
     async def ready(self, everyone: bool = False) -> None:
-        """Wait for the first object, or for all of them.
+        """Wait until the first object is made, or all of them.
 
         Raises:
-            InputError: One could not be made.
+            InputError: An object could not be made.
         """
         self._begin()
         while self._error is None and not (all if everyone else any)(seat.ready for seat in self._seats):
             self._changed.clear()
             await self._changed.wait()
-        if self._error is not None:  # no seat may be left
+        if self._error is not None:  # also where no seat is left
             raise self._error
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of an object that is free, again where the object is lost.
+        """Call a method of an object that is free; repeated on another one if the object is lost.
 
         Raises:
-            InputError: No object can be made any more, or every object that was called so was lost.
+            InputError: No object can be made any more, or every object that got this call was lost.
             Exception: Whatever the method raises.
         """
         self._begin()
@@ -213,11 +222,11 @@ class RayPool:
             self._fail(task.exception())
 
     async def _fill(self, seat: _Seat) -> None:
-        """Start an actor, and let it be called once its object is made."""
+        """Start an actor, and open it to calls once its object is made."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # Actors that take nothing Ray may put on one node.
+        # Ray may put actors that take no resources on one node.
         near = NodeAffinitySchedulingStrategy(seat.node, soft=True) if seat.node else "SPREAD"
         remote = ray.remote(Worker).options(
             **({"num_cpus": 0} | self._resources),
@@ -240,16 +249,16 @@ class RayPool:
         self._changed.set()
 
     def _replace(self, seat: _Seat, error: Exception) -> None:
-        if seat.lost:  # another call to it has seen it
+        if seat.lost:  # another call has noticed it already
             return
         import ray
 
         seat.lost = True
-        # One that only could not be reached would come back, and keep its GPU.
+        # An actor that was only unreachable would come back, and keep its GPU.
         ray.kill(seat.actor)
         self._seats.remove(seat)
         losses = 0 if seat.ready else seat.losses + 1
-        # On a line of its own, under a progress bar.
+        # The line break keeps the warning off the line of a progress bar.
         where = f"on {seat.machine}" if seat.machine else "of the Ray cluster"
         logger.warning(f"\nlost a process {where} ({type(error).__name__}): its work is done again elsewhere")
         if losses < _MOST_LOSSES:
@@ -278,84 +287,12 @@ class RayPool:
             asyncio.get_running_loop().call_later(wait, self._turns.put_nowait, turn)
 
     async def _watch(self) -> None:
-        """Say that no machine has room, once each time."""
-        told = False
+        """Warn that no machine has room, once each time that it begins."""
+        warned = False
         while True:
             await asyncio.sleep(_PATIENCE)
             waiting = all(seat.machine is None for seat in self._seats)
-            if waiting and not told:
+            if waiting and not warned:
                 needed = " and ".join(f"{n:g} {name[4:-1].upper()}" for name, n in self._resources.items())
                 logger.warning(f"waiting for a machine of the Ray cluster with {needed or 'room'} free")
-            told = waiting
-
-
-class RayCalls:
-    """Batches of work for the objects of a pool, for code that is not asynchronous.
-
-    Args:
-        makers: See `RayPool`, as for the others.
-        resources: Likewise.
-        errors: Likewise.
-
-    Raises:
-        InputError: See `connect`.
-    """
-
-    def __init__(
-        self,
-        makers: Sequence[Callable[[], Any]],
-        resources: dict[str, float],
-        *,
-        errors: tuple[type[Exception], ...] = (InputError,),
-    ):
-        self._pool = RayPool(makers, resources, errors=errors)
-        self._loop = asyncio.new_event_loop()
-
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """One call; see `RayPool.call`."""
-        try:
-            return self._loop.run_until_complete(self._pool.call(method, *arguments))
-        except BaseException:
-            self.close()
-            raise
-
-    def run(self, method: str, jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """A call for each job, and its number with what came of it, as they come; then the pool is closed.
-
-        Raises:
-            InputError: See `RayPool.call`.
-            Exception: Whatever the method raises.
-        """
-        done: asyncio.Queue[tuple[int, asyncio.Task[Any]]] = asyncio.Queue()
-        tasks = []
-        try:
-            for number, job in enumerate(jobs):
-                task = self._loop.create_task(self._pool.call(method, *job))
-                task.add_done_callback(partial(_put, done, number))
-                tasks.append(task)
-            for _ in tasks:
-                number, task = self._loop.run_until_complete(done.get())
-                yield number, task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            self.close()
-
-    def close(self) -> None:
-        """End the actors."""
-        if not self._loop.is_closed():
-            self._pool.close()
-            self._loop.run_until_complete(_let_go(self._loop))
-            self._loop.close()
-
-
-def _put(done: asyncio.Queue[tuple[int, asyncio.Task[Any]]], number: int, task: asyncio.Task[Any]) -> None:
-    done.put_nowait((number, task))
-
-
-async def _let_go(loop: asyncio.AbstractEventLoop) -> None:
-    """See cancelled tasks end."""
-    left = asyncio.all_tasks(loop) - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+            warned = waiting

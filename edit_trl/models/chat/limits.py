@@ -1,0 +1,60 @@
+"""How hard a teacher is asked, and for how much money."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edit_trl.common.errors import InputError
+from edit_trl.models.chat.protocol import ChatResponse
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How hard a teacher is asked, and for how much money.
+
+    Attributes:
+        max_concurrency: The most requests in flight; fewer are while the endpoint cannot take as many.
+        max_attempts: How often a request is tried; being told to slow down does not count.
+        requests_per_minute: The rate of requests; None for no limit.
+        tokens_per_minute: The rate of prompt and completion tokens together; None for no limit.
+        give_up_after: Seconds of nothing but failures after which the run stops.
+        prompt_price: The price of a million prompt tokens, in any currency.
+        completion_price: The price of a million completion tokens.
+        max_cost: The run sends nothing more once this much is spent, journaled answers included.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    max_concurrency: int = 64
+    max_attempts: int = 6
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    give_up_after: float = 120.0
+    prompt_price: float | None = None
+    completion_price: float | None = None
+    max_cost: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"`{name}` must be at least 1, got {getattr(self, name)}"
+            for name in ("max_concurrency", "max_attempts")
+            if getattr(self, name) < 1
+        ]
+        for name in ("requests_per_minute", "tokens_per_minute", "give_up_after", "max_cost"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                problems.append(f"`{name}` must be positive, got {getattr(self, name)}")
+        for name in ("prompt_price", "completion_price"):
+            if getattr(self, name) is not None and getattr(self, name) < 0:
+                problems.append(f"`{name}` cannot be negative, got {getattr(self, name)}")
+        if self.max_cost is not None and self.prompt_price is None and self.completion_price is None:
+            problems.append(
+                "`max_cost` needs a price: set `prompt_price` and `completion_price` (per million tokens)"
+            )
+        if problems:
+            raise InputError(problems)
+
+    def cost(self, response: ChatResponse) -> float:
+        """The cost of an answer."""
+        prompt, completion = self.prompt_price or 0.0, self.completion_price or 0.0
+        return (response.prompt_tokens * prompt + response.completion_tokens * completion) / 1e6

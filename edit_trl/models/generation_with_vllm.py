@@ -1,0 +1,81 @@
+"""Responses drawn by vLLM, where it is installed: it loads the model and batches by itself.
+
+Read in vllm 0.11: `LLM.generate`, `SamplingParams`, `LoRARequest`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+
+import torch
+
+from edit_trl.common.errors import InputError
+from edit_trl.models.adapters import adapter_base
+from edit_trl.models.decoding import Decoding, Generated
+from edit_trl.models.generation import batch_seed
+
+# Prompts per batch: enough to keep vLLM busy, and what a killed run may lose.
+_BATCH = 256
+
+
+def vllm_is_faster() -> bool:
+    """Whether vLLM is installed and has a GPU to run on."""
+    return find_spec("vllm") is not None and torch.cuda.is_available()
+
+
+class VllmGenerator:
+    """The `Generator` of a model that vLLM loads.
+
+    Args:
+        model: A path or Hub id, of a model or of a PEFT adapter.
+        decoding: How responses are drawn.
+        dtype: Of the weights.
+        seed: Of sampling.
+
+    Raises:
+        InputError: vLLM is not installed.
+    """
+
+    batching = "vllm"
+
+    def __init__(self, model: str, decoding: Decoding, *, dtype: str = "auto", seed: int = 0):
+        if find_spec("vllm") is None:
+            raise InputError("`batching: vllm` needs vLLM: pip install vllm; or leave `batching` out")
+        from vllm import LLM, SamplingParams
+        from vllm.lora.request import LoRARequest
+
+        base = adapter_base(model)
+        self._lora = LoRARequest("student", 1, model) if base else None
+        self._llm = LLM(base or model, dtype=dtype, seed=seed, enable_lora=base is not None)
+        self._decoding, self._seed, self._parameters = decoding, seed, SamplingParams
+
+    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
+        """See `edit_trl.models.decoding.Generator.plan`."""
+        count = len(lengths)
+        return [list(range(start, min(start + _BATCH, count))) for start in range(0, count, _BATCH)]
+
+    def run(
+        self, prompts: Sequence[list[int]], batches: Sequence[list[int]]
+    ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
+        """See `edit_trl.models.decoding.Generator.run`."""
+        decoding = self._decoding
+        for batch in batches:
+            settings = [
+                self._parameters(
+                    n=decoding.samples,
+                    temperature=decoding.temperature,
+                    top_p=decoding.top_p,
+                    max_tokens=decoding.max_new_tokens,
+                    seed=batch_seed(self._seed, prompts[index]),
+                )
+                for index in batch
+            ]
+            inputs = [{"prompt_token_ids": prompts[index]} for index in batch]
+            outputs = self._llm.generate(inputs, settings, use_tqdm=False, lora_request=self._lora)
+            yield batch, [[_read(sample) for sample in output.outputs] for output in outputs]
+
+
+def _read(sample) -> Generated:
+    """A response from vLLM's `CompletionOutput`."""
+    return Generated(sample.text.strip(), len(sample.token_ids), sample.finish_reason == "length")
