@@ -24,7 +24,7 @@ from edit_trl.evaluation.runs.tables import run_table
 from edit_trl.evaluation.suite import model_scorer as suite_model
 from edit_trl.evaluation.suite.cases import cases_of
 from edit_trl.evaluation.suite.evaluate_suite import finish_suite, score_cases
-from edit_trl.evaluation.suite.model_scorer import ModelJudge
+from edit_trl.evaluation.suite.model_scorer import ModelScorer
 
 
 def adapted(model, **options):
@@ -304,23 +304,23 @@ def test_a_killed_run_goes_on_to_the_same_bytes(killed_after, tmp_path, model, t
     rows = [*ROWS, SEVERAL]
     cases, _ = cases_of(rows, tokenizer, max_new_tokens=4)
     whole = RunFolder(tmp_path / "whole", record())
-    score_cases(cases, ModelJudge(model, tokenizer, cases, batch_size=2, max_new_tokens=4), folder=whole)
+    score_cases(cases, ModelScorer(model, tokenizer, cases, batch_size=2, max_new_tokens=4), folder=whole)
     run = finish_suite(whole, cases)
     assert [item["id"] for item in run.items] == [case.id for case in cases]
 
-    judge = ModelJudge(model, tokenizer, cases, batch_size=2, max_new_tokens=4)
+    scorer = ModelScorer(model, tokenizer, cases, batch_size=2, max_new_tokens=4)
     part = RunFolder(tmp_path / "part", record())
     part.start()
-    for _, items in zip(range(killed_after), judge.run(judge.plan()), strict=False):
+    for _, items in zip(range(killed_after), scorer.run(scorer.plan()), strict=False):
         part.append(items)
     with (part.path / "items.jsonl").open("ab") as file:
         file.write(b'{"task": "half a li')
     part = RunFolder(tmp_path / "part", record())
     ran = []
-    run_batches = judge.run
-    judge.run = lambda batches: ran.extend(batches) or run_batches(batches)
-    score_cases(cases, judge, folder=part)
-    assert len(ran) == len(judge.plan()) - killed_after
+    run_batches = scorer.run
+    scorer.run = lambda batches: ran.extend(batches) or run_batches(batches)
+    score_cases(cases, scorer, folder=part)
+    assert len(ran) == len(scorer.plan()) - killed_after
     finish_suite(part, cases)
     assert (part.path / "items.jsonl").read_bytes() == (whole.path / "items.jsonl").read_bytes()
 

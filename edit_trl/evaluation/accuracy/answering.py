@@ -189,7 +189,9 @@ def answer_problems(
         folder.start()
     with bar:
         for batch, samples in generator.run(prompts, left):
-            items = [judged(problems[index], drawn) for index, drawn in zip(batch, samples, strict=True)]
+            items = [
+                checked_item(problems[index], drawn) for index, drawn in zip(batch, samples, strict=True)
+            ]
             done |= {key_of(item): item for item in items}
             if folder:
                 folder.append(items)
@@ -205,7 +207,7 @@ def finish_run(folder: RunFolder, problems: Sequence[Problem]) -> Run:
     return folder.finish(order, *run_scores([folder.done[key] for key in order], "evaluate"))
 
 
-def judged(problem: Problem, drawn: Sequence[Generated]) -> EvaluateItem:
+def checked_item(problem: Problem, drawn: Sequence[Generated]) -> EvaluateItem:
     """Check the samples of a problem; the majority's answer is the item's."""
     samples = [_sample(problem, one) for one in drawn]
     verdict, value = _majority([(sample["verdict"], sample["value"]) for sample in samples])

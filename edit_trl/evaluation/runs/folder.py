@@ -55,7 +55,7 @@ class RunFolder:
         self.done: dict[tuple[str, str], Item] = {}
         record = replace(record, created=record.created or _now(), git_revision=git_revision())
         if (self.path / RECORD_FILE).is_file():
-            record = self._take_up(record)
+            record = self._resume(record)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError(
                 f"{self.path} is not empty and holds no run of edit-trl; choose another, or remove it"
@@ -124,21 +124,30 @@ class RunFolder:
         self._started = now
         self._write_record()
 
-    def _take_up(self, record: RunRecord) -> RunRecord:
-        there = _read_record(self.path)
-        before, now = ({name: getattr(one, name) for name in _IDENTITY} for one in (there, _as_read(record)))
+    def _resume(self, record: RunRecord) -> RunRecord:
+        """Read the items of the run in the folder.
+
+        Returns:
+            The record of that run; the new one if that run has no items, so that there is nothing to lose.
+        """
+        earlier = _read_record(self.path)
+        items = _read_items(self.path, earlier.kind, torn=not earlier.finished)
+        before, now = (
+            {name: getattr(one, name) for name in _IDENTITY} for one in (earlier, _as_read(record))
+        )
         if before != now:
+            if not items:
+                (self.path / ITEMS_FILE).unlink(missing_ok=True)
+                return record
             raise InputError(
                 f"{self.path} holds another run ({'; '.join(_differences(before, now))}); choose another "
                 "output_dir, or remove that folder"
             )
-        self.done = {
-            key_of(item): item for item in _read_items(self.path, there.kind, torn=not there.finished)
-        }
-        if not there.finished:
+        self.done = {key_of(item): item for item in items}
+        if not earlier.finished:
             # Without a last line that was cut short, or the next would be joined to it.
-            _write(self.path / ITEMS_FILE, "".join(map(_line, self.done.values())))
-        return there
+            _write(self.path / ITEMS_FILE, "".join(map(_line, items)))
+        return earlier
 
     def _write_record(self) -> None:
         text = json.dumps(asdict(self.record), indent=2, ensure_ascii=False, default=str, allow_nan=False)

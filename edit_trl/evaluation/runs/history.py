@@ -73,18 +73,20 @@ class HistoryRow:
 _COLUMNS = tuple(field.name for field in fields(HistoryRow))
 
 
-def record_run(run: Run, file: str | Path = DEFAULT_FILE) -> None:
+def record_run(run: Run, file: str | Path | None = DEFAULT_FILE) -> None:
     """Add a finished run to the history. Recording it again changes nothing.
 
     Several processes may do so at once; the file and its folder are made where they are not there.
 
     Args:
         run: A run as `RunFolder.finish` or `read_run` gives it.
-        file: The SQLite file.
+        file: The SQLite file; None to record nothing.
 
     Raises:
         InputError: The file cannot be written, is something else, or is of another version.
     """
+    if file is None:
+        return
     record, file = run.record, Path(file)
     values = {name: getattr(record, name) for name in _COLUMNS if name != "path"}
     row = HistoryRow(path=str(Path(run.path).resolve()), **values)

@@ -21,11 +21,11 @@ from transformers.utils import logging
 
 from edit_trl.common.errors import InputError
 from edit_trl.data.row import rows_of
-from edit_trl.evaluation.accuracy.answering import judged
+from edit_trl.evaluation.accuracy.answering import checked_item
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
 from edit_trl.evaluation.runs.scores import LOWER_IS_BETTER, SCORES, mean_scores
 from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
-from edit_trl.evaluation.suite.model_scorer import ModelJudge, positions_of
+from edit_trl.evaluation.suite.model_scorer import ModelScorer, positions_of
 from edit_trl.key_steps import KeyStepMethod
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import ModelGenerator, undisturbed
@@ -221,7 +221,7 @@ class SuiteCallback(TrainerCallback):
         size = self._batch_size or args.per_device_eval_batch_size
         done: dict[str, Any] = {"pairs": {}, "answers": {}, "error": None}
         try:
-            judge = ModelJudge(
+            scorer = ModelScorer(
                 model,
                 tokenizer,
                 self._cases,
@@ -229,8 +229,8 @@ class SuiteCallback(TrainerCallback):
                 layout=self._layout(),
                 half_precision=args.bf16 or args.fp16,
             )
-            batches = judge.plan()[rank::ranks]
-            for batch, items in zip(batches, judge.run(batches), strict=True):
+            batches = scorer.plan()[rank::ranks]
+            for batch, items in zip(batches, scorer.run(batches), strict=True):
                 # What the scores do not need is long.
                 done["pairs"] |= {n: item | {"tokens": None} for n, item in zip(batch, items, strict=True)}
             done["answers"] = self._answers(model, tokenizer, size, rank, ranks)
@@ -256,7 +256,7 @@ class SuiteCallback(TrainerCallback):
         generator = ModelGenerator(model, tokenizer, self._decoding, batch_size=size, batching="padded")
         batches = generator.plan([len(prompt) for prompt in self._prompts])[rank::ranks]
         return {
-            number: judged(self._problems[number], drawn)
+            number: checked_item(self._problems[number], drawn)
             for batch, samples in generator.run(self._prompts, batches)
             for number, drawn in zip(batch, samples, strict=True)
         }

@@ -88,8 +88,8 @@ class SuiteArguments(MeasuredModel):
                 yield f"`{name}` must be at least 1, got {value}"
 
     @property
-    def written(self) -> int:
-        """How many tokens are written after the shared beginning; 0 for none."""
+    def max_greedy_tokens(self) -> int:
+        """The most tokens to generate after the shared beginning; 0 to generate nothing."""
         return self.max_new_tokens if self.greedy else 0
 
     @property
@@ -99,4 +99,4 @@ class SuiteArguments(MeasuredModel):
         Batches and dtype too, which decide a number's last digits.
         """
         names = ("key_step_method", "batch_size", "dtype", "load_in_4bit", "attn_implementation")
-        return {name: getattr(self, name) for name in names} | {"max_new_tokens": self.written}
+        return {name: getattr(self, name) for name in names} | {"max_new_tokens": self.max_greedy_tokens}

@@ -91,7 +91,7 @@ def evaluate_suite(
         InputError: See `cases_of`; or an option out of range.
         FloatingPointError: A log-probability that is not finite; names the row.
     """
-    from edit_trl.evaluation.suite.model_scorer import ModelJudge, positions_of
+    from edit_trl.evaluation.suite.model_scorer import ModelScorer, positions_of
 
     started = time.perf_counter()
     rows = list(rows_of(dataset)) if hasattr(dataset, "column_names") else dataset
@@ -103,7 +103,7 @@ def evaluate_suite(
         max_new_tokens=max_new_tokens if greedy else 0,
         limit=limit,
     )
-    judge = ModelJudge(
+    scorer = ModelScorer(
         model,
         tokenizer,
         cases,
@@ -111,11 +111,11 @@ def evaluate_suite(
         layout=layout,
         max_new_tokens=max_new_tokens if greedy else 0,
     )
-    items = score_cases(cases, judge, progress=progress)
+    items = score_cases(cases, scorer, progress=progress)
     return SuiteResult(items, *run_scores(items, "suite"), left_out, time.perf_counter() - started)
 
 
-class CaseJudge(Protocol):
+class CaseScorer(Protocol):
     """Makes items of cases, a batch at a time."""
 
     def plan(self) -> list[list[int]]:
@@ -129,7 +129,7 @@ class CaseJudge(Protocol):
 
 def score_cases(
     cases: Sequence[SuiteCase],
-    judge: CaseJudge,
+    scorer: CaseScorer,
     *,
     folder: RunFolder | None = None,
     progress: bool = True,
@@ -138,7 +138,7 @@ def score_cases(
 
     Args:
         cases: The suite.
-        judge: Who makes them.
+        scorer: Who makes them.
         folder: Where items are kept as they come, and finished ones are taken from.
         progress: Show a progress bar.
 
@@ -148,7 +148,7 @@ def score_cases(
     done = dict(folder.done) if folder else {}
     keys = [(case.task, case.id) for case in cases]
     # A batch is run as a whole: in another batch, a number may differ in its last digits.
-    left = [batch for batch in judge.plan() if any(keys[index] not in done for index in batch)]
+    left = [batch for batch in scorer.plan() if any(keys[index] not in done for index in batch)]
     count = sum(map(len, left))
     bar = tqdm(
         total=len(cases),
@@ -157,8 +157,10 @@ def score_cases(
         unit="pair",
         disable=not progress or not count,
     )
+    if folder:
+        folder.start()
     with bar:
-        for items in judge.run(left):
+        for items in scorer.run(left):
             done |= {key_of(item): item for item in items}
             if folder:
                 folder.append(items)

@@ -19,20 +19,21 @@ class WrongTurnAt(NamedTuple):
     instead: str
 
 
-def check_finite(case: SuiteCase, chosen: Sequence[float], rejected: Sequence[float]) -> None:
-    """See that every log-probability is a number.
+def not_finite(name: str, side: str, logps: Sequence[float]) -> str | None:
+    """Name the first log-probability of a chain that is not finite; None if all are.
 
-    Raises:
-        FloatingPointError: One is not; names the pair, the chain and the token.
+    Args:
+        name: What messages call the pair.
+        side: "correct" or "wrong", the chain.
+        logps: The log-probability of each of its tokens.
     """
-    for chain, values in (("correct", chosen), ("wrong", rejected)):
-        place = next((place for place, value in enumerate(values) if not math.isfinite(value)), None)
-        if place is not None:
-            raise FloatingPointError(
-                f"{case.name}: the log-probability of token {place + 1} of the {chain} chain is "
-                f"{values[place]}. Are the weights sound? In float16 large activations overflow: try "
-                "`dtype: bfloat16` or `float32`"
+    for number, logp in enumerate(logps, 1):
+        if not math.isfinite(logp):
+            return (
+                f"{name}: the log-probability of token {number} of the {side} chain is {logp}. Are the "
+                "weights sound? In float16 large activations overflow: try `dtype: bfloat16` or `float32`"
             )
+    return None
 
 
 def continuation_of(

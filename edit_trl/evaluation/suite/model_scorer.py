@@ -1,4 +1,4 @@
-"""A model in memory as the judge of a suite (L3): one forward a pair, and a greedy continuation."""
+"""A model in memory as the scorer of a suite (L3): one forward a pair, and a greedy continuation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from accelerate.utils import send_to_device
 from edit_trl.common.errors import InputError
 from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
 from edit_trl.evaluation.suite.cases import SuiteCase
-from edit_trl.evaluation.suite.items import WrongTurnAt, check_finite, continuation_of, suite_item
+from edit_trl.evaluation.suite.items import WrongTurnAt, continuation_of, not_finite, suite_item
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import eos_ids, generation_config, left_pad, undisturbed
 from edit_trl.models.pairs.collation import DualCoTCollator
@@ -20,8 +20,10 @@ from edit_trl.models.pairs.scoring import Layout, PairLogps, make_pair_scorer
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from edit_trl.evaluation.suite.config import SuiteArguments
 
-class ModelJudge:
+
+class ModelScorer:
     """A model in memory; its mode, its settings, its hooks and the random state are left as they were found.
 
     Args:
@@ -58,13 +60,13 @@ class ModelJudge:
         self._eos = eos_ids(model, tokenizer)
 
     def plan(self) -> list[list[int]]:
-        """See `CaseJudge.plan`: the longest first, so that memory runs out at once or never."""
+        """See `CaseScorer.plan`: the longest first, so that memory runs out at once or never."""
         order = sorted(range(len(self._cases)), key=lambda index: -self._cases[index].length)
         size = self._batch_size
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def run(self, batches: Sequence[list[int]]) -> Iterator[list[SuiteItem]]:
-        """See `CaseJudge.run`."""
+        """See `CaseScorer.run`."""
         if not batches:
             return
         pad = self._tokenizer.pad_token_id
@@ -102,7 +104,9 @@ class ModelJudge:
             for case, ids in zip(cases, logps.chosen_best.tolist(), strict=True)
         ]
         for case, chosen, rejected in zip(cases, *sides, strict=True):
-            check_finite(case, chosen, rejected)
+            issue = not_finite(case.name, "correct", chosen) or not_finite(case.name, "wrong", rejected)
+            if issue:
+                raise FloatingPointError(issue)
         greedy = self._continuations(cases, best) if self._max_new_tokens else [None] * len(cases)
         return [
             suite_item(case, chosen, rejected, self._wrong_turn(case, ids), continuation)
@@ -162,6 +166,25 @@ class ModelJudge:
 def positions_of(config: PreTrainedConfig) -> int | None:
     """How many tokens a model takes; None where its configuration does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def tokenizer_of(arguments: SuiteArguments) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """Load the tokenizer of a model that is not loaded yet, and read how many positions the model has."""
+    from edit_trl.models.loading import adapter_base, load_config, load_tokenizer
+
+    base, trusted = adapter_base(arguments.model), arguments.trust_remote_code
+    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, base, trust_remote_code=trusted)
+    return tokenizer, positions_of(load_config(arguments.model, base, trust_remote_code=trusted))
+
+
+def load_scorer(
+    arguments: SuiteArguments, tokenizer: PreTrainedTokenizerBase, cases: Sequence[SuiteCase]
+) -> ModelScorer:
+    """Load the model of `edit-trl suite` into this process."""
+    model, _ = arguments.load()
+    return ModelScorer(
+        model, tokenizer, cases, batch_size=arguments.batch_size, max_new_tokens=arguments.max_greedy_tokens
+    )
 
 
 def _example(case: SuiteCase) -> dict[str, Any]:
