@@ -1,9 +1,8 @@
-"""`edit-trl compare`: runs of evaluate or suite against a baseline, and gates for CI (L4)."""
+"""`edit-trl compare`: runs of evaluate or suite against a baseline, and gates for CI."""
 
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import sys
 from pathlib import Path
@@ -17,25 +16,26 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `edit-trl compare`.
+    """Run `edit-trl compare`.
 
     Args:
         argv: The options; those of the process by default.
 
     Returns:
-        0, or 1 where a gate failed.
+        0, or 1 if a gate failed.
 
     Raises:
-        InputError: Runs that cannot be compared, or a bad option.
+        InputError: The runs cannot be compared, or an option is wrong.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     from edit_trl.evaluation.compare.comparison import compare_runs
     from edit_trl.evaluation.compare.gates import Gates, check_gates, junit_error_xml
+    from edit_trl.evaluation.compare.matching import match_folders
 
     gates = Gates(options.min_score, options.max_drop, options.no_significant_regression, options.max_broken)
     try:
         _check(options, gates)
-        baseline, *others = map(_folders, options.runs)
+        baseline, *others = map(match_folders, options.runs)
         comparison = compare_runs(
             baseline, *others, score=options.score, by=options.by, any_decoding=options.any_decoding
         )
@@ -107,36 +107,20 @@ def _number(text: str) -> float:
 
 
 def _check(options: argparse.Namespace, gates: Gates) -> None:
-    problems = []
+    errors = []
     if len(options.runs) < 2:
-        problems.append(
+        errors.append(
             f"only one system ({options.runs[0]}); give the baseline and at least one other. In quotes a "
             "pattern is one system, its seeds"
         )
     if options.markdown == "-" and options.json == "-":
-        problems.append("--markdown - and --json - cannot both go to stdout; name a file for one")
+        errors.append("--markdown - and --json - cannot both go to stdout; name a file for one")
     if options.junit and not gates:
-        problems.append(
+        errors.append(
             "--junit has a test case a gate, and there is no gate; add one, such as --max-drop 0.02"
         )
-    if problems:
-        raise InputError(problems)
-
-
-def _folders(given: str) -> list[str]:
-    """The runs of one system."""
-    if Path(given).exists():
-        return [given]
-    found: list[str] = []
-    for part in filter(None, given.split(",")):
-        if Path(part).exists() or not glob.has_magic(part):
-            found.append(part)
-            continue
-        matches = sorted(path for path in glob.glob(part) if Path(path).is_dir())
-        if not matches:
-            raise InputError(f"no folder matches {part!r}")
-        found += matches
-    return found
+    if errors:
+        raise InputError(errors)
 
 
 def _to_stdout(options: argparse.Namespace) -> bool:

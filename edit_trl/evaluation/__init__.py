@@ -1,6 +1,6 @@
-"""Measuring a student.
+"""Evaluation of a student.
 
-The names below are imported from their modules on first use: comparing two runs needs no torch.
+The names below are imported on first use, so that comparing two runs does not import torch.
 """
 
 from importlib import import_module

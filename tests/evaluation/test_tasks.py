@@ -7,7 +7,8 @@ import yaml
 from test_accuracy import PROBLEMS
 
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation.accuracy.tasks import read_task, read_tasks
+from edit_trl.evaluation.accuracy.task_file import read_task
+from edit_trl.evaluation.accuracy.tasks import read_tasks
 
 QUESTIONS = [
     {"question": "What is 2 + 2?", "answer": "4", "id": "sum"},

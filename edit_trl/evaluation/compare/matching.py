@@ -7,6 +7,7 @@ a change of the model, so they are refused.
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,29 @@ def read_systems(given: Sequence[Runs]) -> list[System]:
         for name, runs in zip(names, systems, strict=True)
     ]
     return [System(name, runs) for name, runs in zip(unique, systems, strict=True)]
+
+
+def match_folders(text: str) -> list[str]:
+    """Find the run folders of one system.
+
+    Args:
+        text: A folder, or folders and glob patterns separated by commas.
+
+    Raises:
+        InputError: A pattern matches no folder.
+    """
+    if Path(text).exists():
+        return [text]
+    folders: list[str] = []
+    for part in filter(None, text.split(",")):
+        if Path(part).exists() or not glob.has_magic(part):
+            folders.append(part)
+            continue
+        matches = sorted(path for path in glob.glob(part) if Path(path).is_dir())
+        if not matches:
+            raise InputError(f"no folder matches {part!r}")
+        folders += matches
+    return folders
 
 
 def check_comparable(systems: Sequence[System], score: str, any_decoding: bool = False) -> None:

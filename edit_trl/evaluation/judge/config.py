@@ -6,16 +6,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import convert, hints_of, read_yaml
 from edit_trl.evaluation.judge.judging import JudgeOptions
 from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.options import EndpointArguments
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from typing import Any
 from edit_trl.common.tables import _table
 from edit_trl.evaluation.judge.judging import SCORES, Judgement
 
+JUDGEMENTS_FILE, REPORT_FILE = "judgements.jsonl", "report.json"
+
 
 def summarize(judgements: Sequence[Judgement], models: Sequence[str]) -> dict[str, Any]:
     """What the judgements say; those that could not be read are counted and nothing else.
@@ -60,9 +62,9 @@ def save_judgements(judgements: Sequence[Judgement], report: Mapping[str, Any], 
         for judgement in judgements
         for position, model in enumerate(judgement.order, 1)
     ]
-    _write(folder / "judgements.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(folder / JUDGEMENTS_FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    _write(folder / "report.json", text + "\n")
+    _write(folder / REPORT_FILE, text + "\n")
 
 
 def format_report(report: Mapping[str, Any]) -> str:

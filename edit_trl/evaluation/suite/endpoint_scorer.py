@@ -103,7 +103,7 @@ class EndpointScorer(JournaledEndpoint):
         )
 
     def _check_tokens(self, ids: Sequence[int], texts: Sequence[str]) -> None:
-        """Check that most tokens have the same letters at the endpoint: engines differ in other characters."""
+        """Check that most tokens have the same letters at the endpoint; engines write others differently."""
         ours = [_letters(self._tokenizer.decode([token])) for token in ids]
         theirs = [_letters(text) for text in texts[: len(ids)]]
         pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a]
