@@ -324,7 +324,7 @@ def test_learning_curves(tmp_path):
     assert run["name"] == "train"
     assert [stage["name"] for stage in run["stages"]] == ["warm_up", "key_steps"]
     charts = dict(run["stages"][1]["charts"])
-    curves = {(name, held_out): points for name, held_out, points in charts["Likelihood a token (nats)"]}
+    curves = {(name, held_out): points for name, held_out, points in charts["Likelihood per token (nats)"]}
     assert set(curves) == {
         *((f"logps/{side}_{part}", False) for side in ("chosen", "rejected") for part in ("key", "context")),
         ("logps/chosen_key", True),

@@ -94,9 +94,10 @@ class TaskFile:
             yield f"`prompt` is no template ({error}); write {{{{ for a brace"
         if "question" not in names or names - _PLACEHOLDERS:
             yield f"`prompt` takes {{question}} and {{task_description}}, got {self.prompt!r}"
-        unknown = {kind for kind in (self.answer_types or {}).values() if kind not in get_args(AnswerType)}
+        types = get_args(AnswerType)
+        unknown = {kind for kind in (self.answer_types or {}).values() if kind not in types}
         if unknown:
-            yield f"`answer_types`: {', '.join(map(str, unknown))} is none of {', '.join(get_args(AnswerType))}"
+            yield f"`answer_types`: {', '.join(map(str, unknown))} is none of {', '.join(types)}"
         for name in ("rows", "shots"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 yield f"`{name}` must be at least 1, got {getattr(self, name)}"

@@ -124,7 +124,7 @@ def check_history(file: str | Path | None) -> None:
     with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
         if connection.execute(
             "SELECT 1 FROM sqlite_master"
-        ).fetchone():  # an empty file is about to be filled
+        ).fetchone():  # else another process is creating it
             _check(connection, file)
 
 

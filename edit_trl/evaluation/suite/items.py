@@ -1,9 +1,10 @@
-"""Numbers of a pair -> an item of a suite (L3)."""
+"""Log-probabilities of a pair -> an item of a suite."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import Literal, NamedTuple
 
 from edit_trl.data.answers import check_answer
@@ -12,9 +13,9 @@ from edit_trl.evaluation.suite.cases import SuiteCase
 
 
 class WrongTurnAt(NamedTuple):
-    """A token of the correct chain that is not the likeliest in its place: which, its text, the other's."""
+    """A token of the correct chain that is not the most likely one: its index, its text, the text instead."""
 
-    place: int
+    position: int
     token: str
     instead: str
 
@@ -39,7 +40,7 @@ def not_finite(name: str, side: str, logps: Sequence[float]) -> str | None:
 def continuation_of(
     case: SuiteCase, whole: str, response: str, branch: Literal["right", "wrong", "neither"], cut_off: bool
 ) -> Continuation:
-    """Check a continuation's answer: `whole` is the shared beginning and the response."""
+    """Check the answer of a continuation; `whole` is the shared beginning and the response."""
     check = None
     if case.answer is not None:
         check = check_answer(whole, case.answer, case.answer_type)
@@ -59,20 +60,20 @@ def suite_item(
     wrong_turn: WrongTurnAt | None,
     greedy: Continuation | None,
 ) -> SuiteItem:
-    """Put an item together.
+    """Make the item of a pair.
 
     Args:
         case: The pair.
         chosen: Log-probability of each token of the correct chain.
-        rejected: Of the wrong one.
-        wrong_turn: The first token of the correct chain that greedy decoding would not have written.
-        greedy: What the model wrote.
+        rejected: Log-probability of each token of the wrong chain.
+        wrong_turn: The first token of the correct chain that greedy decoding would not generate.
+        greedy: The greedy continuation of the shared beginning.
     """
     logps: Logps = {
         "chosen": _mean(chosen),
         "rejected": _mean(rejected),
-        "chosen_key": _mean(_of_mask(chosen, case.tokens["chosen_key_mask"])),
-        "rejected_key": _mean(_of_mask(rejected, case.tokens["rejected_key_mask"])),
+        "chosen_key": _mean(compress(chosen, case.tokens["chosen_key_mask"])),
+        "rejected_key": _mean(compress(rejected, case.tokens["rejected_key_mask"])),
     }
     margin = logps["chosen"] - logps["rejected"]
     key_margin = None
@@ -97,26 +98,22 @@ def suite_item(
         "first_wrong": None if wrong_turn is None else _turn(case, chosen, wrong_turn),
         "greedy": greedy,
         "tokens": {
-            side: [[*span, round(logp, 5)] for span, logp in zip(case.offsets[side], logps_, strict=True)]
-            for side, logps_ in (("chosen", chosen), ("rejected", rejected))
+            side: [[*span, round(logp, 5)] for span, logp in zip(case.offsets[side], values, strict=True)]
+            for side, values in (("chosen", chosen), ("rejected", rejected))
         },
     }
 
 
 def _turn(case: SuiteCase, logps: Sequence[float], turn: WrongTurnAt) -> WrongTurn:
-    start, end = case.offsets["chosen"][turn.place]
+    start, end = case.offsets["chosen"][turn.position]
     return {
         "start": start,
         "end": end,
         "token": turn.token,
         "instead": turn.instead,
-        "logp": logps[turn.place],
-        "at_key": case.tokens["chosen_key_mask"][turn.place],
+        "logp": logps[turn.position],
+        "at_key": case.tokens["chosen_key_mask"][turn.position],
     }
-
-
-def _of_mask(values: Sequence[float], mask: Sequence[bool]) -> list[float]:
-    return [value for value, wanted in zip(values, mask, strict=True) if wanted]
 
 
 def _mean(values: Iterable[float]) -> float | None:

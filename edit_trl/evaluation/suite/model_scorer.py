@@ -1,4 +1,4 @@
-"""A model in memory as the scorer of a suite (L3): one forward a pair, and a greedy continuation."""
+"""A scorer whose model is in memory: one forward per batch of pairs, and a greedy continuation."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ if TYPE_CHECKING:
 
 
 class ModelScorer:
-    """A model in memory; its mode, its settings, its hooks and the random state are left as they were found.
+    """A `CaseScorer` whose model is in memory.
+
+    The mode, the settings and the hooks of the model and the random state are restored after each batch.
 
     Args:
         model: A causal language model, or a PEFT model of one.
         tokenizer: Its tokenizer.
         cases: The suite.
-        batch_size: Pairs a forward.
-        layout: As in `evaluate_suite`.
-        max_new_tokens: How much is written after the shared beginning; 0 for nothing.
-        half_precision: Whether the forward runs in bf16 or fp16, whatever the weights are in.
+        batch_size: Number of pairs per forward.
+        layout: See `evaluate_suite`.
+        max_new_tokens: The most tokens to generate after the shared beginning; 0 to generate nothing.
+        half_precision: Whether the forward runs in bf16 or fp16, independent of the dtype of the weights.
 
     Raises:
-        InputError: A batch size below 1, or something to be written and no EOS token.
+        InputError: The batch size is below 1, or there is no EOS token.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class ModelScorer:
         self._eos = eos_ids(model, tokenizer)
 
     def plan(self) -> list[list[int]]:
-        """See `CaseScorer.plan`: the longest first, so that memory runs out at once or never."""
+        """See `CaseScorer.plan`. The longest cases come first, so that a lack of memory shows at once."""
         order = sorted(range(len(self._cases)), key=lambda index: -self._cases[index].length)
         size = self._batch_size
         return [order[start : start + size] for start in range(0, len(order), size)]
@@ -83,7 +85,7 @@ class ModelScorer:
         try:
             for batch in batches:
                 cases = [self._cases[index] for index in batch]
-                # Not around the loop: what is done between batches is not ours to make undone.
+                # Not around the loop: changes that the caller makes between batches must stay.
                 with undisturbed(self._model), torch.no_grad():
                     inputs = send_to_device(collator([_example(case) for case in cases]), self._model.device)
                     logps = scorer(self._model, inputs)
@@ -114,28 +116,28 @@ class ModelScorer:
         ]
 
     def _wrong_turn(self, case: SuiteCase, best: Sequence[int]) -> WrongTurnAt | None:
-        """Where greedy decoding leaves the correct chain, and for what; nothing is written after an EOS."""
-        for place, (token, wanted) in enumerate(zip(case.tokens["chosen_ids"], best, strict=True)):
+        """The token at which greedy decoding leaves the correct chain; generation ends at an EOS token."""
+        for position, (token, wanted) in enumerate(zip(case.tokens["chosen_ids"], best, strict=True)):
             if token != wanted:
-                return WrongTurnAt(place, self._text([token]), self._text([wanted]))
+                return WrongTurnAt(position, self._text([token]), self._text([wanted]))
             if token in self._eos:
                 break
         return None
 
     def _continuations(self, cases: Sequence[SuiteCase], best: Sequence[Sequence[int]]) -> list[Continuation]:
-        """What the model writes after the shared beginnings.
+        """Generate the continuations of the shared beginnings.
 
-        Their first tokens are known from the forward already, so that no near tie is decided twice.
+        Their first tokens come from the forward that scored the pairs, so that a near tie is decided once.
         """
         firsts = [ids[case.tokens["fork"]] for case, ids in zip(cases, best, strict=True)]
         prompts = [(*case.prefix, first) for case, first in zip(cases, firsts, strict=True)]
-        # Pairs of one correct chain may begin alike.
-        open_ones = [prompt for prompt in dict.fromkeys(prompts) if prompt[-1] not in self._eos]
-        written = dict.fromkeys(prompts, ())
-        if open_ones and self._max_new_tokens > 1:
-            written |= dict(zip(open_ones, self._generate(open_ones), strict=True))
+        # Several pairs may have the same beginning.
+        unfinished = [prompt for prompt in dict.fromkeys(prompts) if prompt[-1] not in self._eos]
+        rest = dict.fromkeys(prompts, ())
+        if unfinished and self._max_new_tokens > 1:
+            rest |= dict(zip(unfinished, self._generate(unfinished), strict=True))
         return [
-            self._continuation(case, [first, *written[prompt]])
+            self._continuation(case, [first, *rest[prompt]])
             for case, first, prompt in zip(cases, firsts, prompts, strict=True)
         ]
 
@@ -147,7 +149,7 @@ class ModelScorer:
         return output[:, inputs["input_ids"].size(1) :].tolist()
 
     def _continuation(self, case: SuiteCase, ids: list[int]) -> Continuation:
-        end = next((place for place, token in enumerate(ids) if token in self._eos), None)
+        end = next((position for position, token in enumerate(ids) if token in self._eos), None)
         fork = case.tokens["fork"]
         right, wrong = case.tokens["chosen_ids"][fork], case.tokens["rejected_ids"][fork : fork + 1]
         branch = "right" if ids[0] == right else "wrong" if ids[:1] == wrong else "neither"
@@ -164,7 +166,7 @@ class ModelScorer:
 
 
 def positions_of(config: PreTrainedConfig) -> int | None:
-    """How many tokens a model takes; None where its configuration does not say."""
+    """Maximum number of tokens of a model; None if its configuration does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
