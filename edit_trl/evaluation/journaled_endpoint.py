@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edit_trl.common.errors import InputError
-
-if TYPE_CHECKING:
-    from edit_trl.models.chat.dispatch import Answer, Failure, Limits
-    from edit_trl.models.chat.protocol import ChatRequest, Teacher
+from edit_trl.models.chat.dispatch import Answer, Dispatcher, Failure, Limits, stopped_by_signals
+from edit_trl.models.chat.journal import Journal
+from edit_trl.models.chat.protocol import ChatRequest, Teacher
 
 
 class JournaledEndpoint:
@@ -46,9 +44,6 @@ class JournaledEndpoint:
             InputError: The endpoint failed for good, or did not answer some requests. All answers received
                 until then are in the journal.
         """
-        from edit_trl.models.chat.dispatch import Dispatcher, Failure, stopped_by_signals
-        from edit_trl.models.chat.journal import Journal
-
         failures: list[Failure] = []
         try:
             with Journal(self._folder) as journal:

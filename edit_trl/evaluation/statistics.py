@@ -4,8 +4,8 @@ There are two intervals for two questions. "On these tasks": the items are a sam
 "On other tasks like these": whole tasks are resampled, since the items of one task are alike (Miller,
 arXiv 2411.00640). Tasks and seeds are few, and the percentile bootstrap of three to ten clusters is much too
 narrow: nominal 95% intervals cover 50% to 90%. So the bootstrap gives only the standard error, whose variance
-is multiplied by n / (n - 1), and Student's t gives its multiple (Cameron & Miller 2015, section VI; Hesterberg
-2015). `tests/evaluation/test_statistics.py` simulates the coverage of the intervals.
+is multiplied by n / (n - 1), and Student's t gives its multiple (Cameron & Miller 2015, section VI;
+Hesterberg 2015). `tests/evaluation/test_statistics.py` simulates the coverage of the intervals.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from transformers import GenerationConfig
 from edit_trl import DualCoTTrainer, evaluate_accuracy
 from edit_trl.common.errors import InputError
 from edit_trl.evaluation import format_table
-from edit_trl.evaluation.accuracy.answering import answer_problems, checked_item, finish_run
+from edit_trl.evaluation.accuracy.answering import answer_problems, checked_item
 from edit_trl.evaluation.accuracy.problems import encode, problems_of
 from edit_trl.evaluation.runs.folder import RunFolder
+from edit_trl.evaluation.runs.resuming import finish_run
 from edit_trl.evaluation.runs.schema import RunRecord
 from edit_trl.models.decoding import Decoding, Generated
 from edit_trl.models.generation import ModelGenerator

@@ -18,12 +18,13 @@ from edit_trl.common.errors import InputError
 from edit_trl.data.dual_cots import chain_text
 from edit_trl.data.tokenization import tokenize_with_offsets
 from edit_trl.evaluation.runs.folder import RunFolder
+from edit_trl.evaluation.runs.resuming import finish_run
 from edit_trl.evaluation.runs.schema import Run, RunRecord, SuiteItem
 from edit_trl.evaluation.runs.scores import mean_scores
 from edit_trl.evaluation.runs.tables import run_table
 from edit_trl.evaluation.suite import model_scorer as suite_model
 from edit_trl.evaluation.suite.cases import cases_of
-from edit_trl.evaluation.suite.evaluate_suite import finish_suite, score_cases
+from edit_trl.evaluation.suite.evaluate_suite import score_cases
 from edit_trl.evaluation.suite.model_scorer import ModelScorer
 
 
@@ -305,7 +306,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(killed_after, tmp_path, model, t
     cases, _ = cases_of(rows, tokenizer, max_new_tokens=4)
     whole = RunFolder(tmp_path / "whole", record())
     score_cases(cases, ModelScorer(model, tokenizer, cases, batch_size=2, max_new_tokens=4), folder=whole)
-    run = finish_suite(whole, cases)
+    run = finish_run(whole, cases)
     assert [item["id"] for item in run.items] == [case.id for case in cases]
 
     scorer = ModelScorer(model, tokenizer, cases, batch_size=2, max_new_tokens=4)
@@ -321,7 +322,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(killed_after, tmp_path, model, t
     scorer.run = lambda batches: ran.extend(batches) or run_batches(batches)
     score_cases(cases, scorer, folder=part)
     assert len(ran) == len(scorer.plan()) - killed_after
-    finish_suite(part, cases)
+    finish_run(part, cases)
     assert (part.path / "items.jsonl").read_bytes() == (whole.path / "items.jsonl").read_bytes()
 
 

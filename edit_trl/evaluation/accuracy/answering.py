@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
-
-from tqdm.auto import tqdm
 
 from edit_trl.common.tables import aligned
 from edit_trl.data.answers import AnswerType, Verdict, check_answer
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
 from edit_trl.evaluation.runs.folder import RunFolder
-from edit_trl.evaluation.runs.schema import EvaluateItem, Run, Sample, key_of
-from edit_trl.evaluation.runs.scores import run_scores
+from edit_trl.evaluation.runs.resuming import complete_items
+from edit_trl.evaluation.runs.schema import EvaluateItem, Sample
 from edit_trl.models.decoding import Decoding
 
 if TYPE_CHECKING:
@@ -171,41 +169,24 @@ def answer_problems(
     Returns:
         The items, in the order of the problems.
     """
-    items_by_key = dict(folder.done) if folder else {}
-    keys = [(problem.task, problem.id) for problem in problems]
-    batches = generator.plan([len(prompt) for prompt in prompts])
-    # A batch is always generated as a whole: another batch could change rounding, and so a response.
-    remaining = [batch for batch in batches if any(keys[index] not in items_by_key for index in batch)]
-    count = sum(map(len, remaining))
-    bar = tqdm(
-        total=len(problems),
-        initial=len(problems) - count,
-        desc="Generating",
-        unit="problem",
-        disable=not progress or not count,
-    )
-    started, tokens = time.perf_counter(), 0
-    if folder:
-        folder.start()
-    with bar:
-        for batch, samples in generator.run(prompts, remaining):
-            items = [
+
+    def make_items(batches: Sequence[list[int]]) -> Iterator[list[EvaluateItem]]:
+        for batch, samples in generator.run(prompts, batches):
+            yield [
                 checked_item(problems[index], responses)
                 for index, responses in zip(batch, samples, strict=True)
             ]
-            items_by_key |= {key_of(item): item for item in items}
-            if folder:
-                folder.append(items)
-            tokens += sum(response.tokens for responses in samples for response in responses)
-            bar.update(len(batch))
-            bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):.0f} tokens/s")
-    return [items_by_key[key] for key in keys]
 
-
-def finish_run(folder: RunFolder, problems: Sequence[Problem]) -> Run:
-    """Write the scores of a run that has all its items."""
-    order = [(problem.task, problem.id) for problem in problems]
-    return folder.finish(order, *run_scores([folder.done[key] for key in order], "evaluate"))
+    batches = generator.plan([len(prompt) for prompt in prompts])
+    return complete_items(
+        problems,
+        batches,
+        make_items,
+        folder,
+        description="Generating",
+        unit="problem",
+        progress=progress,
+    )
 
 
 def checked_item(problem: Problem, responses: Sequence[Generated]) -> EvaluateItem:

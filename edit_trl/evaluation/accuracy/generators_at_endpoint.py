@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edit_trl.evaluation.journaled_endpoint import JournaledEndpoint
-from edit_trl.models.decoding import Generated
-
-if TYPE_CHECKING:
-    from edit_trl.models.chat.dispatch import Limits
-    from edit_trl.models.chat.protocol import ChatRequest, Teacher
-    from edit_trl.models.decoding import Decoding
+from edit_trl.models.chat.dispatch import Limits
+from edit_trl.models.chat.protocol import ChatRequest, Sampling, Teacher
+from edit_trl.models.decoding import Decoding, Generated
 
 Prompt = Any  # text, or messages
 
@@ -56,8 +53,6 @@ class EndpointGenerator(JournaledEndpoint):
                 yield [index], [[sample for _, sample in sorted(samples[index].items())]]
 
     def _requests(self, prompts: Sequence[Prompt], indexes: Sequence[int]) -> Iterator[ChatRequest]:
-        from edit_trl.models.chat.protocol import ChatRequest, Sampling
-
         decoding = self._decoding
         sampling = Sampling(decoding.temperature, decoding.top_p, decoding.max_new_tokens)
         for index in indexes:

@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.evaluation.accuracy.answering import answer_problems
+from edit_trl.evaluation.accuracy.config import EvaluateArguments
+from edit_trl.evaluation.accuracy.generators_at_endpoint import EndpointGenerator
+from edit_trl.evaluation.accuracy.problems import Problem, encode
+from edit_trl.evaluation.accuracy.tasks import Tasks
+from edit_trl.evaluation.harness import HarnessTasks, evaluate_with_harness, write_harness
+from edit_trl.evaluation.runs.folder import RunFolder, read_run
+from edit_trl.evaluation.runs.history import record_run
+from edit_trl.evaluation.runs.resuming import finish_run
+from edit_trl.evaluation.runs.schema import Run
+from edit_trl.models.chat.dispatch import Limits
+from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
+from edit_trl.models.chat.options import EndpointArguments
+from edit_trl.models.decoding import Generator
+from edit_trl.models.identity import model_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from edit_trl.evaluation.accuracy.config import EvaluateArguments
-    from edit_trl.evaluation.accuracy.generators_at_endpoint import EndpointGenerator
-    from edit_trl.evaluation.accuracy.problems import Problem
-    from edit_trl.evaluation.accuracy.tasks import Tasks
-    from edit_trl.evaluation.harness import HarnessTasks
-    from edit_trl.evaluation.runs.schema import Run
-    from edit_trl.models.chat.dispatch import Limits
-    from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
-    from edit_trl.models.chat.options import EndpointArguments
-    from edit_trl.models.decoding import Generator
 
     LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -47,11 +51,6 @@ def measure_accuracy(
     Raises:
         InputError: The options or the model are wrong, or an endpoint failed for good.
     """
-    from edit_trl.evaluation.accuracy.answering import answer_problems, finish_run
-    from edit_trl.evaluation.runs.folder import RunFolder, read_run
-    from edit_trl.evaluation.runs.history import record_run
-    from edit_trl.models.identity import model_hash
-
     client = endpoint.endpoint() if endpoint.base_urls else None
     if client and arguments.actors is not None:
         raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
@@ -94,8 +93,6 @@ def measure_with_harness(
     Returns:
         The results, and the file in the folder of the run that holds them.
     """
-    from edit_trl.evaluation.harness import evaluate_with_harness, write_harness
-
     model, tokenizer = loaded or arguments.load()
     results = evaluate_with_harness(
         model,
@@ -112,8 +109,6 @@ def measure_with_harness(
 def _endpoint_generator(
     arguments: EvaluateArguments, client: OpenAICompatibleTeacher, folder: Path, limits: Limits
 ) -> EndpointGenerator:
-    from edit_trl.evaluation.accuracy.generators_at_endpoint import EndpointGenerator
-
     if arguments.engine == "ray":
         from edit_trl.models.cluster.chat import on_ray
 
@@ -124,11 +119,9 @@ def _endpoint_generator(
 
 
 def _loaded_generator(
-    arguments: EvaluateArguments, problems: Sequence[Problem], model_hash: str
+    arguments: EvaluateArguments, problems: Sequence[Problem], expected_hash: str
 ) -> tuple[Generator, list[list[int]], LoadedModel | None]:
     """The generator and the prompts as token ids; also the model, if it is in this process."""
-    from edit_trl.evaluation.accuracy.problems import encode
-
     loaded = None
     if arguments.engine == "ray":
         from edit_trl.evaluation.accuracy.generators_on_ray import RayGenerator
@@ -136,7 +129,7 @@ def _loaded_generator(
 
         base, trusted = adapter_base(arguments.model), arguments.trust_remote_code
         tokenizer = load_tokenizer(arguments.model, base, trust_remote_code=trusted)
-        generator = RayGenerator(arguments, model_hash)
+        generator = RayGenerator(arguments, expected_hash)
         positions = generator.positions
     else:
         from edit_trl.evaluation.accuracy.generators import load_generator

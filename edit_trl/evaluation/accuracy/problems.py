@@ -37,6 +37,11 @@ class Problem:
     mistake: list[str] | None = None
     source: str | None = None
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """The task and the id."""
+        return self.task, self.id
+
 
 def problems_of(
     rows: Sequence[Mapping[str, Any]],
@@ -101,7 +106,7 @@ def check_ids(problems: Sequence[Problem], where: str = "") -> None:
     Raises:
         InputError: Names every id that occurs more than once.
     """
-    counts = Counter((problem.task, problem.id) for problem in problems)
+    counts = Counter(problem.key for problem in problems)
     raise_all(
         f"{where}id {name!r} occurs {count} times in task {task!r}"
         for (task, name), count in counts.items()

@@ -157,11 +157,7 @@ class Comparison:
 
 
 def compare_runs(
-    baseline: Runs,
-    *others: Runs,
-    score: str | None = None,
-    by: GroupBy = "task",
-    any_decoding: bool = False,
+    baseline: Runs, *others: Runs, score: str | None = None, by: GroupBy = "task", any_decoding: bool = False
 ) -> Comparison:
     """Compare systems with a baseline, on the items that they share.
 

@@ -102,9 +102,8 @@ def _table(comparison: Comparison, system: SystemComparison, console: Console) -
     """The table of groups; a narrow terminal gets narrower columns and shortened names."""
     from rich.measure import Measurement
 
-    unbound = console.options.update(
-        max_width=10_000
-    )  # else the measurement is limited to the width of the terminal
+    # Without a larger `max_width`, the measurement is limited to the width of the terminal.
+    unbound = console.options.update(max_width=10_000)
     for padding in (1, 0):
         table = _columns(comparison, system, padding)
         excess = Measurement.get(console, unbound, table).maximum - console.width

@@ -60,10 +60,7 @@ def read_references(source: str, config: str | None = None, split: str | None = 
 
     return {
         # `edit-trl evaluate` also numbers rows without an id. It takes the task of others from the task file.
-        (row.get("task"), row.get("id") or str(number)): (
-            chain_text(row["chosen"]),
-            row.get("answer"),
-        )
+        (row.get("task"), row.get("id") or str(number)): (chain_text(row["chosen"]), row.get("answer"))
         for number, row in enumerate(rows_of(load_dual_cots(source, name=config, split=split)), 1)
     }
 

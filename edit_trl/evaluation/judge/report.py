@@ -142,12 +142,7 @@ def _position(judged: Sequence[Judgement], place: int) -> dict[str, Any]:
     scores = [judgement.scores[model] for judgement, model in zip(judged, models, strict=True)]
     effects = [score - totals[model] / len(judged) for model, score in zip(models, scores, strict=True)]
     effect, interval = _mean(effects)
-    return {
-        "position": place + 1,
-        "mean": _mean(scores)[0],
-        "effect": effect,
-        "interval": interval,
-    }
+    return {"position": place + 1, "mean": _mean(scores)[0], "effect": effect, "interval": interval}
 
 
 def _mean(

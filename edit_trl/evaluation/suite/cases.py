@@ -55,6 +55,11 @@ class SuiteCase:
     offsets: dict[str, list[Span]]
 
     @property
+    def key(self) -> tuple[str, str]:
+        """The task and the id."""
+        return self.task, self.id
+
+    @property
     def name(self) -> str:
         """The name of the pair in messages."""
         return f"row {self.row} ({self.id})"
@@ -169,11 +174,7 @@ def _check_ids(keys: Sequence[tuple[str, str]], where: str) -> None:
 
 
 def _case(
-    number: int,
-    name: str,
-    pair: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    method: KeyStepMethod,
+    number: int, name: str, pair: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, method: KeyStepMethod
 ) -> SuiteCase:
     tokens, offsets = tokenize_with_offsets(pair, tokenizer, key_step_method=method)
     texts = {side: chain_text(pair[side]) for side in ("chosen", "rejected")}

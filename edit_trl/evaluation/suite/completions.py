@@ -10,7 +10,7 @@ Read in vllm: `OpenAIServingCompletion.create_completion` (token ids as a prompt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,6 @@ from edit_trl.models.chat.protocol import (
     MalformedResponse,
     NoAnswer,
     RawResponse,
-    Sampling,
     TeacherUnusable,
 )
 
@@ -45,33 +44,12 @@ class Completion(ChatResponse):
     choice: Mapping[str, Any] = field(default_factory=dict)
 
 
-def score_request(name: str, prompt: Sequence[int], side: str, chain: Sequence[int]) -> ChatRequest:
-    """Ask for the log-probabilities of a chain.
-
-    Args:
-        name: What messages call the pair.
-        prompt: Token ids of the prompt.
-        side: "correct" or "wrong".
-        chain: Token ids of the chain.
-    """
-    # Some engines must generate at least one token. It comes last and is not read.
-    return _request("score", name, (("prompt", prompt), (side, chain)), max_tokens=1)
-
-
-def continue_request(name: str, prompt: Sequence[int], max_tokens: int) -> ChatRequest:
-    """Ask for the greedy continuation of a prompt, given as token ids."""
-    return _request("continue", name, (("prompt", prompt),), max_tokens)
-
-
-def _request(
-    stage: Any, name: str, parts: Sequence[tuple[str, Sequence[int]]], max_tokens: int
-) -> ChatRequest:
-    messages = tuple((role, " ".join(map(str, ids))) for role, ids in parts)
-    return ChatRequest(stage, name, "", messages, Sampling(temperature=0.0, max_tokens=max_tokens))
-
-
 class CompletionTeacher(OpenAICompatibleTeacher):
-    """A model that answers the requests of `score_request` and `continue_request`."""
+    """A model that scores chains and continues prompts, which requests hold as token ids.
+
+    A request with the stage "score" has the messages ("prompt", ids) and ("correct" or "wrong", ids), and asks
+    for log-probabilities of the second one. A request with the stage "continue" has only the first one.
+    """
 
     async def attempt(self, request: ChatRequest) -> RawResponse:
         """Ask once; see `Teacher.attempt`.

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from edit_trl.common.errors import InputError
 from edit_trl.evaluation.journaled_endpoint import JournaledEndpoint
 from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
-from edit_trl.evaluation.suite.completions import continue_request, logprobs_of, score_request
+from edit_trl.evaluation.suite.cases import SuiteCase
+from edit_trl.evaluation.suite.completions import logprobs_of
 from edit_trl.evaluation.suite.items import WrongTurnAt, continuation_of, suite_item
+from edit_trl.models.chat.dispatch import Limits
+from edit_trl.models.chat.protocol import ChatRequest, Sampling, Teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from edit_trl.evaluation.suite.cases import SuiteCase
-    from edit_trl.models.chat.dispatch import Limits
-    from edit_trl.models.chat.protocol import ChatRequest, Teacher
 
 Choice = Mapping[str, Any]
 
@@ -75,11 +75,14 @@ class EndpointScorer(JournaledEndpoint):
                 yield [self._item(cases[name], choices.pop(name))]
 
     def _requests(self, case: SuiteCase) -> Iterator[ChatRequest]:
-        prompt = case.tokens["prompt_ids"]
-        yield score_request(case.name, prompt, "correct", case.tokens["chosen_ids"])
-        yield score_request(case.name, prompt, "wrong", case.tokens["rejected_ids"])
+        prompt = ("prompt", _text(case.tokens["prompt_ids"]))
+        for side, name in (("correct", "chosen_ids"), ("wrong", "rejected_ids")):
+            messages = (prompt, (side, _text(case.tokens[name])))
+            # Some engines must generate at least one token. It comes last and is not read.
+            yield ChatRequest("score", case.name, "", messages, Sampling(0.0, max_tokens=1))
         if self._max_new_tokens:
-            yield continue_request(case.name, case.prefix, self._max_new_tokens)
+            sampling = Sampling(0.0, max_tokens=self._max_new_tokens)
+            yield ChatRequest("continue", case.name, "", (("prompt", _text(case.prefix)),), sampling)
 
     def _item(self, case: SuiteCase, choices: Mapping[str, Choice]) -> SuiteItem:
         chosen = self._scored(case, "chosen", choices["correct"])
@@ -135,6 +138,10 @@ class EndpointScorer(JournaledEndpoint):
         beginning = self._tokenizer.decode(case.tokens["chosen_ids"][:fork], skip_special_tokens=True)
         cut_off = choice.get("finish_reason") == "length"
         return continuation_of(case, beginning + response, response, branch, cut_off)
+
+
+def _text(ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids))
 
 
 def _purpose(request: ChatRequest) -> str:

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tqdm.auto import tqdm
-
 from edit_trl.data.row import rows_of
 from edit_trl.evaluation.runs.folder import RunFolder
-from edit_trl.evaluation.runs.schema import Run, SuiteItem, key_of
+from edit_trl.evaluation.runs.resuming import complete_items
+from edit_trl.evaluation.runs.schema import SuiteItem
 from edit_trl.evaluation.runs.scores import run_scores
 from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
 
@@ -128,11 +127,7 @@ class CaseScorer(Protocol):
 
 
 def score_cases(
-    cases: Sequence[SuiteCase],
-    scorer: CaseScorer,
-    *,
-    folder: RunFolder | None = None,
-    progress: bool = True,
+    cases: Sequence[SuiteCase], scorer: CaseScorer, *, folder: RunFolder | None = None, progress: bool = True
 ) -> list[SuiteItem]:
     """Score the cases of a suite.
 
@@ -145,30 +140,6 @@ def score_cases(
     Returns:
         The items, in the order of the cases.
     """
-    items_by_key = dict(folder.done) if folder else {}
-    keys = [(case.task, case.id) for case in cases]
-    # A batch is always scored as a whole: another batch could change the rounding.
-    remaining = [batch for batch in scorer.plan() if any(keys[index] not in items_by_key for index in batch)]
-    count = sum(map(len, remaining))
-    bar = tqdm(
-        total=len(cases),
-        initial=len(cases) - count,
-        desc="Scoring",
-        unit="pair",
-        disable=not progress or not count,
+    return complete_items(
+        cases, scorer.plan(), scorer.run, folder, description="Scoring", unit="pair", progress=progress
     )
-    if folder:
-        folder.start()
-    with bar:
-        for items in scorer.run(remaining):
-            items_by_key |= {key_of(item): item for item in items}
-            if folder:
-                folder.append(items)
-            bar.update(len(items))
-    return [items_by_key[key] for key in keys]
-
-
-def finish_suite(folder: RunFolder, cases: Sequence[SuiteCase]) -> Run:
-    """Write the scores of a run that has all its items."""
-    order = [(case.task, case.id) for case in cases]
-    return folder.finish(order, *run_scores([folder.done[key] for key in order], "suite"))

@@ -8,17 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import content_hash
+from edit_trl.data.dual_cots import load_dual_cots
+from edit_trl.data.procedural import ProceduralTeacher, generate_dual_cots
+from edit_trl.data.row import rows_of
+from edit_trl.evaluation.runs.folder import RunFolder, read_run
+from edit_trl.evaluation.runs.history import check_history, record_run
+from edit_trl.evaluation.runs.resuming import finish_run
+from edit_trl.evaluation.runs.schema import Run
+from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
+from edit_trl.evaluation.suite.completions import CompletionTeacher
+from edit_trl.evaluation.suite.config import SuiteArguments
+from edit_trl.evaluation.suite.endpoint_scorer import EndpointScorer
+from edit_trl.evaluation.suite.evaluate_suite import SUITE_VERSION, CaseScorer, score_cases
+from edit_trl.evaluation.suite.run_pairs import pairs_of_run
+from edit_trl.models.chat.dispatch import Limits
+from edit_trl.models.chat.options import EndpointArguments
+from edit_trl.models.identity import model_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from edit_trl.evaluation.runs.schema import Run
-    from edit_trl.evaluation.suite.cases import SuiteCase
-    from edit_trl.evaluation.suite.completions import CompletionTeacher
-    from edit_trl.evaluation.suite.config import SuiteArguments
-    from edit_trl.evaluation.suite.evaluate_suite import CaseScorer
-    from edit_trl.models.chat.dispatch import Limits
-    from edit_trl.models.chat.options import EndpointArguments
 
 
 def measure_suite(
@@ -41,16 +50,10 @@ def measure_suite(
         InputError: The options, the pairs or the model are wrong, or an endpoint failed for good.
         FloatingPointError: A log-probability is not finite; names the pair.
     """
-    from edit_trl.common.files import content_hash
-    from edit_trl.evaluation.runs.folder import RunFolder, read_run
-    from edit_trl.evaluation.runs.history import check_history, record_run
-    from edit_trl.evaluation.suite.cases import cases_of
-    from edit_trl.evaluation.suite.evaluate_suite import SUITE_VERSION, finish_suite, score_cases
-
     check_history(arguments.history)
     rows, source = _read_rows(arguments, recipe_folder)
     client = _client(arguments, endpoint) if endpoint.base_urls else None
-    model_hash, tokenizer, positions = _describe_model(arguments, client)
+    weights_hash, tokenizer, positions = _describe_model(arguments, client)
     cases, left_out = cases_of(
         rows,
         tokenizer,
@@ -63,7 +66,7 @@ def measure_suite(
     skipped = f"; {left_out} rows left out, correct chains alone" if left_out else ""
     say(f"{len(cases)} pairs of {len({case.task for case in cases})} tasks{skipped}")
     record = arguments.record(
-        model_hash=model_hash,
+        model_hash=weights_hash,
         settings=arguments.settings,
         tasks={case.task: SUITE_VERSION for case in cases},
         data_hash=content_hash([case.content() for case in cases]),
@@ -77,34 +80,25 @@ def measure_suite(
         if client is not None:
             scorer = _endpoint_scorer(arguments, client, folder.path, limits, tokenizer, cases)
         else:
-            scorer = _loaded_scorer(arguments, model_hash, tokenizer, cases)
+            scorer = _loaded_scorer(arguments, weights_hash, tokenizer, cases)
         try:
             score_cases(cases, scorer, folder=folder)
         finally:
             folder.pause()
-        run = finish_suite(folder, cases)
+        run = finish_run(folder, cases)
     record_run(run, arguments.history)
     return run
 
 
 def _read_rows(arguments: SuiteArguments, recipe_folder: Path) -> tuple[Iterable[Mapping[str, Any]], str]:
     """The dual CoTs, and what messages call them."""
-    from edit_trl.data.row import rows_of
-
     if arguments.rows is not None:
-        from edit_trl.data.procedural import ProceduralTeacher, generate_dual_cots
-
         teacher = ProceduralTeacher(arguments.families, seed=arguments.seed, difficulty=arguments.difficulty)
         dual_cots = generate_dual_cots(teacher, arguments.rows, conversational=arguments.conversational)
         return rows_of(dual_cots), "procedural teacher"
     if arguments.from_run is not None:
-        from edit_trl.evaluation.runs.folder import read_run
-        from edit_trl.evaluation.suite.run_pairs import pairs_of_run
-
         run = read_run(_resolved(arguments.from_run, recipe_folder))
         return pairs_of_run(run, arguments.pairs_per_question), arguments.from_run
-    from edit_trl.data.dual_cots import load_dual_cots
-
     source = _resolved(arguments.dataset_name, recipe_folder)
     dataset = load_dual_cots(
         source,
@@ -122,8 +116,6 @@ def _resolved(name: str, recipe_folder: Path) -> str:
 
 
 def _client(arguments: SuiteArguments, endpoint: EndpointArguments) -> CompletionTeacher:
-    from edit_trl.evaluation.suite.completions import CompletionTeacher
-
     client = CompletionTeacher(
         endpoint.model or "",
         endpoint.base_urls,
@@ -151,7 +143,6 @@ def _describe_model(
         tokenizer = load_tokenizer(arguments.tokenizer, trust_remote_code=arguments.trust_remote_code)
         return client.address, tokenizer, None
     from edit_trl.evaluation.suite.model_scorer import tokenizer_of
-    from edit_trl.models.identity import model_hash
 
     return model_hash(arguments.model), *tokenizer_of(arguments)
 
@@ -164,8 +155,6 @@ def _endpoint_scorer(
     tokenizer: PreTrainedTokenizerBase,
     cases: Sequence[SuiteCase],
 ) -> CaseScorer:
-    from edit_trl.evaluation.suite.endpoint_scorer import EndpointScorer
-
     # `batch_size` counts pairs, whose two chains are scored at the same time.
     limits = replace(limits, max_concurrency=min(limits.max_concurrency, 2 * arguments.batch_size))
     if arguments.engine == "ray":
@@ -181,14 +170,14 @@ def _endpoint_scorer(
 
 def _loaded_scorer(
     arguments: SuiteArguments,
-    model_hash: str,
+    weights_hash: str,
     tokenizer: PreTrainedTokenizerBase,
     cases: Sequence[SuiteCase],
 ) -> CaseScorer:
     if arguments.engine == "ray":
         from edit_trl.evaluation.suite.ray_scorer import RayScorer
 
-        return RayScorer(arguments, model_hash, cases)
+        return RayScorer(arguments, weights, cases)
     from edit_trl.evaluation.suite.model_scorer import load_scorer
 
     return load_scorer(arguments, tokenizer, cases)
