@@ -179,13 +179,7 @@ def answer_problems(
 
     batches = generator.plan([len(prompt) for prompt in prompts])
     return complete_items(
-        problems,
-        batches,
-        make_items,
-        folder,
-        description="Generating",
-        unit="problem",
-        progress=progress,
+        problems, batches, make_items, folder, description="Generating", unit="problem", progress=progress
     )
 
 
@@ -195,13 +189,7 @@ def checked_item(problem: Problem, responses: Sequence[Generated]) -> EvaluateIt
     verdict, value = _majority([(sample["verdict"], sample["value"]) for sample in samples])
     lenient = _majority([(sample["lenient_verdict"], sample["lenient_value"]) for sample in samples])
     return {
-        "task": problem.task,
-        "id": problem.id,
-        "prompt": problem.prompt,
-        "answer": problem.answer,
-        "answer_type": problem.answer_type,
-        "mistake": problem.mistake,
-        "source": problem.source,
+        **vars(problem),
         "verdict": verdict,
         "value": value,
         "lenient_verdict": lenient[0],
@@ -212,21 +200,12 @@ def checked_item(problem: Problem, responses: Sequence[Generated]) -> EvaluateIt
 
 
 def _sample(problem: Problem, response: Generated) -> Sample:
-    strict, lenient = (
-        check_answer(response.text, problem.answer, problem.answer_type, lenient=lenient)
-        for lenient in (False, True)
-    )
-    return {
-        "response": response.text,
-        "verdict": strict.verdict,
-        "value": strict.value,
-        "span": list(strict.span) if strict.span else None,
-        "lenient_verdict": lenient.verdict,
-        "lenient_value": lenient.value,
-        "lenient_span": list(lenient.span) if lenient.span else None,
-        "cut_off": response.cut_off,
-        "tokens": response.tokens,
-    }
+    sample: dict[str, Any] = {"response": response.text}
+    for prefix, lenient in (("", False), ("lenient_", True)):
+        check = check_answer(response.text, problem.answer, problem.answer_type, lenient=lenient)
+        sample[f"{prefix}verdict"], sample[f"{prefix}value"] = check.verdict, check.value
+        sample[f"{prefix}span"] = list(check.span) if check.span else None
+    return sample | {"cut_off": response.cut_off, "tokens": response.tokens}
 
 
 def _majority(votes: Sequence[tuple[Verdict, str | None]]) -> tuple[Verdict, str | None]:

@@ -174,10 +174,7 @@ class SuiteCallback(TrainerCallback):
             rows = list(reversed(answered.values()))[: self._accuracy_rows]
             self._problems = problems_of(rows, where="suite dataset")
             _, self._prompts = encode(
-                self._problems,
-                tokenizer,
-                max_new_tokens=self._decoding.max_new_tokens,
-                positions=positions,
+                self._problems, tokenizer, max_new_tokens=self._decoding.max_new_tokens, positions=positions
             )
         self._check_metric(args)
 

@@ -47,8 +47,8 @@ class Completion(ChatResponse):
 class CompletionTeacher(OpenAICompatibleTeacher):
     """A model that scores chains and continues prompts, which requests hold as token ids.
 
-    A request with the stage "score" has the messages ("prompt", ids) and ("correct" or "wrong", ids), and asks
-    for log-probabilities of the second one. A request with the stage "continue" has only the first one.
+    A request with the stage "score" has the messages ("prompt", ids) and ("correct" or "wrong", ids), and
+    asks for log-probabilities of the second. A request with the stage "continue" has only the first.
     """
 
     async def attempt(self, request: ChatRequest) -> RawResponse:

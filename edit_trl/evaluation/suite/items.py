@@ -79,15 +79,8 @@ def suite_item(
     key_margin = None
     if logps["chosen_key"] is not None and logps["rejected_key"] is not None:
         key_margin = logps["chosen_key"] - logps["rejected_key"]
-    return {
-        "task": case.task,
-        "id": case.id,
-        "prompt": case.prompt,
-        "chosen": case.chosen,
-        "rejected": case.rejected,
-        "answer": case.answer,
-        "mistake": case.mistake,
-        "source": case.source,
+    names = ("task", "id", "prompt", "chosen", "rejected", "answer", "mistake", "source")
+    return {name: getattr(case, name) for name in names} | {
         "chosen_key_spans": case.key_spans("chosen"),
         "rejected_key_spans": case.key_spans("rejected"),
         "logps": logps,

@@ -15,7 +15,7 @@ from edit_trl.data.row import rows_of
 from edit_trl.evaluation.runs.folder import RunFolder, read_run
 from edit_trl.evaluation.runs.history import check_history, record_run
 from edit_trl.evaluation.runs.resuming import finish_run
-from edit_trl.evaluation.runs.schema import Run
+from edit_trl.evaluation.runs.schema import Run, RunRecord
 from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
 from edit_trl.evaluation.suite.completions import CompletionTeacher
 from edit_trl.evaluation.suite.config import SuiteArguments
@@ -53,7 +53,8 @@ def measure_suite(
     check_history(arguments.history)
     rows, source = _read_rows(arguments, recipe_folder)
     client = _client(arguments, endpoint) if endpoint.base_urls else None
-    weights_hash, tokenizer, positions = _describe_model(arguments, client)
+    weights_hash = client.address if client else model_hash(arguments.model)
+    tokenizer, positions = _tokenizer(arguments, is_remote=client is not None)
     cases, left_out = cases_of(
         rows,
         tokenizer,
@@ -77,10 +78,7 @@ def measure_suite(
         say(f"{folder.path} is finished ({folder.record.finished}), nothing to score")
         run = read_run(folder.path)
     else:
-        if client is not None:
-            scorer = _endpoint_scorer(arguments, client, folder.path, limits, tokenizer, cases)
-        else:
-            scorer = _loaded_scorer(arguments, weights_hash, tokenizer, cases)
+        scorer = _scorer(arguments, client, limits, record, tokenizer, cases)
         try:
             score_cases(cases, scorer, folder=folder)
         finally:
@@ -133,51 +131,42 @@ def _client(arguments: SuiteArguments, endpoint: EndpointArguments) -> Completio
     return client
 
 
-def _describe_model(
-    arguments: SuiteArguments, client: CompletionTeacher | None
-) -> tuple[str, PreTrainedTokenizerBase, int | None]:
-    """What tells the model from others, its tokenizer and its number of positions; it is not loaded yet."""
-    if client is not None:
+def _tokenizer(arguments: SuiteArguments, is_remote: bool) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """The tokenizer, and the maximum number of tokens of the model if it is known."""
+    if is_remote:
         from edit_trl.models.loading import load_tokenizer
 
-        tokenizer = load_tokenizer(arguments.tokenizer, trust_remote_code=arguments.trust_remote_code)
-        return client.address, tokenizer, None
+        trusted = arguments.trust_remote_code
+        return load_tokenizer(arguments.tokenizer, trust_remote_code=trusted), None
     from edit_trl.evaluation.suite.model_scorer import tokenizer_of
 
-    return model_hash(arguments.model), *tokenizer_of(arguments)
+    return tokenizer_of(arguments)
 
 
-def _endpoint_scorer(
+def _scorer(
     arguments: SuiteArguments,
-    client: CompletionTeacher,
-    folder: Path,
+    client: CompletionTeacher | None,
     limits: Limits,
+    record: RunRecord,
     tokenizer: PreTrainedTokenizerBase,
     cases: Sequence[SuiteCase],
 ) -> CaseScorer:
-    # `batch_size` counts pairs, whose two chains are scored at the same time.
-    limits = replace(limits, max_concurrency=min(limits.max_concurrency, 2 * arguments.batch_size))
-    if arguments.engine == "ray":
-        from edit_trl.models.cluster.chat import on_ray
+    is_on_ray = arguments.engine == "ray"
+    if client is not None:
+        # `batch_size` counts pairs, whose two chains are scored at the same time.
+        limits = replace(limits, max_concurrency=min(limits.max_concurrency, 2 * arguments.batch_size))
+        if is_on_ray:
+            from edit_trl.models.cluster.chat import on_ray
 
-        client = on_ray({"model": client}, None, limits.max_concurrency)["model"]
-    scorer = EndpointScorer(
-        client, folder, limits, tokenizer, cases, max_new_tokens=arguments.max_greedy_tokens
-    )
-    scorer.check()
-    return scorer
-
-
-def _loaded_scorer(
-    arguments: SuiteArguments,
-    weights_hash: str,
-    tokenizer: PreTrainedTokenizerBase,
-    cases: Sequence[SuiteCase],
-) -> CaseScorer:
-    if arguments.engine == "ray":
+            client = on_ray({"model": client}, None, limits.max_concurrency)["model"]
+        length = arguments.max_greedy_tokens
+        scorer = EndpointScorer(client, arguments.folder, limits, tokenizer, cases, max_new_tokens=length)
+        scorer.check()
+        return scorer
+    if is_on_ray:
         from edit_trl.evaluation.suite.ray_scorer import RayScorer
 
-        return RayScorer(arguments, weights, cases)
+        return RayScorer(arguments, record.model_hash, cases)
     from edit_trl.evaluation.suite.model_scorer import load_scorer
 
     return load_scorer(arguments, tokenizer, cases)
