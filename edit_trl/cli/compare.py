@@ -67,7 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         help="folders of runs, the baseline first; seeds of one system are joined by commas, or given as a "
         "pattern in quotes: 'outputs/edit_seed*'",
     )
-    add("--score", metavar="NAME", help="what is compared (default: accuracy, or key_preference of a suite)")
+    add(
+        "--score",
+        metavar="NAME",
+        help="the score to compare (default: accuracy, or key_preference of a suite)",
+    )
     add(
         "--by",
         choices=["task", "mistake", "source"],
@@ -77,14 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--any-decoding",
         action="store_true",
-        help="compare though decoding differs, as greedy with self-consistency",
+        help="compare runs although their decoding differs, such as greedy with self-consistency",
     )
     form = parser.add_argument_group("output, besides the table ('-': to stdout, in its place)")
     form.add_argument("--markdown", metavar="FILE", help="Markdown for a pull request")
     form.add_argument(
-        "--json", metavar="FILE", help="everything, with the items that flipped and are missing"
+        "--json", metavar="FILE", help="all results, with the items that flipped or are missing"
     )
-    form.add_argument("--junit", type=Path, metavar="FILE", help="JUnit XML, a test case a gate")
+    form.add_argument("--junit", type=Path, metavar="FILE", help="JUnit XML, one test case per gate")
     gate = parser.add_argument_group(
         "gates, for every run but the baseline (numbers in the score's unit: 0.5 or 50%, or nats)"
     )
@@ -117,7 +121,7 @@ def _check(options: argparse.Namespace, gates: Gates) -> None:
         errors.append("--markdown - and --json - cannot both go to stdout; name a file for one")
     if options.junit and not gates:
         errors.append(
-            "--junit has a test case a gate, and there is no gate; add one, such as --max-drop 0.02"
+            "--junit writes one test case per gate, and there is no gate; add one, such as --max-drop 0.02"
         )
     if errors:
         raise InputError(errors)

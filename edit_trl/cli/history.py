@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     elif not rows:
-        print(f"{file}: no run like that")
+        print(f"{file}: no matching run")
     else:
         _show(rows, options.metric, earlier)
     return 0

@@ -73,6 +73,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the page (default: %(default)s); an earlier report is replaced",
     )
-    add("--title", help="what the page is called")
+    add("--title", help="title of the page")
     add("--open", action="store_true", help="open it in the browser")
     return parser

@@ -233,9 +233,9 @@ def test_another_trainer_can_use_it(tmp_path):
 
 
 BAD_METRICS = {
-    "suite/key_preferance": ({}, "`metric_for_best_model: suite/key_preferance` is none of preference"),
+    "suite/key_preferance": ({}, "`metric_for_best_model: suite/key_preferance` is not one of preference"),
     "suite/accuracy": ({}, "accuracy needs `suite_accuracy_rows`"),
-    "suite/right_branch": ({}, "is none of"),
+    "suite/right_branch": ({}, "is not one of"),
     "suite/unparsed": ({"accuracy_rows": 1}, "needs `greater_is_better: false`"),
 }
 

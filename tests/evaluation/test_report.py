@@ -360,8 +360,8 @@ def test_an_interrupted_training_run_is_read_from_its_last_checkpoint(tmp_path):
     ("text", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "is no record of a training run"),
-        ('{"log_history": 3}', "is no list of logged steps"),
+        ("[]", "is not the record of a training run"),
+        ('{"log_history": 3}', "is not a list of logged steps"),
         ('{"log_history": []}', "has not logged anything yet"),
     ],
 )

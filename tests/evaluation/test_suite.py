@@ -273,7 +273,10 @@ BAD = {
     "no wrong chain": ([{"prompt": "a\n", "chosen": "b"}], "no column rejected"),
     "equal": ([{"prompt": "a\n", "chosen": "b", "rejected": "b"}], "row 1, rejected: equals chosen"),
     "same id": ([ROWS[0], ROWS[0]], "row 2, id"),
-    "id of a second pair": ([SEVERAL, {**ROWS[0], "task": "sums", "id": "sum/2"}], "would be called 'sum/2'"),
+    "id of a second pair": (
+        [SEVERAL, {**ROWS[0], "task": "sums", "id": "sum/2"}],
+        "would have the id 'sum/2'",
+    ),
     "no answer": ([{**ROWS[0], "answer": "12", "answer_type": "choice"}], "row 1: the known answer '12'"),
     "too long": ([ROWS[0], {**ROWS[1], "prompt": "word " * 600}], "row 2: prompt and chain have"),
 }

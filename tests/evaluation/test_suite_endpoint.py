@@ -148,10 +148,10 @@ def no_number(choice: dict) -> dict:
 
 
 BAD = {
-    "none": (Engine(without_logprobs), "gave 0 for"),
+    "none": (Engine(without_logprobs), "returned 0 log-probabilities for"),
     "generated": (Engine(of_the_generated_token_alone), "a suite needs the log-probabilities of the prompt"),
     "chat": (lambda body: completion("hello"), "a suite needs the log-probabilities of the prompt"),
-    "tokenizer": (Engine(other_tokens), "Name the tokenizer of its model"),
+    "tokenizer": (Engine(other_tokens), "Name the tokenizer of that model"),
     "not finite": (Engine(no_number), "the log-probability of token 1 of the correct chain is nan"),
     "empty": (lambda body: json.dumps({"choices": []}), "no choices (6 attempts)"),
 }

@@ -91,13 +91,13 @@ class TaskFile:
             names = {name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None}
         except ValueError as error:
             names = {"question"}
-            yield f"`prompt` is no template ({error}); write {{{{ for a brace"
+            yield f"`prompt` is not a template ({error}); write {{{{ for a brace"
         if "question" not in names or names - _PLACEHOLDERS:
             yield f"`prompt` takes {{question}} and {{task_description}}, got {self.prompt!r}"
         types = get_args(AnswerType)
         unknown = {kind for kind in (self.answer_types or {}).values() if kind not in types}
         if unknown:
-            yield f"`answer_types`: {', '.join(map(str, unknown))} is none of {', '.join(types)}"
+            yield f"`answer_types`: {', '.join(map(str, unknown))} is not one of {', '.join(types)}"
         for name in ("rows", "shots"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 yield f"`{name}` must be at least 1, got {getattr(self, name)}"

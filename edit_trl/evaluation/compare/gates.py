@@ -126,7 +126,7 @@ def _check(comparison: Comparison, gates: Gates) -> None:
 
 def _min_score(system: SystemComparison, least: float, score: str) -> GateResult:
     value = system.overall.other
-    message = f"{score} is {value_of(value, score)}, at least {value_of(least, score)} is asked for"
+    message = f"{score} is {value_of(value, score)}, at least {value_of(least, score)} is required"
     return GateResult("min-score", system.name, value >= least - _ROUNDING, message)
 
 

@@ -222,7 +222,7 @@ def _versions(first: Run, run: Run) -> list[str]:
     errors = []
     if before.verifier != now.verifier:
         errors.append(
-            f"{run.path} was judged by version {now.verifier!r} of the answer check, {first.path} by "
+            f"{run.path} was checked by version {now.verifier!r} of the answer check, {first.path} by "
             f"{before.verifier!r}; measure both with one version of edit_trl"
         )
     errors += [
@@ -249,9 +249,7 @@ def _decoding(first: Run, run: Run) -> list[str]:
     ]
     if not different:
         return []
-    return [
-        f"{run.path} decoded otherwise ({'; '.join(different)}); --any-decoding compares them all the same"
-    ]
+    return [f"{run.path} has another decoding ({'; '.join(different)}); --any-decoding compares them anyway"]
 
 
 def _asked(first: Run, run: Run, score: str) -> list[str]:

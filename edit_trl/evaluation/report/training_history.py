@@ -75,7 +75,7 @@ def _read_stage(folder: Path, name: str) -> StageLog:
     log = _read(state).get("log_history", []) if state else []
     run = _read(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
     if not (isinstance(log, list) and all(isinstance(entry, dict) for entry in log)):
-        raise InputError(f"{state}: `log_history` is no list of logged steps")
+        raise InputError(f"{state}: `log_history` is not a list of logged steps")
     finished = run.get("finished")
     return StageLog(name, finished if isinstance(finished, str) else None, log)
 
@@ -99,5 +99,5 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{file} is no record of a training run")
+        raise InputError(f"{file} is not the record of a training run")
     return values

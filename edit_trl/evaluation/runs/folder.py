@@ -58,7 +58,7 @@ class RunFolder:
             record = self._resume(record)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError(
-                f"{self.path} is not empty and holds no run of edit-trl; choose another, or remove it"
+                f"{self.path} is not empty and holds no run of edit-trl; choose another folder, or remove it"
             )
         elif blocked := next((above for above in self.path.parents if above.is_file()), None):
             raise InputError(f"output_dir {self.path}: {blocked} is a file, not a folder")
@@ -172,12 +172,10 @@ def read_run(path: str | Path) -> Run:
         raise InputError(f"no run of `edit-trl evaluate` or `suite` at {path} (no {RECORD_FILE} there)")
     record = _read_record(path)
     if record.finished is None:
-        raise InputError(f"{path}: this run is not finished; run its command again and it goes on")
+        raise InputError(f"{path}: this run is not finished; run its command again to resume it")
     items = _read_items(path, record.kind)
     if len(items) != record.items:
-        raise InputError(
-            f"{path}: {ITEMS_FILE} has {len(items)} items, {RECORD_FILE} speaks of {record.items}"
-        )
+        raise InputError(f"{path}: {ITEMS_FILE} has {len(items)} items, {RECORD_FILE} says {record.items}")
     return Run(path, record, items)
 
 
@@ -193,12 +191,12 @@ def _read_record(path: Path) -> RunRecord:
     if version != FORMAT:
         raise InputError(
             f"{file} has format {version!r}; edit_trl {installed_version('edit_trl')} reads format {FORMAT}. "
-            f"Measure anew, or use the version that wrote it ({writer or 'not said'})"
+            f"Run the evaluation again, or use the version that wrote it ({writer or 'not said'})"
         )
     names = {field.name for field in fields(RunRecord)}
     if values.keys() != names or values["kind"] not in _ITEM_KEYS:
         odd = sorted(values.keys() ^ names) or [f"kind {values['kind']!r}"]
-        raise InputError(f"{file} is no record of a run: {', '.join(odd)}")
+        raise InputError(f"{file} is not the record of a run: {', '.join(odd)}")
     return RunRecord(**values)
 
 
@@ -221,7 +219,7 @@ def _read_items(path: Path, kind: str, torn: bool = False) -> list[Any]:
         except ValueError as error:
             raise InputError(f"{file}, line {number}: not JSON: {error}") from error
         if not isinstance(item, dict) or item.keys() != _ITEM_KEYS[kind]:
-            raise InputError(f"{file}, line {number}: no item of `edit-trl {kind}`")
+            raise InputError(f"{file}, line {number}: not an item of `edit-trl {kind}`")
         items.append(item)
     return items
 

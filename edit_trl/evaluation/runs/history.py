@@ -204,7 +204,7 @@ def _opened(file: Path, address: str) -> Iterator[sqlite3.Connection]:
 def _check(connection: sqlite3.Connection, file: Path) -> None:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if "runs" not in tables:
-        raise InputError(f"{file} is a database, but no history of edit-trl; name another file")
+        raise InputError(f"{file} is a database, but not a history of edit-trl; name another file")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version != SCHEMA_VERSION:
         raise InputError(

@@ -185,7 +185,7 @@ class SuiteCallback(TrainerCallback):
         names = (*_PAIR_SCORES, *(_ACCURACY_SCORES if self._problems else ()))
         if metric not in names:
             raise InputError(
-                f"`metric_for_best_model: {PREFIX}{metric}` is none of {', '.join(names)}"
+                f"`metric_for_best_model: {PREFIX}{metric}` is not one of {', '.join(names)}"
                 + ("" if self._problems else "; accuracy needs `suite_accuracy_rows`")
             )
         if args.greater_is_better == (metric in LOWER_IS_BETTER):

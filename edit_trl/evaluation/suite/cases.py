@@ -167,7 +167,7 @@ def _pairs(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, Mappin
 
 def _check_ids(keys: Sequence[tuple[str, str]], where: str) -> None:
     raise_all(
-        f"{where}: two pairs of task {task!r} would be called {name!r}; name the rows otherwise"
+        f"{where}: two pairs of task {task!r} would have the id {name!r}; change the ids of the rows"
         for (task, name), count in Counter(keys).items()
         if count > 1
     )

@@ -28,8 +28,8 @@ from edit_trl.models.chat.protocol import (
 
 NEEDS = (
     "a suite needs the log-probabilities of the prompt's tokens: `/completions` with `echo` and `logprobs`, "
-    "as vLLM has it (chat endpoints and llama.cpp do not). Serve the model with such an engine, or let it "
-    "run here: `model` as a path or Hub id, without `base_urls`"
+    "as in vLLM (not chat endpoints or llama.cpp). Serve the model with such an engine, or load it on this "
+    "machine: `model` as a path or Hub id, without `base_urls`"
 )
 
 
@@ -80,11 +80,13 @@ class CompletionTeacher(OpenAICompatibleTeacher):
     def _check_completion(self, request: ChatRequest, choice: Mapping[str, Any], count: int) -> None:
         if request.stage == "continue":
             if not isinstance(choice.get("text"), str):
-                raise TeacherUnusable(f"{self.address} wrote no text, and {NEEDS}")
+                raise TeacherUnusable(f"{self.address} returned no text, and {NEEDS}")
             return
         texts, logps, tops = logprobs_of(choice)
         if min(len(texts), len(logps), len(tops)) < count:
-            raise TeacherUnusable(f"{self.address} gave {len(logps)} for {count} tokens, and {NEEDS}")
+            raise TeacherUnusable(
+                f"{self.address} returned {len(logps)} log-probabilities for {count} tokens, and {NEEDS}"
+            )
         side, chain = request.messages[1]
         length = len(chain.split())
         chain_logps = [math.nan if logp is None else logp for logp in logps[count - length : count]]

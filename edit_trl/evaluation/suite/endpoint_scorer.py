@@ -113,8 +113,8 @@ class EndpointScorer(JournaledEndpoint):
         if pairs and sum(a == b for a, b in pairs) < 0.5 * len(pairs):
             a, b = next((a, b) for a, b in pairs if a != b)
             raise InputError(
-                f"the tokens of `tokenizer: {self._tokenizer.name_or_path}` are others to "
-                f"{self._client.address}: {a!r} here is {b!r} there. Name the tokenizer of its model"
+                f"`tokenizer: {self._tokenizer.name_or_path}` is not the tokenizer of the model at "
+                f"{self._client.address}: {a!r} here is {b!r} there. Name the tokenizer of that model"
             )
 
     def _wrong_turn(self, case: SuiteCase, chosen: ScoredChain) -> WrongTurnAt | None:
