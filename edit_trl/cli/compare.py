@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--score",
         metavar="NAME",
-        help="the score to compare (default: accuracy, or key_preference of a suite)",
+        help="score to compare (default: accuracy, or key_preference of a suite)",
     )
     add(
         "--by",

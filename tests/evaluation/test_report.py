@@ -402,7 +402,7 @@ def test_where_a_page_may_be_written(tmp_path):
     assert sorted(file.name for file in path.parent.iterdir()) == ["report.html"]
     other = tmp_path / "thesis.html"
     other.write_text("<!DOCTYPE html><p>mine")
-    with pytest.raises(InputError, match="exists and is no report"):
+    with pytest.raises(InputError, match="exists and is not a report"):
         write_report([run], other)
     assert other.read_text().endswith("mine")
     with pytest.raises(InputError, match="is a folder; name a file"):

@@ -249,7 +249,7 @@ def free_path(path: str | os.PathLike[str]) -> Path:
         with path.open(encoding="utf-8", errors="replace") as file:
             if _MARK not in file.read(2000):
                 raise InputError(
-                    f"{path} exists and is not a report of edit-trl; choose another file, or remove it"
+                    f"{path} exists and is not a report of edit-trl; choose another, or remove it"
                 )
     return path
 
