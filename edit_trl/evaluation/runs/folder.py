@@ -21,7 +21,7 @@ from typing import Any
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import _write, git_revision
-from edit_trl.evaluation.runs.schema import _ITEM_KEYS, FORMAT, Item, Run, RunRecord, key_of
+from edit_trl.evaluation.runs.schema import ITEM_KEYS, FORMAT, Item, Run, RunRecord, key_of
 
 RECORD_FILE = "evaluation.json"
 
@@ -194,7 +194,7 @@ def _read_record(path: Path) -> RunRecord:
             f"Run the evaluation again, or use the version that wrote it ({writer or 'not said'})"
         )
     names = {field.name for field in fields(RunRecord)}
-    if values.keys() != names or values["kind"] not in _ITEM_KEYS:
+    if values.keys() != names or values["kind"] not in ITEM_KEYS:
         odd = sorted(values.keys() ^ names) or [f"kind {values['kind']!r}"]
         raise InputError(f"{file} is not the record of a run: {', '.join(odd)}")
     return RunRecord(**values)
@@ -218,7 +218,7 @@ def _read_items(path: Path, kind: str, torn: bool = False) -> list[Any]:
             item = json.loads(line)
         except ValueError as error:
             raise InputError(f"{file}, line {number}: not JSON: {error}") from error
-        if not isinstance(item, dict) or item.keys() != _ITEM_KEYS[kind]:
+        if not isinstance(item, dict) or item.keys() != ITEM_KEYS[kind]:
             raise InputError(f"{file}, line {number}: not an item of `edit-trl {kind}`")
         items.append(item)
     return items

@@ -133,7 +133,8 @@ class SuiteItem(TypedDict):
 
 Item = EvaluateItem | SuiteItem
 
-_ITEM_KEYS = {"evaluate": EvaluateItem.__annotations__.keys(), "suite": SuiteItem.__annotations__.keys()}
+ITEM_KEYS = {"evaluate": EvaluateItem.__annotations__.keys(), "suite": SuiteItem.__annotations__.keys()}
+"""The fields of an item, by kind of run."""
 
 
 @dataclass(frozen=True)

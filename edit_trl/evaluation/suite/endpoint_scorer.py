@@ -23,7 +23,7 @@ Choice = Mapping[str, Any]
 
 
 class ScoredChain(NamedTuple):
-    """The log-probability of each token of a chain, and the best token in its place with its own."""
+    """For each token of a chain, its log-probability, and the log-probability and text of the best token."""
 
     logps: list[float]
     best_logps: list[float]
