@@ -43,6 +43,15 @@ def finished(path, **changes):
     return folder.finish(ORDER, *NO_SCORES)
 
 
+def test_a_run_without_items_gives_way_to_another(tmp_path):
+    """Such as one whose endpoint refused every request."""
+    RunFolder(tmp_path / "run", record(model_hash="mistyped")).start()
+    (tmp_path / "run" / "items.jsonl").write_text('{"task": "half a li')
+    run = finished(tmp_path / "run")
+    assert run.record.model_hash == "abc"
+    assert len(read_run(tmp_path / "run").items) == 3
+
+
 def test_written_in_any_order_read_in_the_order_of_the_data(tmp_path):
     folder = RunFolder(tmp_path / "run", record())
     assert not (tmp_path / "run").exists()  # nothing has been measured

@@ -21,7 +21,7 @@ from typing import Any
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import _write, git_revision
-from edit_trl.evaluation.runs.schema import ITEM_KEYS, FORMAT, Item, Run, RunRecord, key_of
+from edit_trl.evaluation.runs.schema import FORMAT, ITEM_KEYS, Item, Run, RunRecord, key_of
 
 RECORD_FILE = "evaluation.json"
 
