@@ -1,9 +1,8 @@
-"""`edit-trl compare`: runs of evaluate or suite against a baseline, and gates for CI (L4)."""
+"""`edit-trl compare`: runs of evaluate or suite against a baseline, and gates for CI."""
 
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import sys
 from pathlib import Path
@@ -17,25 +16,26 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `edit-trl compare`.
+    """Run `edit-trl compare`.
 
     Args:
         argv: The options; those of the process by default.
 
     Returns:
-        0, or 1 where a gate failed.
+        0, or 1 if a gate failed.
 
     Raises:
-        InputError: Runs that cannot be compared, or a bad option.
+        InputError: The runs cannot be compared, or an option is wrong.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     from edit_trl.evaluation.compare.comparison import compare_runs
     from edit_trl.evaluation.compare.gates import Gates, check_gates, junit_error_xml
+    from edit_trl.evaluation.compare.matching import match_folders
 
     gates = Gates(options.min_score, options.max_drop, options.no_significant_regression, options.max_broken)
     try:
         _check(options, gates)
-        baseline, *others = map(_folders, options.runs)
+        baseline, *others = map(match_folders, options.runs)
         comparison = compare_runs(
             baseline, *others, score=options.score, by=options.by, any_decoding=options.any_decoding
         )
@@ -67,7 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         help="folders of runs, the baseline first; seeds of one system are joined by commas, or given as a "
         "pattern in quotes: 'outputs/edit_seed*'",
     )
-    add("--score", metavar="NAME", help="what is compared (default: accuracy, or key_preference of a suite)")
+    add(
+        "--score",
+        metavar="NAME",
+        help="score to compare (default: accuracy, or key_preference of a suite)",
+    )
     add(
         "--by",
         choices=["task", "mistake", "source"],
@@ -77,14 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--any-decoding",
         action="store_true",
-        help="compare though decoding differs, as greedy with self-consistency",
+        help="compare runs although their decoding differs, such as greedy with self-consistency",
     )
     form = parser.add_argument_group("output, besides the table ('-': to stdout, in its place)")
     form.add_argument("--markdown", metavar="FILE", help="Markdown for a pull request")
     form.add_argument(
-        "--json", metavar="FILE", help="everything, with the items that flipped and are missing"
+        "--json", metavar="FILE", help="all results, with the items that flipped or are missing"
     )
-    form.add_argument("--junit", type=Path, metavar="FILE", help="JUnit XML, a test case a gate")
+    form.add_argument("--junit", type=Path, metavar="FILE", help="JUnit XML, one test case per gate")
     gate = parser.add_argument_group(
         "gates, for every run but the baseline (numbers in the score's unit: 0.5 or 50%, or nats)"
     )
@@ -107,36 +111,20 @@ def _number(text: str) -> float:
 
 
 def _check(options: argparse.Namespace, gates: Gates) -> None:
-    problems = []
+    errors = []
     if len(options.runs) < 2:
-        problems.append(
+        errors.append(
             f"only one system ({options.runs[0]}); give the baseline and at least one other. In quotes a "
             "pattern is one system, its seeds"
         )
     if options.markdown == "-" and options.json == "-":
-        problems.append("--markdown - and --json - cannot both go to stdout; name a file for one")
+        errors.append("--markdown - and --json - cannot both go to stdout; name a file for one")
     if options.junit and not gates:
-        problems.append(
-            "--junit has a test case a gate, and there is no gate; add one, such as --max-drop 0.02"
+        errors.append(
+            "--junit writes one test case per gate, and there is no gate; add one, such as --max-drop 0.02"
         )
-    if problems:
-        raise InputError(problems)
-
-
-def _folders(given: str) -> list[str]:
-    """The runs of one system."""
-    if Path(given).exists():
-        return [given]
-    found: list[str] = []
-    for part in filter(None, given.split(",")):
-        if Path(part).exists() or not glob.has_magic(part):
-            found.append(part)
-            continue
-        matches = sorted(path for path in glob.glob(part) if Path(path).is_dir())
-        if not matches:
-            raise InputError(f"no folder matches {part!r}")
-        found += matches
-    return found
+    if errors:
+        raise InputError(errors)
 
 
 def _to_stdout(options: argparse.Namespace) -> bool:

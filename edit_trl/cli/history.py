@@ -1,4 +1,4 @@
-"""`edit-trl history`: what was measured before, as a table and as a plot of one metric (L4)."""
+"""`edit-trl history`: the runs of evaluate and suite, as a table and as a plot of one metric."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ _WIDTH = 24
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `edit-trl history`.
+    """Run `edit-trl history`.
 
     Args:
         argv: The options; those of the process by default.
 
     Raises:
-        InputError: No such file, or one that is no history; an unknown metric.
+        InputError: The file is missing or is not a history, or no run has the metric.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     if options.last is not None and options.last < 1:
         raise InputError(f"--last must be 1 or more, got {options.last}")
-    from edit_trl.evaluation.runs.history import DEFAULT_FILE, read_history
+    from edit_trl.evaluation.runs.history import DEFAULT_FILE, read_history, with_score
 
     file = options.file or DEFAULT_FILE
     rows = read_history(file, kind=options.kind, name=options.name, model=options.model)
     if options.metric is not None:
-        rows = _with_metric(rows, options.metric)
+        rows = with_score(rows, options.metric)
     earlier = max(len(rows) - options.last, 0) if options.last else 0
     rows = rows[earlier:]
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     elif not rows:
-        print(f"{file}: no run like that")
+        print(f"{file}: no matching run")
     else:
         _show(rows, options.metric, earlier)
     return 0
@@ -63,26 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", metavar="TEXT", help="only runs with this text in their name")
     add("--model", metavar="TEXT", help="only runs with this text in their model")
     add("--last", type=int, metavar="N", help="only the newest N")
-    add("--json", action="store_true", help="print all that is known of them as JSON, in place of the table")
+    add("--json", action="store_true", help="print everything about them as JSON, in place of the table")
     return parser
-
-
-def _with_metric(rows: Sequence[HistoryRow], metric: str) -> list[HistoryRow]:
-    """The runs that have a score.
-
-    Raises:
-        InputError: There is no such score.
-    """
-    from edit_trl.common.options import nearest
-    from edit_trl.evaluation.runs.scores import SCORES
-
-    known = dict.fromkeys(
-        [name for row in rows for name in row.scores] + [n for s in SCORES.values() for n in s]
-    )
-    if metric not in known:
-        hint = nearest(metric, known) or f"; choose from {', '.join(known)}"
-        raise InputError(f"no run has a metric {metric!r}{hint}")
-    return [row for row in rows if row.scores.get(metric) is not None]
 
 
 def _show(rows: Sequence[HistoryRow], metric: str | None, earlier: int) -> None:
@@ -102,20 +84,20 @@ def _show(rows: Sequence[HistoryRow], metric: str | None, earlier: int) -> None:
 def _list(rows: Sequence[HistoryRow], console: Console) -> Table:
     from edit_trl.evaluation.runs.scores import MAIN_SCORE
 
-    # Where there is room, everything a person might look for; the score says of which kind the run is.
+    # A wide terminal also shows the model and the folder. The score tells the kind of the run.
     more = console.width >= 120
     table = _table("finished", "name", "items>", "seed>", "score>", "revision", *(["model", "folder"] * more))
     for row in rows:
         main_score = MAIN_SCORE.get(row.kind, "")
         score = row.scores.get(main_score)
-        shown = "-" if score is None else f"{main_score} {_value(score, main_score)}"
-        cells = [_time(row), row.name, f"{row.items:,}", str(row.seed), shown, row.git_revision or "-"]
+        score_text = "-" if score is None else f"{main_score} {_value(score, main_score)}"
+        cells = [_time(row), row.name, f"{row.items:,}", str(row.seed), score_text, row.git_revision or "-"]
         _add(table, cells + [row.model, row.path] * more)
     return table
 
 
 def _plot(rows: Sequence[HistoryRow], metric: str) -> Table:
-    """A dot a run, between the least and the greatest value."""
+    """One dot per run, between the lowest and the highest value."""
     values = [row.scores[metric] for row in rows]
     low, high = min(values), max(values)
     ends = _value(low, metric), _value(high, metric)
@@ -129,14 +111,14 @@ def _plot(rows: Sequence[HistoryRow], metric: str) -> Table:
 
 
 def _table(*titles: str) -> Table:
-    """An empty table; a title that ends in ">" has its column on the right."""
+    """An empty table; a title that ends in ">" makes its column right-aligned."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title in titles:
-        # The texts of people give way in a narrow terminal, by going on in the next line.
+        # In a narrow terminal, long names are wrapped and numbers are not.
         folds = title in ("name", "model", "folder")
         justify = "right" if title.endswith(">") else "left"
         table.add_column(
@@ -146,7 +128,7 @@ def _table(*titles: str) -> Table:
 
 
 def _add(table: Table, cells: Sequence[str]) -> None:
-    """A row of texts from a file: shown as text, whatever is in them."""
+    """Add a row; its texts come from a file, so that markup in them is not interpreted."""
     from rich.text import Text
 
     from edit_trl.common.terminal import visible_line

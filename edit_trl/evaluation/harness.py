@@ -1,11 +1,11 @@
-"""EleutherAI's lm-evaluation-harness on a model in memory, for the tasks that others report.
+"""EleutherAI's lm-evaluation-harness on a model in memory, for scores that can be compared with others.
 
-Tasks and their data are loaded before the model is touched, and the model and the random state are left as
-they were. The harness measures with its own prompts and the model's own generation settings, so that its
-scores are comparable with published ones.
+Tasks and their data are loaded before the model is used; afterwards the model and the random state are
+restored. The harness uses its own prompts and the generation settings of the model, so that its scores can be
+compared with published ones.
 
-Read in lm_eval 0.4.13: `TaskManager.load`, `evaluator.evaluate` (what `simple_evaluate` does with a model),
-`HFLM`, which puts the model into eval mode, ties its weights again and completes the tokenizer.
+Read in lm_eval 0.4.13: `TaskManager.load`, `evaluator.evaluate` (which `simple_evaluate` calls), and `HFLM`,
+which puts the model into eval mode, ties its weights again and adds a padding token to the tokenizer.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class HarnessTasks:
     """Tasks of the harness, with their data.
 
     Attributes:
-        names: The tasks, groups and tags that were asked for.
-        loaded: The result of `TaskManager.load` for them.
+        names: The requested tasks, groups and tags.
+        loaded: The result of `TaskManager.load`.
     """
 
     names: tuple[str, ...]
@@ -51,16 +51,16 @@ class HarnessTasks:
 
 
 def load_harness_tasks(names: Sequence[str], include_path: str | Path | None = None) -> HarnessTasks:
-    """Find tasks and load their data.
+    """Load tasks and their data.
 
     Args:
         names: Tasks, groups or tags of the harness, such as ["arc_easy", "gsm8k"].
-        include_path: A folder with your own task YAMLs. If all names are tasks of it, nothing else is
-            looked at, and no network is needed for local data.
+        include_path: A folder with further task YAMLs. If all names are tasks in it, no other task is read,
+            and no network is needed for local data.
 
     Raises:
         InputError: lm_eval is not installed, the folder is missing, a name is unknown, a task runs code that
-            a model wrote or is multimodal, or its data cannot be loaded.
+            the model writes or shows images, or its data cannot be loaded.
     """
     from datasets.exceptions import DatasetsError
 
@@ -70,22 +70,22 @@ def load_harness_tasks(names: Sequence[str], include_path: str | Path | None = N
     if unknown:
         raise InputError([_unknown(name, manager.all_tasks) for name in unknown])
     try:
-        with _random_states_kept():  # a task may draw its few-shot examples when it is loaded
+        with _restored_random_states():  # a task may sample its examples when it is created
             loaded = manager.load(list(names))
-    # No data or no network, an invalid task file, a task defined twice, a package that is not installed.
+    # No data or no network, an invalid task file, a task named twice, or a missing package.
     except (OSError, ValueError, LookupError, ImportError, DatasetsError) as error:
         raise InputError(f"{', '.join(names)} cannot be loaded: {type(error).__name__}: {error}") from error
-    problems = [
-        f"the task {name!r} {trouble}; leave it out"
+    errors = [
+        f"the task {name!r} {reason}; leave it out"
         for name, task in loaded["tasks"].items()
-        for trouble, is_so in (
+        for reason, attribute in (
             ("runs code that the model writes, which is not done here", "UNSAFE_CODE"),
             ("shows more than text", "MULTIMODAL"),
         )
-        if getattr(task, is_so, False)
+        if getattr(task, attribute, False)
     ]
-    if problems:
-        raise InputError(problems)
+    if errors:
+        raise InputError(errors)
     return HarnessTasks(names, loaded)
 
 
@@ -103,34 +103,34 @@ def evaluate_with_harness(
 ) -> dict[str, Any]:
     """Measure a model on tasks of lm-evaluation-harness.
 
-    The model's mode, settings and weights, the tokenizer, the random states of Python, NumPy and torch, and
-    torch's number of threads are left as they were, also after an error.
+    The mode, settings and weights of the model, the tokenizer, the random states (of Python, NumPy and torch)
+    and the number of torch threads are restored, also after an error.
 
     Args:
         model: A causal language model, or a PEFT model of one.
         tokenizer: Its tokenizer.
         tasks: Names of tasks, or the result of `load_harness_tasks`.
         include_path: See `load_harness_tasks`.
-        batch_size: Requests at once.
-        limit: Only the first so many items of each task.
-        num_fewshot: Few-shot examples per prompt; each task's own number where None. A task whose own number
-            is 0 keeps it.
-        apply_chat_template: Whether prompts go through the tokenizer's chat template.
-        seed: Of few-shot examples and of sampling.
+        batch_size: Number of requests per batch.
+        limit: The most items of each task, from its beginning.
+        num_fewshot: Number of worked examples in a prompt; that of each task if None. A task that sets it to
+            0 keeps 0.
+        apply_chat_template: Whether to apply the chat template of the tokenizer.
+        seed: Seed of few-shot examples and of sampling.
 
     Returns:
-        `tasks`: by name, `version`, `num_fewshot`, `items`, and `scores` and `stderr` by metric; a metric
-        behind a filter of answers is called "metric,filter". `groups`: `scores` and `stderr` by name.
-        `settings`, and the versions of `lm_eval` and `edit_trl`.
+        A dictionary with `tasks`: for each task its `version`, `num_fewshot` and `items`, and by metric its
+        `scores` and `stderr` (a metric after a filter of answers is named "metric,filter"); `groups`: the
+        `scores` and `stderr` of groups; `settings`; and the versions of `lm_eval` and `edit_trl`.
 
     Raises:
         InputError: See `load_harness_tasks`; or an option is out of range, or there is no chat template.
     """
-    problems = at_least(1, batch_size=batch_size, limit=limit) + at_least(0, num_fewshot=num_fewshot)
+    errors = at_least(1, batch_size=batch_size, limit=limit) + at_least(0, num_fewshot=num_fewshot)
     if apply_chat_template and tokenizer.chat_template is None:
-        problems.append(f"the tokenizer ({tokenizer.name_or_path}) has no chat template to apply")
-    if problems:
-        raise InputError(problems)
+        errors.append(f"the tokenizer ({tokenizer.name_or_path}) has no chat template to apply")
+    if errors:
+        raise InputError(errors)
     if not isinstance(tasks, HarnessTasks):
         tasks = load_harness_tasks(tasks, include_path)
     _set_examples(tasks, num_fewshot, seed)
@@ -144,27 +144,27 @@ def evaluate_with_harness(
     }
     from edit_trl.models.generation import undisturbed
 
-    with _random_states_kept(), undisturbed(model):
-        measured = _measure(model, tokenizer, tasks, settings)
-    return _readable(measured) | {"settings": settings}
+    with _restored_random_states(), undisturbed(model):
+        raw_results = _run(model, tokenizer, tasks, settings)
+    return _readable(raw_results) | {"settings": settings}
 
 
 def write_harness(results: Mapping[str, Any], folder: str | Path) -> Path:
-    """Write the results of `evaluate_with_harness` to `harness.json` in a run's folder."""
+    """Write the results of `evaluate_with_harness` as `harness.json` into the folder of a run."""
     path = Path(folder) / HARNESS_FILE
     write_whole(path, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
 def format_harness(results: Mapping[str, Any]) -> str:
-    """A plain-text table of task, version, items, metric, score and standard error."""
+    """A plain-text table of the scores with their standard errors, by task and metric."""
     rows = [("", "version", "items", "metric", "score", "+/-")]
     for kind in ("tasks", "groups"):
         for name, one in results[kind].items():
             for metric, score in one["scores"].items():
                 error = one["stderr"].get(metric)
-                shown = ["-" if value is None else f"{value:.4f}" for value in (score, error)]
-                rows.append((name, str(one.get("version", "")), str(one.get("items", "")), metric, *shown))
+                numbers = ["-" if value is None else f"{value:.4f}" for value in (score, error)]
+                rows.append((name, str(one.get("version", "")), str(one.get("items", "")), metric, *numbers))
     return aligned([rows], left=len(rows[0]))
 
 
@@ -181,20 +181,20 @@ def _manager(names: Sequence[str], include_path: str | Path | None) -> TaskManag
         if not Path(include_path).is_dir():
             raise InputError(f"no folder of tasks at {include_path}")
         own = TaskManager(include_path=str(include_path), include_defaults=False)
-        # A group in the folder may be made of the harness's own tasks; a task needs no other.
+        # A group in the folder may contain tasks of the harness, but a task needs no others.
         if set(names) <= set(own.all_subtasks):
             return own
     return TaskManager(include_path=None if include_path is None else str(include_path))
 
 
-def _unknown(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=3)
+def _unknown(name: str, names: Sequence[str]) -> str:
+    near = get_close_matches(name, names, n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm_eval ls tasks` lists them"
     return f"lm-evaluation-harness has no task {name!r}; {hint}"
 
 
 def _set_examples(tasks: HarnessTasks, num_fewshot: int | None, seed: int) -> None:
-    """Set few-shot examples as `simple_evaluate` does, which takes no tasks that are loaded already."""
+    """Set the few-shot examples like `simple_evaluate`, which does not take loaded tasks."""
     for task in tasks.loaded["tasks"].values():
         own = task.get_config("num_fewshot")
         if own is None or (num_fewshot is not None and own != 0):
@@ -203,14 +203,14 @@ def _set_examples(tasks: HarnessTasks, num_fewshot: int | None, seed: int) -> No
 
 
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """Restore the random states of Python, NumPy and torch, and torch's number of threads."""
+def _restored_random_states() -> Iterator[None]:
+    """Restore the random states of Python, NumPy and torch, and the number of torch threads, at the end."""
     import numpy as np
     import torch
 
     states = random.getstate(), np.random.get_state()
     threads = torch.get_num_threads()
-    # All devices, since `torch.manual_seed` seeds them all.
+    # All devices, since `torch.manual_seed` seeds all of them.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
@@ -222,7 +222,7 @@ def _random_states_kept() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _measure(
+def _run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: HarnessTasks,
@@ -240,7 +240,7 @@ def _measure(
         tasks.loaded,
         limit=settings["limit"],
         apply_chat_template=settings["apply_chat_template"],
-        fewshot_as_multiturn=True,  # as `simple_evaluate` has it; without a chat template, of no effect
+        fewshot_as_multiturn=True,  # the default of `simple_evaluate`; without a chat template, of no effect
         log_samples=False,
     )
 
@@ -250,31 +250,31 @@ def _wrapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_s
 
     logger = logging.getLogger("lm_eval.models.huggingface")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns that a model was passed in, which is intended
-    # Weights are tied already, and tying them again fails if an adapter has a head of its own.
+    logger.setLevel(logging.ERROR)  # it warns that it is given a model, which is intended
+    # The weights are tied already, and tying them again fails if an adapter has a head of its own.
     model.tie_weights = lambda: None
     try:
-        # A copy of the tokenizer, since HFLM gives it a padding token.
+        # A copy, since HFLM adds a padding token to the tokenizer.
         return HFLM(pretrained=model, tokenizer=deepcopy(tokenizer), batch_size=batch_size)
     finally:
         del model.tie_weights
         logger.setLevel(level)
 
 
-def _readable(measured: Mapping[str, Any]) -> dict[str, Any]:
+def _readable(raw_results: Mapping[str, Any]) -> dict[str, Any]:
     from lm_eval import __version__ as lm_eval_version
 
     tasks = {
         name: {
-            "version": measured["versions"].get(name),
-            "num_fewshot": measured["n-shot"].get(name),
-            "items": measured["n-samples"][name]["effective"],
+            "version": raw_results["versions"].get(name),
+            "num_fewshot": raw_results["n-shot"].get(name),
+            "items": raw_results["n-samples"][name]["effective"],
             **_scores(values),
         }
-        for name, values in measured["results"].items()
-        if name in measured["n-samples"]
+        for name, values in raw_results["results"].items()
+        if name in raw_results["n-samples"]
     }
-    groups = {name: _scores(values) for name, values in measured.get("groups", {}).items()}
+    groups = {name: _scores(values) for name, values in raw_results.get("groups", {}).items()}
     return {"tasks": tasks, "groups": groups, "lm_eval": lm_eval_version, "edit_trl": version("edit_trl")}
 
 
@@ -283,12 +283,12 @@ def _scores(values: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     scores: dict[str, float | None] = {}
     errors: dict[str, float | None] = {}
     for key, value in values.items():
-        metric, comma, answer_filter = key.partition(",")
+        metric, comma, filter_name = key.partition(",")
         if not comma:
-            continue  # the task's name, alias and number of items
-        table = errors if metric.endswith("_stderr") else scores
-        name = metric.removesuffix("_stderr") + ("" if answer_filter == "none" else f",{answer_filter}")
-        # Without a score, the value is "N/A" or not a number.
+            continue  # the name, alias or number of items
+        values_by_name = errors if metric.endswith("_stderr") else scores
+        name = metric.removesuffix("_stderr") + ("" if filter_name == "none" else f",{filter_name}")
+        # The harness has "N/A" or nan for a missing value.
         is_number = isinstance(value, Real) and math.isfinite(value)
-        table[name] = float(value) if is_number else None
+        values_by_name[name] = float(value) if is_number else None
     return {"scores": scores, "stderr": errors}

@@ -1,11 +1,11 @@
-"""Intervals and tests (L3); scipy and statsmodels do the arithmetic.
+"""Confidence intervals and tests; scipy and statsmodels do the arithmetic.
 
-Two questions have two intervals. "On these tasks": items are a sample, the tasks and what they ask are given.
-"On other tasks like these": whole tasks are drawn anew, since items of one task are alike (Miller,
-arXiv 2411.00640). Tasks and seeds are few, and the percentiles of a bootstrap of three or ten are much too
-narrow (they cover 50% to 90% where 95% is said). So the bootstrap gives the standard error, made larger by
-n / (n - 1) for what resampling n leaves out, and Student's t its multiple (Cameron & Miller 2015, section VI;
-Hesterberg 2015). `tests/evaluation/test_statistics.py` simulates how often the intervals cover the truth.
+There are two intervals for two questions. "On these tasks": the items are a sample, and the tasks are fixed.
+"On other tasks like these": whole tasks are resampled, since the items of one task are alike (Miller,
+arXiv 2411.00640). Tasks and seeds are few, and the percentile bootstrap of three to ten clusters is much too
+narrow: nominal 95% intervals cover 50% to 90%. So the bootstrap gives only the standard error, whose variance
+is multiplied by n / (n - 1), and Student's t gives its multiple (Cameron & Miller 2015, section VI;
+Hesterberg 2015). `tests/evaluation/test_statistics.py` simulates the coverage of the intervals.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 
 LEVEL = 0.95
 RESAMPLES = 2000
-# Numbers that are drawn at once: enough to be fast, and not the memory of all resamples.
+# The most numbers to draw at a time: fast, without the memory of all resamples.
 _DRAWN = 2_000_000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and its confidence interval; `low` and `high` are infinite where nothing can be said."""
+    """A value and its confidence interval; `low` and `high` are infinite if nothing is known."""
 
     value: float
     low: float
@@ -37,8 +37,8 @@ class Difference(Interval):
     """The mean difference of paired scores.
 
     Attributes:
-        error: Its standard error; infinite with one item.
-        freedom: Degrees of freedom of the error.
+        error: The standard error; infinite with one item.
+        freedom: The degrees of freedom of the error.
     """
 
     error: float
@@ -46,7 +46,7 @@ class Difference(Interval):
 
 
 class McNemar(NamedTuple):
-    """Discordant pairs and the two-sided exact p-value; 1 where there are none."""
+    """The numbers of discordant pairs, and the two-sided exact p-value (1 without such pairs)."""
 
     fixed: int
     broken: int
@@ -64,16 +64,17 @@ def bootstrap_interval(
     """The bootstrap interval of a mean.
 
     Args:
-        values: One an item.
-        clusters: Each item's cluster. Whole clusters are then drawn; with a single one, items.
-        level: Of confidence.
-        resamples: How many.
-        seed: Of the draws.
+        values: One value per item.
+        clusters: The cluster of each item. If given, whole clusters are resampled; with a single cluster,
+            items are.
+        level: The confidence level.
+        resamples: The number of resamples.
+        seed: The seed of the resampling.
 
     Returns:
-        The mean and, of items, the percentile interval, of clusters, the t interval with the bootstrap's
-        standard error. Where all values are 0 or all are 1, so that every resample is the same, Wilson's
-        interval. nan without values.
+        The mean with the percentile interval over items, or over clusters the t interval with the standard
+        error of the bootstrap. If all values are 0 or all are 1, so that all resamples are the same, the
+        interval is Wilson's. All three numbers are nan without values.
     """
     from scipy.stats import bootstrap
     from statsmodels.stats.proportion import proportion_confint
@@ -114,22 +115,23 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """How much higher the other system's scores are, and the paired bootstrap's interval.
+    """The mean difference between the scores of two systems, with its paired interval.
 
-    An item's difference is that of its means over either system's seeds. To the variance over items (or
-    clusters) comes that of the seeds of each system, which are whole training runs: the variance of their
-    means, less the part that the items' own variation between seeds explains, which is in the first already.
-    Degrees of freedom are Satterthwaite's.
+    The difference of an item is that of its means over the seeds of each system. The variance over items (or
+    clusters) is increased by the variance over the seeds of each system, which are whole training runs: the
+    variance of their means, less the part that is explained by the variation of single items between seeds,
+    which the variance over items already contains. Degrees of freedom are Satterthwaite's.
 
     Args:
-        baseline: Scores, shape (items, seeds).
-        other: Likewise, of the same items; seeds may be fewer or more, and are not paired.
-        clusters: Each item's cluster; whole clusters are drawn. Where None, items.
-        share: The scores are between 0 and 1. Where no item differs, the error is then as if one did: none
-            seen is not none there.
-        level: Of confidence.
-        resamples: How many.
-        seed: Of the draws.
+        baseline: Scores of the baseline, shape (items, seeds).
+        other: Scores of the other system on the same items, shape (items, seeds). The number of seeds may
+            differ, since seeds are not paired.
+        clusters: The cluster of each item, to resample whole clusters; items if None.
+        share: Whether scores are between 0 and 1. Then, if no item differs, the error is the same as if one
+            item differed, since a difference may be too rare to be observed.
+        level: The confidence level.
+        resamples: The number of resamples.
+        seed: The seed of the resampling.
     """
     differences = other.mean(axis=1) - baseline.mean(axis=1)
     value, items = float(differences.mean()), len(differences)
@@ -137,13 +139,14 @@ def paired_difference(
     if units < 2:
         low, high = (-1.0, 1.0) if share else (-math.inf, math.inf)
         return Difference(value, low, high, math.inf, 0)
-    over = [(float(differences.var(ddof=1)) / items, items - 1)]  # what the bootstrap of items tends to
+    # (variance, degrees of freedom); the first is the limit of the bootstrap over items.
+    candidates = [(float(differences.var(ddof=1)) / items, items - 1)]
     if clusters is not None:
-        over.append((_bootstrap_error(differences, clusters, resamples, seed) ** 2, units - 1))
-    # By chance tasks can differ less than their items say; no more is known of other tasks than of these.
-    parts = [max(over, key=lambda part: _reach(*part, level))]
+        candidates.append((_bootstrap_error(differences, clusters, resamples, seed) ** 2, units - 1))
+    # Tasks can differ less than their items by chance, but an interval on other tasks cannot be narrower.
+    parts = [max(candidates, key=lambda part: _reach(*part, level))]
     parts += [(_seed_variance(scores), scores.shape[1] - 1) for scores in (baseline, other)]
-    parts = [(variance, freedom) for variance, freedom in parts if variance > 1e-20]  # rounding is none
+    parts = [(variance, freedom) for variance, freedom in parts if variance > 1e-20]  # rounding
     if parts:
         total = sum(variance for variance, _ in parts)
         error = math.sqrt(total)
@@ -157,24 +160,24 @@ def paired_difference(
 
 
 def _seed_variance(scores: np.ndarray) -> float:
-    """The variance of a mean over seeds that comes of the seeds as wholes. `scores`: (items, seeds)."""
+    """The variance of the mean that is due to whole seeds. `scores` has the shape (items, seeds)."""
     items, seeds = scores.shape
     if seeds < 2 or items < 2:
         return 0.0
-    of_items, of_seeds = scores.mean(axis=1, keepdims=True), scores.mean(axis=0)
-    own = scores - of_items - of_seeds + scores.mean()
-    noise = float((own**2).sum()) / ((items - 1) * (seeds - 1)) / items
-    return max(0.0, (float(of_seeds.var(ddof=1)) - noise) / seeds)
+    item_means, seed_means = scores.mean(axis=1, keepdims=True), scores.mean(axis=0)
+    residuals = scores - item_means - seed_means + scores.mean()
+    noise = float((residuals**2).sum()) / ((items - 1) * (seeds - 1)) / items
+    return max(0.0, (float(seed_means.var(ddof=1)) - noise) / seeds)
 
 
 def _bootstrap_error(values: np.ndarray, clusters: Sequence[str], resamples: int, seed: int) -> float:
-    """The standard error of the mean of all values, whole clusters (two or more) being drawn."""
+    """The standard error of the mean of all values, from resampling whole clusters (two or more)."""
     from scipy.stats import bootstrap
 
     names = np.unique(np.asarray(clusters), return_inverse=True)[1]
     sums, sizes = np.bincount(names, weights=values), np.bincount(names)
     if np.ptp(sums / sizes) < 1e-12:
-        return 0.0  # scipy warns of a distribution that is a point
+        return 0.0  # scipy warns of a degenerate distribution
     result = bootstrap(
         (sums, sizes),
         lambda total, size, axis: total.sum(axis=axis) / size.sum(axis=axis),
@@ -198,7 +201,7 @@ def _t_interval(value: float, error: float, freedom: float, level: float) -> tup
 
 
 def _reach(variance: float, freedom: float, level: float) -> float:
-    """Half an interval's width."""
+    """Half the width of an interval."""
     from scipy.stats import t
 
     return float(t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
@@ -208,8 +211,8 @@ def exact_mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
     """The exact test of two paired shares.
 
     Args:
-        before: Right or not, an item each, of the first system.
-        after: Of the second.
+        before: Whether the first system is right, for each item.
+        after: Whether the second system is right, for each item.
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
@@ -217,21 +220,21 @@ def exact_mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
     fixed = sum(bool(not a and b) for a, b in pairs)
     broken = sum(bool(a and not b) for a, b in pairs)
     if not fixed + broken:
-        return McNemar(0, 0, 1.0)  # nothing speaks for a difference; statsmodels would divide by zero
+        return McNemar(0, 0, 1.0)  # statsmodels would divide by zero
     return McNemar(fixed, broken, float(mcnemar([[0, broken], [fixed, 0]], exact=True).pvalue))
 
 
 def permutation_p_value(differences: Sequence[float], *, resamples: int = 9999, seed: int = 0) -> float:
-    """The two-sided sign-flip test of a mean difference of zero; exact for up to 13 items that differ.
+    """The p-value of the two-sided sign-flip test of a zero mean; exact for up to 13 items that differ.
 
     Args:
-        differences: One an item.
-        resamples: How many, where there are too many flips to try them all.
-        seed: Of the draws.
+        differences: The difference of each item.
+        resamples: The number of resamples, if there are too many sign flips to try them all.
+        seed: The seed of the resampling.
     """
     from scipy.stats import permutation_test
 
-    # A zero is the same whichever way it is flipped.
+    # Flipping the sign of a zero changes nothing.
     values = np.asarray([value for value in differences if value], dtype=float)
     if len(values) < 2:
         return 1.0
@@ -248,15 +251,15 @@ def permutation_p_value(differences: Sequence[float], *, resamples: int = 9999, 
 
 
 def seeds_p_value(difference: Difference, differences: Sequence[float]) -> float:
-    """The two-sided test of no difference between systems of several seeds.
+    """The two-sided p-value of no difference between systems with several seeds.
 
-    Flipping the signs of items alone takes the seeds as given, and exchanging seeds says nothing with three
-    of them (p is 0.1 at best). So it is the t test that belongs to the interval, which counts both; with
-    few items, of which t knows too little, the sign-flip test where that is larger.
+    The sign-flip test over items ignores the variance over seeds, and a permutation of three seeds cannot be
+    significant (p is 0.1 at best). So this is the t test that belongs to the interval, which includes both
+    variances. With few items, for which t is too optimistic, it is the sign-flip test if its p is larger.
 
     Args:
         difference: See `paired_difference`.
-        differences: One an item, of the means over seeds.
+        differences: The difference of each item, of its means over seeds.
     """
     from scipy.stats import t
 
@@ -267,7 +270,7 @@ def seeds_p_value(difference: Difference, differences: Sequence[float]) -> float
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p-values of several tests, each made larger for there being several (Holm 1979)."""
+    """The p-values of several tests, adjusted for their number (Holm 1979)."""
     from statsmodels.stats.multitest import multipletests
 
     if not p_values:
@@ -277,12 +280,12 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def minimum_detectable_effect(difference: Difference, *, level: float = LEVEL, power: float = 0.8) -> float:
-    """The smallest true difference that such a comparison finds with this power; infinite with one item.
+    """The smallest true difference that a comparison detects with this power; infinite with one item.
 
     Args:
-        difference: See `paired_difference`: its error and degrees of freedom count.
-        level: Of confidence, two-sided.
-        power: How often it is found.
+        difference: See `paired_difference`; only its error and degrees of freedom are used.
+        level: The two-sided confidence level.
+        power: The probability of detecting the difference.
     """
     from scipy.stats import t
 

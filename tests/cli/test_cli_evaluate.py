@@ -202,7 +202,7 @@ def test_the_shipped_recipes(capsys):
     """Each reads, and names task files that read; datasets of the Hub are not looked for."""
     from edit_trl.common.options import build_options
     from edit_trl.evaluation.accuracy.config import EvaluateArguments
-    from edit_trl.evaluation.accuracy.tasks import read_task
+    from edit_trl.evaluation.accuracy.task_file import read_task
 
     root = Path(__file__).parents[2] / "recipes" / "evaluate"
     names = set()

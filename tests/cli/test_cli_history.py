@@ -47,7 +47,7 @@ def test_filters(file, capsys):
     assert len(lines(capsys, "--file", file, "--model", "edit 2")) == 3
     shown = lines(capsys, "--file", file, "--last", 2)
     assert ["edit 3" in shown[2], shown[-1]] == [True, "  3 earlier runs not shown"]
-    assert lines(capsys, "--file", file, "--name", "nobody") == [f"{file}: no run like that"]
+    assert lines(capsys, "--file", file, "--name", "nobody") == [f"{file}: no matching run"]
 
 
 def test_the_plot(file, capsys):

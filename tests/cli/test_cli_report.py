@@ -80,7 +80,7 @@ def test_an_unfinished_run(folder, capfd):
 def test_what_is_no_report_is_not_replaced(folder, capfd):
     Path("notes.html").write_text("mine")
     assert main(["report", "suite", "--output", "notes.html"]) == 2
-    assert "exists and is no report of edit-trl" in capfd.readouterr().err
+    assert "exists and is not a report of edit-trl" in capfd.readouterr().err
     assert Path("notes.html").read_text() == "mine"
 
 

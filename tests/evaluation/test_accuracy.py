@@ -14,9 +14,10 @@ from transformers import GenerationConfig
 from edit_trl import DualCoTTrainer, evaluate_accuracy
 from edit_trl.common.errors import InputError
 from edit_trl.evaluation import format_table
-from edit_trl.evaluation.accuracy.answering import answer_problems, finish_run, judged
+from edit_trl.evaluation.accuracy.answering import answer_problems, checked_item
 from edit_trl.evaluation.accuracy.problems import encode, problems_of
 from edit_trl.evaluation.runs.folder import RunFolder
+from edit_trl.evaluation.runs.resuming import finish_run
 from edit_trl.evaluation.runs.schema import RunRecord
 from edit_trl.models.decoding import Decoding, Generated
 from edit_trl.models.generation import ModelGenerator
@@ -274,7 +275,7 @@ def test_votes():
     problem = problems_of([{"prompt": "1 + 1?", "answer": "2"}])[0]
 
     def verdict(*texts):
-        item = judged(problem, [Generated(text, 3, False) for text in texts])
+        item = checked_item(problem, [Generated(text, 3, False) for text in texts])
         return item["verdict"], item["value"]
 
     right, wrong, none = "The answer is 2.", "The answer is 3.", "Hm."

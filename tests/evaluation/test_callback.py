@@ -233,9 +233,9 @@ def test_another_trainer_can_use_it(tmp_path):
 
 
 BAD_METRICS = {
-    "suite/key_preferance": ({}, "`metric_for_best_model: suite/key_preferance` is none of preference"),
+    "suite/key_preferance": ({}, "`metric_for_best_model: suite/key_preferance` is not one of preference"),
     "suite/accuracy": ({}, "accuracy needs `suite_accuracy_rows`"),
-    "suite/right_branch": ({}, "is none of"),
+    "suite/right_branch": ({}, "is not one of"),
     "suite/unparsed": ({"accuracy_rows": 1}, "needs `greater_is_better: false`"),
 }
 
@@ -376,7 +376,7 @@ def sharded_student() -> dict:
     from torch.distributed.fsdp import fully_shard
 
     from edit_trl.evaluation.suite.cases import cases_of
-    from edit_trl.evaluation.suite.model_scorer import ModelJudge
+    from edit_trl.evaluation.suite.model_scorer import ModelScorer
     from edit_trl.models.decoding import Decoding
     from edit_trl.models.generation import ModelGenerator
 
@@ -385,9 +385,9 @@ def sharded_student() -> dict:
     prompts = [tokenizer(row["prompt"])["input_ids"] for row in ROWS]
 
     def look(model) -> tuple[list[float], list[str]]:
-        judge = ModelJudge(model, tokenizer, cases, batch_size=2)
+        scorer = ModelScorer(model, tokenizer, cases, batch_size=2)
         generator = ModelGenerator(model, tokenizer, Decoding(4), batch_size=2, batching="padded")
-        items = [item for items in judge.run(judge.plan()) for item in items]
+        items = [item for items in scorer.run(scorer.plan()) for item in items]
         answers = generator.run(prompts, generator.plan(list(map(len, prompts))))
         return [item["margin"] for item in items], [str(samples) for _, samples in answers]
 
@@ -414,13 +414,13 @@ if __name__ == "__main__":
 
     output = Path(sys.argv[1])
     seen: list[int] = []
-    run_batches = suite_model.ModelJudge.run
+    run_batches = suite_model.ModelScorer.run
 
     def counted(self, batches):
         seen.append(len(batches))
         return run_batches(self, batches)
 
-    suite_model.ModelJudge.run = counted
+    suite_model.ModelScorer.run = counted
     callback = suite_of_processes()
     trained = train_for(output / "with", 2, [callback])
     without = train_for(output / "without", 2, [])
@@ -434,7 +434,7 @@ if __name__ == "__main__":
         for entry in trained.state.log_history
         if "eval_suite/margin" in entry
     ]
-    judge = suite_model.ModelJudge(trained.model, byte_level_tokenizer(), callback._cases, batch_size=3)
+    scorer = suite_model.ModelScorer(trained.model, byte_level_tokenizer(), callback._cases, batch_size=3)
     (output / f"rank{rank}.json").write_text(
         json.dumps(
             {
@@ -442,7 +442,7 @@ if __name__ == "__main__":
                 "weights_with": weights[0],
                 "weights_without": weights[1],
                 "batches": seen[0],
-                "planned": len(judge.plan()),
+                "planned": len(scorer.plan()),
             }
         )
     )
@@ -451,7 +451,7 @@ if __name__ == "__main__":
 
     # One process alone meets a number that is none: both end, neither waits.
     broken = make_trainer(output / "broken", [suite_of_processes()], logging_strategy="no", max_steps=1)
-    run_again = suite_model.ModelJudge.run
+    run_again = suite_model.ModelScorer.run
 
     def broken_on_the_second(self, batches):
         if rank == 1:
@@ -459,7 +459,7 @@ if __name__ == "__main__":
                 broken.model.lm_head.weight.fill_(math.nan)
         return run_again(self, batches)
 
-    suite_model.ModelJudge.run = broken_on_the_second
+    suite_model.ModelScorer.run = broken_on_the_second
     try:
         broken.train()
     except FloatingPointError as error:

@@ -249,12 +249,12 @@ def test_all_that_is_not_comparable_is_named_at_once(tmp_path):
     second = {"tasks": {"dates": "2"}, "verifier": "0", "settings": {"decoding": {"max_new_tokens": 512}}}
     found = problems(tmp_path, before, after, second=second)
     assert found == [
-        "/edit was judged by version '0' of the answer check, /base by '1'; measure both with one version of "
-        "edit_trl",
+        "/edit was checked by version '0' of the answer check, /base by '1'; measure both with one version "
+        "of edit_trl",
         "task 'dates' has version '2' in /edit, '1' in /base",
-        "/edit decoded otherwise (decoding.max_new_tokens: 512 there, 64 in /base; decoding.samples: "
+        "/edit has another decoding (decoding.max_new_tokens: 512 there, 64 in /base; decoding.samples: "
         "'not set' there, 1 in /base; decoding.temperature: 'not set' there, 0.0 in /base; decoding.top_p: "
-        "'not set' there, 1.0 in /base); --any-decoding compares them all the same",
+        "'not set' there, 1.0 in /base); --any-decoding compares them anyway",
         "7 items have another `prompt` in /edit than in /base (sums/1, sums/2, sums/3, sums/4, sums/5 and 2 "
         "more)",
         "1 item has another `answer` in /edit than in /base (sums/0)",

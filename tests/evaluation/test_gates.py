@@ -41,7 +41,7 @@ def test_a_gate_at_its_edge(worse, gates, passed):
 def test_messages_say_what_was_seen(worse):
     results = check_gates(worse, Gates(0.55, 0.02, True, 3))
     assert [(result.gate, result.message) for result in results] == [
-        ("min-score", "accuracy is 50.0%, at least 55.0% is asked for"),
+        ("min-score", "accuracy is 50.0%, at least 55.0% is required"),
         ("max-drop", "accuracy changed by -10.0 points, from 60.0% to 50.0%; it may get worse by 2.0 points"),
         (
             "no-significant-regression",

@@ -114,7 +114,7 @@ def test_files_that_are_something_else(tmp_path):
     with sqlite3.connect(newer) as connection:
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     connection.close()
-    expected = {text: "not a database", other: "no history of edit-trl", newer: "version 2 of the history"}
+    expected = {text: "not a database", other: "not a history of edit-trl", newer: "version 2 of the history"}
     for file, message in expected.items():
         before = file.read_bytes()
         with pytest.raises(InputError, match=message):

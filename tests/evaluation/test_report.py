@@ -26,7 +26,7 @@ from edit_trl import ProceduralTeacher, generate_dual_cots
 from edit_trl.common.errors import InputError
 from edit_trl.data.pair_statistics import locate_pairs
 from edit_trl.evaluation.report import page, write_pairs, write_report
-from edit_trl.evaluation.report.items import Keep, packed_tokens, page_items
+from edit_trl.evaluation.report.items import Detail, packed_tokens, page_items
 from edit_trl.evaluation.report.page import SCRIPTS, escaped_json
 from edit_trl.evaluation.report.summary import SCORE_LABELS, flips, group_scores
 from edit_trl.evaluation.report.training_history import read_training_run
@@ -162,7 +162,7 @@ def test_a_question_of_several_runs_is_one_item(tmp_path):
         write_run(tmp_path / "b", "evaluate", "b", other),
         write_run(tmp_path / "c", "suite", "a", suite_items(rows, 1.0)),
     ]
-    found, tokens = page_items(runs, Keep())
+    found, tokens = page_items(runs, Detail())
     assert [dict(item["runs"])[2]["tokens"] for item in found[:4]] == [0, 1, 2, 3]
     assert len(tokens) == 4
     assert len(found) == 5
@@ -181,7 +181,7 @@ def test_suites_of_other_chains_are_other_items(tmp_path):
         write_run(tmp_path / "a", "suite", "a", suite_items(TASKS, 1.0)),
         write_run(tmp_path / "b", "suite", "b", suite_items(changed, 1.0)),
     ]
-    items, _ = page_items(runs, Keep())
+    items, _ = page_items(runs, Detail())
     assert [len(item["runs"]) for item in items] == [1] * 8
     assert flips(["suite", "suite"], items) == []
 
@@ -205,7 +205,7 @@ def test_flips_are_counted_and_tested(tmp_path):
         write_run(tmp_path / "b", "evaluate", "b", after),
         write_run(tmp_path / "c", "suite", "c", suite_items(rows, 1.0)),
     ]
-    items, _ = page_items(runs, Keep())
+    items, _ = page_items(runs, Detail())
     [pair] = flips(["evaluate", "evaluate", "suite"], items)
     # 6 fixed and 1 broken: 2 * (P(0 of 7) + P(1 of 7)) = 2 * 8 / 128.
     assert (pair["a"], pair["b"], pair["items"]) == (0, 1, 10)
@@ -324,7 +324,7 @@ def test_learning_curves(tmp_path):
     assert run["name"] == "train"
     assert [stage["name"] for stage in run["stages"]] == ["warm_up", "key_steps"]
     charts = dict(run["stages"][1]["charts"])
-    curves = {(name, held_out): points for name, held_out, points in charts["Likelihood a token (nats)"]}
+    curves = {(name, held_out): points for name, held_out, points in charts["Likelihood per token (nats)"]}
     assert set(curves) == {
         *((f"logps/{side}_{part}", False) for side in ("chosen", "rejected") for part in ("key", "context")),
         ("logps/chosen_key", True),
@@ -360,8 +360,8 @@ def test_an_interrupted_training_run_is_read_from_its_last_checkpoint(tmp_path):
     ("text", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "is no record of a training run"),
-        ('{"log_history": 3}', "is no list of logged steps"),
+        ("[]", "is not the record of a training run"),
+        ('{"log_history": 3}', "is not a list of logged steps"),
         ('{"log_history": []}', "has not logged anything yet"),
     ],
 )
@@ -402,7 +402,7 @@ def test_where_a_page_may_be_written(tmp_path):
     assert sorted(file.name for file in path.parent.iterdir()) == ["report.html"]
     other = tmp_path / "thesis.html"
     other.write_text("<!DOCTYPE html><p>mine")
-    with pytest.raises(InputError, match="exists and is no report"):
+    with pytest.raises(InputError, match="exists and is not a report"):
         write_report([run], other)
     assert other.read_text().endswith("mine")
     with pytest.raises(InputError, match="is a folder; name a file"):

@@ -43,6 +43,15 @@ def finished(path, **changes):
     return folder.finish(ORDER, *NO_SCORES)
 
 
+def test_a_run_without_items_gives_way_to_another(tmp_path):
+    """Such as one whose endpoint refused every request."""
+    RunFolder(tmp_path / "run", record(model_hash="mistyped")).start()
+    (tmp_path / "run" / "items.jsonl").write_text('{"task": "half a li')
+    run = finished(tmp_path / "run")
+    assert run.record.model_hash == "abc"
+    assert len(read_run(tmp_path / "run").items) == 3
+
+
 def test_written_in_any_order_read_in_the_order_of_the_data(tmp_path):
     folder = RunFolder(tmp_path / "run", record())
     assert not (tmp_path / "run").exists()  # nothing has been measured
@@ -141,7 +150,7 @@ def test_a_run_of_another_version(tmp_path):
 def test_what_is_no_record(tmp_path):
     finished(tmp_path)
     spoil_record(tmp_path, extra=1)
-    with pytest.raises(InputError, match="is no record of a run: extra"):
+    with pytest.raises(InputError, match="is not the record of a run: extra"):
         read_run(tmp_path)
     (tmp_path / "evaluation.json").write_text("{")
     with pytest.raises(InputError, match=r"evaluation.json cannot be read"):
@@ -160,9 +169,9 @@ def test_a_run_that_is_not_finished(tmp_path):
     ("spoil", "message"),
     [
         (lambda text: text[:-9], "line 3: cut short"),
-        (lambda text: text + "{}\n", "line 4: no item of `edit-trl evaluate`"),
+        (lambda text: text + "{}\n", "line 4: not an item of `edit-trl evaluate`"),
         (lambda text: text + "nonsense\n", "line 4: not JSON"),
-        (lambda text: text.partition("\n")[2], "items.jsonl has 2 items, evaluation.json speaks of 3"),
+        (lambda text: text.partition("\n")[2], "items.jsonl has 2 items, evaluation.json says 3"),
     ],
 )
 def test_spoilt_items(tmp_path, spoil, message):

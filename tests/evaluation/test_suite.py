@@ -18,13 +18,14 @@ from edit_trl.common.errors import InputError
 from edit_trl.data.dual_cots import chain_text
 from edit_trl.data.tokenization import tokenize_with_offsets
 from edit_trl.evaluation.runs.folder import RunFolder
+from edit_trl.evaluation.runs.resuming import finish_run
 from edit_trl.evaluation.runs.schema import Run, RunRecord, SuiteItem
 from edit_trl.evaluation.runs.scores import mean_scores
 from edit_trl.evaluation.runs.tables import run_table
 from edit_trl.evaluation.suite import model_scorer as suite_model
 from edit_trl.evaluation.suite.cases import cases_of
-from edit_trl.evaluation.suite.evaluate_suite import finish_suite, score_cases
-from edit_trl.evaluation.suite.model_scorer import ModelJudge
+from edit_trl.evaluation.suite.evaluate_suite import score_cases
+from edit_trl.evaluation.suite.model_scorer import ModelScorer
 
 
 def adapted(model, **options):
@@ -272,7 +273,10 @@ BAD = {
     "no wrong chain": ([{"prompt": "a\n", "chosen": "b"}], "no column rejected"),
     "equal": ([{"prompt": "a\n", "chosen": "b", "rejected": "b"}], "row 1, rejected: equals chosen"),
     "same id": ([ROWS[0], ROWS[0]], "row 2, id"),
-    "id of a second pair": ([SEVERAL, {**ROWS[0], "task": "sums", "id": "sum/2"}], "would be called 'sum/2'"),
+    "id of a second pair": (
+        [SEVERAL, {**ROWS[0], "task": "sums", "id": "sum/2"}],
+        "would have the id 'sum/2'",
+    ),
     "no answer": ([{**ROWS[0], "answer": "12", "answer_type": "choice"}], "row 1: the known answer '12'"),
     "too long": ([ROWS[0], {**ROWS[1], "prompt": "word " * 600}], "row 2: prompt and chain have"),
 }
@@ -304,24 +308,24 @@ def test_a_killed_run_goes_on_to_the_same_bytes(killed_after, tmp_path, model, t
     rows = [*ROWS, SEVERAL]
     cases, _ = cases_of(rows, tokenizer, max_new_tokens=4)
     whole = RunFolder(tmp_path / "whole", record())
-    score_cases(cases, ModelJudge(model, tokenizer, cases, batch_size=2, max_new_tokens=4), folder=whole)
-    run = finish_suite(whole, cases)
+    score_cases(cases, ModelScorer(model, tokenizer, cases, batch_size=2, max_new_tokens=4), folder=whole)
+    run = finish_run(whole, cases)
     assert [item["id"] for item in run.items] == [case.id for case in cases]
 
-    judge = ModelJudge(model, tokenizer, cases, batch_size=2, max_new_tokens=4)
+    scorer = ModelScorer(model, tokenizer, cases, batch_size=2, max_new_tokens=4)
     part = RunFolder(tmp_path / "part", record())
     part.start()
-    for _, items in zip(range(killed_after), judge.run(judge.plan()), strict=False):
+    for _, items in zip(range(killed_after), scorer.run(scorer.plan()), strict=False):
         part.append(items)
     with (part.path / "items.jsonl").open("ab") as file:
         file.write(b'{"task": "half a li')
     part = RunFolder(tmp_path / "part", record())
     ran = []
-    run_batches = judge.run
-    judge.run = lambda batches: ran.extend(batches) or run_batches(batches)
-    score_cases(cases, judge, folder=part)
-    assert len(ran) == len(judge.plan()) - killed_after
-    finish_suite(part, cases)
+    run_batches = scorer.run
+    scorer.run = lambda batches: ran.extend(batches) or run_batches(batches)
+    score_cases(cases, scorer, folder=part)
+    assert len(ran) == len(scorer.plan()) - killed_after
+    finish_run(part, cases)
     assert (part.path / "items.jsonl").read_bytes() == (whole.path / "items.jsonl").read_bytes()
 
 

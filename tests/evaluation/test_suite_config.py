@@ -63,9 +63,9 @@ def test_names_and_what_decides_the_numbers():
     arguments = SuiteArguments(model="outputs/a/student", rows=3, greedy=False)
     assert arguments.run_name == "student"
     assert arguments.folder == Path("outputs/suite/student")
-    assert arguments.settings["max_new_tokens"] == arguments.written == 0
+    assert arguments.settings["max_new_tokens"] == arguments.max_greedy_tokens == 0
     named = SuiteArguments(model="m", rows=3, name="mine", output_dir="here")
-    assert (named.run_name, named.folder, named.written) == ("mine", Path("here"), 256)
+    assert (named.run_name, named.folder, named.max_greedy_tokens) == ("mine", Path("here"), 256)
 
 
 FAR = sample("Four. The answer is 4.", "correct")

@@ -7,7 +7,8 @@ import yaml
 from test_accuracy import PROBLEMS
 
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation.accuracy.tasks import read_task, read_tasks
+from edit_trl.evaluation.accuracy.task_file import read_task
+from edit_trl.evaluation.accuracy.tasks import read_tasks
 
 QUESTIONS = [
     {"question": "What is 2 + 2?", "answer": "4", "id": "sum"},
@@ -137,11 +138,11 @@ def test_names_beside_the_recipe(tmp_path):
     ("options", "message"),
     [
         ({"answer_type": "numbr"}, "`answer_type: 'numbr'`: expected one of .*did you mean 'number'"),
-        ({"answer_types": {"sums": "numbr"}}, "`answer_types`: numbr is none of number"),
+        ({"answer_types": {"sums": "numbr"}}, "`answer_types`: numbr is not one of number"),
         ({"answer_types": {"summs": "number"}}, "`answer_types` names tasks that are not there: summs"),
         ({"promt": "x"}, "unknown key `promt`; did you mean `prompt`"),
         ({"prompt": "Q: {qestion}"}, "`prompt` takes {question} and {task_description}, got 'Q: {qestion}'"),
-        ({"prompt": "{question"}, "`prompt` is no template"),
+        ({"prompt": "{question"}, "`prompt` is not a template"),
         ({"shots": 0}, "`shots` must be at least 1, got 0"),
         ({"families": ["navigate"]}, "a task needs one of"),
         ({"dataset_name": None}, "a task needs one of"),

@@ -1,21 +1,19 @@
-"""Accuracy by generation (L3): a student answers problems, its final answers are checked."""
+"""Accuracy by generation: a model answers problems, and its final answers are checked."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
-
-from tqdm.auto import tqdm
 
 from edit_trl.common.tables import aligned
 from edit_trl.data.answers import AnswerType, Verdict, check_answer
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
 from edit_trl.evaluation.runs.folder import RunFolder
-from edit_trl.evaluation.runs.schema import EvaluateItem, Run, Sample, key_of
-from edit_trl.evaluation.runs.scores import run_scores
+from edit_trl.evaluation.runs.resuming import complete_items
+from edit_trl.evaluation.runs.schema import EvaluateItem, Sample
 from edit_trl.models.decoding import Decoding
 
 if TYPE_CHECKING:
@@ -27,16 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """Counts over some items. `accuracy` is correct / items: an unparsed answer is not right.
+    """Counts over some items, by strict answer extraction.
 
     Attributes:
-        items: How many.
-        correct: By strict extraction.
-        wrong: Likewise.
-        unparsed: Likewise: no answer was found.
-        cut_off: Responses that ran into `max_new_tokens`; there may be several an item.
-        accuracy: The share of right answers.
-        lenient_accuracy: The same by lenient extraction.
+        items: Number of items.
+        correct: Items with the correct answer.
+        wrong: Items with a wrong answer.
+        unparsed: Items in whose response no answer was found.
+        cut_off: Responses that reached `max_new_tokens`; an item may have several responses.
+        accuracy: `correct / items`; an unparsed answer is not correct.
+        lenient_accuracy: The accuracy by lenient extraction.
     """
 
     items: int
@@ -67,11 +65,11 @@ class AccuracyResult:
     """A model's accuracy on a set of problems.
 
     Attributes:
-        overall: Over all items.
-        tasks: By task, in order of appearance.
-        items: In the order of the dataset.
+        overall: The score over all items.
+        tasks: The score of each task, in order of appearance.
+        items: The items, in the order of the dataset.
         seconds: Wall-clock time of the generation.
-        generated_tokens: Tokens generated, EOS included.
+        generated_tokens: Number of generated tokens, EOS included.
     """
 
     overall: Score
@@ -88,7 +86,7 @@ class AccuracyResult:
         return cls(Score.of(items), tasks, list(items), seconds, tokens)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """All fields, as values that JSON can hold."""
         return asdict(self)
 
 
@@ -109,33 +107,33 @@ def evaluate_accuracy(
 ) -> AccuracyResult:
     """Let a model answer problems and check its final answers.
 
-    Nothing of the model's own generation settings takes part, save its EOS tokens. Its mode, its settings
-    and the random state are left as they were found.
+    Of the model's own generation settings only the EOS tokens are used. The mode and the settings of the
+    model and the random state are restored afterwards.
 
     Args:
         model: A causal language model, or a PEFT model of one.
-        tokenizer: Its tokenizer; conversational prompts go through its chat template.
-        dataset: Rows with `prompt` (text or messages) and `answer`, and if they have them `task`, `id`,
-            `answer_type`, `mistake` and `source`.
-        batch_size: Responses a batch.
-        max_new_tokens: Where a response is cut off.
-        temperature: 0 is greedy.
-        top_p: Nucleus sampling.
-        samples: Responses a problem, of which the majority's answer counts (self-consistency,
+        tokenizer: Its tokenizer, whose chat template formats conversational prompts.
+        dataset: Rows with `prompt` (text or messages) and `answer`; optionally `task`, `id`, `answer_type`,
+            `mistake` and `source`.
+        batch_size: Number of responses per batch.
+        max_new_tokens: Maximum number of tokens per response.
+        temperature: Sampling temperature; 0 for greedy decoding.
+        top_p: Probability mass of nucleus sampling.
+        samples: Number of responses per problem; the majority's answer counts (self-consistency,
             arXiv 2203.11171).
-        seed: Of sampling.
+        seed: Seed of sampling.
         batching: See `edit_trl.models.generation`.
-        answer_type: The type of every answer; where None, the row's `answer_type`, or what the known
-            answer looks like.
-        progress: Show a progress bar.
+        answer_type: Type of every answer; if None, the row's `answer_type`, or else the type inferred from
+            the known answer.
+        progress: Whether to show a progress bar.
 
     Returns:
-        Verdicts by item, task and overall.
+        The verdicts by item, by task and overall.
 
     Raises:
-        InputError: An option out of range, rows without prompt or answer, plain and conversational rows in
-            one dataset, answers that are not of their type, conversational rows and a tokenizer without a
-            chat template, or prompts too long for the model; before anything is generated.
+        InputError: Before anything is generated: an option is out of range, a row lacks a prompt or an
+            answer, the dataset mixes plain and conversational rows, an answer is not of its type, the
+            tokenizer has no chat template for conversational rows, or a prompt is too long for the model.
     """
     from edit_trl.models.generation import ModelGenerator
     from edit_trl.models.loading import positions_of
@@ -160,65 +158,39 @@ def answer_problems(
     folder: RunFolder | None = None,
     progress: bool = True,
 ) -> list[EvaluateItem]:
-    """Have problems answered.
+    """Generate and check the answers to problems.
 
     Args:
-        problems: What is asked.
-        prompts: Each problem as the generator takes it: token ids, or messages for an endpoint.
-        generator: Who answers.
-        folder: Where items are kept as they come, and finished ones are taken from.
-        progress: Show a progress bar.
+        problems: The problems.
+        prompts: Each problem in the form that the generator takes: token ids, or messages for an endpoint.
+        generator: Generates the responses.
+        folder: Stores each item when it is finished; items that it already holds are not generated again.
+        progress: Whether to show a progress bar.
 
     Returns:
-        Items in the order of the problems.
+        The items, in the order of the problems.
     """
-    done = dict(folder.done) if folder else {}
-    keys = [(problem.task, problem.id) for problem in problems]
+
+    def make_items(batches: Sequence[list[int]]) -> Iterator[list[EvaluateItem]]:
+        for batch, samples in generator.run(prompts, batches):
+            yield [
+                checked_item(problems[index], responses)
+                for index, responses in zip(batch, samples, strict=True)
+            ]
+
     batches = generator.plan([len(prompt) for prompt in prompts])
-    # A batch is answered as a whole: in another batch, a response may differ in its last digits.
-    left = [batch for batch in batches if any(keys[index] not in done for index in batch)]
-    count = sum(map(len, left))
-    bar = tqdm(
-        total=len(problems),
-        initial=len(problems) - count,
-        desc="Generating",
-        unit="problem",
-        disable=not progress or not count,
+    return complete_items(
+        problems, batches, make_items, folder, description="Generating", unit="problem", progress=progress
     )
-    started, tokens = time.perf_counter(), 0
-    if folder:
-        folder.start()
-    with bar:
-        for batch, samples in generator.run(prompts, left):
-            items = [judged(problems[index], drawn) for index, drawn in zip(batch, samples, strict=True)]
-            done |= {key_of(item): item for item in items}
-            if folder:
-                folder.append(items)
-            tokens += sum(sample.tokens for drawn in samples for sample in drawn)
-            bar.update(len(batch))
-            bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):.0f} tokens/s")
-    return [done[key] for key in keys]
 
 
-def finish_run(folder: RunFolder, problems: Sequence[Problem]) -> Run:
-    """Write the scores of a run whose items are all there."""
-    order = [(problem.task, problem.id) for problem in problems]
-    return folder.finish(order, *run_scores([folder.done[key] for key in order], "evaluate"))
-
-
-def judged(problem: Problem, drawn: Sequence[Generated]) -> EvaluateItem:
-    """Check the samples of a problem; the majority's answer is the item's."""
-    samples = [_sample(problem, one) for one in drawn]
+def checked_item(problem: Problem, responses: Sequence[Generated]) -> EvaluateItem:
+    """Check the responses to a problem; the answer of the majority becomes the item's answer."""
+    samples = [_sample(problem, response) for response in responses]
     verdict, value = _majority([(sample["verdict"], sample["value"]) for sample in samples])
     lenient = _majority([(sample["lenient_verdict"], sample["lenient_value"]) for sample in samples])
     return {
-        "task": problem.task,
-        "id": problem.id,
-        "prompt": problem.prompt,
-        "answer": problem.answer,
-        "answer_type": problem.answer_type,
-        "mistake": problem.mistake,
-        "source": problem.source,
+        **vars(problem),
         "verdict": verdict,
         "value": value,
         "lenient_verdict": lenient[0],
@@ -228,32 +200,23 @@ def judged(problem: Problem, drawn: Sequence[Generated]) -> EvaluateItem:
     }
 
 
-def _sample(problem: Problem, drawn: Generated) -> Sample:
-    strict, lenient = (
-        check_answer(drawn.text, problem.answer, problem.answer_type, lenient=lenient)
-        for lenient in (False, True)
-    )
-    return {
-        "response": drawn.text,
-        "verdict": strict.verdict,
-        "value": strict.value,
-        "span": list(strict.span) if strict.span else None,
-        "lenient_verdict": lenient.verdict,
-        "lenient_value": lenient.value,
-        "lenient_span": list(lenient.span) if lenient.span else None,
-        "cut_off": drawn.cut_off,
-        "tokens": drawn.tokens,
-    }
+def _sample(problem: Problem, response: Generated) -> Sample:
+    sample: dict[str, Any] = {"response": response.text}
+    for prefix, lenient in (("", False), ("lenient_", True)):
+        check = check_answer(response.text, problem.answer, problem.answer_type, lenient=lenient)
+        sample[f"{prefix}verdict"], sample[f"{prefix}value"] = check.verdict, check.value
+        sample[f"{prefix}span"] = list(check.span) if check.span else None
+    return sample | {"cut_off": response.cut_off, "tokens": response.tokens}
 
 
 def _majority(votes: Sequence[tuple[Verdict, str | None]]) -> tuple[Verdict, str | None]:
-    """The answer most samples give, the earliest of equals; who gives none has no vote."""
+    """The most frequent answer, the earliest of equals; a sample without an answer has no vote."""
     counts = Counter(vote for vote in votes if vote[1] is not None)
     return counts.most_common(1)[0][0] if counts else ("unparsed", None)
 
 
 def format_table(results: Mapping[str, AccuracyResult]) -> str:
-    """A plain-text table: accuracy by task and model, then lenient, unparsed, cut-off and seconds."""
+    """A plain-text table of the accuracy by task and model, followed by the other counts."""
     models = list(results)
     tasks = list(dict.fromkeys(task for result in results.values() for task in result.tasks))
     rows = [["", *models]]

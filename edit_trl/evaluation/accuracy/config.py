@@ -1,4 +1,4 @@
-"""A recipe of `edit-trl evaluate` (L3): a YAML file, and command-line options over it, checked."""
+"""The options of `edit-trl evaluate`."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from edit_trl.models.decoding import Batching, Decoding, check_batching
 
 @dataclass(frozen=True)
 class EvaluateArguments(MeasuredModel):
-    """Which model answers what, and how.
+    """The model, the tasks and the settings of an evaluation.
 
     Attributes:
         tasks: Task files, or names of files in `tasks/` beside the recipe.
-        limit: Only the first so many questions of each task.
+        limit: The most questions to ask of each task, from its beginning.
         conversational: Ask by messages, through the chat template; false for base models without one.
-        system_prompt: What every conversation begins with, instead of the tasks' own.
-        max_new_tokens: Where a response is cut off.
-        samples: Responses a question, of which the majority's answer counts (self-consistency; the paper: 8
+        system_prompt: System prompt of every conversation, instead of those of the tasks.
+        max_new_tokens: Maximum number of tokens per response.
+        samples: Responses per question; the answer of the majority counts (self-consistency; the paper uses 8
             at temperature 0.7 and top_p 0.95).
-        temperature: 0 is greedy.
-        top_p: Nucleus sampling.
-        seed: Of sampling.
-        batch_size: Responses at once on this machine.
-        batching: padded, continuous (transformers' own scheduler), vllm, or auto: vllm where it is installed
+        temperature: Sampling temperature; 0 for greedy decoding.
+        top_p: Probability mass of nucleus sampling.
+        seed: Seed of sampling.
+        batch_size: Responses per batch on this machine.
+        batching: padded, continuous (the scheduler of transformers), vllm, or auto: vllm if it is installed
             and there is a GPU, else continuous on a GPU and padded on a CPU.
-        harness: Tasks of lm-evaluation-harness to run too, or instead; needs the extra `harness`.
+        harness: Tasks of lm-evaluation-harness to run as well, or instead; needs the extra `harness`.
         harness_include_path: A folder with task files of lm-evaluation-harness.
-        harness_chat_template: Give its questions the model's chat template; off as in lm_eval itself.
+        harness_chat_template: Apply the chat template of the model to the questions of lm-evaluation-harness;
+            off as in lm_eval itself.
     """
 
     kind: ClassVar[RunKind] = "evaluate"
@@ -57,11 +58,11 @@ class EvaluateArguments(MeasuredModel):
     harness_chat_template: bool = False
 
     def __post_init__(self) -> None:
-        problems = list(self._problems())
-        if problems:
-            raise InputError(problems)
+        errors = list(self._errors())
+        if errors:
+            raise InputError(errors)
 
-    def _problems(self) -> Iterator[str]:
+    def _errors(self) -> Iterator[str]:
         if not self.model:
             yield "`model` is missing: a path, a Hub id, or the name of a model at `base_urls`"
         if not self.tasks and not self.harness:
@@ -78,20 +79,20 @@ class EvaluateArguments(MeasuredModel):
 
     @property
     def decoding(self) -> Decoding:
-        """How responses are drawn."""
+        """How responses are generated."""
         return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.samples)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides an item's content beside the model and the questions.
+        """What the items depend on, besides the model and the questions.
 
-        Batches and dtype too, which decide a response's last digits.
+        Batches and dtype are included, since rounding can change a response.
         """
         names = ("conversational", "batch_size", "batching", "dtype", "load_in_4bit")
         return asdict(self.decoding) | {name: getattr(self, name) for name in names}
 
     def read_tasks(self, recipe: Path | None) -> Tasks:
-        """What is asked; see `edit_trl.evaluation.accuracy.tasks.read_tasks`."""
+        """Read the questions; see `edit_trl.evaluation.accuracy.tasks.read_tasks`."""
         return read_tasks(
             self.tasks or [],
             beside=recipe.parent if recipe else None,

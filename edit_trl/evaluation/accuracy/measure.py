@@ -1,71 +1,129 @@
-"""An accuracy run: a model answers every question of the tasks, resumed where it was interrupted."""
+"""A run of `edit-trl evaluate`: a model answers the questions of tasks; an interrupted run is resumed."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.evaluation.accuracy.answering import answer_problems
+from edit_trl.evaluation.accuracy.config import EvaluateArguments
+from edit_trl.evaluation.accuracy.generators_at_endpoint import EndpointGenerator
+from edit_trl.evaluation.accuracy.problems import Problem, encode
+from edit_trl.evaluation.accuracy.tasks import Tasks
+from edit_trl.evaluation.harness import HarnessTasks, evaluate_with_harness, write_harness
+from edit_trl.evaluation.runs.folder import RunFolder, read_run
+from edit_trl.evaluation.runs.history import record_run
+from edit_trl.evaluation.runs.resuming import finish_run
+from edit_trl.evaluation.runs.schema import Run
+from edit_trl.models.chat.dispatch import Limits
+from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
+from edit_trl.models.chat.options import EndpointArguments
+from edit_trl.models.decoding import Generator
+from edit_trl.models.identity import model_hash
 
 if TYPE_CHECKING:
-    from edit_trl.evaluation.accuracy.config import EvaluateArguments
-    from edit_trl.evaluation.accuracy.problems import Problem
-    from edit_trl.evaluation.accuracy.tasks import Tasks
-    from edit_trl.evaluation.runs.schema import Run
-    from edit_trl.models.chat.dispatch import Limits
-    from edit_trl.models.chat.options import EndpointArguments
-    from edit_trl.models.decoding import Generator
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
-def _measure(
-    arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Limits, tasks: Tasks
-) -> tuple[Run, Any]:
-    """The run; and the model and tokenizer, where they were loaded."""
-    from edit_trl.evaluation.accuracy.answering import answer_problems, finish_run
-    from edit_trl.evaluation.accuracy.generators_at_endpoint import EndpointGenerator
-    from edit_trl.evaluation.runs.folder import RunFolder, read_run
-    from edit_trl.models.identity import model_hash
+def measure_accuracy(
+    arguments: EvaluateArguments,
+    endpoint: EndpointArguments,
+    limits: Limits,
+    tasks: Tasks,
+    say: Callable[[str], object],
+) -> tuple[Run, LoadedModel | None]:
+    """Let a model answer the questions of tasks, and add the run to the history.
 
+    Args:
+        arguments: The model and the settings.
+        endpoint: Where the model is, if it has `base_urls`.
+        limits: How hard the endpoint may be asked.
+        tasks: The questions.
+        say: Called with each message about the progress.
+
+    Returns:
+        The run; and the model with its tokenizer, if they were loaded into this process.
+
+    Raises:
+        InputError: The options or the model are wrong, or an endpoint failed for good.
+    """
     client = endpoint.endpoint() if endpoint.base_urls else None
     if client and arguments.actors is not None:
         raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
-    known = client.address if client else model_hash(arguments.model)
     record = arguments.record(
-        model_hash=known,
+        model_hash=client.address if client else model_hash(arguments.model),
         settings=arguments.settings,
         tasks=tasks.versions,
         data_hash=tasks.data_hash,
         seed=arguments.seed,
     )
-    folder = RunFolder(arguments.folder, record)
+    folder, loaded = RunFolder(arguments.folder, record), None
     if folder.finished:
-        print(f"{folder.path} is finished ({folder.record.finished}), nothing to ask", file=sys.stderr)
-        return read_run(folder.path), None
-    if client:
-        if arguments.engine == "ray":
-            from edit_trl.models.cluster.chat import on_ray
-
-            client = on_ray({"model": client}, None, limits.max_concurrency)["model"]
-        generator = EndpointGenerator(client, folder.path, arguments.decoding, limits, arguments.seed)
-        generator.check()
-        prompts, loaded = [problem.prompt for problem in tasks.problems], None
+        say(f"{folder.path} is finished ({folder.record.finished}), nothing to ask")
+        run = read_run(folder.path)
     else:
-        generator, prompts, loaded = _prepare(arguments, tasks.problems, known)
-    try:
-        answer_problems(tasks.problems, prompts, generator, folder=folder)
-    finally:
-        folder.pause()
-    return finish_run(folder, tasks.problems), loaded
+        if client:
+            generator = _endpoint_generator(arguments, client, folder.path, limits)
+            prompts = [problem.prompt for problem in tasks.problems]
+        else:
+            generator, prompts, loaded = _loaded_generator(arguments, tasks.problems, record.model_hash)
+        try:
+            answer_problems(tasks.problems, prompts, generator, folder=folder)
+        finally:
+            folder.pause()
+        run = finish_run(folder, tasks.problems)
+    record_run(run, arguments.history)
+    return run, loaded
 
 
-def _prepare(
-    arguments: EvaluateArguments, problems: Sequence[Problem], known: str
-) -> tuple[Generator, list[list[int]], Any]:
-    """The generator and the prompts as token ids; and the model and tokenizer, where they are here."""
+def measure_with_harness(
+    arguments: EvaluateArguments, tasks: HarnessTasks, loaded: LoadedModel | None
+) -> tuple[dict[str, Any], Path]:
+    """Measure a model on tasks of lm-evaluation-harness.
+
+    Args:
+        arguments: The model and the settings.
+        tasks: The tasks.
+        loaded: The model and its tokenizer; they are loaded if None.
+
+    Returns:
+        The results, and the file in the folder of the run that holds them.
+    """
+    model, tokenizer = loaded or arguments.source.load()
+    results = evaluate_with_harness(
+        model,
+        tokenizer,
+        tasks,
+        batch_size=arguments.batch_size,
+        limit=arguments.limit,
+        apply_chat_template=arguments.harness_chat_template,
+        seed=arguments.seed,
+    )
+    return results, write_harness(results, arguments.folder)
+
+
+def _endpoint_generator(
+    arguments: EvaluateArguments, client: OpenAICompatibleTeacher, folder: Path, limits: Limits
+) -> EndpointGenerator:
+    if arguments.engine == "ray":
+        from edit_trl.models.cluster.chat import on_ray
+
+        client = on_ray({"model": client}, None, limits.max_concurrency)["model"]
+    generator = EndpointGenerator(client, folder, arguments.decoding, limits, arguments.seed)
+    generator.check()
+    return generator
+
+
+def _loaded_generator(
+    arguments: EvaluateArguments, problems: Sequence[Problem], expected_hash: str
+) -> tuple[Generator, list[list[int]], LoadedModel | None]:
+    """The generator and the prompts as token ids; also the model, if it is in this process."""
     from edit_trl.evaluation.accuracy.generators import load_generator
-    from edit_trl.evaluation.accuracy.problems import encode
 
     loaded = None
     load = partial(
@@ -80,7 +138,7 @@ def _prepare(
         from edit_trl.evaluation.accuracy.generators_on_ray import RayGenerator
 
         tokenizer = arguments.source.load_tokenizer()
-        generator = RayGenerator(load, arguments.source, known, arguments.actors)
+        generator = RayGenerator(load, arguments.source, expected_hash, arguments.actors)
         positions = generator.positions
     else:
         generator, tokenizer, positions, model = load()
@@ -88,10 +146,3 @@ def _prepare(
     length = arguments.max_new_tokens
     _, prompts = encode(problems, tokenizer, max_new_tokens=length, positions=positions)
     return generator, prompts, loaded
-
-
-def _remember(run: Run, history: str | None) -> None:
-    from edit_trl.evaluation.runs.history import record_run
-
-    if history is not None:
-        record_run(run, history)

@@ -18,7 +18,7 @@ DESCRIPTION = "Share of responses whose final answer is the known one; responses
 
 
 class AnswerAccuracy(evaluate.Metric):
-    """Typed final-answer accuracy over responses (`predictions`) and known answers (`references`)."""
+    """The accuracy of the final answers of responses (`predictions`), given known answers (`references`)."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
@@ -39,9 +39,9 @@ class AnswerAccuracy(evaluate.Metric):
         """Check each response.
 
         Args:
-            predictions: Responses.
-            references: Known answers.
-            answer_type: The type of all answers; inferred from each known answer where None.
+            predictions: The responses.
+            references: The known answers.
+            answer_type: The type of all answers; if None, it is inferred from each known answer.
             lenient: As in `edit_trl.data.answers.extract_answer`.
 
         Returns:

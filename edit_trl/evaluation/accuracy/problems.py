@@ -1,4 +1,4 @@
-"""What a model is asked (L3): rows -> checked problems -> token ids."""
+"""The questions of an evaluation: rows -> checked problems -> token ids."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Problem:
     """A question and its answer.
 
     Attributes:
-        task: What it belongs to.
-        id: Its name within the task; stable, so that two models' responses can be laid side by side.
+        task: The task it belongs to.
+        id: Its name within the task; stable, so that the responses of two models can be compared.
         prompt: Text, or messages.
         answer: The known answer.
-        answer_type: What kind of answer it is.
-        mistake: Kinds of mistake of its wrong chain, where it comes from a dual CoT.
-        source: Where it comes from.
+        answer_type: The type of the answer.
+        mistake: The kinds of mistake of the wrong chain, if the question is that of a dual CoT.
+        source: Where the question comes from.
     """
 
     task: str
@@ -37,6 +37,11 @@ class Problem:
     mistake: list[str] | None = None
     source: str | None = None
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """The task and the id."""
+        return self.task, self.id
+
 
 def problems_of(
     rows: Sequence[Mapping[str, Any]],
@@ -45,17 +50,18 @@ def problems_of(
     task: str = "all",
     where: str = "",
 ) -> list[Problem]:
-    """Check rows with `prompt` and `answer`.
+    """Check rows and make problems of them.
 
     Args:
-        rows: Rows; where they have `task`, `id`, `answer_type`, `mistake` and `source`, these are kept.
-        answer_type: Of every answer; where None, the row's, or what the answer looks like.
-        task: Of rows without one.
+        rows: Rows with `prompt` and `answer`; optionally `task`, `id`, `answer_type`, `mistake` and `source`.
+        answer_type: Type of every answer; if None, the row's `answer_type`, or else the type inferred from
+            the answer.
+        task: The task of rows without one.
         where: What messages call the rows.
 
     Raises:
-        InputError: Every row without a prompt or an answer, of another kind than the first, with an answer
-            that is not of its type, or with the id of another.
+        InputError: Names every row that lacks a prompt or an answer, is plain or conversational unlike the
+            first row, has an answer that is not of its type, or has the same id as another row.
     """
     where = f"{where}, " if where else ""
     if not rows:
@@ -70,15 +76,15 @@ def problems_of(
         )
     conversational = isinstance(rows[0].get("prompt"), list)
     raise_all(
-        f"{where}row {number}: {problem}"
+        f"{where}row {number}: {issue}"
         for number, row in enumerate(rows, 1)
-        for problem in (
-            _prompt_problem(row.get("prompt"), conversational),
-            _answer_problem(row, answer_type or row.get("answer_type")),
+        for issue in (
+            _prompt_issue(row.get("prompt"), conversational),
+            _answer_issue(row, answer_type or row.get("answer_type")),
         )
-        if problem
+        if issue
     )
-    made = [
+    problems = [
         Problem(
             task=row.get("task") or task,
             id=row.get("id") or str(number),
@@ -90,17 +96,17 @@ def problems_of(
         )
         for number, row in enumerate(rows, 1)
     ]
-    check_ids(made, where)
-    return made
+    check_ids(problems, where)
+    return problems
 
 
 def check_ids(problems: Sequence[Problem], where: str = "") -> None:
-    """See that each task and id occurs once.
+    """Check that each id occurs only once in its task, so that two runs can be compared.
 
     Raises:
-        InputError: One that does not; two runs could not be laid side by side.
+        InputError: Names every id that occurs more than once.
     """
-    counts = Counter((problem.task, problem.id) for problem in problems)
+    counts = Counter(problem.key for problem in problems)
     raise_all(
         f"{where}id {name!r} occurs {count} times in task {task!r}"
         for (task, name), count in counts.items()
@@ -115,17 +121,20 @@ def encode(
     max_new_tokens: int,
     positions: int | None,
 ) -> tuple[list[str], list[list[int]]]:
-    """The texts that the model is given, and their token ids.
+    """Format problems for a model.
 
     Args:
-        problems: What is asked.
-        tokenizer: The model's; messages go through its chat template.
-        max_new_tokens: How long a response may be.
-        positions: How long prompt and response may be together; None for no limit.
+        problems: The problems.
+        tokenizer: The tokenizer of the model, whose chat template formats messages.
+        max_new_tokens: Maximum number of tokens per response.
+        positions: Maximum number of tokens of a prompt and its response together; None for no limit.
+
+    Returns:
+        The texts that the model is given, and their token ids.
 
     Raises:
-        InputError: Messages and no chat template, or prompts that are too long: beyond its positions a model
-            breaks off or, worse, writes nonsense that would count as wrong.
+        InputError: The prompts are messages and there is no chat template, or a prompt is too long: beyond
+            its positions a model fails or, worse, generates nonsense that would count as wrong.
     """
     messages = not isinstance(problems[0].prompt, str)
     if messages and tokenizer.chat_template is None:
@@ -139,7 +148,7 @@ def encode(
         else problem.prompt
         for problem in problems
     ]
-    # A template has written a conversation's special tokens already.
+    # A chat template has already added the special tokens.
     encoded = [tokenizer(text, add_special_tokens=not messages)["input_ids"] for text in texts]
     most = positions or math.inf
     raise_all(
@@ -153,19 +162,19 @@ def encode(
     return texts, encoded
 
 
-def raise_all(problems: Iterable[str], most: int = 20) -> None:
-    """Raise what is wrong, up to so many; nothing where there is nothing.
+def raise_all(errors: Iterable[str], most: int = 20) -> None:
+    """Raise an error with the first `most` messages, if there are any.
 
     Raises:
-        InputError: There is something.
+        InputError: There is at least one message.
     """
-    found = list(problems)
-    if found:
-        more = [f"and {len(found) - most} more"] if len(found) > most else []
-        raise InputError(found[:most] + more)
+    errors = list(errors)
+    if errors:
+        more = [f"and {len(errors) - most} more"] if len(errors) > most else []
+        raise InputError(errors[:most] + more)
 
 
-def _prompt_problem(prompt: Any, conversational: bool) -> str | None:
+def _prompt_issue(prompt: Any, conversational: bool) -> str | None:
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         return "`prompt` is missing or empty"
     if not isinstance(prompt, str | list):
@@ -181,7 +190,7 @@ def _prompt_problem(prompt: Any, conversational: bool) -> str | None:
     return None if well_formed else f'`prompt` holds a message without "role" and "content": {prompt!r:.200}'
 
 
-def _answer_problem(row: Mapping[str, Any], kind: str | None) -> str | None:
+def _answer_issue(row: Mapping[str, Any], kind: str | None) -> str | None:
     answer = row.get("answer")
     if not isinstance(answer, str) or not answer.strip():
         return f"`answer` must be a text that is not empty, got {answer!r}"

@@ -1,10 +1,10 @@
-"""Two or more systems on the same items (L3): what changed, and how sure that is.
+"""Comparison of two or more systems on the same items: what changed, and how certain the change is.
 
     from edit_trl import compare_runs
     comparison = compare_runs("outputs/base", ["outputs/edit_seed0", "outputs/edit_seed1"])
 
-Each other system is compared with the baseline, item by item, overall and in groups. See `statistics.py` for
-the intervals and tests.
+Every system is compared with the baseline, item by item, overall and in groups. See `statistics.py` for the
+intervals and tests.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ GroupBy = Literal["task", "mistake", "source"]
 
 @dataclass(frozen=True)
 class Flips:
-    """What became of items that are right or wrong.
+    """How many items changed between right and wrong.
 
-    With several seeds, the mean over every pairing of their seeds, so not always whole.
+    With several seeds these are means over all pairs of seeds, so not always whole numbers.
 
     Attributes:
-        fixed: Wrong in the baseline, right in the other.
-        broken: The other way round.
-        both_right: Right in both.
-        both_wrong: Wrong in both.
+        fixed: Items that are wrong in the baseline and right in the other system.
+        broken: Items that are right in the baseline and wrong in the other system.
+        both_right: Items that are right in both.
+        both_wrong: Items that are wrong in both.
     """
 
     fixed: float
@@ -68,16 +68,16 @@ class PairedScores:
     """A score of two systems on the same items.
 
     Attributes:
-        name: Of the group.
-        items: How many.
-        baseline: The baseline's mean.
-        other: The other's.
-        difference: How much higher the other's is, with its interval on these tasks.
-        p_value: Two-sided, of no difference.
-        adjusted_p_value: By Holm's method, for there being several groups; None overall.
-        better: Whether the change is to the better; None where there is none.
-        flips: None for a score that is not right or wrong.
-        minimum_detectable_effect: The smallest true change that so many items show, 4 times in 5.
+        name: Name of the group.
+        items: Number of items.
+        baseline: Mean score of the baseline.
+        other: Mean score of the other system.
+        difference: `other - baseline`, with its interval on these tasks.
+        p_value: Two-sided p-value of no difference.
+        adjusted_p_value: The p-value adjusted by Holm's method for the number of groups; None overall.
+        better: Whether the score improved; None if it did not change.
+        flips: None if the items are not simply right or wrong by this score.
+        minimum_detectable_effect: The smallest true change that is detected with a power of 80%.
     """
 
     name: str
@@ -93,7 +93,7 @@ class PairedScores:
 
     @property
     def significantly_worse(self) -> bool:
-        """Whether the change is to the worse, and no chance (5%; of several groups, by Holm's method)."""
+        """Whether the score is significantly worse (5%; in groups, adjusted by Holm's method)."""
         p_value = self.p_value if self.adjusted_p_value is None else self.adjusted_p_value
         return self.better is False and p_value < 1 - LEVEL
 
@@ -103,18 +103,19 @@ class SystemComparison:
     """One system against the baseline.
 
     Attributes:
-        name: The system.
-        seeds: Of the baseline and of the system.
-        test: What gives the p-values.
-        overall: Over all items.
+        name: Name of the system.
+        seeds: Number of seeds of the baseline and of the system.
+        test: The test that gives the p-values.
+        overall: The score over all items.
         over_tasks: The difference with its interval on other tasks like these; None with one task.
-        tasks: How many.
-        groups: By name.
-        missing: By run, the items that it lacks and another has.
+        tasks: Number of tasks.
+        groups: The score of each group, by name.
+        missing: For each run, the items that it lacks and another run has.
         unscored: Items that do not have the score in every run.
-        fixed_items: (task, id) of items that the system mended; None with several seeds, or where nothing is
-            right or wrong.
-        broken_items: Likewise, of the other ones.
+        fixed_items: (task, id) of the fixed items; None with several seeds, or if items are not right or
+            wrong.
+        broken_items: (task, id) of the broken items; None with several seeds, or if items are not right or
+            wrong.
     """
 
     name: str
@@ -135,12 +136,12 @@ class Comparison:
     """Systems against a baseline.
 
     Attributes:
-        kind: Of the runs.
-        score: What is compared.
-        baseline: The baseline.
-        by: What the groups are.
-        systems: The others, in the order given.
-        settings: Settings in which the runs differ, for a person to judge.
+        kind: The kind of the runs.
+        score: Name of the compared score.
+        baseline: Name of the baseline.
+        by: How items are grouped.
+        systems: The other systems, in the order given.
+        settings: Other settings in which the runs differ, which a person must judge.
     """
 
     kind: RunKind
@@ -151,33 +152,30 @@ class Comparison:
     settings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON; a bound that is infinite is None."""
+        """All fields, as values that JSON can hold; an infinite bound becomes None."""
         return _finite(asdict(self))
 
 
 def compare_runs(
-    baseline: Runs,
-    *others: Runs,
-    score: str | None = None,
-    by: GroupBy = "task",
-    any_decoding: bool = False,
+    baseline: Runs, *others: Runs, score: str | None = None, by: GroupBy = "task", any_decoding: bool = False
 ) -> Comparison:
     """Compare systems with a baseline, on the items that they share.
 
     Args:
-        baseline: A run, its folder, or several of them: its seeds.
-        others: Likewise, each a system.
-        score: A name in `edit_trl.evaluation.runs.scores.SCORES`; by default the kind's main score.
-        by: What the groups are; an item may be in several kinds of mistake.
-        any_decoding: Compare though decoding differs, as greedy with self-consistency.
+        baseline: A run or its folder; or several of them, one per seed.
+        others: The other systems, each given like the baseline.
+        score: A name in `edit_trl.evaluation.runs.scores.SCORES`; the main score of the kind by default.
+        by: How items are grouped; an item may be in the groups of several kinds of mistake.
+        any_decoding: Whether to compare runs although their decoding differs, such as greedy decoding with
+            self-consistency.
 
     Returns:
-        The difference, its intervals and p-value, overall and by group.
+        The difference, its intervals and its p-value, overall and by group.
 
     Raises:
-        InputError: Runs that cannot be read, are not finished or were written by another version; that asked
-            something else, in another version of a task, judged otherwise or of another kind; that share no
-            item; an unknown score.
+        InputError: A run cannot be read, is not finished or was written by another version; runs differ in
+            their kind, questions, versions of a task or answer check; they share no item; or the score is
+            unknown.
     """
     if not others:
         raise InputError("nothing to compare with: give the baseline and at least one other run")
@@ -197,26 +195,26 @@ def _compare(baseline: System, other: System, score: str, by: GroupBy) -> System
     aligned = align(baseline, other, score)
     before, after = aligned.before, aligned.after
     tasks = [item["task"] for item in aligned.items]
-    members: dict[str, list[int]] = {}
+    indexes: dict[str, list[int]] = {}
     for index, item in enumerate(aligned.items):
         for name in names_in(item, by):
-            members.setdefault(name, []).append(index)
+            indexes.setdefault(name, []).append(index)
     binary = bool(np.isin(before, (0.0, 1.0)).all() and np.isin(after, (0.0, 1.0)).all())
-    groups = {name: _paired(name, before[of], after[of], score, binary) for name, of in members.items()}
+    groups = {name: _paired(name, before[rows], after[rows], score, binary) for name, rows in indexes.items()}
     adjusted = holm({name: group.p_value for name, group in groups.items()})
     over_tasks = paired_difference(before, after, tasks, share=score not in IN_NATS)
-    one_each = max(before.shape[1], after.shape[1]) == 1
-    fixed, broken = _flipped_items(aligned, score) if binary and one_each else (None, None)
+    single_seeds = max(before.shape[1], after.shape[1]) == 1
+    fixed, broken = _flipped_items(aligned, score) if binary and single_seeds else (None, None)
     return SystemComparison(
         name=other.name,
         seeds=(before.shape[1], after.shape[1]),
         test=("exact McNemar test" if binary else "sign-flip permutation test")
-        if one_each
+        if single_seeds
         else "t test over items and seeds",
         overall=_paired("all", before, after, score, binary),
         over_tasks=over_tasks if len(set(tasks)) > 1 else None,
         tasks=len(set(tasks)),
-        groups={name: replace(of, adjusted_p_value=adjusted[name]) for name, of in groups.items()},
+        groups={name: replace(group, adjusted_p_value=adjusted[name]) for name, group in groups.items()},
         missing=aligned.missing,
         unscored=aligned.unscored,
         fixed_items=fixed,
@@ -225,7 +223,15 @@ def _compare(baseline: System, other: System, score: str, by: GroupBy) -> System
 
 
 def _paired(name: str, before: np.ndarray, after: np.ndarray, score: str, binary: bool) -> PairedScores:
-    """Compare one group. `before`, `after`: (items, seeds); `binary`: every score is right or wrong."""
+    """Compare one group.
+
+    Args:
+        name: Name of the group.
+        before: Scores of the baseline, shape (items, seeds).
+        after: Scores of the other system, shape (items, seeds).
+        score: Name of the score.
+        binary: Whether every score is 0 or 1.
+    """
     difference = paired_difference(before, after, share=score not in IN_NATS)
     change = -difference.value if score in LOWER_IS_BETTER else difference.value
     return PairedScores(
@@ -258,11 +264,11 @@ def _flips(before: np.ndarray, after: np.ndarray, score: str) -> Flips:
 
 
 def _flipped_items(aligned: Aligned, score: str) -> tuple[list[Key], list[Key]]:
-    """Items that were fixed and items that were broken, of one seed each."""
-    change = (_right(aligned.after, score) - _right(aligned.before, score))[:, 0]
+    """The fixed and the broken items, with one seed of each system."""
+    changes = (_right(aligned.after, score) - _right(aligned.before, score))[:, 0]
     fixed, broken = (
-        [key_of(item) for item, moved in zip(aligned.items, change, strict=True) if moved == wanted]
-        for wanted in (1, -1)
+        [key_of(item) for item, change in zip(aligned.items, changes, strict=True) if change == direction]
+        for direction in (1, -1)
     )
     return fixed, broken
 

@@ -1,4 +1,4 @@
-"""Conditions that a comparison must meet (L3), as in CI, and the JUnit XML that says which it met."""
+"""Gates: conditions that a comparison must meet in CI, and their results as JUnit XML."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from edit_trl.evaluation.compare.score_text import amount, count_text, value_of
 from edit_trl.evaluation.runs.scores import IN_NATS, LOWER_IS_BETTER
 from edit_trl.evaluation.statistics import LEVEL
 
-# A drop of exactly what is allowed is allowed, whatever the last digit of a float says.
+# A drop of exactly the allowed amount passes despite rounding.
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Gates:
-    """What every system must meet; None: anything goes.
+    """Conditions that every system must meet; None for no condition.
 
     Attributes:
-        min_score: Its score at least, in the score's unit: a share between 0 and 1, or nats.
-        max_drop: How much worse than the baseline it may be, likewise.
-        no_significant_regression: It must not be significantly worse (5%), overall or, by Holm's method, in
-            any group.
-        max_broken: How many items that were right in the baseline may be wrong.
+        min_score: The lowest allowed score, as a share between 0 and 1 or in nats.
+        max_drop: The most by which the score may be worse than the baseline's, in the same unit.
+        no_significant_regression: Whether the score must not be significantly worse (5%), overall or in any
+            group (adjusted by Holm's method).
+        max_broken: The most items that are right in the baseline and wrong in the system.
     """
 
     min_score: float | None = None
@@ -41,13 +41,13 @@ class Gates:
 
 @dataclass(frozen=True)
 class GateResult:
-    """A gate that a system met, or not.
+    """The result of a gate for a system.
 
     Attributes:
-        gate: As it was given.
-        system: Whose.
-        passed: Whether it was met.
-        message: What was seen.
+        gate: Name of the gate, as on the command line.
+        system: Name of the system.
+        passed: Whether the system met the gate.
+        message: The measured value and the condition.
     """
 
     gate: str
@@ -57,10 +57,10 @@ class GateResult:
 
 
 def check_gates(comparison: Comparison, gates: Gates) -> list[GateResult]:
-    """See which gates each system meets.
+    """Check which gates each system meets.
 
     Raises:
-        InputError: A gate that makes no sense for the score.
+        InputError: A gate does not apply to the score, or its value is out of range.
     """
     _check(comparison, gates)
     results = []
@@ -77,7 +77,7 @@ def check_gates(comparison: Comparison, gates: Gates) -> list[GateResult]:
 
 
 def junit_xml(results: Sequence[GateResult]) -> bytes:
-    """JUnit XML with a test case a gate and system."""
+    """JUnit XML with one test case per gate and system."""
     failed = sum(not result.passed for result in results)
     suite = _suite(len(results), failures=failed)
     for result in results:
@@ -103,35 +103,33 @@ def junit_error_xml(message: str) -> bytes:
 
 
 def _check(comparison: Comparison, gates: Gates) -> None:
-    score, problems = comparison.score, []
-    given = {"min_score": gates.min_score, "max_drop": gates.max_drop, "max_broken": gates.max_broken}
-    given = {f"--{name.replace('_', '-')}": value for name, value in given.items() if value is not None}
-    problems += [
-        f"{name} must be a finite number" for name, value in given.items() if not math.isfinite(value)
-    ]
-    problems += [
-        f"{name} cannot be negative, got {given[name]}"
+    score = comparison.score
+    limits = {"--min-score": gates.min_score, "--max-drop": gates.max_drop, "--max-broken": gates.max_broken}
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    errors = [f"{name} must be a finite number" for name, limit in limits.items() if not math.isfinite(limit)]
+    errors += [
+        f"{name} cannot be negative, got {limits[name]}"
         for name in ("--max-drop", "--max-broken")
-        if given.get(name, 0) < 0
+        if limits.get(name, 0) < 0
     ]
     if score not in IN_NATS:
-        problems += [
-            f"{name} {given[name]:g}: `{score}` is a share between 0 and 1; write 0.5, or 50%"
+        errors += [
+            f"{name} {limits[name]:g}: `{score}` is a share between 0 and 1; write 0.5, or 50%"
             for name in ("--min-score", "--max-drop")
-            if given.get(name, 0) > 1
+            if limits.get(name, 0) > 1
         ]
     if score in LOWER_IS_BETTER and gates.min_score is not None:
-        problems.append(f"--min-score: the lower `{score}` the better; use --max-drop")
+        errors.append(f"--min-score: the lower `{score}` the better; use --max-drop")
     if gates.max_broken is not None and any(system.overall.flips is None for system in comparison.systems):
-        problems.append(f"--max-broken: nothing is right or wrong by `{score}`; use --max-drop")
-    if problems:
-        raise InputError(problems)
+        errors.append(f"--max-broken: nothing is right or wrong by `{score}`; use --max-drop")
+    if errors:
+        raise InputError(errors)
 
 
 def _min_score(system: SystemComparison, least: float, score: str) -> GateResult:
-    seen = system.overall.other
-    message = f"{score} is {value_of(seen, score)}, at least {value_of(least, score)} is asked for"
-    return GateResult("min-score", system.name, seen >= least - _ROUNDING, message)
+    value = system.overall.other
+    message = f"{score} is {value_of(value, score)}, at least {value_of(least, score)} is required"
+    return GateResult("min-score", system.name, value >= least - _ROUNDING, message)
 
 
 def _max_drop(system: SystemComparison, most: float, score: str) -> GateResult:

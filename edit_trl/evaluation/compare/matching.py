@@ -1,12 +1,13 @@
-"""Runs laid side by side (L3): which items they share, and whether they asked the same.
+"""Matching of runs by their items, and a check that they asked the same questions.
 
-An item is known by its task and id. What differs between the runs must be the model alone: another prompt
-under the same id, another version of a task or of the answer check, and another decoding would each look like
-a change of the model, so they are refused.
+Items are identified by task and id. Only the model may differ between runs. A different prompt under the same
+id, a different version of a task or of the answer check, or a different decoding would look like a change of
+the model, so these are refused.
 """
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,24 +24,24 @@ from edit_trl.evaluation.runs.scores import SCORES
 Key = tuple[str, str]
 Runs = Run | str | Path | Sequence[Run | str | Path]
 
-# What an item asks, by kind of run; and what its scores on key tokens hang on besides.
+# The fields that make up the question of an item, by kind of run; and those that scores of key tokens need.
 _ASKED = {
     "evaluate": ("prompt", "answer", "answer_type"),
     "suite": ("prompt", "chosen", "rejected", "answer"),
 }
 _KEY_STEPS = ("chosen_key_spans", "rejected_key_spans")
-# Settings of these names, at any depth, decide what a response can be.
+# Settings of these names, at any depth, change how responses are generated.
 _DECODING = frozenset({"max_new_tokens", "temperature", "top_p", "samples"})
-_NAMED = 5  # items named in a message
+_NAMED = 5  # the most items to name in a message
 
 
 @dataclass(frozen=True)
 class System:
-    """What is compared: a model, or several runs of it that differ by their seeds.
+    """A system in a comparison: the runs of one model, which differ in their seeds.
 
     Attributes:
-        name: Its runs' name.
-        runs: One a seed.
+        name: Name of its runs.
+        runs: One run per seed.
     """
 
     name: str
@@ -52,10 +53,10 @@ class Aligned:
     """The items that two systems share.
 
     Attributes:
-        items: The baseline's, in its order.
-        before: The baseline's scores, shape (items, seeds).
-        after: The other's, likewise.
-        missing: By run, the items that it lacks and another of the runs has.
+        items: The items of the baseline, in its order.
+        before: Scores of the baseline, shape (items, seeds).
+        after: Scores of the other system, shape (items, seeds).
+        missing: For each run, the items that it lacks and another run has.
         unscored: Shared items that do not have the score in every run.
     """
 
@@ -67,13 +68,15 @@ class Aligned:
 
 
 def read_systems(given: Sequence[Runs]) -> list[System]:
-    """Read the runs of each system and give each a name of its own.
+    """Read the runs of each system and give each system a unique name.
+
+    Args:
+        given: For each system a run or its folder; or several of them, one per seed.
 
     Raises:
-        InputError: Runs that cannot be read, all of them; the same folder twice within a system, whose seeds
-            would be no seeds.
+        InputError: Names every run that cannot be read, and every folder that is given twice in a system.
     """
-    problems: list[str] = []
+    errors: list[str] = []
     systems = []
     for one in given:
         several = [one] if isinstance(one, Run | str | Path) else list(one)
@@ -82,18 +85,18 @@ def read_systems(given: Sequence[Runs]) -> list[System]:
             try:
                 runs.append(run if isinstance(run, Run) else read_run(run))
             except InputError as error:
-                problems += error.problems
+                errors += error.problems
         folders = Counter(Path(run.path).resolve() for run in runs)
-        problems += [
+        errors += [
             f"{path} is given {count} times as seeds of one system"
             for path, count in folders.items()
             if count > 1
         ]
         if not several:
-            problems.append("a system without runs; give at least one")
+            errors.append("a system without runs; give at least one")
         systems.append(tuple(runs))
-    if problems:
-        raise InputError(problems)
+    if errors:
+        raise InputError(errors)
     names = [runs[0].record.name for runs in systems]
     # Two runs of one name are told apart by their folders.
     unique = [
@@ -103,41 +106,64 @@ def read_systems(given: Sequence[Runs]) -> list[System]:
     return [System(name, runs) for name, runs in zip(unique, systems, strict=True)]
 
 
-def check_comparable(systems: Sequence[System], score: str, any_decoding: bool = False) -> None:
-    """See that all runs asked the same of their models.
+def match_folders(text: str) -> list[str]:
+    """Find the run folders of one system.
 
     Args:
-        systems: The first is the baseline.
-        score: What is compared.
-        any_decoding: Decoding may differ.
+        text: A folder, or folders and glob patterns separated by commas.
 
     Raises:
-        InputError: Everything that makes them incomparable.
+        InputError: A pattern matches no folder.
+    """
+    if Path(text).exists():
+        return [text]
+    folders: list[str] = []
+    for part in filter(None, text.split(",")):
+        if Path(part).exists() or not glob.has_magic(part):
+            folders.append(part)
+            continue
+        matches = sorted(path for path in glob.glob(part) if Path(path).is_dir())
+        if not matches:
+            raise InputError(f"no folder matches {part!r}")
+        folders += matches
+    return folders
+
+
+def check_comparable(systems: Sequence[System], score: str, any_decoding: bool = False) -> None:
+    """Check that all runs asked their models the same questions.
+
+    Args:
+        systems: The systems; the first is the baseline.
+        score: Name of the compared score.
+        any_decoding: Whether decoding may differ.
+
+    Raises:
+        InputError: Names everything that makes the runs incomparable.
     """
     first, *others = [run for system in systems for run in system.runs]
-    problems = [problem for run in (first, *others) for problem in _repeated(run)]
+    errors = [error for run in (first, *others) for error in _repeated(run)]
     for run in others:
         if run.record.kind != first.record.kind:
-            problems.append(
+            errors.append(
                 f"{run.path} is a run of `{run.record.kind}`, {first.path} of `{first.record.kind}`; compare "
                 "runs of one kind"
             )
             continue
-        problems += _versions(first, run)
+        errors += _versions(first, run)
         if not any_decoding:
-            problems += _decoding(first, run)
-        problems += _asked(first, run, score)
-    if problems:
-        raise InputError(problems, heading="these runs cannot be compared:")
+            errors += _decoding(first, run)
+        errors += _asked(first, run, score)
+    if errors:
+        raise InputError(errors, heading="these runs cannot be compared:")
 
 
 def align(baseline: System, other: System, score: str) -> Aligned:
-    """Lay the items of two systems side by side.
+    """Align the items of two systems.
 
     Args:
-        baseline: The one that the other is compared with.
-        other: The other.
-        score: What is compared.
+        baseline: The baseline.
+        other: The system to compare with it.
+        score: Name of the compared score.
 
     Raises:
         InputError: They share no item, or no item that has the score.
@@ -160,7 +186,8 @@ def align(baseline: System, other: System, score: str) -> Aligned:
         )
     table = np.array([scores[key] for key in scored], dtype=float)
     missing = {
-        str(run.path): [key for key in every if key not in of] for run, of in zip(runs, tables, strict=True)
+        str(run.path): [key for key in every if key not in items]
+        for run, items in zip(runs, tables, strict=True)
     }
     return Aligned(
         items=[tables[0][key] for key in scored],
@@ -172,16 +199,16 @@ def align(baseline: System, other: System, score: str) -> Aligned:
 
 
 def setting_differences(systems: Sequence[System]) -> list[str]:
-    """Other settings in which runs differ from the baseline's first; for a person to judge."""
+    """Describe the settings in which runs differ from the first run of the baseline."""
     first, *others = [run for system in systems for run in system.runs]
     expected = _flat(first.record.settings)
-    found: dict[str, dict[str, None]] = {}
+    differences: dict[str, dict[str, None]] = {}
     for run in others:
-        seen = _flat(run.record.settings)
-        for name in sorted({*expected, *seen}):
-            if expected.get(name) != seen.get(name):
-                found.setdefault(name, {})[repr(seen.get(name))] = None
-    return [f"{name}: {expected.get(name)!r} and {', '.join(values)}" for name, values in found.items()]
+        settings = _flat(run.record.settings)
+        for name in sorted({*expected, *settings}):
+            if expected.get(name) != settings.get(name):
+                differences.setdefault(name, {})[repr(settings.get(name))] = None
+    return [f"{name}: {expected.get(name)!r} and {', '.join(values)}" for name, values in differences.items()]
 
 
 def _repeated(run: Run) -> list[str]:
@@ -192,18 +219,18 @@ def _repeated(run: Run) -> list[str]:
 
 def _versions(first: Run, run: Run) -> list[str]:
     before, now = first.record, run.record
-    problems = []
+    errors = []
     if before.verifier != now.verifier:
-        problems.append(
-            f"{run.path} was judged by version {now.verifier!r} of the answer check, {first.path} by "
+        errors.append(
+            f"{run.path} was checked by version {now.verifier!r} of the answer check, {first.path} by "
             f"{before.verifier!r}; measure both with one version of edit_trl"
         )
-    problems += [
+    errors += [
         f"task {task!r} has version {now.tasks[task]!r} in {run.path}, {before.tasks[task]!r} in {first.path}"
         for task in before.tasks
         if task in now.tasks and before.tasks[task] != now.tasks[task]
     ]
-    return problems
+    return errors
 
 
 def _decoding(first: Run, run: Run) -> list[str]:
@@ -222,16 +249,14 @@ def _decoding(first: Run, run: Run) -> list[str]:
     ]
     if not different:
         return []
-    return [
-        f"{run.path} decoded otherwise ({'; '.join(different)}); --any-decoding compares them all the same"
-    ]
+    return [f"{run.path} has another decoding ({'; '.join(different)}); --any-decoding compares them anyway"]
 
 
 def _asked(first: Run, run: Run, score: str) -> list[str]:
-    """Items of the same id that ask something else."""
+    """Errors about items that have the same id and another question."""
     expected = {key_of(item): item for item in first.items}
     names = _ASKED[run.record.kind] + (_KEY_STEPS if score.startswith("key_") else ())
-    problems = []
+    errors = []
     for name in names:
         changed = [
             key
@@ -240,8 +265,8 @@ def _asked(first: Run, run: Run, score: str) -> list[str]:
         ]
         if changed:
             count = f"{len(changed)} item{'s have' if len(changed) > 1 else ' has'}"
-            problems.append(f"{count} another `{name}` in {run.path} than in {first.path} ({_some(changed)})")
-    return problems
+            errors.append(f"{count} another `{name}` in {run.path} than in {first.path} ({_some(changed)})")
+    return errors
 
 
 def _some(keys: Iterable[Key]) -> str:

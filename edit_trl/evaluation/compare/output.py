@@ -1,6 +1,6 @@
-"""A comparison for people (L3): in the terminal, and as Markdown for a pull request.
+"""A comparison as text: for the terminal, and as Markdown for a pull request.
 
-Names come from files: they are shown as text, whatever is in them.
+Names come from files, so markup and control characters in them are not interpreted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def print_comparison(comparison: Comparison, gates: Sequence[GateResult], console: Console) -> None:
-    """Write a comparison to the terminal: what changed, by group, and the gates."""
+    """Print a comparison: the change overall and by group, and the results of the gates."""
     for system in comparison.systems:
         _plain(console, f"{comparison.score}: {system.name} against {comparison.baseline}", "bold")
         lines = _summary(comparison, system)
@@ -45,7 +45,7 @@ def _plain(console: Console, line: str, style: str = "") -> None:
 
 
 def _summary(comparison: Comparison, system: SystemComparison) -> list[tuple[str, str]]:
-    """(title, line) of what is said of a system, the same in every form."""
+    """The (title, line) pairs that summarize a system, in the terminal and in Markdown."""
     score, overall = comparison.score, system.overall
     tasks = f"{system.tasks} task{'s' if system.tasks > 1 else ''}"
     verdict = "" if overall.better is None else f", {'better' if overall.better else 'worse'}"
@@ -100,16 +100,17 @@ def _some(keys: Sequence[tuple[str, str]], most: int = 3) -> str:
 
 
 def _table(comparison: Comparison, system: SystemComparison, console: Console) -> Table:
-    """The groups; in a narrow terminal closer together, with the middle of long names left out."""
+    """The table of groups; a narrow terminal gets narrower columns and shortened names."""
     from rich.measure import Measurement
 
-    unbound = console.options.update(max_width=10_000)  # or what is measured is cut to the terminal
+    # Without a larger `max_width`, the measurement is limited to the width of the terminal.
+    unbound = console.options.update(max_width=10_000)
     for padding in (1, 0):
         table = _columns(comparison, system, padding)
-        over = Measurement.get(console, unbound, table).maximum - console.width
-        if over <= 0:
+        excess = Measurement.get(console, unbound, table).maximum - console.width
+        if excess <= 0:
             return table
-    return _columns(comparison, system, 0, max(max(map(len, system.groups)) - over, 8))
+    return _columns(comparison, system, 0, max(max(map(len, system.groups)) - excess, 8))
 
 
 def _columns(comparison: Comparison, system: SystemComparison, padding: int, longest: int = 1000) -> Table:

@@ -1,1 +1,1 @@
-"""`edit-trl judge`: a large model scores the chains of several students."""
+"""`edit-trl judge`: a large model scores the chains of several models."""

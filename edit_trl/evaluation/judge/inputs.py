@@ -1,4 +1,4 @@
-"""What is judged (L4): finished runs laid side by side, and correct chains to judge them by."""
+"""The inputs of a judge: the chains of finished runs, matched by item, and correct chains as references."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edit_trl.evaluation.runs.folder import read_run
 from edit_trl.evaluation.runs.schema import Run, key_of
 
 References = Mapping[tuple[str | None, str], tuple[str, str | None]]
-"""Correct chains and known answers, by task and id; without a task, the id stands for itself."""
+"""Correct chains and known answers, by (task, id); the task is None for rows without a task."""
 
 _MOST_NAMED = 10
 
@@ -21,23 +21,23 @@ def read_runs(paths: Sequence[str]) -> dict[str, Run]:
     """Read finished runs of `edit-trl evaluate`.
 
     Returns:
-        Runs by their names, or by their folders where two names are alike.
+        The runs by name, or by folder if two names are the same.
 
     Raises:
-        InputError: Every path that is no such run.
+        InputError: Names every path that is not such a run.
     """
-    runs, problems = [], []
+    runs, errors = [], []
     for path in paths:
         try:
             run = read_run(path)
         except InputError as error:
-            problems += error.problems
+            errors += error.problems
             continue
         runs.append(run)
         if run.record.kind != "evaluate":
-            problems.append(f"{path} is a run of `edit-trl {run.record.kind}`: it holds no chains of a model")
-    if problems:
-        raise InputError(problems)
+            errors.append(f"{path} is a run of `edit-trl {run.record.kind}`: it holds no chains of a model")
+    if errors:
+        raise InputError(errors)
     names = [run.record.name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]
@@ -50,7 +50,7 @@ def read_references(source: str, config: str | None = None, split: str | None = 
     Args:
         source: A file, a folder saved by `datasets`, or a Hub id.
         config: Configuration of a Hub dataset.
-        split: Split; "train" where there are several.
+        split: Split of the dataset; "train" if there are several.
 
     Raises:
         InputError: See `load_dual_cots`.
@@ -59,28 +59,25 @@ def read_references(source: str, config: str | None = None, split: str | None = 
     from edit_trl.data.row import chain_text, rows_of
 
     return {
-        # Rows without an id are named by `edit-trl evaluate` as here; those without a task, by its task file.
-        (row.get("task"), row.get("id") or str(number)): (
-            chain_text(row["chosen"]),
-            row.get("answer"),
-        )
+        # `edit-trl evaluate` also numbers rows without an id. It takes the task of others from the task file.
+        (row.get("task"), row.get("id") or str(number)): (chain_text(row["chosen"]), row.get("answer"))
         for number, row in enumerate(rows_of(load_dual_cots(source, name=config, split=split)), 1)
     }
 
 
 def align_runs(runs: Mapping[str, Run], limit: int | None = None) -> tuple[list[ChainSet], int]:
-    """Lay runs side by side.
+    """Collect the chains of each item from all runs.
 
     Args:
-        runs: By the name of the model.
-        limit: Only the first so many items of each task.
+        runs: The runs by name.
+        limit: The most items of each task, from its beginning.
 
     Returns:
-        The chains of each item that all runs have, in the order of the first run; and how many items some run
-        lacks.
+        The chains of each item that all runs have, in the order of the first run; and the number of items
+        that some run lacks.
 
     Raises:
-        InputError: There is no such item; an item with another question or known answer in one of the runs.
+        InputError: No item is in all runs, or an item has another question or answer in one of the runs.
     """
     by_key = {name: {key_of(item): item for item in run.items} for name, run in runs.items()}
     first, *others = by_key.values()
@@ -105,11 +102,11 @@ def align_runs(runs: Mapping[str, Run], limit: int | None = None) -> tuple[list[
             f"their chains are of different questions: {named}. Evaluate the models with one task file"
         )
     dropped = len({key for items in by_key.values() for key in items}) - len(keys)
-    taken: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     sets = []
     for task, name in keys:
-        taken[task] += 1
-        if limit is None or taken[task] <= limit:
+        counts[task] += 1
+        if limit is None or counts[task] <= limit:
             item = first[task, name]
             chains = {run: items[task, name]["samples"][0]["response"] for run, items in by_key.items()}
             sets.append(ChainSet(task, name, _question(item["prompt"]), item["answer"], chains))
@@ -117,17 +114,17 @@ def align_runs(runs: Mapping[str, Run], limit: int | None = None) -> tuple[list[
 
 
 def with_references(sets: Sequence[ChainSet], references: References, source: str) -> list[ChainSet]:
-    """Give each item its correct chain, where there is one.
+    """Add the correct chain of each item, if there is one.
 
     Args:
         sets: The items.
         references: See `read_references`.
-        source: What messages call it.
+        source: What messages call the references.
 
     Raises:
-        InputError: There is none for any item, or one with another known answer: it is of another question.
+        InputError: No item has a correct chain, or one has another known answer and so another question.
     """
-    found = []
+    referenced = []
     for chains in sets:
         chain, answer = references.get((chains.task, chains.id)) or references.get(
             (None, chains.id), (None, None)
@@ -138,20 +135,20 @@ def with_references(sets: Sequence[ChainSet], references: References, source: st
                 f"{chains.answer!r} in the runs, so it is another question; name the dataset that the models "
                 "were evaluated on"
             )
-        found.append(replace(chains, reference=chain))
-    if not any(chains.reference for chains in found):
+        referenced.append(replace(chains, reference=chain))
+    if not any(chains.reference for chains in referenced):
         raise InputError(
             f"{source} has a correct chain of none of the items, by task and id: it has "
             f"{_some(references)}, the runs have {_some([(c.task, c.id) for c in sets])}"
         )
-    return found
+    return referenced
 
 
 def _question(prompt: str | list[dict[str, str]]) -> str:
-    """What was asked; of a conversation the last thing, since examples and a system prompt come before."""
+    """The question; in a conversation the last message, after the system prompt and examples."""
     return (prompt if isinstance(prompt, str) else prompt[-1]["content"]).strip()
 
 
 def _some(keys: Collection[tuple[str | None, str]]) -> str:
-    shown = ", ".join(f"{task}/{name}" if task else name for task, name in list(keys)[:3])
-    return shown + (", ..." if len(keys) > 3 else "")
+    names = [f"{task}/{name}" if task else name for task, name in list(keys)[:3]]
+    return ", ".join(names) + (", ..." if len(keys) > 3 else "")

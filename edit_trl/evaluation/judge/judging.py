@@ -1,11 +1,11 @@
-"""Chains of several models -> scores for showing the key steps, by a judge (L3).
+"""A judge, a large model, scores how well the chains of several models show the key steps.
 
 The paper (arXiv 2405.19737, section 5.1) lets a large model score the chains of several students. The prompt
-is our own. The judge sees the chains of an item side by side, without names, in an order that follows from
-the item's id and the seed; how much it favours a place can then be measured, and averages out.
+is our own. The judge sees the chains of an item side by side, without names, in a random order that depends
+on the id of the item and the seed, so that a preference for a position averages out and can be measured.
 
-A chain is quoted, line by line, so that nothing in it can pass for a part of the prompt; and what the judge
-says counts only in the lines that it was asked to end with.
+Each line of a chain is quoted, so that no chain can imitate a part of the prompt. Only the last lines of a
+judgement are read as scores.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from edit_trl.models.chat.display import Watcher
 from edit_trl.models.chat.protocol import ChatRequest, ChatResponse, Sampling
 
 SCORES = range(1, 11)
-"""What a judge may give."""
+"""The scores that a judge may give."""
 
 JudgeOutcome = Literal["judged", "unreadable", "cut off", "refused", "failed"]
 _PLACEHOLDERS = frozenset({"question", "answer", "reference", "chains", "verdicts"})
 _OPTIONAL = ("answer", "reference")
-# As models write it: **Score 1:** 7, or Score 1: 7/10
+# Models write **Score 1:** 7, or Score 1: 7/10.
 _VERDICT = re.compile(
     r"[\s*_]*score[\s*_]+([0-9]{1,3})[\s*_]*:[\s*_]*([0-9]{1,3})(?:\s*/\s*10)?[\s*_.]*", re.IGNORECASE
 )
@@ -43,12 +43,12 @@ class JudgeOptions:
     """How a judge is asked.
 
     Attributes:
-        temperature: 0 is greedy.
-        max_tokens: Where a judgement is cut off; one that is cut off gives no score.
-        seed: Of the order in which chains are shown.
+        temperature: Sampling temperature; 0 for greedy decoding.
+        max_tokens: Maximum number of tokens per judgement; one that is cut off gives no score.
+        seed: Seed of the order in which chains are shown.
 
     Raises:
-        InputError: A value out of range.
+        InputError: A value is out of range.
     """
 
     temperature: float = 0.0
@@ -56,9 +56,9 @@ class JudgeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        problems = not_negative(temperature=self.temperature) + at_least(1, max_tokens=self.max_tokens)
-        if problems:
-            raise InputError(problems)
+        errors = not_negative(temperature=self.temperature) + at_least(1, max_tokens=self.max_tokens)
+        if errors:
+            raise InputError(errors)
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class ChainSet:
     """The chains of several models for one question.
 
     Attributes:
-        task: What the question belongs to.
-        id: Its name within the task.
+        task: The task of the question.
+        id: The name of the question within the task.
         question: The question.
-        answer: Its known answer.
-        chains: A chain by each model's name.
-        reference: A correct chain, where there is one.
+        answer: The known answer.
+        chains: The chain of each model, by the model's name.
+        reference: A correct chain; None if there is none.
     """
 
     task: str
@@ -84,14 +84,14 @@ class ChainSet:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge made of the chains for a question.
+    """The judgement of the chains for a question.
 
     Attributes:
-        chains: What it was shown.
-        order: The models, as their chains were shown.
+        chains: The chains that the judge was shown.
+        order: The models, in the order in which their chains were shown.
         outcome: `judged`, or why there are no scores.
         scores: One of `SCORES` for each model, by name; empty unless `judged`.
-        text: What the judge wrote, or why it did not.
+        text: The text of the judge, or why there is none.
     """
 
     chains: ChainSet
@@ -103,25 +103,25 @@ class Judgement:
 
 @dataclass(frozen=True)
 class JudgeTemplate:
-    """The prompt of a judge, with {placeholders}."""
+    """The prompt template of a judge, with {placeholders}."""
 
     text: str
 
     @classmethod
     def load(cls, file: str | Path | None = None) -> JudgeTemplate:
-        """The package's own, or a file of one's own.
+        """Load the built-in template, or a file.
 
         Raises:
-            InputError: It cannot be read, or its placeholders are not those there are.
+            InputError: The file cannot be read, or its placeholders are wrong.
         """
         own = resources.files(__package__) / "templates" / "judge_key_steps.txt"
         try:
             text = read_template(Path(file) if file else own)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the template {file}: {error}") from error
-        problems = template_problems(text, _PLACEHOLDERS, _OPTIONAL)
-        if problems:
-            raise InputError([f"{file}: {problem}" for problem in problems])
+        issues = template_problems(text, _PLACEHOLDERS, _OPTIONAL)
+        if issues:
+            raise InputError([f"{file}: {issue}" for issue in issues])
         return cls(text)
 
     @property
@@ -130,9 +130,9 @@ class JudgeTemplate:
         return hashlib.sha256(self.text.encode()).hexdigest()[:12]
 
     def fill(self, chains: ChainSet, order: Sequence[str]) -> str:
-        """The prompt for some chains in an order."""
+        """The prompt for the chains of a question, shown in the given order."""
         reference = chains.reference
-        # One pass: braces in a question or a chain are text.
+        # A single `format`, so that braces in a question or a chain remain text.
         return self.text.format(
             question=_quoted(chains.question),
             answer=_quoted(chains.answer),
@@ -145,26 +145,26 @@ class JudgeTemplate:
 
 
 def shown_order(chains: ChainSet, seed: int) -> tuple[str, ...]:
-    """The order of the models: from the item and the seed, not from how the models were listed."""
+    """The order of the models, which depends only on the item and the seed."""
     order = sorted(chains.chains)
     random.Random(f"{seed}/{chains.task}/{chains.id}").shuffle(order)
     return tuple(order)
 
 
 def read_scores(text: str, count: int) -> list[int] | None:
-    """The scores that a judgement ends with.
+    """Read the scores at the end of a judgement.
 
-    Only its last lines count, one a chain and in their order; whatever stands before, such as a chain that is
-    quoted once more, is not looked at.
+    Only the last lines count, one per chain and in their order. Everything before them, such as another quote
+    of a chain, is ignored.
 
     Args:
-        text: What the judge wrote.
-        count: How many chains it was shown.
+        text: The text of the judge.
+        count: Number of chains that the judge was shown.
 
     Returns:
-        Their scores, or None where it does not end in the form asked for.
+        The scores, or None if the text does not end in the requested form.
     """
-    # Without what is empty, and the fence of a code block around the verdict.
+    # Ignore empty lines and the fence of a code block around the scores.
     lines = [line for line in text.splitlines() if line.strip(" \t`")][-count:]
     verdicts = [match for line in lines if (match := _VERDICT.fullmatch(line))]
     scores = [int(verdict[2]) for verdict in verdicts]
@@ -181,20 +181,20 @@ async def judge_chains(
     template: JudgeTemplate | None = None,
     watcher: Watcher | None = None,
 ) -> list[Judgement]:
-    """Have chains judged.
+    """Let a judge score chains.
 
     Args:
-        sets: The chains, a question each.
-        judge: Who judges.
+        sets: The chains of each question.
+        judge: The judge.
         options: See `JudgeOptions`.
-        template: The prompt; the package's own where None.
-        watcher: Is told of progress.
+        template: The prompt template; the built-in one if None.
+        watcher: Notified of the progress.
 
     Returns:
-        Judgements, in the order of the sets.
+        The judgements, in the order of `sets`.
 
     Raises:
-        RunStopped: See `Dispatcher.run`; what was answered is in the journal.
+        RunStopped: See `Dispatcher.run`; all answers received are in the journal.
     """
     options, template = options or JudgeOptions(), template or JudgeTemplate.load()
     orders = [shown_order(chains, options.seed) for chains in sets]
@@ -210,13 +210,13 @@ async def judge_chains(
         )
         for number, (chains, order) in enumerate(zip(sets, orders, strict=True))
     )
-    made: dict[int, Judgement] = {}
+    judgements: dict[int, Judgement] = {}
     async for result in judge.run(requests):
         number = int(result.request.row_id)
-        made[number] = _judgement(sets[number], orders[number], result)
+        judgements[number] = _judgement(sets[number], orders[number], result)
         if watcher:
-            watcher.step(made[number].outcome, isinstance(result, Answer) and result.fresh)
-    return [made[number] for number in range(len(sets))]
+            watcher.step(judgements[number].outcome, isinstance(result, Answer) and result.fresh)
+    return [judgements[number] for number in range(len(sets))]
 
 
 def _judgement(chains: ChainSet, order: tuple[str, ...], result: Answer | Failure) -> Judgement:
@@ -235,5 +235,5 @@ def _why_not(response: ChatResponse) -> JudgeOutcome:
 
 
 def _quoted(text: str) -> str:
-    """Each line behind "> ", whatever it is that ends a line."""
+    """The text with "> " before each line, where `splitlines` finds all kinds of line endings."""
     return "\n".join(f"> {line}" for line in text.splitlines() or [""])

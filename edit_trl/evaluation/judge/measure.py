@@ -1,44 +1,108 @@
-"""A judge reads the chains of several runs."""
+"""A run of `edit-trl judge`: a model scores the chains of finished runs, and a report sums up its scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
 
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation.judge.config import JudgeArguments
-from edit_trl.evaluation.judge.inputs import read_references, read_runs
-from edit_trl.evaluation.judge.judging import JudgeTemplate
+from edit_trl.evaluation.judge.config import JudgeArguments, JudgeConfig
+from edit_trl.evaluation.judge.inputs import (
+    References,
+    align_runs,
+    read_references,
+    read_runs,
+    with_references,
+)
+from edit_trl.evaluation.judge.judging import ChainSet, Judgement, JudgeTemplate, judge_chains
+from edit_trl.evaluation.judge.report import save_judgements, summarize
+from edit_trl.evaluation.runs.schema import Run
+from edit_trl.models.chat.dispatch import Dispatcher, DispatchStats, stopped_by_signals
+from edit_trl.models.chat.display import Display
+from edit_trl.models.chat.journal import Journal
+from edit_trl.models.chat.protocol import Teacher
 
-if TYPE_CHECKING:
-    from edit_trl.evaluation.judge.inputs import References
-    from edit_trl.evaluation.runs.schema import Run
-    from edit_trl.models.chat.protocol import Teacher
+
+def judge_runs(config: JudgeConfig, say: Callable[[str], object]) -> dict[str, Any]:
+    """Let a model judge the chains of runs, and write the judgements and the report.
+
+    Args:
+        config: The runs, the judge and the settings.
+        say: Called with each message about the progress.
+
+    Returns:
+        The report: what `summarize` returns, `runs`, `not_in_every_run` and `judge`.
+
+    Raises:
+        InputError: Anything wrong with what the recipe names, before a request is sent.
+        RunStopped: The run ended early; all answers received are in the journal.
+    """
+    arguments = config.arguments
+    judge, template, runs, references = _read_inputs(arguments)
+    sets, dropped = align_runs(runs, arguments.limit)
+    if references is not None:
+        sets = with_references(sets, references, str(arguments.reference_dataset))
+    referenced = sum(chains.reference is not None for chains in sets)
+    say(f"{len(sets)} items of {', '.join(runs)}; {referenced} with a reference; judge {judge.model!r}")
+    judgements, stats = asyncio.run(_judge(judge, sets, template, config))
+    report = summarize(judgements, list(runs)) | {
+        "runs": {name: {"path": str(run.path), "model": run.record.model} for name, run in runs.items()},
+        "not_in_every_run": dropped,
+        "judge": {
+            "model": judge.model,
+            "models_as_reported": sorted(stats.models),
+            "template": template.version,
+            "temperature": config.options.temperature,
+            "seed": config.options.seed,
+            "prompt_tokens": stats.prompt_tokens,
+            "completion_tokens": stats.completion_tokens,
+            "cost": stats.cost,
+        },
+    }
+    save_judgements(judgements, report, Path(arguments.output_dir))
+    return report
 
 
-def _read_all(
+def _read_inputs(
     arguments: JudgeArguments,
 ) -> tuple[Teacher, JudgeTemplate, dict[str, Run], References | None]:
-    """Everything that a recipe names; what is wrong with it is told at once."""
-    problems: list[str] = []
+    """Read everything that a recipe names, and report all errors at once."""
+    errors: list[str] = []
 
-    def of(make: Callable[[], Any]) -> Any:
+    def attempt(read: Callable[[], Any]) -> Any:
         try:
-            return make()
+            return read()
         except InputError as error:
-            problems.extend(error.problems)
+            errors.extend(error.problems)
 
-    source, config, split = (
-        arguments.reference_dataset,
-        arguments.reference_config,
-        arguments.reference_split,
+    source = arguments.reference_dataset
+    inputs = (
+        attempt(arguments.endpoint),
+        attempt(lambda: JudgeTemplate.load(arguments.template)),
+        attempt(lambda: read_runs(arguments.runs or [])),
+        attempt(lambda: read_references(source, arguments.reference_config, arguments.reference_split))
+        if source
+        else None,
     )
-    read = (
-        of(arguments.endpoint),
-        of(lambda: JudgeTemplate.load(arguments.template)),
-        of(lambda: read_runs(arguments.runs or [])),
-        of(lambda: read_references(source, config, split)) if source else None,
-    )
-    if problems:
-        raise InputError(problems)
-    return read
+    if errors:
+        raise InputError(errors)
+    return inputs
+
+
+async def _judge(
+    judge: Teacher, sets: Sequence[ChainSet], template: JudgeTemplate, config: JudgeConfig
+) -> tuple[list[Judgement], DispatchStats]:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(judge.close)
+        await judge.check()
+        journal = stack.enter_context(Journal(config.arguments.output_dir))
+        dispatcher = Dispatcher(judge, journal, config.limits)
+        stack.enter_context(stopped_by_signals([dispatcher]))
+        display = stack.enter_context(Display([dispatcher]))
+        judgements = await judge_chains(
+            sets, dispatcher, options=config.options, template=template, watcher=display
+        )
+    return judgements, dispatcher.stats

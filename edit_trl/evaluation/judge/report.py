@@ -1,4 +1,4 @@
-"""Judgements -> judgements.jsonl, report.json and tables (L4)."""
+"""Judgements -> judgements.jsonl, report.json and tables."""
 
 from __future__ import annotations
 
@@ -14,21 +14,29 @@ from edit_trl.common.files import write_whole
 from edit_trl.common.tables import aligned
 from edit_trl.evaluation.judge.judging import SCORES, Judgement
 
+JUDGEMENTS_FILE, REPORT_FILE = "judgements.jsonl", "report.json"
+
 
 def summarize(judgements: Sequence[Judgement], models: Sequence[str]) -> dict[str, Any]:
-    """What the judgements say; those that could not be read are counted and nothing else.
+    """Summarize judgements; those that could not be read are only counted.
 
     Args:
-        judgements: One an item.
-        models: Names, in the order in which they are shown.
+        judgements: One judgement per item.
+        models: Names of the models, in the order of the report.
 
     Returns:
-        `items`, `with_reference`, `outcomes`; `scores` by model: `items`, `mean` with `interval`, `histogram`
-        and the mean by task; `comparisons` of each two models: in how many items the first has the higher
-        score (`wins`), the same (`ties`) or the lower (`losses`), and the mean `difference` with `interval`,
-        resampled by tasks and items; `positions`: for each place in which chains were shown, their mean
-        score, and `effect`, by how much it is above the mean of the same models, with `interval`. Means and
-        intervals are None where nothing was judged. Intervals are of 95%.
+        A dictionary with
+
+        - `items`, `with_reference` and `outcomes`: counts;
+        - `scores`, for each model: `items`, `mean` with `interval`, `histogram`, and `tasks`, the mean of
+          each task;
+        - `comparisons`, for each two models: the number of items in which the first has the higher score
+          (`wins`), the same (`ties`) or the lower score (`losses`), and the mean `difference` with
+          `interval`, from resampled tasks;
+        - `positions`, for each position in which chains were shown: their mean score, and `effect`, the
+          difference of their scores and the mean scores of the same models, with `interval`.
+
+        Means and intervals are None if nothing was judged. Intervals are 95% intervals.
     """
     judged = [judgement for judgement in judgements if judgement.outcome == "judged"]
     return {
@@ -42,9 +50,9 @@ def summarize(judgements: Sequence[Judgement], models: Sequence[str]) -> dict[st
 
 
 def save_judgements(judgements: Sequence[Judgement], report: Mapping[str, Any], folder: Path) -> None:
-    """Write `judgements.jsonl`, a line an item and model, and `report.json`.
+    """Write `judgements.jsonl`, one line per item and model, and `report.json`.
 
-    The same answers make the same bytes.
+    The same judgements give the same bytes.
     """
     rows = [
         {
@@ -61,13 +69,13 @@ def save_judgements(judgements: Sequence[Judgement], report: Mapping[str, Any], 
         for position, model in enumerate(judgement.order, 1)
     ]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    write_whole(folder / "judgements.jsonl", "".join(lines))
+    write_whole(folder / JUDGEMENTS_FILE, "".join(lines))
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(folder / "report.json", text + "\n")
+    write_whole(folder / REPORT_FILE, text + "\n")
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """Plain-text tables of a report: what `summarize` returns, and `not_in_every_run`, a count."""
+    """Plain-text tables of a report from `summarize`, with the count `not_in_every_run` added."""
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in report["outcomes"].items())
     scores = [["model", "mean", "95% interval", *map(str, SCORES)]]
     for model, one in report["scores"].items():
@@ -110,7 +118,7 @@ def _scores(judged: Sequence[Judgement], model: str) -> dict[str, Any]:
         "mean": mean,
         "interval": interval,
         "histogram": {str(score): counts[score] for score in SCORES},
-        "tasks": {task: sum(of) / len(of) for task, of in tasks.items()},
+        "tasks": {task: sum(scores) / len(scores) for task, scores in tasks.items()},
     }
 
 
@@ -129,28 +137,25 @@ def _comparison(judged: Sequence[Judgement], first: str, second: str) -> dict[st
 
 
 def _position(judged: Sequence[Judgement], place: int) -> dict[str, Any]:
-    """Beside the mean of the same model: a place that good models were shown in more often is no better."""
+    """The scores at a position, compared with the means of the models that were shown there."""
     totals: Counter[str] = Counter()
     for judgement in judged:
         totals.update(judgement.scores)
-    shown = [(judgement.order[place], judgement.scores[judgement.order[place]]) for judgement in judged]
-    effect, interval = _mean([score - totals[model] / len(judged) for model, score in shown])
-    return {
-        "position": place + 1,
-        "mean": _mean([score for _, score in shown])[0],
-        "effect": effect,
-        "interval": interval,
-    }
+    models = [judgement.order[place] for judgement in judged]
+    scores = [judgement.scores[model] for judgement, model in zip(judged, models, strict=True)]
+    effects = [score - totals[model] / len(judged) for model, score in zip(models, scores, strict=True)]
+    effect, interval = _mean(effects)
+    return {"position": place + 1, "mean": _mean(scores)[0], "effect": effect, "interval": interval}
 
 
 def _mean(
     values: Sequence[float], clusters: Sequence[str] | None = None
 ) -> tuple[float | None, list[float] | None]:
-    """A mean and its bootstrap interval; None without values."""
+    """A mean and its bootstrap interval; both are None without values."""
     from edit_trl.evaluation.statistics import bootstrap_interval
 
-    found = bootstrap_interval(values, clusters)
-    return (None, None) if math.isnan(found.value) else (found.value, [found.low, found.high])
+    mean = bootstrap_interval(values, clusters)
+    return (None, None) if math.isnan(mean.value) else (mean.value, [mean.low, mean.high])
 
 
 def _excludes_zero(one: Mapping[str, Any]) -> bool:

@@ -1,8 +1,8 @@
-"""The report (L3): runs, or dual CoTs, as one HTML page that needs nothing else.
+"""The report: runs or dual CoTs as one HTML page that needs no other file and no network.
 
-`items` and `summary` make the page's data from runs and training histories, `page` puts them into the
-template. The page itself is `template.html`, `page.css` and the scripts in `SCRIPTS`; it builds every element
-by itself, and shows data as text only.
+`items` and `summary` make the data of the page from runs and training histories, and `page` puts them into
+the template. The page consists of `template.html`, `page.css` and the scripts in `SCRIPTS`, which build all
+elements and show data as text only.
 """
 
 from edit_trl.evaluation.report.page import write_pairs, write_report

@@ -57,7 +57,7 @@ function chainPanel(item, side, outcome) {
   if (tokensOf(outcome)) layers.push(heatLayer(unpackTokens(tokensOf(outcome)[side])));
   const turn = right && outcome?.first_wrong;
   if (turn && turn.end > turn.start) {
-    layers.push([[turn.start, turn.end, "turn", `greedy decoding would have written \u201c${turn.instead}\u201d`]]);
+    layers.push([[turn.start, turn.end, "turn", `greedy decoding would generate \u201c${turn.instead}\u201d`]]);
   }
   const title = right ? "Correct chain" : "Wrong chain";
   return element("div", { class: `panel chain ${right ? "plus" : "minus"}` },
@@ -117,13 +117,13 @@ function suiteCard(run, outcome) {
   const label = { correct: "prefers the correct key steps", wrong: "prefers the wrong key steps", none: "no key step on one side" };
   return element("div", { class: "panel run" },
     element("h4", {}, runName(run), " ", verdict(preferred, label[preferred])),
-    table("Log-probability a token (nats)", ["", "correct", "wrong", "margin"], [
+    table("Log-probability per token (nats)", ["", "correct", "wrong", "margin"], [
       ["whole chain", value(logps.chosen), value(logps.rejected), value(outcome.margin)],
       ["key steps", value(logps.chosen_key), value(logps.rejected_key), value(outcome.key_margin)],
     ]),
     turn ? element("p", {}, "Greedy decoding leaves the correct chain at ", words(JSON.stringify(turn.token), "code"), ", for ",
       words(JSON.stringify(turn.instead), "code"), ` (${nats(turn.logp)}${turn.at_key ? "; at a key step" : ""}).`)
-      : element("p", {}, "Greedy decoding would have written the correct chain."),
+      : element("p", {}, "Greedy decoding would generate the correct chain."),
     greedy && [
       element("p", {}, "After the shared prefix it takes ",
         { right: "the right branch", wrong: "the wrong branch", neither: "neither branch" }[greedy.branch], ": ",

@@ -1,4 +1,4 @@
-"""The items of several runs, each question once, as small as they come (L3)."""
+"""The items of several runs, merged by question, in a compact form."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from typing import Any
 
 from edit_trl.evaluation.runs.schema import Run
 
-Detail = Mapping[str, Any]
+Item = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Keep:
-    """What a page has room for.
+class Detail:
+    """How much detail a page shows.
 
     Attributes:
-        samples: Every response, or only the first that gave the answer which counted.
-        tokens: Log-probabilities of tokens.
+        samples: Whether to show all responses, or only the first with the answer of the majority.
+        tokens: Whether to show log-probabilities of tokens.
     """
 
     samples: bool = True
     tokens: bool = True
 
 
-def page_items(runs: Sequence[Run], keep: Keep) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What the page shows item by item.
+def page_items(runs: Sequence[Run], detail: Detail) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The items that the page shows.
 
-    A question that several runs answered is one item; what each run made of it is in `runs`, a list of
-    [index of the run, outcome]. A question of the same name but another text is another item.
+    A question of several runs is one item. Its `runs` are the outcomes, as [index of the run, outcome]. A
+    question with the same name and another text is another item.
 
     Args:
-        runs: Of either kind.
-        keep: What there is room for.
+        runs: Runs of both kinds.
+        detail: How much detail the page shows.
 
     Returns:
-        The items, and the tokens of both chains that an outcome's `tokens` is an index of: apart they
-        compress better, and are not unpacked before the page is there.
+        The items; and the tokens of both chains, into which the `tokens` of an outcome is an index. They are
+        separate because they compress better and are unpacked only after the page is shown.
     """
     tokens: list[dict[str, Any]] = []
     merged: dict[tuple[str, ...], dict[str, Any]] = {}
-    # Suites first: their items have the chains, which a question of the same name and text then joins.
+    # Suites come first: their items have chains, and outcomes of the same question are added to them.
     order = sorted(range(len(runs)), key=lambda index: runs[index].record.kind != "suite")
     by_question: dict[tuple[str, ...], dict[str, Any]] = {}
     for index in order:
@@ -49,21 +49,21 @@ def page_items(runs: Sequence[Run], keep: Keep) -> tuple[list[dict[str, Any]], l
         for item in runs[index].items:
             question = (item["task"], item["id"], repr(item["prompt"]))
             chains = (item["chosen"], item["rejected"]) if is_suite else ()
-            shown = merged.get((*question, *chains)) if is_suite else by_question.get(question)
-            if shown is None:
-                shown = merged[(*question, *chains)] = _question(item)
-                by_question.setdefault(question, shown)
-            outcome = _suite_outcome(item) if is_suite else _evaluate_outcome(item, keep)
-            if is_suite and keep.tokens:
+            page_item = merged.get((*question, *chains)) if is_suite else by_question.get(question)
+            if page_item is None:
+                page_item = merged[(*question, *chains)] = _question(item)
+                by_question.setdefault(question, page_item)
+            outcome = _suite_outcome(item) if is_suite else _evaluate_outcome(item, detail)
+            if is_suite and detail.tokens:
                 outcome["tokens"] = len(tokens)
                 tokens.append({side: packed_tokens(item["tokens"][side]) for side in ("chosen", "rejected")})
-            shown["runs"].append([index, outcome])
-    for shown in merged.values():
-        shown["runs"].sort(key=lambda entry: entry[0])
+            page_item["runs"].append([index, outcome])
+    for page_item in merged.values():
+        page_item["runs"].sort(key=lambda entry: entry[0])
     return list(merged.values()), tokens
 
 
-def _question(item: Detail) -> dict[str, Any]:
+def _question(item: Item) -> dict[str, Any]:
     names = ("task", "id", "prompt", "answer", "mistake", "source", "chosen", "rejected")
     question = {name: item[name] for name in names if item.get(name)}
     for side in ("chosen", "rejected"):
@@ -72,24 +72,24 @@ def _question(item: Detail) -> dict[str, Any]:
     return question | {"runs": []}
 
 
-def _evaluate_outcome(item: Detail, keep: Keep) -> dict[str, Any]:
+def _evaluate_outcome(item: Item, detail: Detail) -> dict[str, Any]:
     samples = item["samples"]
-    shown = samples
-    if not keep.samples:
-        shown = [next((one for one in samples if one["value"] == item["value"]), samples[0])]
     outcome = {name: item[name] for name in ("verdict", "value", "lenient_verdict", "cut_off")}
-    return outcome | {"of": len(samples), "samples": [_sample(sample) for sample in shown]}
+    outcome["of"] = len(samples)
+    if not detail.samples:
+        samples = [next((sample for sample in samples if sample["value"] == item["value"]), samples[0])]
+    return outcome | {"samples": [_sample(sample) for sample in samples]}
 
 
-def _sample(sample: Detail) -> dict[str, Any]:
-    kept = ("response", "verdict", "value", "span", "cut_off", "tokens")
-    # Lenient extraction is only of interest where it sees something else.
+def _sample(sample: Item) -> dict[str, Any]:
+    names = ("response", "verdict", "value", "span", "cut_off", "tokens")
+    # The lenient answer is left out if it is the strict one.
     if sample["lenient_span"] != sample["span"]:
-        kept += ("lenient_verdict", "lenient_value", "lenient_span")
-    return {name: sample[name] for name in kept if sample[name] not in (None, False)}
+        names += ("lenient_verdict", "lenient_value", "lenient_span")
+    return {name: sample[name] for name in names if sample[name] not in (None, False)}
 
 
-def _suite_outcome(item: Detail) -> dict[str, Any]:
+def _suite_outcome(item: Item) -> dict[str, Any]:
     outcome = {name: item[name] for name in ("preferred", "key_preferred", "first_wrong", "greedy")}
     if outcome["first_wrong"]:
         outcome["first_wrong"] = item["first_wrong"] | {"logp": rounded(item["first_wrong"]["logp"])}
@@ -99,22 +99,22 @@ def _suite_outcome(item: Detail) -> dict[str, Any]:
 
 
 def packed_tokens(tokens: Sequence[Sequence[float]]) -> dict[str, list[Any]]:
-    """[start, end, log-probability] of a chain's tokens as three lists that compress well.
+    """Pack [start, end, log-probability] of each token of a chain into three lists that compress well.
 
     Returns:
-        `lengths` in characters; `starts`, [token, start] of those that do not begin where the one before
-        ends; `logps` in hundredths of a nat below 0, None where not finite.
+        `lengths` in characters; `starts`, as [token, start] of each token that does not begin where the one
+        before ends; `logps`, as negative log-probabilities in hundredths of a nat, None if not finite.
     """
-    lengths, starts, logps, at = [], [], [], 0
+    lengths, starts, logps, position = [], [], [], 0
     for number, (start, end, logp) in enumerate(tokens):
-        if start != at:
+        if start != position:
             starts.append([number, start])
         lengths.append(end - start)
         logps.append(round(-100 * logp) if math.isfinite(logp) else None)
-        at = end
+        position = end
     return {"lengths": lengths, "starts": starts, "logps": logps}
 
 
 def rounded(value: float | None, digits: int = 3) -> float | None:
-    """As the page shows it; None for what is no number, which JSON cannot hold."""
+    """A rounded value for the page; None if it is not finite, which JSON cannot hold."""
     return None if value is None or not math.isfinite(value) else round(value, digits)

@@ -1,8 +1,8 @@
-"""Data -> one HTML file (L3).
+"""The data of a report -> one HTML file.
 
-Models and teachers wrote much of the data. It is in one script element that no browser runs, with every
-character that HTML or a script could take for its own escaped, and a content security policy lets the page
-run its own script alone and load nothing.
+Much of the data was written by models, so it must never be run. It is in a script element that browsers do
+not run, with all characters escaped that HTML or a script could interpret. A content security policy lets the
+page run only its own script and load nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
 from edit_trl.data.pair_statistics import GROUPS, Pair, grouped_pairs, pair_statistics
-from edit_trl.evaluation.report.items import Keep, page_items, rounded
+from edit_trl.evaluation.report.items import Detail, page_items, rounded
 from edit_trl.evaluation.report.summary import flips, learning_curves, run_summary, score_labels
 from edit_trl.evaluation.report.training_history import TrainingRun
 from edit_trl.evaluation.runs.schema import Run
@@ -32,18 +32,18 @@ from edit_trl.evaluation.runs.scores import SCORES
 
 SCRIPTS = ("dom.js", "charts.js", "overview.js", "item.js", "browser.js", "start.js")
 MOST_BYTES = 5_000_000
-"""Of a page; what is left out beyond it is said on the page."""
+"""The size limit of a page; beyond it details are left out, and the page says so."""
 
 _MARK = 'name="generator" content="edit-trl'
-_LEFT_OUT = (
-    (Keep(), None),
+_DETAILS = (
+    (Detail(), None),
     (
-        Keep(samples=False),
+        Detail(samples=False),
         "To keep this page small, one response a question and run is shown: the first that gave the answer "
         "which counted.",
     ),
     (
-        Keep(samples=False, tokens=False),
+        Detail(samples=False, tokens=False),
         "To keep this page small, one response a question and run is shown, and no log-probabilities of "
         "tokens.",
     ),
@@ -63,19 +63,19 @@ def write_report(
     *,
     title: str = "Report",
 ) -> Path:
-    """Write runs as one HTML page that needs nothing else.
+    """Write runs as one HTML page that needs no other file and no network.
 
     Args:
-        runs: Finished runs of `evaluate` and `suite`, in any mix.
-        path: The file; an earlier report there is replaced.
+        runs: Finished runs of `evaluate` and `suite`.
+        path: The file to write; an earlier report there is replaced.
         training: Training runs, for the learning curves.
-        title: The page's.
+        title: Title of the page.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        InputError: There is nothing to report, or the file is there and is no report.
+        InputError: There is nothing to report, or the file exists and is not a report.
     """
     if not runs and not training:
         raise InputError("nothing to report: no run was given")
@@ -93,8 +93,8 @@ def write_report(
             )
         ],
     }
-    for keep, notice in _LEFT_OUT:
-        items, tokens = page_items(runs, keep)
+    for detail, notice in _DETAILS:
+        items, tokens = page_items(runs, detail)
         if "flips" not in data:
             data["flips"] = flips([run.record.kind for run in runs], items)
         page = render(data | {"notice": notice}, items, tokens)
@@ -107,20 +107,20 @@ def write_report(
 def write_pairs(
     pairs: Sequence[Pair], path: str | os.PathLike[str], *, title: str, method: str, unit: str = "words"
 ) -> Path:
-    """Write dual CoTs as the same page: each pair with its key steps, statistics on top.
+    """Write dual CoTs as such a page: their statistics, and each pair with its key steps.
 
     Args:
-        pairs: At least one.
-        path: The file; an earlier page there is replaced.
-        title: The page's, such as the dataset.
+        pairs: The dual CoTs.
+        path: The file to write; an earlier page there is replaced.
+        title: Title of the page, such as the dataset.
         method: How key steps were found.
-        unit: What lengths count: words or tokens.
+        unit: Unit of lengths: words or tokens.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        InputError: There is no pair, or the file is there and is no such page.
+        InputError: There are no dual CoTs, or the file exists and is not such a page.
     """
     if not pairs:
         raise InputError("nothing to show: no dual CoT was given")
@@ -136,11 +136,11 @@ def write_pairs(
     labels = {
         name: {
             "label": label,
-            "help": what if kind == "share" else f"{what}, {unit}",
+            "help": text if kind == "share" else f"{text}, {unit}",
             "unit": kind,
             "lower_is_better": False,
         }
-        for name, (label, what, kind) in _PAIR_SCORES.items()
+        for name, (label, text, kind) in _PAIR_SCORES.items()
     }
     run = {
         "name": title,
@@ -150,7 +150,10 @@ def write_pairs(
         "facts": [[name, str(value)] for name, value in facts.items()],
         "scores": _pair_scores(pairs),
         "groups": {
-            group: [[name, len(of), _pair_scores(of)] for name, of in grouped_pairs(pairs, group).items()]
+            group: [
+                [name, len(members), _pair_scores(members)]
+                for name, members in grouped_pairs(pairs, group).items()
+            ]
             for group in GROUPS
         },
     }
@@ -174,8 +177,8 @@ def _pair_scores(pairs: Sequence[Pair]) -> dict[str, list[float | None]]:
 
 
 def _pair_item(pair: Pair, unit: str) -> dict[str, Any]:
-    kept = ("id", "task", "source", "mistake", "answer", "prompt", "chosen", "rejected")
-    item = {name: getattr(pair, name) for name in (*kept, "chosen_spans", "rejected_spans")}
+    names = ("id", "task", "source", "mistake", "answer", "prompt", "chosen", "rejected")
+    item = {name: getattr(pair, name) for name in (*names, "chosen_spans", "rejected_spans")}
     item = {name: value for name, value in item.items() if value not in (None, [])}
     lengths = [f"{pair.chosen_length}"] + ([f"{pair.rejected_length}"] if pair.rejected else [])
     facts = [["Row", str(pair.row)], ["Length", f"{' and '.join(lengths)} {unit}"]]
@@ -187,12 +190,12 @@ def _pair_item(pair: Pair, unit: str) -> dict[str, Any]:
 def render(
     data: Mapping[str, Any], items: Sequence[Mapping[str, Any]], tokens: Sequence[Mapping[str, Any]] = ()
 ) -> bytes:
-    """The page.
+    """Render the page.
 
     Args:
-        data: What is drawn at once, ready for JSON.
-        items: What is looked at item by item; compressed.
-        tokens: See `page_items`; likewise.
+        data: The data that is shown at once, as values that JSON can hold.
+        items: The items, which are compressed.
+        tokens: The tokens of the items, which are compressed; see `page_items`.
     """
     folder = files(__package__)
     style = (folder / "page.css").read_text(encoding="utf-8")
@@ -210,7 +213,7 @@ def render(
 
 
 def escaped_json(value: Any) -> str:
-    """JSON that can stand in an HTML script element: ASCII, and without the characters of tags."""
+    """JSON for an HTML script element: ASCII, without the characters of tags and entities."""
     return re.sub(r"[<>&]", lambda match: f"\\u{ord(match[0]):04x}", _json(value))
 
 
@@ -228,16 +231,16 @@ def _hash(text: str) -> str:
 
 
 def _distinct(named: Sequence[tuple[str, str, Path]]) -> list[str]:
-    """Names that tell runs of a kind apart: with their folder where two have the same."""
+    """Unique names for the runs of each kind: with the folder if two have the same name."""
     counts = Counter((kind, name) for kind, name, _ in named)
     return [f"{name} ({path})" if counts[kind, name] > 1 else name for kind, name, path in named]
 
 
 def free_path(path: str | os.PathLike[str]) -> Path:
-    """The path, if a page may be written there.
+    """Check that a page may be written to a path.
 
     Raises:
-        InputError: It is a folder, or a file that is no page of ours.
+        InputError: It is a folder, or a file that is not a page of edit-trl.
     """
     path = Path(path)
     if path.is_dir():
@@ -248,5 +251,7 @@ def free_path(path: str | os.PathLike[str]) -> Path:
     if path.is_file():
         with path.open(encoding="utf-8", errors="replace") as file:
             if _MARK not in file.read(2000):
-                raise InputError(f"{path} exists and is no report of edit-trl; choose another, or remove it")
+                raise InputError(
+                    f"{path} exists and is not a report of edit-trl; choose another, or remove it"
+                )
     return path

@@ -1,4 +1,4 @@
-"""Scores, intervals, flips and learning curves as the page draws them (L3)."""
+"""Scores, intervals, flips and learning curves in the form that the page draws."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from edit_trl.evaluation.report.items import rounded
 from edit_trl.evaluation.report.training_history import TrainingRun
 from edit_trl.evaluation.runs.schema import Run
-from edit_trl.evaluation.runs.scores import GROUPS, IN_NATS, LOWER_IS_BETTER, MAIN_SCORE, SCORES, names_in
+from edit_trl.evaluation.runs.scores import GROUPS, IN_NATS, LOWER_IS_BETTER, MAIN_SCORE, SCORES, group_items
 from edit_trl.evaluation.statistics import bootstrap_interval, exact_mcnemar, paired_difference
 
 # What tables and charts call the scores, and which are shares (0 to 1) rather than nats.
@@ -20,25 +20,25 @@ SCORE_LABELS = {
     "lenient_accuracy": ("Accuracy, lenient", "share of right answers, lenient extraction"),
     "unparsed": ("Unparsed", "share of items without an answer"),
     "cut_off": ("Cut off", "share of responses that ran into the length limit"),
-    "preference": ("Preference", "share of pairs whose correct chain is likelier a token"),
-    "margin": ("Margin", "nats a token by which the correct chain is likelier"),
-    "key_preference": ("Key preference", "share of pairs whose correct key steps are likelier a token"),
-    "key_margin": ("Key margin", "nats a token by which the correct key steps are likelier"),
-    "no_wrong_turn": ("No wrong turn", "share of correct chains that greedy decoding would have written"),
-    "right_branch": ("Right branch", "share of pairs where greedy decoding goes on as the correct chain"),
-    "wrong_branch": ("Wrong branch", "share of pairs where greedy decoding goes on as the wrong chain"),
+    "preference": ("Preference", "share of pairs whose correct chain is likelier per token"),
+    "margin": ("Margin", "nats per token by which the correct chain is likelier"),
+    "key_preference": ("Key preference", "share of pairs whose correct key steps are likelier per token"),
+    "key_margin": ("Key margin", "nats per token by which the correct key steps are likelier"),
+    "no_wrong_turn": ("No wrong turn", "share of correct chains that greedy decoding would generate"),
+    "right_branch": ("Right branch", "share of pairs where greedy decoding continues like the correct chain"),
+    "wrong_branch": ("Wrong branch", "share of pairs where greedy decoding continues like the wrong chain"),
     "greedy_accuracy": ("Greedy accuracy", "share of right answers after the prefix that both chains share"),
 }
 
-# The charts of learning curves: their title and the metrics they show where they were logged.
+# The charts of learning curves: the title and the metrics, of which those that were logged are shown.
 CURVES = {
-    "Likelihood a token (nats)": (
+    "Likelihood per token (nats)": (
         *("logps/chosen_key", "logps/chosen_context", "logps/rejected_key", "logps/rejected_context"),
     ),
     "Preference and forks (share)": ("key_accuracy", "completion_accuracy", "fork/confidence", "fork/solved"),
     "Loss": ("loss",),
 }
-# As the suite callback logs them; no more than can be told apart.
+# The names in the log of `SuiteCallback`; more curves could not be told apart.
 _SUITE = tuple(
     f"suite/{name}"
     for name in (
@@ -54,7 +54,7 @@ _MOST_POINTS = 300
 
 
 def run_summary(run: Run) -> dict[str, Any]:
-    """A run's settings, scores [value, low, high] and groups."""
+    """The settings of a run, its scores as [value, low, high], and its groups."""
     record = run.record
     scores = {
         name: [rounded(record.scores.get(name), 4), *map(rounded, record.intervals.get(name, (None, None)))]
@@ -84,7 +84,7 @@ def run_summary(run: Run) -> dict[str, Any]:
 
 
 def score_labels(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Label, explanation, unit and direction of scores."""
+    """The label, explanation, unit and direction of each score."""
     return {
         name: {
             "label": SCORE_LABELS[name][0],
@@ -98,48 +98,43 @@ def score_labels(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def group_scores(run: Run) -> dict[str, list[Any]]:
     """[name, items, scores] of each task, kind of mistake and source; scores are [value, low, high]."""
-    members: dict[str, dict[str, list[Mapping[str, Any]]]] = {group: {} for group in GROUPS}
-    for item in run.items:
-        for group in GROUPS:
-            for name in names_in(item, group):
-                members[group].setdefault(name, []).append(item)
     scores = SCORES[run.record.kind]
     return {
         group: [
             [
                 name,
-                len(of),
-                {score: _interval([value(item) for item in of]) for score, value in scores.items()},
+                len(members),
+                {score: _interval([value(item) for item in members]) for score, value in scores.items()},
             ]
-            for name, of in each.items()
+            for name, members in group_items(run.items, group).items()
         ]
-        for group, each in members.items()
+        for group in GROUPS
     }
 
 
 def _interval(values: Sequence[float | None]) -> list[float | None] | None:
-    known = [value for value in values if value is not None]
-    if not known:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
         return None
-    interval = bootstrap_interval(known)
+    interval = bootstrap_interval(numbers)
     return [rounded(value, 4) for value in (interval.value, interval.low, interval.high)]
 
 
 def flips(kinds: Sequence[str], items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every two runs of a kind, paired item by item: how sure it is that one is better.
+    """Compare each two runs of the same kind, item by item.
 
-    The interval of the difference is the paired one on these tasks, the p-value the exact McNemar test's.
+    The difference has the paired interval on these tasks, and the p-value is that of the exact McNemar test.
 
     Args:
-        kinds: Each run's.
-        items: As `page_items` gives them.
+        kinds: The kind of each run.
+        items: The items from `page_items`.
     """
     verdicts: list[dict[int, bool]] = [{} for _ in kinds]
     for number, item in enumerate(items):
         for run, outcome in item["runs"]:
             if (right := is_right(outcome)) is not None:
                 verdicts[run][number] = right
-    found = []
+    comparisons = []
     for a, b in combinations(range(len(kinds)), 2):
         shared = sorted(verdicts[a].keys() & verdicts[b].keys())
         if kinds[a] != kinds[b] or not shared:
@@ -148,26 +143,25 @@ def flips(kinds: Sequence[str], items: Sequence[Mapping[str, Any]]) -> list[dict
         interval = paired_difference(*(np.array([side], dtype=float).T for side in (before, after)))
         bounds = [rounded(value, 4) for value in (interval.value, interval.low, interval.high)]
         p_value = exact_mcnemar(before, after).p_value
-        found.append({"a": a, "b": b, "items": len(shared), "difference": bounds, "p_value": p_value})
-    return found
+        comparisons.append({"a": a, "b": b, "items": len(shared), "difference": bounds, "p_value": p_value})
+    return comparisons
 
 
 def is_right(outcome: Mapping[str, Any]) -> bool | None:
-    """What flips: the verdict, or the preference on key steps (None without any)."""
+    """Whether an outcome is right: by its verdict, or its preference on key steps (None without any)."""
     return outcome["verdict"] == "correct" if "verdict" in outcome else outcome["key_preferred"]
 
 
 def learning_curves(training: TrainingRun) -> dict[str, Any]:
-    """A run's stages and, for each chart, its curves: [metric, held out or not, points [step, value]]."""
+    """The stages of a run; each chart has curves [metric, whether held out, points as [step, value]]."""
     stages = []
     for stage in training.stages:
         logged = {name for entry in stage.log for name in entry}
         charts = dict(CURVES)
-        measured = {name.removeprefix("eval_") for name in logged}
-        suite = [name for name in _SUITE if name in measured]
+        suite = [name for name in _SUITE if name in logged or f"eval_{name}" in logged]
         if suite:
             charts["Suite during training (share)"] = tuple(suite)
-        drawn = []
+        drawings = []
         for title, metrics in charts.items():
             curves = [
                 [metric, bool(prefix), points]
@@ -176,8 +170,8 @@ def learning_curves(training: TrainingRun) -> dict[str, Any]:
                 if (points := _points(stage.log, prefix + metric))
             ]
             if curves:
-                drawn.append([title, curves])
-        stages.append({"name": stage.name, "finished": stage.finished, "charts": drawn})
+                drawings.append([title, curves])
+        stages.append({"name": stage.name, "finished": stage.finished, "charts": drawings})
     return {"path": str(training.path), "stages": stages}
 
 

@@ -1,4 +1,4 @@
-"""What a training run logged (L3), read from its folder for the report."""
+"""The log of a training run, read from its folder for the report."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ STATE_FILE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage of a training run.
+class StageLog:
+    """The log of one stage of a training run.
 
     Attributes:
-        name: The stage's; empty for a run without stages.
-        finished: When; None where it was interrupted.
-        log: What `transformers.Trainer` logged, in order: each a step and its metrics.
+        name: Name of the stage; empty for a run without stages.
+        finished: When the stage finished; None if it was interrupted.
+        log: The entries that `transformers.Trainer` logged, in order: a step and its metrics.
     """
 
     name: str
@@ -34,26 +34,26 @@ class TrainingRun:
     """A training run.
 
     Attributes:
-        name: Its folder's.
+        name: Name of its folder.
         path: Its folder.
-        stages: In the order they were run.
+        stages: The stages, in the order in which they ran.
     """
 
     name: str
     path: Path
-    stages: Sequence[Stage]
+    stages: Sequence[StageLog]
 
 
 def is_training_run(path: Path) -> bool:
-    """Whether a folder is what `edit-trl train` or a Trainer leaves, a stage of it included."""
+    """Whether a folder is a training run of `edit-trl train` or a `Trainer`, or one of its stages."""
     return (path / RUN_FILE).is_file() or _state_file(path) is not None
 
 
 def read_training_run(path: Path) -> TrainingRun:
-    """Read a run's folder, or one of stages.
+    """Read the folder of a training run, or a folder of stages.
 
     Raises:
-        InputError: There is no run, a file of it cannot be read, or nothing was logged yet.
+        InputError: There is no training run, one of its files cannot be read, or nothing was logged yet.
     """
     path = Path(path)
     if is_training_run(path):
@@ -63,24 +63,24 @@ def read_training_run(path: Path) -> TrainingRun:
         stages = [_read_stage(folder, folder.name) for folder in folders]
     if not stages:
         raise InputError(f"no training run at {path} (no {STATE_FILE} there)")
-    # Stages follow each other; the one that has not ended is the last.
+    # In the order in which they finished; a stage that has not finished is the last.
     stages.sort(key=lambda stage: stage.finished or "~")
     if not any(stage.log for stage in stages):
         raise InputError(f"{path}: this training run has not logged anything yet")
     return TrainingRun(path.resolve().name, path, stages)
 
 
-def _read_stage(folder: Path, name: str) -> Stage:
+def _read_stage(folder: Path, name: str) -> StageLog:
     state = _state_file(folder)
     log = _read(state).get("log_history", []) if state else []
     if not (isinstance(log, list) and all(isinstance(entry, dict) for entry in log)):
-        raise InputError(f"{state}: `log_history` is no list of logged steps")
+        raise InputError(f"{state}: `log_history` is not a list of logged steps")
     finished = read_run_file(folder).get("finished")
-    return Stage(name, finished if isinstance(finished, str) else None, log)
+    return StageLog(name, finished if isinstance(finished, str) else None, log)
 
 
 def _state_file(folder: Path) -> Path | None:
-    """The state at the end of the run; of the last checkpoint where it was interrupted."""
+    """The trainer state at the end of the run, or that of the last checkpoint if it was interrupted."""
     if (folder / STATE_FILE).is_file():
         return folder / STATE_FILE
     saved = [file for file in folder.glob(f"checkpoint-*/{STATE_FILE}") if _step(file) is not None]
@@ -98,5 +98,5 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{file} is no record of a training run")
+        raise InputError(f"{file} is not the record of a training run")
     return values

@@ -1,11 +1,11 @@
-"""A run's folder (L3): what was measured, with what, and every item, for comparing and reporting later.
+"""The folder of an evaluation run, for later comparisons and reports.
 
     evaluation.json    a `RunRecord`: the settings, versions and hashes, and, once finished, the scores
-    items.jsonl        an item a line: `EvaluateItem` or `SuiteItem`
+    items.jsonl        one `EvaluateItem` or `SuiteItem` per line
 
-Items are appended a batch at a time as they come, and put into the order of the data at the end. A run that
-was killed goes on after its last whole batch; the finished file is the same, byte for byte, as that of a run
-that was left alone, so no item holds a time.
+Items are appended batch by batch, and put into the order of the data at the end. A killed run resumes after
+its last whole batch. Its finished file has the same bytes as that of an uninterrupted run, so items hold no
+times.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from typing import Any
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import git_revision, write_whole
-from edit_trl.evaluation.runs.schema import _ITEM_KEYS, FORMAT, Item, Run, RunRecord, key_of
+from edit_trl.evaluation.runs.schema import FORMAT, ITEM_KEYS, Item, Run, RunRecord, key_of
 
 RECORD_FILE = "evaluation.json"
 
 ITEMS_FILE = "items.jsonl"
 
-# What must be the same for a run to be gone on with.
+# A run is resumed only if these fields are the same.
 _IDENTITY = ("kind", "model", "model_hash", "settings", "tasks", "data_hash", "seed", "verifier", "format")
 
 
 class RunFolder:
-    """A run that is being made; takes up the one in the folder if it is the same.
+    """A run that is being written; resumes the run in the folder if it is the same.
 
     Nothing is written before `start`, so that a model that cannot be loaded leaves no run behind.
 
     Args:
-        path: The folder; made where it is not there.
-        record: What is to be measured.
+        path: The folder; created if it is missing.
+        record: What is going to be measured.
 
     Attributes:
         path: The folder.
-        record: As it is on disk.
-        done: The items that an earlier start has finished, by (task, id).
+        record: The record, as it is on disk.
+        done: The finished items, by (task, id).
 
     Raises:
-        InputError: The folder holds another run, files that are no run, or a run of another format.
+        InputError: The folder holds another run, files that are not a run, or a run of another format.
     """
 
     def __init__(self, path: str | Path, record: RunRecord):
@@ -55,27 +55,27 @@ class RunFolder:
         self.done: dict[tuple[str, str], Item] = {}
         record = replace(record, created=record.created or _now(), git_revision=git_revision())
         if (self.path / RECORD_FILE).is_file():
-            record = self._take_up(record)
+            record = self._resume(record)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError(
-                f"{self.path} is not empty and holds no run of edit-trl; choose another, or remove it"
+                f"{self.path} is not empty and holds no run of edit-trl; choose another folder, or remove it"
             )
         elif blocked := next((above for above in self.path.parents if above.is_file()), None):
             raise InputError(f"output_dir {self.path}: {blocked} is a file, not a folder")
         self.record = record
 
     def start(self) -> None:
-        """Write down what is going to be measured."""
+        """Write the record of what is going to be measured."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_record()
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether all items and the scores are written."""
         return self.record.finished is not None
 
     def append(self, items: Iterable[Item]) -> None:
-        """Add a batch of items, and see them safely on the disk."""
+        """Append a batch of items; they are on the disk when this returns."""
         items = list(items)
         if not (self.path / RECORD_FILE).is_file():
             self.start()
@@ -95,10 +95,10 @@ class RunFolder:
         """Put the items into the order of the data and write the scores.
 
         Args:
-            order: (task, id) of every item.
-            scores: See `RunRecord`, as for the others.
-            intervals: By score.
-            groups: By kind of group, then name.
+            order: The (task, id) of every item.
+            scores: See `RunRecord`.
+            intervals: See `RunRecord`.
+            groups: See `RunRecord`.
         """
         items = [self.done[key] for key in order]
         if not (self.path / RECORD_FILE).is_file():
@@ -110,35 +110,47 @@ class RunFolder:
             items=len(items),
             scores=dict(scores),
             intervals={name: list(interval) for name, interval in intervals.items()},
-            groups={kind: {name: dict(of) for name, of in each.items()} for kind, each in groups.items()},
+            groups={
+                kind: {name: dict(means) for name, means in members.items()}
+                for kind, members in groups.items()
+            },
         )
         self.pause()
         return Run(self.path, self.record, items)
 
     def pause(self) -> None:
-        """Note how long this start took."""
+        """Add the time since the start to the record."""
         if not (self.path / RECORD_FILE).is_file():
-            return  # it has not begun
+            return  # it was not started
         now = time.monotonic()
         self.record = replace(self.record, seconds=round(self.record.seconds + now - self._started, 3))
         self._started = now
         self._write_record()
 
-    def _take_up(self, record: RunRecord) -> RunRecord:
-        there = _read_record(self.path)
-        before, now = ({name: getattr(one, name) for name in _IDENTITY} for one in (there, _as_read(record)))
+    def _resume(self, record: RunRecord) -> RunRecord:
+        """Read the items of the run in the folder.
+
+        Returns:
+            The record of that run; the new one if that run has no items, so that there is nothing to lose.
+        """
+        earlier = _read_record(self.path)
+        items = _read_items(self.path, earlier.kind, torn=not earlier.finished)
+        before, now = (
+            {name: getattr(one, name) for name in _IDENTITY} for one in (earlier, _as_read(record))
+        )
         if before != now:
+            if not items:
+                (self.path / ITEMS_FILE).unlink(missing_ok=True)
+                return record
             raise InputError(
                 f"{self.path} holds another run ({'; '.join(_differences(before, now))}); choose another "
                 "output_dir, or remove that folder"
             )
-        self.done = {
-            key_of(item): item for item in _read_items(self.path, there.kind, torn=not there.finished)
-        }
-        if not there.finished:
-            # Without a last line that was cut short, or the next would be joined to it.
-            write_whole(self.path / ITEMS_FILE, "".join(map(_line, self.done.values())))
-        return there
+        self.done = {key_of(item): item for item in items}
+        if not earlier.finished:
+            # Remove a last line that was cut short, or the next item would be appended to it.
+            write_whole(self.path / ITEMS_FILE, "".join(map(_line, items)))
+        return earlier
 
     def _write_record(self) -> None:
         text = json.dumps(asdict(self.record), indent=2, ensure_ascii=False, default=str, allow_nan=False)
@@ -152,7 +164,7 @@ def read_run(path: str | Path) -> Run:
         path: Its folder, or a file in it.
 
     Raises:
-        InputError: There is no run, or it is not finished, or was written by a version with other files.
+        InputError: There is no run, it is not finished, or it has another format.
     """
     path = Path(path)
     path = path.parent if path.name in (RECORD_FILE, ITEMS_FILE) else path
@@ -160,12 +172,10 @@ def read_run(path: str | Path) -> Run:
         raise InputError(f"no run of `edit-trl evaluate` or `suite` at {path} (no {RECORD_FILE} there)")
     record = _read_record(path)
     if record.finished is None:
-        raise InputError(f"{path}: this run is not finished; run its command again and it goes on")
+        raise InputError(f"{path}: this run is not finished; run its command again to resume it")
     items = _read_items(path, record.kind)
     if len(items) != record.items:
-        raise InputError(
-            f"{path}: {ITEMS_FILE} has {len(items)} items, {RECORD_FILE} speaks of {record.items}"
-        )
+        raise InputError(f"{path}: {ITEMS_FILE} has {len(items)} items, {RECORD_FILE} says {record.items}")
     return Run(path, record, items)
 
 
@@ -181,17 +191,17 @@ def _read_record(path: Path) -> RunRecord:
     if version != FORMAT:
         raise InputError(
             f"{file} has format {version!r}; edit_trl {installed_version('edit_trl')} reads format {FORMAT}. "
-            f"Measure anew, or use the version that wrote it ({writer or 'not said'})"
+            f"Run the evaluation again, or use the version that wrote it ({writer or 'not said'})"
         )
     names = {field.name for field in fields(RunRecord)}
-    if values.keys() != names or values["kind"] not in _ITEM_KEYS:
+    if values.keys() != names or values["kind"] not in ITEM_KEYS:
         odd = sorted(values.keys() ^ names) or [f"kind {values['kind']!r}"]
-        raise InputError(f"{file} is no record of a run: {', '.join(odd)}")
+        raise InputError(f"{file} is not the record of a run: {', '.join(odd)}")
     return RunRecord(**values)
 
 
 def _read_items(path: Path, kind: str, torn: bool = False) -> list[Any]:
-    """The items of a run; a `torn` last line, of a run that was killed while writing, is left out."""
+    """The items of a run; `torn` allows a last line that was cut short, which is left out."""
     file = path / ITEMS_FILE
     if not file.is_file():
         if torn:
@@ -208,20 +218,20 @@ def _read_items(path: Path, kind: str, torn: bool = False) -> list[Any]:
             item = json.loads(line)
         except ValueError as error:
             raise InputError(f"{file}, line {number}: not JSON: {error}") from error
-        if not isinstance(item, dict) or item.keys() != _ITEM_KEYS[kind]:
-            raise InputError(f"{file}, line {number}: no item of `edit-trl {kind}`")
+        if not isinstance(item, dict) or item.keys() != ITEM_KEYS[kind]:
+            raise InputError(f"{file}, line {number}: not an item of `edit-trl {kind}`")
         items.append(item)
     return items
 
 
 def _as_read(record: RunRecord) -> RunRecord:
-    """As it would come back from the disk: tuples as lists."""
+    """The record as JSON would return it: with lists instead of tuples."""
     return RunRecord(**json.loads(json.dumps(asdict(record), default=str)))
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, settings and tasks by name."""
-    found = []
+    """Describe the fields that differ, and of settings and tasks the names that differ."""
+    differences = []
     for name in before:
         if before[name] == now[name]:
             continue
@@ -229,10 +239,10 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
             for key in sorted({*before[name], *now[name]}):
                 old, new = before[name].get(key, "not set"), now[name].get(key, "not set")
                 if old != new:
-                    found.append(f"{key}: {old!r} there, {new!r} now")
+                    differences.append(f"{key}: {old!r} there, {new!r} now")
         else:
-            found.append(f"{name}: {before[name]!r} there, {now[name]!r} now")
-    return found
+            differences.append(f"{name}: {before[name]!r} there, {now[name]!r} now")
+    return differences
 
 
 def _line(item: Item) -> str:

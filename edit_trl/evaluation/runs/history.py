@@ -1,23 +1,25 @@
-"""What was measured before (L3): a row a run in one SQLite file, beside the run folders.
+"""The history of finished runs: one row per run in a SQLite file.
 
-The folders hold everything; this is the index that is still there when they were moved or thrown away.
+The folders of the runs hold everything. The history is the index that remains when they are moved or deleted.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.options import nearest
 from edit_trl.evaluation.runs.schema import Run, RunKind
+from edit_trl.evaluation.runs.scores import SCORES
 
 DEFAULT_FILE = Path("outputs/history.sqlite")
 SCHEMA_VERSION = 1
-# Seconds to wait for another process that is writing.
+# Seconds to wait while another process writes.
 _WAIT = 30.0
 _SCHEMA = """
 CREATE TABLE runs (
@@ -42,18 +44,18 @@ class HistoryRow:
     """A finished run.
 
     Attributes:
-        finished: When it ended, UTC, ISO 8601.
+        finished: When the run finished, UTC, ISO 8601.
         kind: `evaluate` or `suite`.
-        name: What tables call it.
-        path: Its folder, absolute.
-        model: Path, Hub id or name at an endpoint.
-        model_hash: Of the weights.
-        recipe_hash: Of the options.
-        data_hash: Of the questions or pairs.
-        git_revision: "+" at its end where files differed from it; None outside a repository.
-        seed: Of the run.
-        items: How many.
-        scores: By name; None where no item had the score.
+        name: The name of the run in tables.
+        path: The absolute path of its folder.
+        model: The model: a path, a Hub id or a name at an endpoint.
+        model_hash: A hash of the weights.
+        recipe_hash: A hash of the options.
+        data_hash: A hash of the questions or pairs.
+        git_revision: The revision, with "+" at its end if files differed from it; None outside a repository.
+        seed: The seed of the run.
+        items: The number of items.
+        scores: The scores by name; None where no item has the score.
     """
 
     finished: str
@@ -73,18 +75,20 @@ class HistoryRow:
 _COLUMNS = tuple(field.name for field in fields(HistoryRow))
 
 
-def record_run(run: Run, file: str | Path = DEFAULT_FILE) -> None:
-    """Add a finished run to the history. Recording it again changes nothing.
+def record_run(run: Run, file: str | Path | None = DEFAULT_FILE) -> None:
+    """Add a finished run to the history. Recording a run twice changes nothing.
 
-    Several processes may do so at once; the file and its folder are made where they are not there.
+    Several processes may write at the same time. The file and its folder are created if they are missing.
 
     Args:
-        run: A run as `RunFolder.finish` or `read_run` gives it.
-        file: The SQLite file.
+        run: A run from `RunFolder.finish` or `read_run`.
+        file: The SQLite file; None to record nothing.
 
     Raises:
-        InputError: The file cannot be written, is something else, or is of another version.
+        InputError: The file cannot be written, is not a history, or has another version.
     """
+    if file is None:
+        return
     record, file = run.record, Path(file)
     values = {name: getattr(record, name) for name in _COLUMNS if name != "path"}
     row = HistoryRow(path=str(Path(run.path).resolve()), **values)
@@ -93,7 +97,7 @@ def record_run(run: Run, file: str | Path = DEFAULT_FILE) -> None:
     except OSError as error:
         raise InputError(f"cannot make the folder of the history {file}: {error.strerror}") from error
     with _opened(file, f"file:{_quoted(file)}?mode=rwc") as connection:
-        # One writer at a time from here on, so that two processes do not both make the table.
+        # Lock the file first, so that two processes do not both create the table.
         connection.execute("BEGIN IMMEDIATE")
         if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
             connection.execute(_SCHEMA)
@@ -109,16 +113,18 @@ def record_run(run: Run, file: str | Path = DEFAULT_FILE) -> None:
 
 
 def check_history(file: str | Path | None) -> None:
-    """See, before anything is measured, that a history can be added to; there need be none yet.
+    """Check, before anything is measured, that a run can be added to the history; it need not exist yet.
 
     Raises:
-        InputError: The file is something else, or of another version.
+        InputError: The file is not a history, or has another version.
     """
     if file is None or not Path(file).exists():
         return
     file = Path(file)
     with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
-        if connection.execute("SELECT 1 FROM sqlite_master").fetchone():  # an empty one is being begun
+        if connection.execute(
+            "SELECT 1 FROM sqlite_master"
+        ).fetchone():  # else another process is creating it
             _check(connection, file)
 
 
@@ -130,17 +136,17 @@ def read_history(
     model: str | None = None,
     last: int | None = None,
 ) -> list[HistoryRow]:
-    """The runs of a history, the oldest first.
+    """Read the runs of a history, the oldest first.
 
     Args:
         file: The SQLite file.
         kind: Only runs of this kind.
-        name: Only runs with this text in their name, in any case.
-        model: Likewise in their model.
-        last: Only so many of those, the newest.
+        name: Only runs with this text in their name, ignoring case.
+        model: Only runs with this text in their model, ignoring case.
+        last: The most runs to return, the newest of those that match.
 
     Raises:
-        InputError: There is no such file, or it is something else, or of another version.
+        InputError: The file is missing, is not a history, or has another version.
     """
     file = Path(file)
     if not file.is_file():
@@ -149,10 +155,10 @@ def read_history(
         )
     with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
         _check(connection, file)
-        found = connection.execute(
+        values = connection.execute(
             f"SELECT {', '.join(_COLUMNS)} FROM runs ORDER BY finished, rowid"
         ).fetchall()
-    rows = [HistoryRow(*others, scores=json.loads(scores)) for *others, scores in found]
+    rows = [HistoryRow(*others, scores=json.loads(scores)) for *others, scores in values]
     rows = [
         row
         for row in rows
@@ -163,9 +169,24 @@ def read_history(
     return rows if last is None else rows[len(rows) - min(last, len(rows)) :]
 
 
+def with_score(rows: Sequence[HistoryRow], score: str) -> list[HistoryRow]:
+    """The runs that have a score.
+
+    Raises:
+        InputError: There is no such score.
+    """
+    names = dict.fromkeys(
+        name for scores in (*(row.scores for row in rows), *SCORES.values()) for name in scores
+    )
+    if score not in names:
+        hint = nearest(score, names) or f"; choose from {', '.join(names)}"
+        raise InputError(f"no run has a metric {score!r}{hint}")
+    return [row for row in rows if row.scores.get(score) is not None]
+
+
 @contextmanager
 def _opened(file: Path, address: str) -> Iterator[sqlite3.Connection]:
-    """A connection that is closed at the end; a transaction that was not committed is taken back."""
+    """A connection that is closed at the end; a transaction that was not committed is rolled back."""
     connection = None
     try:
         connection = sqlite3.connect(address, uri=True, timeout=_WAIT, isolation_level=None)
@@ -183,7 +204,7 @@ def _opened(file: Path, address: str) -> Iterator[sqlite3.Connection]:
 def _check(connection: sqlite3.Connection, file: Path) -> None:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if "runs" not in tables:
-        raise InputError(f"{file} is a database, but no history of edit-trl; name another file")
+        raise InputError(f"{file} is a database, but not a history of edit-trl; name another file")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version != SCHEMA_VERSION:
         raise InputError(

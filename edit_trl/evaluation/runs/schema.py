@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 from edit_trl.data.answers import VERIFIER_VERSION, Verdict
 
 FORMAT = 1
-"""Of the two files. One more whenever an older reader would misread them."""
+"""The format of the two files. Increase this when an older reader would misread them."""
 
 RunKind = Literal["evaluate", "suite"]
 
@@ -19,9 +19,9 @@ RunKind = Literal["evaluate", "suite"]
 class Sample(TypedDict):
     """One response to a prompt.
 
-    `verdict` and `value` are of strict extraction, `lenient_*` of lenient; `span` and `lenient_span` are the
-    [start, end) characters of the answer in the response, or None. `tokens` counts the generated ones, EOS
-    included; `cut_off` says that there was no EOS before the limit.
+    `verdict` and `value` come from strict answer extraction, `lenient_*` from lenient extraction. `span` and
+    `lenient_span` are the [start, end) characters of the answer in the response, or None. `tokens` is the
+    number of generated tokens, EOS included; `cut_off` is true if there was no EOS before the limit.
     """
 
     response: str
@@ -36,10 +36,10 @@ class Sample(TypedDict):
 
 
 class EvaluateItem(TypedDict):
-    """A question and what the model made of it.
+    """A question and the responses of the model.
 
-    `prompt` is what was asked before any chat template (text, or messages), so that models can be compared;
-    `verdict` and `value` are the majority's over the samples; `cut_off` counts samples.
+    `prompt` is the text or the messages without a chat template, so that models can be compared. `verdict`
+    and `value` are those of the majority of the samples; `cut_off` is the number of samples cut off.
     """
 
     task: str
@@ -58,7 +58,7 @@ class EvaluateItem(TypedDict):
 
 
 class Logps(TypedDict):
-    """Log-probabilities a token, in nats, of whole chains and of their key tokens (None without any)."""
+    """Mean log-probabilities per token, in nats, of each chain and of its key tokens (None without any)."""
 
     chosen: float
     rejected: float
@@ -67,10 +67,11 @@ class Logps(TypedDict):
 
 
 class WrongTurn(TypedDict):
-    """The first token of the correct chain that greedy decoding would not have written.
+    """The first token of the correct chain that greedy decoding would not generate.
 
-    `start` and `end` are its characters in the chain, `token` its text, `instead` what the model prefers,
-    `logp` the log-probability of the chain's token, `at_key` whether it is a key token.
+    [`start`, `end`) are its characters in the chain, `token` is its text, `instead` the text of the token
+    that the model prefers, `logp` the log-probability of the chain's token, `at_key` whether it is a key
+    token.
     """
 
     start: int
@@ -82,9 +83,9 @@ class WrongTurn(TypedDict):
 
 
 class Continuation(TypedDict):
-    """What the model writes after the prefix that both chains share.
+    """The greedy continuation of the shared beginning of both chains.
 
-    `branch` says which of the two chains' next token it takes first.
+    `branch` tells with the next token of which chain it begins.
     """
 
     response: str
@@ -95,18 +96,19 @@ class Continuation(TypedDict):
 
 
 class TokenLogps(TypedDict):
-    """[start, end, log-probability] of each token of a chain; an empty span is outside the text (EOS)."""
+    """[start, end, log-probability] of each token of a chain; tokens outside the text have an empty span."""
 
     chosen: list[list[float]]
     rejected: list[list[float]]
 
 
 class SuiteItem(TypedDict):
-    """A dual CoT and what the model thinks of it.
+    """A dual CoT and the scores of the model.
 
-    `chosen` and `rejected` are the chains' texts; spans are [start, end) characters in them. `margin` is
-    `logps.chosen - logps.rejected`, `preferred` whether it is positive, and likewise on key tokens, None
-    where one side has none. `greedy` is None where nothing was generated.
+    `chosen` and `rejected` are the texts of the chains; spans are [start, end) characters in them. `margin`
+    is `logps.chosen - logps.rejected`, and `preferred` is whether it is positive. `key_margin` and
+    `key_preferred` are the same over key tokens, and None if one side has none. `greedy` is None if nothing
+    was generated.
     """
 
     task: str
@@ -131,35 +133,35 @@ class SuiteItem(TypedDict):
 
 Item = EvaluateItem | SuiteItem
 
-_ITEM_KEYS = {"evaluate": EvaluateItem.__annotations__.keys(), "suite": SuiteItem.__annotations__.keys()}
+ITEM_KEYS = {"evaluate": EvaluateItem.__annotations__.keys(), "suite": SuiteItem.__annotations__.keys()}
+"""The fields of an item, by kind of run."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What was measured, and with what.
+    """What was measured, on which data and with which settings.
 
     Attributes:
         kind: `evaluate` or `suite`.
-        name: What tables and charts call the run.
-        model: Path, Hub id or name at an endpoint.
-        model_hash: Tells the weights from others of the same path.
-        settings: Everything else that decides what an item holds. A run is gone on with only if it is the
-            same.
-        tasks: Each task and its version.
-        data_hash: Of the questions or pairs, prompts included.
-        recipe_hash: Of the options.
-        seed: Of sampling, and of the choice of items.
-        git_revision: Of the folder it ran in; None outside a repository.
-        verifier: Version of the answer check.
-        edit_trl: Version of the package.
-        format: Of the files.
-        created: When it began, UTC, ISO 8601.
-        finished: When it ended; None while it has not.
-        seconds: How long it took, over all its starts.
-        items: How many.
-        scores: By name, over all items; None where no item has the score.
+        name: The name of the run in tables and charts.
+        model: The model: a path, a Hub id or a name at an endpoint.
+        model_hash: A hash of the weights, which tells models of the same path apart.
+        settings: Everything else on which the items depend. A run is resumed only with the same settings.
+        tasks: The version of each task.
+        data_hash: A hash of the questions or pairs, prompts included.
+        recipe_hash: A hash of the options.
+        seed: The seed of sampling and of the choice of items.
+        git_revision: The git revision of the working directory; None outside a repository.
+        verifier: The version of the answer check.
+        edit_trl: The version of the package.
+        format: The format of the files.
+        created: When the run started, UTC, ISO 8601.
+        finished: When the run finished; None before.
+        seconds: How long the run took, over all its starts.
+        items: The number of items.
+        scores: The scores by name, over all items; None where no item has the score.
         intervals: The 95% confidence interval [low, high] of some scores.
-        groups: `task`, `mistake` and `source`: name -> scores, with `items`.
+        groups: For `task`, `mistake` and `source`, the scores of each group and its number of `items`.
     """
 
     kind: RunKind
@@ -186,12 +188,12 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, read.
+    """A finished run.
 
     Attributes:
         path: Its folder.
         record: What was measured.
-        items: In the order of the data; see `EvaluateItem` and `SuiteItem`.
+        items: The items, in the order of the data; see `EvaluateItem` and `SuiteItem`.
     """
 
     path: Path
@@ -200,5 +202,5 @@ class Run:
 
 
 def key_of(item: Mapping[str, Any]) -> tuple[str, str]:
-    """What an item is known by: its task and id."""
+    """The task and the id of an item, which identify it."""
     return item["task"], item["id"]

@@ -1,12 +1,16 @@
-"""Scores of items (L3): each a number an item or None, and over a run their mean.
+"""Scores: each item has a number or None for each score, and the score of a run is their mean.
 
-`accuracy` and `lenient_accuracy`: the share of right answers by strict and by lenient extraction; an answer
-that is missing is not right. `unparsed`: no answer by strict extraction. `cut_off`: the share of responses
-that ran into the limit. `preference`: the share of pairs whose correct chain is likelier a token; `margin`:
-by how many nats; `key_preference` and `key_margin`: the same on key tokens, over pairs with some on both
-sides. `no_wrong_turn`: the share of correct chains of which greedy decoding would have written every token.
-`right_branch`, `wrong_branch`: where a greedy continuation of the shared prefix goes; `greedy_accuracy`:
-whether it ends in the right answer, over pairs with a known answer.
+`accuracy`, `lenient_accuracy`: share of correct answers by strict and by lenient extraction; a missing answer
+    is not correct.
+`unparsed`: share of items in which strict extraction found no answer.
+`cut_off`: share of responses that reached the limit of tokens.
+`preference`: share of pairs whose correct chain has the higher mean log-probability per token.
+`margin`: difference of these log-probabilities, in nats.
+`key_preference`, `key_margin`: the same over key tokens, for pairs with key tokens on both sides.
+`no_wrong_turn`: share of correct chains of which greedy decoding would generate every token.
+`right_branch`, `wrong_branch`: share of greedy continuations of the shared beginning that begin like the
+    correct or like the wrong chain.
+`greedy_accuracy`: share of these continuations that end in the correct answer, for pairs with an answer.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from typing import Any
 from edit_trl.evaluation.runs.schema import RunKind
 from edit_trl.evaluation.statistics import bootstrap_interval
 
-Score = Callable[[Mapping[str, Any]], float | None]
+ItemScore = Callable[[Mapping[str, Any]], float | None]
 
 
 def _share(item: Mapping[str, Any], name: str) -> float | None:
@@ -31,7 +35,7 @@ def _greedy(item: Mapping[str, Any], name: str, wanted: str | bool) -> float | N
     return float(greedy[name] == wanted)
 
 
-SCORES: dict[RunKind, dict[str, Score]] = {
+SCORES: dict[RunKind, dict[str, ItemScore]] = {
     "evaluate": {
         "accuracy": lambda item: float(item["verdict"] == "correct"),
         "lenient_accuracy": lambda item: float(item["lenient_verdict"] == "correct"),
@@ -50,41 +54,49 @@ SCORES: dict[RunKind, dict[str, Score]] = {
         "cut_off": lambda item: _greedy(item, "cut_off", True),
     },
 }
-"""What each item counts for each score of its kind of run; None where it does not count."""
+"""The value of an item for each score of its kind of run; None if it does not have the score."""
 
 MAIN_SCORE: dict[RunKind, str] = {"evaluate": "accuracy", "suite": "key_preference"}
-"""What is shown first, and compared unless another is named."""
+"""The score that is shown first, and compared by default."""
 
 LOWER_IS_BETTER = frozenset({"unparsed", "cut_off", "wrong_branch"})
 IN_NATS = frozenset({"margin", "key_margin"})
-"""The scores that are no shares, between 0 and 1."""
+"""The scores in nats; all others are shares between 0 and 1."""
 GROUPS = ("task", "mistake", "source")
 
 
 def mean_scores(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, float | None]:
-    """Each score's mean over the items that have it; None where none has."""
+    """The mean of each score over the items that have it; None if no item has it."""
     return {name: _mean(map(score, items)) for name, score in SCORES[kind].items()}
 
 
 def grouped_scores(
     items: Sequence[Mapping[str, Any]], kind: RunKind
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Scores by task, by kind of mistake and by source, with `items`, how many there are.
+    """The scores by task, by kind of mistake and by source, with the number of `items`.
 
-    An item with several kinds of mistake counts for each; one without is in no group of that kind.
+    An item with several kinds of mistake is in the group of each of them.
     """
     grouped = {}
     for group in GROUPS:
-        members: dict[str, list[Mapping[str, Any]]] = {}
-        for item in items:
-            for name in names_in(item, group):
-                members.setdefault(name, []).append(item)
-        grouped[group] = {name: {"items": len(of), **mean_scores(of, kind)} for name, of in members.items()}
+        groups = group_items(items, group)
+        grouped[group] = {
+            name: {"items": len(members), **mean_scores(members, kind)} for name, members in groups.items()
+        }
     return grouped
 
 
+def group_items(items: Iterable[Mapping[str, Any]], group: str) -> dict[str, list[Mapping[str, Any]]]:
+    """The items of each task, kind of mistake or source."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for item in items:
+        for name in names_in(item, group):
+            groups.setdefault(name, []).append(item)
+    return groups
+
+
 def names_in(item: Mapping[str, Any], group: str) -> list[str]:
-    """The names of an item's groups of a kind: its task, its mistakes, its source."""
+    """The groups of an item: its task, its mistakes or its source."""
     value = item[group]
     return [] if value is None else value if isinstance(value, list) else [value]
 
@@ -92,16 +104,16 @@ def names_in(item: Mapping[str, Any], group: str) -> list[str]:
 def run_scores(
     items: Sequence[Mapping[str, Any]], kind: RunKind
 ) -> tuple[dict[str, float | None], dict[str, list[float]], dict[str, Any]]:
-    """What `RunFolder.finish` wants: scores, intervals over items (the tasks taken as they are), groups."""
+    """The scores, their bootstrap intervals over items, and the groups, for `RunFolder.finish`."""
     intervals = {}
     for name, score in SCORES[kind].items():
-        known = [value for value in map(score, items) if value is not None]
-        if known:
-            interval = bootstrap_interval(known)
+        values = [value for value in map(score, items) if value is not None]
+        if values:
+            interval = bootstrap_interval(values)
             intervals[name] = [interval.low, interval.high]
     return mean_scores(items, kind), intervals, grouped_scores(items, kind)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None

@@ -1,1 +1,1 @@
-"""`edit-trl suite`: does a model prefer the correct chains?"""
+"""`edit-trl suite`: whether a model prefers the correct chains."""

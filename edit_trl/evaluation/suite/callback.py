@@ -1,7 +1,7 @@
-"""A suite while a student is trained (L3), without disturbing the run.
+"""A suite during training, which does not change the training run.
 
-Read in transformers 5.23: `Trainer.evaluate` hands `on_evaluate` the metrics that it returns, so that what is
-added to them is there for `metric_for_best_model`; `CallbackHandler.on_log` takes back `should_log`; with
+Read in transformers 5.23: `Trainer.evaluate` passes the metrics that it returns to `on_evaluate`, so that
+added metrics are available to `metric_for_best_model`; `CallbackHandler.on_log` resets `should_log`; with
 `load_best_model_at_end` the best weights are in the model before `on_train_end`.
 """
 
@@ -22,11 +22,11 @@ from edit_trl.common.checks import at_least, not_negative
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
 from edit_trl.data.row import rows_of
-from edit_trl.evaluation.accuracy.answering import judged
+from edit_trl.evaluation.accuracy.answering import checked_item
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
 from edit_trl.evaluation.runs.scores import LOWER_IS_BETTER, SCORES, mean_scores
 from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
-from edit_trl.evaluation.suite.model_scorer import ModelJudge
+from edit_trl.evaluation.suite.model_scorer import ModelScorer
 from edit_trl.key_steps import KeyStepMethod
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import ModelGenerator, undisturbed
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 HISTORY_FILE = "suite_history.jsonl"
-"""In the run's folder: a line a suite, with `step`, `epoch` and the scores."""
+"""The file in the folder of the run with one line per suite: `step`, `epoch` and the scores."""
 
 PREFIX = "suite/"
 _GENERATED = ("right_branch", "wrong_branch", "greedy_accuracy", "cut_off")
@@ -48,30 +48,31 @@ _ACCURACY_SCORES = tuple(SCORES["evaluate"])
 
 
 class SuiteCallback(TrainerCallback):
-    """Shows the student a suite, and lets it answer a few questions, every so many steps.
+    """Runs a suite on the student during training, and optionally lets it answer some of the questions.
 
-    Scores are logged as `eval_suite/NAME` (see `edit_trl.evaluation.runs.scores`), kept in
-    `suite_history.jsonl` in the run's folder, and part of what `evaluate` returns, so that
-    `metric_for_best_model: suite/key_preference` chooses the best weights. Weights, modes, random states
-    and what the trainer is about to log are as if there had been no suite. Processes share the work, and all
-    know the scores.
+    Scores are logged as `eval_suite/NAME` (see `edit_trl.evaluation.runs.scores`), written to
+    `suite_history.jsonl` in the folder of the run, and added to the metrics that `evaluate` returns, so that
+    `metric_for_best_model: suite/key_preference` selects the best weights. Weights, modes, random states and
+    pending logs of the trainer are the same as without the callback. Processes share the work, and every
+    process gets the scores.
 
     Args:
         dataset: Dual CoTs.
-        steps: How often; None for with each evaluation. It also runs at the last step, and with each
-            evaluation where `metric_for_best_model` is one of its scores.
-        rows: Only the first so many pairs.
-        accuracy_rows: How many of the questions are answered too, those with a known answer.
-        max_new_tokens: Where an answer is cut off.
-        batch_size: Pairs, or answers, at once; `per_device_eval_batch_size` where None.
+        steps: Number of steps between two suites; None to run one with each evaluation. A suite also runs at
+            the last step, and with each evaluation if `metric_for_best_model` is one of its scores.
+        rows: The most pairs to score, from the beginning of the dataset.
+        accuracy_rows: Number of questions with a known answer that the student answers too.
+        max_new_tokens: Maximum number of tokens per answer.
+        batch_size: Pairs or answers per batch; `per_device_eval_batch_size` if None.
         key_step_method: How key steps are found.
 
     Attributes:
-        trainer: Through whom scores are logged. `DualCoTTrainer` sets it; set it yourself with another one.
+        trainer: The trainer that logs the scores. `DualCoTTrainer` sets it; with another trainer, set it
+            yourself.
 
     Raises:
-        InputError: An option out of range; and, before training begins, rows that make no suite or a
-            `metric_for_best_model` that is none.
+        InputError: An option is out of range. Before training begins: the rows make no suite, or
+            `metric_for_best_model` names a score that does not exist.
     """
 
     def __init__(
@@ -85,12 +86,12 @@ class SuiteCallback(TrainerCallback):
         batch_size: int | None = None,
         key_step_method: KeyStepMethod = "words",
     ):
-        problems = [
+        errors = [
             *at_least(1, steps=steps, rows=rows, max_new_tokens=max_new_tokens, batch_size=batch_size),
             *not_negative(accuracy_rows=accuracy_rows),
         ]
-        if problems:
-            raise InputError(problems)
+        if errors:
+            raise InputError(errors)
         self.trainer: Trainer | None = None
         self._rows = list(rows_of(dataset)) if hasattr(dataset, "column_names") else list(dataset)
         self._steps, self._limit, self._accuracy_rows = steps, rows, accuracy_rows
@@ -103,19 +104,19 @@ class SuiteCallback(TrainerCallback):
         self._history: dict[int, dict[str, Any]] = {}
         self._last: tuple[int, dict[str, float]] | None = None
 
-    # What the trainer calls
+    # Hooks of the trainer
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check the rows, and the metric that chooses the best weights."""
+        """Check the rows, and the metric that selects the best weights."""
         self._prepare(args, kwargs["model"], kwargs["processing_class"])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take up the history of a run that is resumed."""
-        if not self._cases:  # added to a trainer that was there already
+        """Read the history of a run that is resumed."""
+        if not self._cases:  # the callback was added after the trainer was made
             self._prepare(args, kwargs["model"], kwargs["processing_class"])
         self._training, self._last = True, None
         self._history = _read_history(_history_file(args), state.global_step)
@@ -123,7 +124,7 @@ class SuiteCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Run every so many steps, and at the end."""
+        """Run the suite every `steps` steps, and at the end."""
         step = state.global_step
         if self._steps is not None and (step % self._steps == 0 or step >= state.max_steps):
             self._run(args, state, control, kwargs["model"], kwargs["processing_class"])
@@ -136,20 +137,20 @@ class SuiteCallback(TrainerCallback):
         metrics: dict[str, float],
         **kwargs: Any,
     ) -> None:
-        """Add the scores to the metrics, from this step's suite or a new one."""
-        fresh = self._last is not None and self._last[0] == state.global_step
-        wanted = self._steps is None or not self._training or _own_metric(args) is not None
-        if not fresh and wanted:
+        """Add the scores of this step to the metrics; run the suite if it has not run at this step."""
+        has_scores = self._last is not None and self._last[0] == state.global_step
+        needs_scores = self._steps is None or not self._training or _own_metric(args) is not None
+        if not has_scores and needs_scores:
             if not self._cases:
                 self._prepare(args, kwargs["model"], kwargs["processing_class"])
             self._run(args, state, control, kwargs["model"], kwargs["processing_class"])
-        if fresh or wanted:
+        if has_scores or needs_scores:
             metrics.update(self._last[1])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget the last scores: the weights may now be those of another step."""
+        """Forget the last scores, since the best weights may have been loaded."""
         self._training, self._last = False, None
 
     # The suite
@@ -171,10 +172,7 @@ class SuiteCallback(TrainerCallback):
             rows = list(reversed(answered.values()))[: self._accuracy_rows]
             self._problems = problems_of(rows, where="suite dataset")
             _, self._prompts = encode(
-                self._problems,
-                tokenizer,
-                max_new_tokens=self._decoding.max_new_tokens,
-                positions=positions,
+                self._problems, tokenizer, max_new_tokens=self._decoding.max_new_tokens, positions=positions
             )
         self._check_metric(args)
 
@@ -182,15 +180,15 @@ class SuiteCallback(TrainerCallback):
         metric = _own_metric(args)
         if metric is None:
             return
-        known = (*_PAIR_SCORES, *(_ACCURACY_SCORES if self._problems else ()))
-        if metric not in known:
+        names = (*_PAIR_SCORES, *(_ACCURACY_SCORES if self._problems else ()))
+        if metric not in names:
             raise InputError(
-                f"`metric_for_best_model: {PREFIX}{metric}` is none of {', '.join(known)}"
+                f"`metric_for_best_model: {PREFIX}{metric}` is not one of {', '.join(names)}"
                 + ("" if self._problems else "; accuracy needs `suite_accuracy_rows`")
             )
         if args.greater_is_better == (metric in LOWER_IS_BETTER):
-            wanted = "false" if metric in LOWER_IS_BETTER else "true"
-            raise InputError(f"`metric_for_best_model: {PREFIX}{metric}` needs `greater_is_better: {wanted}`")
+            value = "false" if metric in LOWER_IS_BETTER else "true"
+            raise InputError(f"`metric_for_best_model: {PREFIX}{metric}` needs `greater_is_better: {value}`")
 
     def _run(
         self,
@@ -211,15 +209,15 @@ class SuiteCallback(TrainerCallback):
     def _measure(
         self, args: TrainingArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, float]:
-        """The scores, the same on every process."""
+        """The scores, which are the same on every process."""
         process = PartialState()
-        # With sharded weights each forward takes all processes, so each runs all of it.
+        # With sharded weights each forward needs all processes, so each process runs every batch.
         sharded = process.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         rank, ranks = (0, 1) if sharded else (process.process_index, process.num_processes)
         size = self._batch_size or args.per_device_eval_batch_size
-        done: dict[str, Any] = {"pairs": {}, "answers": {}, "error": None}
+        results: dict[str, Any] = {"pairs": {}, "answers": {}, "error": None}
         try:
-            judge = ModelJudge(
+            scorer = ModelScorer(
                 model,
                 tokenizer,
                 self._cases,
@@ -227,14 +225,14 @@ class SuiteCallback(TrainerCallback):
                 layout=self._layout(),
                 half_precision=args.bf16 or args.fp16,
             )
-            batches = judge.plan()[rank::ranks]
-            for batch, items in zip(batches, judge.run(batches), strict=True):
-                # What the scores do not need is long.
-                done["pairs"] |= {n: item | {"tokens": None} for n, item in zip(batch, items, strict=True)}
-            done["answers"] = self._answers(model, tokenizer, size, rank, ranks)
+            batches = scorer.plan()[rank::ranks]
+            for batch, items in zip(batches, scorer.run(batches), strict=True):
+                # Log-probabilities of tokens are large, and the scores do not need them.
+                results["pairs"] |= {n: item | {"tokens": None} for n, item in zip(batch, items, strict=True)}
+            results["answers"] = self._answers(model, tokenizer, size, rank, ranks)
         except (InputError, FloatingPointError) as error:
-            done["error"] = error  # raised by all, or the others would wait for this one
-        gathered = [done] if sharded else gather_object([done])
+            results["error"] = error  # raised on every process: the others would wait for this one
+        gathered = [results] if sharded else gather_object([results])
         for part in gathered:
             if part["error"] is not None:
                 raise part["error"]
@@ -242,7 +240,7 @@ class SuiteCallback(TrainerCallback):
         for kind, name in (("suite", "pairs"), ("evaluate", "answers")):
             items = {number: item for part in gathered for number, item in part[name].items()}
             if items:
-                # In the order of the data, so that sums come out the same on any number of processes.
+                # In the order of the data, so that sums are the same with any number of processes.
                 scores |= mean_scores([items[number] for number in sorted(items)], kind)
         return {name: value for name, value in scores.items() if value is not None}
 
@@ -254,9 +252,9 @@ class SuiteCallback(TrainerCallback):
         generator = ModelGenerator(model, tokenizer, self._decoding, batch_size=size, batching="padded")
         batches = generator.plan([len(prompt) for prompt in self._prompts])[rank::ranks]
         return {
-            number: judged(self._problems[number], drawn)
+            number: checked_item(self._problems[number], responses)
             for batch, samples in generator.run(self._prompts, batches)
-            for number, drawn in zip(batch, samples, strict=True)
+            for number, responses in zip(batch, samples, strict=True)
         }
 
     def _layout(self) -> str:
@@ -272,14 +270,14 @@ class SuiteCallback(TrainerCallback):
             state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
             return
         should_log = control.should_log
-        # In eval mode: what the trainer has gathered of the training is not part of this entry.
+        # In eval mode, the trainer does not add its pending training metrics to this entry.
         with undisturbed(self.trainer.model):
             self.trainer.log(logs)
         control.should_log = should_log
 
 
 def _own_metric(args: TrainingArguments) -> str | None:
-    """The score that chooses the best weights, if it is the suite's."""
+    """The score that selects the best weights, if it is one of the suite."""
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     return metric.removeprefix(PREFIX) if metric.startswith(PREFIX) else None
 
@@ -297,7 +295,7 @@ def _history_file(args: TrainingArguments) -> Path:
 
 
 def _read_history(file: Path, step: int) -> dict[int, dict[str, Any]]:
-    """What an earlier start had measured up to the step that training goes on from."""
+    """The lines of earlier starts, up to the step from which training resumes."""
     if not step or not file.is_file():
         return {}
     lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())

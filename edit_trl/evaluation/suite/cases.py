@@ -1,4 +1,4 @@
-"""Dual CoTs as the cases of a suite (L3): checked, told apart by id, tokenized."""
+"""Dual CoTs -> the cases of a suite: checked, with unique ids, tokenized."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class SuiteCase:
-    """A correct chain and a wrong one of the same question, as a model's tokens.
+    """A correct chain and a wrong chain of the same question, as tokens of a model.
 
     Attributes:
-        row: The row's number in the data, from 1.
-        task: What it belongs to.
-        id: Its name within the task; stable, so that two models can be laid side by side.
+        row: Number of the row in the data, from 1.
+        task: The task it belongs to.
+        id: Its name within the task; stable, so that two models can be compared.
         prompt: Text, or messages.
-        chosen: The correct chain's text.
-        rejected: The wrong one's.
+        chosen: Text of the correct chain.
+        rejected: Text of the wrong chain.
         answer: The known answer.
-        answer_type: Its type; by its looks where None.
+        answer_type: The type of the answer; inferred from the answer if None.
         mistake: Kinds of mistake of the wrong chain.
-        source: Where it comes from.
-        tokens: Ids, key masks and fork.
-        offsets: For each side, a [start, end) span of the chain per token; empty, and at the end or the
-            beginning of the text, for tokens outside it.
+        source: Where the pair comes from.
+        tokens: Token ids, key masks and fork.
+        offsets: For each side, the [start, end) characters of each token in the chain. Tokens outside the
+            text have an empty span at its beginning or end.
     """
 
     row: int
@@ -56,30 +56,35 @@ class SuiteCase:
     offsets: dict[str, list[Span]]
 
     @property
+    def key(self) -> tuple[str, str]:
+        """The task and the id."""
+        return self.task, self.id
+
+    @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name of the pair in messages."""
         return f"row {self.row} ({self.id})"
 
     @property
     def prefix(self) -> list[int]:
-        """The ids of the prompt and of what both chains begin with."""
+        """Token ids of the prompt and of the shared beginning of both chains."""
         return self.tokens["prompt_ids"] + self.tokens["chosen_ids"][: self.tokens["fork"]]
 
     @property
     def length(self) -> int:
-        """How many tokens are run, shared ones once."""
+        """Number of tokens in a forward, where shared tokens count once."""
         tokens = self.tokens
         return len(self.prefix) + len(tokens["chosen_ids"]) + len(tokens["rejected_ids"]) - 2 * tokens["fork"]
 
     def key_spans(self, side: str) -> list[list[int]]:
-        """The key tokens of a side as [start, end) characters of its chain."""
+        """The key tokens of a side, as [start, end) characters of its chain."""
         text = self.chosen if side == "chosen" else self.rejected
         return [
             list(span) for span in merged_spans(self.tokens[f"{side}_key_mask"], self.offsets[side], text)
         ]
 
     def content(self) -> list[Any]:
-        """All of it that is not the tokenizer's or a model's, to tell data apart."""
+        """Everything that does not depend on the tokenizer or a model, for a hash of the data."""
         return [
             *(self.task, self.id, self.prompt, self.chosen, self.rejected),
             *(self.answer, self.answer_type, self.mistake, self.source),
@@ -98,24 +103,24 @@ def cases_of(
 ) -> tuple[list[SuiteCase], int]:
     """Check dual CoTs and make cases of them.
 
-    A row with several wrong chains makes several cases, with the ids ID, ID/2, ID/3, ...; a row without id is
-    called by its number, one without task is of the task "all".
+    A row with several wrong chains makes several cases, with the ids ID, ID/2, ID/3, ... A row without an id
+    is named by its number, and a row without a task belongs to the task "all".
 
     Args:
         rows: Dual CoTs, plain or conversational.
-        tokenizer: The model's; a fast one, since its tokens are placed in the texts.
+        tokenizer: The tokenizer of the model; it must be a fast one, which gives the offsets of tokens.
         key_step_method: How key steps are found.
-        positions: How many tokens the model takes; None for no limit.
-        max_new_tokens: How much is written after the shared beginning; 0 for nothing.
-        limit: Only the first so many cases.
+        positions: Maximum number of tokens of the model; None for no limit.
+        max_new_tokens: The most tokens to generate after the shared beginning; 0 to generate nothing.
+        limit: The most cases to make, from the beginning of the rows.
         where: What messages call the rows.
 
     Returns:
-        The cases, and how many rows were left out since they are correct chains alone.
+        The cases, and the number of rows that were left out because they have only a correct chain.
 
     Raises:
-        InputError: No rows, every row that is no dual CoT, has an id of another, has an answer that is none,
-            or is too long for the model; a tokenizer that lacks what the rows need.
+        InputError: There are no rows; or names every row that is not a dual CoT, has the id of another row,
+            has an invalid answer, or is too long for the model; or the tokenizer cannot process the rows.
     """
     rows = list(rows)
     if not rows:
@@ -136,22 +141,23 @@ def cases_of(
         )
     _check_ids([(pair.get("task") or "all", name) for _, name, pair in pairs], where)
     cases = []
-    problems = []
+    errors = []
     for number, name, pair in pairs:
         try:
             case = _case(number, name, pair, tokenizer, key_step_method)
             _check_answer(case, max_new_tokens)
         except InputError as error:
-            problems.append(f"{where}, row {number}: {error}")
+            errors.append(f"{where}, row {number}: {error}")
             continue
-        problems += [f"{where}, row {number}: {p}" for p in _length_problems(case, positions, max_new_tokens)]
+        issues = _length_issues(case, positions, max_new_tokens)
+        errors += [f"{where}, row {number}: {issue}" for issue in issues]
         cases.append(case)
-    raise_all(problems)
+    raise_all(errors)
     return cases, left_out
 
 
 def _pairs(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
-    """(row number, id, pair) of every pair."""
+    """The row number, the id and the content of each pair."""
     for number, row in enumerate(rows, 1):
         if is_chosen_alone(row):
             continue
@@ -162,18 +168,14 @@ def _pairs(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, Mappin
 
 def _check_ids(keys: Sequence[tuple[str, str]], where: str) -> None:
     raise_all(
-        f"{where}: two pairs of task {task!r} would be called {name!r}; name the rows otherwise"
+        f"{where}: two pairs of task {task!r} would have the id {name!r}; change the ids of the rows"
         for (task, name), count in Counter(keys).items()
         if count > 1
     )
 
 
 def _case(
-    number: int,
-    name: str,
-    pair: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    method: KeyStepMethod,
+    number: int, name: str, pair: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, method: KeyStepMethod
 ) -> SuiteCase:
     tokens, offsets = tokenize_with_offsets(pair, tokenizer, key_step_method=method)
     texts = {side: chain_text(pair[side]) for side in ("chosen", "rejected")}
@@ -193,7 +195,7 @@ def _case(
 
 
 def _placed(offsets: Sequence[Span], length: int) -> list[Span]:
-    """Tokens after the text stand at its end: (0, 0) would be its beginning."""
+    """Offsets in which tokens after the text are at its end; a tokenizer gives them (0, 0)."""
     last = max((place for place, (start, end) in enumerate(offsets) if start < end), default=-1)
     return [tuple(span) if place <= last else (length, length) for place, span in enumerate(offsets)]
 
@@ -203,7 +205,7 @@ def _check_answer(case: SuiteCase, max_new_tokens: int) -> None:
         check_answer(None, case.answer, case.answer_type)
 
 
-def _length_problems(case: SuiteCase, positions: int | None, max_new_tokens: int) -> Iterator[str]:
+def _length_issues(case: SuiteCase, positions: int | None, max_new_tokens: int) -> Iterator[str]:
     if positions is None:
         return
     tokens = case.tokens

@@ -1,4 +1,4 @@
-"""A recipe of `edit-trl suite` (L3): a YAML file, and command-line options over it, checked."""
+"""The options of `edit-trl suite`."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from edit_trl.models.cluster.cluster import engine_problems
 
 @dataclass(frozen=True)
 class SuiteArguments(MeasuredModel):
-    """Which model is shown which pairs, and how.
+    """The model, the pairs and the settings of a suite.
 
     Attributes:
-        tokenizer: The tokenizer of a model at an endpoint, as a path or Hub id; else the model's own.
+        tokenizer: The tokenizer, as a path or Hub id; that of the model by default. A model at an endpoint
+            needs one.
         dataset_name: Dual CoTs: a .jsonl, .json, .csv or .parquet file, a folder saved by datasets or
             `edit-trl generate`, or a Hub id.
         dataset_config: Configuration of a Hub dataset.
-        dataset_split: Split; "train" where the dataset has splits.
+        dataset_split: Split of the dataset; "train" if it has splits.
         dataset_revision: Branch, tag or commit of a Hub dataset.
         column_mapping: Renames columns of the dataset: {"correct": "chosen", "incorrect": "rejected"}.
-        rows: Instead of a dataset, so many pairs of the embedded teacher's own problems.
+        rows: Number of pairs made by the procedural teacher, instead of a dataset.
         families: Families of these problems; all by default.
-        difficulty: Of these problems, 1 to 5.
-        seed: Of these problems; another seed, other problems.
+        difficulty: Difficulty of these problems, 1 to 5.
+        seed: Seed of these problems.
         conversational: Ask these problems by messages, through the chat template; false for base models
             without one.
-        from_run: Instead of a dataset, the folder of a finished `edit-trl evaluate` run with several samples
-            a question: its right and wrong chains of the same question, the most similar ones together.
-        pairs_per_question: The most pairs that are made of a question of that run.
-        limit: Only the first so many pairs.
+        from_run: The folder of a finished `edit-trl evaluate` run with several samples per question, instead
+            of a dataset: each correct chain is paired with the most similar wrong chain of its question.
+        pairs_per_question: The most pairs to make of a question of that run.
+        limit: The most pairs to score, from the beginning of the data.
         key_step_method: How key steps are found: words, edit, fork, forks, spans (those in the rows) or
             reference.
-        greedy: Also let the model go on from what both chains begin with.
-        max_new_tokens: Where that is cut off.
-        batch_size: Pairs at once.
+        greedy: Also let the model continue the shared beginning of both chains.
+        max_new_tokens: Maximum number of tokens of this continuation.
+        batch_size: Pairs per batch; at an endpoint, the most pairs whose two chains are scored at a time.
     """
 
     kind: ClassVar[RunKind] = "suite"
@@ -65,21 +66,21 @@ class SuiteArguments(MeasuredModel):
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        problems = list(self._problems())
-        if problems:
-            raise InputError(problems)
+        errors = list(self._errors())
+        if errors:
+            raise InputError(errors)
 
-    def _problems(self) -> Iterator[str]:
+    def _errors(self) -> Iterator[str]:
         if not self.model:
             yield "`model` is missing: a path, a Hub id, or the name of a model at `base_urls`"
-        given = [name for name in ("dataset_name", "rows", "from_run") if getattr(self, name) is not None]
-        if not given:
+        sources = [name for name in ("dataset_name", "rows", "from_run") if getattr(self, name) is not None]
+        if not sources:
             yield (
                 "no pairs: name `dataset_name` (a file, folder or Hub id), `rows` (of the embedded teacher's "
                 "problems) or `from_run` (a finished run of `edit-trl evaluate`)"
             )
-        if len(given) > 1:
-            yield f"`{'` and `'.join(given)}` are different sources of pairs; leave one"
+        if len(sources) > 1:
+            yield f"`{'` and `'.join(sources)}` are different sources of pairs; leave one"
         if self.families is not None and self.rows is None:
             yield "`families` needs `rows`, how many pairs"
         yield from engine_problems(self.engine, self.actors, self.device)
@@ -87,15 +88,15 @@ class SuiteArguments(MeasuredModel):
         yield from at_least(1, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
 
     @property
-    def written(self) -> int:
-        """How many tokens are written after the shared beginning; 0 for none."""
+    def max_greedy_tokens(self) -> int:
+        """The most tokens to generate after the shared beginning; 0 to generate nothing."""
         return self.max_new_tokens if self.greedy else 0
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides an item's content beside the model and the pairs.
+        """What the items depend on, besides the model and the pairs.
 
-        Batches and dtype too, which decide a number's last digits.
+        Batches and dtype are included, since they change the rounding of log-probabilities.
         """
         names = ("key_step_method", "batch_size", "dtype", "load_in_4bit", "attn_implementation")
-        return {name: getattr(self, name) for name in names} | {"max_new_tokens": self.written}
+        return {name: getattr(self, name) for name in names} | {"max_new_tokens": self.max_greedy_tokens}

@@ -1,142 +1,135 @@
-"""A model behind an endpoint as the judge of a suite (L4): the log-probabilities of what it is sent.
-
-`/completions` with `echo` and `logprobs`, as OpenAI's first API had it and vLLM has it: for each token of the
-prompt its log-probability, and the likeliest token in its place. Prompts are token ids, so that it is the
-tokens of the suite that are scored.
-
-Read in vllm: `OpenAIServingCompletion.create_completion` (token ids as a prompt, `echo` with `logprobs`).
-"""
+"""A scorer whose model is behind an endpoint: see `edit_trl.evaluation.suite.completions`."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edit_trl.common.errors import InputError
+from edit_trl.evaluation.journaled_endpoint import JournaledEndpoint
 from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
-from edit_trl.evaluation.suite.items import WrongTurnAt, check_finite, continuation_of, suite_item
-from edit_trl.models.chat.protocol import MalformedResponse, NoAnswer, TeacherUnusable, TryAgain
+from edit_trl.evaluation.suite.cases import SuiteCase
+from edit_trl.evaluation.suite.completions import logprobs_of
+from edit_trl.evaluation.suite.items import WrongTurnAt, continuation_of, suite_item
+from edit_trl.models.chat.dispatch import Limits
+from edit_trl.models.chat.protocol import ChatRequest, Sampling, Teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from edit_trl.evaluation.suite.cases import SuiteCase
-    from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 
-_ATTEMPTS, _WAIT = 6, 1.0
-NEEDS = (
-    "a suite needs the log-probabilities of the prompt's tokens: `/completions` with `echo` and `logprobs`, "
-    "as vLLM has it (chat endpoints and llama.cpp do not). Serve the model with such an engine, or let it "
-    "run here: `model` as a path or Hub id, without `base_urls`"
-)
+Choice = Mapping[str, Any]
 
 
-class Scored(NamedTuple):
-    """A chain at the endpoint: each token's log-probability, the best one in its place, that one's text."""
+class ScoredChain(NamedTuple):
+    """For each token of a chain, its log-probability, and the log-probability and text of the best token."""
 
     logps: list[float]
     best_logps: list[float]
-    best: list[str]
+    best_texts: list[str]
 
 
-class EndpointJudge:
-    """Makes the items of a suite by asking an endpoint.
+class EndpointScorer(JournaledEndpoint):
+    """A `CaseScorer` whose model is behind an endpoint.
 
     Args:
-        client: The model there; closed at the end of a run.
-        tokenizer: The model's.
+        client: The model, a `CompletionTeacher`, here or on a Ray cluster.
+        folder: The folder of the run, which holds the journal.
+        limits: How hard the endpoint may be asked.
+        tokenizer: The tokenizer of the model.
         cases: The suite.
-        batch_size: Pairs asked about at once.
-        max_new_tokens: How much is written after the shared beginning; 0 for nothing.
+        max_new_tokens: The most tokens to generate after the shared beginning; 0 to generate nothing.
     """
 
     def __init__(
         self,
-        client: OpenAICompatibleTeacher,
+        client: Teacher,
+        folder: Path,
+        limits: Limits,
         tokenizer: PreTrainedTokenizerBase,
         cases: Sequence[SuiteCase],
         *,
-        batch_size: int = 8,
         max_new_tokens: int = 0,
     ):
-        self._client, self._tokenizer, self._cases = client, tokenizer, cases
-        self._batch_size, self._max_new_tokens = batch_size, max_new_tokens
+        super().__init__(client, folder, limits)
+        self._tokenizer, self._cases, self._max_new_tokens = tokenizer, cases, max_new_tokens
 
     def plan(self) -> list[list[int]]:
-        """See `edit_trl.evaluation.suite.evaluate_suite.CaseJudge.plan`."""
-        size, indexes = self._batch_size, list(range(len(self._cases)))
-        return [indexes[start : start + size] for start in range(0, len(indexes), size)]
+        """Plan one case per batch, since answers arrive in any order."""
+        return [[index] for index in range(len(self._cases))]
 
     def run(self, batches: Sequence[list[int]]) -> Iterator[list[SuiteItem]]:
-        """See `edit_trl.evaluation.suite.evaluate_suite.CaseJudge.run`.
+        """See `edit_trl.evaluation.suite.evaluate_suite.CaseScorer.run`; items come in any order.
 
         Raises:
-            InputError: The endpoint cannot be reached, refuses, has no log-probabilities of the prompt, or
-                another tokenizer.
+            InputError: See `JournaledEndpoint.answers`; also an endpoint that does not return the
+                log-probabilities of the prompt, or has another tokenizer.
         """
-        with asyncio.Runner() as runner:
-            try:
-                runner.run(self._client.check())
-                for batch in batches:
-                    yield runner.run(self._items([self._cases[index] for index in batch]))
-            finally:
-                runner.run(self._client.close())
+        cases = {self._cases[index].name: self._cases[index] for (index,) in batches}
+        choices: dict[str, dict[str, Choice]] = {name: {} for name in cases}
+        for answer in self.answers(request for case in cases.values() for request in self._requests(case)):
+            name = answer.request.row_id
+            choices[name][_purpose(answer.request)] = answer.response.choice
+            if len(choices[name]) == (3 if self._max_new_tokens else 2):
+                yield [self._item(cases[name], choices.pop(name))]
 
-    async def _items(self, cases: Sequence[SuiteCase]) -> list[SuiteItem]:
-        return list(await asyncio.gather(*map(self._item, cases)))
+    def _requests(self, case: SuiteCase) -> Iterator[ChatRequest]:
+        prompt = ("prompt", _text(case.tokens["prompt_ids"]))
+        for side, name in (("correct", "chosen_ids"), ("wrong", "rejected_ids")):
+            messages = (prompt, (side, _text(case.tokens[name])))
+            # Some engines must generate at least one token. It comes last and is not read.
+            yield ChatRequest("score", case.name, "", messages, Sampling(0.0, max_tokens=1))
+        if self._max_new_tokens:
+            sampling = Sampling(0.0, max_tokens=self._max_new_tokens)
+            yield ChatRequest("continue", case.name, "", (("prompt", _text(case.prefix)),), sampling)
 
-    async def _item(self, case: SuiteCase) -> SuiteItem:
-        chosen, rejected = await asyncio.gather(self._score(case, "chosen"), self._score(case, "rejected"))
-        check_finite(case, chosen.logps, rejected.logps)
-        greedy = await self._continuation(case, chosen, rejected) if self._max_new_tokens else None
+    def _item(self, case: SuiteCase, choices: Mapping[str, Choice]) -> SuiteItem:
+        chosen = self._scored(case, "chosen", choices["correct"])
+        rejected = self._scored(case, "rejected", choices["wrong"])
+        greedy = None
+        if self._max_new_tokens:
+            greedy = self._continuation(case, chosen, rejected, choices["continue"])
         return suite_item(case, chosen.logps, rejected.logps, self._wrong_turn(case, chosen), greedy)
 
-    async def _score(self, case: SuiteCase, side: Literal["chosen", "rejected"]) -> Scored:
+    def _scored(self, case: SuiteCase, side: Literal["chosen", "rejected"], choice: Choice) -> ScoredChain:
         start = len(case.tokens["prompt_ids"])
         ids = case.tokens["prompt_ids"] + case.tokens[f"{side}_ids"]
-        # Some engines must generate; what they add comes last, and is not read.
-        body = {"prompt": ids, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
-        choice = await self._ask(case, body)
-        found = choice.get("logprobs")
-        found = found if isinstance(found, Mapping) else {}
-        texts, logps, tops = (found.get(key) or [] for key in ("tokens", "token_logprobs", "top_logprobs"))
-        if min(len(texts), len(logps), len(tops)) < len(ids):
-            raise InputError(f"{self._client.address} gave {len(logps)} for {len(ids)} tokens, and {NEEDS}")
+        texts, logps, tops = logprobs_of(choice)
         self._check_tokens(ids, texts)
-        places = range(start, len(ids))
-        best = [_best(tops[place], texts[place], logps[place]) for place in places]
-        return Scored(
-            [float("nan") if logps[place] is None else float(logps[place]) for place in places],
+        positions = range(start, len(ids))
+        best = [_best(tops[position], texts[position], logps[position]) for position in positions]
+        return ScoredChain(
+            [float(logps[position]) for position in positions],
             [logp for logp, _ in best],
             [text for _, text in best],
         )
 
     def _check_tokens(self, ids: Sequence[int], texts: Sequence[str]) -> None:
-        """Single tokens are written in more than one way; most of them alike."""
+        """Check that most tokens have the same letters at the endpoint; engines write others differently."""
         ours = [_letters(self._tokenizer.decode([token])) for token in ids]
         theirs = [_letters(text) for text in texts[: len(ids)]]
         pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a]
         if pairs and sum(a == b for a, b in pairs) < 0.5 * len(pairs):
             a, b = next((a, b) for a, b in pairs if a != b)
             raise InputError(
-                f"the tokens of `tokenizer: {self._tokenizer.name_or_path}` are others to "
-                f"{self._client.address}: {a!r} here is {b!r} there. Name the tokenizer of its model"
+                f"`tokenizer: {self._tokenizer.name_or_path}` is not the tokenizer of the model at "
+                f"{self._client.address}: {a!r} here is {b!r} there. Name the tokenizer of that model"
             )
 
-    def _wrong_turn(self, case: SuiteCase, chosen: Scored) -> WrongTurnAt | None:
-        for place, token in enumerate(case.tokens["chosen_ids"]):
-            if chosen.best_logps[place] > chosen.logps[place]:
+    def _wrong_turn(self, case: SuiteCase, chosen: ScoredChain) -> WrongTurnAt | None:
+        for position, token in enumerate(case.tokens["chosen_ids"]):
+            if chosen.best_logps[position] > chosen.logps[position]:
                 text = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
-                return WrongTurnAt(place, text, chosen.best[place])
+                return WrongTurnAt(position, text, chosen.best_texts[position])
             if token == self._tokenizer.eos_token_id:
                 break
         return None
 
-    async def _continuation(self, case: SuiteCase, chosen: Scored, rejected: Scored) -> Continuation:
-        body = {"prompt": case.prefix, "max_tokens": self._max_new_tokens, "temperature": 0.0}
-        choice = await self._ask(case, body)
-        response, fork = str(choice.get("text") or ""), case.tokens["fork"]
+    def _continuation(
+        self, case: SuiteCase, chosen: ScoredChain, rejected: ScoredChain, choice: Choice
+    ) -> Continuation:
+        response, fork = choice["text"], case.tokens["fork"]
         branch: Literal["right", "wrong", "neither"] = "neither"
         if chosen.logps[fork] >= chosen.best_logps[fork]:
             branch = "right"
@@ -146,35 +139,23 @@ class EndpointJudge:
         cut_off = choice.get("finish_reason") == "length"
         return continuation_of(case, beginning + response, response, branch, cut_off)
 
-    async def _ask(self, case: SuiteCase, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The first choice of the answer."""
-        for attempt in range(_ATTEMPTS):
-            try:
-                answer = await self._client.complete(body)
-                break
-            except (TryAgain, MalformedResponse) as error:
-                if attempt == _ATTEMPTS - 1:
-                    raise InputError(
-                        f"{self._client.address} does not answer ({error}); run again later"
-                    ) from error
-                await asyncio.sleep(getattr(error, "retry_after", None) or _WAIT * 2**attempt)
-            except (NoAnswer, TeacherUnusable) as error:
-                raise InputError(
-                    f"{self._client.address}, {case.name}: {error}. Note that {NEEDS}"
-                ) from error
-        choices = answer.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
-            raise InputError(f"{self._client.address} answered without `choices`, and {NEEDS}")
-        return choices[0]
+
+def _text(ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids))
 
 
-def _best(top: Any, text: str, logp: float | None) -> tuple[float, str]:
-    """The likeliest token in a place; the token itself where it is as likely."""
-    others = top if isinstance(top, Mapping) else {}
-    best = max(others, key=others.get, default=None)
-    if best is None or logp is None or others[best] <= logp:
-        return (float("-inf") if logp is None else logp), text
-    return float(others[best]), str(best)
+def _purpose(request: ChatRequest) -> str:
+    """What a request of a case asks for: the "correct" or "wrong" chain, or to "continue"."""
+    return request.messages[1][0] if request.stage == "score" else request.stage
+
+
+def _best(top: Any, text: str, logp: float) -> tuple[float, str]:
+    """The log-probability and text of the most likely token; of the chain's own token if none is likelier."""
+    candidates = top if isinstance(top, Mapping) else {}
+    best = max(candidates, key=candidates.get, default=None)
+    return (
+        (float(candidates[best]), str(best)) if best is not None and candidates[best] > logp else (logp, text)
+    )
 
 
 def _letters(text: Any) -> str:

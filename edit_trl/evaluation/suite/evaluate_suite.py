@@ -1,7 +1,7 @@
-"""Paired suites (L3): what a model thinks of a correct and a wrong chain of the same question.
+"""Paired suites: whether a model prefers the correct to the wrong chain of the same question.
 
-case -> one forward for both chains (tree layout) -> log-probabilities, the first wrong turn
-     -> the greedy continuation of what both begin with -> an item
+case -> one forward for both chains (tree layout) -> log-probabilities and the first wrong turn
+     -> the greedy continuation of their shared beginning -> an item
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tqdm.auto import tqdm
-
 from edit_trl.data.row import rows_of
 from edit_trl.evaluation.runs.folder import RunFolder
-from edit_trl.evaluation.runs.schema import Run, SuiteItem, key_of
+from edit_trl.evaluation.runs.resuming import complete_items
+from edit_trl.evaluation.runs.schema import SuiteItem
 from edit_trl.evaluation.runs.scores import run_scores
 from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
 
@@ -27,19 +26,19 @@ if TYPE_CHECKING:
     from edit_trl.models.pairs.scoring import Layout
 
 SUITE_VERSION = "1"
-"""One more whenever the numbers of a case would come out otherwise."""
+"""Increase this when the scores of a case change."""
 
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """What a model thinks of a suite's pairs; the scores are those of `edit_trl.evaluation.runs.scores`.
+    """The scores of a model on a suite; `edit_trl.evaluation.runs.scores` defines them.
 
     Attributes:
-        items: One a pair, in the order of the dataset; see `SuiteItem`.
-        scores: By name, over all pairs; None where no pair has the score.
-        intervals: Their 95% bootstrap intervals.
-        groups: `task`, `mistake` and `source`: name -> scores, with `items`.
-        left_out: Rows that are correct chains alone.
+        items: One item per pair, in the order of the dataset; see `SuiteItem`.
+        scores: The scores by name, over all pairs; None where no pair has the score.
+        intervals: The 95% bootstrap interval [low, high] of each score.
+        groups: For `task`, `mistake` and `source`, the scores of each group and its number of `items`.
+        left_out: Number of rows that have only a correct chain.
         seconds: Wall-clock time.
     """
 
@@ -51,7 +50,7 @@ class SuiteResult:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """All fields, as values that JSON can hold."""
         return asdict(self)
 
 
@@ -68,30 +67,30 @@ def evaluate_suite(
     limit: int | None = None,
     progress: bool = True,
 ) -> SuiteResult:
-    """See whether a model prefers correct chains to wrong ones, and where it would go wrong itself.
+    """Measure whether a model prefers correct chains to wrong ones, and where it would go wrong itself.
 
-    The model's mode, its settings and the random state are left as they were found.
+    The mode and the settings of the model and the random state are restored afterwards.
 
     Args:
         model: A causal language model, or a PEFT model of one.
-        tokenizer: Its tokenizer, a fast one.
+        tokenizer: Its tokenizer, which must be a fast one.
         dataset: Dual CoTs; a row with several wrong chains makes several cases.
         key_step_method: How key steps are found.
-        batch_size: Pairs a forward.
-        layout: `tree`, `padded`, or `auto`: the tree where the model can take one.
-        greedy: Also let the model go on from what both chains begin with.
-        max_new_tokens: Where it is cut off.
-        limit: Only the first so many pairs.
-        progress: Show a progress bar.
+        batch_size: Number of pairs per forward.
+        layout: `tree`, `padded`, or `auto`: the tree if the model supports it.
+        greedy: Whether the model also continues the shared beginning of both chains.
+        max_new_tokens: Maximum number of tokens of this continuation.
+        limit: The most pairs to score, from the beginning of the dataset.
+        progress: Whether to show a progress bar.
 
     Returns:
-        Items and their scores, overall and by group.
+        The items and their scores, overall and by group.
 
     Raises:
-        InputError: See `cases_of`; or an option out of range.
-        FloatingPointError: A log-probability that is not finite; names the row.
+        InputError: See `cases_of`; or an option is out of range.
+        FloatingPointError: A log-probability is not finite; names the row.
     """
-    from edit_trl.evaluation.suite.model_scorer import ModelJudge
+    from edit_trl.evaluation.suite.model_scorer import ModelScorer
     from edit_trl.models.loading import positions_of
 
     started = time.perf_counter()
@@ -104,7 +103,7 @@ def evaluate_suite(
         max_new_tokens=max_new_tokens if greedy else 0,
         limit=limit,
     )
-    judge = ModelJudge(
+    scorer = ModelScorer(
         model,
         tokenizer,
         cases,
@@ -112,62 +111,36 @@ def evaluate_suite(
         layout=layout,
         max_new_tokens=max_new_tokens if greedy else 0,
     )
-    items = score_cases(cases, judge, progress=progress)
+    items = score_cases(cases, scorer, progress=progress)
     return SuiteResult(items, *run_scores(items, "suite"), left_out, time.perf_counter() - started)
 
 
-class CaseJudge(Protocol):
-    """Makes items of cases, a batch at a time."""
+class CaseScorer(Protocol):
+    """Scores cases in batches."""
 
     def plan(self) -> list[list[int]]:
-        """The batches, as indexes of cases; the same however often a run is taken up."""
+        """Plan the batches, as indexes of cases; a resumed run plans the same batches."""
         ...
 
     def run(self, batches: Sequence[list[int]]) -> Iterator[list[SuiteItem]]:
-        """The items of some of the planned batches."""
+        """Score some of the planned batches."""
         ...
 
 
 def score_cases(
-    cases: Sequence[SuiteCase],
-    judge: CaseJudge,
-    *,
-    folder: RunFolder | None = None,
-    progress: bool = True,
+    cases: Sequence[SuiteCase], scorer: CaseScorer, *, folder: RunFolder | None = None, progress: bool = True
 ) -> list[SuiteItem]:
-    """Make the items of a suite.
+    """Score the cases of a suite.
 
     Args:
         cases: The suite.
-        judge: Who makes them.
-        folder: Where items are kept as they come, and finished ones are taken from.
-        progress: Show a progress bar.
+        scorer: Scores the cases.
+        folder: Stores each item when it is finished; items that it already holds are not scored again.
+        progress: Whether to show a progress bar.
 
     Returns:
-        Items in the order of the cases.
+        The items, in the order of the cases.
     """
-    done = dict(folder.done) if folder else {}
-    keys = [(case.task, case.id) for case in cases]
-    # A batch is run as a whole: in another batch, a number may differ in its last digits.
-    left = [batch for batch in judge.plan() if any(keys[index] not in done for index in batch)]
-    count = sum(map(len, left))
-    bar = tqdm(
-        total=len(cases),
-        initial=len(cases) - count,
-        desc="Scoring",
-        unit="pair",
-        disable=not progress or not count,
+    return complete_items(
+        cases, scorer.plan(), scorer.run, folder, description="Scoring", unit="pair", progress=progress
     )
-    with bar:
-        for items in judge.run(left):
-            done |= {key_of(item): item for item in items}
-            if folder:
-                folder.append(items)
-            bar.update(len(items))
-    return [done[key] for key in keys]
-
-
-def finish_suite(folder: RunFolder, cases: Sequence[SuiteCase]) -> Run:
-    """Write the scores of a run whose items are all there."""
-    order = [(case.task, case.id) for case in cases]
-    return folder.finish(order, *run_scores([folder.done[key] for key in order], "suite"))

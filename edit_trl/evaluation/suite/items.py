@@ -1,9 +1,10 @@
-"""Numbers of a pair -> an item of a suite (L3)."""
+"""Log-probabilities of a pair -> an item of a suite."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import Literal, NamedTuple
 
 from edit_trl.data.answers import check_answer
@@ -12,33 +13,34 @@ from edit_trl.evaluation.suite.cases import SuiteCase
 
 
 class WrongTurnAt(NamedTuple):
-    """A token of the correct chain that is not the likeliest in its place: which, its text, the other's."""
+    """A token of the correct chain that is not the most likely one: its index, its text, the text instead."""
 
-    place: int
+    position: int
     token: str
     instead: str
 
 
-def check_finite(case: SuiteCase, chosen: Sequence[float], rejected: Sequence[float]) -> None:
-    """See that every log-probability is a number.
+def not_finite(name: str, side: str, logps: Sequence[float]) -> str | None:
+    """Name the first log-probability of a chain that is not finite; None if all are.
 
-    Raises:
-        FloatingPointError: One is not; names the pair, the chain and the token.
+    Args:
+        name: What messages call the pair.
+        side: "correct" or "wrong", the chain.
+        logps: The log-probability of each of its tokens.
     """
-    for chain, values in (("correct", chosen), ("wrong", rejected)):
-        place = next((place for place, value in enumerate(values) if not math.isfinite(value)), None)
-        if place is not None:
-            raise FloatingPointError(
-                f"{case.name}: the log-probability of token {place + 1} of the {chain} chain is "
-                f"{values[place]}. Are the weights sound? In float16 large activations overflow: try "
-                "`dtype: bfloat16` or `float32`"
+    for number, logp in enumerate(logps, 1):
+        if not math.isfinite(logp):
+            return (
+                f"{name}: the log-probability of token {number} of the {side} chain is {logp}. Are the "
+                "weights sound? In float16 large activations overflow: try `dtype: bfloat16` or `float32`"
             )
+    return None
 
 
 def continuation_of(
     case: SuiteCase, whole: str, response: str, branch: Literal["right", "wrong", "neither"], cut_off: bool
 ) -> Continuation:
-    """Check a continuation's answer: `whole` is the shared beginning and the response."""
+    """Check the answer of a continuation; `whole` is the shared beginning and the response."""
     check = None
     if case.answer is not None:
         check = check_answer(whole, case.answer, case.answer_type)
@@ -58,34 +60,27 @@ def suite_item(
     wrong_turn: WrongTurnAt | None,
     greedy: Continuation | None,
 ) -> SuiteItem:
-    """Put an item together.
+    """Make the item of a pair.
 
     Args:
         case: The pair.
         chosen: Log-probability of each token of the correct chain.
-        rejected: Of the wrong one.
-        wrong_turn: The first token of the correct chain that greedy decoding would not have written.
-        greedy: What the model wrote.
+        rejected: Log-probability of each token of the wrong chain.
+        wrong_turn: The first token of the correct chain that greedy decoding would not generate.
+        greedy: The greedy continuation of the shared beginning.
     """
     logps: Logps = {
         "chosen": _mean(chosen),
         "rejected": _mean(rejected),
-        "chosen_key": _mean(_of_mask(chosen, case.tokens["chosen_key_mask"])),
-        "rejected_key": _mean(_of_mask(rejected, case.tokens["rejected_key_mask"])),
+        "chosen_key": _mean(compress(chosen, case.tokens["chosen_key_mask"])),
+        "rejected_key": _mean(compress(rejected, case.tokens["rejected_key_mask"])),
     }
     margin = logps["chosen"] - logps["rejected"]
     key_margin = None
     if logps["chosen_key"] is not None and logps["rejected_key"] is not None:
         key_margin = logps["chosen_key"] - logps["rejected_key"]
-    return {
-        "task": case.task,
-        "id": case.id,
-        "prompt": case.prompt,
-        "chosen": case.chosen,
-        "rejected": case.rejected,
-        "answer": case.answer,
-        "mistake": case.mistake,
-        "source": case.source,
+    names = ("task", "id", "prompt", "chosen", "rejected", "answer", "mistake", "source")
+    return {name: getattr(case, name) for name in names} | {
         "chosen_key_spans": case.key_spans("chosen"),
         "rejected_key_spans": case.key_spans("rejected"),
         "logps": logps,
@@ -96,26 +91,22 @@ def suite_item(
         "first_wrong": None if wrong_turn is None else _turn(case, chosen, wrong_turn),
         "greedy": greedy,
         "tokens": {
-            side: [[*span, round(logp, 5)] for span, logp in zip(case.offsets[side], logps_, strict=True)]
-            for side, logps_ in (("chosen", chosen), ("rejected", rejected))
+            side: [[*span, round(logp, 5)] for span, logp in zip(case.offsets[side], values, strict=True)]
+            for side, values in (("chosen", chosen), ("rejected", rejected))
         },
     }
 
 
 def _turn(case: SuiteCase, logps: Sequence[float], turn: WrongTurnAt) -> WrongTurn:
-    start, end = case.offsets["chosen"][turn.place]
+    start, end = case.offsets["chosen"][turn.position]
     return {
         "start": start,
         "end": end,
         "token": turn.token,
         "instead": turn.instead,
-        "logp": logps[turn.place],
-        "at_key": case.tokens["chosen_key_mask"][turn.place],
+        "logp": logps[turn.position],
+        "at_key": case.tokens["chosen_key_mask"][turn.position],
     }
-
-
-def _of_mask(values: Sequence[float], mask: Sequence[bool]) -> list[float]:
-    return [value for value, wanted in zip(values, mask, strict=True) if wanted]
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -1,47 +1,73 @@
-"""A suite run: a model scores dual CoTs, resumed where it was interrupted."""
+"""A run of `edit-trl suite`: a model scores dual CoTs; an interrupted run is resumed."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import content_hash
+from edit_trl.data.dual_cots import load_dual_cots
+from edit_trl.data.procedural import ProceduralTeacher, generate_dual_cots
+from edit_trl.data.row import rows_of
+from edit_trl.evaluation.runs.folder import RunFolder, read_run
+from edit_trl.evaluation.runs.history import check_history, record_run
+from edit_trl.evaluation.runs.resuming import finish_run
+from edit_trl.evaluation.runs.schema import Run, RunRecord
+from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
+from edit_trl.evaluation.suite.completions import CompletionTeacher
+from edit_trl.evaluation.suite.config import SuiteArguments
+from edit_trl.evaluation.suite.endpoint_scorer import EndpointScorer
+from edit_trl.evaluation.suite.evaluate_suite import SUITE_VERSION, CaseScorer, score_cases
+from edit_trl.evaluation.suite.run_pairs import pairs_of_run
+from edit_trl.models.chat.dispatch import Limits
+from edit_trl.models.chat.options import EndpointArguments
+from edit_trl.models.identity import model_hash
 
 if TYPE_CHECKING:
-    from edit_trl.evaluation.runs.schema import Run
-    from edit_trl.evaluation.suite.cases import SuiteCase
-    from edit_trl.evaluation.suite.config import SuiteArguments
-    from edit_trl.models.chat.options import EndpointArguments
+    from transformers import PreTrainedTokenizerBase
 
 
-def _measure(arguments: SuiteArguments, endpoint: EndpointArguments, beside: Path) -> Run:
-    from edit_trl.common.files import content_hash
-    from edit_trl.evaluation.runs.folder import RunFolder, read_run
-    from edit_trl.evaluation.runs.history import check_history
-    from edit_trl.evaluation.suite.cases import cases_of
-    from edit_trl.evaluation.suite.evaluate_suite import SUITE_VERSION, finish_suite, score_cases
-    from edit_trl.evaluation.suite.scorers import judge_of, of_model
+def measure_suite(
+    arguments: SuiteArguments,
+    endpoint: EndpointArguments,
+    limits: Limits,
+    recipe_folder: Path,
+    say: Callable[[str], object],
+) -> Run:
+    """Measure a model on a suite, and add the run to the history.
 
+    Args:
+        arguments: The model, the pairs and the settings.
+        endpoint: Where the model is, if it has `base_urls`.
+        limits: How hard the endpoint may be asked.
+        recipe_folder: Files that are not in the working directory are looked for here.
+        say: Called with each message about the progress.
+
+    Raises:
+        InputError: The options, the pairs or the model are wrong, or an endpoint failed for good.
+        FloatingPointError: A log-probability is not finite; names the pair.
+    """
     check_history(arguments.history)
-    rows, where = _rows(arguments, beside)
-    client = endpoint.endpoint() if endpoint.base_urls else None
-    if client and arguments.actors is not None:
-        raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
-    known, tokenizer, positions = of_model(arguments, client)
+    rows, source = _read_rows(arguments, recipe_folder)
+    client = _client(arguments, endpoint) if endpoint.base_urls else None
+    weights_hash = client.address if client else model_hash(arguments.model)
+    tokenizer, positions = _tokenizer(arguments, is_remote=client is not None)
     cases, left_out = cases_of(
         rows,
         tokenizer,
         key_step_method=arguments.key_step_method,
         positions=positions,
-        max_new_tokens=arguments.written,
+        max_new_tokens=arguments.max_greedy_tokens,
         limit=arguments.limit,
-        where=where,
+        where=source,
     )
-    print(_found(cases, left_out), file=sys.stderr)
+    skipped = f"; {left_out} rows left out, correct chains alone" if left_out else ""
+    say(f"{len(cases)} pairs of {len({case.task for case in cases})} tasks{skipped}")
     record = arguments.record(
-        model_hash=known,
+        model_hash=weights_hash,
         settings=arguments.settings,
         tasks={case.task: SUITE_VERSION for case in cases},
         data_hash=content_hash([case.content() for case in cases]),
@@ -49,40 +75,29 @@ def _measure(arguments: SuiteArguments, endpoint: EndpointArguments, beside: Pat
     )
     folder = RunFolder(arguments.folder, record)
     if folder.finished:
-        print(f"{folder.path} is finished ({folder.record.finished}), nothing to score", file=sys.stderr)
-        return read_run(folder.path)
-    if arguments.engine == "ray":
-        from edit_trl.evaluation.suite.ray_scorer import RayJudge
-
-        judge = RayJudge(arguments, client, known, cases)
+        say(f"{folder.path} is finished ({folder.record.finished}), nothing to score")
+        run = read_run(folder.path)
     else:
-        judge = judge_of(arguments, client, tokenizer, cases)
-    try:
-        score_cases(cases, judge, folder=folder)
-    finally:
-        folder.pause()
-    return finish_suite(folder, cases)
+        scorer = _scorer(arguments, client, limits, record, tokenizer, cases)
+        try:
+            score_cases(cases, scorer, folder=folder)
+        finally:
+            folder.pause()
+        run = finish_run(folder, cases)
+    record_run(run, arguments.history)
+    return run
 
 
-def _rows(arguments: SuiteArguments, beside: Path) -> tuple[Iterable[Mapping[str, Any]], str]:
+def _read_rows(arguments: SuiteArguments, recipe_folder: Path) -> tuple[Iterable[Mapping[str, Any]], str]:
     """The dual CoTs, and what messages call them."""
-    from edit_trl.data.row import rows_of
-
     if arguments.rows is not None:
-        from edit_trl.data.procedural import ProceduralTeacher, generate_dual_cots
-
         teacher = ProceduralTeacher(arguments.families, seed=arguments.seed, difficulty=arguments.difficulty)
-        made = generate_dual_cots(teacher, arguments.rows, conversational=arguments.conversational)
-        return rows_of(made), "procedural teacher"
+        dual_cots = generate_dual_cots(teacher, arguments.rows, conversational=arguments.conversational)
+        return rows_of(dual_cots), "procedural teacher"
     if arguments.from_run is not None:
-        from edit_trl.evaluation.runs.folder import read_run
-        from edit_trl.evaluation.suite.run_pairs import pairs_of_run
-
-        run = read_run(_found_beside(arguments.from_run, beside))
+        run = read_run(_resolved(arguments.from_run, recipe_folder))
         return pairs_of_run(run, arguments.pairs_per_question), arguments.from_run
-    from edit_trl.data.dual_cots import load_dual_cots
-
-    source = _found_beside(arguments.dataset_name, beside)
+    source = _resolved(arguments.dataset_name, recipe_folder)
     dataset = load_dual_cots(
         source,
         name=arguments.dataset_config,
@@ -93,11 +108,65 @@ def _rows(arguments: SuiteArguments, beside: Path) -> tuple[Iterable[Mapping[str
     return rows_of(dataset), source
 
 
-def _found_beside(name: str, folder: Path) -> str:
-    """What is not found from here is looked for beside the recipe."""
-    return name if Path(name).exists() or not (folder / name).exists() else str(folder / name)
+def _resolved(name: str, recipe_folder: Path) -> str:
+    """The path beside the recipe if the name does not exist in the working directory, but does there."""
+    return name if Path(name).exists() or not (recipe_folder / name).exists() else str(recipe_folder / name)
 
 
-def _found(cases: Sequence[SuiteCase], left_out: int) -> str:
-    text = f"{len(cases)} pairs of {len({case.task for case in cases})} tasks"
-    return text + (f"; {left_out} rows left out, correct chains alone" if left_out else "")
+def _client(arguments: SuiteArguments, endpoint: EndpointArguments) -> CompletionTeacher:
+    client = CompletionTeacher(
+        endpoint.model or "",
+        endpoint.base_urls,
+        api_key_env=endpoint.api_key_env,
+        timeout=endpoint.timeout,
+        extra_body=endpoint.extra_body,
+    )
+    if arguments.actors is not None:
+        raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
+    if arguments.tokenizer is None:
+        raise InputError(
+            "`tokenizer` is missing: a suite looks at single tokens, so it needs the tokenizer of the model "
+            "at `base_urls`, as a path or Hub id"
+        )
+    return client
+
+
+def _tokenizer(arguments: SuiteArguments, is_remote: bool) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """The tokenizer, and the maximum number of tokens of the model if it is known."""
+    if is_remote:
+        from edit_trl.models.loading import load_tokenizer
+
+        trusted = arguments.trust_remote_code
+        return load_tokenizer(arguments.tokenizer, trust_remote_code=trusted), None
+    from edit_trl.evaluation.suite.model_scorer import tokenizer_of
+
+    return tokenizer_of(arguments)
+
+
+def _scorer(
+    arguments: SuiteArguments,
+    client: CompletionTeacher | None,
+    limits: Limits,
+    record: RunRecord,
+    tokenizer: PreTrainedTokenizerBase,
+    cases: Sequence[SuiteCase],
+) -> CaseScorer:
+    is_on_ray = arguments.engine == "ray"
+    if client is not None:
+        # `batch_size` counts pairs, whose two chains are scored at the same time.
+        limits = replace(limits, max_concurrency=min(limits.max_concurrency, 2 * arguments.batch_size))
+        if is_on_ray:
+            from edit_trl.models.cluster.chat import on_ray
+
+            client = on_ray({"model": client}, None, limits.max_concurrency)["model"]
+        length = arguments.max_greedy_tokens
+        scorer = EndpointScorer(client, arguments.folder, limits, tokenizer, cases, max_new_tokens=length)
+        scorer.check()
+        return scorer
+    if is_on_ray:
+        from edit_trl.evaluation.suite.ray_scorer import RayScorer
+
+        return RayScorer(arguments, record.model_hash, cases)
+    from edit_trl.evaluation.suite.model_scorer import load_scorer
+
+    return load_scorer(arguments, tokenizer, cases)

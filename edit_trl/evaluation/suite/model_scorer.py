@@ -1,4 +1,4 @@
-"""A model in memory as the judge of a suite (L3): one forward a pair, and a greedy continuation."""
+"""A scorer whose model is in memory: one forward per batch of pairs, and a greedy continuation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edit_trl.common.checks import at_least, not_negative
 from edit_trl.common.errors import InputError
 from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
 from edit_trl.evaluation.suite.cases import SuiteCase
-from edit_trl.evaluation.suite.items import WrongTurnAt, check_finite, continuation_of, suite_item
+from edit_trl.evaluation.suite.items import WrongTurnAt, continuation_of, not_finite, suite_item
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import Engine, undisturbed
 from edit_trl.models.pairs.collation import DualCoTCollator
@@ -21,21 +21,25 @@ from edit_trl.models.pairs.scoring import Layout, PairLogps, make_pair_scorer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from edit_trl.evaluation.suite.config import SuiteArguments
 
-class ModelJudge:
-    """A model in memory; its mode, its settings, its hooks and the random state are left as they were found.
+
+class ModelScorer:
+    """A `CaseScorer` whose model is in memory.
+
+    The mode, the settings and the hooks of the model and the random state are restored after each batch.
 
     Args:
         model: A causal language model, or a PEFT model of one.
         tokenizer: Its tokenizer.
         cases: The suite.
-        batch_size: Pairs a forward.
-        layout: As in `evaluate_suite`.
-        max_new_tokens: How much is written after the shared beginning; 0 for nothing.
-        half_precision: Whether the forward runs in bf16 or fp16, whatever the weights are in.
+        batch_size: Number of pairs per forward.
+        layout: See `evaluate_suite`.
+        max_new_tokens: The most tokens to generate after the shared beginning; 0 to generate nothing.
+        half_precision: Whether the forward runs in bf16 or fp16, independent of the dtype of the weights.
 
     Raises:
-        InputError: A batch size below 1, or something to be written and no EOS token.
+        InputError: The batch size is below 1, or there is no EOS token.
     """
 
     def __init__(
@@ -58,13 +62,13 @@ class ModelJudge:
         self._engine = Engine(model, tokenizer)
 
     def plan(self) -> list[list[int]]:
-        """See `CaseJudge.plan`: the longest first, so that memory runs out at once or never."""
+        """See `CaseScorer.plan`. The longest cases come first, so that a lack of memory shows at once."""
         order = sorted(range(len(self._cases)), key=lambda index: -self._cases[index].length)
         size = self._batch_size
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def run(self, batches: Sequence[list[int]]) -> Iterator[list[SuiteItem]]:
-        """See `CaseJudge.run`."""
+        """See `CaseScorer.run`."""
         if not batches:
             return
         collator = DualCoTCollator(self._engine.pad_id)
@@ -80,7 +84,7 @@ class ModelJudge:
         try:
             for batch in batches:
                 cases = [self._cases[index] for index in batch]
-                # Not around the loop: what is done between batches is not ours to make undone.
+                # Not around the loop: changes that the caller makes between batches must stay.
                 with undisturbed(self._model), torch.no_grad():
                     inputs = send_to_device(collator([_example(case) for case in cases]), self._model.device)
                     logps = scorer(self._model, inputs)
@@ -101,7 +105,9 @@ class ModelJudge:
             for case, ids in zip(cases, logps.chosen_best.tolist(), strict=True)
         ]
         for case, chosen, rejected in zip(cases, *sides, strict=True):
-            check_finite(case, chosen, rejected)
+            issue = not_finite(case.name, "correct", chosen) or not_finite(case.name, "wrong", rejected)
+            if issue:
+                raise FloatingPointError(issue)
         greedy = self._continuations(cases, best) if self._max_new_tokens else [None] * len(cases)
         return [
             suite_item(case, chosen, rejected, self._wrong_turn(case, ids), continuation)
@@ -109,29 +115,29 @@ class ModelJudge:
         ]
 
     def _wrong_turn(self, case: SuiteCase, best: Sequence[int]) -> WrongTurnAt | None:
-        """Where greedy decoding leaves the correct chain, and for what; nothing is written after an EOS."""
-        for place, (token, wanted) in enumerate(zip(case.tokens["chosen_ids"], best, strict=True)):
+        """The token at which greedy decoding leaves the correct chain; generation ends at an EOS token."""
+        for position, (token, wanted) in enumerate(zip(case.tokens["chosen_ids"], best, strict=True)):
             if token != wanted:
-                return WrongTurnAt(place, self._text([token]), self._text([wanted]))
+                return WrongTurnAt(position, self._text([token]), self._text([wanted]))
             if token in self._engine.eos_ids:
                 break
         return None
 
     def _continuations(self, cases: Sequence[SuiteCase], best: Sequence[Sequence[int]]) -> list[Continuation]:
-        """What the model writes after the shared beginnings.
+        """Generate the continuations of the shared beginnings.
 
-        Their first tokens are known from the forward already, so that no near tie is decided twice.
+        Their first tokens come from the forward that scored the pairs, so that a near tie is decided once.
         """
         firsts = [ids[case.tokens["fork"]] for case, ids in zip(cases, best, strict=True)]
         prompts = [(*case.prefix, first) for case, first in zip(cases, firsts, strict=True)]
-        # Pairs of one correct chain may begin alike.
-        open_ones = [prompt for prompt in dict.fromkeys(prompts) if prompt[-1] not in self._engine.eos_ids]
-        written = dict.fromkeys(prompts, ())
-        if open_ones and self._max_new_tokens > 1:
-            responses = self._engine.generate(open_ones, Decoding(self._max_new_tokens - 1))
-            written |= dict(zip(open_ones, responses, strict=True))
+        # Several pairs may have the same beginning.
+        unfinished = [prompt for prompt in dict.fromkeys(prompts) if prompt[-1] not in self._engine.eos_ids]
+        rest = dict.fromkeys(prompts, ())
+        if unfinished and self._max_new_tokens > 1:
+            responses = self._engine.generate(unfinished, Decoding(self._max_new_tokens - 1))
+            rest |= dict(zip(unfinished, responses, strict=True))
         return [
-            self._continuation(case, [first, *written[prompt]])
+            self._continuation(case, [first, *rest[prompt]])
             for case, first, prompt in zip(cases, firsts, prompts, strict=True)
         ]
 
@@ -150,6 +156,25 @@ class ModelJudge:
 
     def _plain(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def tokenizer_of(arguments: SuiteArguments) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """Load the tokenizer of a model that is not loaded yet, and read how many positions the model has."""
+    from edit_trl.models.loading import adapter_base, load_config, load_tokenizer, positions_of
+
+    base, trusted = adapter_base(arguments.model), arguments.trust_remote_code
+    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, base, trust_remote_code=trusted)
+    return tokenizer, positions_of(load_config(arguments.model, base, trust_remote_code=trusted))
+
+
+def load_scorer(
+    arguments: SuiteArguments, tokenizer: PreTrainedTokenizerBase, cases: Sequence[SuiteCase]
+) -> ModelScorer:
+    """Load the model of `edit-trl suite` into this process."""
+    model, _ = arguments.source.load()
+    return ModelScorer(
+        model, tokenizer, cases, batch_size=arguments.batch_size, max_new_tokens=arguments.max_greedy_tokens
+    )
 
 
 def _example(case: SuiteCase) -> dict[str, Any]:

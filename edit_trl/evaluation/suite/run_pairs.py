@@ -1,4 +1,4 @@
-"""Dual CoTs made of a model's own chains (L3): a right and a wrong sample of one question."""
+"""Dual CoTs from the chains of a model: a correct and a wrong sample of the same question."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ SOURCE = "sampled"
 def pairs_of_run(run: Run, pairs_per_question: int = 1) -> list[dict[str, Any]]:
     """Make dual CoTs of a finished `edit-trl evaluate` run.
 
-    Of each question, the right and the wrong chain with the fewest words to change between them, then the
-    next such of the chains that are left. Chains that were cut off or give no answer take no part.
+    The correct and the wrong chain of a question with the smallest word edit distance make the first pair,
+    the closest two of the remaining chains the next one. Chains that were cut off or have no answer are not
+    used.
 
     Args:
-        run: With several samples a question.
-        pairs_per_question: The most pairs of a question.
+        run: A run with several samples per question.
+        pairs_per_question: The most pairs to make of a question.
 
     Returns:
         Rows as `edit_trl.data.dual_cots` describes them, with the task, id, answer and mistakes of the
         question.
 
     Raises:
-        InputError: A run of `edit-trl suite`, one sample a question, or no question with a right and a wrong
-            chain.
+        InputError: The run is one of `edit-trl suite` or has one sample per question, or no question has
+            both a correct and a wrong chain.
     """
     if run.record.kind != "evaluate":
         raise InputError(f"`from_run: {run.path}` is a run of `edit-trl {run.record.kind}`, not of evaluate")
@@ -60,7 +61,7 @@ def _rows(item: EvaluateItem, most: int) -> Iterator[dict[str, Any]]:
             "task": item["task"],
             "mistake": item["mistake"],
             "source": SOURCE,
-            # Ids are unique in a dataset, and those of two tasks may be alike.
+            # Ids must be unique in a dataset, and two tasks may have the same ids.
             "id": f"{item['task']}/{item['id']}" + (f"/{number}" if number > 1 else ""),
         }
 
@@ -72,21 +73,21 @@ def _most_alike(item: EvaluateItem, most: int) -> list[tuple[str, str]]:
             chains[sample["verdict"]][sample["response"]] = None
     words = {chain: WORD.findall(chain) for side in chains.values() for chain in side}
     distances = sorted(
-        (Levenshtein.normalized_distance(words[right], words[wrong]), number, place, right, wrong)
-        for number, right in enumerate(chains["correct"])
-        for place, wrong in enumerate(chains["wrong"])
+        (Levenshtein.normalized_distance(words[right], words[wrong]), i, j, right, wrong)
+        for i, right in enumerate(chains["correct"])
+        for j, wrong in enumerate(chains["wrong"])
     )
-    taken: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     used: set[str] = set()
     for *_, right, wrong in distances:
-        if len(taken) < most and not used & {right, wrong}:
-            taken.append((right, wrong))
+        if len(pairs) < most and not used & {right, wrong}:
+            pairs.append((right, wrong))
             used |= {right, wrong}
-    return taken
+    return pairs
 
 
 def _chain(text: str, prompt: Any, conversational: bool) -> Any:
     if conversational:
         return [{"role": "assistant", "content": text}]
-    # Responses are kept without the white space around them.
+    # Responses are stored without surrounding white space.
     return text if prompt[-1:].isspace() else f" {text}"

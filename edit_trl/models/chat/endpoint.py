@@ -27,6 +27,7 @@ from edit_trl.models.chat.connection import DEFAULT_KEY, api_key, connect, url_p
 from edit_trl.models.chat.protocol import (
     ChatRequest,
     ChatResponse,
+    FinishReason,
     MalformedResponse,
     NoAnswer,
     RawResponse,
@@ -105,7 +106,7 @@ class OpenAICompatibleTeacher:
         self._endpoints = [_Endpoint(url, connect(url, self._key, timeout)) for url in base_urls]
         self._turn = 0
         self._make = partial(
-            OpenAICompatibleTeacher,
+            type(self),
             model,
             api_key_env=api_key_env,
             timeout=timeout,
@@ -129,29 +130,13 @@ class OpenAICompatibleTeacher:
         """Send a request once; see `Teacher.attempt`."""
         return await self._post("/chat/completions", self._body(request))
 
-    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask once for a completion of a text or of token ids, with its log-probabilities.
+    async def complete(self, body: Mapping[str, Any]) -> RawResponse:
+        """Ask once for a completion of a text or of token ids; raises what `attempt` raises.
 
         Args:
-            body: The fields of a request to the endpoint's `/completions`, except for the model.
-
-        Returns:
-            The endpoint's answer.
-
-        Raises:
-            TryAgain: See `Teacher.attempt`.
-            NoAnswer: See `Teacher.attempt`.
-            TeacherUnusable: See `Teacher.attempt`.
-            MalformedResponse: The answer is not a JSON object.
+            body: The request to `/completions`, without the model.
         """
-        raw = await self._post("/completions", {"model": self.model, **body} | self._extra_body)
-        try:
-            answer = json.loads(raw.body)
-        except (ValueError, RecursionError) as error:
-            raise MalformedResponse("not JSON") from error
-        if not isinstance(answer, dict):
-            raise MalformedResponse("not a JSON object")
-        return answer
+        return await self._post("/completions", {"model": self.model, **body} | self._extra_body)
 
     async def _post(self, path: str, content: Mapping[str, Any]) -> RawResponse:
         import openai
@@ -177,24 +162,18 @@ class OpenAICompatibleTeacher:
 
     def read(self, raw: RawResponse) -> ChatResponse:
         """Read a chat completion; see `Teacher.read`."""
-        try:
-            body = json.loads(raw.body)
-        except (ValueError, RecursionError) as error:
-            raise MalformedResponse("not JSON") from error
-        choices = body.get("choices") if isinstance(body, dict) else None
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise MalformedResponse("no choices")
-        message = choices[0].get("message")
+        body, choice = first_choice(raw)
+        message = choice.get("message")
         text = message.get("content") if isinstance(message, dict) else None
         refused = isinstance(message, dict) and message.get("refusal")
-        reason = choices[0].get("finish_reason")
+        reason = choice.get("finish_reason")
         if refused or reason == "content_filter":
-            return _response(body, str(refused or text or ""), "refused")
+            return response_of(body, str(refused or text or ""), "refused")
         if text is None and reason == "length":
             text = ""  # cut off before the answer began, such as while a reasoning model was thinking
         if not isinstance(text, str):
             raise MalformedResponse("no text")
-        return _response(body, text, "length" if reason == "length" else "stop")
+        return response_of(body, text, "length" if reason == "length" else "stop")
 
     async def close(self) -> None:
         """Close the connections."""
@@ -292,7 +271,24 @@ def _first_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _response(body: Mapping[str, Any], text: str, reason: str) -> ChatResponse:
+def first_choice(raw: RawResponse) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The body of a response, and the first of its `choices`.
+
+    Raises:
+        MalformedResponse: The body is not JSON, or has no choice.
+    """
+    try:
+        body = json.loads(raw.body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedResponse("not JSON") from error
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise MalformedResponse("no choices")
+    return body, choices[0]
+
+
+def response_of(body: Mapping[str, Any], text: str, reason: FinishReason) -> ChatResponse:
+    """A response with the model and the token counts that the endpoint reports."""
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     counts = [

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal, Protocol
 
-Stage = Literal["annotate", "rectify", "corrupt", "check", "label", "student", "judge"]
+Stage = Literal["annotate", "rectify", "corrupt", "check", "label", "student", "judge", "score", "continue"]
 FinishReason = Literal["stop", "length", "refused"]
 
 

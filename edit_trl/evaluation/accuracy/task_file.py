@@ -1,0 +1,157 @@
+"""A task file: YAML that says what is asked, how it is asked, and how answers are read.
+
+version: 1
+dataset_name: openai/gsm8k        # a Hub id, or a .jsonl, .json, .csv or .parquet file, or a folder
+dataset_config: main
+dataset_split: test
+answer_after: "####"
+answer_type: number
+system_prompt: Think step by step, and end with "Therefore, the answer is ...".
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from edit_trl.common.errors import InputError
+from edit_trl.common.options import convert, hints_of, read_yaml
+from edit_trl.data.answers import AnswerType
+
+_PLACEHOLDERS = {"question", "task_description"}
+_TASKS_FOLDER = "tasks"
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """What is asked, how, and how answers are read.
+
+    Attributes:
+        version: Increase this when results before and after a change cannot be compared.
+        task: The task of rows without one; the name of the file by default.
+        prefix: Put before the names of its tasks, for when another file has tasks of the same names.
+        dataset_name: Questions with answers: a .jsonl, .json, .csv or .parquet file, a folder saved by
+            datasets, or a Hub id.
+        datasets: Several datasets instead, as task: source.
+        dataset_config: Configuration of a Hub dataset; with a list, each configuration is a task.
+        dataset_split: Split of the dataset; "train" if there are several.
+        column_mapping: Renames columns to question, answer, id, task, task_description, choices, context, or
+            prompt.
+        answer_after: The text in the answer column after which the answer begins, such as "####".
+        answer_type: Type of every answer: number, choice, yes_no, boolean, text or list; inferred from the
+            answer if empty.
+        answer_types: Type of the answers of each task, as task: type.
+        task_descriptions: A YAML file, task: description.
+        families: Families of problems of the procedural teacher, instead of a dataset.
+        rows: Number of its problems.
+        difficulty: Difficulty of its problems, 1 to 5.
+        problem_seed: Seed of its problems; it must differ from that of every training set, or the problems
+            are the same.
+        prompt: Template of a prompt, with {question} and optionally {task_description}.
+        system_prompt: System prompt of each conversation.
+        exemplars: A YAML or JSON Lines file of worked examples (few-shot).
+        shots: The most exemplars to use of a task, from its beginning.
+    """
+
+    version: str = "1"
+    task: str | None = None
+    prefix: str = ""
+    dataset_name: str | None = None
+    datasets: dict[str, str] | None = None
+    dataset_config: str | list[str] | None = None
+    dataset_split: str | None = None
+    column_mapping: dict[str, str] | None = None
+    answer_after: str | None = None
+    answer_type: AnswerType | None = None
+    answer_types: dict[str, str] | None = None
+    task_descriptions: str | None = None
+    families: list[str] | None = None
+    rows: int = 100
+    difficulty: int = 1
+    problem_seed: int = 1_000_003
+    prompt: str = "{question}"
+    system_prompt: str | None = None
+    exemplars: str | None = None
+    shots: int | None = None
+
+    def __post_init__(self) -> None:
+        errors = list(self._errors())
+        if errors:
+            raise InputError(errors)
+
+    def _errors(self) -> Iterator[str]:
+        if sum(bool(source) for source in (self.dataset_name, self.datasets, self.families)) != 1:
+            yield "a task needs one of `dataset_name`, `datasets` and `families` (procedural problems)"
+        if self.datasets and isinstance(self.dataset_config, list):
+            yield "`datasets` and a list of `dataset_config` both name tasks; use one of them"
+        try:
+            names = {name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None}
+        except ValueError as error:
+            names = {"question"}
+            yield f"`prompt` is not a template ({error}); write {{{{ for a brace"
+        if "question" not in names or names - _PLACEHOLDERS:
+            yield f"`prompt` takes {{question}} and {{task_description}}, got {self.prompt!r}"
+        types = get_args(AnswerType)
+        unknown = {kind for kind in (self.answer_types or {}).values() if kind not in types}
+        if unknown:
+            yield f"`answer_types`: {', '.join(map(str, unknown))} is not one of {', '.join(types)}"
+        for name in ("rows", "shots"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                yield f"`{name}` must be at least 1, got {getattr(self, name)}"
+
+
+def read_task(name: str, beside: Path | None = None) -> tuple[Path, TaskFile]:
+    """Read a task file, and resolve the files that it names from the working directory or its own folder.
+
+    Args:
+        name: A path, or the name of a file in `tasks/` beside the recipe.
+        beside: The folder of the recipe.
+
+    Returns:
+        The path of the task file, and its content.
+
+    Raises:
+        InputError: The file is missing, or names everything that is wrong in it.
+    """
+    path = _find(name, beside)
+    values, errors = convert(_as_texts(read_yaml(path, "task file")), hints_of([TaskFile]))
+    task = None
+    try:
+        task = TaskFile(**values)
+    except InputError as error:
+        errors += error.problems
+    if errors or task is None:
+        raise InputError([f"{path}: {error}" for error in errors])
+
+    def resolved(file: str | None) -> str | None:
+        is_beside = file is not None and not Path(file).exists() and (path.parent / file).exists()
+        return str(path.parent / file) if is_beside else file
+
+    files = {
+        name: resolved(getattr(task, name)) for name in ("dataset_name", "task_descriptions", "exemplars")
+    }
+    datasets = {name: resolved(source) for name, source in (task.datasets or {}).items()} or None
+    return path, replace(task, datasets=datasets, **files)
+
+
+def _as_texts(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with a version that is text, so that `version: 1` is valid."""
+    version = values.get("version")
+    return values | ({"version": str(version)} if isinstance(version, int | float) else {})
+
+
+def _find(name: str, beside: Path | None) -> Path:
+    folders = [folder / _TASKS_FOLDER for folder in (beside, Path("recipes/evaluate")) if folder]
+    candidates = [Path(name), *([beside / name] if beside else [])]
+    candidates += [folder / f"{name}.yaml" for folder in folders]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+        raise InputError(
+            f"no task {name!r}: no such file, and the names beside the recipe and in "
+            f"recipes/evaluate/tasks are: {', '.join(names) or 'none'}"
+        )
+    return path

@@ -1,0 +1,76 @@
+"""Making the items of a run, of which an interrupted run already has some."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from tqdm.auto import tqdm
+
+from edit_trl.evaluation.runs.folder import RunFolder
+from edit_trl.evaluation.runs.schema import Run, key_of
+from edit_trl.evaluation.runs.scores import run_scores
+
+
+class Keyed(Protocol):
+    """A question or a pair, identified by its task and id."""
+
+    @property
+    def key(self) -> tuple[str, str]: ...
+
+
+def complete_items(
+    entries: Sequence[Keyed],
+    batches: Sequence[list[int]],
+    make_items: Callable[[Sequence[list[int]]], Iterator[list[Any]]],
+    folder: RunFolder | None,
+    *,
+    description: str,
+    unit: str,
+    progress: bool,
+) -> list[Any]:
+    """Make the items that the folder does not hold yet, and store them batch by batch.
+
+    Args:
+        entries: The questions or pairs.
+        batches: All planned batches, as indexes of `entries`.
+        make_items: Makes the items of some of these batches.
+        folder: The folder of the run; None to store nothing.
+        description: The title of the progress bar.
+        unit: The unit of the progress bar.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The items, in the order of `entries`.
+    """
+    items = dict(folder.done) if folder else {}
+    # A batch is always made as a whole: another batch could change the rounding, and so an item.
+    remaining = [batch for batch in batches if any(entries[index].key not in items for index in batch)]
+    count = sum(map(len, remaining))
+    bar = tqdm(
+        total=len(entries),
+        initial=len(entries) - count,
+        desc=description,
+        unit=unit,
+        disable=not progress or not count,
+    )
+    started, tokens = time.perf_counter(), 0
+    if folder:
+        folder.start()
+    with bar:
+        for batch_items in make_items(remaining):
+            items |= {key_of(item): item for item in batch_items}
+            if folder:
+                folder.append(batch_items)
+            bar.update(len(batch_items))
+            tokens += sum(sample["tokens"] for item in batch_items for sample in item.get("samples", ()))
+            if tokens:
+                bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):.0f} tokens/s")
+    return [items[entry.key] for entry in entries]
+
+
+def finish_run(folder: RunFolder, entries: Sequence[Keyed]) -> Run:
+    """Write the scores of a run that has the items of all entries."""
+    order = [entry.key for entry in entries]
+    return folder.finish(order, *run_scores([folder.done[key] for key in order], folder.record.kind))
