@@ -23,14 +23,12 @@ GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvhost-gpu", "/dev/kfd", "/
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:
     """`--accelerate_config` and `--num_processes`."""
-    group = parser.add_argument_group("launch")
-    group.add_argument(
+    parser.add_argument(
         "--accelerate_config",
-        metavar="FILE|NAME",
-        help="An accelerate configuration file, or the name of one beside the recipe or in "
-        "recipes/accelerate.",
+        metavar="FILE",
+        help="An accelerate configuration: a file, or a name in recipes/accelerate.",
     )
-    group.add_argument(
+    parser.add_argument(
         "--num_processes", type=int, metavar="N", help="Processes to launch, as in accelerate launch."
     )
 
