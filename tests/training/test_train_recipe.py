@@ -34,6 +34,9 @@ def problems(*args, **options) -> list[str]:
 
 
 def test_it_ends_with_the_weights_of_the_command(recipe, tmp_path, capfd):
+    """Also where stages differ in what accelerate keeps for all that runs in a process: the precision."""
+    text = recipe.read_text().replace("  - name: warm_up\n", "  - name: warm_up\n    bf16: true\n")
+    recipe.write_text(text + "    gradient_accumulation_steps: 2\n    layout: padded\n")
     for name in ("warm_up", "key_steps"):
         assert stage(recipe, name, "--learning_rate", "3e-3") == 0
     (tmp_path / "out").rename(tmp_path / "command")
@@ -42,36 +45,14 @@ def test_it_ends_with_the_weights_of_the_command(recipe, tmp_path, capfd):
     assert folder == tmp_path / "out" / "key_steps"
     for name in ("warm_up", "key_steps"):
         assert_same_weights(tmp_path / "command" / name, tmp_path / "out" / name)
-    options = run_file(folder)["options"]
-    assert options == run_file(tmp_path / "command" / "key_steps")["options"]
+    assert run_file(folder)["options"] == run_file(tmp_path / "command" / "key_steps")["options"]
     capfd.readouterr()
     assert train_recipe(recipe, learning_rate=3e-3) == folder
     assert capfd.readouterr().out.count("nothing to do") == 2
 
 
-def test_stages_of_different_precision_and_options(recipe, tmp_path):
-    """Each stage as in a process of its own: accelerate's state is shared by all that runs in one."""
-    recipe.write_text(
-        recipe.read_text().replace("  - name: warm_up\n", "  - name: warm_up\n    bf16: true\n")
-        + "    gradient_accumulation_steps: 2\n    layout: padded\n  - name: last\n    bf16: true\n"
-    )
-    names = ("warm_up", "key_steps", "last")
-    train_recipe(recipe)
-    (tmp_path / "out").rename(tmp_path / "together")
-    for name in reversed(names):  # none after the stage that it follows
-        (tmp_path / "out").mkdir(exist_ok=True)
-        for other in names[: names.index(name)]:
-            if not (tmp_path / "out" / other).exists():
-                (tmp_path / "out" / other).symlink_to(tmp_path / "together" / other)
-        assert stage(recipe, name) == 0
-        assert_same_weights(tmp_path / "together" / name, tmp_path / "out" / name)
-        for link in (tmp_path / "out").iterdir():
-            if link.is_symlink():
-                link.unlink()
-
-
 def test_a_run_that_was_cut_off_is_resumed(recipe, tmp_path, monkeypatch):
-    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    options = {"stage": "warm_up", "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     train_recipe(recipe, **options)
     (tmp_path / "out").rename(tmp_path / "whole")
 
@@ -84,8 +65,7 @@ def test_a_run_that_was_cut_off_is_resumed(recipe, tmp_path, monkeypatch):
 
     def cut_off(run, *args):
         trainer = make_trainer(run, *args)
-        if run.stage == "key_steps":
-            trainer.add_callback(CutOff())
+        trainer.add_callback(CutOff())
         return trainer
 
     with monkeypatch.context() as patch:
@@ -93,7 +73,7 @@ def test_a_run_that_was_cut_off_is_resumed(recipe, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             train_recipe(recipe, **options)
     folder = train_recipe(recipe, **options)
-    assert_same_weights(tmp_path / "whole" / "key_steps", folder)
+    assert_same_weights(tmp_path / "whole" / "warm_up", folder)
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3]
 
@@ -149,7 +129,7 @@ def test_an_option_of_no_trainer_of_the_recipe_is_refused(recipe):
 def test_a_suite_is_run(recipe, tmp_path):
     suite = tmp_path / "suite.jsonl"
     suite.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    folder = train_recipe(recipe, suite_eval_steps=1, suite_dataset_name=suite)
+    folder = train_recipe(recipe, stage="warm_up", suite_eval_steps=1, suite_dataset_name=suite)
     lines = (folder / "suite_history.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
@@ -168,7 +148,7 @@ def test_the_model_of_a_stage_is_freed_before_the_next(recipe, monkeypatch):
         train_stage(*args)
 
     monkeypatch.setattr("edit_trl.cli.train_recipe.train_stage", count)
-    train_recipe(recipe)
+    train_recipe(recipe, max_steps=1)
     assert counts == [0, 0]
     assert models() == before
 
