@@ -16,7 +16,7 @@ GROUPS = {
 }
 OTHERS = """\
 A recipe may also set every option of TRL's SFTConfig and ModelConfig and of transformers' TrainingArguments
-(learning_rate, num_train_epochs, use_peft, ...): see huggingface.co/docs/trl, or `edit-trl train --help-all`."""
+(learning_rate, num_train_epochs, use_peft): see huggingface.co/docs/trl or `edit-trl train --help-all`."""
 
 
 class Option(NamedTuple):

@@ -65,7 +65,8 @@ class SuiteCallback(TrainerCallback):
         key_step_method: How key steps are found.
 
     Attributes:
-        trainer: Through whom scores are logged. `DualCoTTrainer` sets it; set it yourself with another one.
+        trainer: The trainer that logs the scores. `edit-trl train` and `train_recipe` set it; with a trainer
+            of your own, set it once it is made: `callback.trainer = trainer`.
 
     Raises:
         InputError: An option out of range; and, before training begins, rows that make no suite or a
