@@ -26,7 +26,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
 from edit_trl.data.row import REQUIRED_COLUMNS, is_chosen_alone, pairs_of, rows_of
 from edit_trl.training.quantization import settle_adapter_dtype
-from edit_trl.training.resuming.stopping import StopSignals, TrainingStopped
+from edit_trl.training.resuming.stopping import StopSignals
 from edit_trl.training.trainer_choice import TrainerName, options_class
 
 if TYPE_CHECKING:
@@ -176,8 +176,4 @@ class _StopCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if self._stopping:
-            raise TrainingStopped(
-                f"stopped by {self._signals.received or 'a signal to another process'} after step "
-                f"{state.global_step} of {state.max_steps}; checkpoint-{state.global_step} is in "
-                f"{args.output_dir}"
-            )
+            raise self._signals.stopped(args, state)

@@ -28,7 +28,7 @@ from edit_trl.training.resuming.checkpoints import (
     move_files,
     written_whole,
 )
-from edit_trl.training.resuming.stopping import StopSignals, TrainingStopped
+from edit_trl.training.resuming.stopping import StopSignals
 
 logger = logging.get_logger(__name__)
 
@@ -223,8 +223,4 @@ class _ResumeCallback(TrainerCallback):
 
     def on_save(self, args, state: TrainerState, control: TrainerControl, **kwargs):
         if self._stopping:
-            name = self._trainer.stop_signals.received or "a signal to another process"
-            raise TrainingStopped(
-                f"stopped by {name} after step {state.global_step} of {state.max_steps}; "
-                f"checkpoint-{state.global_step} is in {args.output_dir}"
-            )
+            raise self._trainer.stop_signals.stopped(args, state)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from transformers import TrainerState, TrainingArguments
 
 EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h, try again later: the same command resumes the run."""
@@ -73,6 +74,14 @@ class StopSignals:
         if not self.training:
             raise TrainingStopped(f"stopped by {name}, with nothing to save")
         self.received = self.received or name
+
+    def stopped(self, args: "TrainingArguments", state: "TrainerState") -> TrainingStopped:
+        """The exception to raise once the run has saved a checkpoint."""
+        name = self.received or "a signal to another process"
+        return TrainingStopped(
+            f"stopped by {name} after step {state.global_step} of {state.max_steps}; "
+            f"checkpoint-{state.global_step} is in {args.output_dir}"
+        )
 
     def agreed(self) -> bool:
         """Whether any process of the run has received a signal; every process asks after every step.
