@@ -24,6 +24,7 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 RESULT = "RESULT "
 BASE = {"use_peft": False, "dtype": "float32", "layout": "padded", "gradient_checkpointing": False}
@@ -143,7 +144,7 @@ def run_once(case: dict) -> dict:
 
     from edit_trl import DualCoTTrainer
     from edit_trl.training.lora_targets import lora_config
-    from edit_trl.training.memory.estimate import estimate_memory, process_memory
+    from edit_trl.training.memory.estimate import estimate_memory
     from edit_trl.training.memory.heap import map_large_blocks
     from edit_trl.training.memory.longest_batch import made_up_examples
     from edit_trl.training.quantization import quantization_config
@@ -192,8 +193,8 @@ def run_once(case: dict) -> dict:
 
 def recipe_stages(recipe: str, options: list[str], threads: int | None, folder: str) -> list[dict]:
     """Estimate each stage of a recipe, and train it, in a process of its own."""
-    from edit_trl.training.memory.estimate import estimate_memory
-    from edit_trl.training.memory.longest_batch import longest_batch, mixed_precision, student_config
+    from edit_trl.training.memory.longest_batch import longest_batch
+    from edit_trl.training.memory.stage import estimate_stage
     from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
 
     options = [*options, "--output_dir", folder]
@@ -203,9 +204,7 @@ def recipe_stages(recipe: str, options: list[str], threads: int | None, folder: 
         if not run.training.use_cpu:
             raise SystemExit("--recipe measures processes on a CPU; say --use_cpu true")
         examples, _ = longest_batch(run)
-        estimate = estimate_memory(
-            student_config(run), run.model, run.training, examples, device="cpu", mixed=mixed_precision(run)
-        )
+        estimate = estimate_stage(run, examples)
         words = ["--config", recipe, *options, *(["--stage", run.stage] if run.stage else [])]
         measured = child({"train": words}, threads)
         result = {"case": run.stage or "train", "parts": estimate.parts, "estimate": estimate.peak}
@@ -220,12 +219,17 @@ def recipe_stages(recipe: str, options: list[str], threads: int | None, folder: 
 def run_recipe_stage(words: list[str]) -> dict:
     from edit_trl.cli.main import run_command
     from edit_trl.cli.train import train_stage
-    from edit_trl.training.memory.estimate import process_memory
 
     code = run_command(train_stage, words)
     if code:
         raise SystemExit(code)
     return {"measured": process_memory("VmHWM")}
+
+
+def process_memory(name: Literal["VmHWM", "VmRSS"] = "VmRSS") -> int:
+    """Memory of this process in bytes: its peak (`VmHWM`), or now (`VmRSS`)."""
+    with open("/proc/self/status", encoding="ascii") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def text_ids(model: str) -> list[int]:

@@ -13,6 +13,7 @@ _MODULE_OF = {
     "DualCoTConfig": "training.config",
     "DualCoTTrainer": "training.trainer",
     "DualCoTCollator": "models.pairs.collation",
+    "train_recipe": "cli.train_recipe",
     "dual_cot_loss": "losses",
     "key_step_masks": "key_steps",
     "locate_key_steps": "key_steps",
@@ -30,6 +31,7 @@ __all__ = [  # noqa: RUF022 (in the order of _MODULE_OF: training, data, measuri
     "DualCoTConfig",
     "DualCoTTrainer",
     "DualCoTCollator",
+    "train_recipe",
     "dual_cot_loss",
     "key_step_masks",
     "locate_key_steps",
@@ -44,6 +46,7 @@ __all__ = [  # noqa: RUF022 (in the order of _MODULE_OF: training, data, measuri
 ]
 
 if TYPE_CHECKING:
+    from edit_trl.cli.train_recipe import train_recipe
     from edit_trl.data.dual_cots import load_dual_cots
     from edit_trl.data.procedural.teacher import ProceduralTeacher, generate_dual_cots
     from edit_trl.data.row_checks import validate_dual_cots

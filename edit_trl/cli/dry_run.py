@@ -1,16 +1,21 @@
-"""`edit-trl train --dry_run`: what each stage will take of memory, and which cards hold it (L4)."""
+"""`edit-trl train --dry_run`: how much memory each stage will need, and which GPUs have it."""
 
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
-from edit_trl.common.errors import InputError
-from edit_trl.training.memory.longest_batch import longest_batch, mixed_precision, student_config
+from edit_trl.training.memory.estimate import CARDS, MemoryEstimate
+from edit_trl.training.memory.longest_batch import longest_batch
+from edit_trl.training.memory.stage import estimate_stage
+from edit_trl.training.objective import Objective
+from edit_trl.training.recipe.resolving import (
+    RunArguments,
+    parse_options,
+    pick_run,
+    read_recipe,
+    resolve_runs,
+)
 
-if TYPE_CHECKING:
-    from edit_trl.training.memory.estimate import MemoryEstimate
-    from edit_trl.training.recipe.resolving import RunArguments
-
-PARTS = {
+NOTES = {
     "weights": "",
     "adapter": "",
     "optimizer": "its states",
@@ -21,66 +26,51 @@ PARTS = {
 
 
 def dry_run(config: str | None, stage: str | None, options: Sequence[str], shards: int = 1) -> int:
-    """Print the estimate of every stage; nothing is loaded but tokenizer and rows, where they are here.
+    """Print the estimate of every stage; only tokenizer and rows are loaded, if they are here.
 
     Args:
         config: The recipe's file.
         stage: One stage instead of all.
-        options: Options over the recipe.
-        shards: Over how many devices weights, gradients and optimizer are spread.
+        options: Options that win over the recipe.
+        shards: The number of devices over which weights, gradients and optimizer states are sharded.
 
     Raises:
         InputError: The recipe, its rows or its student's configuration cannot be used.
     """
-    from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
-
     recipe = read_recipe(config)
     runs = resolve_runs(recipe, parse_options(options, recipe))
-    chosen = [run for run in runs if stage in (None, run.stage)]
-    if not chosen:
-        names = ", ".join(str(run.stage) for run in runs)
-        raise InputError(f"no stage {stage!r} in {recipe.path}; it has: {names}")
     print("Estimated from the model's configuration and the recipe; nothing is loaded or trained.")
-    for run in chosen:
+    for run in runs if stage is None else [pick_run(recipe, runs, stage)]:
         if run.note:
             print(f"\n{run.note}")
-        print("\n" + "\n".join(_describe_run(run, shards)))
+        print("\n" + "\n".join(_describe(run, shards)))
     return 0
 
 
-def _describe_run(run: "RunArguments", shards: int) -> list[str]:
-    from edit_trl.training.memory.estimate import estimate_memory
-    from edit_trl.training.objective import Objective
-
+def _describe(run: RunArguments, shards: int) -> list[str]:
     name = f"stage {run.stage}: " if run.stage else ""
     if run.data.trainer != "dual_cot":
         return [f"{name}the memory of TRL's trainer `{run.data.trainer}` is not estimated"]
-    config = student_config(run)
     examples, source = longest_batch(run)
-    device = "cpu" if run.training.use_cpu else "cuda"
-    estimate = estimate_memory(
-        config, run.model, run.training, examples, device=device, mixed=mixed_precision(run), shards=shards
-    )
+    estimate = estimate_stage(run, examples, shards)
     # A warm-up runs its wrong chains for the logs alone, without gradients.
     chains = "pairs" if Objective(run.training).needs_rejected else "correct chains"
     checkpointing = "on" if run.training.gradient_checkpointing else "off"
-    lines = [
+    optimizer = getattr(run.training.optim, "value", run.training.optim)
+    sharding = f", sharded over {shards} devices" if shards > 1 else ""
+    return [
         f"{name}{run.model.model_name_or_path}, {_count(estimate.parameters)} parameters, "
         f"{_count(estimate.trained)} trained",
         f"  longest batch: {len(examples)} {chains}, {estimate.batch_tokens:,} tokens in the "
         f"{estimate.layout} layout, {source}",
-        f"  gradient checkpointing {checkpointing}, optimizer {_text(run.training.optim)}"
-        + (f", sharded over {shards} devices" if shards > 1 else ""),
+        f"  gradient checkpointing {checkpointing}, optimizer {optimizer}{sharding}",
+        *_table(estimate, run.training.use_cpu),
     ]
-    return lines + table(estimate, on_cpu=device == "cpu")
 
 
-def table(estimate: "MemoryEstimate", on_cpu: bool) -> list[str]:
-    """The parts of an estimate, their sum and what holds it, as lines of text."""
-    from edit_trl.training.memory.estimate import CARDS
-
-    overhead = "Python and its libraries" if on_cpu else "CUDA context, fragmentation"
-    notes = PARTS | {"overhead": overhead}
+def _table(estimate: MemoryEstimate, on_cpu: bool) -> list[str]:
+    """The parts of an estimate, their sum and the devices that have enough memory, as lines of text."""
+    notes = NOTES | {"overhead": "Python and its libraries" if on_cpu else "CUDA context, fragmentation"}
     lines = [
         f"  {part:12}{_gib(size):>10}  {notes[part]}".rstrip()
         for part, size in estimate.parts.items()
@@ -88,17 +78,16 @@ def table(estimate: "MemoryEstimate", on_cpu: bool) -> list[str]:
     ]
     lines.append(f"  {'peak':12}{_gib(estimate.peak):>10}")
     if on_cpu:
-        total = _machine_memory()
-        here = f"this machine has {_gib(total)}" if total else "this machine does not tell what it has"
-        lines.append(f"  of the memory of one process; {here}")
+        memory = _machine_memory()
+        here = f"this machine has {_gib(memory)}" if memory else "this machine does not tell what it has"
+        return [*lines, f"  of the memory of one process; {here}"]
     fits = estimate.fits()
     sizes = ", ".join(map(str, fits)) + " GB" if fits else f"none of {', '.join(map(str, CARDS))} GB"
-    return lines if on_cpu else [*lines, f"  fits cards of: {sizes}"]
+    return [*lines, f"  fits cards of: {sizes}"]
 
 
 def _machine_memory() -> int:
-    import os
-
+    """The memory of this machine in bytes; 0 if the system does not tell."""
     names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
     return os.sysconf(names[0]) * os.sysconf(names[1]) if set(names) <= os.sysconf_names.keys() else 0
 
@@ -112,7 +101,3 @@ def _count(parameters: int) -> str:
         if parameters >= unit:
             return f"{parameters / unit:.1f}{name}"
     return str(parameters)
-
-
-def _text(name: Any) -> str:
-    return str(getattr(name, "value", name))

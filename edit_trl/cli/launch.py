@@ -1,7 +1,7 @@
-"""Starting a stage in processes of its own, and passing on the signals that tell it to stop (L4).
+"""Launches a stage in processes of its own, and passes on the signals that stop it.
 
-One process without an accelerate configuration is started directly, as `accelerate launch` would: the
-launcher itself would import torch and accelerate only to start a second interpreter that does so again.
+A single process without an accelerate configuration is started directly, in the way of `accelerate launch`:
+the launcher would import torch and accelerate only to start a second interpreter that imports them again.
 """
 
 import argparse
@@ -17,20 +17,18 @@ from edit_trl.common.errors import InputError
 from edit_trl.training.resuming.stopping import EXIT_CODE, TrainingStopped
 
 TRAIN_MODULE = "edit_trl.cli.train"
-# Where Linux shows that there may be a GPU: NVIDIA's and AMD's drivers, and Windows' under WSL.
+# On Linux one of these exists if there may be a GPU: NVIDIA's and AMD's drivers, and Windows' under WSL.
 GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvhost-gpu", "/dev/kfd", "/dev/dxg")
 
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:
-    """`--accelerate_config` and `--num_processes`."""
-    group = parser.add_argument_group("launch")
-    group.add_argument(
+    """Add `--accelerate_config` and `--num_processes`."""
+    parser.add_argument(
         "--accelerate_config",
-        metavar="FILE|NAME",
-        help="An accelerate configuration file, or the name of one beside the recipe or in "
-        "recipes/accelerate.",
+        metavar="FILE",
+        help="An accelerate configuration: a file, or a name in recipes/accelerate.",
     )
-    group.add_argument(
+    parser.add_argument(
         "--num_processes", type=int, metavar="N", help="Processes to launch, as in accelerate launch."
     )
 
@@ -39,7 +37,7 @@ class SignalRelay:
     """Passes signals on to the processes that train; `with handled(relay.pass_on)` listens.
 
     Attributes:
-        received: The name of the first signal that came.
+        received: The name of the first signal that was received.
     """
 
     def __init__(self):
@@ -49,7 +47,7 @@ class SignalRelay:
         """Handle a signal.
 
         Raises:
-            TrainingStopped: Nothing is running yet.
+            TrainingStopped: No process has been started yet.
         """
         import psutil
 
@@ -64,20 +62,23 @@ class SignalRelay:
                 continue
 
     def exit_code(self, code: int) -> int:
-        """What a stage's exit code says, given what was received: killed by the signal is stopped by it."""
+        """A stage's exit code; `EXIT_CODE` for a stage that failed after a signal was received."""
         stopped = self.received and code not in (0, 2)
         return EXIT_CODE if stopped else code
 
 
 def launch(own: argparse.Namespace, options: Sequence[str]) -> int:
-    """Run a stage and return its exit code.
+    """Run a stage.
 
     Args:
         own: The options of `add_launch_options`, and `config`, the recipe.
-        options: What the stage is run with.
+        options: The command-line options of the stage's processes.
+
+    Returns:
+        The stage's exit code.
 
     Raises:
-        InputError: No such accelerate configuration, or more GPUs than there are.
+        InputError: There is no such accelerate configuration, or it asks for more GPUs than there are.
     """
     file = accelerate_config(own)
     if file is None and not _has_default_config() and (own.num_processes or _count_gpus()) <= 1:
@@ -95,7 +96,7 @@ def _count_gpus() -> int:
 
 
 def _has_default_config() -> bool:
-    """Whether `accelerate config` has left a configuration, which `accelerate launch` starts from."""
+    """Whether there is a configuration written by `accelerate config`, which `accelerate launch` uses."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = Path(os.environ.get("HF_HOME", f"{cache}/huggingface")).expanduser()
     return any((home / "accelerate" / f"default_config.{end}").is_file() for end in ("yaml", "json"))
@@ -104,33 +105,33 @@ def _has_default_config() -> bool:
 def _run(options: Sequence[str]) -> int:
     import subprocess
 
-    # As accelerate sets it for one process; the recipe's bf16 or fp16 decides in the process.
+    # The value that accelerate sets for one process; the recipe's bf16 or fp16 decides in the process.
     environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "no"}
     process = subprocess.Popen([sys.executable, "-m", TRAIN_MODULE, *options], env=environment)
     try:
         return process.wait()
     except KeyboardInterrupt:
-        process.wait()  # the terminal has told it too
+        process.wait()  # the terminal has interrupted it too
         raise
 
 
 def accelerate_config(own: argparse.Namespace) -> Path | None:
-    """The file that `--accelerate_config` names, or a name in `accelerate/` folders above the recipe and in
-    recipes/; None without the option.
+    """The file that `--accelerate_config` names: a path, or a name in an `accelerate/` folder above the
+    recipe or in recipes/; None without the option.
 
     Raises:
-        InputError: There is none; the names that there are.
+        InputError: There is no such file (lists the names that exist).
     """
     name = own.accelerate_config
     if name is None or Path(name).is_file():
         return Path(name) if name else None
     above = Path(own.config).resolve().parents if own.config else ()
     folders = [folder / "accelerate" for folder in above] + [Path("recipes/accelerate")]
-    known = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
-    if name not in known:
-        names = ", ".join(sorted(known)) or "none found beside the recipe or in recipes/accelerate"
+    named = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    if name not in named:
+        names = ", ".join(sorted(named)) or "none found beside the recipe or in recipes/accelerate"
         raise InputError(f"no accelerate configuration {name!r}: not a file, and the names are: {names}")
-    return known[name]
+    return named[name]
 
 
 def _accelerate_launch(chosen: Sequence[str], options: Sequence[str]) -> int:
@@ -140,21 +141,21 @@ def _accelerate_launch(chosen: Sequence[str], options: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     arguments = launch_command_parser().parse_args([*chosen, "-m", TRAIN_MODULE, *options])
-    # Left to torchrun, SIGTERM would give the processes 30 s and SIGUSR1 end it: the relay passes both on.
+    # On SIGTERM torchrun would give the processes 30 s, and SIGUSR1 would end it: the relay passes both on.
     arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
     try:
         launch_command(arguments)
     except subprocess.CalledProcessError as error:
-        return error.returncode  # the process has said what was wrong
+        return error.returncode  # the process has printed what was wrong
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
-        # Where one ends by itself the others are killed (a negative code), which says nothing.
+        # When one process fails the others are killed; their negative codes say nothing.
         return EXIT_CODE if EXIT_CODE in codes else max(codes)
     return 0
 
 
 def end_with_launcher() -> None:
-    """Have Linux tell this process to stop when the launcher that started it is gone, however it went."""
+    """Have Linux stop this process when the launcher that started it ends, for whatever reason."""
     launched = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
     if sys.platform == "linux" and launched:
         import ctypes

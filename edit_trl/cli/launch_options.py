@@ -1,8 +1,8 @@
-"""How a stage's processes are launched, and whether they are what was asked for (L4).
+"""The options with which a stage's processes are launched, and checks that they train together.
 
-accelerate 1.15 launches several processes on a CPU only by `mpirun` or as if they were for GPUs, which
-is what is done. FSDP and DeepSpeed it takes on GPUs alone: on a CPU `AcceleratorState` leaves the
-distributed type at MULTI_CPU, and each process would train a whole copy without a word.
+accelerate 1.15 launches several processes on a CPU only by `mpirun` or as if they were for GPUs; the latter
+is done here. It supports FSDP and DeepSpeed on GPUs alone: on a CPU `AcceleratorState` leaves the distributed
+type at MULTI_CPU, and each process would train a whole copy without a warning.
 """
 
 import os
@@ -24,13 +24,13 @@ def launch_options(
     """Options for `accelerate launch`.
 
     Args:
-        accelerate_config: Its configuration file, None for what the machine offers.
-        num_processes: How many, None for what the configuration or the machine says.
+        accelerate_config: accelerate's configuration file; None to use the devices of the machine.
+        num_processes: The number of processes; None for that of the configuration or the machine.
         recipe: The recipe's file, which may ask for the CPU.
-        options: The options over it.
+        options: Options that win over the recipe.
 
     Raises:
-        InputError: More GPUs than there are, or a sharding that the CPU has not.
+        InputError: More GPUs are asked for than there are, or sharding on a CPU.
     """
     import torch
 
@@ -46,7 +46,7 @@ def launch_options(
         chosen = ["--config_file", str(accelerate_config)]
         chosen += ["--num_processes", str(num_processes)] if num_processes else []
     else:
-        # What accelerate launch would choose, said out loud so that it has nothing to warn of.
+        # The defaults of accelerate launch, given explicitly so that it does not warn about them.
         chosen = ["--num_processes", str(processes), "--num_machines", "1", "--dynamo_backend", "no"]
         chosen += ["--mixed_precision", "no"]  # the recipe's bf16 or fp16 decides in the process
         chosen += ["--multi_gpu"] if gpus > 1 and several and not on_cpu else []
@@ -54,14 +54,14 @@ def launch_options(
         chosen += ["--multi_gpu", "--main_process_port", "0"]
         os.environ["ACCELERATE_USE_CPU"] = "true"  # read by the launched processes
     if "OMP_NUM_THREADS" not in os.environ and (on_cpu or not accelerate_config):
-        # Left to itself it gives a process one CPU thread, however many cores there are.
+        # By default accelerate gives each process one CPU thread, however many cores there are.
         threads = max(torch.get_num_threads() // processes, 1)
         chosen += ["--num_cpu_threads_per_process", str(threads)]
     return chosen
 
 
 def shards(accelerate_config: Path | None, num_processes: int | None) -> int:
-    """Over how many devices an accelerate configuration spreads weights, gradients and optimizer."""
+    """The number of devices over which an accelerate configuration shards what a run holds in memory."""
     config = _read_config(accelerate_config)
     kind = str(config.get("distributed_type", "NO")).upper()
     whole = kind == "DEEPSPEED" and (config.get("deepspeed_config") or {}).get("zero_stage") != 3
@@ -81,7 +81,7 @@ def _read_config(file: Path | None) -> dict[str, Any]:
 
 
 def _asks_for_cpu(recipe: str | None, options: Sequence[str]) -> bool:
-    """Whether the options or the recipe say `use_cpu: true`; only looked at, checked by the processes."""
+    """Whether the options or the recipe set `use_cpu: true`; the launched processes check the value."""
     import yaml
 
     for place, word in enumerate(options):
@@ -95,7 +95,7 @@ def _asks_for_cpu(recipe: str | None, options: Sequence[str]) -> bool:
     try:
         values = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
-        return False  # said where the recipe is read
+        return False  # reported when the recipe is read
     return isinstance(values, dict) and values.get("use_cpu") is True
 
 
@@ -126,10 +126,10 @@ def _check_devices(
 
 
 def check_processes(training: "DualCoTConfig") -> None:
-    """See that the processes train together, as they were launched.
+    """Check that the processes train together, as they were launched.
 
     Raises:
-        InputError: Each would train alone, or a whole copy where a part was meant.
+        InputError: Each process would train alone, or would train a whole copy instead of a shard.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and training.world_size == 1:

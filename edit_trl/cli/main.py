@@ -1,4 +1,4 @@
-"""`edit-trl`: finds the command and runs it; imports the standard library only (L4)."""
+"""`edit-trl`: finds the command and runs it. Imports only the standard library, so that `--help` is quick."""
 
 import difflib
 import logging
@@ -30,10 +30,10 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command: `edit_trl.cli.<command>.main(the other arguments)`.
+    """Run one command: `edit_trl.cli.<command>.main(the other arguments)`.
 
     Args:
-        argv: The arguments after the program's name; those of the process by default.
+        argv: The arguments after the program's name; those of the process if None.
 
     Returns:
         The exit code, as `run_command` gives it.
@@ -42,16 +42,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:
-    """Runs a command and turns what a person can mend into a message.
+    """Run a command and turn input errors into messages.
 
     Returns:
-        The command's exit code; 2 for bad input, which is explained without a traceback, and 130 for an
+        The command's exit code; 2 for bad input, which is explained without a traceback; 130 for an
         interruption. Any other exception is a bug and keeps its traceback.
     """
     _hush_libraries()
     try:
         code = command(argv)
-        sys.stdout.flush()  # or a pipe that is closed would be told of at the interpreter's end
+        sys.stdout.flush()  # else a closed pipe would raise when the interpreter ends
         return code
     except BrokenPipeError:
         if not _reader_has_left():
@@ -66,21 +66,21 @@ def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:
 
 
 def _reader_has_left() -> bool:
-    """Whether standard output is a pipe that nobody reads any more: `| head` has seen enough."""
+    """Whether standard output is a pipe whose reader has left, such as `| head`."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
         return False
-    # The interpreter must not try once more at its end.
+    # So that the interpreter does not flush to the pipe again when it ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
 
 
 def _hush_libraries() -> None:
-    """What libraries tell each other is nothing that a user of the command can act on."""
-    # transformers on its own renamed options, which TRL still sets.
+    """Silence warnings of libraries that a user of the command can do nothing about."""
+    # transformers' renamed options, which TRL still sets.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    # bitsandbytes, at import, on a CPU kernel that it would have to download.
+    # bitsandbytes' message at import about a CPU kernel that it would have to download.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 

@@ -2,18 +2,29 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from edit_trl.training.recipe.data_arguments import DataArguments
+    from edit_trl.training.recipe.resolving import RunArguments
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Report every problem of a recipe and of its datasets at once; return 0 if there is none."""
+    """Report every problem of a recipe and of its datasets at once.
+
+    Returns:
+        0 if there is none.
+
+    Raises:
+        InputError: All problems.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    own, rest = _parser().parse_known_args(argv)
+    own, words = _parser().parse_known_args(argv)
     if own.config is not None and _is_generation(own.config):
         return _check_generation(argv)
     from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
@@ -25,26 +36,25 @@ def main(argv: list[str] | None = None) -> int:
     try:
         recipe = read_recipe(own.config)
         values |= recipe.values
-        options = parse_options(rest, recipe) | ({"dataset_name": own.dataset} if own.dataset else {})
+        options = parse_options(words, recipe) | ({"dataset_name": own.dataset} if own.dataset else {})
         values |= options
         if own.config:
             runs = resolve_runs(recipe, options)
     except InputError as error:
         problems += [f"{own.config or 'options'}: {problem}" for problem in error.problems]
-    # A recipe that does not hold still names its rows: they are checked in the same go.
-    named = own.dataset or values.get("dataset_name")
-    fallback = [(named, values.get("dataset_train_split"), values)] if isinstance(named, str) else []
-    for source, split, given in _datasets(runs) or fallback:
+    # A recipe with problems may still name its rows: they are checked in the same go.
+    try:
+        datasets = _datasets(runs) or _named_dataset(own.dataset, values)
+    except InputError as error:
+        datasets, problems = {}, problems + error.problems
+    for (source, split), data in datasets.items():
         try:
-            rows = _check_dataset(source, split, given)
+            rows = data.load(source, split)
             print(f"{source}{f' ({split})' if split else ''}: {len(rows)} dual CoTs")
         except InputError as error:
             problems += error.problems
             continue
-        try:
-            _check_selection(rows, source, split, runs)
-        except InputError as error:
-            problems += error.problems
+        problems += _check_selection(rows, source, split, runs)
     if problems:
         raise InputError(problems, heading="not valid:")
     for run in runs:
@@ -59,10 +69,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="edit-trl validate",
         allow_abbrev=False,
         description="Check a recipe of train or generate, and a dataset, without loading a model.",
-        epilog="Options of the recipe may be given as --key value, as to the command itself.",
+        epilog="Options of the recipe may be given as --key value, as for the command itself.",
     )
     parser.add_argument("--config", metavar="RECIPE.yaml", help="The recipe.")
-    parser.add_argument("--dataset", metavar="DATA", help="File, folder or Hub id; wins over the recipe's.")
+    parser.add_argument("--dataset", metavar="DATA", help="A file, folder or Hub id; wins over the recipe's.")
     return parser
 
 
@@ -73,7 +83,7 @@ def _is_generation(config: str) -> bool:
 
 
 def _check_generation(argv: list[str]) -> int:
-    """A recipe of `edit-trl generate`, and all that it names; nothing is asked of a teacher."""
+    """Check a recipe of `edit-trl generate` and all files that it names; no teacher is asked."""
     from edit_trl.common.options import read_options
     from edit_trl.teachers.generate_config import FLAGS, OPTIONS, read_generate_config
     from edit_trl.teachers.run import Prepared
@@ -84,53 +94,46 @@ def _check_generation(argv: list[str]) -> int:
     return 0
 
 
-def _datasets(runs) -> list[tuple[str, str | None, dict]]:
-    """(source, split, options) of every dataset the runs would read, each once."""
-    found = {}
+def _datasets(runs: "Sequence[RunArguments]") -> "dict[tuple[str, str | None], DataArguments]":
+    """Every (source, split) that the runs would load, with the options to load it."""
+    datasets = {}
     for run in runs:
-        data = run.data
-        found[data.dataset_name, data.dataset_train_split] = run.values
+        datasets[run.data.dataset_name, run.data.dataset_train_split] = run.data
         if run.training.eval_strategy != "no":
-            split = None if data.eval_dataset_name else data.dataset_test_split
-            found[data.eval_dataset_name or data.dataset_name, split] = run.values
-        if data.suite_eval_steps is not None:
-            found[data.suite_source] = run.values
-    return [(source, split, values) for (source, split), values in found.items()]
+            datasets[run.data.eval_source] = run.data
+        if run.data.suite_eval_steps is not None:
+            datasets[run.data.suite_source] = run.data
+    return datasets
 
 
-def _check_dataset(source: str, split: str | None, values: dict) -> "Dataset":
-    from edit_trl.data.dual_cots import load_dual_cots
+def _named_dataset(
+    dataset: str | None, values: Mapping[str, Any]
+) -> "dict[tuple[str, str | None], DataArguments]":
+    """The dataset that options name which are not checked, or could not be."""
     from edit_trl.training.recipe.data_arguments import DataArguments
 
-    data = DataArguments(column_mapping=values.get("column_mapping"))
-    return load_dual_cots(
-        source,
-        name=values.get("dataset_config"),
-        split=split,
-        revision=values.get("dataset_revision"),
-        column_mapping=data.column_mapping,
-    )
+    source, split = dataset or values.get("dataset_name"), values.get("dataset_train_split")
+    if not isinstance(source, str):
+        return {}
+    names = ("dataset_config", "dataset_revision", "column_mapping")
+    return {(source, split): DataArguments(**{name: values[name] for name in names if name in values})}
 
 
-def _check_selection(rows: "Dataset", source: str, split: str | None, runs) -> None:
-    """What each run that trains on the rows takes of them."""
-    from edit_trl.data.views import select_rows
-
+def _check_selection(
+    rows: "Dataset", source: str, split: str | None, runs: "Sequence[RunArguments]"
+) -> list[str]:
+    """The problems of the views of each run that trains on the rows; prints how many rows it trains on."""
     problems = []
     for run in runs:
-        data, seed = run.data, run.training.seed
+        data = run.data
         if (data.dataset_name, data.dataset_train_split) != (source, split):
             continue
+        stage = f"stage {run.stage}" if run.stage else ""
         try:
-            kept = select_rows(
-                rows, data.view, mistake=data.mistake, rows=data.rows, seed=seed, source=source
-            )
+            selected = data.train_view(rows, run.training.seed)
         except InputError as error:
-            problems += [
-                f"stage {run.stage}: {problem}" if run.stage else problem for problem in error.problems
-            ]
+            problems += [f"{stage}: {problem}" if stage else problem for problem in error.problems]
             continue
         if (data.view, data.mistake, data.rows) != ("pairs", None, None):
-            print(f"  {f'stage {run.stage}, ' if run.stage else ''}view {data.view}: {len(kept)} rows")
-    if problems:
-        raise InputError(problems)
+            print(f"  {f'{stage}, ' if stage else ''}view {data.view}: {len(selected)} rows")
+    return problems

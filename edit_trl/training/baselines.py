@@ -1,9 +1,9 @@
-"""TRL's own preference trainers on dual CoTs (L3): what key-step learning is compared with.
+"""TRL's own preference trainers on dual CoTs: the baselines of key-step learning.
 
 The pairs are those that `DualCoTTrainer` would train on: the same rows, dropped for the same reasons. Saving
-and resuming are as in `transformers.Trainer`, which is less than `edit_trl.training.resuming.resumable`
-gives: a checkpoint that was cut off while being written is not told from a whole one, and a resumed run need
-not end in the same bits.
+and resuming are those of `transformers.Trainer`, without the guarantees of
+`edit_trl.training.resuming.resumable`: an incomplete checkpoint is not recognised, and a resumed run need not
+end with the same bits.
 """
 
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
 from edit_trl.data.row import REQUIRED_COLUMNS, is_chosen_alone, pairs_of, rows_of
 from edit_trl.training.quantization import settle_adapter_dtype
-from edit_trl.training.resuming.stopping import StopSignals, TrainingStopped
+from edit_trl.training.resuming.stopping import StopSignals
 from edit_trl.training.trainer_choice import TrainerName, options_class
 
 if TYPE_CHECKING:
@@ -36,22 +36,23 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 REFERENCE_ADAPTER = "ref"
-"""What TRL's DPOTrainer calls its copy of an adapter that goes on training."""
+"""TRL's DPOTrainer's name for its reference copy of an adapter that is trained further."""
 
 
 def preference_pairs(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, name: str = "train"
 ) -> Dataset:
-    """Dual CoTs as TRL's preference trainers take them.
+    """Convert dual CoTs to the rows of TRL's preference trainers.
 
     Args:
-        dataset: Validated dual CoTs. Several wrong chains are several pairs; correct chains alone are none.
-        tokenizer: The student's.
-        max_length: Pairs with more tokens are dropped rather than cut.
-        name: What messages call the dataset.
+        dataset: Validated dual CoTs. A row with several wrong chains becomes several pairs; a row of a single
+            chain becomes none.
+        tokenizer: The student's tokenizer.
+        max_length: Pairs with more tokens are dropped, not cut.
+        name: The dataset's name in messages.
 
     Returns:
-        `prompt`, `chosen` and `rejected` of each pair, and nothing else.
+        The columns `prompt`, `chosen` and `rejected`, a row per pair.
 
     Raises:
         InputError: No pair is left.
@@ -66,11 +67,11 @@ def preference_pairs(
         raise InputError(
             f"{name} dataset: there is no pair, only correct chains alone; TRL's trainers need pairs"
         )
-    found = Dataset.from_list(pairs)
-    # Any alignment will do: it is asked which pairs are kept.
-    prepared, report = prepare_dual_cots(found, RowPreparation(tokenizer, "edit", max_length), name=name)
+    dataset = Dataset.from_list(pairs)
+    # Only to learn which pairs are dropped, for which any alignment will do.
+    prepared, report = prepare_dual_cots(dataset, RowPreparation(tokenizer, "edit", max_length), name=name)
     (logger.warning if report.dropped else logger.info)(f"{name} dataset: {report}")
-    return found.select([row - 1 for row in prepared["row"]])
+    return dataset.select([row - 1 for row in prepared["row"]])
 
 
 def preference_trainer(
@@ -85,19 +86,20 @@ def preference_trainer(
     peft_config: "PeftConfig | None" = None,
     stop_signals: StopSignals | None = None,
 ) -> Trainer:
-    """One of TRL's trainers, ready to train.
+    """Make one of TRL's trainers.
 
     Args:
-        trainer: Which.
-        student: The student's id or path, for its tokenizer and, without `model`, its weights.
-        model: The student with an adapter that goes on training, if it has one. It is also what DPO refers
-            to, as it is before training.
-        args: Of `options_class(trainer)`; `model_init_kwargs` are how the student is loaded.
-        train_dataset: Validated dual CoTs.
-        eval_dataset: Likewise.
-        quantization_config: For a student that is loaded here.
-        peft_config: Trains a new adapter.
-        stop_signals: Where given, the run saves and raises `TrainingStopped` once a signal is received.
+        trainer: The trainer's name.
+        student: The student's Hub id or path, for its tokenizer and, without `model`, its weights.
+        model: The student with an adapter that is trained further; its state before training is also the
+            reference of DPO. None to load `student`.
+        args: The trainer's options, an `options_class(trainer)`; the student is loaded with
+            `model_init_kwargs`.
+        train_dataset: Validated dual CoTs to train on.
+        eval_dataset: Validated dual CoTs to evaluate on.
+        quantization_config: How the student is quantized when it is loaded.
+        peft_config: The configuration of a new adapter.
+        stop_signals: If given, the run saves and raises `TrainingStopped` once a signal is received.
 
     Raises:
         InputError: No pair is left.
@@ -111,7 +113,7 @@ def preference_trainer(
     train_dataset = preference_pairs(train_dataset, tokenizer, args.max_length)
     if eval_dataset is not None:
         eval_dataset = preference_pairs(eval_dataset, tokenizer, args.max_length, "eval")
-    args.hub_token = None  # Trainer pickles its arguments beside the weights
+    args.hub_token = None  # the Trainer pickles its arguments beside the weights
 
     def load() -> PreTrainedModel:
         options["trust_remote_code"] = args.trust_remote_code
@@ -131,7 +133,7 @@ def preference_trainer(
         "callbacks": [_StopCallback(stop_signals)] if stop_signals is not None else None,
     }
     if trainer == "dpo":
-        # Of an adapter TRL makes its own reference; of whole weights it would load another revision.
+        # TRL makes an adapter's reference itself; that of whole weights it would load without `revision`.
         whole = model is None and peft_config is None and not args.precompute_ref_log_probs
         made = DPOTrainer(ref_model=load() if whole else None, **shared)
     else:
@@ -141,14 +143,14 @@ def preference_trainer(
 
 
 def drop_reference(trainer: Trainer) -> None:
-    """Take away DPO's reference adapter, so that the student alone is saved."""
+    """Remove DPO's reference adapter, so that only the student is saved."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if is_peft_model(model) and REFERENCE_ADAPTER in model.peft_config:
         model.delete_adapter(REFERENCE_ADAPTER)
 
 
 def _experimental_trainer(trainer: TrainerName) -> type[Trainer]:
-    options_class(trainer)  # silences what TRL says of every import of these
+    options_class(trainer)  # silences TRL's warning about experimental imports
     if trainer == "orpo":
         from trl.experimental.orpo import ORPOTrainer
 
@@ -159,7 +161,7 @@ def _experimental_trainer(trainer: TrainerName) -> type[Trainer]:
 
 
 class _StopCallback(TrainerCallback):
-    """Saves after the step in which the run was told to stop, and ends it."""
+    """Saves after the step in which a signal was received, and ends the run."""
 
     def __init__(self, signals: StopSignals):
         self._signals = signals
@@ -174,8 +176,4 @@ class _StopCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if self._stopping:
-            raise TrainingStopped(
-                f"stopped by {self._signals.received or 'a signal to another process'} after step "
-                f"{state.global_step} of {state.max_steps}; checkpoint-{state.global_step} is in "
-                f"{args.output_dir}"
-            )
+            raise self._signals.stopped(args, state)

@@ -1,4 +1,4 @@
-"""Which layers of a student get adapters (L2), known from its configuration, before a weight is loaded."""
+"""The layers of a student that get adapters, from its configuration, before its weights are loaded."""
 
 import re
 
@@ -14,13 +14,13 @@ from edit_trl.common.errors import InputError
 
 
 def make_model(config: PretrainedConfig, dtype: str | None = None) -> PreTrainedModel:
-    """A student of this configuration with weights as the surrounding context makes them.
+    """Make a student from its configuration, on the device of the surrounding context.
 
-    Of the class that `trl.trainer.utils.create_model_from_path` takes, read in TRL 1.16.
+    It has the class that `trl.trainer.utils.create_model_from_path` chooses, read in TRL 1.16.
 
     Args:
-        config: The student's.
-        dtype: Of the weights; the configuration's own where None or "auto".
+        config: The student's configuration.
+        dtype: The dtype of the weights; that of the configuration if None or "auto".
     """
     name = (config.architectures or [""])[0]
     cls = getattr(transformers, name, None) or AutoModelForCausalLM
@@ -29,22 +29,25 @@ def make_model(config: PretrainedConfig, dtype: str | None = None) -> PreTrained
 
 
 def lora_config(model: ModelConfig, student: str, trust_remote_code: bool = False) -> LoraConfig | None:
-    """TRL's adapter configuration, with the targets that the student's architecture asks for.
+    """TRL's adapter configuration, with targets that fit the student's architecture.
 
-    `all-linear` is every linear layer but the head. Of a model that also sees or hears it would be those of
-    the other towers too, which text never trains; there it becomes the decoder's layers.
+    `all-linear` means every linear layer but the head. In a multimodal model that would include the vision or
+    audio towers, which text never trains; there it becomes the layers of the text decoder.
 
     Args:
-        model: TRL's options.
-        student: Hub id or folder of the student.
+        model: TRL's model options.
+        student: The student's Hub id or folder.
         trust_remote_code: As in the trainer's options.
 
+    Returns:
+        The configuration; None if the options ask for no adapter.
+
     Raises:
-        InputError: The targets name the head, under whatever name the architecture has for it, or nothing.
+        InputError: The targets include the LM head, whatever the architecture calls it, or match no layer.
     """
     adapter = get_peft_config(model)
     if adapter is None or adapter.target_modules is None:
-        return adapter  # without a look at the student
+        return adapter  # the student's configuration is not needed
     config = AutoConfig.from_pretrained(
         student, revision=model.model_revision, trust_remote_code=trust_remote_code
     )
@@ -52,15 +55,15 @@ def lora_config(model: ModelConfig, student: str, trust_remote_code: bool = Fals
 
 
 def settle_targets(adapter: LoraConfig, config: PretrainedConfig) -> LoraConfig:
-    """`lora_config` for a student of which the configuration is at hand."""
+    """As `lora_config`, for an adapter configuration and a student's configuration that are at hand."""
     if adapter.target_modules is None:
-        return adapter  # PEFT's table for the architecture, which has no head in it
-    everything = adapter.target_modules == "all-linear"
-    if everything and config.get_text_config() is config:
+        return adapter  # PEFT's table for the architecture, in which no head occurs
+    all_linear = adapter.target_modules == "all-linear"
+    if all_linear and config.get_text_config() is config:
         return adapter
     with init_empty_weights():
         student = make_model(config)
-    if everything:
+    if all_linear:
         adapter.target_modules = decoder_layers(student)
     else:
         _check_targets(adapter, student)
@@ -68,7 +71,7 @@ def settle_targets(adapter: LoraConfig, config: PretrainedConfig) -> LoraConfig:
 
 
 def decoder_layers(student: PreTrainedModel) -> str:
-    """A pattern of the linear layers of the text decoder, for PEFT."""
+    """A regular expression for PEFT that matches the linear layers of the text decoder."""
     decoder = student.get_decoder()
     prefix = next(name for name, module in student.named_modules() if module is decoder)
     names = sorted({name.rsplit(".", 1)[-1] for name in _linear_layers(decoder)})
@@ -76,18 +79,18 @@ def decoder_layers(student: PreTrainedModel) -> str:
 
 
 def head_name(student: PreTrainedModel) -> str | None:
-    """What the architecture calls its LM head, such as `lm_head` or `embed_out`."""
+    """The architecture's name for its LM head, such as `lm_head` or `embed_out`."""
     head = student.get_output_embeddings()
     return next((name for name, module in student.named_modules() if module is head), None)
 
 
 def _check_targets(adapter: PeftConfig, student: PreTrainedModel) -> None:
     targets = adapter.target_modules
-    shown = targets if isinstance(targets, str) else ", ".join(sorted(targets))
+    named = targets if isinstance(targets, str) else ", ".join(sorted(targets))
     head = head_name(student)
     if head is not None and check_target_module_exists(adapter, head):
         raise InputError(
-            f"`lora_target_modules: {shown}` puts an adapter on `{head}`, the LM head of "
+            f"`lora_target_modules: {named}` puts an adapter on `{head}`, the LM head of "
             f"{type(student).__name__}, which would never be trained: log-probabilities are computed from "
             "its weight directly. Leave it out ('all-linear' does)"
         )
@@ -95,7 +98,7 @@ def _check_targets(adapter: PeftConfig, student: PreTrainedModel) -> None:
     if not any(check_target_module_exists(adapter, name) for name in names):
         kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in _linear_layers(student)} - {head}))
         raise InputError(
-            f"`lora_target_modules: {shown}` matches nothing in {type(student).__name__}; its linear layers "
+            f"`lora_target_modules: {named}` matches nothing in {type(student).__name__}; its linear layers "
             f"are {kinds}, or 'all-linear' for all of them"
         )
 

@@ -1,4 +1,4 @@
-"""Quantized students (L2): what `load_in_4bit` and `load_in_8bit` imply, and what they need."""
+"""Quantized students: the options that `load_in_4bit` and `load_in_8bit` imply, and their requirements."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 
 # 4-bit layers on every device, and parameters that FSDP2 can shard.
 MINIMUM = Version("0.48")
-# Its optimizers on a CPU (bitsandbytes pull request 1901).
+# Optimizers on a CPU (bitsandbytes pull request 1901).
 MINIMUM_FOR_CPU_OPTIMIZERS = Version("0.50")
-# How transformers names the optimizers of bitsandbytes.
+# In transformers' names of the optimizers of bitsandbytes.
 OPTIMIZER_MARKS = ("8bit", "paged", "bnb")
 _NOT_OF_BITSANDBYTES = ("torch", "galore", "apollo")
 
 
 def implied_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a quantized student implies, of what the recipe leaves open; nothing for others.
+    """The options that a quantized student implies and the recipe leaves open.
 
-    TRL's own defaults are float32 for the computation (its `dtype`), no double quantization, adapters on
-    what PEFT's table has for the architecture (queries and values, mostly; nothing for some), and AdamW with
-    states in float32. QLoRA (arXiv 2305.14314, sections 3 and 4) has NF4, double quantization, bf16,
-    adapters on every linear layer (which it finds to matter most), and paged optimizer states.
+    TRL's defaults are float32 for the computation (its `dtype`), no double quantization, adapters on the
+    layers that PEFT lists for the architecture (mostly queries and values; none for some), and AdamW with
+    float32 states. QLoRA (arXiv 2305.14314, sections 3 and 4) has NF4, double quantization, bf16, adapters on
+    every linear layer (which it finds to matter most), and paged optimizer states.
 
     Args:
         values: The options that were given.
 
     Returns:
-        Options by name, those given not among them.
+        The implied options by name, without those given; empty for a student that is not quantized.
     """
     if not (values.get("load_in_4bit") or values.get("load_in_8bit")):
         return {}
@@ -60,7 +60,7 @@ def implied_options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compute_dtype(use_cpu: bool) -> str:
-    """bfloat16; float16 on a GPU that has none."""
+    """bfloat16; float16 on a GPU without bfloat16."""
     on_gpu = torch.cuda.is_available() and not use_cpu
     return "float16" if on_gpu and not is_torch_bf16_gpu_available() else "bfloat16"
 
@@ -68,15 +68,15 @@ def compute_dtype(use_cpu: bool) -> str:
 def _optimizer(use_cpu: bool) -> str:
     if torch.cuda.is_available() and not use_cpu:
         return "paged_adamw_8bit"
-    # There is nothing to page a CPU's memory to; bitsandbytes would warn and not page.
-    found = _installed()
-    return "adamw_8bit" if found and found >= MINIMUM_FOR_CPU_OPTIMIZERS else "adamw_torch_fused"
+    # On a CPU bitsandbytes would warn and not page.
+    installed = _installed()
+    return "adamw_8bit" if installed and installed >= MINIMUM_FOR_CPU_OPTIMIZERS else "adamw_torch_fused"
 
 
 def quantization_config(model: ModelConfig, training: "DualCoTConfig") -> "BitsAndBytesConfig | None":
-    """TRL's configuration for bitsandbytes, with a dtype to compute in and a storage that can be sharded."""
+    """TRL's configuration for bitsandbytes, with a compute dtype and a storage that can be sharded."""
     config = get_quantization_config(_with_dtype(model, training))
-    # FSDP and ZeRO-3 shard floating-point parameters only; and FSDP wants one dtype a layer, that of the
+    # FSDP and ZeRO-3 shard floating-point parameters only; and FSDP needs one dtype per layer, that of the
     # norms and adapters.
     sharded = training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     deepspeed = getattr(training, "deepspeed_plugin", None)
@@ -87,22 +87,22 @@ def quantization_config(model: ModelConfig, training: "DualCoTConfig") -> "BitsA
 
 
 def _with_dtype(model: ModelConfig, training: "DualCoTConfig") -> ModelConfig:
-    # 'auto' is what the weights are in, which bitsandbytes is not told of.
+    # 'auto' is the dtype of the weights, which bitsandbytes does not know.
     if model.load_in_4bit and model.dtype in (None, "auto"):
         model.dtype = compute_dtype(training.use_cpu)
     return model
 
 
 def settle_adapter_dtype(model: nn.Module, fp16: bool) -> None:
-    """Adapters of a quantized student in the dtype that they are trained in.
+    """Cast the adapter of a quantized student to the dtype in which it is trained, in place.
 
     QLoRA has "weight gradients for the LoRA parameters which use 16-bit BrainFloat" (arXiv 2305.14314,
     section 3), and TRL 1.16 casts the adapters of a quantized model to bfloat16 when the trainer is made.
-    They stay so, but for fp16 training: GPUs that need it have no bfloat16, and the gradient scaler does not
-    unscale bfloat16 gradients, so adapters are float32 there.
+    This changes fp16 training alone: GPUs that need fp16 have no bfloat16, and the gradient scaler does not
+    unscale bfloat16 gradients, so the adapter becomes float32.
 
     Args:
-        model: The student, with its adapter.
+        model: The student with its adapter.
         fp16: Whether training is in fp16.
     """
     quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
@@ -114,10 +114,10 @@ def settle_adapter_dtype(model: nn.Module, fp16: bool) -> None:
 
 
 def check_bitsandbytes(model: ModelConfig, training: "DualCoTConfig") -> None:
-    """See that what the run needs of bitsandbytes is installed; nothing is imported.
+    """Check that the bitsandbytes that a run needs is installed, without importing it.
 
     Raises:
-        InputError: It is missing, or too old for the device.
+        InputError: bitsandbytes is missing, or too old for the device.
     """
     problems = list(_bitsandbytes_problems(model, training))
     if problems:
@@ -127,34 +127,34 @@ def check_bitsandbytes(model: ModelConfig, training: "DualCoTConfig") -> None:
 def _bitsandbytes_problems(model: ModelConfig, training: "DualCoTConfig") -> Iterator[str]:
     needs = [f"`{name}: true`" for name in ("load_in_4bit", "load_in_8bit") if getattr(model, name)]
     optimizer = str(getattr(training.optim, "value", training.optim))
-    own = any(mark in optimizer for mark in OPTIMIZER_MARKS)
-    own = own and not any(other in optimizer for other in _NOT_OF_BITSANDBYTES)
-    needs += [f"`optim: {optimizer}`"] if own else []
+    needs_optimizer = any(mark in optimizer for mark in OPTIMIZER_MARKS)
+    needs_optimizer &= not any(other in optimizer for other in _NOT_OF_BITSANDBYTES)
+    needs += [f"`optim: {optimizer}`"] if needs_optimizer else []
     if not needs:
         return
-    found = _installed()
-    if found is None:
+    installed = _installed()
+    if installed is None:
         yield (
             f"{' and '.join(needs)} needs bitsandbytes, which is not installed here; "
             f"`pip install 'bitsandbytes>={MINIMUM}'`, or train without it (LoRA: remove the option)"
         )
         return
     device = "a GPU" if torch.cuda.is_available() and not training.use_cpu else "a CPU"
-    if found < MINIMUM:
+    if installed < MINIMUM:
         yield (
-            f"{' and '.join(needs)} on {device} needs bitsandbytes {MINIMUM} or newer, but {found} is "
+            f"{' and '.join(needs)} on {device} needs bitsandbytes {MINIMUM} or newer, but {installed} is "
             f"installed; `pip install -U 'bitsandbytes>={MINIMUM}'`"
         )
-    elif own and device == "a CPU" and found < MINIMUM_FOR_CPU_OPTIMIZERS:
+    elif needs_optimizer and device == "a CPU" and installed < MINIMUM_FOR_CPU_OPTIMIZERS:
         yield (
             f"`optim: {optimizer}` on a CPU needs bitsandbytes {MINIMUM_FOR_CPU_OPTIMIZERS} or newer, but "
-            f"{found} is installed; `pip install -U 'bitsandbytes>={MINIMUM_FOR_CPU_OPTIMIZERS}'`, or set "
-            "`optim: adamw_torch_fused`"
+            f"{installed} is installed; `pip install -U 'bitsandbytes>={MINIMUM_FOR_CPU_OPTIMIZERS}'`, or "
+            "set `optim: adamw_torch_fused`"
         )
 
 
 def _installed() -> Version | None:
-    """The version of bitsandbytes, None where it cannot be imported; without importing it."""
+    """The version of bitsandbytes, without importing it; None if it is not installed."""
     try:
         return Version(version("bitsandbytes")) if find_spec("bitsandbytes") else None
     except PackageNotFoundError:

@@ -1,8 +1,8 @@
-"""Which trainer a run has, and the class of its options (L2).
+"""The trainers of a recipe, and the classes of their options.
 
-`dual_cot` is ours. The others are TRL's preference trainers, which dual CoTs are compared with: `dpo`
-(`trl.DPOTrainer`: DPO, DPO with an NLL anchor, IPO), `orpo`, and `cpo` (CPO and SimPO). The last two are in
-`trl.experimental` of TRL 1.16, in which they were read.
+`dual_cot` is ours. The others are TRL's preference trainers, to compare with: `dpo` (`trl.DPOTrainer`: DPO,
+DPO with an NLL anchor, IPO), `orpo`, and `cpo` (CPO and SimPO). The last two were read in `trl.experimental`
+of TRL 1.16.
 """
 
 import os
@@ -25,7 +25,7 @@ def options_class(trainer: TrainerName) -> type[TrainingArguments]:
         from trl import DPOConfig
 
         return DPOConfig
-    # The one place that imports what TRL warns of; the recipe that names it has chosen it.
+    # TRL warns about experimental imports; a recipe that names the trainer has chosen it.
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     if trainer == "orpo":
         from trl.experimental.orpo import ORPOConfig
@@ -37,14 +37,14 @@ def options_class(trainer: TrainerName) -> type[TrainingArguments]:
 
 
 def trainers_with(option: str, trainers: Iterable[TrainerName] = get_args(TrainerName)) -> list[TrainerName]:
-    """The trainers that have an option."""
+    """The trainers that have this option."""
     return [trainer for trainer in trainers if option in hints_of([options_class(trainer)])]
 
 
 def trainers_named(values: Iterable[Any]) -> list[TrainerName]:
-    """The trainers that some values of the option `trainer` name, ours where nothing is said; each once.
+    """The trainers named by values of the option `trainer`, each once; None names `dual_cot`.
 
-    What names none is left out: it is reported where options are checked.
+    Values that name no trainer are left out: they are reported when the options are checked.
     """
     named = [value or "dual_cot" for value in values]
     return [trainer for trainer in get_args(TrainerName) if trainer in named] or ["dual_cot"]

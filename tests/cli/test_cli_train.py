@@ -1,7 +1,11 @@
 import json
+import os
 import platform
+import re
 import subprocess
 import sys
+from dataclasses import fields
+from typing import get_args
 
 import torch
 from conftest import ROWS
@@ -9,8 +13,13 @@ from safetensors.torch import load_file
 from train_recipe_runs import run_file, stage
 
 from edit_trl.cli.main import main
+from edit_trl.common.options import hints_of
+from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.memory import heap
 from edit_trl.training.memory.heap import map_large_blocks
+from edit_trl.training.recipe.data_arguments import DataArguments
+from edit_trl.training.recipe.resolving import argument_classes
+from edit_trl.training.trainer_choice import TrainerName
 
 
 def test_both_stages_through_the_command(recipe, tmp_path):
@@ -181,29 +190,42 @@ def test_a_hub_token_reaches_no_file(recipe, tmp_path):
         assert not file.is_file() or b"hf_secret" not in file.read_bytes(), file
 
 
-def test_help_lists_our_options(capfd):
-    assert main(["train", "--help"]) == 0
-    text = capfd.readouterr().out
-    for option in ("--config", "--stage", "--chosen_key_weight", "--lora_r", "--dataset_name"):
-        assert option in text
-    assert "Alpha: weight of the correct chain's key tokens." in text
+# Help
 
 
-def test_the_help_is_made_once(tmp_path, monkeypatch, capfd):
-    """TRL's import is most of what it takes; with another terminal, or other options, it is made anew."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "100")
-    assert main(["train", "--help"]) == 0
-    made = capfd.readouterr().out
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "edit_trl.cli.main", "train", "--help"],
+def run_help(option: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "edit_trl.cli.main", "train", option],
+        env=os.environ | {"COLUMNS": "110"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout == made
+
+
+def test_the_help_lists_our_options_with_their_defaults():
+    done = run_help("--help")
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 110
+    text = " ".join(done.stdout.split())
+    for name in ("config", "stage", "dry_run", "accelerate_config", "num_processes", "help-all"):
+        assert f"--{name} " in text
+    own = [field for field in fields(DualCoTConfig) if field.name in DualCoTConfig.__annotations__]
+    assert len(own) >= 24
+    for field in (*fields(DataArguments), *own):
+        default = "" if field.default is None else f" (default: {field.default})"
+        assert f"--{field.name} {field.metadata['help']}{default}" in text, field.name
+    for other in ("SFTConfig", "ModelConfig", "TrainingArguments", "--help-all"):
+        assert other in lines[-2] + lines[-1], other
     assert "torch" not in done.stderr
-    monkeypatch.setenv("COLUMNS", "60")
-    assert main(["train", "--help"]) == 0
-    assert len(capfd.readouterr().out.splitlines()) > len(made.splitlines())
-    assert len(list((tmp_path / "edit_trl").iterdir())) == 2
+    assert "transformers" not in done.stderr
+
+
+def test_help_all_lists_every_option_of_every_trainer(capfd):
+    assert main(["train", "--help-all"]) == 0
+    text = capfd.readouterr().out
+    names = hints_of([cls for trainer in get_args(TrainerName) for cls in argument_classes(trainer)])
+    assert len(names) > 200
+    for name in ("config", "stage", "num_processes", *names):
+        assert re.search(rf"^ +(-\w, )?--{name}\b", text, flags=re.MULTILINE), name

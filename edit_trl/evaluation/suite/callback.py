@@ -67,8 +67,8 @@ class SuiteCallback(TrainerCallback):
         key_step_method: How key steps are found.
 
     Attributes:
-        trainer: The trainer that logs the scores. `DualCoTTrainer` sets it; with another trainer, set it
-            yourself.
+        trainer: The trainer that logs the scores. `edit-trl train` and `train_recipe` set it; with a trainer
+            of your own, set it once it is made: `callback.trainer = trainer`.
 
     Raises:
         InputError: An option is out of range. Before training begins: the rows make no suite, or

@@ -18,7 +18,7 @@ registered; a 4D mask is passed on unchanged; keyword arguments reach the attent
 `sdpa_attention_forward`, `PreTrainedModel._is_stateful`, `config.layer_types`, `config._attn_implementation`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -81,9 +81,15 @@ class TreeAttention:
         model: A model without a `tree_obstacle`. Where it uses SDPA, its attention becomes a function that is
             SDPA for anything but a tree.
         kind: How the tree is passed on; chosen by the model's attention where None.
+        causal_mask: Makes the mask of N queries over the last N of M keys for kind `stretches`.
     """
 
-    def __init__(self, model: nn.Module, kind: TreeAttentionKind | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        kind: TreeAttentionKind | None = None,
+        causal_mask: Callable[[int, int], Tensor] = causal_lower_right,
+    ):
         base = _base(model)
         attention = base.config._attn_implementation
         self._base, self._before = base, attention
@@ -91,6 +97,7 @@ class TreeAttention:
         self._config = base.config.get_text_config()
         self._dtype = base.dtype
         self._additive = attention == "eager"
+        self._causal_mask = causal_mask
         if self.kind == "stretches":
             base.set_attn_implementation(_NAME)
 
@@ -109,7 +116,7 @@ class TreeAttention:
         if self.kind == "stretches":
             # A 4D mask, since transformers passes that on to the layers unchanged; its content is not read.
             nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_ids.device)
-            return {"attention_mask": nothing, "tree": _Tree(stretches)}
+            return {"attention_mask": nothing, "tree": _Tree(stretches, self._causal_mask)}
         window = getattr(self._config, "sliding_window", None)
         kinds = set(getattr(self._config, "layer_types", None) or ())
         if len(kinds) > 1:
@@ -161,8 +168,8 @@ def dense_tree_mask(stretches: Sequence[Stretch], position_ids: Tensor, window: 
 class _Tree:
     """The tree of one forward pass, with the window masks that its layers share."""
 
-    def __init__(self, stretches: Sequence[Stretch]):
-        self.stretches = stretches
+    def __init__(self, stretches: Sequence[Stretch], causal_mask: Callable[[int, int], Tensor]):
+        self.stretches, self._causal_mask = stretches, causal_mask
         self._masks: dict[tuple[Stretch, int], Tensor] = {}
 
     def mask(self, stretch: Stretch, length: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -170,7 +177,7 @@ class _Tree:
         own = stretch.stop - stretch.start
         if window is None or length <= window:
             # A lone query sees its whole path.
-            return None if own in (1, length) else causal_lower_right(own, length)
+            return None if own in (1, length) else self._causal_mask(own, length)
         if (stretch, window) not in self._masks:
             ones = torch.ones(own, length, dtype=torch.bool, device=device)
             past = length - own

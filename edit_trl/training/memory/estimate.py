@@ -1,6 +1,9 @@
-"""What a run will take of memory (L2), by the model's configuration and the recipe, before anything loads."""
+"""How much memory a run will need, from the model's configuration and the options, before anything is loaded.
 
-import os
+Weights, adapter and optimizer states are counted; gradients, activations and the head come from a step on
+fake tensors (`edit_trl.training.memory.trace`).
+"""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +23,7 @@ from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.lora_targets import make_model, settle_targets
 from edit_trl.training.memory.heap import LARGEST_IN_HEAP, LEAST_MAPPED
 from edit_trl.training.memory.longest_batch import batch_tokens
-from edit_trl.training.memory.trace import trace_step, with_fake_weights
+from edit_trl.training.memory.trace import StepMemory, trace_step, with_fake_weights
 from edit_trl.training.objective import Objective
 
 Device = Literal["cuda", "cpu"]
@@ -28,41 +31,39 @@ Device = Literal["cuda", "cpu"]
 GIB = 2**30
 
 CARDS = (8, 12, 16, 24, 48, 80)
-"""Memory of common cards, in GiB."""
+"""Memory of common GPUs, in GiB."""
 
-# What a card has for us: its firmware, and a display or none, take some.
+# The share of a GPU's memory that a process can use: firmware, and a display if there is one, use the rest.
 USABLE = 0.96
 
-# The CUDA context with the libraries' kernels and workspaces; and what the allocator cannot hand out again.
+# The CUDA context with the libraries' kernels and workspaces; and the share that the allocator cannot reuse.
 CUDA_CONTEXT = int(0.6 * GIB)
-
 CUDA_FRAGMENTATION = 0.04
 
 # Python with torch, transformers, TRL and datasets, and a tokenized dataset. Measured, see
 # benchmarks/memory_check.py.
 CPU_PROCESS = int(0.6 * GIB)
 
-# In half precision oneDNN multiplies, which keeps its kernels and their descriptions by shape, the last 1,024
-# of them, and pairs differ in length, so that they come to as many. Measured, see README.
+# Half precision is multiplied by oneDNN, which keeps the kernels and descriptions of the last 1,024 shapes;
+# pairs differ in length, so a run has that many. Measured, see README.
 CPU_KERNELS = int(0.6 * GIB)
 
-# bitsandbytes: 4-bit blocks of 64 weights; statistics in blocks of 256; 8-bit optimizer states likewise.
-CPU_8BIT_UPDATE = 24  # bytes an element, bitsandbytes 0.50
-
+# bitsandbytes: 4-bit weights in blocks of 64; statistics and 8-bit optimizer states in blocks of 256.
 BLOCK, STATISTICS_BLOCK, OPTIMIZER_BLOCK, LEAST_8BIT_STATE = 64, 256, 256, 4096
+CPU_8BIT_UPDATE = 24  # bytes per element, bitsandbytes 0.50
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """The most memory that a run takes on one device, by part, in bytes.
+    """The peak memory of a run on one device, in bytes.
 
     Attributes:
-        parts: Adds up to the peak. Weights, adapter and optimizer are there all the time; gradients,
-            activations and head as they are at the moment of most memory.
-        layout: In which the longest batch was run.
-        batch_tokens: Tokens of the longest batch that gradients are computed of, padding counted.
-        parameters: Of the model.
-        trained: How many of them, or of the adapter, are trained.
+        parts: The peak by part. Weights, adapter and optimizer are held all the time; gradients, activations
+            and head are those at the moment of most memory.
+        layout: The layout of the longest batch.
+        batch_tokens: Tokens of the longest batch that have gradients, with padding.
+        parameters: Number of parameters of the model, without the adapter.
+        trained: Number of trained parameters, of the model or of its adapter.
     """
 
     parts: dict[str, int]
@@ -73,10 +74,11 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
+        """The sum of the parts."""
         return sum(self.parts.values())
 
     def fits(self) -> list[int]:
-        """The common cards that hold it, in GiB."""
+        """The common GPUs that have enough memory, in GiB."""
         return [card for card in CARDS if self.peak <= card * GIB * USABLE]
 
 
@@ -93,35 +95,20 @@ def estimate_memory(
     """Estimate a run's peak.
 
     Args:
-        config: The student's.
+        config: The student's configuration.
         model: TRL's model, adapter and quantization options.
-        training: The trainer's.
-        examples: The longest batch, as `edit_trl.models.pairs.collation` has them; see `made_up_examples`.
-        device: What it runs on.
-        mixed: The dtype of mixed precision; None for the weights' own.
-        shards: Over how many devices weights, gradients and optimizer are spread (FSDP2, ZeRO-3).
+        training: The trainer's options.
+        examples: The longest batch, as examples for `DualCoTCollator`; see `made_up_examples`.
+        device: The kind of device.
+        mixed: The dtype of mixed precision; None without it.
+        shards: The number of devices over which weights, gradients and optimizer states are sharded (FSDP2,
+            ZeRO-3).
     """
     student, sizes = _student(config, model, training)
-    fake = FakeTensorMode()
-    with_fake_weights(student, fake)
-    _as_trained(student, training)
     layout: BatchLayoutName = "padded"
     if training.layout != "padded" and tree_obstacle(student) is None:
         layout = "tree"
-    with_rejected = Objective(training).needs_rejected
-    step = trace_step(
-        student,
-        fake,
-        examples,
-        layout,
-        autocast=mixed,
-        on_gpu=device == "cuda",
-        pad_to_multiple_of=training.pad_to_multiple_of,
-        with_rejected=with_rejected,
-        accumulate=training.gradient_accumulation_steps > 1,
-        # As `edit-trl train` has it; see `map_large_blocks`.
-        largest_in_heap=LEAST_MAPPED if model.use_peft else LARGEST_IN_HEAP,
-    )
+    step = _trace(student, model, training, examples, layout, device, mixed)
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     gradients = sum(parameter.nbytes for parameter in trained)
     parts = {
@@ -130,33 +117,61 @@ def estimate_memory(
         "optimizer": optimizer_bytes(training.optim, trained) // shards,
     }
     update = _update_bytes(training.optim, trained, device)
-    if gradients + update > step.total:  # the optimizer's step, then, when activations are gone
+    if gradients + update > step.total:  # the peak is the optimizer's step, when the activations are freed
         parts |= {"gradients": gradients // shards, "activations": 0, "head": 0}
         parts["optimizer"] += update
     else:
         parts |= {
             "gradients": step.gradients // shards,
-            "activations": step.activations + _whole_layer(student, sizes, shards),
+            "activations": step.activations + _gathered_layers(sizes, shards),
             "head": step.head,
         }
     if model.load_in_4bit or model.load_in_8bit:
         parts["activations"] += _dequantized_layer(student)
     parts["overhead"] = _overhead(device, sum(parts.values()), _in_half_precision(student, mixed))
-    learnt = sum(parameter.numel() for parameter in trained)
-    whole = sum(parameter.numel() for parameter in student.parameters())
+    trained_count = sum(parameter.numel() for parameter in trained)
+    count = sum(parameter.numel() for parameter in student.parameters())
     return MemoryEstimate(
         parts=parts,
         layout=layout,
-        batch_tokens=batch_tokens(examples, layout, with_rejected),
-        parameters=whole - (learnt if model.use_peft else 0),
-        trained=learnt,
+        batch_tokens=batch_tokens(examples, layout, Objective(training).needs_rejected),
+        parameters=count - (trained_count if model.use_peft else 0),
+        trained=trained_count,
+    )
+
+
+def _trace(
+    student: nn.Module,
+    model: ModelConfig,
+    training: DualCoTConfig,
+    examples: Sequence[dict[str, Any]],
+    layout: BatchLayoutName,
+    device: Device,
+    mixed: torch.dtype | None,
+) -> StepMemory:
+    """Run the step that the trainer would run, on fake tensors."""
+    fake = FakeTensorMode()
+    with_fake_weights(student, fake)
+    _prepare_for_training(student, training)
+    return trace_step(
+        student,
+        fake,
+        examples,
+        layout,
+        autocast=mixed,
+        on_gpu=device == "cuda",
+        pad_to_multiple_of=training.pad_to_multiple_of,
+        with_rejected=Objective(training).needs_rejected,
+        accumulate=training.gradient_accumulation_steps > 1,
+        # As `train_stage` sets it, see `map_large_blocks`.
+        largest_in_heap=LEAST_MAPPED if model.use_peft else LARGEST_IN_HEAP,
     )
 
 
 def _student(
     config: PretrainedConfig, model: ModelConfig, training: DualCoTConfig
 ) -> tuple[nn.Module, dict[str, int]]:
-    """The student with its adapter on the meta device, and the bytes of each weight of the base."""
+    """The student with its adapter, on the meta device, and the bytes of each weight of the base model."""
     from trl import get_peft_config
 
     with torch.device("meta"):
@@ -169,9 +184,9 @@ def _student(
     return student, sizes
 
 
-def _overhead(device: Device, counted: int, half_precision: bool) -> int:
+def _overhead(device: Device, allocated: int, half_precision: bool) -> int:
     if device == "cuda":
-        return CUDA_CONTEXT + int(CUDA_FRAGMENTATION * counted)
+        return CUDA_CONTEXT + int(CUDA_FRAGMENTATION * allocated)
     return CPU_PROCESS + (CPU_KERNELS if half_precision else 0)
 
 
@@ -179,8 +194,8 @@ def _in_half_precision(student: nn.Module, mixed: torch.dtype | None) -> bool:
     return mixed is not None or any(p.dtype in (torch.bfloat16, torch.float16) for p in student.parameters())
 
 
-def _as_trained(student: nn.Module, training: DualCoTConfig) -> None:
-    """Mode and checkpointing as the Trainer has them, read in transformers 5.24."""
+def _prepare_for_training(student: nn.Module, training: DualCoTConfig) -> None:
+    """Set mode and checkpointing as `transformers.Trainer` does; read in transformers 5.24."""
     student.train()
     if training.gradient_checkpointing:
         kwargs = dict(training.activation_checkpointing_kwargs or {})
@@ -196,18 +211,18 @@ def _adapt(student: nn.Module, adapter: LoraConfig, model: ModelConfig, training
     if (model.load_in_4bit or model.load_in_8bit) and not training.fp16:
         for parameter in adapted.parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.bfloat16()  # as TRL does; see `settle_adapter_dtype`
+                parameter.data = parameter.data.bfloat16()  # as TRL does, see `settle_adapter_dtype`
     return adapted
 
 
 def _weight_bytes(student: nn.Module, model: ModelConfig) -> dict[str, int]:
-    """The bytes of each weight as it is stored; tied ones once."""
+    """The bytes of each weight as it is stored; tied weights count once."""
     sizes = {name: parameter.nbytes for name, parameter in student.named_parameters()}
     if not (model.load_in_4bit or model.load_in_8bit):
         return sizes
-    kept = set(get_keys_to_not_convert(student))
+    unquantized = set(get_keys_to_not_convert(student))
     for name, module in student.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and name not in kept and f"{name}.weight" in sizes:
+        if isinstance(module, nn.Linear | Conv1D) and name not in unquantized and f"{name}.weight" in sizes:
             rows = module.weight.shape[0]
             numel = module.weight.numel()
             sizes[f"{name}.weight"] = (
@@ -222,12 +237,12 @@ def _four_bit_bytes(numel: int, nested: bool) -> int:
     blocks = -(-numel // BLOCK)
     if not nested:
         return numel // 2 + 4 * blocks + 4 * 16
-    # A code book of 16 and, for the statistics, one of 256, in float32.
+    # A code book of 16 entries and, for the statistics, one of 256, in float32.
     return numel // 2 + blocks + 4 * -(-blocks // STATISTICS_BLOCK) + 4 * (16 + 256)
 
 
 def _dequantized_layer(student: nn.Module) -> int:
-    """The largest layer in the dtype of the computation: a layer is unpacked while it runs."""
+    """The bytes of the largest layer in the compute dtype: a layer is dequantized while it runs."""
     return max(
         (
             m.weight.nbytes
@@ -238,8 +253,8 @@ def _dequantized_layer(student: nn.Module) -> int:
     )
 
 
-def _whole_layer(student: nn.Module, sizes: dict[str, int], shards: int) -> int:
-    """Under sharding, the layer that runs is gathered, and the next one with it."""
+def _gathered_layers(sizes: dict[str, int], shards: int) -> int:
+    """With sharding, the layer that runs is gathered, and the next one is prefetched."""
     if shards == 1:
         return 0
     blocks: dict[str, int] = {}
@@ -250,10 +265,10 @@ def _whole_layer(student: nn.Module, sizes: dict[str, int], shards: int) -> int:
 
 
 def optimizer_bytes(name: Any, trained: Sequence[nn.Parameter]) -> int:
-    """Bytes of an optimizer's states.
+    """The bytes of an optimizer's states.
 
     Args:
-        name: As transformers calls it, such as `adamw_torch_fused` or `paged_adamw_8bit`.
+        name: transformers' name of the optimizer, such as `adamw_torch_fused` or `paged_adamw_8bit`.
         trained: The trained weights.
     """
     text = str(getattr(name, "value", name))
@@ -268,26 +283,18 @@ def optimizer_bytes(name: Any, trained: Sequence[nn.Parameter]) -> int:
         elif "4bit" in text and numel >= LEAST_8BIT_STATE:
             total += states * (numel // 2)
         elif "torch" in text:
-            total += states * parameter.nbytes  # in the dtype of the weights
+            total += states * parameter.nbytes  # states have the dtype of the weights
         else:
             total += states * numel * 4
     return total
 
 
 def _update_bytes(name: Any, trained: Sequence[nn.Parameter], device: Device) -> int:
-    """What an optimizer takes while it updates one weight; the fused and the paged ones nothing.
+    """The bytes that an optimizer allocates while it updates one weight; fused and paged ones allocate none.
 
-    bitsandbytes' 8-bit optimizers on a CPU unpack both states of a weight to float32 and compute beside them.
+    bitsandbytes' 8-bit optimizers on a CPU unpack both states of a weight to float32 and allocate buffers for
+    the update.
     """
     if device == "cpu" and "8bit" in str(getattr(name, "value", name)):
         return CPU_8BIT_UPDATE * max(parameter.numel() for parameter in trained)
     return 0
-
-
-def process_memory(name: Literal["VmHWM", "VmRSS"] = "VmRSS") -> int:
-    """Memory of this process in bytes, its peak (`VmHWM`) or now; 0 where the system does not tell."""
-    path = "/proc/self/status"
-    if not os.path.exists(path):
-        return 0
-    with open(path, encoding="ascii") as lines:
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)

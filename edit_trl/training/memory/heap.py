@@ -1,11 +1,11 @@
-"""The heap of a training process on a CPU (L1), where glibc's malloc has it."""
+"""The malloc heap of a training process on a CPU, with glibc."""
 
 import ctypes
 import platform
 
-# malloc maps larger blocks one by one and gives them back when they are freed. Smaller ones it cuts from its
-# heap, which seldom shrinks, since it is cut at its end alone, and whose holes seldom fit what comes next.
-# The threshold starts at the first and rises with what is freed, up to the second: in glibc
+# malloc maps blocks above a threshold one by one and returns them to the system when they are freed. It cuts
+# smaller blocks from its heap, which shrinks only at its end and whose holes seldom fit the next block. The
+# threshold starts at LEAST_MAPPED and rises with the size of freed blocks up to LARGEST_IN_HEAP: glibc's
 # `DEFAULT_MMAP_THRESHOLD` and `DEFAULT_MMAP_THRESHOLD_MAX`, see mallopt(3).
 LEAST_MAPPED = 128 * 2**10
 LARGEST_IN_HEAP = 32 * 2**20
@@ -13,13 +13,13 @@ _M_MMAP_THRESHOLD = -3  # of <malloc.h>
 
 
 def map_large_blocks() -> bool:
-    """Keep the threshold where it starts, in this process.
+    """Map every block above 128 KiB in this process, so that its memory is returned when it is freed.
 
-    With an adapter, a step asks for blocks of many sizes, and the heap grows to 1.3 to 1.6 times what is in
-    use; mapped, they are gone when they are freed, for a few percent of processor time.
+    With an adapter, a step allocates blocks of many sizes, and the heap grows to 1.3 to 1.6 times the memory
+    in use. Mapping costs a few percent of processor time.
 
     Returns:
-        Whether it could be done: with glibc it can.
+        Whether the system's malloc supports it; glibc's does.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,8 +1,8 @@
-"""One training step of a student that takes no memory (L2), and what it would take.
+"""The memory of one training step, traced on fake tensors.
 
-The step is run with torch's fake tensors, which have shapes and dtypes but nothing in them: the model's own
-code, the adapter, gradient checkpointing, the layouts and TRL's head, forward and backward. So whatever an
-architecture keeps for its backward pass is counted and not guessed.
+torch's fake tensors have shapes and dtypes but no content. The whole step runs on them, forward and backward:
+the model's own code, the adapter, gradient checkpointing, the layout and TRL's head. So whatever an
+architecture keeps for its backward pass is counted, not guessed.
 """
 
 import weakref
@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from edit_trl.models.pairs import tree_attention
 from edit_trl.models.pairs.collation import BatchLayoutName, DualCoTCollator
 from edit_trl.models.pairs.scoring import PairScorer
 from edit_trl.models.pairs.tree_attention import TreeAttention
@@ -31,13 +30,13 @@ from edit_trl.training.memory.heap import LARGEST_IN_HEAP
 
 @dataclass
 class StepMemory:
-    """Bytes at the moment of a step when most memory is used, the weights not counted.
+    """The bytes of a step at its moment of most memory, without the weights.
 
     Attributes:
-        activations: What the backward pass needs, and what layers use while they run; on a CPU also what
-            was freed of either or of gradients and stays in the heap.
-        head: The LM head: a tile of logits and what is made of it, and its gradient in float32.
-        gradients: Of the trained weights.
+        activations: Tensors kept for the backward pass and those that layers use while they run; on a CPU
+            also freed blocks that stay in the heap.
+        head: The LM head: a tile of logits, what is computed from it, and its gradient in float32.
+        gradients: Gradients of the trained weights.
     """
 
     activations: int = 0
@@ -46,12 +45,13 @@ class StepMemory:
 
     @property
     def total(self) -> int:
+        """The sum of the three."""
         return self.activations + self.head + self.gradients
 
 
 @dataclass(eq=False)
 class _Ledger(TorchDispatchMode):
-    """Adds up the storages that operations make, until they are let go."""
+    """Adds up the storages that operations allocate, until they are freed."""
 
     peak: StepMemory = field(default_factory=StepMemory)
     phase: str = "activations"
@@ -61,13 +61,13 @@ class _Ledger(TorchDispatchMode):
     def __post_init__(self):
         super().__init__()
         self._live: dict[str, int] = defaultdict(int)
-        self._known: set[int] = set()
+        self._counted: set[int] = set()
         self._pools = {"heap": 0, "mapped": 0}
-        self._most = dict(self._pools)
+        self._pool_peaks = dict(self._pools)
 
-    def know(self, tensors: Sequence[Tensor]) -> None:
-        """These were there before the step."""
-        self._known |= {tensor.untyped_storage()._cdata for tensor in tensors}
+    def ignore(self, tensors: Sequence[Tensor]) -> None:
+        """Do not count tensors that exist before the step."""
+        self._counted |= {tensor.untyped_storage()._cdata for tensor in tensors}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -78,13 +78,13 @@ class _Ledger(TorchDispatchMode):
 
     def _enter(self, storage: torch.UntypedStorage) -> None:
         key, size, phase = storage._cdata, storage.nbytes(), self.phase
-        if key in self._known:
+        if key in self._counted:
             return
-        self._known.add(key)
+        self._counted.add(key)
         self._live[phase] += size
         pool = self._pool(size)
         self._pools[pool] += size
-        self._most[pool] = max(self._most[pool], self._pools[pool])
+        self._pool_peaks[pool] = max(self._pool_peaks[pool], self._pools[pool])
         weakref.finalize(storage, self._leave, key, size, phase)
         if sum(self._live.values()) > self.peak.total:
             gradients = min(self.gradients, sum(self._live.values()))
@@ -92,7 +92,7 @@ class _Ledger(TorchDispatchMode):
             self.peak = StepMemory(sum(self._live.values()) - gradients - head, head, gradients)
 
     def _leave(self, key: int, size: int, phase: str) -> None:
-        self._known.discard(key)
+        self._counted.discard(key)
         self._live[phase] -= size
         self._pools[self._pool(size)] -= size
 
@@ -100,25 +100,26 @@ class _Ledger(TorchDispatchMode):
         return "heap" if size <= self.largest_in_heap else "mapped"
 
     def peak_on_cpu(self) -> StepMemory:
-        """The peak of the process: the heap, at its largest, stays, and what is mapped comes on top of it."""
-        kept = sum(self._most.values()) - self.peak.total
-        return replace(self.peak, activations=self.peak.activations + kept)
+        """The peak of the process: the heap keeps its largest size, and mapped blocks come on top of it."""
+        retained = sum(self._pool_peaks.values()) - self.peak.total
+        return replace(self.peak, activations=self.peak.activations + retained)
 
 
 def with_fake_weights(model: nn.Module, fake: FakeTensorMode) -> None:
-    """Give a model on the meta device fake weights on the CPU, in place; tied ones stay tied.
+    """Give a model on the meta device fake weights on the CPU, in place; tied weights stay tied.
 
-    PEFT moves and casts what it makes, which fake parameters do not bear; those on the meta device do.
+    The adapter is put on before this: PEFT moves and casts its parameters, which works on the meta device but
+    not with fake tensors.
     """
-    made: dict[int, Tensor] = {}
+    fakes: dict[int, Tensor] = {}
     with fake:
         for module in model.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    if id(parameter) not in made:
+                    if id(parameter) not in fakes:
                         tensor = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
-                        made[id(parameter)] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
-                    module._parameters[name] = made[id(parameter)]
+                        fakes[id(parameter)] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+                    module._parameters[name] = fakes[id(parameter)]
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
@@ -140,30 +141,30 @@ def trace_step(
     """Run one batch forward and backward and find the moment of most memory.
 
     Args:
-        model: The student as the trainer has it, its tensors made under `fake`: adapter, checkpointing, mode.
-        fake: The mode that they were made under.
-        examples: Of a batch, as for `DualCoTCollator`.
-        layout: In which they are run.
-        autocast: Mixed precision: the dtype of the computation.
-        on_gpu: Count what TRL's kernels for GPUs take, and not the same in torch; and no heap that is kept.
+        model: The student as it is trained (adapter, checkpointing, mode), with fake weights.
+        fake: The mode that the weights were made under.
+        examples: The examples of a batch, as for `DualCoTCollator`.
+        layout: The layout of the batch.
+        autocast: The dtype of mixed precision; None without it.
+        on_gpu: Count the memory of TRL's GPU kernels instead of that of their torch versions, and no heap.
         pad_to_multiple_of: As in the trainer's options.
-        with_rejected: Whether the loss looks at the wrong chains.
-        accumulate: Gradients of an earlier batch are there already.
-        largest_in_heap: On a CPU, bytes of the largest blocks that stay in the heap; see
+        with_rejected: Whether the loss uses the wrong chains.
+        accumulate: Whether there are gradients of an earlier batch.
+        largest_in_heap: On a CPU, the size in bytes of the largest blocks that stay in the heap; see
             `edit_trl.training.memory.heap`.
     """
     base: PreTrainedModel = model.get_base_model() if hasattr(model, "peft_config") else model
     add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
     collator = DualCoTCollator(0, pad_to_multiple_of, layout)
-    scorer = PairScorer(model, collator, TreeAttention(model) if layout == "tree" else None)
+    tree = TreeAttention(model, causal_mask=_causal_mask) if layout == "tree" else None
+    scorer = PairScorer(model, collator, tree)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ledger = _Ledger(largest_in_heap=largest_in_heap)
     precision = torch.autocast("cpu", autocast) if autocast else nullcontext()
     kernels = _as_on_a_gpu() if on_gpu else nullcontext()
-    masks = patch.object(tree_attention, "causal_lower_right", _causal_lower_right)
-    with fake, masks, kernels, _told_phases(base, ledger), _told_gradients(trained, ledger):
+    with fake, kernels, _record_phases(base, ledger), _record_gradients(trained, ledger):
         batch = collator(examples)
-        ledger.know([*model.parameters(), *model.buffers()])
+        ledger.ignore([*model.parameters(), *model.buffers()])
         with ledger:
             for _ in range(2 if accumulate else 1):
                 ledger.phase = "activations"
@@ -177,18 +178,18 @@ def trace_step(
         for parameter in trained:
             parameter.grad = None
     if collator.layout != layout:
-        raise RuntimeError(f"the {layout} layout did not run on fake tensors; what was said above tells why")
+        raise RuntimeError(f"the {layout} layout did not run on fake tensors; the warning above says why")
     return ledger.peak if on_gpu else ledger.peak_on_cpu()
 
 
-def _causal_lower_right(queries: int, keys: int) -> Tensor:
-    """The mask itself: fake tensors take no `CausalBias`, which a CPU makes into it anyway."""
+def _causal_mask(queries: int, keys: int) -> Tensor:
+    """A plain tensor, since fake tensors do not support `CausalBias`; on a CPU SDPA expands that to this."""
     return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
 
 
 @contextmanager
-def _told_phases(base: PreTrainedModel, ledger: _Ledger) -> Iterator[None]:
-    """The head begins where the backbone ends, and in the backward pass ends there."""
+def _record_phases(base: PreTrainedModel, ledger: _Ledger) -> Iterator[None]:
+    """The head begins when the backbone's forward ends, and ends when its backward begins."""
 
     def backward_reaches_backbone(gradient: Tensor) -> None:
         ledger.phase = "activations"
@@ -206,7 +207,7 @@ def _told_phases(base: PreTrainedModel, ledger: _Ledger) -> Iterator[None]:
 
 
 @contextmanager
-def _told_gradients(trained: Sequence[nn.Parameter], ledger: _Ledger) -> Iterator[None]:
+def _record_gradients(trained: Sequence[nn.Parameter], ledger: _Ledger) -> Iterator[None]:
     seen: set[int] = set()
 
     def accumulated(parameter: nn.Parameter) -> None:
@@ -224,14 +225,14 @@ def _told_gradients(trained: Sequence[nn.Parameter], ledger: _Ledger) -> Iterato
 
 @contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
-    """TRL's kernels fold a tile of logits in place; what stands in for them without Triton makes copies.
+    """Replace what TRL runs without Triton, which copies a tile of logits; its kernels work in place.
 
     Private names of `trl.kernels.chunked_logprob`, read in TRL 1.16: `_forward_tile` and `_backward_tile` for
     devices without Triton, and `_addmm_fp32`, which makes no copy on a GPU.
     """
 
     def in_place(*args: Any, **kwargs: Any) -> None:
-        """Takes no memory of its own."""
+        """Allocates nothing."""
 
     with ExitStack() as stack:
         for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):

@@ -1,4 +1,7 @@
-"""What is wrong with a run's options beside each other (L2); what is wrong with one is its class' to say."""
+"""Checks of options that belong to different classes.
+
+Each class (`DataArguments`, the trainer's, TRL's `ModelConfig`) checks its own options.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from edit_trl.training.trainer_choice import TrainerName
 
 
 def run_problems(values: Mapping[str, Any], trainer: TrainerName) -> Iterator[str]:
-    """Everything that options of several groups have against each other.
+    """The problems of a run's options in combination, one message each.
 
     Args:
-        values: The options given, in their types.
-        trainer: Whose they are.
+        values: The options that were given, converted to their types.
+        trainer: The run's trainer.
     """
     yield from _model_problems(values)
     yield from _view_problems(values, trainer)
@@ -74,8 +77,8 @@ def _suite_problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield "`suite_dataset_split` is a split of `suite_dataset_name`, which is missing"
     if values.get("suite_eval_steps") is not None:
         return
-    given = [name for name in values if name.startswith("suite_") and values[name] is not None]
-    if given:
-        yield f"`{'`, `'.join(given)}` need `suite_eval_steps`, how often the suite is run"
+    without_steps = [name for name in values if name.startswith("suite_") and values[name] is not None]
+    if without_steps:
+        yield f"`{'`, `'.join(without_steps)}` need `suite_eval_steps`, how often the suite is run"
     if str(values.get("metric_for_best_model", "")).removeprefix("eval_").startswith("suite/"):
         yield f"`metric_for_best_model: {values['metric_for_best_model']}` needs `suite_eval_steps`"

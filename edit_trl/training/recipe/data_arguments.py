@@ -2,15 +2,22 @@
 
 import json
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from edit_trl.common.errors import InputError
 from edit_trl.data.views import View
 from edit_trl.training.trainer_choice import TrainerName
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 
 @dataclass
 class DataArguments:
-    """Where the dual CoTs come from and which of them are used; TRL's names, plus what it lacks."""
+    """Where the dual CoTs come from and which of them are used: TRL's names, and ours for what it lacks.
+
+    Each field's meaning is in its `metadata["help"]`, which `edit-trl train --help` prints.
+    """
 
     dataset_name: str | None = field(
         default=None,
@@ -29,7 +36,7 @@ class DataArguments:
     )
     dataset_test_split: str = field(
         default="test",
-        metadata={"help": "Split to evaluate on where eval_strategy is not 'no'."},
+        metadata={"help": "Split to evaluate on if eval_strategy is not 'no'."},
     )
     eval_dataset_name: str | None = field(
         default=None,
@@ -46,39 +53,39 @@ class DataArguments:
     trainer: TrainerName = field(
         default="dual_cot",
         metadata={
-            "help": "What trains on them. 'dual_cot': DualCoTTrainer. TRL's own, to compare with, each with "
-            "its own options: 'dpo' (DPO, IPO, DPO with an NLL anchor by `loss_type: [sigmoid, sft]`), "
-            "'orpo', 'cpo' (CPO; SimPO by `loss_type: simpo`)."
+            "help": "Which trainer. 'dual_cot': DualCoTTrainer. TRL's own, to compare with, each with its "
+            "own options: 'dpo' (DPO, IPO; DPO with an NLL anchor by `loss_type: [sigmoid, sft]`), 'orpo', "
+            "'cpo' (CPO; SimPO by `loss_type: simpo`)."
         },
     )
     view: View = field(
         default="pairs",
         metadata={
-            "help": "As what the dual CoTs are trained on. 'pairs': as they are. 'rectified', "
-            "'corrupted': the pairs that began as a wrong, or as a correct chain. 'chosen': each correct "
-            "chain alone. 'unrectified': those that were correct from the start. 'repeat_sampling': those "
-            "again and again, as many as all chains. 'dual_cot_sft': correct chains, and wrong ones marked "
-            "as such. 'mt_cot', 'sbs': chain and answer as two tasks. 'scott': correct chains, and the "
-            "answers of wrong ones. See edit_trl.data.views and recipes/baselines."
+            "help": "Which rows the dual CoTs become. 'pairs': as they are. 'rectified', 'corrupted': the "
+            "pairs that began as a wrong, or as a correct chain. 'chosen': each correct chain alone. "
+            "'unrectified': the chains that were correct from the start. 'repeat_sampling': those repeated "
+            "until they are as many as all chains. 'dual_cot_sft': correct chains, and wrong ones marked as "
+            "such. 'mt_cot', 'sbs': chain and answer as two tasks. 'scott': correct chains, and the answers "
+            "of wrong ones. See edit_trl.data.views and recipes/baselines."
         },
     )
     mistake: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Only pairs with one of these kinds of mistake, as the column `mistake` names them. "
-            "Views of chains alone are left as they are."
+            "help": "Keep only pairs with one of these kinds of mistake, as the column `mistake` names them. "
+            "Does not change views of single chains."
         },
     )
     rows: int | None = field(
         default=None,
-        metadata={"help": "Only so many rows of the view, drawn with `seed`: systems of matched size."},
+        metadata={"help": "Keep only this many rows of the view, drawn with `seed`: systems of equal size."},
     )
 
     suite_eval_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Show the student a suite of dual CoTs every so many steps, and keep its scores in "
-            "suite_history.jsonl; `metric_for_best_model: suite/key_preference` chooses weights by them."
+            "help": "Measure the student on a suite of dual CoTs every this many steps. Scores go to "
+            "suite_history.jsonl; `metric_for_best_model: suite/key_preference` selects weights by them."
         },
     )
     suite_dataset_name: str | None = field(
@@ -86,12 +93,14 @@ class DataArguments:
         metadata={"help": "The suite, as a file, folder or Hub id; the evaluation dataset by default."},
     )
     suite_dataset_split: str | None = field(default=None, metadata={"help": "Split of suite_dataset_name."})
-    suite_rows: int | None = field(default=None, metadata={"help": "Only the suite's first so many pairs."})
+    suite_rows: int | None = field(
+        default=None, metadata={"help": "Only this many pairs of the suite, from its start."}
+    )
     suite_accuracy_rows: int = field(
-        default=0, metadata={"help": "How many of the suite's questions the student also answers."}
+        default=0, metadata={"help": "The number of the suite's questions that the student also answers."}
     )
     suite_max_new_tokens: int = field(
-        default=256, metadata={"help": "Where the student's answers to a suite's questions are cut off."}
+        default=256, metadata={"help": "The longest answer to a question of the suite, in tokens."}
     )
 
     def __post_init__(self):
@@ -105,10 +114,62 @@ class DataArguments:
                 ) from error
 
     @property
-    def suite_source(self) -> tuple[str | None, str | None]:
-        """Where the suite is, and which split."""
-        if self.suite_dataset_name:
-            return self.suite_dataset_name, self.suite_dataset_split
+    def eval_source(self) -> tuple[str, str | None]:
+        """The evaluation dataset and its split."""
         if self.eval_dataset_name:
             return self.eval_dataset_name, None
         return self.dataset_name, self.dataset_test_split
+
+    @property
+    def suite_source(self) -> tuple[str, str | None]:
+        """The suite's dataset and its split."""
+        if self.suite_dataset_name:
+            return self.suite_dataset_name, self.suite_dataset_split
+        return self.eval_source
+
+    def load(self, source: str, split: str | None) -> "Dataset":
+        """Load one of the datasets.
+
+        Raises:
+            InputError: It cannot be read, or has rows that are no dual CoTs.
+        """
+        from edit_trl.data.dual_cots import load_dual_cots
+
+        return load_dual_cots(
+            source,
+            name=self.dataset_config,
+            split=split,
+            revision=self.dataset_revision,
+            column_mapping=self.column_mapping,
+        )
+
+    def train_view(self, rows: "Dataset", seed: int) -> "Dataset":
+        """The rows to train on: the view of the dataset, its kinds of mistake and as many as asked for.
+
+        Raises:
+            InputError: No row is left.
+        """
+        from edit_trl.data.views import select_rows
+
+        return select_rows(
+            rows, self.view, mistake=self.mistake, rows=self.rows, seed=seed, source=self.dataset_name
+        )
+
+    def load_train_rows(self, seed: int) -> "Dataset":
+        """Load the rows to train on.
+
+        Raises:
+            InputError: As in `load` and `train_view`.
+        """
+        return self.train_view(self.load(self.dataset_name, self.dataset_train_split), seed)
+
+    def load_eval_rows(self) -> "Dataset":
+        """Load the rows to evaluate on, in the same view.
+
+        Raises:
+            InputError: As in `load` and `train_view`.
+        """
+        from edit_trl.data.views import select_rows
+
+        source, split = self.eval_source
+        return select_rows(self.load(source, split), self.view, source=source)

@@ -1,8 +1,8 @@
-"""A recipe: a YAML file (and command-line options over it) -> checked arguments of each stage (L2).
+"""A recipe (a YAML file, and options that win over it) -> the checked arguments of each stage.
 
-Options are those of `DataArguments`, `DualCoTConfig` and TRL's `ModelConfig`. `stages` is a list of
-named overrides, run in order; a recipe without it is one run. A stage whose `trainer` is one of TRL's has
-that trainer's options in place of `DualCoTConfig`'s. Everything wrong with a recipe is reported at once.
+Options are those of `DataArguments`, of the trainer (`DualCoTConfig`, or TRL's class where a stage sets
+`trainer`) and of TRL's `ModelConfig`. `stages` is a list of named overrides, run in order; a recipe without
+it is a single run. All problems of a recipe are reported at once.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from edit_trl.training.trainer_choice import TrainerName, options_class, trainer
 
 
 def argument_classes(trainer: TrainerName) -> tuple[type, ...]:
-    """The classes of all options of a run."""
+    """The classes that hold all options of a run."""
     return DataArguments, options_class(trainer), ModelConfig
 
 
@@ -38,12 +38,17 @@ class Recipe:
     Attributes:
         path: The file; None for a run given by options alone.
         values: Its options, without `stages`.
-        stages: (name, overrides) in order; empty for a recipe that is one run.
+        stages: (name, overrides) in order; empty for a recipe that is a single run.
     """
 
     path: Path | None
     values: dict[str, Any]
     stages: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+    @property
+    def runs(self) -> tuple[tuple[str | None, dict[str, Any]], ...]:
+        """The stages; for a recipe without stages, one without a name."""
+        return self.stages or ((None, {}),)
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,14 @@ class RunArguments:
 
     Attributes:
         stage: The stage's name; None for a recipe without stages.
-        values: The options that were given, converted, stage and command line applied.
+        values: The options that were given, converted to their types, those of the stage and the command
+            line applied.
         data: Where the rows come from.
-        training: The trainer's configuration, a `DualCoTConfig` but for TRL's trainers; `output_dir` is the
-            stage's own folder.
+        training: The trainer's configuration: a `DualCoTConfig`, or that of one of TRL's trainers.
+            `output_dir` is the stage's own folder.
         model: TRL's model, PEFT and quantization options.
-        left_out: Options of the command line that other stages have and this one's trainer does not.
+        left_out: Options of the command line that this stage's trainer does not have, but another stage's
+            has.
     """
 
     stage: str | None
@@ -69,19 +76,25 @@ class RunArguments:
 
     @property
     def note(self) -> str | None:
-        """What a person should hear of it before it runs."""
+        """What to tell the user before the run starts."""
         if not self.left_out:
             return None
         names = ", ".join(f"--{name}" for name in self.left_out)
         return f"stage {self.stage} runs without {names}: no option of its trainer, {self.data.trainer}"
 
 
+# Reading
+
+
 def read_recipe(path: str | Path | None) -> Recipe:
     """Read a recipe file and the outline of its stages.
 
+    Args:
+        path: The file; None for an empty recipe.
+
     Raises:
-        InputError: No such file, broken YAML (with line and column), not a mapping, or malformed
-            stages.
+        InputError: The file is missing, is broken YAML (names line and column), is not a mapping, is a
+            recipe of another command, or has malformed stages.
     """
     if path is None:
         return Recipe(None, {})
@@ -93,11 +106,8 @@ def read_recipe(path: str | Path | None) -> Recipe:
     problems = list(_stage_problems(stages))
     if problems:
         raise InputError(problems, heading=f"{path}:")
-    return Recipe(
-        path,
-        values,
-        tuple((s["name"], {k: v for k, v in s.items() if k != "name"}) for s in stages or ()),
-    )
+    outline = ((stage["name"], {k: v for k, v in stage.items() if k != "name"}) for stage in stages or ())
+    return Recipe(path, values, tuple(outline))
 
 
 def _stage_problems(stages: Any) -> Iterator[str]:
@@ -126,26 +136,26 @@ def make_parser(
             raise InputError(f"{message} (see `edit-trl train --help`)")
 
     classes = dict.fromkeys(cls for trainer in trainers for cls in argument_classes(trainer))
-    # Most options are those of several trainers; of two that differ, that of TRL's trainer is read.
+    # Trainers share most options; where two define one differently, TRL's definition is parsed.
     return Parser(tuple(classes), prog=prog, allow_abbrev=False, conflict_handler="resolve")
 
 
-def parse_options(argv: Sequence[str], recipe: "Recipe | None" = None) -> dict[str, Any]:
-    """Command-line options -> the values given.
+def parse_options(argv: Sequence[str], recipe: Recipe | None = None) -> dict[str, Any]:
+    """Parse command-line options into the values that were given.
 
     Args:
-        argv: The words.
-        recipe: What they are over; its trainers decide which options there are.
+        argv: The words of the command line.
+        recipe: The recipe that the options win over; its trainers decide which options exist.
 
     Raises:
-        InputError: An option that does not exist (the nearest is named) or has the wrong type.
+        InputError: An option does not exist (names the nearest one) or has the wrong type.
     """
-    trainers = _trainers(recipe, argv)
+    trainers = _trainers(recipe or Recipe(None, {}), argv)
     parser, not_given = make_parser(trainers=trainers), object()
     hints = {name: hint for trainer in trainers for name, hint in _hints(trainer).items()}
     parser.set_defaults(**dict.fromkeys(hints, not_given))
     for action in parser._actions:
-        action.choices = None  # checked with the recipe's values, which names the nearest
+        action.choices = None  # checked with the recipe's values, where the nearest choice is named
     namespace, unknown = parser.parse_known_args(list(argv))
     problems = [
         f"unknown option {word}{_meant(word.split('=')[0].lstrip('-'), hints, trainers, '--')}"
@@ -160,76 +170,126 @@ def parse_options(argv: Sequence[str], recipe: "Recipe | None" = None) -> dict[s
     return {name: value for name, value in vars(namespace).items() if value is not not_given}
 
 
+def _trainers(recipe: Recipe, argv: Sequence[str]) -> list[TrainerName]:
+    """The trainers of a recipe's stages; the command line's `--trainer` wins."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--trainer")
+    trainer = parser.parse_known_args(list(argv))[0].trainer
+    if trainer is not None:
+        return trainers_named([trainer])
+    return trainers_named(({**recipe.values, **stage}).get("trainer") for _, stage in recipe.runs)
+
+
+# Resolving
+
+
 def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArguments]:
     """The checked arguments of every run of a recipe.
 
     Args:
         recipe: The recipe.
-        options: Command-line options, which win over the recipe and its stages.
+        options: Options that win over the recipe and its stages: those of the command line, or of
+            `train_recipe`.
 
     Raises:
-        InputError: All problems of the recipe, each stage included, at once.
+        InputError: All problems of the recipe and of its stages, at once.
     """
-    problems: list[str] = []
+    problems: list[list[str]] = []
     runs = []
-    stages = recipe.stages or ((None, {}),)
-    trainers = [({**recipe.values, **stage, **options}).get("trainer") or "dual_cot" for _, stage in stages]
-    for (name, overrides), trainer in zip(stages, trainers, strict=True):
+    trainers = [
+        ({**recipe.values, **stage, **options}).get("trainer") or "dual_cot" for _, stage in recipe.runs
+    ]
+    for (stage, overrides), trainer in zip(recipe.runs, trainers, strict=True):
         taken = _options_of(trainer, trainers, options)
         values = {**recipe.values, **overrides, **taken}
-        if name is not None:
-            values["output_dir"] = str(Path(values.get("output_dir") or "outputs") / name)
+        if stage is not None:
+            values["output_dir"] = str(Path(values.get("output_dir") or "outputs") / stage)
         try:
-            run = _resolve(name, values)
-            left_out = tuple(option for option in options if option not in taken)
-            runs.append(dataclasses.replace(run, left_out=left_out))
+            left_out = tuple(name for name in options if name not in taken)
+            runs.append(_resolve(stage, values, left_out))
+            problems.append([])
         except InputError as error:
-            label = f"stage {name}: " if name else ""
-            problems += [label + problem for problem in error.problems]
-    if problems:
-        # What is wrong at the top level is wrong in every stage: say it once.
-        shared = [p for p in problems if p.startswith("stage ")]
-        texts = [p.split(": ", 1)[1] for p in shared]
-        count = max(len(recipe.stages), 1)
-        everywhere = [t for t in dict.fromkeys(texts) if texts.count(t) == count]
-        rest = [p for p in problems if p not in shared or p.split(": ", 1)[1] not in everywhere]
-        raise InputError(everywhere + rest, heading=f"{recipe.path or 'command line'}:")
+            problems.append(error.problems)
+    if any(problems):
+        raise InputError(_by_stage(recipe, problems), heading=f"{recipe.path or 'command line'}:")
     return runs
 
 
-def _resolve(stage: str | None, values: dict[str, Any]) -> RunArguments:
+def resolve_run(recipe: Recipe, options: Mapping[str, Any], stage: str | None) -> RunArguments:
+    """The checked arguments of the run that this process trains next.
+
+    They are built after all others: `TrainingArguments` puts its device into accelerate's shared state, and
+    removes the precision and the device of the run before from it.
+
+    Args:
+        recipe: The recipe.
+        options: Options that win over it.
+        stage: The stage's name; None for a recipe without stages.
+
+    Raises:
+        InputError: All problems of the recipe and of its stages, or no such stage.
+    """
+    run = pick_run(recipe, resolve_runs(recipe, options), stage)
+    return _resolve(run.stage, run.values, run.left_out)
+
+
+def pick_run(recipe: Recipe, runs: Sequence[RunArguments], stage: str | None) -> RunArguments:
+    """The run of a stage.
+
+    Raises:
+        InputError: The recipe has no such stage, or has stages and none is named.
+    """
+    names = [run.stage for run in runs]
+    if stage in names:
+        return runs[names.index(stage)]
+    if stage is None:
+        raise InputError(
+            f"{recipe.path} has the stages {', '.join(map(str, names))}; name one with --stage, or use "
+            "`edit-trl train`, which launches each in turn"
+        )
+    raise InputError(f"no stage {stage!r} in {recipe.path}; it has: {', '.join(map(str, names))}")
+
+
+def _by_stage(recipe: Recipe, problems: Sequence[Sequence[str]]) -> list[str]:
+    """The problems of every stage, those that all stages share first and once."""
+    if not recipe.stages:
+        return list(problems[0])
+    shared = [problem for problem in dict.fromkeys(problems[0]) if all(problem in each for each in problems)]
+    return shared + [
+        f"stage {name}: {problem}"
+        for (name, _), each in zip(recipe.stages, problems, strict=True)
+        for problem in each
+        if problem not in shared
+    ]
+
+
+def _resolve(stage: str | None, values: dict[str, Any], left_out: tuple[str, ...]) -> RunArguments:
     [trainer] = trainers_named([values.get("trainer")])
-    classes = argument_classes(trainer)
     hints = _hints(trainer)
-    # An unknown key may be one of another trainer's.
     problems = [
         f"unknown key `{name}`{_meant(name, hints, [trainer])}" for name in values if name not in hints
     ]
-    values, others = convert({name: value for name, value in values.items() if name in hints}, hints)
-    problems += others
-    # Not kept as values of the run: what is implied may differ on the machine that takes it up again.
+    values, not_converted = convert({name: value for name, value in values.items() if name in hints}, hints)
+    problems += not_converted
+    # Not part of the run's values: what is implied may differ on the machine that resumes it.
     complete = values | implied_options(values)
     if trainer != "dual_cot" and complete.get("bf16") is None:
-        # TRL asks for bf16 unless told otherwise, which fails on a machine without it.
+        # TRL asks for bf16 by default, which fails on a machine without it.
         on_gpu = is_torch_bf16_gpu_available() and not complete.get("use_cpu")
         complete["bf16"] = on_gpu and not complete.get("fp16")
-    built: dict[type, Any] = {}
-    for cls in classes:
-        names = {f.name for f in dataclasses.fields(cls)}
+    built = []
+    for cls in argument_classes(trainer):
+        names = {field.name for field in dataclasses.fields(cls)}
         try:
-            built[cls] = cls(**{k: v for k, v in complete.items() if k in names})
+            built.append(cls(**{name: value for name, value in complete.items() if name in names}))
         except InputError as error:
             problems += error.problems
-        except (
-            ValueError,
-            ImportError,
-        ) as error:  # what TRL and transformers raise for bad options
+        except (ValueError, ImportError) as error:  # what TRL and transformers raise for bad options
             problems.append(str(error))
     problems += run_problems(values, trainer)
     if problems:
         raise InputError(problems)
-    data, training, model = (built[cls] for cls in classes)
-    return RunArguments(stage, values, data, training, model)
+    return RunArguments(stage, values, *built, left_out)
 
 
 def _hints(trainer: TrainerName) -> dict[str, Any]:
@@ -237,31 +297,23 @@ def _hints(trainer: TrainerName) -> dict[str, Any]:
     return hints_of(argument_classes(trainer))
 
 
-def _trainers(recipe: Recipe | None, argv: Sequence[str]) -> list[TrainerName]:
-    """The trainers of a recipe's stages, with what the command line says of them."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--trainer")
-    if (said := own.parse_known_args(list(argv))[0].trainer) is not None:
-        return trainers_named([said])
-    recipe = recipe or Recipe(None, {})
-    stages = recipe.stages or ((None, {}),)
-    return trainers_named(({**recipe.values, **stage}).get("trainer") for _, stage in stages)
+def _options_of(
+    trainer: TrainerName, trainers: Sequence[TrainerName], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options without those that only the trainers of other stages have."""
+    others = {name for other in trainers_named(trainers) for name in _usable_options(other)}
+    own = _usable_options(trainer) if trainer in typing.get_args(TrainerName) else others
+    return {name: value for name, value in options.items() if name in own or name not in others}
 
 
-def _options_of(trainer: Any, trainers: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the command line's options those that a stage has, where the stages have different trainers."""
-    if len({*trainers}) == 1 or trainer not in typing.get_args(TrainerName):
-        return dict(options)
-    hints = _hints(trainer).keys() - (NOT_FOR_DUAL_COTS if trainer == "dual_cot" else ())
-    return {name: value for name, value in options.items() if name in hints}
+def _usable_options(trainer: TrainerName) -> set[str]:
+    return _hints(trainer).keys() - (NOT_FOR_DUAL_COTS if trainer == "dual_cot" else ())
 
 
 def _meant(name: str, hints: Mapping[str, Any], trainers: Sequence[TrainerName], prefix: str = "") -> str:
-    """Whose option an unknown one is, or which was probably meant."""
+    """Which trainers have an unknown option, and the option that was probably meant."""
+    hint = nearest(name, hints, prefix)
     others = [trainer for trainer in trainers_with(name) if trainer not in trainers]
-    if others:
-        return (
-            f": it is an option of the trainer {' and '.join(others)}, not of {' or '.join(trainers)}"
-            + nearest(name, hints, prefix)
-        )
-    return nearest(name, hints, prefix)
+    if not others:
+        return hint
+    return f": it is an option of the trainer {' and '.join(others)}, not of {' or '.join(trainers)}{hint}"

@@ -1,8 +1,8 @@
-"""Checkpoints that a run goes on from exactly (L2): written whole or not at all, and checked before use.
+"""Checkpoints that are written whole or not at all, and checked before a run resumes from them.
 
-A checkpoint is written below `_unfinished/` in the run's folder and gets its name, `checkpoint-STEP`, when
-it is complete, so that whatever has that name can be resumed from. `edit_trl.json` in it, written last, says
-what run it is of.
+A checkpoint is written below `_unfinished/` in the run's folder and renamed to `checkpoint-STEP` when it is
+complete, so that every folder of that name can be resumed. Its file `edit_trl.json`, written last, describes
+the run that it belongs to.
 """
 
 import errno
@@ -29,11 +29,11 @@ from edit_trl.training.config import DualCoTConfig
 logger = logging.get_logger(__name__)
 
 UNFINISHED = "_unfinished"
-"""Where things are written before they get their names; the Hub is sent nothing with an underscore."""
+"""The folder of unfinished files. Names that begin with an underscore are never uploaded to the Hub."""
 MANIFEST = "edit_trl.json"
-"""What a checkpoint is of; there if and only if it is complete."""
+"""The file that describes a checkpoint's run; it exists if and only if the checkpoint is complete."""
 
-# Options of ours that change no weight.
+# Options of ours that do not change the weights.
 _ONLY_WATCHED = {"displacement_warning", "logging_nan_inf_filter"}
 DECISIVE = (
     *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps"),
@@ -50,16 +50,16 @@ DECISIVE = (
 """The options of a `DualCoTConfig` that decide which weights a run ends with."""
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-# What safetensors and torch say of a file that they could not write; neither raises an OSError.
+# In the messages of safetensors and torch about a file that cannot be written; neither raises an OSError.
 _DISK_WORDS = ("os error", "StorageFull", "FileTooLarge", "PytorchStreamWriter", "inline_container")
 
 
 def describe_run(args: DualCoTConfig, adapter: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be gone on from, as JSON has it.
+    """The options that must be equal for a run to resume from a checkpoint, as JSON values.
 
     Args:
         args: The configuration of the run.
-        adapter: The options of the adapter that is trained, if one is.
+        adapter: The options of the adapter that is trained; None without one.
     """
     run = {"processes": args.world_size, **{name: getattr(args, name) for name in DECISIVE}}
     if adapter is not None:
@@ -72,13 +72,13 @@ def _plain(value: Any) -> Any:
 
 
 def describe_rows(dataset: Dataset) -> dict[str, Any]:
-    """The rows of a prepared dataset: how many, and a hash of their order and lengths."""
+    """The number of pairs of a prepared dataset, and a hash of their order and lengths."""
     columns = json.dumps([dataset[name][:] for name in ("row", "unique_length", "fork")])
     return {"pairs": len(dataset), "rows": sha256(columns.encode()).hexdigest()[:16]}
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint in a run's folder that can be gone on from; says which folders are none."""
+    """The newest checkpoint in a run's folder that can be resumed; warns of those that cannot."""
     steps = {}
     for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         number = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
@@ -88,31 +88,31 @@ def last_checkpoint(folder: str | Path) -> str | None:
         if manifest and manifest["resumable"]:
             steps[int(number)] = path
         else:
-            why = (
+            reason = (
                 "has weights alone (`save_only_model`)"
                 if manifest
                 else f"is not complete: no {MANIFEST} in it"
             )
             if PartialState().is_main_process:
-                logger.warning(f"{path} {why}; not resumed from")
+                logger.warning(f"{path} {reason}; not resumed from")
     return str(steps[max(steps)]) if steps else None
 
 
 def check_checkpoint(path: str | Path, run: Mapping[str, Any]) -> None:
-    """See that a checkpoint is one of this run.
+    """Check that a run can resume from a checkpoint.
 
     Args:
         path: The checkpoint.
-        run: What `describe_run` and `describe_rows` say of the run that would go on from it; what is left
-            out is not compared.
+        run: The description of the run, from `describe_run` and `describe_rows`; entries that are missing are
+            not compared.
 
     Raises:
-        InputError: It is no checkpoint, not complete, or of another run: what differs.
+        InputError: The checkpoint is missing, incomplete or belongs to another run (names what differs).
     """
     path = Path(path)
     if not (path / "trainer_state.json").is_file():
-        found = "holds no trainer_state.json" if path.is_dir() else "does not exist"
-        raise InputError(f"resume_from_checkpoint {path} is no checkpoint: it {found}")
+        reason = "holds no trainer_state.json" if path.is_dir() else "does not exist"
+        raise InputError(f"resume_from_checkpoint {path} is no checkpoint: it {reason}")
     manifest = _read_manifest(path)
     if manifest is None:
         raise InputError(
@@ -143,13 +143,13 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def finish_checkpoint(draft: Path, final: Path, run: Mapping[str, Any], resumable: bool) -> None:
-    """Give a checkpoint that is written its name.
+    """Rename a finished checkpoint to its final name.
 
     Args:
-        draft: The folder it was written to.
-        final: What it is to be called; one of that name is replaced.
-        run: What it is of.
-        resumable: Whether there is more in it than weights.
+        draft: The folder that it was written to.
+        final: Its final name; a checkpoint of that name is replaced.
+        run: The description of its run.
+        resumable: Whether it holds more than weights.
     """
     manifest = {"run": run, "resumable": resumable}
     (draft / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -164,7 +164,7 @@ def finish_checkpoint(draft: Path, final: Path, run: Mapping[str, Any], resumabl
 
 
 def move_files(draft: Path, folder: Path) -> None:
-    """Put files that are complete into a folder, over what is there; each appears whole."""
+    """Move finished files into a folder, where they replace files of the same name; each appears whole."""
     _flush(draft)
     for file in sorted(draft.rglob("*")):
         target = folder / file.relative_to(draft)
@@ -176,15 +176,15 @@ def move_files(draft: Path, folder: Path) -> None:
 
 
 def clear_unfinished(folder: str | Path) -> bool:
-    """Remove what was not finished; whether there was anything."""
+    """Remove unfinished files; returns whether there were any."""
     unfinished = Path(folder) / UNFINISHED
-    found = unfinished.is_dir()
+    exists = unfinished.is_dir()
     shutil.rmtree(unfinished, ignore_errors=True)
-    return found
+    return exists
 
 
 def _flush(folder: Path) -> None:
-    """Have everything in a folder on the disk before its name is: the machine, too, may go away."""
+    """Flush a folder's files to the disk before it is renamed, in case the machine fails in between."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as stream:
@@ -204,32 +204,32 @@ def _flush_folder(folder: Path) -> None:
 
 @contextmanager
 def written_whole(what: str, folder: str | Path) -> Iterator[None]:
-    """Say in a line what cannot be written, most often because the disk is full.
+    """Turn errors of the disk, most often a full one, into one line.
 
     Args:
-        what: What is written.
+        what: What is written, for the message.
         folder: The run's folder.
 
     Raises:
-        InputError: It cannot be written; what was written of it is removed.
+        InputError: It cannot be written; its unfinished files are removed.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not _is_of_the_disk(error):
+        if not _is_disk_error(error):
             raise
         free = shutil.disk_usage(folder).free
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         clear_unfinished(folder)
-        kept = last_checkpoint(folder)
-        before = f"the checkpoint before, {kept}, is intact" if kept else "there is no checkpoint before it"
+        last = last_checkpoint(folder)
+        before = f"the checkpoint before, {last}, is intact" if last else "there is no checkpoint before it"
         raise InputError(
             f"{what} could not be written to {folder}: {reason} ({free / 1e6:.0f} MB were free); {before}. "
             "Make room, or lower `save_total_limit`, and run the same command again"
         ) from error
 
 
-def _is_of_the_disk(error: Exception) -> bool:
+def _is_disk_error(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _DISK_ERRORS
     return any(word in str(error) for word in _DISK_WORDS)

@@ -1,9 +1,9 @@
-"""ResumableTrainer (L2): a run that was cut off and resumed ends with the weights of one that was not.
+"""ResumableTrainer: a run that was cut off and resumed ends with the weights of an uninterrupted run.
 
-What `transformers.Trainer` leaves out of a checkpoint, or does differently after a resume, is mended here:
-the order of the rows is a function of the seed and the epoch alone; sums that are logged later are kept; a
-checkpoint due in the last step of an epoch is written after what else is due at the epoch's end; nothing that
-happens before training moves the random state. Read with transformers 5.24.0.
+It corrects what `transformers.Trainer` leaves out of a checkpoint or does differently after a resume: the
+order of the rows depends on the seed and the epoch alone; running sums that are logged later are part of the
+checkpoint; a checkpoint at the last step of an epoch is written after the evaluation and logs that are due at
+the epoch's end; nothing that happens before training changes the random state. Read in transformers 5.24.0.
 """
 
 import json
@@ -28,7 +28,7 @@ from edit_trl.training.resuming.checkpoints import (
     move_files,
     written_whole,
 )
-from edit_trl.training.resuming.stopping import StopSignals, TrainingStopped
+from edit_trl.training.resuming.stopping import StopSignals
 
 logger = logging.get_logger(__name__)
 
@@ -36,15 +36,15 @@ ADAPTER_OPTIONS = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modul
 
 
 class ResumableTrainer(SFTTrainer):
-    """`trl.SFTTrainer` with checkpoints that are whole and complete.
+    """`trl.SFTTrainer` whose checkpoints are complete and can be resumed exactly.
 
     Attributes:
-        stop_signals: Where set, the run saves and raises `TrainingStopped` once a signal is received.
+        stop_signals: If set, the run saves and raises `TrainingStopped` once a signal is received.
     """
 
     stop_signals: StopSignals | None = None
     _draft: Path | None = None
-    """The folder that a checkpoint is being written to."""
+    """The folder to which a checkpoint is being written."""
     _resumed_from: str | None = None
     _rows: dict[str, Any] | None = None
 
@@ -61,7 +61,7 @@ class ResumableTrainer(SFTTrainer):
         """As in `transformers.Trainer`.
 
         Raises:
-            InputError: The checkpoint is none, not complete, or of another run; or the disk is full.
+            InputError: The checkpoint is missing, incomplete or belongs to another run; or the disk is full.
             TrainingStopped: See `stop_signals`.
         """
         folder = self.args.output_dir
@@ -75,9 +75,11 @@ class ResumableTrainer(SFTTrainer):
         eval_on_start = self.args.eval_on_start
         if self._resumed_from:
             check_checkpoint(self._resumed_from, self._description())
-            self.args.eval_on_start = False  # it is in the log already
+            self.args.eval_on_start = False  # its result is in the log already
         else:
-            set_seed(self.args.seed)  # whatever was computed, or found in a cache, since `__init__`
+            set_seed(
+                self.args.seed
+            )  # undo whatever was drawn since `__init__`, or not drawn thanks to a cache
         try:
             output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
         finally:
@@ -95,7 +97,7 @@ class ResumableTrainer(SFTTrainer):
         return describe_run(self.args, adapter) | self._rows
 
     def _init_training_state(self, max_steps: int, num_update_steps_per_epoch, num_train_epochs, *args: Any):
-        """Also see that a run that has made its last step makes no other."""
+        """Also make no step after the last one; in the middle of an epoch the Trainer would make one more."""
         state = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args)
         return (num_train_epochs, 0) if self.state.global_step >= max_steps else state
 
@@ -135,12 +137,12 @@ class ResumableTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Not while the checkpoint is being written."""
+        """Do not push while the checkpoint is being written."""
         if self._draft is None:
             super()._push_from_checkpoint(checkpoint_folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Also see that in the run's own folder each file of the model appears whole."""
+        """Also make each file of the model appear whole in the run's own folder."""
         folder = Path(output_dir or self.args.output_dir)
         if _internal_call or folder != Path(self.args.output_dir):
             super().save_model(output_dir, _internal_call)
@@ -154,10 +156,10 @@ class ResumableTrainer(SFTTrainer):
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    # What is summed up between logs
+    # Running sums between logs
 
     def _progress(self) -> dict[str, Any]:
-        """What this process has seen and not logged yet, as JSON; subclasses add theirs."""
+        """The running sums of this process since the last log, as JSON values; subclasses add theirs."""
         return {
             "loss": self._tr_loss.item(),
             "logged_loss": self._total_loss_scalar,
@@ -166,21 +168,21 @@ class ResumableTrainer(SFTTrainer):
         }
 
     def _restore_progress(self, progress: dict[str, Any]) -> None:
-        """Take up what `_progress` gave."""
+        """Restore the running sums from a checkpoint."""
         self._tr_loss.fill_(progress["loss"])
         self._total_loss_scalar = progress["logged_loss"]
         self._globalstep_last_logged = progress["logged_at"]
         self._total_train_tokens = progress["tokens"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Also make `train_loss`, at the end, that of the whole run; the speeds are of this process."""
+        """Also make the final `train_loss` that of the whole run; speeds are those of this process."""
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
 
 
 class _ResumeCallback(TrainerCallback):
-    """The trainer's own eye on its loop."""
+    """Lets the trainer act at the events of its training loop."""
 
     def __init__(self, trainer: ResumableTrainer):
         self._trainer = trainer
@@ -197,7 +199,7 @@ class _ResumeCallback(TrainerCallback):
             trainer.stop_signals.training = True
 
     def on_epoch_begin(self, args, state, control, train_dataloader: DataLoader, **kwargs):
-        # accelerate does not pass the epoch on through a loader that skips batches in several processes.
+        # With several processes accelerate does not pass the epoch through a loader that skips batches.
         batches = train_dataloader.batch_sampler
         while hasattr(batches, "batch_sampler"):
             batches = batches.batch_sampler
@@ -209,8 +211,8 @@ class _ResumeCallback(TrainerCallback):
         signals = self._trainer.stop_signals
         if signals is not None and signals.agreed():
             self._stopping = control.should_save = True
-            args.save_only_model = False  # this one is to be gone on from
-        # What is due at the end of the epoch would be left out by a run that resumes after it.
+            args.save_only_model = False  # the run resumes from this checkpoint
+        # A run that resumes after this checkpoint would skip what is due at the end of the epoch.
         ends_epoch = state.epoch == int(state.epoch) or control.should_training_stop
         if control.should_save and ends_epoch:
             control.should_save, self._postponed = False, True
@@ -221,8 +223,4 @@ class _ResumeCallback(TrainerCallback):
 
     def on_save(self, args, state: TrainerState, control: TrainerControl, **kwargs):
         if self._stopping:
-            name = self._trainer.stop_signals.received or "a signal to another process"
-            raise TrainingStopped(
-                f"stopped by {name} after step {state.global_step} of {state.max_steps}; "
-                f"checkpoint-{state.global_step} is in {args.output_dir}"
-            )
+            raise self._trainer.stop_signals.stopped(args, state)

@@ -1,7 +1,7 @@
-"""Being told to stop (L1): SIGTERM, from a spot instance or Slurm, and SIGUSR1, from `sbatch --signal`.
+"""Stopping on a signal: SIGTERM, from a spot instance or Slurm, and SIGUSR1, from `sbatch --signal`.
 
-While a run trains, the signal is remembered and the trainer saves at the next step boundary; before that
-there is nothing to save and the process ends.
+While a run trains, the signal is remembered and the trainer saves after the current step. Before that there
+is nothing to save and the process ends at once.
 """
 
 import signal
@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from transformers import TrainerState, TrainingArguments
 
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: try again later. The run can be gone on from with the same command."""
+"""EX_TEMPFAIL of sysexits.h, try again later: the same command resumes the run."""
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 @contextmanager
 def handled(receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have the signals call a function; nothing where Python allows it not, outside the main thread."""
+    """Handle the signals; does nothing outside the main thread, where Python forbids signal handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -35,10 +36,10 @@ def handled(receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
 
 
 class TrainingStopped(SystemExit):
-    """A run was told to stop, and can be gone on from; nothing on the way takes it for an error.
+    """A run was stopped by a signal and can be resumed; a `SystemExit`, which no handler of errors catches.
 
     Args:
-        message: How far it came, in a line.
+        message: One line that says how far the run came.
     """
 
     def __init__(self, message: str):
@@ -51,11 +52,11 @@ class TrainingStopped(SystemExit):
 
 
 class StopSignals:
-    """What a run was told; `with handled(signals.receive)` listens.
+    """The signals that a run has received; `with handled(signals.receive)` listens.
 
     Attributes:
-        training: Whether the run trains, so that a signal is to be remembered for the next step.
-        received: The name of the signal that was remembered.
+        training: Whether the run trains: a signal is then remembered until the end of the step.
+        received: The name of the first signal that was remembered.
     """
 
     def __init__(self):
@@ -74,18 +75,26 @@ class StopSignals:
             raise TrainingStopped(f"stopped by {name}, with nothing to save")
         self.received = self.received or name
 
-    def agreed(self) -> bool:
-        """Whether any process of the run was told to stop; each asks after every step.
+    def stopped(self, args: "TrainingArguments", state: "TrainerState") -> TrainingStopped:
+        """The exception to raise once the run has saved a checkpoint."""
+        name = self.received or "a signal to another process"
+        return TrainingStopped(
+            f"stopped by {name} after step {state.global_step} of {state.max_steps}; "
+            f"checkpoint-{state.global_step} is in {args.output_dir}"
+        )
 
-        Asked over the network of the hosts, so that nothing waits for a device.
+    def agreed(self) -> bool:
+        """Whether any process of the run has received a signal; every process asks after every step.
+
+        The processes ask each other over gloo, so that nothing waits for a GPU.
         """
-        import torch  # not at the top: the launcher needs the rest of this module, and no torch
+        import torch  # here, since the launcher imports this module and needs no torch
         from torch import distributed
 
         if not (distributed.is_available() and distributed.is_initialized()):
             return self.received is not None
         if self._group is None:
             self._group = distributed.new_group(backend="gloo")
-        told = torch.tensor(int(self.received is not None))
-        distributed.all_reduce(told, group=self._group)
-        return bool(told)
+        received = torch.tensor(int(self.received is not None))
+        distributed.all_reduce(received, group=self._group)
+        return bool(received)

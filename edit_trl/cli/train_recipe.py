@@ -1,0 +1,136 @@
+"""The stages of a recipe, trained in this process: `edit_trl.train_recipe`, and a launched `edit-trl train`.
+
+What stands above `training` is handed to it here: the suite of `evaluation`, and the push of the result.
+"""
+
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edit_trl.cli.launch_options import check_processes
+from edit_trl.training.recipe.stage import find_start, is_last_stage, train_stage
+from edit_trl.training.resuming.stopping import StopSignals
+
+if TYPE_CHECKING:
+    from edit_trl.evaluation.suite.callback import SuiteCallback
+    from edit_trl.key_steps import KeyStepMethod
+    from edit_trl.training.recipe.resolving import Recipe, RunArguments
+
+
+def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = None, **options: Any) -> Path:
+    """Train the stages of a recipe in this process, one after the other, as `edit-trl train` does.
+
+    Each stage starts from what the stage before has saved, in `output_dir/STAGE`. Finished stages are
+    skipped and a stage that was cut off is resumed from its last checkpoint, so the same call continues an
+    interrupted run. Suites are run and the last stage is pushed to the Hub if the recipe says so. The memory
+    of a stage's model is freed before the next stage loads its own. Signal handlers are left alone: unlike
+    the command, a run that receives SIGTERM does not save first.
+
+    Args:
+        recipe: The recipe's YAML file; None for a run given by options alone.
+        stage: Train only this stage of the recipe.
+        options: Options that win over the recipe and its stages, as on the command line: those of the
+            recipe, of `DualCoTConfig` (or of the stage's trainer) and of TRL's `ModelConfig`.
+
+    Returns:
+        The folder of the last stage that was asked for, with the trained student.
+
+    Raises:
+        InputError: All problems of the recipe and the options, before any stage starts; or what a stage
+            finds wrong with its rows, its student or its folder, before it writes anything.
+        FloatingPointError: The loss is not finite; names the rows.
+
+    Example:
+        ```python
+        from edit_trl import train_recipe
+
+        folder = train_recipe("recipe.yaml", dataset_name="pairs.jsonl", learning_rate=1e-4)
+        ```
+    """
+    from accelerate.utils import release_memory
+
+    from edit_trl.training.recipe.resolving import pick_run, read_recipe, resolve_run, resolve_runs
+
+    outline = read_recipe(recipe)
+    values = {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()
+    }
+    runs = resolve_runs(outline, values)
+    stages = [run.stage for run in runs] if stage is None else [pick_run(outline, runs, stage).stage]
+    for name in stages:
+        folder = run_stage(outline, resolve_run(outline, values, name))
+        release_memory()  # the trainer is in reference cycles with its callbacks
+    return folder
+
+
+def run_stage(recipe: "Recipe", run: "RunArguments", stop_signals: StopSignals | None = None) -> Path:
+    """Train one stage with its suite, and push it if it is the last; a finished stage is left as it is.
+
+    Args:
+        recipe: The recipe.
+        run: The stage's arguments, made by `resolve_run`.
+        stop_signals: If given, the run saves and raises `TrainingStopped` once a signal is received.
+
+    Returns:
+        The stage's folder.
+
+    Raises:
+        InputError: As in `train_recipe`.
+        TrainingStopped: See `stop_signals`.
+    """
+    check_processes(run.training)
+    if run.note and run.training.process_index == 0:
+        print(run.note, file=sys.stderr)
+    start = find_start(recipe, run)
+    if start.finished:
+        print(f"{start.folder} is finished ({start.finished}), nothing to do")
+        return start.folder
+    is_pushed = run.training.push_to_hub and is_last_stage(recipe, run)
+    run.training.push_to_hub = False  # the trainer pushes nothing; the finished result is pushed as a whole
+    with _pushing(run, start.folder) if is_pushed else nullcontext():
+        train_stage(run, start, stop_signals, _suite_callbacks(run))
+    return start.folder
+
+
+def _pushing(run: "RunArguments", folder: Path) -> AbstractContextManager[None]:
+    from edit_trl.cli.push import find_evaluations
+    from edit_trl.hub.push import pushing
+
+    training = run.training
+    return pushing(
+        folder,
+        (folder if run.stage is None else folder.parent).resolve().name,
+        find_evaluations,
+        hub_model_id=training.hub_model_id,
+        private=training.hub_private_repo,
+        revision=training.hub_revision,
+        token=training.hub_token,
+    )
+
+
+def _suite_callbacks(run: "RunArguments") -> list["SuiteCallback"]:
+    if run.data.suite_eval_steps is None:
+        return []
+    from edit_trl.evaluation.suite.callback import SuiteCallback
+
+    return [
+        SuiteCallback(
+            run.data.load(*run.data.suite_source),
+            steps=run.data.suite_eval_steps,
+            rows=run.data.suite_rows,
+            accuracy_rows=run.data.suite_accuracy_rows,
+            max_new_tokens=run.data.suite_max_new_tokens,
+            key_step_method=_suite_method(run),
+        )
+    ]
+
+
+def _suite_method(run: "RunArguments") -> "KeyStepMethod":
+    """The suite's key steps are marked as those that are trained on, if these are marks of key steps."""
+    from edit_trl.data.views import PAIR_VIEWS
+
+    method = run.training.key_step_method
+    # A random mask is no key step, and a view of single chains has spans that its suite does not have.
+    return "words" if method == "random" or run.data.view not in PAIR_VIEWS else method
