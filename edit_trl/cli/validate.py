@@ -76,10 +76,10 @@ def _check_generation(argv: list[str]) -> int:
     """A recipe of `edit-trl generate`, and all that it names; nothing is asked of a teacher."""
     from edit_trl.cli.option_parsing import read_options
     from edit_trl.teachers.generate_config import FLAGS, OPTIONS, read_generate_config
-    from edit_trl.teachers.run import Prepared
+    from edit_trl.teachers.run import GenerationPlan
 
     path, options = read_options(argv, OPTIONS, FLAGS)
-    print(Prepared(read_generate_config(path, options)))
+    print(GenerationPlan(read_generate_config(path, options)))
     print("valid")
     return 0
 
