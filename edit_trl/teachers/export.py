@@ -12,14 +12,14 @@ from edit_trl.common.errors import InputError
 from edit_trl.data.dual_cots import save_dual_cots
 from edit_trl.hub.repository import open_repository, upload
 from edit_trl.teachers.card import CardFacts, generation_card
-from edit_trl.teachers.filters import Pair
+from edit_trl.teachers.filters import ChainPair
 from edit_trl.teachers.generation import DUAL, WARM_UP, Chain, Generation
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def dual_rows(pairs: Iterable[Pair], conversational: bool) -> list[dict[str, Any]]:
+def dual_rows(pairs: Iterable[ChainPair], conversational: bool) -> list[dict[str, Any]]:
     """Dual CoTs, as `edit_trl.data.dual_cots` has them, with `mistake_text` beside `mistake`.
 
     Spans are columns where the key steps of some pair are known.
@@ -120,7 +120,7 @@ def push_generation(folder: str | Path, repo_id: str, *, private: bool | None = 
         raise InputError(f"could not push to {repo_id}: {error}. The files are in {folder}") from error
 
 
-def _spans(pair: Pair) -> dict[str, list[list[int]] | None]:
+def _spans(pair: ChainPair) -> dict[str, list[list[int]] | None]:
     both = {"chosen_key_spans": pair.chosen_key_spans, "rejected_key_spans": pair.rejected_key_spans}
     return {name: None if spans is None else [list(span) for span in spans] for name, spans in both.items()}
 

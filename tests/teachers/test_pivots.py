@@ -260,7 +260,7 @@ def test_an_endpoint_that_does_not_is_told(tmp_path):
 
     with running(ChatServer(answer, fault)) as url, pytest.raises(InputError) as caught:
         find(tmp_path, OpenAICompatibleTeacher(MODEL, [url]), options={"send_seed": True})
-    assert "went on from no prefix of an answer" in str(caught.value)
+    assert "continued no prefix of an answer" in str(caught.value)
     assert "`continue_final_message`" in str(caught.value)
 
 
