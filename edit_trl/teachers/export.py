@@ -1,4 +1,4 @@
-"""A generation -> files that can be trained on, and their card (L3)."""
+"""Writes a generation to files for training, with a dataset card, and pushes them to the Hub."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def dual_rows(pairs: Iterable[ChainPair], conversational: bool) -> list[dict[str, Any]]:
-    """Dual CoTs, as `edit_trl.data.dual_cots` has them, with `mistake_text` beside `mistake`.
+    """The rows of pairs: dual CoTs with the column `mistake_text` beside `mistake`.
 
-    Spans are columns where the key steps of some pair are known.
+    There are span columns if the key steps of any pair are known.
     """
     pairs = list(pairs)
     spans = any(pair.rejected_key_spans is not None for pair in pairs)
@@ -42,9 +42,9 @@ def dual_rows(pairs: Iterable[ChainPair], conversational: bool) -> list[dict[str
 
 
 def warm_up_rows(generation: Generation, conversational: bool) -> list[dict[str, Any]]:
-    """Correct chains for the warm-up: the teacher's (without one the student's) own, and the rectified ones.
+    """The rows for the warm-up: correct chains of the teacher (or student), and rectified ones.
 
-    `rejected` is a list: the wrong chains of the same question among the pairs, or none.
+    `rejected` is the list of the question's wrong chains among the pairs; it may be empty.
     """
     wrong: dict[str, list[str]] = {}
     for pair in generation.pairs:
@@ -62,12 +62,12 @@ def warm_up_rows(generation: Generation, conversational: bool) -> list[dict[str,
 def save_generation(
     generation: Generation, folder: str | Path, facts: CardFacts, *, conversational: bool = True
 ) -> dict[str, int]:
-    """Write `dual.parquet`, `warm_up.parquet`, `report.json` and the card `README.md` into a folder.
+    """Write `dual.parquet`, `warm_up.parquet`, `report.json` and the card `README.md` to a folder.
 
     The same generation gives the same bytes.
 
     Returns:
-        Rows by file name.
+        The number of rows by file name.
 
     Raises:
         InputError: There is no pair to write.
@@ -83,8 +83,8 @@ def save_generation(
         DUAL: dual_rows(generation.pairs, conversational),
         WARM_UP: warm_up_rows(generation, conversational),
     }
-    for name, of_file in rows.items():
-        save_dual_cots(_dataset(of_file, conversational), folder / name)
+    for name, file_rows in rows.items():
+        save_dual_cots(_dataset(file_rows, conversational), folder / name)
     report = {
         "counts": {stage: dict(sorted(counts.items())) for stage, counts in generation.counts.items()},
         "dropped": {reason: sorted(ids) for reason, ids in sorted(generation.dropped.items())},
@@ -97,19 +97,19 @@ def save_generation(
         report["pivots"] = [asdict(pivot) for pivot in generation.pivots]
     _write(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     _write(folder / "README.md", generation_card(generation, facts, rows))
-    return {name: len(of_file) for name, of_file in rows.items()}
+    return {name: len(file_rows) for name, file_rows in rows.items()}
 
 
 def push_generation(folder: str | Path, repo_id: str, *, private: bool | None = None) -> None:
-    """Push both files of a folder, and the card that tells them apart, to a dataset repository on the Hub.
+    """Push both files of a folder, and the card that describes them, to a dataset repository on the Hub.
 
     Args:
-        folder: Where `save_generation` wrote.
-        repo_id: The repository; made where there is none.
-        private: Whether a new one is private; it is unless this is False.
+        folder: The folder of `save_generation`.
+        repo_id: The repository; created if it does not exist.
+        private: Whether a new repository is private; it is unless this is False.
 
     Raises:
-        InputError: No login, no right to write there, or no network.
+        InputError: No login, no permission to write, or no network.
     """
     folder = Path(folder)
     files = {name: folder / name for name in (DUAL, WARM_UP, "README.md")}  # not the journal
@@ -129,14 +129,13 @@ def _texts(question: str, chosen: str, rejected: str | list[str], conversational
     if not conversational:
         return {"prompt": f"{question}\n", "chosen": chosen, "rejected": rejected}
 
-    def said(text: str) -> list[dict[str, str]]:
+    def turn(text: str) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": text}]
 
-    several = isinstance(rejected, list)
     return {
         "prompt": [{"role": "user", "content": question}],
-        "chosen": said(chosen),
-        "rejected": [said(text) for text in rejected] if several else said(rejected),
+        "chosen": turn(chosen),
+        "rejected": [turn(text) for text in rejected] if isinstance(rejected, list) else turn(rejected),
     }
 
 
@@ -167,9 +166,9 @@ def _dataset(rows: list[dict[str, Any]], conversational: bool) -> Dataset:
 
 def _why(generation: Generation) -> str:
     counts = "; ".join(
-        f"{stage}: " + ", ".join(f"{n} {outcome}" for outcome, n in sorted(counted.items()))
-        for stage, counted in generation.counts.items()
-        if counted
+        f"{stage}: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+        for stage, outcomes in generation.counts.items()
+        if outcomes
     )
     dropped = ", ".join(f"{len(ids)} {reason}" for reason, ids in generation.dropped.items())
     return counts + (f"; dropped: {dropped}" if dropped else "")

@@ -11,14 +11,13 @@ from datasets import Dataset
 from edit_trl import DualCoTConfig, DualCoTTrainer
 from edit_trl.common.errors import InputError
 from edit_trl.data.row_checks import validate_dual_cots
+from edit_trl.data.row_rewriting import answer_statement
 from edit_trl.data.tokenization import tokenize_dual_cot
 from edit_trl.data.views import (
     PAIR_VIEWS,
     WEIGHTED_VIEWS,
     View,
-    answer_statement,
     apply_view,
-    asked,
     select_rows,
 )
 
@@ -107,13 +106,6 @@ def test_scott_learns_of_wrong_chains_the_answer_alone():
     assert counterfactual["prompt"] == f"[Counterfactual] {APPLES['prompt']}"
     [[start, end]] = counterfactual["chosen_key_spans"]
     assert counterfactual["chosen"][start:end] == "8."
-
-
-def test_a_student_is_asked_with_the_marker_of_the_task_that_answers():
-    assert asked("Why?\n", "mt_cot") == "Why?\n[Explanation Generation]:\n"
-    assert asked("Why?", "sbs") == "Why?\nAnswer:"
-    assert asked("Why?", "scott") == "[Factual] Why?"
-    assert asked("Why?", "dual_cot_sft") == asked("Why?", "pairs") == "Why?"
 
 
 def test_chains_without_an_answer_are_left_out_and_told(caplog):

@@ -1,7 +1,7 @@
-"""The families of problems of the procedural teacher (L3).
+"""The families of procedural problems.
 
-Each family has `make(rng, difficulty)`, which draws a problem with both chains or None where the
-injected error happens not to change the answer, and a solver in `edit_trl.data.procedural.solvers`.
+Each family has a function `make(rng, difficulty)`, which draws a problem with both chains, or None where the
+injected mistake does not change the answer, and a solver in `edit_trl.data.procedural.solvers`.
 """
 
 import random
