@@ -21,8 +21,9 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 from effect_matrix.cells import clear, list_cells, read_cell, settle
 from effect_matrix.checks import check_options, check_power, detectable, items_of
-from effect_matrix.config import Matrix, read_matrix
+from effect_matrix.config import read_matrix
 from effect_matrix.data import make_sets
+from effect_matrix.matrix import Matrix
 from effect_matrix.pool import Ended, run_cells
 
 from edit_trl.common.errors import InputError

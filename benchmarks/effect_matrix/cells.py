@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edit_trl.common.errors import InputError
-from effect_matrix.config import Matrix, Method
 from effect_matrix.data import resolve
+from effect_matrix.matrix import Matrix, Method
 
 Kind = Literal["warm_up", "pairs", "tune", "final"]
 CELL_FILE = "cell.json"

@@ -7,7 +7,7 @@ from typing import Any
 
 from edit_trl.common.errors import InputError
 from effect_matrix.cells import recipe_text
-from effect_matrix.config import Matrix, Source
+from effect_matrix.matrix import Matrix, Source
 from effect_matrix.work import training_options
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError
-from effect_matrix.config import Data, Matrix, Source
+from effect_matrix.matrix import Data, Matrix, Source
 
 Row = dict[str, Any]
 

@@ -12,8 +12,8 @@ from typing import Any
 from edit_trl.common.tables import aligned
 from edit_trl.evaluation.statistics import holm
 from effect_matrix.cells import WARM_UP, Cell, list_cells, read_cell
-from effect_matrix.config import Matrix
 from effect_matrix.differences import accuracy_interval, difference
+from effect_matrix.matrix import Matrix
 from effect_matrix.page import write_page
 from effect_matrix.tables import as_markdown, fill, tables_of, write_whole
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError
-from effect_matrix.config import Matrix
+from effect_matrix.matrix import Matrix
 
 Record = dict[str, Any]
 Row = list[str]
