@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> Any:
-    """The value of a split, "train" by default.
-
-    Raises:
-        InputError: There is no such split.
-    """
+    """The value of a split, "train" by default; raises InputError if there is no such split."""
     wanted = split or "train"
     if wanted not in splits:
         listed = ", ".join(splits)
@@ -31,11 +27,7 @@ def pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> Any
 
 
 def load_from_hub(source: str, name: str | None, split: str | None, revision: str | None) -> Dataset:
-    """Load a dataset from the Hub.
-
-    Raises:
-        InputError: It cannot be loaded.
-    """
+    """Load a dataset from the Hub; raises InputError if that fails."""
     from datasets import DatasetDict, load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -52,11 +44,7 @@ def load_from_hub(source: str, name: str | None, split: str | None, revision: st
 
 
 def load_folder(path: Path, split: str | None) -> Dataset:
-    """Load a folder of `datasets.save_to_disk` or of `edit-trl generate`.
-
-    Raises:
-        InputError: It is another folder, cannot be read or has no such split.
-    """
+    """Load a folder of `datasets.save_to_disk` or `edit-trl generate`; raises InputError if that fails."""
     from datasets import DatasetDict, load_from_disk
 
     if (path / "dual.parquet").is_file() and (path / "warm_up.parquet").is_file():  # `edit-trl generate`
@@ -77,11 +65,7 @@ def load_folder(path: Path, split: str | None) -> Dataset:
 
 
 def read_parquet(path: Path) -> Dataset:
-    """Read a Parquet file.
-
-    Raises:
-        InputError: It cannot be read.
-    """
+    """Read a Parquet file; raises InputError if that fails."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Dataset

@@ -57,6 +57,21 @@ SPAN_COLUMNS = {"chosen_key_spans": "chosen", "rejected_key_spans": "rejected"}
 OPTIONAL_COLUMNS = ("answer", "task", "mistake", "source", "id", *SPAN_COLUMNS)
 
 
+def column_types(conversational: bool) -> dict[str, Any]:
+    """The type of every column, as a feature of `datasets`, for rows with one wrong chain each."""
+    from datasets import List, Value
+
+    text, spans = Value("string"), List(List(Value("int64")))
+    chain = List({"role": text, "content": text}) if conversational else text
+    types = dict.fromkeys((*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS), text)
+    return (
+        types
+        | dict.fromkeys(REQUIRED_COLUMNS, chain)
+        | dict.fromkeys(SPAN_COLUMNS, spans)
+        | {"mistake": List(text)}
+    )
+
+
 def is_conversational(row: Mapping[str, Any]) -> bool:
     """Whether a valid row holds lists of messages rather than plain text."""
     return isinstance(row["prompt"], list)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
 from edit_trl.data.dual_cots import save_dual_cots
+from edit_trl.data.row import column_types
 from edit_trl.hub.repository import open_repository, upload
 from edit_trl.teachers.card import CardFacts, generation_card
 from edit_trl.teachers.filters import ChainPair
@@ -153,14 +154,9 @@ def _warm_up_row(chain: Chain, wrong: list[str], conversational: bool) -> dict[s
 def _dataset(rows: list[dict[str, Any]], conversational: bool) -> Dataset:
     from datasets import Dataset, Features, List, Value
 
-    text = Value("string")
-    chain = List({"role": text, "content": text}) if conversational else text
-    types: dict[str, Any] = dict.fromkeys(("prompt", "chosen", "rejected"), chain)
-    if isinstance(rows[0]["rejected"], list) and "mistake" not in rows[0]:
-        types["rejected"] = List(chain)
-    types |= dict.fromkeys(("answer", "task", "source", "id", "mistake_text"), text)
-    types["mistake"] = List(text)
-    types |= dict.fromkeys(("chosen_key_spans", "rejected_key_spans"), List(List(Value("int64"))))
+    types = column_types(conversational) | {"mistake_text": Value("string")}
+    if isinstance(rows[0]["rejected"], list) and "mistake" not in rows[0]:  # the warm-up: a list of chains
+        types["rejected"] = List(types["chosen"])
     return Dataset.from_list(rows, features=Features({name: types[name] for name in rows[0]}))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
@@ -69,8 +69,8 @@ async def make_dual_cots(
         RunStopped: See `Dispatcher.run`; the journal holds every answer so far.
     """
     options = options or PipelineOptions()
-    pipeline = Pipeline(questions, options, templates or Templates.load(), exemplars, watcher)
-    generation = pipeline.generation
+    requests = Requests(questions, options, templates or Templates.load(), watcher)
+    pipeline, generation = Pipeline(requests, exemplars), requests.generation
     chains = await pipeline.annotate(teacher)
     generation.correct = [chain for chain in chains if chain.outcome == "correct"]
     if options.rectify != "none":
@@ -86,43 +86,30 @@ async def make_dual_cots(
     return generation
 
 
+@dataclass
 class Pipeline:
-    """The stages of one generation; each builds its prompts and turns the answers into chains or pairs.
+    """The stages of one generation; each makes its prompts and turns the answers into chains or pairs.
 
     Attributes:
-        generation: What the stages have made so far.
-
-    Raises:
-        InputError: Two questions have the same id.
+        requests: Makes and runs the requests; holds the generation.
+        exemplars: The worked examples.
     """
 
-    def __init__(
-        self,
-        questions: Sequence[Question],
-        options: PipelineOptions,
-        templates: Templates,
-        exemplars: Sequence[Exemplar],
-        watcher: Watcher | None,
-    ):
-        self.generation = Generation()
-        self._questions = questions
-        self._options = options
-        self._templates = templates
-        self._exemplars = exemplars
-        self._requests = Requests(questions, options, templates, self.generation, watcher)
+    requests: Requests
+    exemplars: Sequence[Exemplar]
 
     async def annotate(self, writer: Dispatcher, *, by_student: bool = False) -> list[Chain]:
         """`samples` chains of every question, in the order of the questions."""
         stage = "student" if by_student else "annotate"
         requests = {}
-        for question in self._questions:
+        for question in self.requests.questions:
             if by_student:
-                prompt = self._templates.student(question)
+                prompt = self.requests.templates.student(question)
             else:
-                prompt = self._templates.annotate(question, self._prompt_exemplars(question))
-            for sample in range(self._options.samples):
-                requests[question, sample] = self._requests.make(stage, stage, question, prompt, sample)
-        answers = await self._requests.run(writer, requests, stage)
+                prompt = self.requests.templates.annotate(question, self._prompt_exemplars(question))
+            for sample in range(self.requests.options.samples):
+                requests[question, sample] = self.requests.make(stage, stage, question, prompt, sample)
+        answers = await self.requests.run(writer, requests, stage)
         return chains_of(answers, "on_policy" if by_student else "annotated")
 
     async def rectify(
@@ -134,17 +121,17 @@ class Pipeline:
         requests = {}
         for slot, chain in wrong.items():
             if minimal:
-                prompt = self._templates.rectify_minimal(chain.question, chain.text)
+                prompt = self.requests.templates.rectify_minimal(chain.question, chain.text)
             else:
                 exemplars = self._prompt_exemplars(chain.question)
-                prompt = self._templates.rectify(chain.question, exemplars)
-            requests[slot] = self._requests.make("rectify", template, chain.question, prompt, chain.sample)
+                prompt = self.requests.templates.rectify(chain.question, exemplars)
+            requests[slot] = self.requests.make("rectify", template, chain.question, prompt, chain.sample)
         stage = f"{template} ({source})" if source else template
-        answers = await self._requests.run(teacher, requests, stage)
+        answers = await self.requests.run(teacher, requests, stage)
         source = source or ("rectified_minimal" if minimal else "rectified")
         rectified = [chain for chain in chains_of(answers, source) if chain.outcome == "correct"]
         rectified = await self._confirmed(teacher, rectified, source)
-        self.generation.rectified += rectified
+        self.requests.generation.rectified += rectified
         return [
             ChainPair(chain.question, chain.text, wrong[chain.slot].text, source, chain.sample)
             for chain in rectified
@@ -153,7 +140,7 @@ class Pipeline:
     async def corrupt(self, teacher: Dispatcher, chains: Sequence[Chain]) -> list[ChainPair]:
         """Pair correct chains with similar wrong ones, where these end in another answer."""
         examples: dict[str | None, list[Exemplar]] = {}
-        for pair in self.generation.pairs:
+        for pair in self.requests.generation.pairs:
             question = pair.question
             examples.setdefault(question.task, []).append(
                 Exemplar(question.question, pair.chosen, question.answer, pair.rejected, question.task)
@@ -162,9 +149,9 @@ class Pipeline:
         requests = {}
         for slot, chain in correct.items():
             contrasts = self._contrasts(chain, examples.get(chain.question.task, ()))
-            prompt = self._templates.corrupt(chain.question, chain.text, contrasts)
-            requests[slot] = self._requests.make("corrupt", "corrupt", chain.question, prompt, chain.sample)
-        answers = await self._requests.run(teacher, requests, "corrupt")
+            prompt = self.requests.templates.corrupt(chain.question, chain.text, contrasts)
+            requests[slot] = self.requests.make("corrupt", "corrupt", chain.question, prompt, chain.sample)
+        answers = await self.requests.run(teacher, requests, "corrupt")
         return [
             ChainPair(chain.question, correct[chain.slot].text, chain.text, "corrupted", chain.sample)
             for chain in chains_of(answers, "corrupted")
@@ -173,17 +160,17 @@ class Pipeline:
 
     async def label(self, labeller: Dispatcher, kinds: LabelSet) -> list[ChainPair]:
         """The pairs with their kinds of mistake; None where the answer does not have the required form."""
-        pairs = list(self.generation.pairs)
+        pairs = list(self.requests.generation.pairs)
         requests = {}
         for number, pair in enumerate(pairs):
-            prompt = self._templates.label(pair.question, pair.chosen, pair.rejected, kinds)
-            request = self._requests.make("label", "label", pair.question, prompt, 0, number)
+            prompt = self.requests.templates.label(pair.question, pair.chosen, pair.rejected, kinds)
+            request = self.requests.make("label", "label", pair.question, prompt, 0, number)
             requests[pair.question, number] = request
 
         def outcome(_: Slot, response: ChatResponse) -> str:
             return "unparsed" if read_kinds(response.text, kinds) is None else "labelled"
 
-        answers = await self._requests.run(labeller, requests, "label", outcome)
+        answers = await self.requests.run(labeller, requests, "label", outcome)
         for (_, number), answer in answers.items():
             names = read_kinds(answer.text, kinds)
             mistake = None if names is None else tuple(names)
@@ -193,11 +180,13 @@ class Pipeline:
     def _by_slot(self, chains: Sequence[Chain], outcome: str) -> dict[Slot, Chain]:
         """The chains of an outcome that are used, at most `pairs_per_question` of each question."""
         matches = (chain for chain in chains if chain.outcome == outcome)
-        return {chain.slot: chain for chain in distinct_chains(matches, self._options.pairs_per_question)}
+        return {
+            chain.slot: chain for chain in distinct_chains(matches, self.requests.options.pairs_per_question)
+        }
 
     async def _confirmed(self, teacher: Dispatcher, chains: Sequence[Chain], source: str) -> list[Chain]:
         """The rectified chains that `rectify_check` confirms; its prompts do not tell the known answer."""
-        check = self._options.rectify_check
+        check = self.requests.options.rectify_check
         if check == "none":
             return list(chains)
         draws = 1 if check == "judge" else _DRAWS
@@ -209,43 +198,43 @@ class Pipeline:
             return "unparsed" if verdict is None else "sound" if verdict else "flawed"
 
         requests = self._check_requests(chains, draws)
-        answers = await self._requests.run(teacher, requests, f"check ({source})", outcome)
+        answers = await self.requests.run(teacher, requests, f"check ({source})", outcome)
         votes: Counter[int] = Counter()
         for slot, answer in answers.items():
             votes[slot[1] // draws] += outcome(slot, answer) in ("sound", "correct")
         is_confirmed = [2 * votes[number] > draws for number in range(len(chains))]
         ids = [chain.id for chain, confirmed in zip(chains, is_confirmed, strict=True) if not confirmed]
         if ids:
-            self.generation.dropped.setdefault(f"the {check} check disagrees", []).extend(ids)
+            self.requests.generation.dropped.setdefault(f"the {check} check disagrees", []).extend(ids)
         return [chain for chain, confirmed in zip(chains, is_confirmed, strict=True) if confirmed]
 
     def _check_requests(self, chains: Sequence[Chain], draws: int) -> dict[Slot, ChatRequest]:
-        by_judge = self._options.rectify_check == "judge"
+        by_judge = self.requests.options.rectify_check == "judge"
         template: TemplateName = "judge" if by_judge else "conclude"
         temperature = 0.0 if by_judge else _DRAW_TEMPERATURE
         requests = {}
         for first, chain in enumerate(chains):
             question = chain.question
             if by_judge:
-                prompt = self._templates.judge(question, chain.text)
+                prompt = self.requests.templates.judge(question, chain.text)
             else:
                 premises = without_conclusion(chain.text, answer_type_of(question))
-                prompt = self._templates.conclude(question, premises)
+                prompt = self.requests.templates.conclude(question, premises)
             for draw in range(draws):
                 number = first * draws + draw
-                requests[question, number] = self._requests.make(
+                requests[question, number] = self.requests.make(
                     "check", template, question, prompt, draw, number, temperature
                 )
         return requests
 
     def _prompt_exemplars(self, question: Question) -> list[Exemplar]:
-        return self._exemplars_for(question)[: self._options.exemplars_per_prompt]
+        return self._exemplars_for(question)[: self.requests.options.exemplars_per_prompt]
 
     def _exemplars_for(self, question: Question, *, pairs: bool = False) -> list[Exemplar]:
         """The exemplars of the question's task, else those of no task; never the question itself."""
         others = [
             exemplar
-            for exemplar in self._exemplars
+            for exemplar in self.exemplars
             if exemplar.question != question.question and (exemplar.wrong_chain is not None or not pairs)
         ]
         same_task = [exemplar for exemplar in others if exemplar.task == question.task]
@@ -253,8 +242,8 @@ class Pipeline:
 
     def _contrasts(self, chain: Chain, examples: Sequence[Exemplar]) -> list[Exemplar]:
         """Exemplars with both chains: a draw from the task's own pairs, filled up with given exemplars."""
-        count = self._options.exemplars_per_prompt
+        count = self.requests.options.exemplars_per_prompt
         pool = [example for example in examples if example.question != chain.question.question]
-        rng = random.Random(f"{self._options.seed}/{chain.question.id}/{chain.sample}")
+        rng = random.Random(f"{self.requests.options.seed}/{chain.question.id}/{chain.sample}")
         sample = rng.sample(pool, min(count, len(pool)))
         return sample + self._exemplars_for(chain.question, pairs=True)[: count - len(sample)]

@@ -68,9 +68,8 @@ async def make_pivots(
         RunStopped: See `Dispatcher.run`; the journal holds every answer so far.
     """
     options, pivots = options or PipelineOptions(), pivots or PivotOptions()
-    generation = Generation()
-    requests = Requests(questions, options, templates or Templates.load(), generation, watcher)
-    rollouts = Rollouts(requests, generation, student, pivots.rollouts)
+    requests = Requests(questions, options, templates or Templates.load(), watcher)
+    generation, rollouts = requests.generation, Rollouts(requests, student, pivots.rollouts)
     samples = await rollouts.sample(questions, options.samples, "samples")
     generation.correct = [chain for chain in samples if chain.outcome == "correct"]
     wrong = [chain for chain in samples if chain.outcome == "wrong"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from edit_trl.common.errors import InputError
 from edit_trl.data.answers import AnswerType, check_answer, extract_answer, infer_answer_type
@@ -18,38 +19,34 @@ Slot = tuple[Question, int]
 """Identifies a request of a stage: its question, and its number among the requests of that question."""
 
 
+@dataclass
 class Requests:
     """Makes the requests of one generation and runs them, stage by stage.
 
-    Args:
+    Attributes:
         questions: The questions; their ids tell the requests apart.
         options: Sampling, system prompt and seed.
         templates: The prompt templates.
-        generation: Collects the outcomes and failures of every stage.
         watcher: Receives the progress.
+        generation: The result so far, with the outcomes and failures of every stage.
 
     Raises:
         InputError: Two questions have the same id.
     """
 
-    def __init__(
-        self,
-        questions: Sequence[Question],
-        options: PipelineOptions,
-        templates: Templates,
-        generation: Generation,
-        watcher: Watcher | None,
-    ):
-        counts = Counter(question.id for question in questions)
+    questions: Sequence[Question]
+    options: PipelineOptions
+    templates: Templates
+    watcher: Watcher | None = None
+    generation: Generation = field(default_factory=Generation)
+
+    def __post_init__(self) -> None:
+        counts = Counter(question.id for question in self.questions)
         repeated = [name for name, count in counts.items() if count > 1]
         if repeated:
             raise InputError(
                 f"question ids must be unique; these are not: {', '.join(map(repr, repeated[:10]))}"
             )
-        self.templates = templates
-        self._options = options
-        self._generation = generation
-        self._watcher = watcher
 
     def make(
         self,
@@ -61,18 +58,8 @@ class Requests:
         number: int | None = None,
         temperature: float | None = None,
     ) -> ChatRequest:
-        """Make a request.
-
-        Args:
-            stage: What the answer is for.
-            template: The template of the prompt.
-            question: The question.
-            prompt: The text that is sent.
-            sample: Which of several answers to the same prompt this is, from 0.
-            number: The number of its slot; `sample` where None.
-            temperature: That of the stage where None.
-        """
-        options = self._options
+        """Make a request; `number` is that of its slot, `sample` by default."""
+        options = self.options
         # No system prompt for the student: rows have none, and its mistakes should be those it makes on rows.
         system = [("system", options.system_prompt)] if options.system_prompt and stage != "student" else []
         if temperature is None:
@@ -109,9 +96,9 @@ class Requests:
             The answers, in the order of the requests; requests that failed are missing.
         """
         outcome = outcome or answer_outcome
-        counts = self._generation.counts.setdefault(name, Counter())
-        if self._watcher:
-            self._watcher.stage(name, len(requests))
+        counts = self.generation.counts.setdefault(name, Counter())
+        if self.watcher:
+            self.watcher.stage(name, len(requests))
         slots = {request.row_id: slot for slot, request in requests.items()}
         answers: dict[Slot, ChatResponse] = {}
         failures = []
@@ -124,9 +111,9 @@ class Requests:
                 label = "failed"
                 failures.append((slot[0].id, name, result.reason))
             counts[label] += 1
-            if self._watcher:
-                self._watcher.step(label, isinstance(result, Answer) and result.fresh)
-        self._generation.failures += sorted(failures)
+            if self.watcher:
+                self.watcher.step(label, isinstance(result, Answer) and result.fresh)
+        self.generation.failures += sorted(failures)
         return {slot: answers[slot] for slot in requests if slot in answers}
 
 

@@ -10,7 +10,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.dispatch import Dispatcher
 from edit_trl.models.chat.protocol import ChatRequest, ChatResponse
-from edit_trl.teachers.generation import Chain, Generation, Outcome
+from edit_trl.teachers.generation import Chain, Outcome
 from edit_trl.teachers.prompts import read_chain
 from edit_trl.teachers.requests import Requests, Slot, answer_outcome
 
@@ -41,21 +41,20 @@ class Tally:
         return len(self.right) <= right_after * self.count
 
 
+@dataclass
 class Rollouts:
-    """Draws chains and their continuations from a student, for all questions at once."""
+    """Draws chains and their continuations, for all questions at once.
 
-    def __init__(
-        self,
-        requests: Requests,
-        generation: Generation,
-        student: Dispatcher,
-        count: int,
-    ):
-        self._requests = requests
-        self._generation = generation
-        self._student = student
-        self._count = count
-        self._next_sample: Counter[Place] = Counter()  # rollouts from one place have different numbers
+    Attributes:
+        requests: Makes and runs the requests.
+        student: The model that writes the chains.
+        count: Number of rollouts from each place.
+    """
+
+    requests: Requests
+    student: Dispatcher
+    count: int
+    _next_sample: Counter[Place] = field(default_factory=Counter)  # numbers of one place are all different
 
     async def sample(self, questions: Iterable[Question], count: int, name: str) -> list[Chain]:
         """Draw `count` more chains of each question; `name` is the stage in counts and on the display."""
@@ -73,14 +72,14 @@ class Rollouts:
             InputError: No request was answered.
         """
         tallies = {place: Tally() for place in places}
-        requests = self._make(places, self._count)
+        requests = self._make(places, self.count)
         answers = await self._run(requests, name)
         if requests and not answers:
             raise InputError(
-                f"{self._student.teacher.model} continued no prefix of an answer "
-                f"({self._generation.failures[-1][2]}); the model's context must have room for a chain and "
-                "`max_tokens` more, and an endpoint must accept `continue_final_message`, as vLLM and SGLang "
-                "do"
+                f"{self.student.teacher.model} continued no prefix of an answer "
+                f"({self.requests.generation.failures[-1][2]}); the model's context must have room for a "
+                "chain and `max_tokens` more, and an endpoint must accept `continue_final_message`, as vLLM "
+                "and SGLang do"
             )
         for slot, (text, outcome) in answers.items():
             tallies[requests[slot][0]].add(text, outcome)
@@ -89,11 +88,11 @@ class Rollouts:
     def _make(self, places: Sequence[Place], count: int) -> dict[Slot, tuple[Place, ChatRequest]]:
         requests: dict[Slot, tuple[Place, ChatRequest]] = {}
         for index, (question, prefix) in enumerate(places):
-            prompt = self._requests.templates.student(question)
+            prompt = self.requests.templates.student(question)
             first = self._next_sample[question, prefix]
             for draw in range(count):
                 number = index * count + draw
-                request = self._requests.make("student", "student", question, prompt, first + draw, number)
+                request = self.requests.make("student", "student", question, prompt, first + draw, number)
                 if prefix:
                     request = replace(request, messages=(*request.messages, ("assistant", prefix)))
                 requests[question, number] = (question, prefix), request
@@ -111,7 +110,7 @@ class Rollouts:
             return answer_outcome(slot, response, prefix=requests[slot][0][1])
 
         messages = {slot: request for slot, (_, request) in requests.items()}
-        answers = await self._requests.run(self._student, messages, name, outcome)
+        answers = await self.requests.run(self.student, messages, name, outcome)
         return {
             slot: (_without_tail(requests[slot][0][1] + response.text), outcome(slot, response))
             for slot, response in answers.items()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import date, timedelta
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from edit_trl.data.procedural.vocabulary import GROUPS, MONTHS, NUMBER_WORDS, in_number
@@ -148,14 +147,12 @@ def _date_in(question: str) -> date:
     return date(int(year), MONTHS.index(name) + 1, int(day))
 
 
-SOLVERS: Mapping[Family, Callable[[str], str]] = MappingProxyType(
-    {
-        "object_counting": solve_object_counting,
-        "arithmetic": solve_arithmetic,
-        "shuffled_objects": solve_shuffled_objects,
-        "boolean_expressions": solve_boolean_expressions,
-        "word_sorting": solve_word_sorting,
-        "navigate": solve_navigate,
-        "date_understanding": solve_date_understanding,
-    }
-)
+SOLVERS: Mapping[Family, Callable[[str], str]] = {
+    "object_counting": solve_object_counting,
+    "arithmetic": solve_arithmetic,
+    "shuffled_objects": solve_shuffled_objects,
+    "boolean_expressions": solve_boolean_expressions,
+    "word_sorting": solve_word_sorting,
+    "navigate": solve_navigate,
+    "date_understanding": solve_date_understanding,
+}

@@ -12,11 +12,12 @@ from edit_trl.data.procedural.families import ANSWER_TYPES, MAKERS, Family
 from edit_trl.data.procedural.problems import Problem, write_chains
 from edit_trl.data.procedural.solvers import SOLVERS
 from edit_trl.data.questions import Question
+from edit_trl.data.row import DualCoT, column_types
+from edit_trl.data.row_checks import validate_dual_cots
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset
 
-    from edit_trl.data.row import DualCoT
 
 DIFFICULTIES = range(1, 6)
 # A draw fails if the mistake does not change the answer (about half of all draws) or if the problem was drawn
@@ -107,13 +108,11 @@ def generate_dual_cots(teacher: ProceduralTeacher, rows: int, *, conversational:
     Raises:
         InputError: See `ProceduralTeacher.rows`.
     """
-    from datasets import Dataset
-
-    from edit_trl.data.row_checks import validate_dual_cots
+    from datasets import Dataset, Features
 
     items = [_as_messages(row) if conversational else row for row in teacher.rows(rows)]
     # In a small set all spans of one side may be empty, so their type cannot be inferred.
-    dataset = Dataset.from_list(items, features=_features(conversational))
+    dataset = Dataset.from_list(items, features=Features(column_types(conversational)))
     validate_dual_cots(dataset, source="procedural teacher")
     return dataset
 
@@ -164,22 +163,3 @@ def _as_messages(row: DualCoT) -> DualCoT:
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
     turns = {column: [{"role": role, "content": row[column]}] for column, role in roles.items()}
     return {**row, **turns}
-
-
-def _features(conversational: bool) -> Features:
-    from datasets import Features, List, Value
-
-    text, spans = Value("string"), List(List(Value("int64")))
-    turns = List({"role": text, "content": text}) if conversational else text
-    return Features(
-        {
-            **dict.fromkeys(("prompt", "chosen", "rejected"), turns),
-            "answer": text,
-            "task": text,
-            "mistake": List(text),
-            "source": text,
-            "id": text,
-            "chosen_key_spans": spans,
-            "rejected_key_spans": spans,
-        }
-    )

@@ -6,7 +6,6 @@ injected mistake does not change the answer, and a solver in `edit_trl.data.proc
 
 import random
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from edit_trl.data.procedural.families import (
@@ -32,26 +31,22 @@ Family = Literal[
     "date_understanding",
 ]
 
-MAKERS: Mapping[Family, Callable[[random.Random, int], Problem | None]] = MappingProxyType(
-    {
-        "object_counting": object_counting.make,
-        "arithmetic": expressions.make_arithmetic,
-        "shuffled_objects": shuffled_objects.make,
-        "boolean_expressions": expressions.make_boolean,
-        "word_sorting": word_sorting.make,
-        "navigate": navigate.make,
-        "date_understanding": date_understanding.make,
-    }
-)
+MAKERS: Mapping[Family, Callable[[random.Random, int], Problem | None]] = {
+    "object_counting": object_counting.make,
+    "arithmetic": expressions.make_arithmetic,
+    "shuffled_objects": shuffled_objects.make,
+    "boolean_expressions": expressions.make_boolean,
+    "word_sorting": word_sorting.make,
+    "navigate": navigate.make,
+    "date_understanding": date_understanding.make,
+}
 
-ANSWER_TYPES: "Mapping[Family, AnswerType]" = MappingProxyType(
-    {
-        "object_counting": "number",
-        "arithmetic": "number",
-        "shuffled_objects": "choice",
-        "boolean_expressions": "boolean",
-        "word_sorting": "list",
-        "navigate": "yes_no",
-        "date_understanding": "text",
-    }
-)
+ANSWER_TYPES: "Mapping[Family, AnswerType]" = {
+    "object_counting": "number",
+    "arithmetic": "number",
+    "shuffled_objects": "choice",
+    "boolean_expressions": "boolean",
+    "word_sorting": "list",
+    "navigate": "yes_no",
+    "date_understanding": "text",
+}
