@@ -40,44 +40,32 @@ def tables_of(matrix: Matrix, results: Record, student: str) -> list[tuple[str, 
         )
         label = record["label"] + (" (baseline)" if name == matrix.baseline else "")
         accuracy.append([label, record["pairs"], str(len(record["seeds"])), *shares, point])
-        others.append([label, *_watched(record, tests[0])])
+        others.append([label, *_other_cells(record, tests[0])])
     tables = [(f"Accuracy: {student}{size}", accuracy)]
+    label = f"Difference to {methods[matrix.baseline]['label']}" if matrix.baseline in methods else ""
     for name in (*tests, "key_preference"):
-        rows = [
-            _difference_row(record, name)
-            for record in methods.values()
-            if name in record.get("differences", {})
-        ]
-        if rows:
-            head = ["method", *_DIFFERENCE_HEAD]
-            tables.append(
-                (f"Difference to {methods[matrix.baseline]['label']}, {name}: {student}", [head, *rows])
-            )
+        changes = {
+            r["label"]: r["differences"][name] for r in methods.values() if name in r.get("differences", {})
+        }
+        if changes:
+            rows = [[method, *_difference_cells(change)] for method, change in changes.items()]
+            tables.append((f"{label}, {name}: {student}", [["method", *_DIFFERENCE_HEAD], *rows]))
     tables.append((f"What else changed ({tests[0]} and held-out pairs): {student}", others))
-    controlled = [
-        [
-            record["label"],
-            methods[matrix.methods[name].control]["label"],
-            test,
-            *_difference_cells(differences),
-        ]
+    rows = [
+        [record["label"], methods[matrix.methods[name].control]["label"], test, *_difference_cells(change)]
         for name, record in methods.items()
-        for test, differences in record.get("control_differences", {}).items()
+        for test, change in record.get("control_differences", {}).items()
     ]
-    if controlled:
+    if rows:
         head = ["method", "beside", "test", *_DIFFERENCE_HEAD]
-        tables.append((f"Difference to a control on the same pairs: {student}", [head, *controlled]))
+        tables.append((f"Difference to a control on the same pairs: {student}", [head, *rows]))
     if outcome["collapse"]:
-        tables.append(
-            (
-                f"Other strengths and seeds ({tests[0]}, beside the warm-up): {student}",
-                _collapse_table(outcome),
-            )
-        )
+        title = f"Other strengths and seeds ({tests[0]}, beside the warm-up): {student}"
+        tables.append((title, _collapse_table(outcome)))
     return tables
 
 
-def _watched(record: Record, test: str) -> Row:
+def _other_cells(record: Record, test: str) -> Row:
     values = record["tests"][test] | record["held_out"]
     cells = []
     for name in MEANS:
@@ -91,10 +79,6 @@ def _watched(record: Record, test: str) -> Row:
 
 
 _DIFFERENCE_HEAD = ["seeds", "difference", "95% interval", "p", "p (Holm)", "detectable"]
-
-
-def _difference_row(record: Record, name: str) -> Row:
-    return [record["label"], *_difference_cells(record["differences"][name])]
 
 
 def _difference_cells(change: Record) -> Row:
