@@ -1,10 +1,11 @@
-"""What each method is worth: methods x students x seeds, measured beside as many steps of plain SFT.
+"""Measures the effect of methods: methods x students x seeds, compared with SFT of as many steps.
 
     python benchmarks/effect.py benchmarks/effect_small.yaml --output outputs/effect [--jobs 2]
 
-Every method starts from the same warm-up checkpoint of its seed and gets the same optimizer steps; its
-learning rate and strength are chosen on a dev set. Run again, it goes on from the cells that are done. Prints
-a table and, as its last line, one JSON object; `--report` writes them from what is done so far.
+Every method starts from the warm-up checkpoint of its seed and gets the same number of optimizer steps; its
+learning rate and strength are chosen on a dev set. The same command resumes from the cells that are done.
+Prints tables and, as the last line, one JSON object; `--report` writes them from the cells that are done so
+far.
 """
 
 import argparse
@@ -21,8 +22,9 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 from effect_matrix.cells import clear, list_cells, read_cell, settle
 from effect_matrix.checks import check_options, check_power, detectable, items_of
-from effect_matrix.config import Matrix, read_matrix
+from effect_matrix.config import read_matrix
 from effect_matrix.data import make_sets
+from effect_matrix.matrix import Matrix
 from effect_matrix.pool import Ended, run_cells
 
 from edit_trl.common.errors import InputError
@@ -32,24 +34,30 @@ from edit_trl.common.options import nearest
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("matrix", type=Path, help="The YAML file of the matrix.")
-    parser.add_argument("--output", type=Path, required=True, help="Where cells and results are kept.")
-    parser.add_argument("--jobs", type=int, default=1, help="Cells at once, each with one thread on a CPU.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder for cells and results.")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="Number of cells that run at once, each with one thread on a CPU."
+    )
     parser.add_argument(
         "--path",
         nargs="+",
         default=[],
         metavar="NAME=PATH",
-        help="Where what the matrix' `paths` name is here.",
+        help="Replaces a path of the matrix file's `paths`.",
     )
-    parser.add_argument("--only", nargs="+", metavar="METHOD", help="Only these methods, and the baseline.")
     parser.add_argument(
-        "--redo", action="store_true", help="Do cells anew whose part of the YAML has changed."
+        "--only", nargs="+", metavar="METHOD", help="Run only these methods, and the baseline."
     )
-    parser.add_argument("--check", action="store_true", help="Check everything and run nothing.")
     parser.add_argument(
-        "--report", action="store_true", help="Write the results of what is done; run nothing."
+        "--redo", action="store_true", help="Run cells again whose part of the YAML has changed."
     )
-    parser.add_argument("--markdown", type=Path, help="Put the tables into this file, between its markers.")
+    parser.add_argument("--check", action="store_true", help="Check everything without running a cell.")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="Write the results of the cells that are done, without running one.",
+    )
+    parser.add_argument("--markdown", type=Path, help="Write the tables into this file, between its markers.")
     return parser.parse_args(argv)
 
 
@@ -62,27 +70,27 @@ def named_paths(words: list[str]) -> dict[str, str]:
 
 
 def only(matrix: Matrix, names: list[str] | None) -> Matrix:
-    """The matrix with some of its methods.
+    """The matrix with only some of its methods.
 
     Raises:
-        InputError: A method that it does not have.
+        InputError: The matrix does not have a method.
     """
     if names is None:
         return matrix
     unknown = [name for name in names if name not in matrix.methods]
     if unknown:
         raise InputError([f"no method {name!r}{nearest(name, matrix.methods)}" for name in unknown])
-    kept = {name: of for name, of in matrix.methods.items() if name in (*names, matrix.baseline)}
-    collapse = matrix.collapse if matrix.collapse and matrix.collapse.method in kept else None
-    return replace(matrix, methods=kept, collapse=collapse)
+    methods = {name: item for name, item in matrix.methods.items() if name in (*names, matrix.baseline)}
+    collapse = matrix.collapse if matrix.collapse and matrix.collapse.method in methods else None
+    return replace(matrix, methods=methods, collapse=collapse)
 
 
 def show_power(matrix: Matrix) -> None:
     effects = detectable(matrix)
-    supposed = f"supposing that runs differ in {matrix.power.discordant:.0%} of items"
+    assumption = f"assuming that runs differ in {matrix.power.discordant:.0%} of items"
     for name, effect in effects.items():
         size = f"{name}: {items_of(matrix.data.tests[name])} items x {len(matrix.seeds)} seeds"
-        print(f"{size} show a true difference of {effect:.1%} 4 times in 5 ({supposed})")
+        print(f"{size} show a true difference of {effect:.1%} 4 times in 5 ({assumption})")
     check_power(matrix, effects)
 
 
@@ -104,9 +112,9 @@ def run(matrix: Matrix, args: argparse.Namespace) -> int:
         clock = time.strftime("%H:%M:%S")
         record = read_cell(end.cell.folder(args.output))
         dev = record.get("result", {}).get("dev")
-        found = f", {dev['accuracy']:.1%} on dev" if dev else ""
+        accuracy = f", {dev['accuracy']:.1%} on dev" if dev else ""
         place = f"{clock} {count}/{len(left)} {end.cell.name}"
-        print(f"{place}: {end.status}, {end.seconds:.0f} s{found}", flush=True)
+        print(f"{place}: {end.status}, {end.seconds:.0f} s{accuracy}", flush=True)
 
     done = {cell.name for cell in cells} - {cell.name for cell in left}
     ended = run_cells(left, done, args.output, args.jobs, tell)
@@ -118,7 +126,7 @@ def run(matrix: Matrix, args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
-    # As Ctrl-C: the workers are ended on the way out.
+    # SIGTERM acts like Ctrl-C, so that the workers are killed on exit.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if args.jobs < 1:
@@ -140,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the cells that are done", file=sys.stderr)
+        print("interrupted; the same command resumes from the cells that are done", file=sys.stderr)
         return 130
 
 

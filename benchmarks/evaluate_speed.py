@@ -1,13 +1,12 @@
-"""How fast a model answers questions, by the ways of batching.
+"""Measures how fast a model answers questions with different kinds of batching.
 
     python benchmarks/evaluate_speed.py --model outputs/quickstart/key_steps [--rows 90 --max_new_tokens 110]
                                         [--batch_size 30 --repeats 3 --dtype bfloat16]
 
-The problems are the quickstart's held-out ones. Ways: `ours` is `evaluate_accuracy` (padded batches, prompts
-of like lengths together, the longest first); `data order` pads the prompts in the order of the data;
-`one by one` pads nothing; `continuous` is the scheduler of transformers (`generate_batch`; not with an
-adapter, which is merged first). Ways take turns, and medians over the repeats are reported. The last line is
-one JSON object.
+The problems are the quickstart's held-out ones. `ours` is `evaluate_accuracy`: padded batches of prompts of
+similar length, the longest first. `data order` pads the prompts in the order of the data. `one by one` needs
+no padding. `continuous` is the scheduler of transformers (`generate_batch`), for which an adapter is merged
+first. The variants take turns, and medians over the repeats are reported. The last line is one JSON object.
 """
 
 import argparse
@@ -32,8 +31,8 @@ FAMILIES = ("object_counting", "arithmetic", "boolean_expressions")
 
 def read_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="A path or Hub id, of an adapter too.")
-    parser.add_argument("--rows", type=int, default=90, help="Problems.")
+    parser.add_argument("--model", required=True, help="Path or Hub id of a model or adapter.")
+    parser.add_argument("--rows", type=int, default=90, help="Number of problems.")
     parser.add_argument("--max_new_tokens", type=int, default=110)
     parser.add_argument("--batch_size", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
@@ -43,7 +42,7 @@ def read_args() -> argparse.Namespace:
 
 
 def ways_of(args: argparse.Namespace) -> dict[str, Callable[[], int]]:
-    """Each way answers all problems and returns the tokens it generated."""
+    """The variants; each answers all problems and returns the number of generated tokens."""
     model, tokenizer = load_student(args.model, dtype=args.dtype)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
@@ -70,13 +69,13 @@ def ways_of(args: argparse.Namespace) -> dict[str, Callable[[], int]]:
         )
         return run(generator, generator.plan([len(prompt) for prompt in prompts]))
 
-    known = {
+    ways = {
         "ours": ours,
         "data order": lambda: in_order(args.batch_size),
         "one by one": lambda: in_order(1),
         "continuous": continuous,
     }
-    return {name: known[name] for name in args.ways}
+    return {name: ways[name] for name in args.ways}
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
-"""How fast requests go out and answers into the journal, beside an ideal client.
+"""Measures how fast requests are sent and answers are journaled, compared with an ideal client.
 
     python benchmarks/generate_speed.py [--concurrency 64 256] [--delay 0.05] [--requests 4000]
                                         [--memory 50000]
 
 A server in a process of its own answers each request after `--delay` seconds with fixed text. The ideal is
-concurrency / delay requests a second. `bare` is the same client (`openai`) in a loop without our pacing and
-journal: what the client and the machine can do at all. `--memory` sends that many requests and looks how the
-process grows. The last line is one JSON object.
+concurrency / delay requests per second. `bare` is the same client (`openai`) in a loop without our pacing and
+journal: the limit of the client and the machine. `--memory` sends that many requests and reports the growth
+    of
+the process. The last line is one JSON object.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def resident_mib() -> float:
 
 
 async def ours(url: str, count: int, concurrency: int, folder: str) -> dict[str, float]:
-    """Through the dispatcher and the journal; the first answers, while it finds its pace, count as well."""
+    """Run the dispatcher with its journal; the time includes the first answers, while it finds its pace."""
     teacher = OpenAICompatibleTeacher(MODEL, [url])
     with Journal(folder) as journal:
         dispatcher = Dispatcher(teacher, journal, Limits(max_concurrency=concurrency))
@@ -93,7 +94,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--delay", type=float, default=0.05, help="seconds until the server answers")
     parser.add_argument("--requests", type=int, default=4000)
-    parser.add_argument("--memory", type=int, default=0, help="requests of a run that looks at memory")
+    parser.add_argument(
+        "--memory", type=int, default=0, help="number of requests of the run that measures memory"
+    )
     return parser.parse_args()
 
 

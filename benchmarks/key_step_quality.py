@@ -1,22 +1,21 @@
-"""How well key-step locators find the steps of a wrong chain that carry its error.
+"""Measures how well key-step locators find the steps of a wrong chain that contain its error.
 
     python benchmarks/key_step_quality.py --data ../shared/data/key_steps/prmbench_dev.jsonl
         [--tokenizer MODEL] [--scores FILE.jsonl] [--procedural_pairs 1000]
 
 Rows of `--data` have `correct_steps` and `wrong_steps` (a chain is its steps, joined by newlines),
-`error_steps` (numbers of the wrong ones, from 1), `mistake` and `original_question`. Procedural pairs come
-from the embedded teacher; their error step is the sentence of the first exact span, and pairs whose error
-is a step left out, which the wrong chain does not show, stay out. Marks are counted in words, or in the
-tokens of `--tokenizer`; `edit` and `reference` align what is counted.
+`error_steps` (numbers of the wrong steps, from 1), `mistake` and `original_question`. Procedural pairs come
+from the embedded teacher. Their error step is the sentence of the first exact span; pairs whose mistake is a
+missing step are left out, since their wrong chain does not show it. Marks are counted in words, or in tokens
+of `--tokenizer`; `edit` and `reference` align the same units.
 
-Options of a locator (in brackets) are chosen by F1 on the tuning half: the rows whose original question has
-an odd SHA-256, so that no question is in both halves. `--scores` is what key_step_scores.py wrote; locators
-that need a student's scores are compared on the pairs scored, and only there. The last line is one JSON
-object.
+The option of a locator (in brackets) is chosen by F1 on the tuning half: the rows whose original question has
+an odd SHA-256, so that no question is in both halves. `--scores` is a file of key_step_scores.py; locators
+that need a student's scores are compared only on the pairs in it. The last line is one JSON object.
 
 precision   share of the marks on wrong chains that lie in an error step
 recall      share of the error steps with at least one mark
-F1          of these two. One mark a step is enough for this recall, so it favours marking little:
+F1          of precision and recall. One mark per step is enough for this recall, so it favours few marks
 kept        share of the differing words (or tokens) in error steps that are marked
 F1 kept     of precision and `kept`
 first       share of pairs whose first mark lies in an error step
@@ -50,19 +49,20 @@ FIGURES = (
 
 @dataclass
 class Case:
-    """A pair and what is known of it; step numbers count from 0.
+    """A pair with its labels and marks; steps are numbered from 0.
 
     Attributes:
         chosen: The correct chain.
         rejected: The wrong chain.
-        starts: Where each step of the wrong chain begins.
-        errors: The steps that carry the error.
-        mistake: Its kind.
-        tuning: Whether options are chosen on it.
-        offsets: The units of the wrong chain.
-        marks: Per method, a bool per unit.
-        own: How unlikely the student finds each unit, in nats, given what precedes it; empty if not scored.
-        other: The same after the correct chain's aligned prefix; None outside steps that differ.
+        starts: First character of each step of the wrong chain.
+        errors: The steps that contain the error.
+        mistake: The kind of mistake.
+        tuning: Whether the pair is in the tuning half.
+        offsets: The [start, end) characters of each unit (word or token) of the wrong chain.
+        marks: A bool per unit, by method.
+        own: The student's surprise at each unit in nats, given the wrong chain before it; empty if not
+            scored.
+        other: The surprise given the correct chain's corresponding prefix; None outside steps that differ.
     """
 
     chosen: str
@@ -82,7 +82,7 @@ class Case:
 
 
 def prmbench_cases(path: Path) -> list[Case]:
-    """The labelled pairs of a file."""
+    """Read the labelled pairs of a file."""
     cases = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -97,7 +97,7 @@ def prmbench_cases(path: Path) -> list[Case]:
 
 
 def procedural_cases(count: int) -> list[tuple[Case, list[list[int]]]]:
-    """Pairs of the embedded teacher, with the exact spans of all that differs in the wrong chain."""
+    """Pairs of the embedded teacher, with the exact spans of all differences in the wrong chain."""
     cases = []
     for difficulty in range(1, 6):
         for row in ProceduralTeacher(difficulty=difficulty).rows(count // 5):
@@ -114,7 +114,7 @@ def procedural_cases(count: int) -> list[tuple[Case, list[list[int]]]]:
 
 
 def mark(case: Case, tokenizer: Any) -> None:
-    """Fill in the units and what each shipped method marks."""
+    """Set the units of a case and the marks of every method of the package."""
     if tokenizer is None:
         case.offsets = [match.span() for match in WORD.finditer(case.rejected)]
     else:
@@ -124,11 +124,11 @@ def mark(case: Case, tokenizer: Any) -> None:
         case.marks[method] = locate_key_steps(case.chosen, case.rejected, tokenizer, method).rejected
 
 
-# Locators that are not shipped: what was tried. Each takes a case and its option and marks units.
+# Locators that were tried and are not part of the package. Each takes a case and an option and marks units.
 
 
 def differing(case: Case) -> Iterator[tuple[int, int, int]]:
-    """(unit, its step, how many steps before it differ) for each unit that `words` marks."""
+    """(unit, its step, the number of differing steps before it) for each unit that `words` marks."""
     seen: dict[int, int] = {}
     for unit, key in enumerate(case.marks["words"]):
         if key:
@@ -137,22 +137,22 @@ def differing(case: Case) -> Iterator[tuple[int, int, int]]:
 
 
 def as_mask(case: Case, units: Iterable[int]) -> list[bool]:
-    kept = set(units)
-    return [unit in kept for unit in range(len(case.offsets))]
+    marked = set(units)
+    return [unit in marked for unit in range(len(case.offsets))]
 
 
 def first_steps(case: Case, count: float) -> list[bool]:
-    """The differing units of the first steps that differ."""
+    """The differing units of the first `count` steps that differ."""
     return as_mask(case, (unit for unit, _, rank in differing(case) if rank < count))
 
 
 def first_units(case: Case, count: float) -> list[bool]:
-    """The first differing units."""
+    """The first `count` differing units."""
     return as_mask(case, [unit for unit, _, _ in differing(case)][: int(count)])
 
 
 def units_a_step(case: Case, count: float) -> list[bool]:
-    """The first differing units of every step."""
+    """The first `count` differing units of every step."""
     taken: dict[int, int] = {}
     kept = []
     for unit, step, _ in differing(case):
@@ -163,7 +163,7 @@ def units_a_step(case: Case, count: float) -> list[bool]:
 
 
 def whole_steps(case: Case, share: float) -> list[bool]:
-    """Every unit of the steps of which more than a share differs."""
+    """Every unit of the steps in which more than `share` of the units differ."""
     size: dict[int, int] = {}
     changed: dict[int, int] = {}
     for unit in range(len(case.offsets)):
@@ -174,7 +174,7 @@ def whole_steps(case: Case, share: float) -> list[bool]:
 
 
 def causes(case: Case, _: float) -> list[bool]:
-    """Differing units whose text did not differ in an earlier step already."""
+    """Differing units whose text does not already differ in an earlier step."""
     first: dict[str, int] = {}
     kept = []
     for unit, step, _ in differing(case):
@@ -190,22 +190,22 @@ def surprising(case: Case, nats: float) -> list[bool]:
 
 
 def fork_and_surprising(case: Case, nats: float) -> list[bool]:
-    """The fork's step, and later units that the student finds unlikely."""
+    """The step of the fork, and later differing units that the student finds unlikely."""
     later = as_mask(case, (unit for unit, _, _ in differing(case) if case.own[unit] > nats))
     return [a or b for a, b in zip(case.marks["fork"], later, strict=True)]
 
 
 def forks_and_surprising(case: Case, nats: float) -> list[bool]:
-    """`forks`, later steps only where the student finds their first differing unit unlikely."""
+    """The marks of `forks`; later steps only where the student finds their first differing unit unlikely."""
     either = fork_and_surprising(case, nats)
     return [a and b for a, b in zip(case.marks["forks"], either, strict=True)]
 
 
-def _steps_by(case: Case, judge: Callable[[list[int]], bool]) -> list[bool]:
-    of_step: dict[int, list[int]] = {}
+def _steps_by(case: Case, accepts: Callable[[list[int]], bool]) -> list[bool]:
+    by_step: dict[int, list[int]] = {}
     for unit, step, _ in differing(case):
-        of_step.setdefault(step, []).append(unit)
-    return as_mask(case, (unit for units in of_step.values() if judge(units) for unit in units))
+        by_step.setdefault(step, []).append(unit)
+    return as_mask(case, (unit for units in by_step.values() if accepts(units) for unit in units))
 
 
 def surprising_steps(case: Case, nats: float) -> list[bool]:
@@ -224,7 +224,7 @@ def unlikely_after_both(case: Case, nats: float) -> list[bool]:
 
 
 def contrasted_steps(case: Case, nats: float) -> list[bool]:
-    """Differing units of steps that the wrong prefix makes little likelier than the right one does."""
+    """Differing units of steps that the wrong prefix makes hardly more likely than the right prefix does."""
 
     def gain(units: list[int]) -> float:
         pairs = [(case.own[u], case.other[u]) for u in units if case.other[u] is not None]
@@ -255,7 +255,7 @@ def f1(precision: float, recall: float) -> float:
 
 
 def score(cases: list[Case], masks: list[list[bool]]) -> dict[str, float]:
-    """The figures of the module's docstring, over some cases and one mask each."""
+    """The figures of the module's docstring, over cases with one mask each."""
     marks = hits = errors = touched = marked = wanted = firsts = 0
     precisions, recalls = [], []
     for case, mask in zip(cases, masks, strict=True):

@@ -1,11 +1,11 @@
-"""A student's scores of labelled wrong chains, for key_step_quality.py --scores.
+"""Scores labelled wrong chains with a student, for `key_step_quality.py --scores`.
 
     python benchmarks/key_step_scores.py --model PATH --data ../shared/data/key_steps/prmbench_dev.jsonl
                                          --output scores.jsonl [--pairs 150 --seed 0]
 
-For a random sample of the pairs: the log-probability of each token of the wrong chain after what precedes
-it (`own`), and, in steps that differ, after the correct chain up to the step that stands in the wrong one's
-place and the wrong step's own beginning (`other`). In bfloat16. The last line printed is one JSON object.
+Each token of the wrong chain gets two log-probabilities, in bfloat16: `own` is conditioned on the wrong chain
+before it. `other`, in steps that differ, is conditioned on the correct chain up to the corresponding step,
+followed by the beginning of the wrong step. The pairs are a random sample. The last line is one JSON object.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from edit_trl.key_steps import locate_key_steps
 
 
 def aligned_start(case: Case, start: int) -> int:
-    """Where the line of the correct chain begins that stands in the place of the wrong one's step."""
+    """The first character of the correct chain's line that corresponds to a step of the wrong chain."""
     sides = [list(WORD.finditer(text)) for text in (case.chosen, case.rejected)]
     words = [[match[0] for match in side] for side in sides]
     at = next((i for i, match in enumerate(sides[1]) if match.start() >= start), len(sides[1]))
@@ -41,14 +41,14 @@ def aligned_start(case: Case, start: int) -> int:
 
 @torch.no_grad()
 def logps(model: Any, ids: list[int], cache: DynamicCache | None = None) -> list[float]:
-    """Log-probabilities of all tokens but the first, after the cache if there is one."""
+    """Log-probabilities of all tokens but the first, given the cache if there is one."""
     hidden = model.model(torch.tensor([ids]), past_key_values=cache, use_cache=cache is not None)
     scores = model.lm_head(hidden.last_hidden_state[0, :-1]).float().log_softmax(-1)
     return scores.gather(1, torch.tensor(ids[1:])[:, None]).squeeze(1).tolist()
 
 
 def score(case: Case, question: str, model: Any, tokenizer: Any) -> dict[str, list]:
-    """Offsets in the wrong chain, `own` and `other` of its tokens."""
+    """The offsets of the wrong chain's tokens, and their `own` and `other` log-probabilities."""
     prompt = question + "\n"
     sides = [tokenizer(prompt + text, return_offsets_mapping=True) for text in (case.chosen, case.rejected)]
     ids = [side["input_ids"] for side in sides]
@@ -58,7 +58,7 @@ def score(case: Case, question: str, model: Any, tokenizer: Any) -> dict[str, li
     cache = DynamicCache()
     logps(model, ids[0], cache)
     key = locate_key_steps(case.chosen, case.rejected).rejected_spans
-    # From the last prefix to the first: the cache of the correct chain is only ever cut.
+    # From the longest prefix to the shortest, so that the cache of the correct chain only has to be cropped.
     jobs = []
     for start, end in zip(case.starts, [*case.starts[1:], len(case.rejected) + 1], strict=True):
         if any(a < end and b > start for a, b in key):
@@ -68,8 +68,8 @@ def score(case: Case, question: str, model: Any, tokenizer: Any) -> dict[str, li
         extra = cache.get_seq_length() - (prefix - 1)
         if extra:
             cache.crop(-extra)
-        found = logps(model, [ids[0][prefix - 1], *(ids[1][i] for i in tokens)], cache)
-        for token, value in zip(tokens, found, strict=True):
+        values = logps(model, [ids[0][prefix - 1], *(ids[1][i] for i in tokens)], cache)
+        for token, value in zip(tokens, values, strict=True):
             other[token] = value
     first = next(i for i, (_, end) in enumerate(spans[1]) if end > 0)
     return {"offsets": spans[1][first:], "own": own[first:], "other": other[first:]}
@@ -77,8 +77,8 @@ def score(case: Case, question: str, model: Any, tokenizer: Any) -> dict[str, li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="the student, an id or a path")
-    parser.add_argument("--data", type=Path, required=True, help="labelled pairs, JSON Lines")
+    parser.add_argument("--model", required=True, help="path or Hub id of the student")
+    parser.add_argument("--data", type=Path, required=True, help="JSON Lines file of labelled pairs")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
@@ -94,8 +94,8 @@ def main() -> None:
     started = time.perf_counter()
     with args.output.open("w", encoding="utf-8") as file:
         for number in order[: args.pairs]:
-            found = score(cases[number], rows[number]["question"], model, tokenizer)
-            file.write(json.dumps({"pair": number} | found) + "\n")
+            scores = score(cases[number], rows[number]["question"], model, tokenizer)
+            file.write(json.dumps({"pair": number} | scores) + "\n")
             file.flush()
     seconds = time.perf_counter() - started
     about = {"benchmark": "key_step_scores", "model": args.model, "pairs": min(args.pairs, len(cases))}

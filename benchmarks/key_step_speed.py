@@ -1,12 +1,12 @@
-"""How long locating key steps takes, beside the authors' dynamic programme.
+"""Measures how long it takes to locate key steps, compared with the authors' dynamic programme.
 
     python benchmarks/key_step_speed.py [--pairs 10000 --tokens 200 --edit_fraction 0.3 --seed 0]
                                         [--naive_pairs 50 --repeats 3] [--data FILE.jsonl]
 
-Synthetic pairs are random token ids; a share `edit_fraction` of the wrong chain is replaced, deleted
-or inserted; the methods that need text get the same chains as made-up words. With `--data` the chains
-come from rows with `chosen` and `rejected` texts, cut into words. One process, one core. The last line
-is one JSON object.
+Synthetic pairs are random token ids. In the wrong chain a share `edit_fraction` of the positions is replaced,
+deleted or inserted. Methods that need text get the same chains as made-up words. With `--data` the chains are
+the `chosen` and `rejected` texts of rows, split into words. One process, one core. The last line is one JSON
+object.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from machine import cpu_name
 
 import edit_trl
 from edit_trl.key_steps import key_step_masks, locate_key_steps
@@ -144,7 +146,7 @@ def check_same(ids: list[Pair]) -> None:
 
 
 def print_table(methods: dict[str, dict[str, float | int]], pairs: int) -> None:
-    """One line per method; times that were scaled up from fewer pairs say so."""
+    """Print one line per method; times extrapolated from fewer pairs are marked."""
     print(f"{'method':<12}{'pairs timed':>12}{'ms a pair':>12}{f's for {pairs}':>14}{'speed-up':>10}")
     for name, row in methods.items():
         speed_up = methods["naive"]["ms_per_pair"] / row["ms_per_pair"]
@@ -155,23 +157,15 @@ def print_table(methods: dict[str, dict[str, float | int]], pairs: int) -> None:
         )
 
 
-def cpu_name() -> str:
-    """The processor's name where the system tells it."""
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.exists():
-        found = re.search(r"model name\s*:\s*(.+)", cpu_info.read_text(encoding="utf-8"))
-        if found:
-            return found[1]
-    return platform.processor() or platform.machine()
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=10_000, help="synthetic pairs")
     parser.add_argument("--tokens", type=int, default=200, help="tokens of the correct chain")
-    parser.add_argument("--edit_fraction", type=float, default=0.3, help="share of positions edited")
+    parser.add_argument("--edit_fraction", type=float, default=0.3, help="share of positions that are edited")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--naive_pairs", type=int, default=50, help="pairs the naive reference is timed on")
+    parser.add_argument(
+        "--naive_pairs", type=int, default=50, help="number of pairs for timing the naive reference"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats; medians are reported")
     parser.add_argument("--data", type=Path, help="JSON Lines of dual CoTs to time instead")
     return parser.parse_args(argv)

@@ -1,18 +1,21 @@
-"""How near the memory estimates of `edit-trl train --dry_run` come to what runs take.
+"""Compares the memory estimates of `edit-trl train --dry_run` with the memory that runs use.
 
     python benchmarks/memory_check.py --model outputs/quickstart/student            # on a CPU
     python benchmarks/memory_check.py --device cuda --tokenizer PATH [--shapes 1b 3b 8b]
     python benchmarks/memory_check.py --recipes                   # the table of recipes/README.md
     python benchmarks/memory_check.py --recipe recipes/quickstart/config.yaml --use_cpu true [--OPTION VALUE]
 
-Every run is a process of its own: a few steps of the real trainer on made-up pairs of one length. On a CPU,
-measured is the peak of the process's resident memory while it trains, less what it held when everything was
-imported and the rows were tokenized, and the estimate is without its overhead (whose constant is that
-remainder, printed as `before`); `loading` is the peak before the first step, less the same. On a GPU it is
-`torch.cuda.max_memory_allocated`, and the estimate is without the CUDA context and fragmentation. `--recipes`
-runs nothing: it prints what the estimate says of every recipe, from the shapes written down here. `--recipe`
-runs one on a CPU as `edit-trl train` does, to its end, with options over it, and sets what the dry run says
-of each stage beside the peak of its process, loading and all. The last line is one JSON object.
+Every run is a process of its own: a few steps of the real trainer on made-up pairs of one length.
+
+On a CPU, the measured value is the process's peak resident memory during training, minus its memory after all
+imports and tokenization (printed as `before`, the constant of the estimate's overhead). The estimate is shown
+without that overhead. `loading` is the peak before the first step, minus `before`. On a GPU, the measured
+value is `torch.cuda.max_memory_allocated`, and the estimate leaves out the CUDA context and fragmentation.
+
+`--recipes` trains nothing: it prints the estimate of every recipe, from the shapes in this file. `--recipe`
+trains one recipe on a CPU as `edit-trl train` does, with overriding options, and compares the dry run's
+estimate of each stage with the peak memory of its process, loading included. The last line is one JSON
+object.
 """
 
 import argparse

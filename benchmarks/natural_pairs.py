@@ -1,10 +1,10 @@
-"""Both stages on natural dual CoTs: what each does to the preference of the student.
+"""Trains both stages on natural dual CoTs and measures how each changes the student's preference.
 
     python benchmarks/natural_pairs.py --model outputs/quickstart/student \
         --data ../shared/data/dual_cots/gsm8k_natural.jsonl
 
-Trains a LoRA adapter on a few hundred pairs and scores held-out pairs (of other questions) before training,
-after the warm-up and after key-step learning. Prints a table and, as its last line, one JSON object.
+Trains a LoRA adapter on a few hundred pairs and scores held-out pairs of other questions before training,
+after the warm-up and after key-step learning. Prints a table and, as the last line, one JSON object.
 """
 
 import argparse
@@ -46,7 +46,7 @@ STAGES = {
 
 
 def split(path: Path, train: int, held_out: int, seed: int) -> tuple[Dataset, Dataset]:
-    """Pairs as conversations; no question is on both sides."""
+    """Conversational training and held-out pairs that share no question."""
     by_prompt: dict[str, list[dict]] = {}
     for row in load_dual_cots(path):
         by_prompt.setdefault(row["prompt"], []).append(
@@ -71,13 +71,15 @@ def row(name: str, metrics: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="outputs/quickstart/student", help="The student, an id or a path.")
-    parser.add_argument("--data", type=Path, required=True, help="Dual CoTs as plain text.")
+    parser.add_argument(
+        "--model", default="outputs/quickstart/student", help="Path or Hub id of the student."
+    )
+    parser.add_argument("--data", type=Path, required=True, help="File of dual CoTs as plain text.")
     parser.add_argument("--train_pairs", type=int, default=300)
     parser.add_argument("--held_out_pairs", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--max_length", type=int, default=384)
-    parser.add_argument("--bf16", action="store_true", help="Mixed precision, also on a CPU.")
+    parser.add_argument("--bf16", action="store_true", help="Train in mixed precision, also on a CPU.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 

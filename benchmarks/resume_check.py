@@ -1,16 +1,16 @@
-"""Whether a run that was killed and resumed ends with the weights of one that was not, bit for bit.
+"""Checks, bit for bit, that a killed and resumed run ends with the weights of an uninterrupted one.
 
     python benchmarks/resume_check.py [--cases padded_lora tree_lora tree_full two_stages] [--repeats 20]
                                       [--real] [--student PATH] [--pairs 20] [--seed 0]
 
 Each repetition kills a training process with SIGKILL, at a random moment of a random step or after the last
-one, so that some die while they save (one that ends before it is to die is started again); runs the same
-command again until it is finished; and compares the bytes of the weights, and the log, with a run that was
-left alone. The cases differ in layout, batches and accumulation, and have dropout. `two_stages` is `edit-trl
-train` on a recipe like the quickstart's, its process group killed at a random moment of either stage.
-Processes are forked from this one, which has imported the libraries already; with `--real`, those of
-`two_stages` are started anew, as a person starts them. The student is a tiny Llama, or `--student`. The
-last line is one JSON object.
+step, so that some processes die while they save. (A process that ends before its time is started again.) Then
+it runs the same command until it finishes, and compares the bytes of the weights, and the log, with those of
+an uninterrupted run. The cases differ in layout, batch size and accumulation, and use dropout. `two_stages`
+runs `edit-trl train` on a recipe like the quickstart's and kills its process group at a random moment of
+either stage. Processes are forked from this one, which has already imported the libraries; with `--real`,
+those of `two_stages` are started as from a shell. The student is a tiny Llama, or `--student`. The last line
+is one JSON object.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""How long `edit-trl train` takes from the command to its first step, beside a bare script of TRL.
+"""Measures the time from the command `edit-trl train` to its first step, compared with a plain TRL script.
 
     python benchmarks/start_time.py --student outputs/quickstart/student [--repeats 3]
 
-Both train the quickstart's LoRA on the same 240 pairs, tokenized already (a first run of each is not
-counted); the bare script is what anybody would write: the same imports, `SFTTrainer`, the correct chains. The
-clock stops when the progress bar of the training appears, just before the first step. They take turns, so
-that what else the machine does troubles both; medians are reported, of the clock and of the CPU (in all
-processes of the command), which other load changes less. `imports` is the bare script's import statements
-alone, `help` is `edit-trl train --help`. The last line is one JSON object.
+Both train the quickstart's LoRA on the same 240 pairs. The plain script (`bare`) has the same imports and
+trains `SFTTrainer` on the correct chains. A first run of each, which tokenizes, does not count. The clock
+stops when the progress bar of the training appears, just before the first step. The commands take turns, so
+that other load on the machine affects all of them. Medians are reported of the elapsed time and of the CPU
+time of all processes, which other load affects less. `imports` runs only the import statements of the plain
+script, `help` is `edit-trl train --help`. The last line is one JSON object.
 """
 
 import argparse
@@ -50,7 +50,7 @@ SFTTrainer({student!r}, args=args, train_dataset=rows.select_columns(["prompt", 
 
 
 def make_rows(folder: Path) -> None:
-    """Pairs as the quickstart's, on the disk, so that what is made of them is cached beside them."""
+    """Save pairs like the quickstart's to disk, so that the tokenized rows are cached beside them."""
     from datasets import DatasetDict
 
     from edit_trl import ProceduralTeacher, generate_dual_cots
@@ -61,10 +61,10 @@ def make_rows(folder: Path) -> None:
 
 
 def seconds_to(mark: str | None, command: list[str]) -> tuple[float, float]:
-    """From starting a command to the mark in what it prints, then it is stopped; without one to its end.
+    """Time a command until it prints a mark, and stop it then; without a mark, time it until its end.
 
     Returns:
-        Seconds of the clock, and of the CPU in all its processes.
+        Elapsed seconds, and CPU seconds of all its processes.
     """
     before = used_by_children()
     started = time.perf_counter()
@@ -86,19 +86,19 @@ def seconds_to(mark: str | None, command: list[str]) -> tuple[float, float]:
 
 
 def used_by_children() -> float:
-    """CPU seconds of the processes that have ended."""
+    """CPU seconds of the child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def used_by(pid: int) -> float:
-    """CPU seconds of a process and those it has started."""
+    """CPU seconds of a process and its children."""
     process = psutil.Process(pid)
     return sum(sum(one.cpu_times()[:4]) for one in (process, *process.children()))
 
 
 def commands(folder: Path, student: Path) -> dict[str, tuple[str | None, list[str]]]:
-    """What is timed: the mark to wait for, and the command."""
+    """The commands to time, each with the mark to wait for."""
     training = f"0/{PAIRS // BATCH} "
     cli = [sys.executable, "-m", "edit_trl.cli.main", "train"]
     stage = ["--config", str(RECIPE), "--model_name_or_path", str(student), "--stage", "warm_up"]
@@ -117,7 +117,7 @@ def commands(folder: Path, student: Path) -> dict[str, tuple[str | None, list[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--student", type=Path, required=True, help="The quickstart's student.")
+    parser.add_argument("--student", type=Path, required=True, help="Folder of the quickstart's student.")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     times: dict[str, list[tuple[float, float]]] = {}

@@ -1,4 +1,4 @@
-"""How fast key-step learning runs, beside TRL's DPOTrainer and SFTTrainer on the same pairs.
+"""Measures the speed of key-step learning against TRL's DPOTrainer and SFTTrainer on the same pairs.
 
     python benchmarks/train_speed.py --model outputs/quickstart/student [--data FILE.jsonl]
                                      [--systems dpo sft padded tree] [--tune full|lora|qlora]
@@ -6,13 +6,14 @@
     python benchmarks/train_speed.py --shape llama-8b --tokenizer PATH --tune qlora --pair_tokens 1024
 
 Systems: `dpo` is TRL's DPOTrainer with precomputed reference log-probabilities, so that it runs one forward
-as we do; `sft` is TRL's SFTTrainer on the correct chains, the floor per token; `padded` and `tree` are ours;
-`tree_dense` and `tree_block` are ours with a dense mask and with FlexAttention. `--shape` takes a model's
-shape with random weights; `--pair_tokens N` makes pairs of 2 x N tokens of which the prompt and half of
-the chain are shared; without `--data` or `--pair_tokens` the pairs are procedural.
+    pass
+per step, as ours does; `sft` is TRL's SFTTrainer on the correct chains, the lower bound per token; `padded`
+and `tree` are our layouts; `tree_dense` and `tree_block` are the tree with a dense mask and with
+FlexAttention. `--shape` uses random weights of a model's shape. `--pair_tokens N` makes pairs of 2 x N tokens
+that share the prompt and half of the chain. Without `--data` and `--pair_tokens` the pairs are procedural.
 
-Every run is a process of its own, through the trainer's own loop, with the same micro-batches in the same
-order; systems take turns, and medians over the repeats are reported. The last line is one JSON object.
+Every run is a process of its own and uses the trainer's own loop, with the same micro-batches in the same
+order. Systems take turns, and medians over the repeats are reported. The last line is one JSON object.
 """
 
 import argparse
@@ -29,6 +30,8 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+
+from machine import cpu_name
 
 SYSTEMS = ("dpo", "sft", "padded", "tree", "tree_dense", "tree_block")
 SHAPES = {
@@ -61,7 +64,7 @@ def read_rows(args: argparse.Namespace) -> list[dict]:
 
 
 def longest_chain(row: dict, tokenizer) -> int:
-    """Tokens of the prompt and the longer chain."""
+    """The number of tokens of the prompt and the longer chain."""
     from edit_trl.data.tokenization import tokenize_dual_cot
 
     pair = tokenize_dual_cot(row, tokenizer)
@@ -69,7 +72,7 @@ def longest_chain(row: dict, tokenizer) -> int:
 
 
 def made_up_rows(args: argparse.Namespace) -> list[dict]:
-    """Pairs of `pair_tokens` tokens a side: a quarter is the prompt, half of each chain is shared."""
+    """Pairs of `pair_tokens` tokens per side: a quarter is the prompt, and half of each chain is shared."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
@@ -92,7 +95,7 @@ def made_up_rows(args: argparse.Namespace) -> list[dict]:
 
 
 def save_shape(args: argparse.Namespace, folder: Path) -> None:
-    """A model of random weights."""
+    """Save a model with random weights."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -116,7 +119,7 @@ def save_shape(args: argparse.Namespace, folder: Path) -> None:
 
 
 def make_trainer(args: argparse.Namespace, system: str, rows: list[dict], folder: str):
-    """The system's trainer, on the same model, rows and batches as every other's."""
+    """The trainer of a system, with the same model, rows and batches as those of the other systems."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -176,7 +179,7 @@ def make_trainer(args: argparse.Namespace, system: str, rows: list[dict], folder
 
 
 def run_system(args: argparse.Namespace, system: str) -> dict[str, float]:
-    """Train once over the rows and say how long the steps took, and what they were spent on."""
+    """Train one epoch; returns the speed, the peak memory and the share of time outside the model."""
     import torch
     from transformers import TrainerCallback
 
@@ -232,24 +235,24 @@ def run_system(args: argparse.Namespace, system: str) -> dict[str, float]:
 
         trainer._prepare_inputs = counting
         trainer.train()
-    kept = steps[WARM_UP_STEPS:]
-    seconds = sum(step["step"] for step in kept)
-    known = sum(step[name] for step in kept for name in parts)
+    measured = steps[WARM_UP_STEPS:]
+    seconds = sum(step["step"] for step in measured)
+    inside = sum(step[name] for step in measured for name in parts)
     if args.device == "cpu":
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     else:
         memory = torch.cuda.max_memory_allocated() / 2**30
     return {
-        "pairs_per_second": len(kept) * args.batch_size / seconds,
+        "pairs_per_second": len(measured) * args.batch_size / seconds,
         "tokens_per_second": tokens / seconds,
-        "seconds_per_step": seconds / len(kept),
-        "overhead": 1 - known / seconds,
+        "seconds_per_step": seconds / len(measured),
+        "overhead": 1 - inside / seconds,
         "peak_memory_gib": memory,
     }
 
 
 def gradient_difference(args: argparse.Namespace) -> dict[str, float]:
-    """Of the first batch, tree against padded: largest difference over largest gradient."""
+    """The largest difference between the gradients of tree and padded, over the largest gradient."""
     import torch
 
     torch.manual_seed(0)
@@ -311,26 +314,18 @@ def print_table(systems: dict[str, dict[str, float]]) -> None:
         )
 
 
-def cpu_name() -> str:
-    """The processor's name where the system tells it."""
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.exists():
-        found = re.search(r"model name\s*:\s*(.+)", cpu_info.read_text(encoding="utf-8"))
-        if found:
-            return found[1]
-    return platform.processor() or platform.machine()
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="folder of a model")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of --model")
     parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer, for --shape")
     parser.add_argument("--data", type=Path, help="JSON Lines of dual CoTs")
-    parser.add_argument("--pair_tokens", type=int, help="made-up pairs of this many tokens a side")
-    parser.add_argument("--max_length", type=int, help="leave out pairs with a longer chain than this")
+    parser.add_argument("--pair_tokens", type=int, help="made-up pairs of this many tokens per side")
+    parser.add_argument(
+        "--max_length", type=int, help="leave out pairs with a chain of more tokens than this"
+    )
     parser.add_argument("--pairs", type=int, default=52)
-    parser.add_argument("--batch_size", type=int, default=4, help="pairs a batch")
+    parser.add_argument("--batch_size", type=int, default=4, help="pairs per batch")
     parser.add_argument("--tune", choices=("full", "lora", "qlora"), default="lora")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["dpo", "sft", "padded", "tree"])
@@ -387,13 +382,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def without(argv: list[str], *options: str) -> list[str]:
-    """The arguments less some options and their values."""
-    kept = list(argv)
+    """The arguments without some options and their values."""
+    rest = list(argv)
     for option in options:
-        if option in kept:
-            position = kept.index(option)
-            del kept[position : position + 2]
-    return kept
+        if option in rest:
+            position = rest.index(option)
+            del rest[position : position + 2]
+    return rest
 
 
 if __name__ == "__main__":

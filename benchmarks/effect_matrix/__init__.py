@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/effect.py`: what is asked for, its cells, what runs them, and what they show."""
+"""The parts of `benchmarks/effect.py`: the matrix, its cells, the workers that run them, and the results."""

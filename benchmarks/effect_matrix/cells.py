@@ -1,7 +1,7 @@
-"""The cells of a matrix: what each does, what it needs first, and whether it is done.
+"""The cells of a matrix: the work of each, the cells that it needs, and whether it is done.
 
-A cell is a folder `cells/NAME`; its `cell.json`, written last, has what the cell depends on (`inputs`), and
-its results or its error.
+A cell is a folder `cells/NAME`. Its `cell.json`, which is written last, has everything that the cell depends
+on (`inputs`), and its result or error.
 """
 
 import json
@@ -13,28 +13,28 @@ from typing import Any, Literal
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
-from effect_matrix.config import Matrix, Method
 from effect_matrix.data import resolve
+from effect_matrix.matrix import Matrix, Method
 
 Kind = Literal["warm_up", "pairs", "tune", "final"]
 CELL_FILE = "cell.json"
 WARM_UP = "warm_up"
-"""What tables call the student before its second stage."""
+"""The name in tables of the student before its second stage."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A piece of work.
+    """A unit of work.
 
     Attributes:
-        name: Its folder below `cells`.
-        kind: `warm_up` trains a seed's first stage; `pairs` makes a seed's pairs; `tune` trains a method at
-            a point of its grid and measures it on dev; `final` measures it on the tests.
-        student: Whose.
-        seed: Of the warm-up.
-        needs: Cells that must be done first.
-        inputs: All that decides its result.
-        method: Which, of `tune` and `final`; `warm_up` for the student before its second stage.
+        name: The cell's folder below `cells`.
+        kind: `warm_up` trains the first stage of a seed; `pairs` makes the pairs of a seed; `tune` trains a
+            method at a point of its grid and measures it on the dev set; `final` measures it on the tests.
+        student: The student.
+        seed: The seed of the warm-up.
+        needs: Names of the cells that must be done first.
+        inputs: Everything that decides the cell's result.
+        method: The method of `tune` and `final`; `warm_up` for the student before its second stage.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Cell:
 
 @dataclass
 class _Maker:
-    """Makes cells of a matrix, each once."""
+    """Makes the cells of a matrix, each once."""
 
     matrix: Matrix
     sets: dict[str, dict[str, Any]]
@@ -62,9 +62,9 @@ class _Maker:
         return cell
 
     def warm_up(self, student: str, seed: int) -> Cell:
-        of = self.matrix.students[student]
+        options = vars(self.matrix.students[student])
         inputs = {
-            "student": {key: value for key, value in vars(of).items() if value is not None},
+            "student": {key: value for key, value in options.items() if value is not None},
             "warm_up": self.matrix.warm_up,
             "data": self.sets["warm_up"],
             "dev": self.sets["dev"],
@@ -74,7 +74,7 @@ class _Maker:
         return self.add(Cell(f"{student}/warm_up/seed{seed}", "warm_up", student, seed, (), inputs))
 
     def pairs(self, student: str, seed: int, name: str) -> Cell | None:
-        """The cell that makes a seed's pairs; None where they are the same for all."""
+        """The cell that makes the pairs of a seed; None where all seeds have the same pairs."""
         source = self.matrix.data.pairs[name]
         if not source.by_student:
             return None
@@ -87,11 +87,11 @@ class _Maker:
             other = self.pairs(student, seed, source.beside)
             inputs["beside"] = other.inputs if other else self.sets[f"pairs_{source.beside}"]
             needs += [other.name] if other else []
-        made = f"{student}/pairs/{name}_seed{seed}"
-        return self.add(Cell(made, "pairs", student, seed, tuple(needs), inputs))
+        cell_name = f"{student}/pairs/{name}_seed{seed}"
+        return self.add(Cell(cell_name, "pairs", student, seed, tuple(needs), inputs))
 
     def training(self, student: str, seed: int, method: Method) -> tuple[tuple[str, ...], dict[str, Any]]:
-        """What training a method needs, and what decides its result beside the point of the grid."""
+        """The cells that the training of a method needs, and its inputs apart from the point of the grid."""
         start, pairs = self.warm_up(student, seed), self.pairs(student, seed, method.pairs)
         inputs = {
             "stage_2": self.matrix.stage_2,
@@ -105,47 +105,48 @@ class _Maker:
 
     def tune(self, student: str, name: str) -> list[Cell]:
         method, seed = self.matrix.methods[name], self.matrix.tuning_seed
-        made = []
+        needs, inputs = self.training(student, seed, method)
+        cells = []
         for number, point in enumerate(method.points):
-            needs, inputs = self.training(student, seed, method)
-            inputs = {**inputs, "point": point}
-            made.append(
-                self.add(Cell(f"{student}/tune/{name}_{number}", "tune", student, seed, needs, inputs, name))
-            )
-        return made
+            cell_name = f"{student}/tune/{name}_{number}"
+            inputs = inputs | {"point": point}
+            cells.append(self.add(Cell(cell_name, "tune", student, seed, needs, inputs, name)))
+        return cells
 
-    def measured(self, tests: Sequence[str]) -> dict[str, Any]:
-        of = {f"test_{name}": self.sets[f"test_{name}"] for name in tests}
-        return {"tests": of, "held_out": self.sets["held_out"]}
+    def measurements(self, tests: Sequence[str]) -> dict[str, Any]:
+        """The sets that a final cell is measured on."""
+        sets = {f"test_{name}": self.sets[f"test_{name}"] for name in tests}
+        return {"tests": sets, "held_out": self.sets["held_out"]}
 
     def final(self, student: str, name: str, seed: int) -> Cell:
         tests = list(self.matrix.data.tests)
         if name == WARM_UP:
             start = self.warm_up(student, seed)
-            inputs = {"warm_up": start.inputs, **self.measured(tests)}
+            inputs = {"warm_up": start.inputs, **self.measurements(tests)}
             needs = (start.name,)
         else:
-            tuned = self.tune(student, name)
+            grid = self.tune(student, name)
             needs, inputs = self.training(student, seed, self.matrix.methods[name])
-            needs = (*needs, *(cell.name for cell in tuned))
-            inputs |= {"grid": self.matrix.methods[name].grid, **self.measured(tests)}
+            needs = (*needs, *(cell.name for cell in grid))
+            inputs |= {"grid": self.matrix.methods[name].grid, **self.measurements(tests)}
         cell = Cell(f"{student}/final/{name}_seed{seed}", "final", student, seed, needs, inputs, name)
         return self.add(cell)
 
     def collapse(self, student: str, variant: str, number: int) -> Cell:
-        asked, matrix = self.matrix.collapse, self.matrix
+        collapse, matrix = self.matrix.collapse, self.matrix
+        method = matrix.methods[collapse.method]
         seed = matrix.seeds[number % len(matrix.seeds)]
-        tuned = self.tune(student, asked.method)
-        needs, inputs = self.training(student, seed, matrix.methods[asked.method])
-        inputs |= {"grid": matrix.methods[asked.method].grid, "variant": asked.variants[variant]}
-        inputs |= {"stage_2_seed": number, **self.measured(list(matrix.data.tests)[:1])}
-        needs = (*needs, *(cell.name for cell in tuned))
+        grid = self.tune(student, collapse.method)
+        needs, inputs = self.training(student, seed, method)
+        inputs |= {"grid": method.grid, "variant": collapse.variants[variant]}
+        inputs |= {"stage_2_seed": number, **self.measurements(list(matrix.data.tests)[:1])}
+        needs = (*needs, *(cell.name for cell in grid))
         name = f"{student}/collapse/{variant}_{number}"
-        return self.add(Cell(name, "final", student, seed, needs, inputs, asked.method))
+        return self.add(Cell(name, "final", student, seed, needs, inputs, collapse.method))
 
 
 def list_cells(matrix: Matrix) -> list[Cell]:
-    """Every cell, in the order in which they are wanted: all methods with one seed, then with the next."""
+    """All cells, in the order in which they should run: all methods with one seed, then with the next."""
     maker = _Maker(matrix, resolve(matrix.data))
     seeds = [matrix.tuning_seed, *(seed for seed in matrix.seeds if seed != matrix.tuning_seed)]
     for student in matrix.students:
@@ -162,7 +163,7 @@ def list_cells(matrix: Matrix) -> list[Cell]:
 
 
 def read_cell(folder: Path) -> dict[str, Any] | None:
-    """What a cell has written; None where it has not ended."""
+    """The record of a cell; None if it has not ended."""
     file = folder / CELL_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
@@ -173,15 +174,15 @@ def write_cell(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def settle(cells: Sequence[Cell], output: Path, redo: bool) -> list[Cell]:
-    """The cells that are left to do.
+    """The cells that have to run.
 
     Args:
-        cells: All of them.
-        output: The matrix' folder.
-        redo: Do cells anew whose inputs have changed.
+        cells: All cells.
+        output: The folder of the matrix.
+        redo: Whether to run cells again whose inputs have changed.
 
     Raises:
-        InputError: Inputs have changed, and `redo` is off; says what.
+        InputError: Inputs have changed and `redo` is off; lists the changes.
     """
     changed, left = [], []
     for cell in cells:
@@ -194,9 +195,9 @@ def settle(cells: Sequence[Cell], output: Path, redo: bool) -> list[Cell]:
         lines = [
             f"{cell.name}: {'; '.join(_changes(record['inputs'], cell.inputs))}" for cell, record in changed
         ]
-        shown = [*lines[:5], *([f"and {len(lines) - 5} other cells"] if len(lines) > 5 else [])]
+        rest = [f"and {len(lines) - 5} other cells"] if len(lines) > 5 else []
         raise InputError(
-            [*shown, "do them anew with --redo, or choose another --output"],
+            [*lines[:5], *rest, "run them again with --redo, or choose another --output"],
             heading=f"{output} holds cells of another matrix:",
         )
     names = {cell.name for cell in [*left, *(cell for cell, _ in changed)]}
@@ -204,22 +205,22 @@ def settle(cells: Sequence[Cell], output: Path, redo: bool) -> list[Cell]:
 
 
 def clear(cells: Iterable[Cell], output: Path) -> None:
-    """Remove what is left of cells that failed, were cut off, or are to be done anew."""
+    """Remove the remains of cells that failed, were interrupted or will run again."""
     for cell in cells:
         shutil.rmtree(cell.folder(output), ignore_errors=True)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
-    found = []
+    changes = []
     for key in sorted({*before, *now}):
         old, new = before.get(key), json.loads(json.dumps(now.get(key), default=str))
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _changes(old, new, f"{where}{key}.")
+            changes += _changes(old, new, f"{where}{key}.")
         elif old != new:
-            found.append(f"`{where}{key}` was {str(old)[:60]}, is {str(new)[:60]}")
-    return found
+            changes.append(f"`{where}{key}` was {str(old)[:60]}, is {str(new)[:60]}")
+    return changes
 
 
 def recipe_text(recipe: str | None) -> str | None:
-    """A recipe as it is now: what it says is part of a cell's inputs, not where it is."""
+    """The text of a recipe. The text, not the path, is part of a cell's inputs."""
     return Path(recipe).read_text(encoding="utf-8") if recipe else None

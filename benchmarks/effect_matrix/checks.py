@@ -1,4 +1,4 @@
-"""What can be known before anything runs: options that exist, and differences that can be seen."""
+"""Checks before anything runs: whether options exist, and which differences are detectable."""
 
 import math
 from collections.abc import Mapping
@@ -7,30 +7,32 @@ from typing import Any
 
 from edit_trl.common.errors import InputError
 from effect_matrix.cells import recipe_text
-from effect_matrix.config import Matrix, Source
+from effect_matrix.matrix import Matrix, Source
 from effect_matrix.work import training_options
 
 
 def check_options(matrix: Matrix) -> None:
-    """See that every method's options, at every point of its grid, are a configuration of the trainer.
+    """Check that the trainer accepts every method's options, at every point of its grid.
 
     Raises:
-        InputError: All that is wrong, by method.
+        InputError: All errors, by method.
     """
-    problems = list(_refused("warm_up", None, matrix.warm_up))
+    errors = list(_refused("warm_up", None, matrix.warm_up))
     for name, method in matrix.methods.items():
         if method.recipe and not Path(method.recipe).is_file():
-            problems.append(f"`methods.{name}`: no recipe at {method.recipe}")
+            errors.append(f"`methods.{name}`: no recipe at {method.recipe}")
             continue
         recipe = recipe_text(method.recipe)
         points = [(f"methods.{name}", point) for point in method.points]
         if matrix.collapse and matrix.collapse.method == name:
             first = method.points[0]
-            points += [(f"collapse.{key}", first | of) for key, of in matrix.collapse.variants.items()]
+            points += [
+                (f"collapse.{key}", first | options) for key, options in matrix.collapse.variants.items()
+            ]
         for where, point in points:
-            problems += _refused(where, recipe, matrix.stage_2, method.options, point)
-    if problems:
-        raise InputError(list(dict.fromkeys(problems)), heading=f"{matrix.path}:")
+            errors += _refused(where, recipe, matrix.stage_2, method.options, point)
+    if errors:
+        raise InputError(list(dict.fromkeys(errors)), heading=f"{matrix.path}:")
 
 
 def _refused(where: str, recipe: str | None, *over: Mapping[str, Any]) -> list[str]:
@@ -49,15 +51,15 @@ def _refused(where: str, recipe: str | None, *over: Mapping[str, Any]) -> list[s
 
 
 def detectable(matrix: Matrix) -> dict[str, float]:
-    """The smallest true difference of accuracy that each test shows 4 times in 5, before any run.
+    """The smallest true difference of accuracy that each test would detect with a power of 80%.
 
-    Supposed: two runs differ in `power.discordant` of the items, by chance alone, and seeds in
-    `power.seed_sd`. What was really detectable is in the tables, from the runs themselves.
+    Assumes that two runs differ by chance in a share `power.discordant` of the items, and that the standard
+    deviation between seeds is `power.seed_sd`. The tables have the detectable difference of the actual runs.
     """
     from edit_trl.evaluation.statistics import Difference, minimum_detectable_effect
 
     power, seeds = matrix.power, len(matrix.seeds)
-    found = {}
+    effects = {}
     for name, source in matrix.data.tests.items():
         items = items_of(source)
         if items is None:
@@ -66,18 +68,18 @@ def detectable(matrix: Matrix) -> dict[str, float]:
         if seeds > 1:
             parts.append((2 * power.seed_sd**2 / seeds, 2 * (seeds - 1)))
         total = sum(variance for variance, _ in parts)
-        freedom = total**2 / sum(variance**2 / max(of, 1) for variance, of in parts)
-        found[name] = minimum_detectable_effect(Difference(0.0, 0.0, 0.0, math.sqrt(total), freedom))
-    return found
+        freedom = total**2 / sum(variance**2 / max(degrees, 1) for variance, degrees in parts)
+        effects[name] = minimum_detectable_effect(Difference(0.0, 0.0, 0.0, math.sqrt(total), freedom))
+    return effects
 
 
 def items_of(source: Source) -> int | None:
-    """How many items a set has, as far as it is said."""
+    """The number of items of a set; None if its source does not say."""
     return (source.rows or 0) + (source.recorded_rows or 0) or None
 
 
 def check_power(matrix: Matrix, effects: Mapping[str, float]) -> None:
-    """Refuse a matrix that cannot show the difference that it is asked to show.
+    """Refuse a matrix that cannot detect the difference that it should.
 
     Raises:
         InputError: Too few items or seeds.

@@ -1,4 +1,4 @@
-"""Differences between methods that start from the same checkpoints, with their intervals and tests."""
+"""Differences between methods that start from the same checkpoints, with intervals and tests."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ Record = dict[str, Any]
 
 
 def difference(before: Sequence[Path], after: Sequence[Path], score: str) -> Record:
-    """How much better a method's runs are than the baseline's, in the same order of seeds.
+    """How much better a method's runs are than the baseline's.
 
-    Both start from the same warm-up of a seed, so they are paired by seed as well as by item; taken as
-    unpaired, as `edit-trl compare` has to, what warm-ups differ in would hide what the methods do.
+    Both start from the same warm-up of a seed, so they are paired by seed as well as by item. An unpaired
+    comparison, as `edit-trl compare` makes it, would hide the methods' effect behind the differences between
+    warm-ups.
 
     Args:
-        before: Runs of the baseline, a seed each.
-        after: Of the method.
-        score: What is compared, a name in `edit_trl.evaluation.runs.scores.SCORES`.
+        before: Runs of the baseline, one per seed.
+        after: Runs of the method, in the same order of seeds.
+        score: The score to compare, a name in `edit_trl.evaluation.runs.scores.SCORES`.
     """
     import numpy as np
 
@@ -33,25 +34,25 @@ def difference(before: Sequence[Path], after: Sequence[Path], score: str) -> Rec
 
     if len(before) == 1:
         overall = compare_runs(before[0], after[0], score=score).systems[0].overall
-        found, p_value = overall.difference, overall.p_value
+        change, p_value = overall.difference, overall.p_value
     else:
         changes = _scores(after, score) - _scores(before, score)
         changes = changes[~np.isnan(changes).any(axis=1)]
-        found = paired_difference(np.zeros((len(changes), 1)), changes)
-        p_value = seeds_p_value(found, changes.mean(axis=1))
-    effect = minimum_detectable_effect(found)
+        change = paired_difference(np.zeros((len(changes), 1)), changes)
+        p_value = seeds_p_value(change, changes.mean(axis=1))
+    effect = minimum_detectable_effect(change)
     return {
         "seeds": len(before),
-        "difference": found.value,
-        "low": found.low,
-        "high": found.high,
+        "difference": change.value,
+        "low": change.low,
+        "high": change.high,
         "p_value": p_value,
         "minimum_detectable_effect": effect if math.isfinite(effect) else None,
     }
 
 
 def _scores(folders: Sequence[Path], score: str) -> np.ndarray:
-    """Scores of the same items in several runs, shape (items, runs); nan where an item has none."""
+    """Scores of the same items in several runs, shape (items, runs); NaN where an item has no score."""
     import numpy as np
 
     from edit_trl.evaluation.runs.folder import read_run
@@ -60,9 +61,9 @@ def _scores(folders: Sequence[Path], score: str) -> np.ndarray:
 
     runs = [read_run(folder) for folder in folders]
     if len({tuple(map(key_of, run.items)) for run in runs}) > 1:
-        raise InputError(f"runs of other items: {', '.join(map(str, folders))}; do the cells anew")
+        raise InputError(f"runs of other items: {', '.join(map(str, folders))}; run the cells again")
     columns = [[SCORES[run.record.kind][score](item) for item in run.items] for run in runs]
-    return np.array(columns, dtype=float).T  # None becomes nan
+    return np.array(columns, dtype=float).T  # None becomes NaN
 
 
 def accuracy_interval(folders: Sequence[Path]) -> list[float]:
@@ -72,5 +73,5 @@ def accuracy_interval(folders: Sequence[Path]) -> list[float]:
     from edit_trl.evaluation.statistics import paired_difference
 
     scores = _scores(folders, "accuracy")
-    found = paired_difference(np.zeros((len(scores), 1)), scores)
-    return [max(found.low, 0.0), min(found.high, 1.0)]
+    mean = paired_difference(np.zeros((len(scores), 1)), scores)
+    return [max(mean.low, 0.0), min(mean.high, 1.0)]

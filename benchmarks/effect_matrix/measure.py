@@ -1,4 +1,4 @@
-"""Training and measuring a model by the commands of edit-trl, and what came of it."""
+"""Trains and measures a model with the commands of edit-trl, and collects the results."""
 
 import json
 import math
@@ -15,12 +15,12 @@ CURVES = ("loss", "logps/chosen", "fork/confidence", "key_accuracy")
 
 
 def set_folder(output: Path, name: str) -> Path:
-    """Where a set that is the same for all cells is."""
+    """The folder of a set that all cells share."""
     return output / "data" / name / "rows"
 
 
 def held_out_scores(items: Sequence[Mapping[str, Any]], folder: Path) -> Result:
-    """Preference scores, and what the student thinks of correct chains: log p a token, p at the fork."""
+    """Preference scores, the log-probability per token of correct chains, and the probability at the fork."""
     from edit_trl.evaluation.runs.folder import read_run
 
     scores = dict(read_run(folder).record.scores)
@@ -30,25 +30,18 @@ def held_out_scores(items: Sequence[Mapping[str, Any]], folder: Path) -> Result:
 
 
 def fork_confidence(item: Mapping[str, Any]) -> float:
-    """The probability of the correct chain's token where the two chains part."""
+    """The probability of the correct chain's token at the fork, where the two chains diverge."""
     sides = [
         [(start, item[side][int(start) : int(end)]) for start, end, _ in item["tokens"][side]]
         for side in ("chosen", "rejected")
     ]
-    same = sum(1 for _ in _common(*sides))
+    fork = next((i for i, (a, b) in enumerate(zip(*sides, strict=False)) if a != b), min(map(len, sides)))
     tokens = item["tokens"]["chosen"]
-    return math.exp(tokens[min(same, len(tokens) - 1)][2])
-
-
-def _common(first: Sequence[Any], second: Sequence[Any]):
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            return
-        yield one
+    return math.exp(tokens[min(fork, len(tokens) - 1)][2])
 
 
 def train(folder: Path, options: Mapping[str, Any], student: str, rows: Path, seed: int) -> Result:
-    """Train a stage, and say what it took."""
+    """Train a stage; returns its steps, tokens, times and curves."""
     import torch
 
     import edit_trl.training.trainer  # noqa: F401 (before the clock starts)
@@ -64,7 +57,7 @@ def train(folder: Path, options: Mapping[str, Any], student: str, rows: Path, se
     logs = [entry for entry in state["log_history"] if "loss" in entry]
     totals = next(entry for entry in reversed(state["log_history"]) if "train_runtime" in entry)
     curves = [{"step": entry["step"], **{k: entry[k] for k in CURVES if k in entry}} for entry in logs]
-    # Not every trainer of TRL counts them.
+    # Not every trainer of TRL counts tokens.
     tokens = max(
         (entry["num_tokens"] for entry in state["log_history"] if "num_tokens" in entry), default=None
     )
@@ -72,7 +65,7 @@ def train(folder: Path, options: Mapping[str, Any], student: str, rows: Path, se
         "steps": state["global_step"],
         "tokens": tokens,
         "train_seconds": totals["train_runtime"],
-        "cpu_seconds": round(time.process_time() - started, 1),  # other programs do not count
+        "cpu_seconds": round(time.process_time() - started, 1),  # not affected by other programs
         "curves": curves,
     }
 
@@ -97,7 +90,7 @@ def evaluate_set(model: Path, name: str, spec: Mapping[str, Any], folder: Path, 
     }
     evaluate(["--config", str(write_yaml(folder.with_name(f"{name}.yaml"), options))])
     record = read_run(folder).record
-    by_task = {task: of["accuracy"] for task, of in record.groups["task"].items()}
+    by_task = {task: scores["accuracy"] for task, scores in record.groups["task"].items()}
     return {**record.scores, "items": record.items, "tasks": by_task}
 
 

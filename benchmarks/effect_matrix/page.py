@@ -1,4 +1,4 @@
-"""The results as one HTML page: charts drawn here as SVG, and every table; nothing is loaded or run."""
+"""Writes the results as one HTML page: SVG charts and all tables, without scripts or network access."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -32,9 +32,9 @@ def write_page(results: Record, tables: Sequence[tuple[str, Sequence[Sequence[st
     """Write the page.
 
     Args:
-        results: What `effect.json` has.
-        tables: Titles and rows, the first of each table its head.
-        path: The file.
+        results: The content of `effect.json`.
+        tables: Titles and rows; the first row of each table is its head.
+        path: The file to write.
     """
     cells = results["cells"]
     parts = [f"<p>{cells['done']} of {cells['asked']} cells are done, {len(cells['failed'])} failed.</p>"]
@@ -78,23 +78,24 @@ def _charts(student: Record, baseline: str) -> list[str]:
 def _accuracy_chart(methods: Mapping[str, Record], test: str) -> str:
     rows = []
     for record in methods.values():
-        of = record["tests"][test]
-        rows.append((record["label"], of["accuracy"], *of["interval"], list(of["by_seed"].values()), ""))
+        scores = record["tests"][test]
+        by_seed = list(scores["by_seed"].values())
+        rows.append((record["label"], scores["accuracy"], *scores["interval"], by_seed, ""))
     return _points(rows, percent=True)
 
 
 def _difference_chart(methods: Mapping[str, Record], test: str) -> str:
     rows = []
     for record in methods.values():
-        found = record.get("differences", {}).get(test)
-        if found:
-            shown = f"p {found['holm_p_value']:.2g}"
-            rows.append((record["label"], found["difference"], found["low"], found["high"], [], shown))
+        change = record.get("differences", {}).get(test)
+        if change:
+            note = f"p {change['holm_p_value']:.2g}"
+            rows.append((record["label"], change["difference"], change["low"], change["high"], [], note))
     return _points(rows, zero=True)
 
 
 def _points(rows: Sequence[tuple], *, percent: bool = False, zero: bool = False) -> str:
-    """A line each: label, value, low, high, dots and what stands at the end."""
+    """A chart with one line per row: label, value, low, high, dots and a note at the end."""
     low, high = min(row[2] for row in rows), max(row[3] for row in rows)
     low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
     pad = 0.05 * ((high - low) or 1)
@@ -104,56 +105,56 @@ def _points(rows: Sequence[tuple], *, percent: bool = False, zero: bool = False)
     def x(value: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low)
 
-    drawn = []
+    shapes = []
     bottom = height - 20
     for step in range(5):
         value = low + pad + (high - low - 2 * pad) * step / 4
         text = f"{100 * value:.0f}%" if percent else f"{100 * value:+.1f}"
-        drawn.append(_line(x(value), x(value), 0, bottom, "var(--line)"))
-        drawn.append(_text(x(value), height - 6, text, "middle", quiet=True))
+        shapes.append(_line(x(value), x(value), 0, bottom, "var(--line)"))
+        shapes.append(_text(x(value), height - 6, text, "middle", quiet=True))
     if zero:
-        drawn.append(_line(x(0), x(0), 0, bottom, "currentColor"))
+        shapes.append(_line(x(0), x(0), 0, bottom, "currentColor"))
     for number, (label, value, start, end, dots, note) in enumerate(rows):
         y = LINE * number + LINE / 2
-        drawn.append(_text(LEFT - 12, y + 4, label, "end"))
-        drawn.append(_line(x(start), x(end), y, y, COLOURS[0]))
-        drawn += [f'<circle cx="{x(dot):.1f}" cy="{y}" r="2.5" fill="{COLOURS[1]}"/>' for dot in dots]
-        drawn.append(f'<circle cx="{x(value):.1f}" cy="{y}" r="4.5" fill="{COLOURS[0]}"/>')
-        drawn.append(_text(WIDTH - RIGHT + 6, y + 4, note, quiet=True))
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(drawn)}</svg>'
+        shapes.append(_text(LEFT - 12, y + 4, label, "end"))
+        shapes.append(_line(x(start), x(end), y, y, COLOURS[0]))
+        shapes += [f'<circle cx="{x(dot):.1f}" cy="{y}" r="2.5" fill="{COLOURS[1]}"/>' for dot in dots]
+        shapes.append(f'<circle cx="{x(value):.1f}" cy="{y}" r="4.5" fill="{COLOURS[0]}"/>')
+        shapes.append(_text(WIDTH - RIGHT + 6, y + 4, note, quiet=True))
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(shapes)}</svg>'
 
 
 def _curves(curves: Mapping[str, Sequence[Mapping[str, float]]], name: str = "logps/chosen") -> str:
-    """A line each method; those that never logged the value are left out."""
+    """A chart with one curve per method; methods that never logged the value are left out."""
     series = {
-        label: [(entry["step"], entry[name]) for entry in of if name in entry] for label, of in curves.items()
+        label: [(entry["step"], entry[name]) for entry in log if name in entry]
+        for label, log in curves.items()
     }
     series = {label: points for label, points in series.items() if points}
     if not series:
         return "<p class='quiet'>Nothing was logged.</p>"
-    every = [point for points in series.values() for point in points]
-    steps, values = [step for step, _ in every], [value for _, value in every]
+    steps, values = zip(*(point for points in series.values() for point in points), strict=True)
     low, high, last = min(values), max(values), max(steps)
     width, height = WIDTH - 40, 300
 
     def place(step: float, value: float) -> str:
         return f"{50 + (width - 50) * step / last:.1f},{20 + 250 * (high - value) / ((high - low) or 1):.1f}"
 
-    drawn = [
+    shapes = [
         _text(44, 24 + 62.5 * i, f"{high - (high - low) * i / 4:.2f}", "end", quiet=True) for i in range(5)
     ]
-    drawn.append(_text(width, height - 6, f"step {last}", "end", quiet=True))
+    shapes.append(_text(width, height - 6, f"step {last}", "end", quiet=True))
     legend = []
     for number, (label, points) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
         dash = ("", ' stroke-dasharray="6 3"', ' stroke-dasharray="2 3"')[number // len(COLOURS) % 3]
         line = " ".join(place(*point) for point in points)
-        drawn.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.8"{dash}/>')
+        shapes.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.8"{dash}/>')
         x, y = 10 + (number % 3) * 280, height + 16 + number // 3 * 18
         legend.append(_line(x, x + 26, y - 4, y - 4, colour, dash))
         legend.append(_text(x + 32, y, label))
     bottom = height + 24 + (len(series) + 2) // 3 * 18
-    return f'<svg viewBox="0 0 {WIDTH} {bottom}" role="img">{"".join(drawn + legend)}</svg>'
+    return f'<svg viewBox="0 0 {WIDTH} {bottom}" role="img">{"".join(shapes + legend)}</svg>'
 
 
 def _line(x1: float, x2: float, y1: float, y2: float, colour: str, dash: str = "") -> str:

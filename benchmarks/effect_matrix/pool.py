@@ -1,4 +1,4 @@
-"""Runs cells in worker processes, each when what it needs is done."""
+"""Runs cells in worker processes, each as soon as the cells that it needs are done."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from effect_matrix.cells import Cell, write_cell
 
 
 class Ended(NamedTuple):
-    """A cell that has ended: how, and after how long."""
+    """A cell that has ended, with its status and its duration."""
 
     cell: Cell
     status: str
@@ -25,14 +25,14 @@ class Ended(NamedTuple):
 
 
 class Worker:
-    """A process that imports once and does one cell after another; a new one where it has died."""
+    """A process that runs one cell after another and imports only once; restarted if it has died."""
 
     def __init__(self, output: Path):
         self._output = output
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, cell: Cell) -> str:
-        """Do a cell; one whose process dies has failed."""
+        """Run a cell; it has failed if its process dies."""
         process = self._alive()
         try:
             process.stdin.write(json.dumps(asdict(cell), default=str) + "\n")
@@ -50,7 +50,7 @@ class Worker:
         return "failed"
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process, even while it runs a cell."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -77,17 +77,17 @@ class Worker:
 def run_cells(
     cells: Sequence[Cell], done: set[str], output: Path, jobs: int, tell: Callable[[Ended], None]
 ) -> list[Ended]:
-    """Run cells, those first that come first and have what they need.
+    """Run cells in their order, each as soon as the cells that it needs are done.
 
     Args:
-        cells: What is to be done.
-        done: Names of cells that are.
-        output: The matrix' folder.
-        jobs: Processes at once.
-        tell: Is told of each cell that has ended.
+        cells: The cells to run.
+        done: Names of the cells that are done.
+        output: The folder of the matrix.
+        jobs: Number of processes.
+        tell: Called with each cell that has ended.
 
     Returns:
-        Every cell that was run; what needs one that failed is left out.
+        The cells that have run; those that need a failed cell are left out.
     """
     waiting, ended = list(cells), []
     finished, running = set(done), set()
@@ -102,7 +102,7 @@ def run_cells(
                 worker = idle.pop()
                 threading.Thread(target=_do, args=(worker, cell, ends, idle), daemon=True).start()
             if not running:
-                break  # the others need one that has failed
+                break  # the others need a failed cell
             end = ends.get()
             running.discard(end.cell.name)
             if end.status == "done":

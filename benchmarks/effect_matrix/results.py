@@ -1,4 +1,4 @@
-"""What the cells that are done show: tables, one JSON file and one page."""
+"""Collects the results of the cells that are done: tables, a JSON file and an HTML page."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from edit_trl.common.files import write_whole
 from edit_trl.common.tables import aligned
 from edit_trl.evaluation.statistics import holm
 from effect_matrix.cells import WARM_UP, Cell, list_cells, read_cell
-from effect_matrix.config import Matrix
 from effect_matrix.differences import accuracy_interval, difference
+from effect_matrix.matrix import Matrix
 from effect_matrix.page import write_page
 from effect_matrix.tables import as_markdown, fill, tables_of
 
@@ -22,12 +22,12 @@ Record = dict[str, Any]
 
 
 def report(matrix: Matrix, output: Path, markdown: Path | None) -> int:
-    """Write `effect.json` and `effect.html`, print the tables and the JSON; 1 where a cell has failed.
+    """Write `effect.json` and `effect.html`, print the tables and the JSON; returns 1 if a cell has failed.
 
     Args:
-        matrix: What was asked.
-        output: The matrix' folder.
-        markdown: A file whose part between the markers is replaced by the tables.
+        matrix: The matrix.
+        output: The folder of the matrix.
+        markdown: A file in which the tables replace the part between the markers.
     """
     cells = list_cells(matrix)
     records = {cell.name: record for cell in cells if (record := read_cell(cell.folder(output)))}
@@ -59,18 +59,16 @@ def report(matrix: Matrix, output: Path, markdown: Path | None) -> int:
     print(
         json.dumps(
             {key: value for key, value in results.items() if key != "students"}
-            | {"students": {name: _brief(of) for name, of in results["students"].items()}}
+            | {"students": {name: _brief(student) for name, student in results["students"].items()}}
         )
     )
     return 1 if failed else 0
 
 
 def _brief(student: Record) -> Record:
-    return {"methods": {name: _without_curves(of) for name, of in student["methods"].items()}}
-
-
-def _without_curves(method: Record) -> Record:
-    return {key: value for key, value in method.items() if key != "curves"}
+    """The methods of a student, without their curves."""
+    methods = student["methods"].items()
+    return {"methods": {name: {k: v for k, v in method.items() if k != "curves"} for name, method in methods}}
 
 
 def _student(
@@ -102,7 +100,8 @@ def _student(
         "warm_up": {key: warmed.get(key) for key in ("steps", "tokens", "cpu_seconds")},
         "methods": methods,
         "collapse": {
-            name: _collapse(matrix, of, by_method.get(WARM_UP, {}), output) for name, of in variants.items()
+            name: _collapse(matrix, runs, by_method.get(WARM_UP, {}), output)
+            for name, runs in variants.items()
         },
     }
 
@@ -115,7 +114,7 @@ def _method(
     started: Mapping[int, Record],
     student: str,
 ) -> Record:
-    """Means over a method's seeds, its grid and its curves."""
+    """The means over a method's seeds, its grid and its curves."""
     results = {seed: done[cell.name]["result"] for seed, cell in cells.items()}
     tests = {
         test: {
@@ -130,37 +129,37 @@ def _method(
         score: statistics.fmean(r["held_out"][score] for r in results.values())
         for score in ("key_preference", "preference", "fork_confidence", "chosen_logp")
     }
-    moved = [
+    displacements = [
         r["held_out"]["chosen_logp"] - started[s]["held_out"]["chosen_logp"]
         for s, r in results.items()
         if s in started
     ]
-    held_out["displacement"] = statistics.fmean(moved) if moved else None
-    made: Record = {"seeds": list(cells), "tests": tests, "held_out": held_out, "grid": []}
+    held_out["displacement"] = statistics.fmean(displacements) if displacements else None
+    record: Record = {"seeds": list(cells), "tests": tests, "held_out": held_out, "grid": []}
     if name == WARM_UP:
-        return made | {"label": "the warm-up alone", "pairs": ""}
+        return record | {"label": "the warm-up alone", "pairs": ""}
     method = matrix.methods[name]
     for number in range(len(method.points)):
         tuned = done.get(f"{student}/tune/{name}_{number}")
         if tuned:
             point = tuned["result"]
-            made["grid"].append({"point": point["point"], "dev": point["dev"]["accuracy"]})
+            record["grid"].append({"point": point["point"], "dev": point["dev"]["accuracy"]})
     first = next(iter(results.values()))
-    made |= {key: first[key] for key in ("point", "steps", "curves")}
+    record |= {key: first[key] for key in ("point", "steps", "curves")}
     for key in ("tokens", "train_seconds", "cpu_seconds"):
-        known = [r[key] for r in results.values() if r[key] is not None]
-        made[key] = statistics.fmean(known) if known else None
-    return made | {"label": method.label or name, "pairs": method.pairs}
+        values = [r[key] for r in results.values() if r[key] is not None]
+        record[key] = statistics.fmean(values) if values else None
+    return record | {"label": method.label or name, "pairs": method.pairs}
 
 
 def _mean_tasks(tasks: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: statistics.fmean(of[name] for of in tasks) for name in tasks[0]}
+    return {name: statistics.fmean(scores[name] for scores in tasks) for name in tasks[0]}
 
 
 def _compare(
     matrix: Matrix, methods: dict[str, Record], cells: Mapping[str, Mapping[int, Cell]], output: Path
 ) -> None:
-    """Put each method's differences to the baseline, and to its control, into its record."""
+    """Add to each method's record its differences to the baseline and to its control."""
     pairs = {name: matrix.baseline for name in methods if name != matrix.baseline}
     _differences("differences", pairs, matrix, methods, cells, output)
     controls = {name: matrix.methods[name].control for name in methods if name in matrix.methods}
@@ -185,27 +184,29 @@ def _differences(
             seeds = [seed for seed in cells[method] if seed in cells.get(other, {})]
             if not seeds:
                 continue
-            found = difference(
+            change = difference(
                 [cells[other][seed].folder(output) / folder for seed in seeds],
                 [cells[method][seed].folder(output) / folder for seed in seeds],
                 score,
             )
-            methods[method].setdefault(key, {})[name] = found
-            p_values[method] = found["p_value"]
-        corrected = {} if WARM_UP not in p_values else {WARM_UP: p_values.pop(WARM_UP)}  # no contender
+            methods[method].setdefault(key, {})[name] = change
+            p_values[method] = change["p_value"]
+        corrected = (
+            {} if WARM_UP not in p_values else {WARM_UP: p_values.pop(WARM_UP)}
+        )  # the warm-up is not a method
         for method, p_value in (corrected | holm(p_values)).items():
             methods[method][key][name]["holm_p_value"] = p_value
 
 
 def _collapse(matrix: Matrix, cells: Sequence[Cell], started: Mapping[int, Cell], output: Path) -> Record:
-    """A variant's seeds, each beside the warm-up that it started from."""
+    """The runs of a variant, each compared with the warm-up that it started from."""
     test = next(iter(matrix.data.tests))
     runs = []
     for cell in cells:
         if cell.seed not in started:
             continue
         before = started[cell.seed].folder(output) / f"test_{test}"
-        found = difference([before], [cell.folder(output) / f"test_{test}"], "accuracy")
-        runs.append({"seed": cell.inputs["stage_2_seed"], **found})
+        change = difference([before], [cell.folder(output) / f"test_{test}"], "accuracy")
+        runs.append({"seed": cell.inputs["stage_2_seed"], **change})
     worse = [run for run in runs if run["difference"] < 0 and run["p_value"] < 0.05]
     return {"options": cells[0].inputs["variant"], "runs": runs, "significantly_worse": len(worse)}

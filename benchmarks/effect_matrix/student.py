@@ -1,4 +1,4 @@
-"""A student from scratch: a small Llama and a tokenizer learnt from the texts that it is warmed up on."""
+"""Makes a student from scratch: a small Llama, and a tokenizer trained on the texts of the warm-up."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ class FromScratch:
     """The sizes of a student.
 
     Attributes:
-        hidden_size: Width.
-        layers: How many.
-        heads: Of attention.
-        intermediate_size: Of the feed-forward part; 8/3 of the width where 0.
-        vocabulary: Most entries that the tokenizer learns; digits stay single.
-        positions: Longest sequence.
+        hidden_size: Size of the hidden states.
+        layers: Number of layers.
+        heads: Number of attention heads.
+        intermediate_size: Size of the feed-forward layer; 8/3 of the hidden size where 0.
+        vocabulary: Maximum size of the tokenizer's vocabulary; digits are separate tokens.
+        positions: Maximum length of a sequence, in tokens.
     """
 
     hidden_size: int = 192
@@ -33,13 +33,13 @@ class FromScratch:
 
 
 def make_student(sizes: FromScratch, rows: list[Mapping[str, Any]], seed: int, folder: Path) -> int:
-    """Save a student with random weights; returns how many parameters it has.
+    """Save a student with random weights; returns its number of parameters.
 
     Args:
-        sizes: Of the model.
-        rows: Conversational dual CoTs, of which the tokenizer learns prompts and correct chains.
-        seed: Of the weights.
-        folder: Where it is saved.
+        sizes: The sizes of the model.
+        rows: Conversational dual CoTs; the tokenizer is trained on their prompts and correct chains.
+        seed: Seed of the weights.
+        folder: The folder to save to.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -1,4 +1,4 @@
-"""Results as tables, and tables in a Markdown file."""
+"""Makes tables of the results, and writes tables to a Markdown file."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
-from effect_matrix.config import Matrix
+from effect_matrix.matrix import Matrix
 
 Record = dict[str, Any]
 Row = list[str]
@@ -24,14 +24,14 @@ MEANS = {
 
 
 def tables_of(matrix: Matrix, results: Record, student: str) -> list[tuple[str, list[Row]]]:
-    """The tables of a student: title and rows, the first of which is the head."""
-    of = results["students"][student]
-    size = f", {of['parameters'] / 1e6:.1f} M parameters" if of["parameters"] else ""
-    methods, tests = of["methods"], list(matrix.data.tests)
+    """The tables of a student, each a title and its rows; the first row is the head."""
+    outcome = results["students"][student]
+    size = f", {outcome['parameters'] / 1e6:.1f} M parameters" if outcome["parameters"] else ""
+    methods, tests = outcome["methods"], list(matrix.data.tests)
     if not methods:
         return []
     accuracy = [["method", "pairs", "seeds", *tests, "chosen on dev"]]
-    watched = [["method", *MEANS.values(), "tokens", "s", "CPU s"]]
+    others = [["method", *MEANS.values(), "tokens", "s", "CPU s"]]
     for name, record in methods.items():
         shares = [f"{record['tests'][test]['accuracy']:.1%}" for test in tests]
         point = ", ".join(
@@ -40,76 +40,63 @@ def tables_of(matrix: Matrix, results: Record, student: str) -> list[tuple[str, 
         )
         label = record["label"] + (" (baseline)" if name == matrix.baseline else "")
         accuracy.append([label, record["pairs"], str(len(record["seeds"])), *shares, point])
-        watched.append([label, *_watched(record, tests[0])])
-    found = [(f"Accuracy: {student}{size}", accuracy)]
+        others.append([label, *_other_cells(record, tests[0])])
+    tables = [(f"Accuracy: {student}{size}", accuracy)]
+    label = f"Difference to {methods[matrix.baseline]['label']}" if matrix.baseline in methods else ""
     for name in (*tests, "key_preference"):
-        rows = [
-            _difference_row(record, name)
-            for record in methods.values()
-            if name in record.get("differences", {})
-        ]
-        if rows:
-            head = ["method", *_DIFFERENCE_HEAD]
-            found.append(
-                (f"Difference to {methods[matrix.baseline]['label']}, {name}: {student}", [head, *rows])
-            )
-    found.append((f"What else changed ({tests[0]} and held-out pairs): {student}", watched))
-    controlled = [
-        [
-            record["label"],
-            methods[matrix.methods[name].control]["label"],
-            test,
-            *_difference_cells(differences),
-        ]
+        changes = {
+            r["label"]: r["differences"][name] for r in methods.values() if name in r.get("differences", {})
+        }
+        if changes:
+            rows = [[method, *_difference_cells(change)] for method, change in changes.items()]
+            tables.append((f"{label}, {name}: {student}", [["method", *_DIFFERENCE_HEAD], *rows]))
+    tables.append((f"What else changed ({tests[0]} and held-out pairs): {student}", others))
+    rows = [
+        [record["label"], methods[matrix.methods[name].control]["label"], test, *_difference_cells(change)]
         for name, record in methods.items()
-        for test, differences in record.get("control_differences", {}).items()
+        for test, change in record.get("control_differences", {}).items()
     ]
-    if controlled:
+    if rows:
         head = ["method", "beside", "test", *_DIFFERENCE_HEAD]
-        found.append((f"Difference to a control on the same pairs: {student}", [head, *controlled]))
-    if of["collapse"]:
-        found.append(
-            (f"Other strengths and seeds ({tests[0]}, beside the warm-up): {student}", _collapse_table(of))
-        )
-    return found
+        tables.append((f"Difference to a control on the same pairs: {student}", [head, *rows]))
+    if outcome["collapse"]:
+        title = f"Other strengths and seeds ({tests[0]}, beside the warm-up): {student}"
+        tables.append((title, _collapse_table(outcome)))
+    return tables
 
 
-def _watched(record: Record, test: str) -> Row:
+def _other_cells(record: Record, test: str) -> Row:
     values = record["tests"][test] | record["held_out"]
-    shown = []
+    cells = []
     for name in MEANS:
         value = values[name]
-        shown.append("" if value is None else f"{value:+.3f}" if name == "displacement" else f"{value:.1%}")
+        cells.append("" if value is None else f"{value:+.3f}" if name == "displacement" else f"{value:.1%}")
     if "tokens" not in record:
-        return [*shown, "", "", ""]
+        return [*cells, "", "", ""]
     cost = (f"{record[name]:.0f}" for name in ("train_seconds", "cpu_seconds"))
     tokens = "not counted" if record["tokens"] is None else f"{record['tokens']:,.0f}"
-    return [*shown, tokens, *cost]
+    return [*cells, tokens, *cost]
 
 
 _DIFFERENCE_HEAD = ["seeds", "difference", "95% interval", "p", "p (Holm)", "detectable"]
 
 
-def _difference_row(record: Record, name: str) -> Row:
-    return [record["label"], *_difference_cells(record["differences"][name])]
-
-
-def _difference_cells(found: Record) -> Row:
-    low, high = (f"{100 * found[side]:+.1f}" for side in ("low", "high"))
-    effect = found["minimum_detectable_effect"]
+def _difference_cells(change: Record) -> Row:
+    low, high = (f"{100 * change[side]:+.1f}" for side in ("low", "high"))
+    effect = change["minimum_detectable_effect"]
     return [
-        str(found["seeds"]),
-        f"{100 * found['difference']:+.1f}",
+        str(change["seeds"]),
+        f"{100 * change['difference']:+.1f}",
         f"{low} to {high}",
-        f"{found['p_value']:.3f}",
-        f"{found['holm_p_value']:.3f}",
+        f"{change['p_value']:.3f}",
+        f"{change['holm_p_value']:.3f}",
         "" if effect is None else f"{100 * effect:.1f}",
     ]
 
 
-def _collapse_table(of: Record) -> list[Row]:
+def _collapse_table(outcome: Record) -> list[Row]:
     rows = [["variant", "options", "seeds", "mean difference", "worst", "significantly worse"]]
-    for name, record in of["collapse"].items():
+    for name, record in outcome["collapse"].items():
         differences = [100 * run["difference"] for run in record["runs"]]
         if differences:
             options = ", ".join(f"{key} {value}" for key, value in record["options"].items())
@@ -121,7 +108,7 @@ def _collapse_table(of: Record) -> list[Row]:
 
 
 def as_markdown(table: Sequence[Row]) -> str:
-    """A table as Markdown; what would end a cell is escaped."""
+    """A table as Markdown; characters that would end a cell are escaped."""
     head, *rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in table]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 

@@ -1,6 +1,6 @@
-"""What a cell does. Run as a module, this is a worker: a cell a line comes in, and its end goes out.
+"""The work of a cell. Run as a module, this is a worker: it reads one cell per line and answers its status.
 
-Everything goes through the commands of edit-trl, so that a cell's folders can be looked at with them.
+All work is done by the commands of edit-trl, so that these commands can inspect a cell's folders.
 """
 
 import json
@@ -28,7 +28,7 @@ from effect_matrix.measure import (
     write_yaml,
 )
 
-# What a matrix may set otherwise in `warm_up` and `stage_2`.
+# Defaults that `warm_up` and `stage_2` of a matrix may override.
 DEFAULTS = {
     "gradient_checkpointing": False,
     "save_strategy": "no",
@@ -42,11 +42,11 @@ DEFAULTS = {
 
 
 def training_options(recipe: str | None, *over: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `edit-trl train`: the recipe's last stage, and what is set over it.
+    """Options of `edit-trl train`: those of the recipe's last stage, overridden by others.
 
     Args:
         recipe: The text of a recipe.
-        over: Options, each over the ones before.
+        over: Options; each mapping overrides those before it.
     """
     values = yaml.safe_load(recipe) if recipe else {}
     stages = values.pop("stages", None)
@@ -59,7 +59,7 @@ def training_options(recipe: str | None, *over: Mapping[str, Any]) -> dict[str, 
 
 
 def run_cell(cell: Cell, output: Path) -> Result:
-    """Do a cell's work."""
+    """Run a cell."""
     return {"warm_up": _warm_up, "pairs": _pairs, "tune": _tune, "final": _final}[cell.kind](cell, output)
 
 
@@ -91,34 +91,36 @@ def _pairs(cell: Cell, output: Path) -> Result:
         return _generate(spec["generate"], cell, output)
     from datasets import Dataset, load_from_disk
 
-    of = set_folder(output, "warm_up" if spec["of"] == "warm_up" else f"pairs_{spec['of']}")
-    taken = load_from_disk(str(of))
+    whole = set_folder(output, "warm_up" if spec["of"] == "warm_up" else f"pairs_{spec['of']}")
+    pairs = load_from_disk(str(whole))
     result: Result = {}
     beside = spec.get("problems_of") or spec.get("wrong_chains_of")
     if beside:
         other = pairs_path(beside, cell.inputs["beside"], cell, output)
         wrong = {prompt_text(row): row["rejected"] for row in _rows(other)}
-        taken = taken.filter(lambda row: prompt_text(row) in wrong)
+        pairs = pairs.filter(lambda row: prompt_text(row) in wrong)
         if "wrong_chains_of" in spec:
-            # Spans and kinds of mistake are of the wrong chains that these stand in for.
-            kept = [column for column in taken.column_names if column in ("prompt", "chosen", "answer", "id")]
-            rows_kept = taken.select_columns(kept).to_list()
-            taken = Dataset.from_list(
-                [row | {"rejected": wrong[prompt_text(row)], "source": "on_policy"} for row in rows_kept]
+            # The spans and kinds of mistake belong to the wrong chains that are replaced.
+            columns = [name for name in pairs.column_names if name in ("prompt", "chosen", "answer", "id")]
+            pairs = Dataset.from_list(
+                [
+                    row | {"rejected": wrong[prompt_text(row)], "source": "on_policy"}
+                    for row in pairs.select_columns(columns).to_list()
+                ]
             )
     if "hardest" in spec:
-        items = suite_items(warmed_up(cell, output), of, cell.folder(output) / "suite")
+        items = suite_items(warmed_up(cell, output), whole, cell.folder(output) / "suite")
         confidence = {item["id"]: fork_confidence(item) for item in items}
-        order = sorted(range(len(taken)), key=lambda index: confidence[taken[index]["id"]])
-        kept = sorted(order[: max(1, round(len(taken) * spec["hardest"]))])
-        result["most_confident"] = max(confidence[taken[index]["id"]] for index in kept)
-        taken = taken.select(kept)
-    taken.save_to_disk(rows)
-    return {"pairs": len(taken), **result}
+        order = sorted(range(len(pairs)), key=lambda index: confidence[pairs[index]["id"]])
+        hardest = sorted(order[: max(1, round(len(pairs) * spec["hardest"]))])
+        result["most_confident"] = max(confidence[pairs[index]["id"]] for index in hardest)
+        pairs = pairs.select(hardest)
+    pairs.save_to_disk(rows)
+    return {"pairs": len(pairs), **result}
 
 
 def _generate(recipe: Mapping[str, Any], cell: Cell, output: Path) -> Result:
-    """Have pairs generated, such as those of the student's own pivots."""
+    """Generate pairs with a recipe, such as those of the student's own pivots."""
     from edit_trl.cli.generate import main as generate
 
     rows = cell.folder(output) / "rows"
@@ -139,7 +141,7 @@ def _rows(source: Path) -> list[Any]:
 
 
 def is_generated(folder: Path) -> bool:
-    """Whether a folder is of `edit-trl generate`, which has the rows of both stages."""
+    """Whether `edit-trl generate` wrote the folder, which then has the rows of both stages."""
     return (folder / "dual.parquet").is_file()
 
 
@@ -148,15 +150,15 @@ def _filled(value: Any, words: Mapping[str, Any]) -> Any:
 
 
 def pairs_path(name: str, inputs: Mapping[str, Any], cell: Cell, output: Path) -> Path:
-    """Where a set's pairs are for a cell.
+    """The path of the pairs that a cell trains on.
 
     Args:
-        name: The set.
-        inputs: Of the cell that makes them, or the set's options where they are the same for all.
-        cell: Whose student and seed count.
-        output: The matrix' folder.
+        name: The name of their set.
+        inputs: The inputs of the cell that makes the pairs, or the options of a set that all cells share.
+        cell: The cell, for its student and seed.
+        output: The folder of the matrix.
     """
-    if "warm_up" in inputs:  # of a cell
+    if "warm_up" in inputs:  # the inputs of a cell
         return output / "cells" / cell.student / "pairs" / f"{name}_seed{cell.seed}" / "rows"
     if "{" in inputs.get("path", ""):
         return Path(inputs["path"].format(student=cell.student, seed=cell.seed))
@@ -181,7 +183,7 @@ def _tune(cell: Cell, output: Path) -> Result:
 
 
 def best_point(cells: Sequence[str], output: Path) -> tuple[str, Result]:
-    """The grid's best cell on dev, the earliest of equals, and its result."""
+    """The name and result of the grid's best cell on the dev set; the first of equal ones."""
     results = {name: read_cell(output / "cells" / name)["result"] for name in cells}
     best = max(results, key=lambda name: results[name]["dev"]["accuracy"])
     return best, results[best]
@@ -189,9 +191,8 @@ def best_point(cells: Sequence[str], output: Path) -> tuple[str, Result]:
 
 def _final(cell: Cell, output: Path) -> Result:
     folder, trained, model = cell.folder(output), {}, warmed_up(cell, output)
-    tuned = [name for name in cell.needs if "/tune/" in name]
     if cell.method != WARM_UP:
-        best, result = best_point(tuned, output)
+        best, result = best_point([name for name in cell.needs if "/tune/" in name], output)
         if "variant" not in cell.inputs and _tuning_seed(best, output) == cell.seed:
             trained, model = result, output / "cells" / best / "model"
         else:
@@ -216,13 +217,13 @@ def _dev(model: Path, cell: Cell, output: Path) -> Result:
 
 
 def finish(cell: Cell, output: Path) -> str:
-    """Do a cell and keep what came of it; returns its status."""
+    """Run a cell and write its record; returns its status."""
     started = time.time()
     record = {"name": cell.name, "kind": cell.kind, "student": cell.student, "seed": cell.seed}
     record |= {"method": cell.method, "inputs": cell.inputs}
     try:
         record |= {"status": "done", "result": run_cell(cell, output)}
-    except (Exception, SystemExit) as error:  # whatever it was: kept, and the other cells go on
+    except (Exception, SystemExit) as error:  # recorded, so that the other cells can run
         traceback.print_exc()
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     record["seconds"] = round(time.time() - started, 1)
@@ -231,14 +232,14 @@ def finish(cell: Cell, output: Path) -> str:
 
 
 def _end_with(parent: int) -> None:
-    """End when the process that gives the cells is gone: another may be doing them already."""
+    """Exit when the parent process is gone, since another one may already be running the cells."""
     while os.getppid() == parent:
         time.sleep(2)
     os._exit(1)
 
 
 def main() -> None:
-    """Read cells from standard input, and answer each with its status; all else goes into the cell's log."""
+    """Read cells from standard input and answer each with its status; other output goes to the cell's log."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     output = Path(sys.argv[1])
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()

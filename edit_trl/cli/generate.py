@@ -1,15 +1,16 @@
-"""`edit-trl generate`: lets a teacher make dual CoTs and saves them (L4).
+"""`edit-trl generate`: make dual CoTs, with a teacher or without one.
 
-With `--config` a teacher is asked about questions, as a recipe says, and with
-`--student MODEL --pivots` a student alone; else the embedded teacher writes
-pairs of its own problems.
+With `--config RECIPE` a teacher answers questions. With `--student MODEL --pivots` the pairs come from the
+student's own chains. Without these options the embedded teacher writes problems with both of their chains.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,51 +19,53 @@ from edit_trl.common.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-HELP = "make dual CoTs with a teacher"
+    from edit_trl.teachers.generate_config import GenerateConfig
+    from edit_trl.teachers.generation import Generation
+
+RECIPE_USAGE = (
+    "edit-trl generate --config RECIPE.yaml [--OPTION VALUE ...]\n"
+    "       edit-trl generate --student MODEL --pivots [--OPTION VALUE ...]"
+)
+RECIPE_DESCRIPTION = (
+    "Ask a teacher questions and make dual CoTs from its answers. With --pivots, make them from a student's "
+    "own chains, at the steps that lose the right answer, without a teacher. Options, in the recipe or here:"
+)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `edit-trl generate`.
+    """Run `edit-trl generate`.
 
     Args:
         argv: The options; those of the process by default.
 
     Raises:
-        InputError: A bad option, or an output that exists and may not be replaced.
+        InputError: A bad option or recipe, before any request is sent; an output that exists and may not be
+            replaced; or a run that stopped.
     """
     argv = sys.argv[1:] if argv is None else argv
     if any(word.split("=")[0] in ("--config", "--student", "--pivots") for word in argv):
-        from edit_trl.cli.generate_recipe import main as generate_by_recipe
-
-        return generate_by_recipe(argv)
+        return _generate_by_recipe(argv)
     options = _parser().parse_args(argv)
-    parts = _parts(options)
-    _check_free(options.output, list(parts), options.force)
 
-    from edit_trl.data.dual_cots import save_dual_cots
-    from edit_trl.data.procedural import ProceduralTeacher, generate_dual_cots
+    from edit_trl.data.procedural import ProceduralTeacher
+    from edit_trl.data.procedural.sets import plan_sets, save_sets
 
+    sizes = plan_sets(options.output, options.rows, options.held_out, force=options.force)
     teacher = ProceduralTeacher(options.families, seed=options.seed, difficulty=options.difficulty)
-    # One run for both sets: within it no problem occurs twice, so the sets share none.
-    rows = sum(parts.values())
-    dataset = generate_dual_cots(teacher, rows, conversational=options.conversational)
-    start = 0
-    for path, count in parts.items():
-        part = dataset.select(range(start, start + count))
-        save_dual_cots(part, path)
-        print(_summary(part, path), end="\n\n")
-        start += count
-    print(_example(dataset[0]))
+    sets = save_sets(teacher, sizes, conversational=options.conversational)
+    for path, dataset in sets.items():
+        print(_set_summary(dataset, path), end="\n\n")
+    print(_example(next(iter(sets.values()))[0]))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edit-trl generate",
-        description=f"{HELP[0].upper()}{HELP[1:]}.",
-        epilog="To ask a teacher about questions of your own: edit-trl generate --config RECIPE.yaml "
-        "[--OPTION VALUE ...]. To make pairs of a student's own chains: edit-trl generate --student MODEL "
-        "--pivots [--OPTION VALUE ...]. edit-trl generate --config --help lists the options; "
+        description="Make dual CoTs with the embedded teacher, which needs no network.",
+        epilog="To ask a teacher your own questions: edit-trl generate --config RECIPE.yaml "
+        "[--OPTION VALUE ...]. To make pairs from a student's own chains: edit-trl generate --student MODEL "
+        "--pivots [--OPTION VALUE ...]. edit-trl generate --config --help lists the options of both; "
         "recipes/generate/ has recipes.",
         allow_abbrev=False,
     )
@@ -71,21 +74,16 @@ def _parser() -> argparse.ArgumentParser:
         "--teacher",
         choices=["procedural"],
         default="procedural",
-        help="who makes them; procedural: problems of several families, without a network "
+        help="the teacher; procedural: problems of several families, made without a network "
         "(default: %(default)s)",
     )
-    add(
-        "--families",
-        nargs="+",
-        metavar="FAMILY",
-        help="which families of problems, in turn (default: all)",
-    )
-    add("--rows", type=int, required=True, metavar="N", help="how many dual CoTs")
+    add("--families", nargs="+", metavar="FAMILY", help="the families of problems, in turn (default: all)")
+    add("--rows", type=int, required=True, metavar="N", help="the number of dual CoTs")
     add(
         "--held_out",
         type=int,
         metavar="N",
-        help="also make a test set of N that shares no problem with the others: they are saved as "
+        help="also make a test set of N rows that shares no problem with the training set; they are saved as "
         "OUTPUT/train and OUTPUT/test",
     )
     add(
@@ -93,9 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         metavar="1-5",
-        help="how many items and steps a problem has (default: %(default)s)",
+        help="sets the number of items and steps of a problem (default: %(default)s)",
     )
-    add("--seed", type=int, default=0, help="another seed, other problems (default: %(default)s)")
+    add("--seed", type=int, default=0, help="another seed gives other problems (default: %(default)s)")
     add("--conversational", action="store_true", help="save messages instead of plain strings")
     add(
         "--output",
@@ -108,40 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _parts(options: argparse.Namespace) -> dict[Path, int]:
-    """What is saved where, and how many rows of it."""
-    problems = [
-        f"--{name} must be 1 or more, got {value}"
-        for name, value in (("rows", options.rows), ("held_out", options.held_out))
-        if value is not None and value < 1
-    ]
-    if options.held_out is not None and options.output.suffix[1:].isalpha():
-        problems.append(
-            f"--held_out writes two sets, so --output must be a folder (no suffix), got {options.output}"
-        )
-    if problems:
-        raise InputError(problems)
-    if options.held_out is None:
-        return {options.output: options.rows}
-    return {options.output / "train": options.rows, options.output / "test": options.held_out}
-
-
-def _check_free(output: Path, paths: list[Path], force: bool) -> None:
-    """Refuses what would be lost or mixed up, before anything is made."""
-    blocked = next((folder for folder in output.parents if folder.is_file()), None)
-    if blocked:
-        raise InputError(f"--output {output}: {blocked} is a file, not a folder")
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not force:
-        raise InputError(f"--output {output} exists; choose another or pass --force to replace it")
-    holds_one_set = output.is_file() or (output / "state.json").exists()
-    if output not in paths and holds_one_set:
-        raise InputError(f"--output {output} holds one set; choose another folder for --held_out")
-
-
-def _summary(dataset: Dataset, path: Path) -> str:
-    """Rows per family and kinds of mistake, as plain text."""
+def _set_summary(dataset: Dataset, path: Path) -> str:
+    """Rows per family and per kind of mistake, as plain text."""
     mistakes = Counter(kind for kinds in dataset["mistake"] for kind in kinds)
     blocks = [("family", Counter(dataset["task"])), ("mistake", mistakes)]
     lines = [f"{path}: {len(dataset)} rows"]
@@ -154,7 +120,7 @@ def _summary(dataset: Dataset, path: Path) -> str:
 
 def _example(row: dict) -> str:
     from edit_trl.cli.pair_text import bracketed
-    from edit_trl.data.dual_cots import chain_text, is_conversational
+    from edit_trl.data.row import chain_text, is_conversational
 
     prompt = row["prompt"][-1]["content"] if is_conversational(row) else row["prompt"]
     chosen, rejected = chain_text(row["chosen"]), chain_text(row["rejected"])
@@ -167,3 +133,73 @@ def _example(row: dict) -> str:
             f"  mistake   {', '.join(row['mistake'])}",
         ]
     )
+
+
+def _generate_by_recipe(argv: Sequence[str]) -> int:
+    from edit_trl.common.options import format_help, read_options
+    from edit_trl.models.chat.dispatch import Interrupted
+    from edit_trl.teachers.generate_config import CLASSES, FLAGS, HIDDEN, OPTIONS, read_generate_config
+    from edit_trl.teachers.run import training_rounds
+
+    if "--help" in argv or "-h" in argv:
+        print(format_help(RECIPE_USAGE, RECIPE_DESCRIPTION, CLASSES, HIDDEN))
+        return 0
+    path, options = read_options(argv, OPTIONS, FLAGS)
+    config = read_generate_config(path, options)
+    try:
+        if config.arguments.rounds == 1:
+            _generate(config, Path(config.arguments.output_dir))
+        else:
+            train = _trainer(config.arguments.train_recipe)
+            for number, (round_config, folder) in enumerate(training_rounds(config, train), 1):
+                arguments = round_config.arguments
+                print(f"round {number} of {arguments.rounds}: student {arguments.student}", file=sys.stderr)
+                _generate(round_config, folder)
+    except Interrupted as interruption:
+        print(f"{interruption}:\n  edit-trl generate {' '.join(argv)}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _generate(config: GenerateConfig, folder: Path) -> None:
+    from edit_trl.teachers.export import push_generation
+    from edit_trl.teachers.run import GenerationPlan
+
+    plan = GenerationPlan(config)
+    print(plan, file=sys.stderr)
+    generation, rows = asyncio.run(plan.run(folder))
+    print(_generation_summary(generation, folder, rows))
+    repository = config.arguments.push_to_hub
+    if repository:
+        push_generation(folder, repository, private=config.arguments.private)
+        print(f"pushed to {repository}")
+
+
+def _trainer(recipe: str) -> Callable[[str, Path, Path], str]:
+    """A function that trains a student on rows into a folder and returns the folder of the last stage."""
+    from edit_trl.cli.train import main
+    from edit_trl.training.recipe.resolving import read_recipe
+
+    stages = read_recipe(recipe).stages  # before the first request: a bad recipe costs nothing
+
+    def train(student: str, rows: Path, output: Path) -> str:
+        options = {"--config": recipe, "--model_name_or_path": student}
+        options |= {"--dataset_name": str(rows), "--output_dir": str(output)}
+        code = main([word for option in options.items() for word in option])
+        if code:
+            raise InputError(f"training to {output} ended with exit code {code}; run again to resume it")
+        return str(output / stages[-1][0] if stages else output)
+
+    return train
+
+
+def _generation_summary(generation: Generation, folder: Path, rows: dict[str, int]) -> str:
+    lines = [f"{folder / name}: {count} rows" for name, count in rows.items()]
+    lines += [f"  dropped, {reason}: {len(ids)}" for reason, ids in sorted(generation.dropped.items())]
+    if generation.failures:
+        question, stage, reason = generation.failures[0]
+        lines.append(
+            f"  without an answer: {len(generation.failures)}, the first in {stage} of {question}: {reason} "
+            f"(all in {folder / 'report.json'})"
+        )
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`edit-trl inspect`: dual CoTs with their key steps, in the terminal or as an HTML page (L4)."""
+"""`edit-trl inspect`: show dual CoTs with their key steps, in the terminal or on an HTML page."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FILTERS = ("task", "mistake", "source", "id")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `edit-trl inspect`.
+    """Run `edit-trl inspect`.
 
     Args:
         argv: The options; those of the process by default.
 
     Raises:
-        InputError: A bad option, rows that are no dual CoTs, or filters that leave nothing.
+        InputError: A bad option, rows that are not dual CoTs, or filters that leave no pair.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     if options.limit is not None and options.limit < 1:
@@ -47,28 +47,28 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _show(pairs: list[Pair], shown: list[Pair], options: argparse.Namespace) -> None:
+def _show(pairs: list[Pair], selection: list[Pair], options: argparse.Namespace) -> None:
     unit = "tokens" if options.tokenizer else "words"
-    about = (options.dataset, pairs, shown, unit, options.method)
+    content = (options.dataset, pairs, selection, unit, options.method)
     if options.html:
         from edit_trl.evaluation.report import write_pairs
 
-        path = write_pairs(shown, options.html, title=options.dataset, method=options.method, unit=unit)
-        count = f"{len(shown)} pair{'' if len(shown) == 1 else 's'}"
+        path = write_pairs(selection, options.html, title=options.dataset, method=options.method, unit=unit)
+        count = f"{len(selection)} pair{'' if len(selection) == 1 else 's'}"
         print(f"{path.resolve()}: {count}, {path.stat().st_size / 1e6:.1f} MB")
     elif not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        _print_plain(*about)
+        _print_plain(*content)
     elif sys.stdin.isatty() and find_spec("termios"):
         from edit_trl.cli.pair_viewer import browse
 
-        browse(*about)
+        browse(*content)
     else:
         from edit_trl.cli.pair_viewer import print_pairs
 
-        print_pairs(*about)
+        print_pairs(*content)
 
 
-def _print_plain(source: str, pairs: list[Pair], shown: list[Pair], unit: str, method: str) -> None:
+def _print_plain(source: str, pairs: list[Pair], selection: list[Pair], unit: str, method: str) -> None:
     from edit_trl.cli.pair_text import group_tables, overview, pair_lines, plain_table
 
     print("\n  ".join(overview(source, pairs, unit, method)))
@@ -76,9 +76,9 @@ def _print_plain(source: str, pairs: list[Pair], shown: list[Pair], unit: str, m
         print()
         print("\n".join(plain_table(group, rows)))
     print("\nkey steps in [brackets]")
-    for number, pair in enumerate(shown, 1):
+    for number, pair in enumerate(selection, 1):
         print()
-        print("\n".join(pair_lines(pair, f"{number} of {len(shown)}")))
+        print("\n".join(pair_lines(pair, f"{number} of {len(selection)}")))
 
 
 def _load(options: argparse.Namespace) -> Dataset:
@@ -110,53 +110,53 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _filtered(pairs: list[Pair], options: argparse.Namespace) -> list[Pair]:
-    """The pairs that every filter lets pass.
+    """The pairs that match every filter.
 
     Raises:
-        InputError: There is none; what each filter could have been is named.
+        InputError: No pair matches; lists the values that a filter could have.
     """
     from edit_trl.common.options import nearest
 
     wanted = {name: getattr(options, name) for name in FILTERS if getattr(options, name)}
-    problems = []
+    errors = []
     for name, values in wanted.items():
-        known = list(dict.fromkeys(value for pair in pairs for value in pair.names(name)))
-        listed = f"; there are {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
-        problems += [
-            f"no pair has the {name} {value!r}" + (nearest(value, known, "") or listed if known else "")
+        choices = list(dict.fromkeys(choice for pair in pairs for choice in pair.names(name)))
+        listed = f"; there are {', '.join(choices[:20])}{', ...' if len(choices) > 20 else ''}"
+        errors += [
+            f"no pair has the {name} {value!r}" + (nearest(value, choices, "") or listed if choices else "")
             for value in values
-            if value not in known
+            if value not in choices
         ]
-    if problems:
-        raise InputError(problems)
-    kept = [pair for pair in pairs if all(set(pair.names(name)) & set(wanted[name]) for name in wanted)]
-    if not kept:
+    if errors:
+        raise InputError(errors)
+    matches = [pair for pair in pairs if all(set(pair.names(name)) & set(wanted[name]) for name in wanted)]
+    if not matches:
         raise InputError(f"no pair passes all of the filters {', '.join(f'--{name}' for name in wanted)}")
-    return kept
+    return matches
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edit-trl inspect",
-        description="Look at dual CoTs: what they are like together, then each with its key steps. On a "
-        "terminal the arrow keys go through them; piped, they are printed as plain text.",
+        description="Show dual CoTs: statistics of all pairs, then each pair with its key steps. In a "
+        "terminal the arrow keys browse the pairs; in a pipe they are printed as plain text.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="a file, a folder saved by datasets, or a Hub id")
     for name in FILTERS:
         add(f"--{name}", nargs="+", metavar="NAME", help=f"only pairs with one of these {name}s")
-    add("--limit", type=int, metavar="N", help="show so many pairs; statistics are of all")
+    add("--limit", type=int, metavar="N", help="show only the first N pairs; statistics are over all pairs")
     add(
         "--method",
         choices=["words", "edit", "fork", "forks", "spans", "reference", "random"],
         default="words",
-        help="how key steps are found (default: %(default)s); spans: those given in the rows",
+        help="the method that finds key steps (default: %(default)s); spans: those given in the rows",
     )
-    add("--tokenizer", metavar="MODEL", help="align and count this model's tokens instead of words")
-    add("--html", type=Path, metavar="FILE", help="write a page instead")
-    add("--split", metavar="NAME", help="which split, 'train' by default")
-    add("--dataset_config", metavar="NAME", help="configuration of a Hub dataset")
-    add("--dataset_revision", metavar="REV", help="branch, tag or commit of a Hub dataset")
-    add("--column_mapping", metavar="JSON", help='renames columns: \'{"correct": "chosen"}\'')
+    add("--tokenizer", metavar="MODEL", help="align and count the tokens of this model instead of words")
+    add("--html", type=Path, metavar="FILE", help="write an HTML page instead")
+    add("--split", metavar="NAME", help="the split, 'train' by default")
+    add("--dataset_config", metavar="NAME", help="the configuration of a Hub dataset")
+    add("--dataset_revision", metavar="REV", help="the branch, tag or commit of a Hub dataset")
+    add("--column_mapping", metavar="JSON", help='rename columns: \'{"correct": "chosen"}\'')
     return parser

@@ -1,4 +1,4 @@
-"""Dual CoTs as plain text: what `inspect` prints where nothing is coloured (L4)."""
+"""Dual CoTs as plain text, for `edit-trl inspect` in a pipe or a terminal without colours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def bracketed(text: str, spans: Sequence[Sequence[int]]) -> str:
 
 
 def prompt_text(prompt: str | list[dict[str, str]]) -> str:
-    """A prompt; of messages, each with its role where there are several."""
+    """A prompt as text; several messages are written with their roles."""
     if isinstance(prompt, str):
         return prompt.strip()
     if len(prompt) == 1:
@@ -33,7 +33,7 @@ def prompt_text(prompt: str | list[dict[str, str]]) -> str:
 
 
 def pair_tags(pair: Pair) -> str:
-    """Where a pair comes from and what is wrong in it, in a line."""
+    """The task, source, mistakes and shares of a pair, in one line."""
     parts = [pair.task, pair.source, f"mistake: {', '.join(pair.mistake)}" if pair.mistake else None]
     if pair.key_fraction is not None:
         parts.append(f"key {pair.key_fraction:.0%}, shared prefix {pair.shared_prefix:.0%}")
@@ -54,45 +54,47 @@ def pair_lines(pair: Pair, place: str) -> Iterator[str]:
 
 
 def overview(source: str, pairs: Sequence[Pair], unit: str, method: str) -> list[str]:
-    """What pairs are like together, in a few lines."""
+    """Statistics of all pairs, in a few lines."""
     from edit_trl.data.pair_statistics import pair_statistics
 
-    found = pair_statistics(pairs)
-    alone = len(pairs) - found.pairs
-    lines = [f"{source}: {found.rows} rows, {found.pairs} pairs"]
+    statistics = pair_statistics(pairs)
+    alone = len(pairs) - statistics.pairs
+    lines = [f"{source}: {statistics.rows} rows, {statistics.pairs} pairs"]
     lines[0] += f", {alone} correct chains alone" if alone else ""
-    if found.pairs:
+    if statistics.pairs:
         lines.append(
-            f"key steps by {method!r}: {found.key_fraction:.1%} of a pair; {found.shared_prefix:.1%} of the "
-            "correct chain comes before the two part"
+            f"key steps by {method!r}: {statistics.key_fraction:.1%} of a pair; "
+            f"{statistics.shared_prefix:.1%} of the correct chain comes before the fork"
         )
-        lengths = f"{found.chosen_length:.0f} {unit} correct, {found.rejected_length:.0f} wrong"
+        lengths = f"{statistics.chosen_length:.0f} {unit} correct, {statistics.rejected_length:.0f} wrong"
     else:
-        lengths = f"{found.chosen_length:.0f} {unit}"
-    lines.append(f"mean chain: {lengths}; median {found.median_length:.0f}, longest {found.longest}")
+        lengths = f"{statistics.chosen_length:.0f} {unit}"
+    lines.append(
+        f"mean chain: {lengths}; median {statistics.median_length:.0f}, longest {statistics.longest}"
+    )
     return lines
 
 
 def group_tables(pairs: Sequence[Pair]) -> dict[str, list[list[str]]]:
-    """A table by task, mistake and source, where there is more than one: name, then `HEADINGS`."""
+    """A table per group (task, mistake, source) that has several values: the value, then `HEADINGS`."""
     from edit_trl.data.pair_statistics import GROUPS, grouped_pairs, pair_statistics
 
-    def cells(name: str, of: list[Pair]) -> list[str]:
-        found = pair_statistics(of)
-        shares = (found.key_fraction, found.shared_prefix)
-        lengths = (found.chosen_length, found.rejected_length)
+    def cells(name: str, members: list[Pair]) -> list[str]:
+        statistics = pair_statistics(members)
+        shares = (statistics.key_fraction, statistics.shared_prefix)
+        lengths = (statistics.chosen_length, statistics.rejected_length)
         return [
             visible_line(name),
-            str(len(of)),
+            str(len(members)),
             *("-" if share is None else f"{share:.0%}" for share in shares),
             *("-" if length is None else f"{length:.0f}" for length in lengths),
         ]
 
     tables = {}
     for group in GROUPS:
-        members = grouped_pairs(pairs, group)
-        if len(members) > 1:
-            rows = [cells(name, of) for name, of in members.items()]
+        groups = grouped_pairs(pairs, group)
+        if len(groups) > 1:
+            rows = [cells(name, members) for name, members in groups.items()]
             tables[group] = rows[:MOST_GROUPS]
             if len(rows) > MOST_GROUPS:
                 tables[group].append([f"... and {len(rows) - MOST_GROUPS} more", *[""] * len(HEADINGS)])

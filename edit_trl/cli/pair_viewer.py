@@ -1,4 +1,4 @@
-"""Dual CoTs on a terminal: coloured, and one after the other at the press of a key (L4)."""
+"""Shows dual CoTs in a terminal, in colour, and lets the user browse them with keys."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from edit_trl.common.terminal import visible
 if TYPE_CHECKING:
     from edit_trl.data.pair_statistics import Pair
 
-# Of Okabe and Ito's colours; underlined, so that no colour is needed.
+# From the palette of Okabe and Ito. Key steps are underlined too, so they are visible without colour.
 _RIGHT, _WRONG = "#56b4e9", "#e69f00"
-_SIDE_BY_SIDE = 100  # columns
+_SIDE_BY_SIDE = 100  # columns of the terminal
 
 _NEXT = {"n", "\x1b[C", "\x1bOC", "l", "\r", "\n"}
 _PREVIOUS = {"p", "\x1b[D", "\x1bOD", "b"}
@@ -54,7 +54,7 @@ def statistics_view(source: str, pairs: Sequence[Pair], unit: str, method: str) 
 
 
 def pair_view(pair: Pair, place: str, width: int) -> RenderableType:
-    """A pair: what is asked, then both chains with their key steps underlined, side by side where it fits."""
+    """A pair: its prompt, then both chains with their key steps underlined, side by side if there is room."""
     title = Text.assemble((visible(pair.id or f"row {pair.row}"), "bold"), f"  {place}")
     parts: list[RenderableType] = [Rule(title, align="left", style="dim")]
     parts.append(Text(visible(pair_tags(pair)), style="dim"))
@@ -82,17 +82,19 @@ def _panel(title: str, chain: str, spans: Sequence[Sequence[int]], colour: str) 
     return Panel(text, title=Text(title, style=colour), title_align="left", border_style=colour)
 
 
-def print_pairs(source: str, pairs: Sequence[Pair], shown: Sequence[Pair], unit: str, method: str) -> None:
-    """Statistics and pairs, coloured, one below the other."""
+def print_pairs(
+    source: str, pairs: Sequence[Pair], selection: Sequence[Pair], unit: str, method: str
+) -> None:
+    """Print the statistics, then the pairs, in colour."""
     console = Console(highlight=False)
     console.print(statistics_view(source, pairs, unit, method))
-    for number, pair in enumerate(shown, 1):
+    for number, pair in enumerate(selection, 1):
         console.print()
-        console.print(pair_view(pair, f"{number} of {len(shown)}", console.width))
+        console.print(pair_view(pair, f"{number} of {len(selection)}", console.width))
 
 
-def browse(source: str, pairs: Sequence[Pair], shown: Sequence[Pair], unit: str, method: str) -> None:
-    """Let a person go through the pairs until they leave; the statistics are the first page."""
+def browse(source: str, pairs: Sequence[Pair], selection: Sequence[Pair], unit: str, method: str) -> None:
+    """Let the user browse the pairs until they quit; the statistics are the first page."""
     console = Console(highlight=False)
     page = offset = 0
     with _keys() as keys, console.screen(hide_cursor=True) as screen:
@@ -102,16 +104,18 @@ def browse(source: str, pairs: Sequence[Pair], shown: Sequence[Pair], unit: str,
             view = (
                 statistics_view(source, pairs, unit, method)
                 if page == 0
-                else pair_view(shown[page - 1], f"{page} of {len(shown)}", width)
+                else pair_view(selection[page - 1], f"{page} of {len(selection)}", width)
             )
             lines = console.render_lines(view, console.options.update(width=width, height=None), pad=False)
             lowest = max(len(lines) - height, 0)
             offset = min(max(offset, 0), lowest)
-            screen.update(_window(lines[offset : offset + height], height, _footer(page, len(shown), lowest)))
+            screen.update(
+                _window(lines[offset : offset + height], height, _footer(page, len(selection), lowest))
+            )
             key = next(keys, "q")
             if key in _LEAVE:
                 return
-            goal = _page_after(key, page, len(shown))
+            goal = _page_after(key, page, len(selection))
             offset = 0 if goal != page else offset + _scroll(key, height)
             page = goal
 
@@ -143,7 +147,7 @@ def _window(lines: list[list[Segment]], height: int, footer: str) -> Segments:
 
 @contextmanager
 def _keys() -> Iterator[Iterator[str]]:
-    """Keys as they are pressed; an empty one where the terminal has another size."""
+    """The keys that are pressed; an empty string when the size of the terminal has changed."""
     import termios
     import tty
 
@@ -166,7 +170,7 @@ def _read_keys(terminal: int) -> Iterator[str]:
             continue
         typed = os.read(terminal, 1024)
         if typed.endswith(b"\x1b") and select.select([terminal], [], [], 0.05)[0]:
-            typed += os.read(terminal, 1024)  # the rest of an arrow
+            typed += os.read(terminal, 1024)  # the rest of an arrow key
         if not typed:
             return
         yield from _KEY.findall(typed.decode(errors="ignore"))

@@ -86,10 +86,10 @@ def _check_generation(argv: list[str]) -> int:
     """Check a recipe of `edit-trl generate` and all files that it names; no teacher is asked."""
     from edit_trl.common.options import read_options
     from edit_trl.teachers.generate_config import FLAGS, OPTIONS, read_generate_config
-    from edit_trl.teachers.run import Prepared
+    from edit_trl.teachers.run import GenerationPlan
 
     path, options = read_options(argv, OPTIONS, FLAGS)
-    print(Prepared(read_generate_config(path, options)))
+    print(GenerationPlan(read_generate_config(path, options)))
     print("valid")
     return 0
 

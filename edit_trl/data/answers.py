@@ -1,8 +1,8 @@
-"""Final answers (L0): find them in a response, normalise them, compare them.
+"""Final answers: finds them in a response, normalises and compares them.
 
-The answer of a chain is what it says after its last marker, such as "Therefore, the answer is 42.".
-A response without one is `unparsed`, which is neither right nor wrong. `lenient` extraction also takes
-the last thing of the answer's type; the two are separate scores and are never mixed silently.
+The answer of a chain is the text after its last marker, such as "Therefore, the answer is 42.". A response
+without an answer is `unparsed`, which is neither correct nor wrong. Lenient extraction also accepts the last
+expression of the answer's type; the strict and the lenient score are never mixed.
 """
 
 import re
@@ -17,7 +17,7 @@ from edit_trl.common.errors import InputError
 AnswerType = Literal["number", "choice", "yes_no", "boolean", "text", "list"]
 Verdict = Literal["correct", "wrong", "unparsed"]
 VERIFIER_VERSION = "1"
-"""One more whenever a response may be judged otherwise: results are comparable within a version."""
+"""Increase this when a response may get another verdict: only results of one version are comparable."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Extraction:
     """An answer found in a response.
 
     Attributes:
-        value: The answer, normalised: two answers are the same if their values are equal.
-        start: Where it begins in the response, in characters.
-        end: Where it ends, exclusive.
+        value: The normalised answer; two answers are the same if their values are equal.
+        start: First character of the answer in the response.
+        end: Last character of the answer, exclusive.
     """
 
     value: str
@@ -37,12 +37,12 @@ class Extraction:
 
 @dataclass(frozen=True)
 class AnswerCheck:
-    """What became of one response.
+    """The verdict on a response.
 
     Attributes:
-        verdict: `unparsed` where no answer was found.
-        value: The normalised answer found, or None.
-        span: Its [start, end) characters in the response, or None.
+        verdict: `correct`, `wrong`, or `unparsed` for a response without an answer.
+        value: The normalised answer of the response, or None.
+        span: The answer's [start, end) characters in the response, or None.
     """
 
     verdict: Verdict
@@ -50,7 +50,7 @@ class AnswerCheck:
     span: tuple[int, int] | None = None
 
 
-# A line break may stand between a colon and its answer; after a bare "is" it begins something else.
+# A line break may separate a colon from its answer; after a bare "is" it ends the statement.
 _MARKERS = re.compile(
     r"""(?:
         \b(?:final\s+|correct\s+|right\s+)?answers?\b(?:\s+to\s+[^.:=?!\n]{1,80}?)?[\s*_]*
@@ -60,10 +60,10 @@ _MARKERS = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
-# What may stand around an answer and is not part of it.
+# Characters around an answer that are not part of it.
 _QUOTING = " \t*_`\"'“”‘’"
 _WRAPPING = _QUOTING + "$"
-# Atomic, so that half of a time (12:30), a date (1/2/2020) or 1.000.000 is not a number either.
+# The group is atomic, so that a part of a time (12:30), a date (1/2/2020) or 1.000.000 is not a number.
 _NUMBER = re.compile(
     r"""(?<![\w.:/])[-+−–]?(?:
         (?:\\?[$€£¥₹]\s?)?(?>
@@ -76,8 +76,8 @@ _NUMBER = re.compile(
     )""",
     re.VERBOSE,
 )
-# Longer runs of digits are a model that never ended; they, and powers of ten with more than two
-# digits, which would fill the memory, are compared as text.
+# More digits than this come from a model that did not stop. These numbers, and powers of ten with exponents
+# of more than two digits, which would fill the memory, are compared as text.
 _MOST_DIGITS = 400
 _POWER = re.compile(r"(?:[eE]|(?:[×*x]|\\times)10\^\{?)([-+]?\d+)\}?")
 _MIXED = re.compile(r"(\d+) (\d+)/(\d+)")
@@ -88,18 +88,18 @@ _SEPARATORS = re.compile(r"\s*(?:,|;|\band\b|\n|\s)\s*", re.IGNORECASE)
 _HEDGE = re.compile(r"\s*(?:,|/|[-‑–]|\bor\b|\band\b|\bto\b)+\s*", re.IGNORECASE)
 _NEGATION = re.compile(r"\bnot\s+$", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)")
-# "2 + 3 = 5" says 5; "8, since 2 + 3 = 5" says 8.
+# The answer of "2 + 3 = 5" is 5; that of "8, since 2 + 3 = 5" is 8.
 _EQUATION = re.compile(r"(?:[\d\s.,$€£¥₹%+*/×÷()−–-]*=)+(?=\s*[-−–$€£¥₹\\]*\d)")
 _LATEX_TEXT = re.compile(r"\\(?:text(?:bf|it)?|math(?:rm|bf))(?=\{)")
-# What may follow a known answer: a unit, or an option's text.
+# Text that may follow a known answer: a unit, or an option's text.
 _KNOWN_TAIL = {"number": re.compile(r"\D*"), "choice": re.compile(r"(?:(?<=\))|[).:]).*|\W*", re.DOTALL)}
 _NO_WORD = re.compile(r"\W*")
 
 
 def infer_answer_type(answer: str) -> AnswerType:
-    """The type a known answer has by its looks.
+    """Infer the type of a known answer from its text.
 
-    A list is not told from a text by looks: "a, b" may be either, so it must be named.
+    A list is never inferred: "a, b" may also be a text, so the type of a list must be named.
     """
     text = answer.strip()
     if re.fullmatch(r"\(?[A-Z]\)?", text):
@@ -118,10 +118,10 @@ def extract_answer(
     """Find the final answer of a response.
 
     Args:
-        response: A chain of thought, as a model wrote it; None holds no answer.
-        answer_type: What to look for.
-        lenient: Where no marker is followed by an answer, take the last thing of its type (numbers,
-            choices, yes/no and true/false only).
+        response: A chain of thought, as a model wrote it; None contains no answer.
+        answer_type: The type of answer to look for.
+        lenient: If no answer follows a marker, take the last expression of the type (numbers, choices, yes/no
+            and true/false only).
 
     Returns:
         The answer after the last marker that has one, or None.
@@ -136,9 +136,9 @@ def extract_answer(
     response = response or ""
     limit = len(response)
     for marker in reversed(list(_MARKERS.finditer(response))):
-        found = _find(response, *_after(response, marker.end(), limit), answer_type)
-        if found is not None:
-            return found
+        answer = _find(response, *_after(response, marker.end(), limit), answer_type)
+        if answer is not None:
+            return answer
         limit = marker.start()
     if lenient and answer_type not in ("text", "list"):
         return _find(response, 0, len(response), answer_type, last=True)
@@ -153,40 +153,43 @@ def check_answer(
     Args:
         response: A chain of thought; None is `unparsed`.
         answer: The known answer.
-        answer_type: Its type; inferred from its looks where None.
+        answer_type: The type of the answer; inferred from the known answer where None.
         lenient: As in `extract_answer`.
 
     Raises:
         InputError: The known answer is not of the given type.
     """
     answer_type = answer_type or infer_answer_type(answer)
-    # First, since it also checks the type.
-    found = extract_answer(response, answer_type, lenient=lenient)
-    expected = _known(answer, answer_type)
-    if found is None:
+    # Extraction comes first, since it also checks the type.
+    extraction = extract_answer(response, answer_type, lenient=lenient)
+    expected = _known_answer(answer, answer_type)
+    if extraction is None:
         return AnswerCheck("unparsed")
-    verdict = "correct" if found.value == expected.value else "wrong"
-    return AnswerCheck(verdict, found.value, (found.start, found.end))
+    verdict = "correct" if extraction.value == expected.value else "wrong"
+    return AnswerCheck(verdict, extraction.value, (extraction.start, extraction.end))
 
 
-def _known(answer: str, answer_type: AnswerType) -> Extraction:
-    """A known answer must be one answer and little else, or right ones would be counted as wrong."""
-    found = _find(answer, 0, len(answer), answer_type)
-    alone = found is not None and (
+def _known_answer(text: str, answer_type: AnswerType) -> Extraction:
+    """Read a known answer. It must be one answer and little else, or correct responses would be wrong."""
+    answer = _find(text, 0, len(text), answer_type)
+    is_alone = answer is not None and (
         answer_type in ("text", "list")
         or (
-            " or " not in found.value
-            and _NO_WORD.fullmatch(answer, 0, found.start)
-            and _KNOWN_TAIL.get(answer_type, _NO_WORD).fullmatch(answer, found.end)
+            " or " not in answer.value
+            and _NO_WORD.fullmatch(text, 0, answer.start)
+            and _KNOWN_TAIL.get(answer_type, _NO_WORD).fullmatch(text, answer.end)
         )
     )
-    if not alone:
-        raise InputError(f"the known answer {answer!r} is not of type {answer_type!r}; name its type")
-    return found
+    if not is_alone:
+        raise InputError(f"the known answer {text!r} is not of type {answer_type!r}; name its type")
+    return answer
 
 
 def _after(response: str, start: int, limit: int) -> tuple[int, int]:
-    """What a marker speaks of: braces after it, or the rest of its sentence; never beyond `limit`."""
+    """The [start, end) of the text that a marker refers to: the braces after it, or the rest of its sentence.
+
+    The end is never beyond `limit`.
+    """
     if response.startswith("{", start):
         depth = 0
         for position in range(start, limit):
@@ -214,19 +217,19 @@ def _find(text: str, start: int, end: int, answer_type: AnswerType, last: bool =
         if not _NEGATION.search(text[max(start, start + match.start() - 8) : start + match.start()])
     ]
     if answer_type == "choice":
-        # A letter in brackets is surely an option; a bare one may be a word ("A lot of ...").
+        # A letter in brackets is an option; a bare letter may be a word ("A lot of ...").
         matches = [match for match in matches if match.group().startswith("(")] or matches
     if not matches:
         return None
     first = len(matches) - 1 if last else 0
-    # "(A) or (B)" is one answer that names both, and so equals neither.
-    until = first
-    while until + 1 < len(matches) and _HEDGE.fullmatch(
-        text, start + matches[until].end(), start + matches[until + 1].start()
+    # "(A) or (B)" is one answer that names both options, so it equals neither of them.
+    final = first
+    while final + 1 < len(matches) and _HEDGE.fullmatch(
+        text, start + matches[final].end(), start + matches[final + 1].start()
     ):
-        until += 1
-    named = dict.fromkeys(_NORMALISERS[answer_type](match.group()) for match in matches[first : until + 1])
-    return Extraction(" or ".join(named), start + matches[first].start(), start + matches[until].end())
+        final += 1
+    values = dict.fromkeys(_NORMALISERS[answer_type](match.group()) for match in matches[first : final + 1])
+    return Extraction(" or ".join(values), start + matches[first].start(), start + matches[final].end())
 
 
 def _number(text: str) -> str:
@@ -240,7 +243,7 @@ def _number(text: str) -> str:
     above, _, below = digits.partition("/")
     if not below:
         return str(Fraction(above))
-    # x/0 is no number; it stays text and so equals no answer.
+    # x/0 is not a number; as text it equals no answer.
     return str(Fraction(above) / int(below)) if int(below) else digits
 
 
@@ -248,7 +251,7 @@ def _text(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).casefold()
     folded = _LATEX_TEXT.sub(" ", folded)
     words = " ".join(re.sub(r"[^\w\s/.:+-]", " ", folded).split()).strip(" .")
-    return words or " ".join(folded.split())  # an answer of brackets alone keeps them
+    return words or " ".join(folded.split())  # an answer that consists of brackets keeps them
 
 
 def _list(text: str) -> str:

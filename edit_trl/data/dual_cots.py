@@ -1,7 +1,7 @@
-"""Dual CoTs loaded, saved and pushed (L0); the row itself is in `dual_cot_row`.
+"""Loads and saves dual CoTs.
 
-Files of rows are parsed here rather than by `datasets`, which neither names the broken line nor
-keeps an answer such as "007" as text. `datasets` is slow to import, so it is where it is used.
+Files of rows are parsed by this package rather than by `datasets`, which neither names the broken line nor
+keeps an answer such as "007" as text. `datasets` is slow to import, so it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -17,35 +17,19 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.files import replacing
 from edit_trl.common.hub_ids import looks_like_file, refuse_missing_path
-from edit_trl.data.files import _pick_split, load_folder, load_from_hub, read_parquet, read_rows
+from edit_trl.data.files import load_folder, load_from_hub, pick_split, read_parquet, read_rows
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
     SPAN_COLUMNS,
     TEXT_COLUMNS,
-    DualCoT,
-    Message,
-    chain_text,
     has_several_rejected,
-    is_conversational,
     rows_of,
 )
-from edit_trl.data.row_checks import checked_mapping, find_problems, validate_dual_cots
+from edit_trl.data.row_checks import checked_mapping, find_row_errors, validate_dual_cots
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-__all__ = [
-    "OPTIONAL_COLUMNS",
-    "REQUIRED_COLUMNS",
-    "DualCoT",
-    "Message",
-    "chain_text",
-    "is_conversational",
-    "load_dual_cots",
-    "save_dual_cots",
-    "validate_dual_cots",
-]
 
 _CSV_JSON_COLUMNS = ("mistake", *SPAN_COLUMNS)
 
@@ -61,24 +45,23 @@ def load_dual_cots(
     revision: str | None = None,
     column_mapping: Mapping[str, str] | None = None,
 ) -> Dataset:
-    """Loads dual CoTs, renames columns and validates every row.
+    """Load dual CoTs, rename their columns and validate every row.
 
     Args:
-        source: A .jsonl, .json (a list of rows, or {"data": [...]}), .csv or .parquet file; a
-            folder written by `datasets.save_to_disk` or by `edit-trl generate` (with the splits `dual` and
-            `warm_up`); or the id of a dataset on the Hub. In CSV
-            every cell is text, except that `mistake`, spans and conversations are JSON, and an
-            empty cell of an optional column is None.
+        source: A .jsonl, .json (a list of rows, or {"data": [...]}), .csv or .parquet file; a folder written
+            by `datasets.save_to_disk` or by `edit-trl generate` (with the splits `dual` and `warm_up`); or
+            the id of a dataset on the Hub. In CSV every cell is text, except that `mistake`, spans and
+            conversations are JSON, and that an empty cell of an optional column is None.
         name: The configuration, for a dataset on the Hub.
-        split: The split, "train" by default; a file has only that one.
+        split: The split, "train" by default; a file has no other.
         revision: The branch, tag or commit, for a dataset on the Hub.
         column_mapping: Their column name -> ours, such as {"correct": "chosen"}.
 
     Returns:
-        The dataset, with its other columns kept.
+        The dataset, including its other columns.
 
     Raises:
-        InputError: What cannot be found, read or mapped, or rows that are not dual CoTs.
+        InputError: A source that cannot be found, read or mapped, or rows that are not dual CoTs.
     """
     path, where = Path(source).expanduser(), str(source)
     if not path.exists():
@@ -87,7 +70,7 @@ def load_dual_cots(
     else:
         _refuse_hub_options(where, {"name": name, "revision": revision})
         if path.is_file():
-            _pick_split({"train": path}, split, where)
+            pick_split({"train": path}, split, where)
             if path.suffix.lower() != ".parquet":
                 return _dataset_of_rows(path, column_mapping or {})
         dataset = load_folder(path, split) if path.is_dir() else read_parquet(path)
@@ -134,7 +117,7 @@ def _refuse_hub_options(source: str, options: Mapping[str, str | None]) -> None:
 
 
 def _parse_csv_cell(column: str, text: str) -> Any:
-    """What a CSV cell holds; text that does not parse is left for the validation to name."""
+    """The value of a CSV cell; text that cannot be parsed stays, and validation reports it."""
     if column in OPTIONAL_COLUMNS and not text:
         return None
     if column == "rejected" and text == "[]":
@@ -165,9 +148,9 @@ def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str]) -> Dataset:
     columns = [mapping.get(column, column) for column in columns]
     if path.suffix.lower() == ".csv":
         rows = [{c: _parse_csv_cell(c, text) for c, text in row.items()} for row in rows]
-    raise_problems(find_problems(rows, columns, str(path)), str(path))
+    raise_problems(find_row_errors(rows, columns, str(path)), str(path))
 
-    # Fixed types where they are known: a column of empty lists or of None has none of its own.
+    # Arrow cannot infer the type of a column of empty lists or None, so known columns have fixed types.
     types = dict.fromkeys(TEXT_COLUMNS, pa.string())
     types |= {"mistake": pa.list_(pa.string())}
     spans = pa.list_(pa.list_(pa.int64()))
@@ -188,16 +171,16 @@ def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str]) -> Dataset:
 
 
 def save_dual_cots(dataset: Dataset, path: str | os.PathLike[str]) -> None:
-    """Validates and writes dual CoTs, whole or not at all; what was there is replaced.
+    """Validate dual CoTs and write them, whole or not at all; an earlier version is replaced.
 
     Args:
         dataset: The rows.
-        path: A .jsonl, .parquet or .csv file, or (without a suffix) a folder for
-            `datasets.save_to_disk`. Its parent folders are made. CSV turns other columns into text.
+        path: A .jsonl, .parquet or .csv file, or (without a suffix) a folder for `datasets.save_to_disk`. Its
+            parent folders are created. CSV turns the columns that are not ours into text.
 
     Raises:
-        InputError: Rows that are not dual CoTs, a format not known, a column that the format
-            cannot hold, or a folder that holds something else than one saved dataset.
+        InputError: Rows that are not dual CoTs, an unknown format, a column that the format cannot hold, or a
+            folder that does not hold a saved dataset.
     """
     path = Path(path).expanduser()
     suffix = path.suffix.lower()

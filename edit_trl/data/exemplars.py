@@ -1,4 +1,4 @@
-"""Worked examples that people write and a teacher is shown (L0)."""
+"""Worked examples, written by people, for a teacher's prompts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Exemplar:
 
     Attributes:
         question: The question.
-        chain: Right reasoning; ends in the answer.
+        chain: Correct reasoning that ends in the answer.
         answer: The answer.
-        wrong_chain: Similar reasoning that ends in a wrong answer; for corrupting.
-        task: The task whose questions it is shown with; with those of every task where None.
+        wrong_chain: Similar reasoning that ends in a wrong answer, for corrupting.
+        task: The task of the questions whose prompts it is used in; every task where None.
     """
 
     question: str
@@ -38,18 +38,17 @@ def load_exemplars(path: str | Path) -> list[Exemplar]:
     """Read a YAML or JSON Lines file of exemplars: `question`, `chain`, `answer`, `wrong_chain`, `task`.
 
     Raises:
-        InputError: Each problem with its file, entry and column; also a chain that does not end in its
-            answer, or a wrong one that does.
+        InputError: The errors, each with its file, entry and column; also a chain that does not end in the
+            answer, or a wrong chain that does.
     """
     path = Path(path)
-    entries = _read(path)
-    problems, exemplars = [], []
-    for number, entry in enumerate(entries, 1):
-        found = list(_problems(entry))
-        problems += [f"{path}, entry {number}, {problem}" for problem in found]
-        if not found:
+    errors, exemplars = [], []
+    for number, entry in enumerate(_read(path), 1):
+        entry_errors = [f"{path}, entry {number}, {error}" for error in _entry_errors(entry)]
+        if not entry_errors:
             exemplars.append(Exemplar(**{name: _text(value) for name, value in entry.items()}))
-    raise_problems(problems, str(path))
+        errors += entry_errors
+    raise_problems(errors, str(path))
     return exemplars
 
 
@@ -71,20 +70,20 @@ def _read(path: Path) -> list[Any]:
     return entries
 
 
-def _problems(entry: Any) -> Iterator[str]:
+def _entry_errors(entry: Any) -> Iterator[str]:
     if not isinstance(entry, Mapping):
         yield f"must have {', '.join(_REQUIRED)}, got {show(entry)}"
         return
     yield from (
         f"{name!r} is no column; there are {', '.join(_COLUMNS)}" for name in entry if name not in _COLUMNS
     )
-    wrong = [
+    errors = [
         f"column {name!r}: must be a text, got {show(entry.get(name))}"
         for name in _COLUMNS
-        if not (_text(entry.get(name)) if name in _REQUIRED or entry.get(name) is not None else True)
+        if (name in _REQUIRED or entry.get(name) is not None) and not _text(entry.get(name))
     ]
-    yield from wrong
-    if wrong:
+    yield from errors
+    if errors:
         return
     answer = _text(entry["answer"])
     for column, expected in (("chain", "correct"), ("wrong_chain", "wrong")):
@@ -92,14 +91,12 @@ def _problems(entry: Any) -> Iterator[str]:
             continue
         check = check_answer(_text(entry[column]), answer)
         if check.verdict != expected:
-            said = "no answer" if check.value is None else f"the answer {check.value!r}"
-            yield f"column {column!r}: has {said}, and the right one is {answer!r}"
+            value = "no answer" if check.value is None else f"the answer {check.value!r}"
+            yield f"column {column!r}: has {value}, and the right one is {answer!r}"
 
 
 def _text(value: Any) -> str | None:
-    """Text; a number or truth value that YAML has made of an unquoted answer is written out again."""
-    if isinstance(value, bool):
-        return str(value)
+    """A text without surrounding space, or None; YAML reads an unquoted answer as a number or a boolean."""
     if isinstance(value, int | float):
         return str(value)
     return value.strip() if isinstance(value, str) and value.strip() else None

@@ -1,4 +1,4 @@
-"""Rows from files, folders and the Hub: JSON Lines, JSON, CSV and Parquet."""
+"""Reads rows from files (JSON Lines, JSON, CSV, Parquet), folders and the Hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def _pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> Any:
+def pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> Any:
+    """The value of a split, "train" by default; raises InputError if there is no such split."""
     wanted = split or "train"
     if wanted not in splits:
         listed = ", ".join(splits)
@@ -26,6 +27,7 @@ def _pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> An
 
 
 def load_from_hub(source: str, name: str | None, split: str | None, revision: str | None) -> Dataset:
+    """Load a dataset from the Hub; raises InputError if that fails."""
     from datasets import DatasetDict, load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -38,14 +40,15 @@ def load_from_hub(source: str, name: str | None, split: str | None, revision: st
             f"{source!r} is neither a file or folder here (looked in {Path.cwd()}) nor a dataset "
             f"that could be loaded from the Hub: {error}"
         ) from error
-    return _pick_split(loaded, None, source) if isinstance(loaded, DatasetDict) else loaded
+    return pick_split(loaded, None, source) if isinstance(loaded, DatasetDict) else loaded
 
 
 def load_folder(path: Path, split: str | None) -> Dataset:
+    """Load a folder of `datasets.save_to_disk` or `edit-trl generate`; raises InputError if that fails."""
     from datasets import DatasetDict, load_from_disk
 
     if (path / "dual.parquet").is_file() and (path / "warm_up.parquet").is_file():  # `edit-trl generate`
-        name = _pick_split({"train": "dual", "dual": "dual", "warm_up": "warm_up"}, split, str(path))
+        name = pick_split({"train": "dual", "dual": "dual", "warm_up": "warm_up"}, split, str(path))
         return read_parquet(path / f"{name}.parquet")
     if not any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
         files = sorted(file.name for file in path.iterdir() if looks_like_file(file))
@@ -58,10 +61,11 @@ def load_folder(path: Path, split: str | None) -> Dataset:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: a saved dataset that cannot be read: {error}") from error
     splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
-    return _pick_split(splits, split, str(path))
+    return pick_split(splits, split, str(path))
 
 
 def read_parquet(path: Path) -> Dataset:
+    """Read a Parquet file; raises InputError if that fails."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Dataset
@@ -77,9 +81,14 @@ def read_parquet(path: Path) -> Dataset:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a .jsonl, .json or .csv file; every cell of a CSV file is text.
+
+    Raises:
+        InputError: The file is of another format, broken or empty.
+    """
     if path.suffix.lower() not in _ROW_READERS:
-        known = ", ".join([*_ROW_READERS, ".parquet"])
-        raise InputError(f"{path}: cannot read a {path.suffix!r} file; use one of {known}")
+        formats = ", ".join([*_ROW_READERS, ".parquet"])
+        raise InputError(f"{path}: cannot read a {path.suffix!r} file; use one of {formats}")
     rows = _ROW_READERS[path.suffix.lower()](path)
     wrong = [
         f"{path}, row {number}: must be an object with named columns, got {show(row)}"
@@ -93,7 +102,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_jsonl(path: Path) -> list[Any]:
-    rows, broken = [], []
+    rows, errors = [], []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -101,11 +110,10 @@ def _read_jsonl(path: Path) -> list[Any]:
             try:
                 rows.append(json.loads(line.strip()))
             except json.JSONDecodeError as error:
-                problem = f"not JSON: {error.msg} (column {error.colno})"
-                broken.append(f"{path}, line {number}: {problem}")
+                errors.append(f"{path}, line {number}: not JSON: {error.msg} (column {error.colno})")
             except (UnicodeDecodeError, RecursionError) as error:  # not UTF-8, or nested too deep
-                broken.append(f"{path}, line {number}: cannot be read: {error}")
-    raise_problems(broken, str(path))
+                errors.append(f"{path}, line {number}: cannot be read: {error}")
+    raise_problems(errors, str(path))
     return rows
 
 
@@ -129,13 +137,13 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: not CSV: {error}") from error
     if len(set(header)) < len(header):
         raise InputError(f"{path}: the header names a column twice: {', '.join(header)}")
-    rows, problems = [], []
+    rows, errors = [], []
     for number, cells in enumerate(lines, 1):
         if len(cells) != len(header):
-            problems.append(f"{path}, row {number}: {len(cells)} cells, but the header has {len(header)}")
+            errors.append(f"{path}, row {number}: {len(cells)} cells, but the header has {len(header)}")
             continue
         rows.append(dict(zip(header, cells, strict=True)))
-    raise_problems(problems, str(path))
+    raise_problems(errors, str(path))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Dual CoTs as a person looks at them (L3): each pair with its key steps, and what they are like together."""
+"""Dual CoTs with their key steps, and statistics over them, for the viewer and the report."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ GROUPS = ("task", "mistake", "source")
 
 @dataclass(frozen=True)
 class Pair:
-    """A dual CoT with its key steps. Lengths and shares are in words, or in tokens.
+    """A dual CoT with its key steps. Lengths and shares are measured in words, or in tokens.
 
     Attributes:
-        row: Its row, from 1; several pairs have the same one where `rejected` is a list.
-        id: The row's.
-        task: Likewise, as the others.
-        source: Where it comes from.
+        row: Number of the row, from 1; pairs of one row share it where `rejected` is a list.
+        id: The row's id.
+        task: The row's task.
+        source: The row's source.
         mistake: Kinds of mistake of the wrong chain.
         answer: The known answer.
         prompt: Text, or messages.
-        chosen: The correct chain's text.
-        rejected: The wrong chain's; None for a correct chain alone.
-        chosen_spans: Key steps as [start, end) characters.
-        rejected_spans: The same for the wrong chain.
-        chosen_length: Of the correct chain.
-        rejected_length: Of the wrong one; 0 without one.
+        chosen: Text of the correct chain.
+        rejected: Text of the wrong chain; None for a correct chain alone.
+        chosen_spans: Key steps of the correct chain, as [start, end) characters.
+        rejected_spans: Key steps of the wrong chain, as [start, end) characters.
+        chosen_length: Length of the correct chain.
+        rejected_length: Length of the wrong chain; 0 without one.
         key_fraction: Share of both chains that is key; None for a correct chain alone.
-        shared_prefix: Share of the correct chain before the two part; None likewise.
+        shared_prefix: Share of the correct chain before the fork; None for a correct chain alone.
     """
 
     row: int
@@ -64,17 +64,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What some pairs are like; means over pairs, None where no pair has a wrong chain.
+    """Statistics of pairs. A value that needs a wrong chain is None where no pair has one.
 
     Attributes:
-        rows: How many rows they come from.
-        pairs: How many have both chains.
+        rows: Number of rows that the pairs come from.
+        pairs: Number of pairs with both chains.
         key_fraction: Mean share of the chains that is key.
-        shared_prefix: Mean share of the correct chain before the two part.
-        chosen_length: Mean length of the correct chain.
-        rejected_length: Of the wrong chain.
-        median_length: Median over chains of both kinds.
-        longest: The longest chain.
+        shared_prefix: Mean share of the correct chain before the fork.
+        chosen_length: Mean length of the correct chains.
+        rejected_length: Mean length of the wrong chains.
+        median_length: Median length of all chains.
+        longest: Length of the longest chain.
     """
 
     rows: int
@@ -96,11 +96,11 @@ def locate_pairs(
 
     Args:
         rows: Valid dual CoTs.
-        method: How key steps are found, see `edit_trl.key_steps`.
-        tokenizer: A fast one, to align and count its tokens; words where None.
+        method: The method of `edit_trl.key_steps`.
+        tokenizer: A fast tokenizer whose tokens are aligned and counted; words where None.
 
     Raises:
-        InputError: What the method needs is missing, with the row.
+        InputError: A row lacks what the method needs.
     """
     pairs = []
     for number, row in enumerate(rows, 1):
@@ -158,7 +158,7 @@ def _units(text: str, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[Any
 
 
 def pair_statistics(pairs: Sequence[Pair]) -> Statistics:
-    """What pairs are like; at least one."""
+    """The statistics of at least one pair."""
     both = [pair for pair in pairs if pair.rejected is not None]
     lengths = [pair.chosen_length for pair in pairs] + [pair.rejected_length for pair in both]
     return Statistics(
@@ -174,7 +174,7 @@ def pair_statistics(pairs: Sequence[Pair]) -> Statistics:
 
 
 def grouped_pairs(pairs: Sequence[Pair], group: str) -> dict[str, list[Pair]]:
-    """Pairs by task, mistake or source, the largest group first; one of several mistakes is in each."""
+    """Pairs by task, mistake or source, largest group first; a pair with two mistakes is in both groups."""
     members: dict[str, list[Pair]] = {}
     for pair in pairs:
         for name in pair.names(group):

@@ -1,4 +1,4 @@
-"""Questions with known answers, from wherever they are (L0)."""
+"""Questions with known answers, read from a file, a folder or the Hub."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Question:
     """A question and its answer.
 
     Attributes:
-        id: Its name in the source, or the row's number.
-        question: The text, options included.
+        id: The question's id in the source, or the number of its row.
+        question: The text, including the options.
         answer: The known answer.
-        answer_type: What kind of answer it is; inferred from its looks where None.
-        task: What it belongs to.
-        task_description: A sentence on what is to be done in this task.
+        answer_type: The type of the answer; inferred from the answer where None.
+        task: The task that the question belongs to.
+        task_description: A sentence that describes the task.
     """
 
     id: str
@@ -54,48 +54,50 @@ def read_questions(
 ) -> list[Question]:
     """Read questions and check every row.
 
-    Columns: `question`, `answer`, and if there are any `id`, `task`, `task_description`, `answer_type`,
-    `context` (a passage, put before the question) and `choices`. Choices (a list of texts, or
-    `{"text": [...], "label": [...]}` as in ARC) are written under the question as (A), (B), ...; the answer
-    is then one of their labels, its number from 0, or its text; a list of one such is taken too.
+    The columns are `question` and `answer`, and optionally `id`, `task`, `task_description`, `answer_type`,
+    `context` (a passage before the question) and `choices`. Choices (a list of texts, or
+    `{"text": [...], "label": [...]}` as in ARC) follow the question as (A), (B), ... The answer is then the
+    label of a choice, its number from 0, its text, or a list with one of these.
 
     Args:
         source: A .jsonl, .json, .csv or .parquet file, a folder saved by `datasets`, or a Hub id.
         name: Configuration of a Hub dataset.
         split: Split; "train" where there are several.
-        column_mapping: Their column -> ours.
-        answer_after: The answer is what stands after the last of these in `answer`, such as "####".
-        answer_type: Of every answer.
-        task: Of every question that has none of its own.
-        task_descriptions: By task, for questions without one.
-        limit: Only the first so many.
+        column_mapping: Their column name -> ours.
+        answer_after: Text whose last occurrence in `answer` precedes the answer, such as "####".
+        answer_type: Type of every answer.
+        task: Task of the questions that do not name one.
+        task_descriptions: Descriptions by task, for questions without one.
+        limit: Maximum number of rows.
 
     Raises:
-        InputError: What cannot be read, or every row that is no question, by file, row and column.
+        InputError: A source that cannot be read, or all rows that are not questions, each with its file, row
+            and column.
     """
     rows, columns = read_table(source, name, split)
     where = str(source)
-    mapping, kept = checked_mapping(column_mapping or {}, columns, where, COLUMNS), columns
-    columns = [mapping.get(column, column) for column in columns]
-    missing = [column for column in ("question", "answer") if column not in columns]
+    mapping = checked_mapping(column_mapping or {}, columns, where, COLUMNS)
+    names = {column: mapping.get(column, column) for column in columns}
+    missing = [column for column in ("question", "answer") if column not in names.values()]
     if missing:
         raise InputError(
-            f"{where}: no column {' and no column '.join(map(repr, missing))}; it has {', '.join(columns)}. "
+            f"{where}: no column {' and no column '.join(map(repr, missing))}; it has "
+            f"{', '.join(names.values())}. "
             'Name what they are called with `column_mapping: {"theirs": "ours"}`'
         )
     questions: list[Question] = []
-    problems: list[str] = []
+    errors: list[str] = []
     for number, row in enumerate(rows[:limit], 1):
-        row = {mapping.get(column, column): row[column] for column in kept if column in row}
-        found = list(_problems(row, answer_after, answer_type))
-        problems += [f"{where}, row {number}, column {column!r}: {problem}" for column, problem in found]
-        if not found:
+        row = {name: row[column] for column, name in names.items() if column in row}
+        row_errors = list(_row_errors(row, answer_after, answer_type))
+        errors += [f"{where}, row {number}, column {column!r}: {error}" for column, error in row_errors]
+        if not row_errors:
             questions.append(
                 _question(row, f"row {number}", answer_after, answer_type, task, task_descriptions or {})
             )
     counts = Counter(question.id for question in questions)
-    problems += [f"{where}: id {name!r} occurs {n} times" for name, n in counts.items() if n > 1]
-    raise_problems(problems, where)
+    errors += [f"{where}: id {name!r} occurs {count} times" for name, count in counts.items() if count > 1]
+    raise_problems(errors, where)
     if not questions:
         raise InputError(f"{where}: there are no questions")
     return questions
@@ -105,7 +107,7 @@ def read_table(source: str | Path, name: str | None, split: str | None) -> tuple
     """The rows and columns of a file, a folder saved by `datasets` or a Hub dataset, unchecked.
 
     Raises:
-        InputError: What cannot be found or read.
+        InputError: It cannot be found or read.
     """
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() != ".parquet":
@@ -118,11 +120,11 @@ def read_table(source: str | Path, name: str | None, split: str | None) -> tuple
         refuse_missing_path(str(source))
         rows = list(rows_of(load_from_hub(str(source), name, split, None)))
     columns = dict.fromkeys(column for row in rows for column in row)
-    # A column that holds nothing is none: AGIEval's files have an empty `answer` beside `label`.
+    # Skip columns without a value: AGIEval's files have an empty `answer` beside `label`.
     return rows, [column for column in columns if any(row.get(column) is not None for row in rows)]
 
 
-def _problems(
+def _row_errors(
     row: Mapping[str, Any], after: str | None, answer_type: AnswerType | None
 ) -> Iterator[tuple[str, str]]:
     question, choices = row.get("question"), _choices(row.get("choices"))
@@ -151,7 +153,7 @@ def _problems(
         yield "answer", f"has no {after!r} (`answer_after`), got {show(answer)}"
         return
     try:
-        check_answer("", _known(answer, after), kind)
+        check_answer("", _final_part(answer, after), kind)
     except InputError as error:
         yield "answer", str(error)
 
@@ -173,7 +175,7 @@ def _question(
         text += "\nOptions:\n" + "\n".join(f"({label}) {choice}" for label, choice in choices)
         answer, kind = f"({_label(answer, choices)})", kind or "choice"
     else:
-        answer = _known(answer, after)
+        answer = _final_part(answer, after)
     task = row.get("task") or task
     return Question(
         id=row.get("id") or name,
@@ -185,12 +187,12 @@ def _question(
     )
 
 
-def _known(answer: str, after: str | None) -> str:
+def _final_part(answer: str, after: str | None) -> str:
     return (answer.rpartition(after)[2] if after else answer).strip()
 
 
 def _choices(value: Any) -> list[tuple[str, str]]:
-    """(label, text) of each choice; digits as labels become letters."""
+    """The (label, text) of each choice; labels that are digits become letters."""
     if isinstance(value, Mapping):
         texts, labels = value.get("text"), value.get("label")
     else:
@@ -201,14 +203,17 @@ def _choices(value: Any) -> list[tuple[str, str]]:
     if not isinstance(labels, list) or len(labels) != len(texts) or any(str(x).isdigit() for x in labels):
         labels = letters
     return [
-        # Some datasets write "(A) text" into the text.
+        # Some datasets have "(A) text" as the text of a choice.
         (str(label), text.strip().removeprefix(f"({label})").strip())
         for label, text in zip(labels, texts, strict=False)
     ]
 
 
 def _label(answer: Any, choices: Sequence[tuple[str, str]]) -> str | None:
-    """Which choice an answer names: its label, its text, its number from 0 (a number) or from 1 (ARC's)."""
+    """The label of the choice that an answer names.
+
+    The answer may be the label, the text, the number from 0 (an integer) or from 1 (digits, as in ARC).
+    """
     labels = [label for label, _ in choices]
     if isinstance(answer, list) and len(answer) == 1:
         (answer,) = answer
@@ -216,9 +221,9 @@ def _label(answer: Any, choices: Sequence[tuple[str, str]]) -> str | None:
         return labels[answer] if 0 <= answer < len(labels) else None
     if not isinstance(answer, str):
         return None
-    named = [label for label, text in choices if text == answer.strip()]
-    if len(named) == 1:
-        return named[0]
+    matches = [label for label, text in choices if text == answer.strip()]
+    if len(matches) == 1:
+        return matches[0]
     answer = answer.strip().strip("().")
     if answer in labels:
         return answer

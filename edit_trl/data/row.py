@@ -1,7 +1,7 @@
-"""The row (a dual CoT): its columns and their checks (L0).
+"""The row: a dual CoT and its columns.
 
-A dual CoT pairs a correct chain of thought with a similar wrong one, in the columns of TRL's
-preference format, so that any preference trainer runs on the same file:
+A dual CoT pairs a correct chain of thought with a similar wrong one. Its columns are those of TRL's
+preference format, so any preference trainer runs on the same file:
 
     {"prompt": "A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts?",
      "chosen": "White: 2 / 2 = 1. In total 2 + 1 = 3. Therefore, the answer is 3.",
@@ -28,15 +28,15 @@ class Message(TypedDict):
 
 
 class DualCoT(TypedDict):
-    """One row. Either all of prompt, chosen and rejected are text, or all are conversational.
+    """A row. Its prompt, chosen and rejected are either all text or all conversational.
 
-    Conversational: the prompt is a list of messages that ends in a user turn, each chain a list of
-    one assistant message. Spans are [start, end) character offsets into the chain's text (see
-    `chain_text`), in order and apart. An optional column may be absent or None in a row.
+    In a conversational row the prompt is a list of messages that ends in a user turn, and each chain is a
+    list of one assistant message. Spans are [start, end) character offsets into the chain's text (see
+    `chain_text`); they are sorted and do not overlap. An optional column may be missing or None.
 
-    `rejected` may be a list of wrong chains, each a pair with the correct one; spans are then a list
-    with an item for each of them. An empty list is a correct chain alone, such as for the warm-up; its
-    `chosen_key_spans` are what weighs `chosen_key_weight` with `key_step_method: spans`.
+    `rejected` may be a list of wrong chains, each of which makes a pair with the correct chain; span columns
+    then hold one list of spans per wrong chain. An empty list means a correct chain alone, such as for the
+    warm-up. Its `chosen_key_spans` mark the part that gets `chosen_key_weight` with `key_step_method: spans`.
     """
 
     prompt: str | list[Message]
@@ -52,16 +52,28 @@ class DualCoT(TypedDict):
 
 
 REQUIRED_COLUMNS = ("prompt", "chosen", "rejected")
-
 TEXT_COLUMNS = ("answer", "task", "source", "id")
-
 SPAN_COLUMNS = {"chosen_key_spans": "chosen", "rejected_key_spans": "rejected"}
-
 OPTIONAL_COLUMNS = ("answer", "task", "mistake", "source", "id", *SPAN_COLUMNS)
 
 
+def column_types(conversational: bool) -> dict[str, Any]:
+    """The type of every column, as a feature of `datasets`, for rows with one wrong chain each."""
+    from datasets import List, Value
+
+    text, spans = Value("string"), List(List(Value("int64")))
+    chain = List({"role": text, "content": text}) if conversational else text
+    types = dict.fromkeys((*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS), text)
+    return (
+        types
+        | dict.fromkeys(REQUIRED_COLUMNS, chain)
+        | dict.fromkeys(SPAN_COLUMNS, spans)
+        | {"mistake": List(text)}
+    )
+
+
 def is_conversational(row: Mapping[str, Any]) -> bool:
-    """Whether a (valid) row holds lists of messages rather than plain text."""
+    """Whether a valid row holds lists of messages rather than plain text."""
     return isinstance(row["prompt"], list)
 
 
@@ -72,15 +84,15 @@ def has_several_rejected(row: Mapping[str, Any]) -> bool:
 
 
 def is_chosen_alone(row: Mapping[str, Any]) -> bool:
-    """Whether a row has a correct chain and no wrong one."""
+    """Whether a row has a correct chain and no wrong chain."""
     return row.get("rejected") == []
 
 
 def pairs_of(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The pairs of a (valid) row: itself, or one for each of its wrong chains.
+    """The pairs of a valid row: the row itself, or one pair per wrong chain.
 
-    A correct chain alone is its own partner: the two differ in nothing, so no term of a pair applies.
-    Its `chosen_key_spans` are kept; they say what of it is weighed otherwise.
+    A correct chain alone is paired with itself. The two do not differ, so no term of the loss that compares
+    chains applies. Its `chosen_key_spans` stay: they mark the part that gets `chosen_key_weight`.
     """
     if is_chosen_alone(row):
         yield {**row, "rejected": row["chosen"], "rejected_key_spans": None}
@@ -108,7 +120,7 @@ def chain_text(value: str | list[Message]) -> str:
 
 
 def rows_of(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    # By batches: reading an Arrow table row by row is many times slower.
+    """The rows of a dataset, read in batches: reading an Arrow table row by row is many times slower."""
     for batch in dataset.with_format(None).iter(batch_size=1000):
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))

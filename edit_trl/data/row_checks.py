@@ -1,13 +1,13 @@
-"""Everything that can be wrong with the rows of dual CoTs, reported at once with row and column."""
+"""Validation of dual CoTs: every error of every row, with row and column, reported at once."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError, raise_problems, show
+from edit_trl.common.options import nearest
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _ROLES = ("system", "user", "assistant")
 
-# What others call our columns: only ever suggested, never mapped silently.
-_KNOWN_NAMES = {
+# Names that other datasets give our columns. They are only suggested, never mapped silently.
+_OTHER_NAMES = {
     "prompt": ("question", "problem", "instruction", "input", "query"),
     "chosen": (
         *("correct", "positive", "right", "correct_cot", "chosen_cot", "correct_chain"),
@@ -40,54 +40,54 @@ _KNOWN_NAMES = {
 
 
 def validate_dual_cots(dataset: Dataset, source: str = "dataset", max_problems: int = 20) -> None:
-    """Checks every row and reports all problems at once.
+    """Check every row and report all errors at once.
 
     Args:
         dataset: The rows.
-        source: What the messages call the dataset, such as its file.
-        max_problems: How many problems are written out; the others are counted.
+        source: Name of the dataset in messages, such as its file.
+        max_problems: Maximum number of errors that are listed; the others are counted.
 
     Raises:
-        InputError: Each problem with its source, row (1-based) and column.
+        InputError: The errors, each with its source, row (from 1) and column.
     """
     if len(dataset) == 0:
         raise InputError(f"{source}: there are no rows")
-    known = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in dataset.column_names]
-    rows = rows_of(dataset.select_columns(known))
-    raise_problems(find_problems(rows, dataset.column_names, source), source, max_problems)
+    own = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in dataset.column_names]
+    rows = rows_of(dataset.select_columns(own))
+    raise_problems(find_row_errors(rows, dataset.column_names, source), source, max_problems)
 
 
-def find_problems(rows: Iterable[Mapping[str, Any]], columns: list[str], source: str) -> Iterator[str]:
-    """Every problem of the rows, named by source, row and column."""
+def find_row_errors(rows: Iterable[Mapping[str, Any]], columns: list[str], source: str) -> Iterator[str]:
+    """The errors of all rows, each with source, row and column."""
     missing = [column for column in REQUIRED_COLUMNS if column not in columns]
     if missing:
         yield _missing_columns(missing, columns, source)
-    first_kind, rows_of_ids = None, {}
+    first_kind, numbers = None, {}
     for number, row in enumerate(rows, 1):
         where = f"{source}, row {number}"
-        found = list(_row_problems(row, missing))
-        if not found and not missing:
+        errors = list(_row_errors(row, missing))
+        if not errors and not missing:
             first_kind = first_kind or _kind(row["prompt"])
             if _kind(row["prompt"]) != first_kind:
-                found = [("prompt", f"is {_kind(row['prompt'])} while the first row is {first_kind}")]
-        yield from (f"{where}, {column}: {problem}" for column, problem in found)
+                errors = [("prompt", f"is {_kind(row['prompt'])} while the first row is {first_kind}")]
+        yield from (f"{where}, {column}: {error}" for column, error in errors)
         if isinstance(row.get("id"), str):
-            first = rows_of_ids.setdefault(row["id"], number)
+            first = numbers.setdefault(row["id"], number)
             if first != number:
                 yield f"{where}, id: {show(row['id'])} is already the id of row {first}"
 
 
 def _missing_columns(missing: list[str], columns: list[str], source: str) -> str:
-    problem = f"{source}: no column {', '.join(missing)} (columns: {', '.join(columns) or 'none'})"
-    by_lowered = {column.lower(): column for column in columns}
+    error = f"{source}: no column {', '.join(missing)} (columns: {', '.join(columns) or 'none'})"
+    by_lower_name = {column.lower(): column for column in columns}
     mapping = {}
     for ours in missing:
-        theirs = next((name for name in _KNOWN_NAMES[ours] if name in by_lowered), None)
+        theirs = next((name for name in _OTHER_NAMES[ours] if name in by_lower_name), None)
         if theirs is not None:
-            mapping[by_lowered[theirs]] = ours
+            mapping[by_lower_name[theirs]] = ours
     if not mapping:
-        return f"{problem}; name the columns that hold them with column_mapping (theirs -> ours)"
-    return f"{problem}; to use these: --column_mapping '{json.dumps(mapping, ensure_ascii=False)}'"
+        return f"{error}; name the columns that hold them with column_mapping (theirs -> ours)"
+    return f"{error}; to use these: --column_mapping '{json.dumps(mapping, ensure_ascii=False)}'"
 
 
 def checked_mapping(
@@ -96,55 +96,50 @@ def checked_mapping(
     source: str,
     ours: Sequence[str] = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS),
 ) -> dict[str, str]:
-    """The mapping, once its names (theirs -> ours) exist and no two columns become one."""
+    """Check a column mapping (theirs -> ours): its names exist, and no two columns get the same name."""
     if not isinstance(mapping, Mapping):
         raise InputError(f'column_mapping must be {{"theirs": "ours"}}, got {show(mapping)}')
-    problems = []
+    errors = []
     for old, new in mapping.items():
         where = f"{source}: column_mapping {json.dumps({old: new}, ensure_ascii=False)}"
         if old not in columns:
-            reversed_hint = new in columns and old in ours
+            is_reversed = new in columns and old in ours
             hint = (
                 f"; it reads theirs -> ours: {json.dumps({new: old}, ensure_ascii=False)}"
-                if reversed_hint
-                else _nearest(old, columns)
+                if is_reversed
+                else nearest(str(old), columns)
             )
-            problems.append(f"{where}: no column {old!r} (columns: {', '.join(columns)}){hint}")
+            errors.append(f"{where}: no column {old!r} (columns: {', '.join(columns)}){hint}")
         elif new not in ours:
-            problems.append(f"{where}: {new!r} is none of {', '.join(ours)}{_nearest(new, ours)}")
+            errors.append(f"{where}: {new!r} is none of {', '.join(ours)}{nearest(str(new), ours)}")
         elif [mapping.get(column, column) for column in columns].count(new) > 1:
-            problems.append(f"{where}: more than one column would be called {new!r}")
-    raise_problems(problems, source)
+            errors.append(f"{where}: more than one column would be called {new!r}")
+    raise_problems(errors, source)
     return dict(mapping)
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    match = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
 
 
 def _kind(value: Any) -> str:
     return "conversational" if isinstance(value, list) else "plain"
 
 
-def _row_problems(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[str, str]]:
-    """The (column, problem) pairs of one row; columns missing everywhere are not reported again."""
+def _row_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[str, str]]:
+    """The (column, error) pairs of a row, except for columns that are missing in all rows."""
     if is_chosen_alone(row):
-        yield from _pair_problems(row, [*missing, "rejected"])
+        yield from _pair_errors(row, [*missing, "rejected"])
     elif not has_several_rejected(row):
-        yield from _pair_problems(row, missing)
-    elif lengths := list(_span_list_problems(row)):
-        yield from lengths
+        yield from _pair_errors(row, missing)
+    elif length_errors := list(_span_list_errors(row)):
+        yield from length_errors
     else:
         for number, pair in enumerate(pairs_of(row)):
-            for column, problem in _pair_problems(pair, missing):
-                of_one = column == "rejected" or column in SPAN_COLUMNS
-                if of_one or number == 0:  # the rest of the row is the same for all
-                    yield f"{column}[{number}]" if of_one else column, problem
-    yield from _extras_problems(row)
+            for column, error in _pair_errors(pair, missing):
+                differs = column == "rejected" or column in SPAN_COLUMNS
+                if differs or number == 0:  # the other columns are the same in all pairs of the row
+                    yield f"{column}[{number}]" if differs else column, error
+    yield from _extra_column_errors(row)
 
 
-def _span_list_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _span_list_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     chains = len(row["rejected"])
     for column in SPAN_COLUMNS:
         spans = row.get(column)
@@ -152,11 +147,11 @@ def _span_list_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield column, f"must hold spans for each of the {chains} wrong chains, got {show(spans)}"
 
 
-def _pair_problems(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[str, str]]:
+def _pair_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[str, str]]:
     turns = {column: row.get(column) for column in REQUIRED_COLUMNS if column not in missing}
-    broken = {column: _turns_problem(column, value) for column, value in turns.items()}
-    yield from ((column, problem) for column, problem in broken.items() if problem)
-    kinds = {column: _kind(value) for column, value in turns.items() if not broken[column]}
+    errors = {column: _turns_error(column, value) for column, value in turns.items()}
+    yield from ((column, error) for column, error in errors.items() if error)
+    kinds = {column: _kind(value) for column, value in turns.items() if not errors[column]}
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{column} is {kind}" for column, kind in kinds.items())
         yield "prompt", f"all three must be plain or all conversational, but {listed}"
@@ -165,12 +160,12 @@ def _pair_problems(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple
         yield "rejected", f"equals chosen: {show(chains['rejected'])}"
     for column, chain in SPAN_COLUMNS.items():
         if row.get(column) is not None and chain in chains:
-            problem = _spans_problem(row[column], len(chains[chain]))
-            if problem:
-                yield column, problem
+            error = _spans_error(row[column], len(chains[chain]))
+            if error:
+                yield column, error
 
 
-def _extras_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _extra_column_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for column in TEXT_COLUMNS:
         value = row.get(column)
         if value is not None and not isinstance(value, str):
@@ -182,7 +177,7 @@ def _extras_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "mistake", f'must be a list of texts, such as ["arithmetic"], got {show(mistake)}'
 
 
-def _turns_problem(column: str, value: Any) -> str | None:
+def _turns_error(column: str, value: Any) -> str | None:
     """What is wrong with a prompt or a chain, plain or conversational."""
     if value is None:
         return "is missing"
@@ -203,7 +198,7 @@ def _turns_problem(column: str, value: Any) -> str | None:
     return None if value[-1]["content"].strip() else "its last message is empty"
 
 
-def _spans_problem(spans: Any, length: int) -> str | None:
+def _spans_error(spans: Any, length: int) -> str | None:
     """What is wrong with [start, end) offsets into a chain of `length` characters."""
     if not isinstance(spans, list):
         return f"must be a list of [start, end], got {show(spans)}"

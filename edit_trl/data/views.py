@@ -1,28 +1,27 @@
-r"""Data views: the same dual CoTs as the rows that each system of the paper trains on (L1).
+"""Views of dual CoTs: the rows that each system of the paper trains on.
 
-A view is a pure function from rows to rows. With a configuration of the trainer it is a system: EDIT, what
-it is compared with, and its ablations (arXiv 2405.19737; `recipes/baselines/`). What the paper leaves open is
-as in the authors' code (github.com/C-W-D/CasCoD, commit 452b26d, `src/datasets/bbh_dataset.py` and
-`src/utils/method_utils.py`), with two differences: a task's label is the chain's whole answer statement
-("Therefore, the answer is 3."), so that a student's answers are read as all others are, and the end of a text
-is trained.
+A view is a pure function from rows to rows. A view and a configuration of the trainer make a system: EDIT, a
+baseline or an ablation (arXiv 2405.19737; `recipes/baselines/`). Where the paper is silent, a view follows
+the authors' code (github.com/C-W-D/CasCoD, commit 452b26d, `src/datasets/bbh_dataset.py` and
+`src/utils/method_utils.py`), with two differences: the label of a task is the chain's whole answer statement
+("Therefore, the answer is 3."), so that all students' answers are read alike, and the end of a text is
+trained.
 
 | view             | rows                                                                              |
 |------------------|-----------------------------------------------------------------------------------|
 | `pairs`          | the pairs as they are                                                             |
-| `rectified`      | D⁻: pairs of a wrong chain and what it was mended to                              |
-| `corrupted`      | D⁺: pairs of a correct chain and what it was corrupted to                         |
+| `rectified`      | D⁻: pairs of a wrong chain and its rectification                                  |
+| `corrupted`      | D⁺: pairs of a correct chain and its corruption                                   |
 | `chosen`         | each correct chain once, alone: Std-CoT with rectified chains (RWC)               |
-| `unrectified`    | those that were correct from the start: Std-CoT                                   |
-| `repeat_sampling`| those over and over, until they are as many as all chains, wrong ones included    |
-| `dual_cot_sft`   | correct chains, and wrong ones after a prompt marked `[Counterfactual]`            |
-| `mt_cot`         | MT-CoT: two tasks, told apart by markers, the chain and the answer                |
+| `unrectified`    | the chains that were correct from the start: Std-CoT                              |
+| `repeat_sampling`| the unrectified chains, repeated to the number of all correct and wrong chains    |
+| `dual_cot_sft`   | correct chains, and wrong ones after a prompt marked `[Counterfactual]`           |
+| `mt_cot`         | MT-CoT: two tasks with a marker each, the whole chain and the answer              |
 | `sbs`            | Distilling step-by-step: two tasks, the rationale and the answer                  |
-| `scott`          | SCOTT: correct chains marked `[Factual]`, and the answers of `[Counterfactual]` ones |
+| `scott`          | SCOTT: correct chains marked `[Factual]`, and answers marked `[Counterfactual]`   |
 
-Rows of a chain alone have `rejected: []`, and what a view weighs otherwise in `chosen_key_spans`, so that
-with `key_step_method: spans` the option `chosen_key_weight` is its weight and `chosen_context_weight` that of
-the rest.
+Rows of a chain alone have `rejected: []`. Their `chosen_key_spans` are the part with a weight of its own:
+with `key_step_method: spans` it is weighted by `chosen_key_weight`, and the rest by `chosen_context_weight`.
 """
 
 from __future__ import annotations
@@ -35,15 +34,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import nearest
-from edit_trl.common.steps import step_start
-from edit_trl.data.answers import extract_answer, infer_answer_type
-from edit_trl.data.row import (
-    SPAN_COLUMNS,
-    chain_text,
-    has_several_rejected,
-    is_chosen_alone,
-    pairs_of,
-    rows_of,
+from edit_trl.data.row import chain_text, is_chosen_alone, rows_of
+from edit_trl.data.row_rewriting import (
+    Row,
+    answer_statement,
+    answer_task,
+    chosen_alone,
+    marked,
+    rejected_alone,
+    renamed,
+    task,
 )
 
 if TYPE_CHECKING:
@@ -65,20 +65,18 @@ View = Literal[
 ]
 
 PAIR_VIEWS: tuple[View, ...] = ("pairs", "rectified", "corrupted")
-"""The views whose rows are pairs; the others are of chains alone."""
+"""The views whose rows are pairs; those of the others are single chains."""
 WEIGHTED_VIEWS: tuple[View, ...] = ("mt_cot", "sbs", "scott")
-"""The views that give spans, which `key_step_method: spans` weighs."""
+"""The views that set spans, for `key_step_method: spans`."""
 
 RECTIFIED_SOURCES = ("rectified", "rectified_minimal", "on_policy")
-"""`source` of what began as a wrong chain, which the teacher mended (see `edit_trl.teachers`)."""
+"""`source` of pairs that began as a wrong chain, which the teacher rectified (see `edit_trl.teachers`)."""
 CORRUPTED_SOURCES = ("corrupted", "procedural")
-"""`source` of pairs that began as a correct chain, in which a mistake was made."""
+"""`source` of pairs that began as a correct chain, into which a mistake was put."""
 
 FACTUAL, COUNTERFACTUAL = "[Factual]", "[Counterfactual]"
 EXPLANATION, PREDICTION = "[Explanation Generation]:", "[Answer Prediction]:"
 RATIONALE, ANSWER = "Rationale:", "Answer:"
-
-Row = dict[str, Any]
 
 
 def select_rows(
@@ -90,19 +88,19 @@ def select_rows(
     seed: int = 0,
     source: str = "dataset",
 ) -> Dataset:
-    """The rows that a run trains on.
+    """Select the rows that a run trains on.
 
     Args:
         dataset: Validated dual CoTs.
-        view: As what they are seen.
-        mistake: Only pairs with one of these kinds of mistake (the paper's table 7). Views of chains alone
-            are left as they are.
-        rows: So many of the view's rows, drawn; None for all.
-        seed: Of the draw.
-        source: What messages call the dataset.
+        view: The view of them.
+        mistake: Keep only pairs with one of these kinds of mistake (the paper's table 7). Views of single
+            chains ignore it.
+        rows: Size of a random sample of the view's rows; None for all rows.
+        seed: Seed of the sample.
+        source: Name of the dataset in messages.
 
     Raises:
-        InputError: A kind of mistake that no pair has, a view without rows, or fewer rows than asked for.
+        InputError: No pair has a kind of mistake, or the view has no rows or too few.
     """
     if mistake and view in PAIR_VIEWS:
         dataset = _with_mistake(dataset, mistake, source)
@@ -124,42 +122,26 @@ def apply_view(rows: Iterable[Mapping[str, Any]], view: View, source: str = "dat
 
     Args:
         rows: Validated dual CoTs.
-        view: Its name.
-        source: What messages call the rows.
+        view: The name of the view.
+        source: Name of the rows in messages.
 
     Raises:
-        InputError: No such view, or none of the rows is in it.
+        InputError: An unknown view, or one that leaves no row.
     """
     if view not in _VIEWS:
         raise InputError(f"unknown view {view!r}{nearest(view, _VIEWS)}; choose one of {', '.join(_VIEWS)}")
     rows = [dict(row) for row in rows]
-    seen = list(_VIEWS[view](rows))
-    if not seen:
+    selected = list(_VIEWS[view](rows))
+    if not selected:
         counts = Counter(row.get("source") or "no source" for row in rows)
-        found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        by_source = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
         raise InputError(
             f"{source}: the view {view!r} leaves none of {len(rows)} rows ({_NEEDS[view]}; by `source`: "
-            f"{found})"
+            f"{by_source})"
         )
     if view in WEIGHTED_VIEWS:
-        _tell_unanswered(_wrong_chains(rows) if view == "scott" else _chosen(rows), view, source)
-    return seen
-
-
-def answer_statement(row: Mapping[str, Any], chain: str) -> tuple[int, int] | None:
-    """Where a chain states its final answer.
-
-    Args:
-        row: The dual CoT; its `answer` tells the type of what is looked for.
-        chain: One of its chains.
-
-    Returns:
-        The characters at which the statement ("Therefore, the answer is 3.") and the answer in it begin; None
-        where no answer is found.
-    """
-    known = row.get("answer")
-    found = extract_answer(chain, infer_answer_type(known) if known else "text")
-    return None if found is None else (step_start(chain, found.start), found.start)
+        _warn_of_unanswered(rejected_alone(rows) if view == "scott" else chosen_alone(rows), view, source)
+    return selected
 
 
 # --- Views -----------------------------------------------------------------------------------------
@@ -179,90 +161,79 @@ def _corrupted(rows: list[Row]) -> Iterator[Row]:
     return (row for row in rows if not is_chosen_alone(row) and row.get("source") in CORRUPTED_SOURCES)
 
 
-def _chosen(rows: list[Row]) -> Iterator[Row]:
-    """Std-CoT (Magister et al. 2023, arXiv 2212.08410) on the correct chains, original and rectified."""
-    seen = set()
-    for row in rows:
-        key = _text(row["prompt"]), chain_text(row["chosen"])
-        if key not in seen:
-            seen.add(key)
-            yield _alone(row)
-
-
 def _unrectified(rows: list[Row]) -> Iterator[Row]:
     """Std-CoT on what the teacher got right by itself: EDIT without RWC."""
-    return _chosen([row for row in rows if row.get("source") not in RECTIFIED_SOURCES])
+    return chosen_alone(row for row in rows if row.get("source") not in RECTIFIED_SOURCES)
 
 
 def _repeat_sampling(rows: list[Row]) -> Iterator[Row]:
-    """Std-CoT with as many chains as EDIT sees, all the teacher's own.
+    """Std-CoT with as many chains as EDIT sees, all of them the teacher's own correct ones.
 
-    Several samples of a question are several rows; where they are fewer than the volume they come again.
+    Several samples of a question are several rows; where there are fewer than needed, they are repeated.
     """
     samples = list(_unrectified(rows))
-    volume = sum(1 for _ in _chosen(rows)) + sum(1 for _ in _wrong_chains(rows))
-    for number in range(volume if samples else 0):
+    count = sum(1 for _ in chosen_alone(rows)) + sum(1 for _ in rejected_alone(rows))
+    for number in range(count if samples else 0):
         row = samples[number % len(samples)]
-        again = number // len(samples)
-        yield _named(row, f"again {again}") if again else row
+        repetition = number // len(samples)
+        yield renamed(row, f"again {repetition}") if repetition else row
 
 
 def _dual_cot_sft(rows: list[Row]) -> Iterator[Row]:
     """SFT on both chains of a pair, the wrong one after a marked prompt."""
-    yield from _chosen(rows)
-    for row in _wrong_chains(rows):
-        yield _named(row, "counterfactual") | {"prompt": _before(row["prompt"], COUNTERFACTUAL)}
+    yield from chosen_alone(rows)
+    for row in rejected_alone(rows):
+        yield renamed(marked(row, COUNTERFACTUAL), "counterfactual")
 
 
 def _mt_cot(rows: list[Row]) -> Iterator[Row]:
-    """MT-CoT (Li et al. 2022, arXiv 2210.06726): the whole chain, and the answer.
+    """MT-CoT (Li et al. 2022, arXiv 2210.06726): two tasks, the whole chain and the answer.
 
-    `LLMMTCoTDataset`: L = (1 - a) L_explanation + a L_answer, a = 0.5; here `chosen_key_weight` is the
-    answer's and `chosen_context_weight` the explanation's.
+    `LLMMTCoTDataset`: L = (1 - a) L_explanation + a L_answer with a = 0.5. Here `chosen_key_weight` is the
+    weight of the answer and `chosen_context_weight` that of the explanation.
     """
-    for row in _chosen(rows):
-        if (task := _answer_task(row, PREDICTION)) is not None:
-            yield _task(row, EXPLANATION, chain_text(row["chosen"]))
-            yield task
+    for row in chosen_alone(rows):
+        if (prediction := answer_task(row, PREDICTION)) is not None:
+            yield task(row, EXPLANATION, chain_text(row["chosen"]))
+            yield prediction
 
 
 def _sbs(rows: list[Row]) -> Iterator[Row]:
-    """Distilling step-by-step (Hsieh et al. 2023, arXiv 2305.02301, section 3.2): two tasks.
+    """Distilling step-by-step (Hsieh et al. 2023, arXiv 2305.02301, section 3.2): rationale and label.
 
-    `LLMMTReDataset` and Google's `TaskPrefixTrainer`: L = a L_label + (1 - a) L_rationale, a = 0.5; here
-    `chosen_key_weight` is the label's and `chosen_context_weight` the rationale's.
+    `LLMMTReDataset` and Google's `TaskPrefixTrainer`: L = a L_label + (1 - a) L_rationale with a = 0.5. Here
+    `chosen_key_weight` is the weight of the label and `chosen_context_weight` that of the rationale.
     """
-    for row in _chosen(rows):
-        chain, task = chain_text(row["chosen"]), _answer_task(row, ANSWER)
-        if task is not None and (rationale := chain[: answer_statement(row, chain)[0]].rstrip()):
-            yield _task(row, RATIONALE, rationale)
-            yield task
+    for row in chosen_alone(rows):
+        chain, label = chain_text(row["chosen"]), answer_task(row, ANSWER)
+        if label is not None and (rationale := chain[: answer_statement(row, chain)[0]].rstrip()):
+            yield task(row, RATIONALE, rationale)
+            yield label
 
 
 def _scott(rows: list[Row]) -> Iterator[Row]:
     """SCOTT (Wang et al. 2023, arXiv 2305.01879, section 3.2).
 
-    Correct chains after `[Factual]` as a whole; of wrong ones after `[Counterfactual]` the answer alone, with
-    the chain before it as context (`LLMSCOTTDataset`). Both are key, so with `chosen_context_weight: 0` and
-    `normalization: key_tokens` both losses are means over what is trained, added as in the authors' code.
+    Correct chains after `[Factual]` are trained as a whole. Of wrong chains after `[Counterfactual]` only the
+    answer is trained, with the chain before it as context (`LLMSCOTTDataset`). Both are key, so with
+    `chosen_context_weight: 0` and `normalization: key_tokens` both losses are means over the trained tokens,
+    added as in the authors' code.
     """
-    for row in _chosen(rows):
-        chain = chain_text(row["chosen"])
-        yield row | {"prompt": _before(row["prompt"], FACTUAL), "chosen_key_spans": [[0, len(chain)]]}
-    for row in _wrong_chains(rows):
+    for row in chosen_alone(rows):
+        yield marked(row, FACTUAL) | {"chosen_key_spans": [[0, len(chain_text(row["chosen"]))]]}
+    for row in rejected_alone(rows):
         chain = chain_text(row["chosen"])
         if (statement := answer_statement(row, chain)) is not None:
-            yield _named(row, "counterfactual") | {
-                "prompt": _before(row["prompt"], COUNTERFACTUAL),
-                "chosen_key_spans": [[statement[1], len(chain)]],
-            }
+            spans = {"chosen_key_spans": [[statement[1], len(chain)]]}
+            yield renamed(marked(row, COUNTERFACTUAL), "counterfactual") | spans
 
 
 _VIEWS = {
     "pairs": _pairs,
     "rectified": _rectified,
     "corrupted": _corrupted,
-    "chosen": _chosen,
+    # Std-CoT (Magister et al. 2023, arXiv 2212.08410) on the correct chains, original and rectified.
+    "chosen": chosen_alone,
     "unrectified": _unrectified,
     "repeat_sampling": _repeat_sampling,
     "dual_cot_sft": _dual_cot_sft,
@@ -280,79 +251,12 @@ _NEEDS = dict.fromkeys(_VIEWS, "it takes correct chains") | {
 }
 
 
-# --- Rows ------------------------------------------------------------------------------------------
-
-
-def _wrong_chains(rows: list[Row]) -> Iterator[Row]:
-    """Each wrong chain of a question once, in the place of the correct one."""
-    seen = set()
-    for row in rows:
-        if is_chosen_alone(row):
-            continue
-        for pair in pairs_of(row):
-            key = _text(row["prompt"]), chain_text(pair["rejected"])
-            if key not in seen:
-                seen.add(key)
-                several = has_several_rejected(row)
-                alone = _alone(row) | {"chosen": pair["rejected"]}
-                yield _named(alone, f"wrong {len(seen)}") if several else alone
-
-
-def _alone(row: Row) -> Row:
-    """The correct chain without its wrong ones."""
-    return {**row, "rejected": []} | dict.fromkeys(SPAN_COLUMNS)
-
-
-def _answer_task(row: Row, marker: str) -> Row | None:
-    """The row that asks for the answer at once: as a whole it is key."""
-    chain = chain_text(row["chosen"])
-    statement = answer_statement(row, chain)
-    if statement is None:
-        return None
-    label = chain[statement[0] :].strip()
-    return _named(_task(row, marker, label), "answer") | {"chosen_key_spans": [[0, len(label)]]}
-
-
-def _task(row: Row, marker: str, chain: str) -> Row:
-    said = chain if isinstance(row["chosen"], str) else [{**row["chosen"][-1], "content": chain}]
-    return row | {"prompt": _after(row["prompt"], marker), "chosen": said}
-
-
-def _named(row: Row, suffix: str) -> Row:
-    """Ids are unique in a dataset."""
-    return row if row.get("id") is None else row | {"id": f"{row['id']}/{suffix}"}
-
-
-def _before(prompt: Any, marker: str) -> Any:
-    return _with_question(prompt, lambda text: f"{marker} {text}")
-
-
-def _after(prompt: Any, marker: str) -> Any:
-    def marked(text: str) -> str:
-        question = text.rstrip()
-        return (
-            f"{question}\n{marker}{text[len(question) :]}"  # what divides prompt and chain stays at the end
-        )
-
-    return _with_question(prompt, marked)
-
-
-def _with_question(prompt: Any, change: Any) -> Any:
-    if isinstance(prompt, str):
-        return change(prompt)
-    return [*prompt[:-1], {**prompt[-1], "content": change(prompt[-1]["content"])}]
-
-
-def _text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else "\0".join(turn["content"] for turn in prompt)
-
-
-def _tell_unanswered(rows: Iterator[Row], view: View, source: str) -> None:
-    found = [answer_statement(row, chain_text(row["chosen"])) is not None for row in rows]
-    if not all(found):
+def _warn_of_unanswered(rows: Iterator[Row], view: View, source: str) -> None:
+    answered = [answer_statement(row, chain_text(row["chosen"])) is not None for row in rows]
+    if not all(answered):
         logger.warning(
-            f"{source}: {found.count(False)} of {len(found)} chains state no answer that could be found; the "
-            f"view {view!r} leaves them out"
+            f"{source}: {answered.count(False)} of {len(answered)} chains state no answer that could "
+            f"be found; the view {view!r} leaves them out"
         )
 
 
@@ -361,7 +265,7 @@ def _tell_unanswered(rows: Iterator[Row], view: View, source: str) -> None:
 
 def _with_mistake(dataset: Dataset, wanted: Sequence[str], source: str) -> Dataset:
     kinds = [row or [] for row in dataset["mistake"]] if "mistake" in dataset.column_names else []
-    counts = Counter(kind for of_row in kinds for kind in of_row)
+    counts = Counter(kind for row_kinds in kinds for kind in row_kinds)
     unknown = [kind for kind in wanted if kind not in counts]
     if unknown:
         listed = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()))
@@ -369,11 +273,11 @@ def _with_mistake(dataset: Dataset, wanted: Sequence[str], source: str) -> Datas
             f"{source}: no pair has the mistake {', '.join(map(repr, unknown))}"
             f"{nearest(unknown[0], counts)}; there are: {listed or 'none, `mistake` is empty or missing'}"
         )
-    return dataset.select([i for i, of_row in enumerate(kinds) if set(of_row) & set(wanted)])
+    return dataset.select([i for i, row_kinds in enumerate(kinds) if set(row_kinds) & set(wanted)])
 
 
 def _dataset(rows: list[Row], dataset: Dataset) -> Dataset:
-    """The rows with the columns of the dataset that they came from."""
+    """A dataset of the rows, with the columns of the dataset that they come from."""
     from datasets import Dataset, Features, List, Value
 
     features = dict(dataset.features)

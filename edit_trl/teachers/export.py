@@ -1,4 +1,4 @@
-"""A generation -> files that can be trained on, and their card (L3)."""
+"""Writes a generation to files for training, with a dataset card, and pushes them to the Hub."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
 from edit_trl.data.dual_cots import save_dual_cots
+from edit_trl.data.row import column_types
 from edit_trl.hub.repository import open_repository, upload
 from edit_trl.teachers.card import Provenance, generation_card
-from edit_trl.teachers.filters import Pair
+from edit_trl.teachers.filters import ChainPair
 from edit_trl.teachers.generation import DUAL, WARM_UP, Chain, Generation
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def dual_rows(pairs: Iterable[Pair], conversational: bool) -> list[dict[str, Any]]:
-    """Dual CoTs, as `edit_trl.data.dual_cots` has them, with `mistake_text` beside `mistake`.
+def dual_rows(pairs: Iterable[ChainPair], conversational: bool) -> list[dict[str, Any]]:
+    """The rows of pairs: dual CoTs with the column `mistake_text` beside `mistake`.
 
-    Spans are columns where the key steps of some pair are known.
+    There are span columns if the key steps of any pair are known.
     """
     pairs = list(pairs)
     spans = any(pair.rejected_key_spans is not None for pair in pairs)
@@ -43,9 +44,9 @@ def dual_rows(pairs: Iterable[Pair], conversational: bool) -> list[dict[str, Any
 
 
 def warm_up_rows(generation: Generation, conversational: bool) -> list[dict[str, Any]]:
-    """Correct chains for the warm-up: the teacher's (without one the student's) own, and the rectified ones.
+    """The rows for the warm-up: correct chains of the teacher (or student), and rectified ones.
 
-    `rejected` is a list: the wrong chains of the same question among the pairs, or none.
+    `rejected` is the list of the question's wrong chains among the pairs; it may be empty.
     """
     wrong: dict[str, list[str]] = {}
     for pair in generation.pairs:
@@ -63,12 +64,12 @@ def warm_up_rows(generation: Generation, conversational: bool) -> list[dict[str,
 def save_generation(
     generation: Generation, folder: str | Path, provenance: Provenance, *, conversational: bool = True
 ) -> dict[str, int]:
-    """Write `dual.parquet`, `warm_up.parquet`, `report.json` and the card `README.md` into a folder.
+    """Write `dual.parquet`, `warm_up.parquet`, `report.json` and the card `README.md` to a folder.
 
     The same generation gives the same bytes.
 
     Returns:
-        Rows by file name.
+        The number of rows by file name.
 
     Raises:
         InputError: There is no pair to write.
@@ -84,8 +85,8 @@ def save_generation(
         DUAL: dual_rows(generation.pairs, conversational),
         WARM_UP: warm_up_rows(generation, conversational),
     }
-    for name, of_file in rows.items():
-        save_dual_cots(_dataset(of_file, conversational), folder / name)
+    for name, file_rows in rows.items():
+        save_dual_cots(_dataset(file_rows, conversational), folder / name)
     report = {
         "counts": {stage: dict(sorted(counts.items())) for stage, counts in generation.counts.items()},
         "dropped": {reason: sorted(ids) for reason, ids in sorted(generation.dropped.items())},
@@ -98,19 +99,19 @@ def save_generation(
         report["pivots"] = [asdict(pivot) for pivot in generation.pivots]
     write_whole(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     write_whole(folder / "README.md", generation_card(generation, provenance, rows))
-    return {name: len(of_file) for name, of_file in rows.items()}
+    return {name: len(file_rows) for name, file_rows in rows.items()}
 
 
 def push_generation(folder: str | Path, repo_id: str, *, private: bool | None = None) -> None:
-    """Push both files of a folder, and the card that tells them apart, to a dataset repository on the Hub.
+    """Push both files of a folder, and the card that describes them, to a dataset repository on the Hub.
 
     Args:
-        folder: Where `save_generation` wrote.
-        repo_id: The repository; made where there is none.
-        private: Whether a new one is private; it is unless this is False.
+        folder: The folder of `save_generation`.
+        repo_id: The repository; created if it does not exist.
+        private: Whether a new repository is private; it is unless this is False.
 
     Raises:
-        InputError: No login, no right to write there, or no network.
+        InputError: No login, no permission to write, or no network.
     """
     folder = Path(folder)
     files = {name: folder / name for name in (DUAL, WARM_UP, "README.md")}  # not the journal
@@ -121,7 +122,7 @@ def push_generation(folder: str | Path, repo_id: str, *, private: bool | None = 
         raise InputError(f"could not push to {repo_id}: {error}. The files are in {folder}") from error
 
 
-def _spans(pair: Pair) -> dict[str, list[list[int]] | None]:
+def _spans(pair: ChainPair) -> dict[str, list[list[int]] | None]:
     both = {"chosen_key_spans": pair.chosen_key_spans, "rejected_key_spans": pair.rejected_key_spans}
     return {name: None if spans is None else [list(span) for span in spans] for name, spans in both.items()}
 
@@ -130,14 +131,13 @@ def _texts(question: str, chosen: str, rejected: str | list[str], conversational
     if not conversational:
         return {"prompt": f"{question}\n", "chosen": chosen, "rejected": rejected}
 
-    def said(text: str) -> list[dict[str, str]]:
+    def turn(text: str) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": text}]
 
-    several = isinstance(rejected, list)
     return {
         "prompt": [{"role": "user", "content": question}],
-        "chosen": said(chosen),
-        "rejected": [said(text) for text in rejected] if several else said(rejected),
+        "chosen": turn(chosen),
+        "rejected": [turn(text) for text in rejected] if isinstance(rejected, list) else turn(rejected),
     }
 
 
@@ -155,22 +155,17 @@ def _warm_up_row(chain: Chain, wrong: list[str], conversational: bool) -> dict[s
 def _dataset(rows: list[dict[str, Any]], conversational: bool) -> Dataset:
     from datasets import Dataset, Features, List, Value
 
-    text = Value("string")
-    chain = List({"role": text, "content": text}) if conversational else text
-    types: dict[str, Any] = dict.fromkeys(("prompt", "chosen", "rejected"), chain)
-    if isinstance(rows[0]["rejected"], list) and "mistake" not in rows[0]:
-        types["rejected"] = List(chain)
-    types |= dict.fromkeys(("answer", "task", "source", "id", "mistake_text"), text)
-    types["mistake"] = List(text)
-    types |= dict.fromkeys(("chosen_key_spans", "rejected_key_spans"), List(List(Value("int64"))))
+    types = column_types(conversational) | {"mistake_text": Value("string")}
+    if isinstance(rows[0]["rejected"], list) and "mistake" not in rows[0]:  # the warm-up: a list of chains
+        types["rejected"] = List(types["chosen"])
     return Dataset.from_list(rows, features=Features({name: types[name] for name in rows[0]}))
 
 
 def _why(generation: Generation) -> str:
     counts = "; ".join(
-        f"{stage}: " + ", ".join(f"{n} {outcome}" for outcome, n in sorted(counted.items()))
-        for stage, counted in generation.counts.items()
-        if counted
+        f"{stage}: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+        for stage, outcomes in generation.counts.items()
+        if outcomes
     )
     dropped = ", ".join(f"{len(ids)} {reason}" for reason, ids in generation.dropped.items())
     return counts + (f"; dropped: {dropped}" if dropped else "")

@@ -1,4 +1,4 @@
-"""Which pairs are kept (L3); what is dropped is counted and named."""
+"""Pairs of chains, and the bounds that decide which pairs are kept."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from edit_trl.key_steps import locate_key_steps
 
 
 @dataclass(frozen=True)
-class Pair:
+class ChainPair:
     """A correct chain and a wrong one of the same question.
 
     Attributes:
         question: The question.
         chosen: The correct chain.
-        rejected: The wrong one.
-        source: How it came about: `rectified`, `rectified_minimal`, `corrupted`, `on_policy` or `pivot`.
-        sample: Which of several of this source and question.
+        rejected: The wrong chain.
+        source: The pair's origin: `rectified`, `rectified_minimal`, `corrupted`, `on_policy` or `pivot`.
+        sample: Number of the pair among those of the same source and question.
         mistake: Kinds of mistake, where they were labelled.
-        mistake_text: What the labelling teacher wrote.
+        mistake_text: The labeller's whole answer.
         chosen_key_spans: [start, end) characters of the key step in the correct chain, where it is known.
-        rejected_key_spans: Likewise in the wrong one.
+        rejected_key_spans: [start, end) characters of the key step in the wrong chain, where it is known.
     """
 
     question: Question
@@ -46,15 +46,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a pair must keep to.
+    """Limits that a pair must respect.
 
     Attributes:
-        min_key_fraction: Least share of words in which the chains differ.
-        max_key_fraction: Most; above it the two are different texts, and not a text with a mistake.
-        max_length_ratio: The longer chain's characters over the shorter one's.
+        min_key_fraction: Smallest share of words that may differ between the chains.
+        max_key_fraction: Largest share of words that may differ; above it the wrong chain is another text
+            rather than the same text with a mistake.
+        max_length_ratio: Largest ratio of the longer chain's characters to the shorter one's.
 
     Raises:
-        InputError: Bounds that let nothing through.
+        InputError: No pair can respect the bounds.
     """
 
     min_key_fraction: float = 0.0
@@ -72,13 +73,13 @@ class Bounds:
             raise InputError(problems)
 
 
-def filter_pairs(pairs: Sequence[Pair], bounds: Bounds) -> tuple[list[Pair], dict[str, list[str]]]:
-    """Keep sound pairs.
+def filter_pairs(pairs: Sequence[ChainPair], bounds: Bounds) -> tuple[list[ChainPair], dict[str, list[str]]]:
+    """Keep the pairs that respect the bounds and occur once.
 
     Returns:
-        The pairs kept, in order, and by reason the ids of those dropped.
+        The remaining pairs, in order, and the ids of the dropped ones by reason.
     """
-    kept: list[Pair] = []
+    remaining: list[ChainPair] = []
     dropped: dict[str, list[str]] = {}
     seen: set[tuple[str, str, str]] = set()
     for pair in pairs:
@@ -88,13 +89,13 @@ def filter_pairs(pairs: Sequence[Pair], bounds: Bounds) -> tuple[list[Pair], dic
             reason = "duplicate"
         seen.add(content)
         if reason is None:
-            kept.append(pair)
+            remaining.append(pair)
         else:
             dropped.setdefault(reason, []).append(pair.id)
-    return kept, dropped
+    return remaining, dropped
 
 
-def _reason(pair: Pair, bounds: Bounds) -> str | None:
+def _reason(pair: ChainPair, bounds: Bounds) -> str | None:
     if pair.chosen == pair.rejected:
         return "chosen equals rejected"
     kind = pair.question.answer_type or infer_answer_type(pair.question.answer)

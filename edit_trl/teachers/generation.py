@@ -1,25 +1,23 @@
-"""What a generation is asked for, and what comes of it (L3)."""
+"""The options of a generation, and its result: chains, pairs and what was dropped."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from edit_trl.common.checks import at_least, share
 from edit_trl.common.errors import InputError
 from edit_trl.data.questions import Question
-from edit_trl.teachers.filters import Bounds, Pair
+from edit_trl.teachers.filters import Bounds, ChainPair, filter_pairs
 
-if TYPE_CHECKING:
-    pass
+DUAL, WARM_UP = "dual.parquet", "warm_up.parquet"
+"""The files of a generation: the pairs, and the correct chains for the warm-up."""
 
 Rectify = Literal["hint", "minimal", "none"]
-
 RectifyCheck = Literal["none", "self_consistency", "judge"]
-
 Label = Literal["none", "paper", "fine"]
-
 Outcome = Literal["correct", "wrong", "unparsed", "cut off", "refused"]
 
 
@@ -28,23 +26,24 @@ class PipelineOptions:
     """How dual CoTs are made.
 
     Attributes:
-        samples: Chains asked for per question.
-        pairs_per_question: The most pairs of a question, of each source.
-        exemplars_per_prompt: The most worked examples in a prompt.
-        rectify: How wrong chains are mended: a new chain with a `hint` at the answer (the paper's AHP), the
-            wrong one with `minimal` changes, or `none`.
-        rectify_check: A second look at mended chains that is not told the answer: `self_consistency` lets
-            the teacher draw the conclusion again, `judge` asks whether each step is sound.
-        corrupt: Whether right chains are corrupted (CCP).
-        label: Whether kinds of mistake are named: the `paper`'s four, or the `fine` set.
-        temperature: Of annotating, rectifying and corrupting.
-        student_temperature: Of the student's own chains.
+        samples: Number of chains per question.
+        pairs_per_question: Maximum number of pairs per question and source.
+        exemplars_per_prompt: Maximum number of worked examples in a prompt.
+        rectify: How wrong chains are rectified: a new chain with a `hint` at the answer (the paper's AHP),
+            the wrong chain with `minimal` changes, or `none`.
+        rectify_check: A second check of rectified chains, whose prompt does not tell the answer:
+            `self_consistency` lets the teacher draw the conclusion again, `judge` asks whether every step is
+            sound.
+        corrupt: Whether correct chains are corrupted (CCP).
+        label: Whether the kinds of mistake are named: the `paper`'s four, or the `fine` set.
+        temperature: Temperature for annotating, rectifying and corrupting.
+        student_temperature: Temperature of the student's own chains.
         top_p: Nucleus sampling.
-        max_tokens: Where an answer is cut off.
-        system_prompt: Sent first, where given; not to the student.
-        seed: Chooses exemplars; also sent to the teacher where `send_seed` is set.
-        send_seed: Some endpoints refuse a seed.
-        bounds: What pairs must keep to.
+        max_tokens: Maximum number of tokens in an answer.
+        system_prompt: System prompt for the teacher; the student gets none.
+        seed: Seed for choosing exemplars; also sent to the teacher if `send_seed` is set.
+        send_seed: Whether to send the seed; some endpoints refuse one.
+        bounds: Limits that every pair must respect.
 
     Raises:
         InputError: A value out of range.
@@ -83,11 +82,11 @@ class PivotOptions:
     """How the pivotal steps of a student's wrong chains are found.
 
     Attributes:
-        rollouts: Continuations that are drawn from a prefix of a chain.
-        right_after: The largest share of them that may reach the right answer after a pivotal step; before
-            it, more do.
-        confirm_pivots: Whether as many more are drawn on both sides of the step that was found. Searching
-            picks steps after which none was right by chance; without new draws those stay in.
+        rollouts: Number of continuations drawn from a prefix of a chain.
+        right_after: The largest share of continuations that may reach the right answer after a pivotal step;
+            before the step, more do.
+        confirm_pivots: Whether to draw as many rollouts again on both sides of each step found. A search also
+            finds steps after which no rollout was right by chance; only new rollouts sort these out.
 
     Raises:
         InputError: A value out of range.
@@ -107,14 +106,14 @@ class PivotOptions:
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain that was written for a question, and what its answer is worth.
+    """A chain that a model wrote for a question.
 
     Attributes:
         question: The question.
         text: The chain.
-        outcome: What its answer is worth.
-        source: How it came about: `annotated`, or the source of the pair it is for.
-        sample: Which of several of this source and question.
+        outcome: Whether its final answer is correct, or why there is none.
+        source: The chain's origin: `annotated`, or the source of the pair it is made for.
+        sample: Number of the chain among those of the same source and question.
     """
 
     question: Question
@@ -125,22 +124,27 @@ class Chain:
 
     @property
     def id(self) -> str:
-        """Unique in a generation; that of its pair, if it is of one."""
+        """Unique in a generation; equal to the id of the chain's pair."""
         return f"{self.question.id}/{self.source}/{self.sample}"
+
+    @property
+    def slot(self) -> tuple[Question, int]:
+        """Identifies the request that the chain answers."""
+        return self.question, self.sample
 
 
 @dataclass(frozen=True)
 class Pivot:
-    """Where a wrong chain was lost, as its rollouts show.
+    """The pivotal step of a wrong chain, and the rollouts that show it.
 
     Attributes:
-        pair: The id of its pair.
-        step: The pivotal step, from 1.
-        steps: How many the chain has.
+        pair: The id of the chain's pair.
+        step: Number of the pivotal step, from 1.
+        steps: Number of steps of the chain.
         right_before: Continuations from before the step that reach the right answer.
-        drawn_before: Of how many.
-        right_after: Those from after it.
-        drawn_after: Of how many; 0 where the chain ends with the step.
+        drawn_before: All continuations from before the step.
+        right_after: Continuations from after the step that reach the right answer.
+        drawn_after: All continuations from after the step; 0 where the chain ends with the step.
     """
 
     pair: str
@@ -154,20 +158,20 @@ class Pivot:
 
 @dataclass
 class Generation:
-    """What came of it.
+    """The result of a generation.
 
     Attributes:
-        pairs: The dual CoTs, by question, source and sample.
+        pairs: The dual CoTs, in the order of question, source and sample.
         correct: All correct chains of the teacher (D⁺), or of the student where there is no teacher.
-        rectified: Mended chains that were verified, also of pairs that were dropped; without a teacher the
+        rectified: Rectified chains that were verified, also those of dropped pairs; without a teacher, the
             student's own right continuations.
-        counts: Outcomes by stage.
-        dropped: Ids of pairs by the reason why they are none; of questions where none was made.
-        failures: (question id, stage, reason) of requests without an answer.
-        pivots: What was found in the student's own chains, by pair; None where it was not looked for.
+        counts: Number of answers by stage and outcome.
+        dropped: Ids of dropped pairs, and of questions without a pair, by reason.
+        failures: (question id, stage, reason) of every request without an answer.
+        pivots: The pivotal step of each pair; None where there was no search for them.
     """
 
-    pairs: list[Pair] = field(default_factory=list)
+    pairs: list[ChainPair] = field(default_factory=list)
     correct: list[Chain] = field(default_factory=list)
     rectified: list[Chain] = field(default_factory=list)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
@@ -175,5 +179,11 @@ class Generation:
     failures: list[tuple[str, str, str]] = field(default_factory=list)
     pivots: list[Pivot] | None = None
 
-
-DUAL, WARM_UP = "dual.parquet", "warm_up.parquet"
+    def filter_pairs(self, questions: Sequence[Question], bounds: Bounds) -> None:
+        """Sort the pairs by question, keep those within the bounds and record why the others were dropped."""
+        order = {question.id: number for number, question in enumerate(questions)}
+        # The sort is stable: pairs of one question stay in the order of source and sample.
+        self.pairs.sort(key=lambda pair: order[pair.question.id])
+        self.pairs, dropped = filter_pairs(self.pairs, bounds)
+        for reason, ids in dropped.items():
+            self.dropped.setdefault(reason, []).extend(ids)

@@ -1,44 +1,42 @@
-"""A student's own wrong chains -> dual CoTs that part at the step where they are lost (L3); no teacher.
+"""Makes dual CoTs from a student's own wrong chains, without a teacher, by searching for their pivotal steps.
 
-For a wrong chain the pivotal step is looked for by rollouts: continuations that the student draws from a
-prefix of the chain. A prefix is lost if no more than `right_after` of them reach the right answer. Bisection
-over the ends of steps (sentences or lines) finds a step before which the chain is not lost and after which it
-is; the student's own continuation from before it that does reach the right answer is the other half of the
-pair. Its key step is so verified rather than guessed from how the two chains differ.
+Rollouts are continuations that the student draws from a prefix of a chain. A prefix is lost if at most the
+share `right_after` of its rollouts reaches the right answer. Bisection over the ends of steps (sentences or
+lines) finds the pivotal step of a wrong chain: the prefix before it is not lost, the prefix after it is. One
+of the student's right continuations from before the step becomes the correct half of the pair. So rollouts
+verify the key step; it is not guessed from how the two chains differ.
 
-Bisection takes for granted that what is lost stays lost. Rollouts hold to that only about: a student may mend
-an earlier mistake, and of few rollouts from a prefix with a small chance none may be right. The search then
-still ends at a step with rollouts for it on both sides, but it need not be the only one or the first; and as
-it picks steps after which none was right, it picks chance as well. So both sides are drawn anew
-(`confirm_pivots`), and what does not hold then is dropped and counted.
+Bisection assumes that a lost prefix stays lost. Rollouts follow this only roughly: a student may correct an
+earlier mistake, and a few rollouts may all be wrong by chance. The search then still ends at a step with
+evidence on both sides, but there may be others, and it favours steps after which no rollout was right by
+chance. Therefore `confirm_pivots` draws new rollouts on both sides; steps that these do not confirm are
+dropped and counted.
 
 Rollouts as a verdict on steps: Math-Shepherd (arXiv 2312.08935); bisection for the first error: OmegaPRM
-(arXiv 2406.06592). Everything is text: a prefix ends before the space in front of the next word, which most
-tokenizers make one token with it, and after the line break where there is one. The student reads the prefix
-as it is tokenized anew, which need not be how it was written.
+(arXiv 2406.06592). Everything is text. A prefix ends after a line break, or before the space in front of the
+next word, since most tokenizers join the space with the word. The student's tokens of a prefix may differ
+from those it wrote.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 
 from rapidfuzz.distance import Levenshtein
 
-from edit_trl.common.errors import InputError
 from edit_trl.common.steps import step_end
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.dispatch import Dispatcher
 from edit_trl.models.chat.display import Watcher
-from edit_trl.models.chat.protocol import ChatRequest, ChatResponse
-from edit_trl.teachers.filters import Pair
-from edit_trl.teachers.generation import Chain, Generation, Outcome, PipelineOptions, Pivot, PivotOptions
-from edit_trl.teachers.pipeline import Run, Slot, answer_outcome
-from edit_trl.teachers.prompts import Templates, read_chain
+from edit_trl.teachers.filters import ChainPair
+from edit_trl.teachers.generation import Chain, Generation, PipelineOptions, Pivot, PivotOptions
+from edit_trl.teachers.prompts import Templates
+from edit_trl.teachers.requests import Requests, distinct_chains
+from edit_trl.teachers.rollouts import Place, Rollouts, Tally
 
-SOURCE, SAMPLED = "pivot", "student"
+SOURCE = "pivot"
 _UNANSWERED = "rollouts without an answer"
 
 
@@ -51,92 +49,76 @@ async def make_pivots(
     templates: Templates | None = None,
     watcher: Watcher | None = None,
 ) -> Generation:
-    """Make dual CoTs of a student's own chains.
+    """Make dual CoTs from a student's own chains.
 
     Args:
-        questions: With known answers; ids are unique.
-        student: Writes chains, and goes on from the prefixes of wrong ones.
-        options: `samples`, `pairs_per_question`, `student_temperature`, `top_p`, `max_tokens` (of a chain,
-            and of a continuation), `seed` and `bounds` are as elsewhere; the others are not read.
+        questions: Questions with known answers and unique ids.
+        student: Writes chains and continues the prefixes of wrong ones.
+        options: `samples`, `pairs_per_question`, `student_temperature`, `top_p`, `max_tokens` (of a chain and
+            of a continuation), `seed` and `bounds` are used as in `make_dual_cots`; the others are not.
         pivots: See `PivotOptions`.
-        templates: The prompt; the package's own where None.
-        watcher: Is told of progress.
+        templates: The prompt templates; the package's own where None.
+        watcher: Receives the progress.
 
     Returns:
-        The pairs; `correct` has the student's right samples and `rectified` the right halves of the pairs.
+        The pairs. `correct` has the student's right samples and `rectified` the correct halves of the pairs.
 
     Raises:
-        InputError: Two questions of one id, or a student that does not go on from a prefix.
-        RunStopped: See `Dispatcher.run`; what was answered is in the journal.
+        InputError: Two questions have the same id, or the student cannot continue a prefix.
+        RunStopped: See `Dispatcher.run`; the journal holds every answer so far.
     """
-    pivots = pivots or PivotOptions()
-    run = Run(questions, options or PipelineOptions(), templates or Templates.load(), (), watcher)
-    made = run.made
-    rollouts = _Rollouts(run, student, pivots.rollouts)
-    searches, drawn = await _begin(run, rollouts, pivots)
-    await _search(searches, drawn, rollouts, pivots.right_after)
+    options, pivots = options or PipelineOptions(), pivots or PivotOptions()
+    requests = Requests(questions, options, templates or Templates.load(), watcher)
+    generation, rollouts = requests.generation, Rollouts(requests, student, pivots.rollouts)
+    samples = await rollouts.sample(questions, options.samples, "samples")
+    generation.correct = [chain for chain in samples if chain.outcome == "correct"]
+    wrong = [chain for chain in samples if chain.outcome == "wrong"]
+    wrong = distinct_chains(wrong, options.pairs_per_question)
+    open_questions = list(dict.fromkeys(chain.question for chain in wrong))
+    # Samples are rollouts from the beginning of a chain; draw what is missing to as many as elsewhere.
+    missing = max(0, pivots.rollouts - options.samples)
+    samples += await rollouts.sample(open_questions, missing, "rollouts 0")
+    tallies: dict[Place, Tally] = {(question, ""): Tally() for question in questions}
+    for chain in samples:
+        tallies[chain.question, ""].add(chain.text, chain.outcome)
+    reasons = _unsearchable(questions, open_questions, tallies, pivots.right_after)
+    for question, reason in reasons.items():
+        generation.dropped.setdefault(reason, []).append(question.id)
+    searches = [Search(chain, step_ends(chain.text)) for chain in wrong if chain.question not in reasons]
+    await _bisect(searches, tallies, rollouts, pivots.right_after)
     if pivots.confirm_pivots:
-        await _confirm(searches, drawn, rollouts, pivots.right_after)
-    made.pivots = []
-    for search in searches:
-        pair = None if search.dropped else search.pair(drawn)
-        if pair is None:
-            reason = search.dropped or "every right continuation repeats the step"
-            made.dropped.setdefault(reason, []).append(search.id)
-            continue
-        made.pairs.append(pair)
-        made.pivots.append(search.pivot(drawn))
-        made.rectified.append(Chain(pair.question, pair.chosen, "correct", SOURCE, pair.sample))
-    run.filter()
-    kept = {pair.id for pair in made.pairs}
-    made.pivots = [pivot for pivot in made.pivots if pivot.pair in kept]
-    return made
+        await _confirm(searches, tallies, rollouts, pivots.right_after)
+    _collect(searches, tallies, generation)
+    generation.filter_pairs(questions, options.bounds)
+    ids = {pair.id for pair in generation.pairs}
+    generation.pivots = [pivot for pivot in generation.pivots if pivot.pair in ids]
+    return generation
 
 
 def step_ends(chain: str) -> list[int]:
-    """Where each step of a chain ends: after its sentence, and after the line breaks that follow it.
+    """Where each step of a chain ends: after its sentence and the line breaks that follow it.
 
-    The last is the chain's end.
+    The last end is the end of the chain.
     """
     ends: list[int] = []
     start, last = 0, len(chain.rstrip())
     while start < last:
-        begin = _text_start(chain, start)
-        end = step_end(chain, begin)
-        line = chain.rfind("\n", end, _text_start(chain, end))
-        start = max(end, line + 1)
+        first = _text_start(chain, start)
+        end = step_end(chain, first)
+        line_break = chain.rfind("\n", end, _text_start(chain, end))
+        start = max(end, line_break + 1)
         ends.append(start)
     return [*ends[:-1], len(chain)] if ends else []
 
 
-Place = tuple[Question, str]
-"""A question and the prefix of a chain: where rollouts begin."""
-
-
 @dataclass
-class _Drawn:
-    """What came of the rollouts from a place: the whole chains that are right, and of how many."""
-
-    right: list[str] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, chain: str, outcome: str) -> None:
-        self.count += 1
-        if outcome == "correct":
-            self.right.append(chain)
-
-    def lost(self, right_after: float) -> bool:
-        return len(self.right) <= right_after * self.count
-
-
-@dataclass
-class _Search:
-    """The search in one wrong chain: after `low` steps it is not lost, after `high` it is.
+class Search:
+    """The search in one wrong chain: its prefix of `low` steps is not lost, its prefix of `high` steps is.
 
     Attributes:
         chain: The wrong chain.
         ends: The ends of its steps.
-        dropped: Why there can be no pair.
+        dropped: Why the chain gives no pair; None while it may.
     """
 
     chain: Chain
@@ -149,197 +131,129 @@ class _Search:
 
     @property
     def id(self) -> str:
+        """The id of the pair."""
         return f"{self.chain.question.id}/{SOURCE}/{self.chain.sample}"
 
     @property
-    def open(self) -> bool:
+    def is_open(self) -> bool:
+        """Whether several steps may still be the pivotal one."""
         return self.high - self.low > 1 and not self.dropped
 
     @property
     def middle(self) -> int:
+        """The number of steps whose prefix is tested next."""
         return (self.low + self.high) // 2
 
     def place(self, steps: int) -> Place:
+        """The prefix of so many steps."""
         return self.chain.question, self.chain.text[: self.ends[steps - 1]] if steps else ""
 
     def sides(self) -> list[int]:
-        """Before and after the step; after the last step the chain has ended, wrongly."""
+        """The numbers of steps before and after the pivotal one; after the last step nothing can be drawn."""
         return [self.low] if self.high == len(self.ends) else [self.low, self.high]
 
-    def pivot(self, drawn: Mapping[Place, _Drawn]) -> Pivot:
-        before, after = drawn[self.place(self.low)], _Drawn()
+    def pivot(self, tallies: Mapping[Place, Tally]) -> Pivot:
+        """The pivotal step and its rollouts."""
+        before, after = tallies[self.place(self.low)], Tally()
         if self.high in self.sides():
-            after = drawn[self.place(self.high)]
+            after = tallies[self.place(self.high)]
         counts = (len(before.right), before.count, len(after.right), after.count)
         return Pivot(self.id, self.high, len(self.ends), *counts)
 
-    def pair(self, drawn: Mapping[Place, _Drawn]) -> Pair | None:
-        """The chain and the right continuation that is closest to it; None where none leaves it at the step.
+    def pair(self, tallies: Mapping[Place, Tally]) -> ChainPair | None:
+        """The chain and its closest right continuation; None where every one repeats the whole step.
 
-        One that goes through the whole step and is right all the same does not show what is wrong with it.
+        A continuation that repeats the step and is right nevertheless does not show what is wrong with it.
         """
-        wrong, (question, begun) = self.chain.text, self.place(self.low)
-        through = self.place(self.high)[1].rstrip()
-        right = {text for text in drawn[question, begun].right if not text.startswith(through)}
+        wrong, (question, prefix) = self.chain.text, self.place(self.low)
+        whole_step = self.place(self.high)[1].rstrip()
+        right = {text for text in tallies[question, prefix].right if not text.startswith(whole_step)}
         if not right:
             return None
         chosen = min(right, key=lambda text: (Levenshtein.distance(text, wrong), text))
-        return Pair(
+        return ChainPair(
             *(question, chosen, wrong, SOURCE, self.chain.sample),
-            chosen_key_spans=_step_at(chosen, len(begun)),
-            rejected_key_spans=_step_at(wrong, len(begun)),
+            chosen_key_spans=_step_spans(chosen, len(prefix)),
+            rejected_key_spans=_step_spans(wrong, len(prefix)),
         )
 
 
-async def _begin(
-    run: Run, rollouts: _Rollouts, pivots: PivotOptions
-) -> tuple[list[_Search], dict[Place, _Drawn]]:
-    """Wrong chains that can be searched, and what is known; other questions are noted with the reason."""
-    samples = await rollouts.sample(run.questions, run.options.samples, "samples")
-    run.made.correct = [chain for chain in samples if chain.outcome == "correct"]
-    wrong = run.some(chain for chain in samples if chain.outcome == "wrong")
-    asked = list(dict.fromkeys(chain.question for chain in wrong))
-    # Samples are rollouts from the start, where there are to be as many as elsewhere.
-    missing = max(0, pivots.rollouts - run.options.samples)
-    drawn: dict[Place, _Drawn] = {(question, ""): _Drawn() for question in run.questions}
-    for chain in samples + await rollouts.sample(asked, missing, "rollouts 0"):
-        drawn[chain.question, ""].add(chain.text, chain.outcome)
-    lost = {question for question in asked if drawn[question, ""].lost(pivots.right_after)}
-    for question in run.questions:
-        if question not in asked:
-            start = drawn[question, ""]
+def _unsearchable(
+    questions: Sequence[Question],
+    open_questions: Sequence[Question],
+    tallies: Mapping[Place, Tally],
+    right_after: float,
+) -> dict[Question, str]:
+    """The questions without a chain that can be searched, and why."""
+    reasons = {}
+    for question in questions:
+        start = tallies[question, ""]
+        if question not in open_questions:
             all_right = 0 < start.count == len(start.right)
-            reason = "every sample is right" if all_right else "no sample ends in a wrong answer"
-        elif question in lost:
-            reason = "too few rollouts from the start are right"
-        else:
-            continue
-        run.made.dropped.setdefault(reason, []).append(question.id)
-    searches = [_Search(chain, step_ends(chain.text)) for chain in wrong if chain.question not in lost]
-    return searches, drawn
+            reasons[question] = "every sample is right" if all_right else "no sample ends in a wrong answer"
+        elif start.is_lost(right_after):
+            reasons[question] = "too few rollouts from the start are right"
+    return reasons
 
 
-async def _search(
-    searches: Sequence[_Search], drawn: dict[Place, _Drawn], rollouts: _Rollouts, right_after: float
+async def _bisect(
+    searches: Sequence[Search], tallies: dict[Place, Tally], rollouts: Rollouts, right_after: float
 ) -> None:
-    """Bisect all chains, a level at a time, until one step is left of each."""
+    """Halve the open searches, all of them at each level, until one step is left in each."""
     for level in count(1):
-        active = [search for search in searches if search.open]
+        active = [search for search in searches if search.is_open]
         if not active:
             return
         places = dict.fromkeys(search.place(search.middle) for search in active)
-        new = [place for place in places if place not in drawn]
-        drawn |= await rollouts.draw(new, f"rollouts {level}")
+        unknown = [place for place in places if place not in tallies]
+        tallies |= await rollouts.draw(unknown, f"rollouts {level}")
         for search in active:
-            here = drawn[search.place(search.middle)]
-            if not here.count:
+            tally = tallies[search.place(search.middle)]
+            if not tally.count:
                 search.dropped = _UNANSWERED
-            elif here.lost(right_after):
+            elif tally.is_lost(right_after):
                 search.high = search.middle
             else:
                 search.low = search.middle
 
 
 async def _confirm(
-    searches: Sequence[_Search], drawn: dict[Place, _Drawn], rollouts: _Rollouts, right_after: float
+    searches: Sequence[Search], tallies: dict[Place, Tally], rollouts: Rollouts, right_after: float
 ) -> None:
-    """Draw anew on both sides of the steps that were found; those that do not hold are dropped."""
-    found = [search for search in searches if not search.dropped]
-    places = dict.fromkeys(search.place(steps) for search in found for steps in search.sides())
+    """Draw new rollouts on both sides of each step; drop the steps that these do not confirm."""
+    candidates = [search for search in searches if not search.dropped]
+    places = dict.fromkeys(search.place(steps) for search in candidates for steps in search.sides())
     new = await rollouts.draw(list(places), "confirmation")
-    for search in found:
+    for search in candidates:
         sides = {steps: new[search.place(steps)] for steps in search.sides()}
-        if not all(here.count for here in sides.values()):
+        if not all(tally.count for tally in sides.values()):
             search.dropped = _UNANSWERED
-        elif sides[search.low].lost(right_after):
+        elif sides[search.low].is_lost(right_after):
             search.dropped = "not confirmed: lost before the step as well"
-        elif search.high in sides and not sides[search.high].lost(right_after):
+        elif search.high in sides and not sides[search.high].is_lost(right_after):
             search.dropped = "not confirmed: not lost after the step"
-    for place, here in new.items():
-        known = drawn[place]
-        drawn[place] = _Drawn(known.right + here.right, known.count + here.count)
+    for place, tally in new.items():
+        tallies[place] = Tally(tallies[place].right + tally.right, tallies[place].count + tally.count)
 
 
-class _Rollouts:
-    """Draws chains and continuations of them, for all questions at once."""
-
-    def __init__(self, run: Run, student: Dispatcher, count: int):
-        self._run = run
-        self._student = student
-        self._count = count
-        self._next: Counter[Place] = Counter()  # no two draws from a place have the same number
-
-    async def sample(self, questions: Iterable[Question], count: int, name: str) -> list[Chain]:
-        """So many chains more of each question."""
-        requests = self._requests([(question, "") for question in questions], count)
-        answers = await self._answers(requests, name)
-        return [
-            Chain(slot[0], text, outcome, SAMPLED, requests[slot][1].sample)
-            for slot, (text, outcome) in answers.items()
-        ]
-
-    async def draw(self, places: Sequence[Place], name: str) -> dict[Place, _Drawn]:
-        """Rollouts from each of the places.
-
-        Raises:
-            InputError: None was answered.
-        """
-        drawn = {place: _Drawn() for place in places}
-        requests = self._requests(places, self._count)
-        answers = await self._answers(requests, name)
-        if requests and not answers:
-            raise InputError(
-                f"{self._student.teacher.model} went on from no prefix of an answer "
-                f"({self._run.made.failures[-1][2]}); the model's context must have room for a chain and "
-                "`max_tokens` more, and an endpoint must take `continue_final_message`, as those of vLLM and "
-                "SGLang do"
-            )
-        for slot, (text, outcome) in answers.items():
-            drawn[requests[slot][0]].add(text, outcome)
-        return drawn
-
-    def _requests(self, places: Sequence[Place], count: int) -> dict[Slot, tuple[Place, ChatRequest]]:
-        requests: dict[Slot, tuple[Place, ChatRequest]] = {}
-        for number, (question, prefix) in enumerate(places):
-            prompt = self._run.templates.student(question)
-            first = self._next[question, prefix]
-            for draw in range(count):
-                slot = question, number * count + draw
-                request = self._run.request("student", "student", question, prompt, first + draw, slot[1])
-                if prefix:
-                    request = replace(request, messages=(*request.messages, ("assistant", prefix)))
-                requests[slot] = (question, prefix), request
-            self._next[question, prefix] += count
-        return requests
-
-    async def _answers(
-        self, requests: Mapping[Slot, tuple[Place, ChatRequest]], name: str
-    ) -> dict[Slot, tuple[str, Outcome]]:
-        """Whole chains and what they are worth."""
-        if not requests:
-            return {}
-
-        def outcome(slot: Slot, response: ChatResponse) -> Outcome:
-            return answer_outcome(slot, response, requests[slot][0][1])
-
-        asked = {slot: request for slot, (_, request) in requests.items()}
-        answers = await self._run.answers(self._student, asked, name, outcome)
-        return {
-            slot: (_as_written(requests[slot][0][1] + response.text), outcome(slot, response))
-            for slot, response in answers.items()
-        }
+def _collect(searches: Sequence[Search], tallies: Mapping[Place, Tally], generation: Generation) -> None:
+    """Add the pairs and pivots of the searches to the generation, and the reasons of those without one."""
+    generation.pivots = []
+    for search in searches:
+        pair = None if search.dropped else search.pair(tallies)
+        if pair is None:
+            reason = search.dropped or "every right continuation repeats the step"
+            generation.dropped.setdefault(reason, []).append(search.id)
+            continue
+        generation.pairs.append(pair)
+        generation.pivots.append(search.pivot(tallies))
+        generation.rectified.append(Chain(pair.question, pair.chosen, "correct", SOURCE, pair.sample))
 
 
-def _as_written(text: str) -> str:
-    """A chain without what follows it, but with what precedes it: prefixes must be the student's own."""
-    chain = read_chain(text)
-    return chain if text.startswith(chain) else text
-
-
-def _step_at(chain: str, start: int) -> tuple[tuple[int, int], ...]:
-    """The step that begins there, as spans; none where the chain ends there."""
-    begin = _text_start(chain, start)
-    return ((begin, step_end(chain, begin)),) if begin < len(chain) else ()
+def _step_spans(chain: str, start: int) -> tuple[tuple[int, int], ...]:
+    """The spans of the step that begins at `start`; none at the end of the chain."""
+    first = _text_start(chain, start)
+    return ((first, step_end(chain, first)),) if first < len(chain) else ()
 
 
 def _text_start(chain: str, start: int) -> int:

@@ -1,8 +1,8 @@
-"""The procedural teacher behind the interface of the others (L3), so that the pipeline runs offline.
+"""The procedural teacher with the interface of the other teachers, so that the pipeline runs offline.
 
-It knows its own problems and answers by the stage of a request: annotating rightly or wrongly, rectifying
-with the right chain, corrupting with the wrong one. Which it is follows from the request, so a run can be
-repeated. What it writes goes through the same parsing and checks as any teacher's.
+It only knows its own problems. It annotates with the right or the wrong chain, rectifies with the right one
+and corrupts with the wrong one. The choice depends on the request alone, so a run can be repeated. Its
+answers go through the same parsing and checks as those of any teacher.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class ProceduralChat:
 
     Args:
         families: Families of problems; all by default.
-        rows: How many problems.
-        seed: Another seed, other problems.
-        difficulty: 1 to 5.
-        wrong_share: How often it annotates with a wrong chain, 0 to 1.
+        rows: Number of problems.
+        seed: Another seed gives other problems.
+        difficulty: Difficulty of the problems, 1 to 5.
+        wrong_share: Share of annotations with the wrong chain, 0 to 1.
 
     Raises:
-        InputError: As `ProceduralTeacher`, or a share out of range.
+        InputError: See `ProceduralTeacher`; or a share out of range.
     """
 
     def __init__(
@@ -50,18 +50,17 @@ class ProceduralChat:
         self.address = f"seed {seed}, difficulty {difficulty}, wrong share {wrong_share}"
 
     def questions(self) -> list[Question]:
-        """The problems, to be asked about."""
+        """The questions of the problems."""
         return [question_of(row) for row in self._rows]
 
     async def check(self) -> None:
-        """It is always there."""
+        """Does nothing: the teacher is always available."""
 
     async def attempt(self, request: ChatRequest) -> RawResponse:
-        """Answer for the last of its problems that the prompt holds; see `Teacher.attempt`."""
+        """Answer the last of its problems in the prompt; see `Teacher.attempt`."""
         prompt = request.messages[-1][1]
-        places = [(prompt.rfind(row["prompt"]), number) for number, row in enumerate(self._rows)]
-        place, number = max(places)
-        if place < 0:
+        position, number = max((prompt.rfind(row["prompt"]), i) for i, row in enumerate(self._rows))
+        if position < 0:
             raise NoAnswer("the procedural teacher knows no other problems than its own")
         text = self._text(request, self._rows[number])
         body = {"text": text, "prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
@@ -75,7 +74,7 @@ class ProceduralChat:
         )
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: there is nothing to close."""
 
     def _text(self, request: ChatRequest, row: dict) -> str:
         rng = random.Random(f"{request.stage}/{row['id']}/{request.sample}")

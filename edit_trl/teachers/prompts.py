@@ -1,7 +1,7 @@
-"""What a teacher is asked, and how its answers are read (L3).
+"""Fills in the prompt templates and reads the answers to them.
 
-A template is a plain text file with {placeholders}, in `templates/`; one's own file may stand in for any of
-them. Its version is a hash of its text and goes into the journal's keys and the dataset card, so that another
+A template is a text file with {placeholders} in `templates/`; a file of your own may replace any of them. Its
+version is a hash of its text, which is part of the journal's keys and of the dataset card, so that another
 wording is another request.
 
 The prompts follow the paper (arXiv 2405.19737): `annotate` extracts a chain (CEP), `rectify` hints at the
@@ -79,34 +79,32 @@ class Templates:
 
     @classmethod
     def load(cls, files: Mapping[str, str | Path] | None = None) -> Templates:
-        """The package's templates, with files in place of some.
+        """Load the package's templates, some of them replaced by files.
 
         Args:
             files: Template name -> text file.
 
         Raises:
-            InputError: A name or placeholder that does not exist, one that is missing, or a file that cannot
-                be read; all at once.
+            InputError: Unknown names, unknown or missing placeholders, and files that cannot be read; all at
+                once.
         """
         names = get_args(TemplateName)
         texts = {
             name: read_template(resources.files(__package__) / "templates" / f"{name}.txt") for name in names
         }
-        problems = []
+        errors = []
         for name, file in (files or {}).items():
             if name not in names:
-                problems.append(f"`templates: {name}`: {unknown_name(name, names)}")
+                errors.append(f"`templates: {name}`: {unknown_name(name, names)}")
                 continue
             try:
                 texts[name] = read_template(Path(file))
             except (OSError, UnicodeDecodeError) as error:
-                problems.append(f"cannot read the template {file}: {error}")
+                errors.append(f"cannot read the template {file}: {error}")
                 continue
-            problems += [
-                f"{file}: {problem}" for problem in template_problems(texts[name], PLACEHOLDERS[name])
-            ]
-        if problems:
-            raise InputError(problems)
+            errors += [f"{file}: {error}" for error in template_problems(texts[name], PLACEHOLDERS[name])]
+        if errors:
+            raise InputError(errors)
         return cls(texts)
 
     def version(self, name: TemplateName) -> str:
@@ -114,48 +112,48 @@ class Templates:
         return hashlib.sha256(self.texts[name].encode()).hexdigest()[:12]
 
     def annotate(self, question: Question, exemplars: Iterable[Exemplar]) -> str:
-        """Asks for a chain."""
-        shown = "".join(
+        """The prompt for a chain."""
+        examples = "".join(
             f"Question: {e.question}\nAnswer: Let's think step by step. {e.chain}\n\n" for e in exemplars
         )
-        return self._fill("annotate", question, exemplars=shown)
+        return self._fill("annotate", question, exemplars=examples)
 
     def rectify(self, question: Question, exemplars: Iterable[Exemplar]) -> str:
-        """Asks for a chain to the known answer; the exemplars carry the hint as well."""
-        shown = "".join(
+        """The prompt for a chain that ends in the known answer; the exemplars have the hint as well."""
+        examples = "".join(
             f"Question: {e.question}\nHint: the right answer is {e.answer}.\n"
             f"Answer: Let's think step by step. {e.chain}\n\n"
             for e in exemplars
         )
-        return self._fill("rectify", question, exemplars=shown, answer=question.answer)
+        return self._fill("rectify", question, exemplars=examples, answer=question.answer)
 
     def rectify_minimal(self, question: Question, wrong_chain: str) -> str:
-        """Asks to mend a wrong chain with as few changes as can be."""
+        """The prompt to correct a wrong chain with as few changes as possible."""
         return self._fill("rectify_minimal", question, chain=wrong_chain, answer=question.answer)
 
     def corrupt(self, question: Question, chain: str, pairs: Iterable[Exemplar]) -> str:
-        """Asks for a similar wrong chain; each exemplar has a wrong chain."""
-        shown = "".join(
+        """The prompt for a similar wrong chain; each exemplar has a wrong chain."""
+        examples = "".join(
             f"Question: {e.question}\nRight reasoning: {e.chain}\nWrong reasoning: {e.wrong_chain}\n\n"
             for e in pairs
         )
-        return self._fill("corrupt", question, exemplars=shown, chain=chain)
+        return self._fill("corrupt", question, exemplars=examples, chain=chain)
 
-    def conclude(self, question: Question, beginning: str) -> str:
-        """Asks what follows from a chain without its conclusion; says nothing of the known answer."""
-        return self._fill("conclude", question, chain=beginning)
+    def conclude(self, question: Question, premises: str) -> str:
+        """The prompt for the conclusion of a chain; it does not tell the known answer."""
+        return self._fill("conclude", question, chain=premises)
 
     def judge(self, question: Question, chain: str) -> str:
-        """Asks whether a chain is sound; says nothing of the known answer."""
+        """The prompt that asks whether a chain is sound; it does not tell the known answer."""
         return self._fill("judge", question, chain=chain)
 
     def label(self, question: Question, chosen: str, rejected: str, kinds: LabelSet) -> str:
-        """Asks for the kinds of mistake of the wrong chain."""
-        listed = "\n".join(f"- {name}: {meaning}" for name, meaning in KINDS[kinds].items())
-        return self._fill("label", question, kinds=listed, chosen=chosen, rejected=rejected)
+        """The prompt for the kinds of mistake in the wrong chain."""
+        names = "\n".join(f"- {name}: {meaning}" for name, meaning in KINDS[kinds].items())
+        return self._fill("label", question, kinds=names, chosen=chosen, rejected=rejected)
 
     def student(self, question: Question) -> str:
-        """What a student is asked: the question as it will be trained on."""
+        """The student's prompt: the question as in the rows that it is trained on."""
         return self._fill("student", question)
 
     def _fill(self, name: TemplateName, question: Question, **values: str) -> str:
@@ -164,15 +162,15 @@ class Templates:
             "question": question.question,
             "task_description": f"{description.strip()}\n" if description else "",
         }
-        # One pass: braces in a question or a chain are text.
+        # One pass, so that braces in a question or a chain stay text.
         return self.texts[name].format(**{key: values[key] for key in PLACEHOLDERS[name]})
 
 
 def read_chain(text: str) -> str:
-    """A chain as it goes into a row: without what the prompt's own words were echoed with.
+    """The chain in an answer, as it goes into a row.
 
-    Also without the thoughts that some models write first in <think> tags, and without a question of its own
-    that a teacher goes on with.
+    Removes thoughts in <think> tags, words of the prompt that the model repeats, and further questions that
+    it writes after the chain.
     """
     chain = text.rpartition("</think>")[2].strip()
     for echo in ("Answer:", "Mended reasoning:", "Wrong reasoning:", "Let's think step by step."):
@@ -181,35 +179,35 @@ def read_chain(text: str) -> str:
 
 
 def without_conclusion(chain: str, answer_type: AnswerType) -> str:
-    """A chain up to the sentence that first states what it ends in.
+    """A chain up to the sentence that first states its final answer.
 
-    A chain that begins with its answer and then gives reasons has nothing to draw it from.
+    Of a chain that begins with its answer and then gives reasons, nothing is left.
     """
-    final = found = extract_answer(chain, answer_type)
-    while found is not None and found.value == final.value:
-        chain = _sentences_before(chain, found.start)
-        found = extract_answer(chain, answer_type)
+    final = answer = extract_answer(chain, answer_type)
+    while answer is not None and answer.value == final.value:
+        chain = _sentences_before(chain, answer.start)
+        answer = extract_answer(chain, answer_type)
     return chain
 
 
 def read_verdict(text: str) -> bool | None:
-    """Whether a judge calls a chain sound; None where it does not say so in the form asked for."""
-    found = _VERDICT_LINE.findall(text)
-    return {"sound": True, "flawed": False}.get(found[-1].lower()) if found else None
+    """Whether the answer calls a chain sound; None where it does not have the required form."""
+    verdicts = _VERDICT_LINE.findall(text)
+    return {"sound": True, "flawed": False}.get(verdicts[-1].lower()) if verdicts else None
 
 
 def read_kinds(text: str, kinds: LabelSet) -> list[str] | None:
-    """The kinds of mistake named in an answer; None where it is not in the form asked for.
+    """The kinds of mistake that an answer names; None where it does not have the required form.
 
-    Every name must be one of the set: what is half understood is not used.
+    An answer with a name outside the set is not used at all.
     """
     lines = [match["names"] for match in _KINDS_LINE.finditer(text)]
     if not lines:
         return None
-    named = [name.strip(" .*_`\"'").lower() for name in lines[-1].split(",")]
-    if not all(name in KINDS[kinds] for name in named):
+    names = [name.strip(" .*_`\"'").lower() for name in lines[-1].split(",")]
+    if not all(name in KINDS[kinds] for name in names):
         return None
-    return [kind for kind in KINDS[kinds] if kind in named]
+    return [kind for kind in KINDS[kinds] if kind in names]
 
 
 def _sentences_before(text: str, position: int) -> str:

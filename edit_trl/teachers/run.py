@@ -1,9 +1,9 @@
-"""One generation from a recipe: check, ask, save (L3)."""
+"""Runs a recipe of `edit-trl generate`: checks what it names, asks the models and saves the result."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,27 +19,29 @@ from edit_trl.models.chat.protocol import Teacher
 from edit_trl.teachers.card import Provenance
 from edit_trl.teachers.export import save_generation
 from edit_trl.teachers.generate_config import GenerateConfig
-from edit_trl.teachers.generation import Generation
+from edit_trl.teachers.generation import DUAL, Generation
 from edit_trl.teachers.pipeline import make_dual_cots
 from edit_trl.teachers.pivots import make_pivots
 from edit_trl.teachers.prompts import TemplateName, Templates
 
-# What does not change what is made, and so is not told in the card: the same answers make the same card.
-_INCIDENTAL = {"output_dir", "push_to_hub", "private", "max_cost", "timeout", "batch_size", "max_concurrency"}
+# Options that do not change the dual CoTs. The card leaves them out: the same answers give the same card.
+_INCIDENTAL = {
+    *("output_dir", "push_to_hub", "private", "max_cost", "timeout", "batch_size", "max_concurrency"),
+    *("engine", "actors"),
+}
 
 
-_INCIDENTAL |= {"engine", "actors"}
-
-
-class Prepared:
-    """A recipe with everything it names, read and checked; nothing has been sent.
+class GenerationPlan:
+    """A recipe with everything it names, read and checked before any request is sent.
 
     Args:
         config: The recipe.
 
     Attributes:
-        teacher: Who will be asked; None where the student alone is.
-        questions: What.
+        templates: The prompt templates.
+        exemplars: The worked examples.
+        teacher: The model that is asked; None where only the student is.
+        questions: The questions that are asked.
 
     Raises:
         InputError: Questions, exemplars, templates or a teacher that cannot be used; all at once.
@@ -47,25 +49,25 @@ class Prepared:
 
     def __init__(self, config: GenerateConfig):
         self.config = config
-        problems: list[str] = []
+        errors: list[str] = []
 
-        def of(make: Callable[[], Any]) -> Any:
+        def read(part: Callable[[], Any]) -> Any:
             try:
-                return make()
+                return part()
             except InputError as error:
-                problems.extend(error.problems)
+                errors.extend(error.problems)
 
-        self.templates: Templates = of(config.templates)
-        self.exemplars: Sequence[Exemplar] = of(config.exemplars)
-        self.teacher: Teacher | None = of(config.make_teacher)
-        self.questions: Sequence[Question] = of(lambda: config.questions(self.teacher))
-        if problems:
-            raise InputError(problems)
+        self.templates: Templates = read(config.templates)
+        self.exemplars: Sequence[Exemplar] = read(config.exemplars)
+        self.teacher: Teacher | None = read(config.make_teacher)
+        self.questions: Sequence[Question] = read(lambda: config.questions(self.teacher))
+        if errors:
+            raise InputError(errors)
 
     def __str__(self) -> str:
         tasks = {question.task for question in self.questions}
-        of_tasks = f" of {len(tasks)} tasks" if len(tasks) > 1 else ""
-        questions = f"{len(self.questions)} questions{of_tasks}"
+        task_count = f" of {len(tasks)} tasks" if len(tasks) > 1 else ""
+        questions = f"{len(self.questions)} questions{task_count}"
         if self.teacher is None:
             return f"{questions}; student {self.config.arguments.student!r}, no teacher"
         return (
@@ -77,44 +79,50 @@ class Prepared:
         """Make the dual CoTs and save them.
 
         Args:
-            folder: For the result; the journal is in the recipe's `output_dir`.
+            folder: The folder for the result. The journal is in the recipe's `output_dir`.
 
         Returns:
-            What was made, and the rows written by file.
+            The generation, and the number of rows in each file.
 
         Raises:
             InputError: See `make_dual_cots` and `save_generation`.
         """
         config = self.config
         async with AsyncExitStack() as stack:
-            teachers = {"teacher": self.teacher}
-            teachers |= {"student": config.make_student(), "labeller": config.make_labeller()}
-            teachers = {who: teacher for who, teacher in teachers.items() if teacher is not None}
-            if config.arguments.engine == "ray":
-                from edit_trl.models.cluster.chat import on_ray
-
-                teachers = on_ray(teachers, config.arguments.actors, config.limits.max_concurrency)
+            teachers = self._models()
             for teacher in teachers.values():
                 stack.push_async_callback(teacher.close)
             await asyncio.gather(*(teacher.check() for teacher in teachers.values()))
             journal = stack.enter_context(Journal(config.arguments.output_dir))
+            # Prices are those of the teacher.
+            unpriced = replace(config.limits, prompt_price=None, completion_price=None, max_cost=None)
             dispatchers = {
-                who: Dispatcher(
-                    teacher,
-                    journal,
-                    # Prices are the teacher's.
-                    config.limits
-                    if who == "teacher"
-                    else replace(config.limits, prompt_price=None, completion_price=None, max_cost=None),
-                )
-                for who, teacher in teachers.items()
+                role: Dispatcher(teacher, journal, config.limits if role == "teacher" else unpriced)
+                for role, teacher in teachers.items()
             }
             stack.enter_context(stopped_by_signals(list(dispatchers.values())))
             display = stack.enter_context(Display(list(dispatchers.values())))
             generation = await self._make(dispatchers, display)
-            provenance = self._provenance({who: dispatcher.stats for who, dispatcher in dispatchers.items()})
+            provenance = self._provenance(
+                {role: dispatcher.stats for role, dispatcher in dispatchers.items()}
+            )
         rows = save_generation(generation, folder, provenance, conversational=config.arguments.conversational)
         return generation, rows
+
+    def _models(self) -> dict[str, Teacher]:
+        """The models that are asked, by role; on a Ray cluster where the recipe says so."""
+        config = self.config
+        models = {
+            "teacher": self.teacher,
+            "student": config.make_student(),
+            "labeller": config.make_labeller(),
+        }
+        models = {role: model for role, model in models.items() if model is not None}
+        if config.arguments.engine != "ray":
+            return models
+        from edit_trl.models.cluster.chat import on_ray
+
+        return on_ray(models, config.arguments.actors, config.limits.max_concurrency)
 
     async def _make(self, dispatchers: dict[str, Dispatcher], display: Display) -> Generation:
         options = self.config.options
@@ -144,3 +152,23 @@ class Prepared:
         versions = {name: self.templates.version(name) for name in names}
         author = self.config.arguments.student if self.teacher is None else self.teacher.model
         return Provenance(author, stats, versions, values)
+
+
+def training_rounds(
+    config: GenerateConfig, train: Callable[[str, Path, Path], str]
+) -> Iterator[tuple[GenerateConfig, Path]]:
+    """Alternate between generating and training.
+
+    Each item is what to generate in a round: the recipe with the student of the round before, and the folder
+    for the result. When the next item is asked for, that student is trained on the dual CoTs in the folder.
+
+    Args:
+        config: The recipe; `rounds` is the number of rounds.
+        train: Called with a student (a path or Hub id), a file of rows and an output folder; trains and
+            returns the path of the trained student.
+    """
+    student = config.arguments.student
+    for number in range(1, config.arguments.rounds + 1):
+        folder = Path(config.arguments.output_dir) / f"round_{number}"
+        yield replace(config, arguments=replace(config.arguments, student=student)), folder
+        student = train(student, folder / DUAL, folder / "student")

@@ -534,7 +534,7 @@ def test_an_interruption_ends_the_workers_too(tmp_path):
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 130
-    assert "goes on from the cells that are done" in process.stderr.read()
+    assert "resumes from the cells that are done" in process.stderr.read()
     for worker in map(int, workers.stdout.split()):
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)

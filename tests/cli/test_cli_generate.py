@@ -106,7 +106,7 @@ def test_output_below_a_file(tmp_path):
         (["--rows", "1", "--held_out", "-2"], "--held_out must be 1 or more, got -2"),
         (["--rows", "1", "--difficulty", "7"], "difficulty must be an integer from 1 to 5, got 7"),
         (["--rows", "1", "--seed", "-1"], "seed must be an integer of 0 or more"),
-        (["--rows", "1", "--families", "wordsorting"], "did you mean 'word_sorting'"),
+        (["--rows", "1", "--families", "wordsorting"], "did you mean `word_sorting`"),
         (["--rows", "9999", "--families", "boolean_expressions"], "ask for fewer rows"),
     ],
 )

@@ -11,15 +11,9 @@ from datasets import Dataset, DatasetDict, List, Value, load_from_disk
 from huggingface_hub import HfApi
 
 from edit_trl.common.errors import InputError
-from edit_trl.data.dual_cots import (
-    OPTIONAL_COLUMNS,
-    REQUIRED_COLUMNS,
-    chain_text,
-    is_conversational,
-    load_dual_cots,
-    save_dual_cots,
-    validate_dual_cots,
-)
+from edit_trl.data.dual_cots import load_dual_cots, save_dual_cots
+from edit_trl.data.row import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, chain_text, is_conversational
+from edit_trl.data.row_checks import validate_dual_cots
 
 PLAIN = [
     {
@@ -262,10 +256,10 @@ def test_mapped_csv_cells_are_parsed(tmp_path):
     ("mapping", "expected"),
     [
         ({"qestion": "prompt"}, "no column 'qestion'"),
-        ({"qestion": "prompt"}, "did you mean 'question'?"),
+        ({"qestion": "prompt"}, "did you mean `question`?"),
         ({"chosen": "correct"}, 'it reads theirs -> ours: {"correct": "chosen"}'),
         ({"correct": "chosn"}, "'chosn' is none of prompt, chosen"),
-        ({"correct": "chosn"}, "did you mean 'chosen'?"),
+        ({"correct": "chosn"}, "did you mean `chosen`?"),
         ({"correct": "chosen", "question": "chosen"}, "more than one column"),
     ],
 )

@@ -12,11 +12,11 @@ from typing import get_args
 import pytest
 
 from edit_trl.common.errors import InputError
-from edit_trl.data.dual_cots import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 from edit_trl.data.procedural import ANSWER_TYPES, Family, ProceduralTeacher, generate_dual_cots
 from edit_trl.data.procedural import teacher as procedural
 from edit_trl.data.procedural.problems import Mistake, Problem, Slip, follow, write_chains
 from edit_trl.data.procedural.solvers import SOLVERS
+from edit_trl.data.row import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
 FAMILIES = get_args(Family)
 CONCLUSION = re.compile(r" Therefore, the answer is (.+)\.$")
@@ -322,8 +322,8 @@ def test_answer_check_agrees_on_both_chains():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"families": ["arithmetik"]}, "did you mean 'arithmetic'.*object_counting, arithmetic"),
-        ({"families": ["zzz"]}, "unknown family 'zzz'; All families"),
+        ({"families": ["arithmetik"]}, "did you mean `arithmetic`.*object_counting, arithmetic"),
+        ({"families": ["zzz"]}, "unknown family 'zzz'; all families"),
         ({"families": "arithmetic"}, r"must be a list of names.*\['arithmetic'\]"),
         ({"families": []}, "no family named"),
         ({"families": ["navigate", "navigate"]}, "'navigate' is named twice"),

@@ -11,12 +11,12 @@ from datasets import Dataset
 from edit_trl import DualCoTConfig, DualCoTTrainer
 from edit_trl.common.errors import InputError
 from edit_trl.data.row_checks import validate_dual_cots
+from edit_trl.data.row_rewriting import answer_statement
 from edit_trl.data.tokenization import tokenize_dual_cot
 from edit_trl.data.views import (
     PAIR_VIEWS,
     WEIGHTED_VIEWS,
     View,
-    answer_statement,
     apply_view,
     select_rows,
 )

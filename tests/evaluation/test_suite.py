@@ -15,7 +15,7 @@ from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
 from edit_trl import evaluate_suite
 from edit_trl.common.errors import InputError
-from edit_trl.data.dual_cots import chain_text
+from edit_trl.data.row import chain_text
 from edit_trl.data.tokenization import tokenize_with_offsets
 from edit_trl.evaluation.runs.folder import RunFolder
 from edit_trl.evaluation.runs.resuming import finish_run

@@ -14,7 +14,7 @@ from edit_trl.teachers.generate_config import (
     is_generate_recipe,
     read_generate_config,
 )
-from edit_trl.teachers.run import Prepared
+from edit_trl.teachers.run import GenerationPlan
 from edit_trl.training.recipe.resolving import read_recipe
 
 ROOT = Path(__file__).parents[2] / "recipes"
@@ -99,7 +99,7 @@ def test_files_are_looked_for_beside_the_recipe(tmp_path):
         dataset_name="q.jsonl",
         templates={"annotate": "t.txt"},
     )
-    prepared = Prepared(read_generate_config(path, {}))
+    prepared = GenerationPlan(read_generate_config(path, {}))
     assert [question.question for question in prepared.questions] == ["What is 1 + 1?"]
     assert prepared.templates.texts["annotate"] == "Say {question}"
 
@@ -153,7 +153,7 @@ def test_what_a_recipe_names_is_checked_all_at_once(tmp_path, monkeypatch):
         templates={"judge": "none.txt"},
     )
     with pytest.raises(InputError) as caught:
-        Prepared(read_generate_config(path, {}))
+        GenerationPlan(read_generate_config(path, {}))
     problems = "\n".join(caught.value.problems)
     for words in ("no API key", "write numbers as text", "has the answer '5'", "cannot read the template"):
         assert words in problems

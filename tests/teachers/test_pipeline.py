@@ -21,7 +21,7 @@ from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 from edit_trl.models.chat.journal import Journal
 from edit_trl.teachers.card import Provenance
 from edit_trl.teachers.export import push_generation, save_generation
-from edit_trl.teachers.filters import Bounds, Pair, filter_pairs
+from edit_trl.teachers.filters import Bounds, ChainPair, filter_pairs
 from edit_trl.teachers.generation import DUAL, WARM_UP, Generation, PipelineOptions
 from edit_trl.teachers.pipeline import make_dual_cots
 from edit_trl.teachers.procedural_chat import ProceduralChat
@@ -395,8 +395,8 @@ def test_no_pair_is_an_error_that_says_why(tmp_path):
         save(made, tmp_path / "out", dispatcher)
 
 
-def pair(chosen: str, rejected: str, sample: int = 0) -> Pair:
-    return Pair(QUESTIONS[0], chosen, rejected, "corrupted", sample)
+def pair(chosen: str, rejected: str, sample: int = 0) -> ChainPair:
+    return ChainPair(QUESTIONS[0], chosen, rejected, "corrupted", sample)
 
 
 LONG = "Two and two are counted on fingers, one after another, and the last of them is said aloud. "

@@ -260,7 +260,7 @@ def test_an_endpoint_that_does_not_is_told(tmp_path):
 
     with running(ChatServer(answer, fault)) as url, pytest.raises(InputError) as caught:
         find(tmp_path, OpenAICompatibleTeacher(MODEL, [url]), options={"send_seed": True})
-    assert "went on from no prefix of an answer" in str(caught.value)
+    assert "continued no prefix of an answer" in str(caught.value)
     assert "`continue_final_message`" in str(caught.value)
 
 
@@ -476,11 +476,14 @@ def test_rounds_find_pivots_and_train_in_turn(toy_student, tmp_path):
         (["--student", "m", "--pivots", "--rollouts", "0"], "`rollouts` must be at least 1, got 0"),
         (["--student", "m", "--pivots", "--right_after", "1"], "`right_after` must be at least 0"),
         (["--student", "m", "--pivots", "--rectify", "hint"], "there is no teacher (`teacher: none`)"),
-        (["--student", "m", "--pivots", "--temperature", "1"], "it is `student_temperature`"),
+        (["--student", "m", "--pivots", "--temperature", "1"], "the student's is `student_temperature`"),
         (["--student", "m", "--pivots", "--teacher", "procedural"], "`pivots` asks no teacher"),
         (["--student", "m", "--rollouts", "3"], "`rollouts` is for `pivots: true`"),
         (["--student", "m", "--teacher", "none"], "`teacher: none` is for `pivots: true`"),
-        (["--student", "m", "--pivots", "--dataset_name", "q.jsonl", "--rows", "3"], "`rows`: of the"),
+        (
+            ["--student", "m", "--pivots", "--dataset_name", "q.jsonl", "--rows", "3"],
+            "`rows`: for procedural problems",
+        ),
         (["--student", "m", "--pivots", "--dataset_name", "none.jsonl"], "no such file or folder"),
         (["--student", "m", "--pivots", "--families", "sums"], "unknown family 'sums'"),
     ],

@@ -1,4 +1,4 @@
-"""Problems made here, each with a correct chain, a wrong one and a solver; no network is needed."""
+"""Procedural problems, each with a correct chain, a wrong chain and a solver; they need no network."""
 
 from edit_trl.data.procedural.families import ANSWER_TYPES, Family
 from edit_trl.data.procedural.teacher import ProceduralTeacher, generate_dual_cots

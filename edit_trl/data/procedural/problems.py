@@ -1,9 +1,9 @@
-"""A problem with its correct and its wrong chain, both built from pieces of text (L3).
+"""A problem with its correct and its wrong chain, both built from pieces of text.
 
-A chain is a list of pieces that read as prose when joined. Both chains of a problem come from one
-generator and have the same number of pieces, so that piece i of one stands where piece i of the
-other does; a piece that is there on one side only is "" on the other. The key spans are the pieces
-that differ: they come from the construction, not from a comparison of the finished texts.
+A chain is a list of pieces that read as prose when joined. Both chains of a problem come from one generator
+and have the same number of pieces, so that piece i of one corresponds to piece i of the other. A piece that
+only one chain has is "" in the other. The key spans are the pieces that differ: they come from the
+construction, not from a comparison of the finished texts.
 """
 
 import random
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 Mistake = Literal[
-    "calculation",  # a right operation with a wrong result
-    "context value",  # something read from the question wrongly
-    "counting",  # something counted that does not belong
-    "direction",  # before for after, left for right
+    "calculation",  # the right operation with a wrong result
+    "context value",  # a value of the question, misread
+    "counting",  # an item counted that does not belong
+    "direction",  # before instead of after, left instead of right
     "knowledge",  # a wrong fact, such as the length of a month
     "missing step",
     "operator",
-    "order",  # two things in the wrong order
+    "order",  # two items in the wrong order
     "order of operations",
-    "previous-step value",  # the result of an earlier step taken over wrongly
+    "previous-step value",  # the result of an earlier step, copied wrongly
     "repeated step",
 ]
 
@@ -31,12 +31,12 @@ Instruction = TypeVar("Instruction")
 
 @dataclass(frozen=True)
 class Slip:
-    """The one error of a wrong chain.
+    """The mistake of a wrong chain.
 
     Attributes:
-        kind: What went wrong.
-        step: The step it happens in, counted from 0.
-        delta: How far a number is off, for kinds that need one.
+        kind: The kind of mistake.
+        step: The step with the mistake, from 0.
+        delta: The error of a number, for kinds that need one.
     """
 
     kind: Mistake
@@ -46,16 +46,16 @@ class Slip:
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem with both chains.
+    """A problem with both chains.
 
     Attributes:
         question: The prompt.
-        core: The problem without its wording: two questions with one core are the same problem.
+        core: The problem without its wording. Two questions with the same core are the same problem.
         right: Pieces of the correct chain, up to the conclusion.
-        wrong: Pieces of the wrong chain, as many.
+        wrong: Pieces of the wrong chain, up to the conclusion; as many as `right`.
         answer: Pieces of the correct answer.
-        wrong_answer: Pieces of the wrong answer, as many.
-        mistake: The kind of the injected error.
+        wrong_answer: Pieces of the wrong answer; as many as `answer`.
+        mistake: The kind of mistake in the wrong chain.
     """
 
     question: str
@@ -69,7 +69,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class DualChain:
-    """The texts of both chains and their key spans, `[start, end)` character offsets."""
+    """The texts of both chains, and their key spans as `[start, end)` character offsets."""
 
     chosen: str
     rejected: str
@@ -78,10 +78,10 @@ class DualChain:
 
 
 def write_chains(problem: Problem) -> DualChain:
-    """Joins the pieces of both chains and their conclusions, and finds the key spans.
+    """Join the pieces of both chains and their conclusions, and find the key spans.
 
     Raises:
-        ValueError: If the chains do not have the same number of pieces (a generator's bug).
+        ValueError: The chains have different numbers of pieces (a bug in a generator).
     """
     right = _concluded(problem.right, problem.answer)
     wrong = _concluded(problem.wrong, problem.wrong_answer)
@@ -113,18 +113,18 @@ def follow(
     take: Callable[[State, Instruction, Slip | None], tuple[list[str], State]],
     slip: Slip | None = None,
 ) -> tuple[list[str], State]:
-    """Takes the instructions one by one and writes down each step.
+    """Follow instructions one by one and write down each step.
 
-    A step that is left out or taken twice is handled here; every other slip is passed to `take`.
+    This function omits or repeats a step for the slips of these kinds; every other slip is passed to `take`.
 
     Args:
-        state: What is known before the first step.
-        instructions: One for each step.
-        take: Takes one step: its pieces (always the same number) and the state after it.
-        slip: The error to make, if any.
+        state: The state before the first step.
+        instructions: One instruction per step.
+        take: Takes one step; returns its pieces (always the same number) and the state after it.
+        slip: The mistake to make, if any.
 
     Returns:
-        The pieces of all steps, and the last state. Each step has room for its own repetition.
+        The pieces of all steps, each with room for its repetition, and the final state.
     """
     pieces: list[str] = []
     for index, instruction in enumerate(instructions):
@@ -141,5 +141,5 @@ def follow(
 
 
 def off_by(rng: random.Random, *amounts: int) -> int:
-    """One of the amounts with a random sign, so that wrong numbers are as often low as high."""
+    """One of the amounts with a random sign, so that wrong numbers are too low as often as too high."""
     return rng.choice(amounts) * rng.choice((-1, 1))

@@ -1,7 +1,7 @@
-"""Solves the problems from the text of the question alone, to check the procedural teacher (L3).
+"""Solves the problems from the text of the question only, to check the procedural teacher.
 
-Nothing here knows how a question was made: a solver reads it as a person would. From the rest of
-the teacher it takes only the vocabulary (which nouns are fruits, the names of the months).
+A solver does not know how a question was made; it reads the question as a person would. It shares only the
+vocabulary with the teacher (which nouns are fruits, the names of the months).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import date, timedelta
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from edit_trl.data.procedural.vocabulary import GROUPS, MONTHS, NUMBER_WORDS, in_number
@@ -19,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def solve_object_counting(question: str) -> str:
-    """Adds up the things of the group that the question asks for."""
-    asked = re.search(r"[Hh]ow many (.+?) (?:do|are|did|does) ", question).group(1)
+    """Add up the items of the group that the question asks for."""
+    group = re.search(r"[Hh]ow many (.+?) (?:do|are|did|does) ", question).group(1)
     quantities = {"a": 1, "an": 1} | {word: n for n, word in enumerate(NUMBER_WORDS)}
     total = 0
-    for noun in GROUPS[asked]:
+    for noun in GROUPS[group]:
         forms = f"{noun}|{in_number(2, noun)}"
         for quantity in re.findall(rf"\b(\w+) (?:{forms})\b", question):
             total += quantities[quantity]
@@ -31,13 +30,13 @@ def solve_object_counting(question: str) -> str:
 
 
 def solve_arithmetic(question: str) -> str:
-    """Works out the expression with the usual precedence."""
+    """Evaluate the expression with the usual precedence."""
     return str(_Parser(re.findall(r"\d+|[-+*()]", question), _ARITHMETIC).result())
 
 
 def solve_boolean_expressions(question: str) -> str:
-    """Works out the expression; "not" goes before "and", "and" before "or"."""
-    # The words "and" and "or" may also stand in the wording: the expression is the longest run.
+    """Evaluate the expression; "not" binds tighter than "and", and "and" tighter than "or"."""
+    # The wording of the question may also contain "and" and "or": the expression is the longest run.
     runs = re.findall(r"(?:(?:True|False|not|and|or)\b|[() ])+", question)
     tokens = re.findall(r"\w+|[()]", max(runs, key=len))
     return str(bool(_Parser(tokens, _BOOLEAN).result()))
@@ -54,7 +53,7 @@ _BOOLEAN = (
 
 
 class _Parser:
-    """Recursive descent over binary operators in levels, the loosest first."""
+    """Recursive descent over levels of binary operators, from the loosest to the tightest."""
 
     def __init__(self, tokens: list[str], levels: tuple[dict[str, Callable], ...]):
         self.tokens = tokens
@@ -87,23 +86,23 @@ class _Parser:
 
 
 def solve_shuffled_objects(question: str) -> str:
-    """Carries out the swaps and finds the letter of what the person has at the end."""
-    held = dict(re.findall(r"(\w+) has the (\w+)", question))
+    """Carry out the swaps and find the letter of what the person has at the end."""
+    holdings = dict(re.findall(r"(\w+) has the (\w+)", question))
     for a, b in re.findall(r"(\w+) and (\w+) (?:swap|trade|exchange) ", question):
-        held[a], held[b] = held[b], held[a]
-    asked = re.search(r"does (\w+) have\?", question).group(1)
+        holdings[a], holdings[b] = holdings[b], holdings[a]
+    person = re.search(r"does (\w+) have\?", question).group(1)
     letters = {colour: letter for letter, colour in re.findall(r"\((\w)\) (\w+)", question)}
-    return f"({letters[held[asked]]})"
+    return f"({letters[holdings[person]]})"
 
 
 def solve_word_sorting(question: str) -> str:
-    """Sorts the words, which are the only ones between commas."""
+    """Sort the words; no other words of the question are separated by commas."""
     words = re.search(r"\w+(?:, \w+)+", question).group(0).split(", ")
     return ", ".join(sorted(words))
 
 
 def solve_navigate(question: str) -> str:
-    """Walks in the complex plane: north is 1j, a turn to the left multiplies by 1j."""
+    """Walk in the complex plane: north is 1j, and a turn to the left multiplies by 1j."""
     place, ahead = 0, 1j
     turns = {"left": 1j, "right": -1j, "around": -1}
     ways = {"": 1, "forward": 1, "backward": -1, **turns}
@@ -117,7 +116,7 @@ def solve_navigate(question: str) -> str:
 
 
 def solve_date_understanding(question: str) -> str:
-    """Counts from the date in the question with the calendar of the standard library."""
+    """Count from the date in the question with the calendar of the standard library."""
     day = _date_in(question)
     from_then_to_today = {
         "day before yesterday was": 2,
@@ -138,24 +137,22 @@ def solve_date_understanding(question: str) -> str:
 
 def _date_in(question: str) -> date:
     names = "|".join(MONTHS)
-    if found := re.search(r"(\d\d)/(\d\d)/(\d{4})", question):
-        month, day, year = found.groups()
+    if match := re.search(r"(\d\d)/(\d\d)/(\d{4})", question):
+        month, day, year = match.groups()
         return date(int(year), int(month), int(day))
-    if found := re.search(rf"({names}) (\d+), (\d+)", question):
-        name, day, year = found.groups()
+    if match := re.search(rf"({names}) (\d+), (\d+)", question):
+        name, day, year = match.groups()
     else:
         day, name, year = re.search(rf"(\d+) ({names}) (\d+)", question).groups()
     return date(int(year), MONTHS.index(name) + 1, int(day))
 
 
-SOLVERS: Mapping[Family, Callable[[str], str]] = MappingProxyType(
-    {
-        "object_counting": solve_object_counting,
-        "arithmetic": solve_arithmetic,
-        "shuffled_objects": solve_shuffled_objects,
-        "boolean_expressions": solve_boolean_expressions,
-        "word_sorting": solve_word_sorting,
-        "navigate": solve_navigate,
-        "date_understanding": solve_date_understanding,
-    }
-)
+SOLVERS: Mapping[Family, Callable[[str], str]] = {
+    "object_counting": solve_object_counting,
+    "arithmetic": solve_arithmetic,
+    "shuffled_objects": solve_shuffled_objects,
+    "boolean_expressions": solve_boolean_expressions,
+    "word_sorting": solve_word_sorting,
+    "navigate": solve_navigate,
+    "date_understanding": solve_date_understanding,
+}

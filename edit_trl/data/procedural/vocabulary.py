@@ -1,4 +1,4 @@
-"""Words for the problems of the procedural teacher, shared by its generators and solvers (L3)."""
+"""Words for procedural problems, shared by their generators and solvers."""
 
 NUMBER_WORDS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -10,7 +10,7 @@ MONTHS = (
     "October", "November", "December",
 )  # fmt: skip
 
-# Groups in pairs that are easy to mix up: a problem asks for one and hides it among the other.
+# Items of one group are hidden among those of another group that is easily confused with it (GROUP_PAIRS).
 GROUPS = {
     "fruits": ("apple", "banana", "cherry", "fig", "grape", "mango", "orange", "peach", "pear",
                "plum"),
@@ -54,7 +54,7 @@ SORTABLE = (
 
 
 def in_number(count: int, noun: str) -> str:
-    """The noun as it stands after `count`: "1 step", but "3 steps"."""
+    """The noun in the number that `count` needs: "1 step", but "3 steps"."""
     if count == 1:
         return noun
     irregular = {"cherry": "cherries", "butterfly": "butterflies", "knife": "knives"}

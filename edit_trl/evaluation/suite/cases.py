@@ -11,7 +11,7 @@ from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.spans import merged_spans
 from edit_trl.data.answers import AnswerType, check_answer
 from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of
-from edit_trl.data.row_checks import find_problems
+from edit_trl.data.row_checks import find_row_errors
 from edit_trl.data.tokenization import TokenizedDualCoT, tokenize_with_offsets
 from edit_trl.evaluation.accuracy.problems import raise_all
 from edit_trl.key_steps import KeyStepMethod
@@ -126,7 +126,7 @@ def cases_of(
     if not rows:
         raise InputError(f"{where}: the suite is empty: there are no rows")
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    raise_problems(find_problems(rows, columns, where), where)
+    raise_problems(find_row_errors(rows, columns, where), where)
     if not tokenizer.is_fast:
         raise InputError(
             f"a suite places tokens in the chains' texts, which the slow tokenizer "

@@ -1,12 +1,11 @@
-"""The families of problems of the procedural teacher (L3).
+"""The families of procedural problems.
 
-Each family has `make(rng, difficulty)`, which draws a problem with both chains or None where the
-injected error happens not to change the answer, and a solver in `edit_trl.data.procedural.solvers`.
+Each family has a function `make(rng, difficulty)`, which draws a problem with both chains, or None where the
+injected mistake does not change the answer, and a solver in `edit_trl.data.procedural.solvers`.
 """
 
 import random
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from edit_trl.data.procedural.families import (
@@ -32,26 +31,22 @@ Family = Literal[
     "date_understanding",
 ]
 
-MAKERS: Mapping[Family, Callable[[random.Random, int], Problem | None]] = MappingProxyType(
-    {
-        "object_counting": object_counting.make,
-        "arithmetic": expressions.make_arithmetic,
-        "shuffled_objects": shuffled_objects.make,
-        "boolean_expressions": expressions.make_boolean,
-        "word_sorting": word_sorting.make,
-        "navigate": navigate.make,
-        "date_understanding": date_understanding.make,
-    }
-)
+MAKERS: Mapping[Family, Callable[[random.Random, int], Problem | None]] = {
+    "object_counting": object_counting.make,
+    "arithmetic": expressions.make_arithmetic,
+    "shuffled_objects": shuffled_objects.make,
+    "boolean_expressions": expressions.make_boolean,
+    "word_sorting": word_sorting.make,
+    "navigate": navigate.make,
+    "date_understanding": date_understanding.make,
+}
 
-ANSWER_TYPES: "Mapping[Family, AnswerType]" = MappingProxyType(
-    {
-        "object_counting": "number",
-        "arithmetic": "number",
-        "shuffled_objects": "choice",
-        "boolean_expressions": "boolean",
-        "word_sorting": "list",
-        "navigate": "yes_no",
-        "date_understanding": "text",
-    }
-)
+ANSWER_TYPES: "Mapping[Family, AnswerType]" = {
+    "object_counting": "number",
+    "arithmetic": "number",
+    "shuffled_objects": "choice",
+    "boolean_expressions": "boolean",
+    "word_sorting": "list",
+    "navigate": "yes_no",
+    "date_understanding": "text",
+}

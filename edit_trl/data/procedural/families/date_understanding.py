@@ -1,4 +1,4 @@
-"""Date understanding: count days and weeks from a date (L3).
+"""Date understanding: count days and weeks from a date.
 
 A chess club met on March 25, 2021. It met again 10 days later, then one week after that. On
 what date was its last meeting? Answer in MM/DD/YYYY.
@@ -33,7 +33,7 @@ _NEAR = {
 _MISTAKES = (
     "calculation", "context value", "direction", "previous-step value", "missing step",
     "repeated step",
-    *("knowledge",) * 3,  # shows only where the month changes
+    *("knowledge",) * 3,  # changes the answer only where the month changes
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ class Date(NamedTuple):
 
 
 def make(rng: random.Random, difficulty: int) -> Problem | None:
-    """Draws a problem; None if the error does not change its answer."""
+    """Draw a problem; None if the mistake does not change the answer."""
     start = _draw_date(rng)
     near = difficulty < 3 and rng.random() < 0.5
     if near:
@@ -83,7 +83,7 @@ def _draw_date(rng: random.Random) -> Date:
 
 
 def _draw_days(rng: random.Random, difficulty: int) -> int:
-    """Whole weeks in about a third of all cases; never more than the shortest month."""
+    """Draw a number of days: whole weeks in about a third of cases, never more than the shortest month."""
     if rng.random() < 0.35:
         return 7 * rng.randint(1, min(4, 1 + difficulty))
     return rng.randint(2, min(28, 6 + 5 * difficulty))
@@ -103,7 +103,7 @@ def _draw_slip(rng: random.Random, hops: list[int]) -> tuple[Slip, list[int]]:
 
 
 def _hop(date: Date, days: int, slip: Slip | None) -> tuple[list[str], Date]:
-    """One step: the sum, the change of month if there is one, and the new date."""
+    """Take one step: the sum, the change of month if there is one, and the new date."""
     kind, delta = (slip.kind, slip.delta) if slip else (None, 0)
     day = date.day
     if kind == "previous-step value":
@@ -121,14 +121,14 @@ def _hop(date: Date, days: int, slip: Slip | None) -> tuple[list[str], Date]:
 
 
 def _settle(date: Date, total: int, misremembered: bool) -> tuple[Date, list[str]]:
-    """Turns a day count that may lie outside the month into a date, and says how."""
+    """Turn a day count that may lie outside the month into a date, with the pieces that explain it."""
     month_of = date if total > 0 else _months_on(date, -1)
     length = _days_in(month_of.year, month_of.month)
     if misremembered:
         length = {31: 30, 30: 31, 29: 28, 28: 29}[length]
     sign, day = ("-", total - length) if total > 0 else ("+", total + length)
-    name, shown = MONTHS[month_of.month - 1], str(length)
-    change = ["; ", name, " has ", shown, " days and ", str(total), " ", sign, " ", shown, " = "]
+    name, days = MONTHS[month_of.month - 1], str(length)
+    change = ["; ", name, " has ", days, " days and ", str(total), " ", sign, " ", days, " = "]
     change.append(str(day))
     if 0 < total <= length:
         return date._replace(day=total), [""] * len(change)
@@ -144,7 +144,7 @@ def _numeric(date: Date) -> list[str]:
     return [f"{date.month:02}", "/", f"{date.day:02}", "/", str(date.year)]
 
 
-def _told(rng: random.Random, date: Date) -> str:
+def _written(rng: random.Random, date: Date) -> str:
     month = MONTHS[date.month - 1]
     return rng.choice(
         (
@@ -156,7 +156,7 @@ def _told(rng: random.Random, date: Date) -> str:
 
 
 def _span_of_days(rng: random.Random, days: int) -> str:
-    """ "one week", "2 weeks" or "10 days"; whole weeks are named as such."""
+    """A duration such as "10 days", "2 weeks" or "one week"; whole weeks are given in weeks."""
     if days % 7:
         return f"{days} {in_number(days, 'day')}"
     weeks = days // 7
@@ -170,11 +170,11 @@ def _near_question(rng: random.Random, start: Date, hops: list[int]) -> tuple[st
         query = rng.choice(("What is the date {} from today?", "What will the date be in {}?"))
     else:
         query = rng.choice(("What was the date {} ago?", "What was the date {} before today?"))
-    return _NEAR[hops[0]].format(date=_told(rng, start)), query.format(span)
+    return _NEAR[hops[0]].format(date=_written(rng, start)), query.format(span)
 
 
 def _story(rng: random.Random, start: Date, hops: list[int]) -> tuple[str, str]:
     spans = [_span_of_days(rng, days) for days in hops]
-    told = ", then ".join([f"{spans[0]} later", *(f"{span} after that" for span in spans[1:])])
+    words = ", then ".join([f"{spans[0]} later", *(f"{span} after that" for span in spans[1:])])
     story, query = rng.choice(_STORIES)
-    return story.format(date=_told(rng, start), hops=told), query
+    return story.format(date=_written(rng, start), hops=words), query

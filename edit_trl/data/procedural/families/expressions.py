@@ -1,4 +1,4 @@
-"""Multi-step arithmetic and boolean expressions: both are trees worked out step by step (L3).
+"""Multi-step arithmetic and boolean expressions: trees that are evaluated step by step.
 
 What is 7 + 4 * 3 - 8?
 First, 4 * 3 = 12. Then 7 + 12 = 19. Then 19 - 8 = 11. Therefore, the answer is 11.
@@ -17,7 +17,7 @@ from edit_trl.data.procedural.problems import Problem, Slip, off_by
 
 Value = int | bool
 
-_STEP = 9  # pieces
+_STEP = 9  # pieces per step
 _BINDING = {"or": 1, "and": 2, "+": 1, "-": 1, "*": 2}
 _APPLY: dict[str, Callable[[Value, Value], Value]] = {
     "+": operator.add,
@@ -42,12 +42,12 @@ _BOOLEAN_QUESTIONS = (
 )
 _ARITHMETIC_MISTAKES = (
     *("calculation", "context value", "operator", "previous-step value"),
-    *("order of operations",) * 3,  # many trees are read alike without precedence
+    *("order of operations",) * 3,  # many trees have the same value without precedence
 )
 _BOOLEAN_MISTAKES = (
     "calculation",
     *("context value", "operator", "missing step", "repeated step") * 2,
-    *("order of operations",) * 6,  # most trees are read alike without precedence
+    *("order of operations",) * 6,  # most trees have the same value without precedence
 )
 
 
@@ -65,7 +65,7 @@ Tree = Node | Value
 
 @dataclass
 class _Working:
-    """Works a tree out from the inside, writing one step for each operation."""
+    """Evaluates a tree from the inside out and writes one step per operation."""
 
     slip: Slip | None = None
     equals: str = " = "
@@ -110,7 +110,7 @@ class _Working:
         return result
 
     def _misquoted(self, node: Node, left: Value, right: Value, delta: int) -> tuple[Value, Value]:
-        """The result of an inner operation gives way to that of another, or to a number near it."""
+        """The operands, one inner result replaced by another inner result or by a number close to it."""
         if isinstance(node.left, Node):
             return self._instead_of(left, delta), right
         if isinstance(node.right, Node):
@@ -123,7 +123,7 @@ class _Working:
 
     def _write(self, left: str, op: str, right: Value, result: Value, blank: bool = False) -> None:
         opening = "Then " if self.pieces else "First, "
-        # A negative number after an operator is bracketed: 5 - (-3).
+        # A negative number after an operator is put in brackets: 5 - (-3).
         second = f"({right})" if right < 0 else str(right)
         gap = " " if left else ""
         start = " " if self.pieces else ""
@@ -132,7 +132,7 @@ class _Working:
 
 
 def make_arithmetic(rng: random.Random, difficulty: int) -> Problem | None:
-    """Draws an arithmetic problem; None if the error does not show or a number grows too large."""
+    """Draw an arithmetic problem; None if the mistake does not show or a number is too large."""
     tree = _draw_tree(rng, 2 + difficulty, "++--**", lambda: rng.randint(2, 5 + 4 * difficulty))
     step, delta = rng.randrange(2 + difficulty), off_by(rng, 1, 2, 10)
     slip = Slip(rng.choice(_ARITHMETIC_MISTAKES), step, delta)
@@ -144,7 +144,7 @@ def make_arithmetic(rng: random.Random, difficulty: int) -> Problem | None:
 
 
 def make_boolean(rng: random.Random, difficulty: int) -> Problem | None:
-    """Draws a boolean expression; None if the error does not change its value."""
+    """Draw a boolean expression; None if the mistake does not change its value."""
     tree = _draw_tree(rng, 2 + difficulty, ("and", "or"), lambda: rng.random() < 0.5)
     for _ in range(1 + difficulty // 2):
         tree = _negated_somewhere(rng, tree)
@@ -177,10 +177,10 @@ def _problem(
 
 
 def _face_each_other(right: list[str], wrong: list[str]) -> bool:
-    """Whether step i of one chain belongs beside step i of the other: each "not" has its like.
+    """Whether step i of one chain corresponds to step i of the other: each "not" faces a "not".
 
-    A sum must not be done in both chains at different places, or shared text would be marked as
-    key. True and False leave so few different steps that theirs may coincide.
+    The same sum must not be in both chains at different places, or shared text would be marked as key.
+    Boolean steps may coincide, because there are few different ones.
     """
     if [*map(bool, right)] != [*map(bool, wrong)]:
         return False
@@ -190,7 +190,7 @@ def _face_each_other(right: list[str], wrong: list[str]) -> bool:
 
 
 def _steps(pieces: list[str]) -> list[str]:
-    """The steps without their "First" and "Then"."""
+    """The steps, without "First" and "Then"."""
     return ["".join(pieces[i + 1 : i + _STEP]) for i in range(0, len(pieces), _STEP)]
 
 
@@ -206,7 +206,7 @@ def _draw_tree(rng: random.Random, operations: int, ops: Sequence[str], leaf: Ca
 
 
 def _negated_somewhere(rng: random.Random, tree: Tree, negated: bool = False) -> Tree:
-    """The tree with a "not" put before a random part of it, but not next to another "not"."""
+    """The tree with a "not" before a random part of it, but not next to another "not"."""
     if isinstance(tree, Node) and tree.left is None:
         return Node("not", None, _negated_somewhere(rng, tree.right, negated=True))
     if not negated and (not isinstance(tree, Node) or rng.random() < 0.3):
@@ -223,7 +223,7 @@ def _count(tree: Tree | None) -> int:
 
 
 def _tokens(tree: Tree, binding: int = 0) -> list[str]:
-    """The expression in symbols, with the brackets it needs inside an operator of `binding`."""
+    """The symbols of the expression, with the brackets it needs inside an operator of strength `binding`."""
     if not isinstance(tree, Node):
         return [str(tree)]
     if tree.left is None:
@@ -234,7 +234,7 @@ def _tokens(tree: Tree, binding: int = 0) -> list[str]:
 
 
 def _left_to_right(tokens: list[str]) -> Tree:
-    """The tree that someone reads who knows brackets, but not which operator goes first."""
+    """The tree as read with brackets, but without operator precedence."""
     tree = _operand(tokens)
     while tokens and tokens[0] != ")":
         op = tokens.pop(0)
@@ -254,7 +254,7 @@ def _operand(tokens: list[str]) -> Tree:
 
 
 def _misread(node: Node, left: Value, right: Value, delta: int) -> tuple[Value, Value]:
-    """An operand that stands in the question itself, read wrongly."""
+    """The operands, one that the question itself gives misread."""
     if not isinstance(node.right, Node):
         return left, _slightly_off(right, delta)
     if not isinstance(node.left, Node):
@@ -263,7 +263,7 @@ def _misread(node: Node, left: Value, right: Value, delta: int) -> tuple[Value, 
 
 
 def _slightly_off(value: Value, delta: int) -> Value:
-    """A wrong value that one could believe: ten off only for a number that has tens."""
+    """A plausible wrong value: off by ten only if the number has tens."""
     if isinstance(value, bool):
         return not value
     return value + (delta if abs(value) > 20 or abs(delta) < 10 else delta // 10)

@@ -1,4 +1,4 @@
-"""Navigate: do these steps lead back to the starting point? (L3)
+"""Navigate: do these steps lead back to the starting point?
 
     Do these instructions lead back to where you started? Always face forward. Take 3 steps forward.
     Take 2 steps left. Take 3 steps backward.
@@ -6,7 +6,7 @@
     Start at (0, 0). 3 steps forward: (0, 3). 2 steps left: (-2, 3). 3 steps backward: (-2, 0). You
     are away from the start. Therefore, the answer is No.
 
-In half of the problems the person always faces forward, in the others there are turns.
+In half of the problems the person always faces forward; the others have turns.
 """
 
 import random
@@ -30,10 +30,10 @@ _TURNS = {1: "right", 2: "around", 3: "left"}
 
 @dataclass(frozen=True)
 class Move:
-    """Steps in one of the four ways, seen from where one looks.
+    """Steps in one of four directions, relative to the way that one faces.
 
-    `written` is the number of steps that the chain names: it differs from `count` only where the
-    chain calculates wrongly.
+    `written` is the number of steps that the chain names; it differs from `count` only in a wrong
+    calculation.
     """
 
     count: int
@@ -52,7 +52,7 @@ Order = Move | Turn
 
 
 class Place(NamedTuple):
-    """Where one stands, and the way one looks (an index into `_COMPASS`)."""
+    """A position, and the direction that one faces (an index into `_COMPASS`)."""
 
     x: int
     y: int
@@ -67,7 +67,7 @@ _START = Place(0, 0, 0)
 
 
 def make(rng: random.Random, difficulty: int) -> Problem | None:
-    """Draws a problem; None if the error does not change its answer."""
+    """Draw a problem; None if the mistake does not change the answer."""
     turning = rng.random() < 0.5
     walk = (_walk_with_turns if turning else _walk_facing_forward)(rng, difficulty)
     orders, read, slip = _draw_slip(rng, walk, turning)
@@ -77,11 +77,11 @@ def make(rng: random.Random, difficulty: int) -> Problem | None:
     wrong, wrong_end = follow(_START, read, take, slip)
     if end.is_start == wrong_end.is_start:
         return None
-    told = " ".join(_told(order, turning) for order in orders)
+    instructions = " ".join(_instruction(order, turning) for order in orders)
     stance = "You start facing north." if turning else "Always face forward."
     return Problem(
-        question=rng.choice(_QUESTIONS).format(orders=f"{stance} {told}"),
-        core=told,
+        question=rng.choice(_QUESTIONS).format(orders=f"{stance} {instructions}"),
+        core=instructions,
         right=[opening, *right, *_conclusion(end)],
         wrong=[opening, *wrong, *_conclusion(wrong_end)],
         answer=["Yes" if end.is_start else "No"],
@@ -95,7 +95,7 @@ def _move(count: int, way: int) -> Move:
 
 
 def _walk_facing_forward(rng: random.Random, difficulty: int) -> list[Order]:
-    """Moves in any order that lead back."""
+    """Draw moves that lead back, in any order."""
     walk = [_move(rng.randint(1, 9), rng.randrange(4)) for _ in range(1 + difficulty)]
     x, y, _ = _end(walk)
     if x:
@@ -107,7 +107,7 @@ def _walk_facing_forward(rng: random.Random, difficulty: int) -> list[Order]:
 
 
 def _walk_with_turns(rng: random.Random, difficulty: int) -> list[Order]:
-    """Steps ahead with turns between them, then the way home."""
+    """Draw steps forward with turns between them, then the way back."""
     walk: list[Order] = [_move(rng.randint(1, 9), 0)]
     for _ in range(difficulty):
         if rng.random() < 0.2 * difficulty:
@@ -140,26 +140,27 @@ def _follow_order(place: Place, order: Order) -> Place:
 
 
 def _draw_slip(rng: random.Random, walk: list[Order], turning: bool) -> tuple[list[Order], list[Order], Slip]:
-    """The orders of the question, the orders as the wrong chain takes them, and the slip.
+    """The orders of the question, the orders as the wrong chain reads them, and the slip.
 
-    The walk leads back. So that both answers are about as often right, the slip is made in the walk
-    ("Yes" is right), or the question holds the changed walk and the slip leads back ("No" is).
+    The walk leads back. In about half of the problems the question has this walk ("Yes" is right) and the
+    wrong chain another; in the others the question has the other walk ("No" is right) and the slip leads
+    back.
     """
     index = rng.randrange(len(walk))
     order = walk[index]
     slip = Slip(rng.choice(_mistakes(order, turning)), index)
     if slip.kind == "repeated step":
         return walk, walk, slip
-    walk_is_asked = rng.random() < 0.45
+    leads_back = rng.random() < 0.45
     if slip.kind == "missing step":
-        if not walk_is_asked:
+        if not leads_back:
             walk = [*walk[:index], _another(rng, order), *walk[index:]]
         return walk, walk, slip
     changed = [*walk[:index], _changed(rng, order, slip.kind), *walk[index + 1 :]]
-    orders, read = (walk, changed) if walk_is_asked else (changed, walk)
+    orders, read = (walk, changed) if leads_back else (changed, walk)
     if slip.kind == "calculation":
-        said = replace(read[index], written=orders[index].count)
-        read = [*read[:index], said, *read[index + 1 :]]
+        miscounted = replace(read[index], written=orders[index].count)
+        read = [*read[:index], miscounted, *read[index + 1 :]]
     return orders, read, slip
 
 
@@ -202,7 +203,7 @@ def _conclusion(place: Place) -> list[str]:
     return [" You are ", "back at" if place.is_start else "away from", " the start."]
 
 
-def _told(order: Order, turning: bool) -> str:
+def _instruction(order: Order, turning: bool) -> str:
     if isinstance(order, Turn):
         return f"Turn {_TURNS[order.quarters]}."
     way = "" if turning else f" {_WAYS[order.way]}"

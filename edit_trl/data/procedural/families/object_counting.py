@@ -1,4 +1,4 @@
-"""Object counting: how many things of one group are among the things of two (L3).
+"""Object counting: how many of the items are of one group?
 
 I have two pears, a leek, an apple and three figs. How many fruits do I have?
 
@@ -29,11 +29,11 @@ _MISTAKES = (
     "calculation", "context value", "previous-step value", "counting", "missing step",
 )  # fmt: skip
 
-Item = tuple[int, str, bool]  # how many, the noun, whether it is of the group asked for
+Item = tuple[int, str, bool]  # count, noun, whether the noun belongs to the group
 
 
 def make(rng: random.Random, difficulty: int) -> Problem | None:
-    """Draws a problem; None if the error does not change its answer."""
+    """Draw a problem; None if the mistake does not change the answer."""
     group, items = _draw_items(rng, difficulty)
     slip, read = _draw_slip(rng, items)
     opening = f"Start at 0 and count only the {group}."
@@ -54,13 +54,13 @@ def make(rng: random.Random, difficulty: int) -> Problem | None:
 
 
 def _draw_items(rng: random.Random, difficulty: int) -> tuple[str, list[Item]]:
-    asked, other = rng.sample(rng.choice(GROUP_PAIRS), 2)
-    members = rng.sample(GROUPS[asked], 2 + min(difficulty, 3) + (difficulty > 4))
+    group, other = rng.sample(rng.choice(GROUP_PAIRS), 2)
+    members = rng.sample(GROUPS[group], 2 + min(difficulty, 3) + (difficulty > 4))
     others = rng.sample(GROUPS[other], (difficulty + 2) // 2)
     most = 2 + 2 * difficulty
     items = [(rng.randint(1, most), noun, noun in members) for noun in members + others]
     rng.shuffle(items)
-    return asked, items
+    return group, items
 
 
 def _draw_slip(rng: random.Random, items: list[Item]) -> tuple[Slip, list[Item]]:

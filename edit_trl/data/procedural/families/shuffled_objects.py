@@ -1,4 +1,4 @@
-"""Tracking shuffled objects: people swap things in turn; who has what at the end? (L3)
+"""Tracking shuffled objects: people swap objects; what does one of them have at the end?
 
 Alice, Ben and Carla each have a hat: Alice has the red hat, Ben has the blue hat and Carla has
 the green hat. First, Alice and Ben swap hats. Then Ben and Carla swap hats. At the end, which
@@ -23,9 +23,9 @@ _STARTS = (
     "{people} were each given a {thing}: {holdings}.",
 )
 _ENDS = (
-    "At the end, which {thing} does {asked} have?",
-    "After all this, which {thing} does {asked} have?",
-    "When they are done, which {thing} does {asked} have?",
+    "At the end, which {thing} does {owner} have?",
+    "After all this, which {thing} does {owner} have?",
+    "When they are done, which {thing} does {owner} have?",
 )
 _SWAPS = ("{a} and {b} swap {thing}s", "{a} and {b} trade {thing}s", "{a} and {b} exchange {thing}s")
 _THINGS = ("hat", "ball", "mug", "kite", "balloon", "marble", "card")
@@ -36,24 +36,24 @@ Swap = tuple[str, str]
 
 
 def make(rng: random.Random, difficulty: int) -> Problem | None:
-    """Draws a problem; None if the error does not change its answer."""
+    """Draw a problem; None if the mistake does not change the answer."""
     people = rng.sample(NAMES, 2 + difficulty)
     start = dict(zip(people, rng.sample(COLOURS, len(people)), strict=True))
     swaps = _draw_swaps(rng, people, difficulty + 1)
-    asked, thing = rng.choice(people), rng.choice(_THINGS)
+    owner, thing = rng.choice(people), rng.choice(_THINGS)
     slip, read = _draw_slip(rng, people, swaps)
     right, end = follow(start, swaps, _swap)
     wrong, wrong_end = follow(start, read, _swap, slip)
-    if end[asked] == wrong_end[asked]:
+    if end[owner] == wrong_end[owner]:
         return None
     options = rng.sample(list(start.values()), len(people))
     opening = f"Start: {', '.join(f'{person} {colour}' for person, colour in start.items())}."
-    letter, wrong_letter = _letter(options, end[asked]), _letter(options, wrong_end[asked])
+    letter, wrong_letter = _letter(options, end[owner]), _letter(options, wrong_end[owner])
     return Problem(
-        question=_question(rng, start, swaps, thing, asked, options),
-        core=f"{start} {swaps} {asked}",
-        right=[opening, *right, *_conclusion(asked, thing, end[asked], letter)],
-        wrong=[opening, *wrong, *_conclusion(asked, thing, wrong_end[asked], wrong_letter)],
+        question=_question(rng, start, swaps, thing, owner, options),
+        core=f"{start} {swaps} {owner}",
+        right=[opening, *right, *_conclusion(owner, thing, end[owner], letter)],
+        wrong=[opening, *wrong, *_conclusion(owner, thing, wrong_end[owner], wrong_letter)],
         answer=["(", letter, ")"],
         wrong_answer=["(", wrong_letter, ")"],
         mistake=slip.kind,
@@ -61,7 +61,7 @@ def make(rng: random.Random, difficulty: int) -> Problem | None:
 
 
 def _draw_swaps(rng: random.Random, people: list[str], count: int) -> list[Swap]:
-    """Swaps of two people each; the same two never swap twice in a row."""
+    """Draw swaps of two people each; the same two never swap twice in a row."""
     swaps: list[Swap] = []
     while len(swaps) < count:
         a, b = rng.sample(people, 2)
@@ -93,8 +93,8 @@ def _letter(options: list[str], colour: str) -> str:
     return "ABCDEFGH"[options.index(colour)]
 
 
-def _conclusion(asked: str, thing: str, colour: str, letter: str) -> list[str]:
-    return [f" So {asked} has the ", colour, f" {thing}, option (", letter, ")."]
+def _conclusion(owner: str, thing: str, colour: str, letter: str) -> list[str]:
+    return [f" So {owner} has the ", colour, f" {thing}, option (", letter, ")."]
 
 
 def _question(
@@ -102,17 +102,17 @@ def _question(
     start: Holdings,
     swaps: list[Swap],
     thing: str,
-    asked: str,
+    owner: str,
     options: list[str],
 ) -> str:
     holdings = joined([f"{person} has the {colour} {thing}" for person, colour in start.items()])
     swap = rng.choice(_SWAPS)
     adverbs = ["First, ", *["Then "] * (len(swaps) - 1)]
-    told = " ".join(
+    story = " ".join(
         f"{adverb}{swap.format(a=a, b=b, thing=thing)}."
         for adverb, (a, b) in zip(adverbs, swaps, strict=True)
     )
     beginning = rng.choice(_STARTS).format(people=joined(list(start)), thing=thing, holdings=holdings)
-    ending = rng.choice(_ENDS).format(thing=thing, asked=asked)
+    ending = rng.choice(_ENDS).format(thing=thing, owner=owner)
     listed = "\n".join(f"({'ABCDEFGH'[i]}) {colour}" for i, colour in enumerate(options))
-    return f"{beginning} {told} {ending}\nOptions:\n{listed}"
+    return f"{beginning} {story} {ending}\nOptions:\n{listed}"

@@ -1,4 +1,4 @@
-"""Word sorting: put words in alphabetical order (L3).
+"""Word sorting: put words into alphabetical order.
 
 Sort these words alphabetically: river, acorn, forest, kettle
 
@@ -22,7 +22,7 @@ _QUESTIONS = (
 
 
 def make(rng: random.Random, difficulty: int) -> Problem:
-    """Draws a problem; from difficulty 2 on, some words share a first letter."""
+    """Draw a problem; from difficulty 2 on, some words share their first letter."""
     words = _draw_words(rng, 3 + difficulty, ties=difficulty // 2)
     order = sorted(words)
     ties = [pair for pair in pairwise(order) if pair[0][0] == pair[1][0]]
@@ -55,10 +55,10 @@ def _draw_words(rng: random.Random, count: int, ties: int) -> list[str]:
 def _slots(
     rng: random.Random, order: list[str], mistake: Mistake, confused: tuple[str, str] | None
 ) -> tuple[list[str], list[str]]:
-    """The order of both chains in slots; "" where only the other chain has a word."""
+    """The order of the words in each chain; "" where only the other chain has a word."""
     letters = [word[0] for word in order]
     if mistake in ("missing step", "repeated step"):
-        # Not a word that is compared with another: the chain goes on to speak of it.
+        # Not a word that is compared with another: the chain mentions it again.
         at = rng.choice([i for i in range(1, len(order)) if letters.count(letters[i]) == 1])
         if mistake == "missing step":
             return order, [*order[:at], "", *order[at + 1 :]]
@@ -71,7 +71,7 @@ def _slots(
 
 
 def _listed(slots: list[str]) -> list[str]:
-    """Words with commas between them, as pieces; the first slot is never empty."""
+    """The pieces of a list with commas; the first slot is never empty."""
     pieces = [slots[0]]
     for slot in slots[1:]:
         pieces += [", " if slot else "", slot]
@@ -83,7 +83,7 @@ def _letters(slots: list[str]) -> list[str]:
 
 
 def _compared(ties: list[tuple[str, str]], confused: tuple[str, str] | None) -> list[str]:
-    """Says for each two words that share a first letter which of them goes first."""
+    """The pieces that say, for each two words with the same first letter, which one comes first."""
     pieces = []
     for first, second in ties:
         at = next(i for i, (x, y) in enumerate(zip(first, second, strict=False)) if x != y)

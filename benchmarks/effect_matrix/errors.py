@@ -1,22 +1,18 @@
-"""What is wrong with a matrix, as far as its file tells."""
-
-from __future__ import annotations
+"""The errors of a matrix that its file alone shows."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edit_trl.common.options import convert, hints_of, nearest
+from effect_matrix.matrix import Matrix, Source, Student
 from effect_matrix.student import FromScratch
 
-if TYPE_CHECKING:
-    from effect_matrix.config import Matrix, Source, Student
 
-
-def matrix_problems(matrix: Matrix) -> Iterator[str]:
-    """Everything that can be told without the trainer."""
+def matrix_errors(matrix: Matrix) -> Iterator[str]:
+    """Every error that can be detected without the trainer."""
     for name, student in matrix.students.items():
-        yield from _student_problems(name, student)
+        yield from _student_errors(name, student)
     if not matrix.seeds or any(type(seed) is not int or seed < 0 for seed in matrix.seeds):
         yield f"`seeds` must be a list of integers of 0 or more, got {matrix.seeds!r}"
     elif matrix.tuning_seed not in matrix.seeds:
@@ -38,7 +34,7 @@ def matrix_problems(matrix: Matrix) -> Iterator[str]:
             if not isinstance(values, list) or not values:
                 yield f"`methods.{name}`: the grid's `{option}` must be a list of values, got {values!r}"
     for name, source in matrix.data.named().items():
-        yield from (f"data set `{name}`: {problem}" for problem in _source_problems(name, source, matrix))
+        yield from (f"data set `{name}`: {error}" for error in _source_errors(name, source, matrix))
     if matrix.power.test is not None and matrix.power.test not in matrix.data.tests:
         hint = nearest_of(matrix.power.test, matrix.data.tests)
         yield f"`power.test: {matrix.power.test}` is none of `data.tests`{hint}"
@@ -47,7 +43,7 @@ def matrix_problems(matrix: Matrix) -> Iterator[str]:
         yield f"`collapse.method: {matrix.collapse.method}` is none of the methods{hint}"
 
 
-def _student_problems(name: str, student: Student) -> Iterator[str]:
+def _student_errors(name: str, student: Student) -> Iterator[str]:
     if (student.path is None) == (student.from_scratch is None):
         yield f"student `{name}` needs one of `path` and `from_scratch`"
     elif student.path is not None:
@@ -56,14 +52,14 @@ def _student_problems(name: str, student: Student) -> Iterator[str]:
         if looks_local and not (local / "config.json").is_file():
             yield f"student `{name}`: no model at {student.path} (no config.json there)"
     else:
-        sizes, problems = convert(student.from_scratch, hints_of([FromScratch]))
-        yield from (f"student `{name}`: {problem}" for problem in problems)
-        made = FromScratch(**sizes)
-        if made.heads < 1 or made.hidden_size % made.heads:
-            yield f"student `{name}`: `heads: {made.heads}` must divide `hidden_size: {made.hidden_size}`"
+        values, errors = convert(student.from_scratch, hints_of([FromScratch]))
+        yield from (f"student `{name}`: {error}" for error in errors)
+        sizes = FromScratch(**values)
+        if sizes.heads < 1 or sizes.hidden_size % sizes.heads:
+            yield f"student `{name}`: `heads: {sizes.heads}` must divide `hidden_size: {sizes.hidden_size}`"
 
 
-def _source_problems(name: str, source: Source, matrix: Matrix) -> Iterator[str]:
+def _source_errors(name: str, source: Source, matrix: Matrix) -> Iterator[str]:
     kinds = ("families", "recorded", "path", "tasks", "of", "generate")
     given = [kind for kind in kinds if getattr(source, kind) is not None]
     if len(given) != 1 and given not in (["families", "of"], ["families", "recorded"]):
@@ -100,5 +96,5 @@ def _source_problems(name: str, source: Source, matrix: Matrix) -> Iterator[str]
 
 
 def nearest_of(name: Any, names: Any) -> str:
-    """A hint at the name that was probably meant, or all there are."""
+    """A hint at the nearest name, or the list of all names."""
     return nearest(str(name), names) or f"; there are: {', '.join(names)}"

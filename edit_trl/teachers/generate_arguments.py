@@ -1,0 +1,139 @@
+"""The models, questions and files of `edit-trl generate`, as its recipes name them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from edit_trl.common.errors import InputError
+from edit_trl.data.answers import AnswerType
+from edit_trl.models.chat.options import EndpointArguments
+from edit_trl.models.cluster.cluster import Engine, engine_problems
+
+TeacherKind = Literal["openai_compatible", "transformers_local", "procedural", "none"]
+
+
+@dataclass(frozen=True)
+class GenerateArguments(EndpointArguments):
+    """The models that are asked, the questions, and where the result goes; beside `EndpointArguments`.
+
+    Attributes:
+        teacher: `openai_compatible` asks an endpoint, `transformers_local` a model on this machine,
+            `procedural` the embedded teacher, which only knows its own problems; `none` asks the student only
+            (`pivots`).
+        model: The teacher's name at the endpoint, or its path or Hub id.
+        batch_size: Number of prompts per batch of a local model.
+        engine: `local`, or `ray`: machines of a running Ray cluster load the local models, which must have
+            the same path on all of them, and ask each endpoint from a process of its own.
+        actors: Number of processes of the Ray cluster that load local models. Default: one per GPU, or one
+            per machine in a cluster without GPUs.
+        dataset_name: Questions with answers: a .jsonl, .json, .csv or .parquet file, a folder saved by
+            datasets, or a Hub id.
+        dataset_config: Configuration of a Hub dataset. A list of them is read in order, and each names the
+            task of its questions.
+        dataset_split: Split of the dataset; "train" where there are several.
+        column_mapping: Renames columns to question, answer, id, task, task_description, choices.
+        answer_after: Text that precedes the answer in the answer column, such as "####".
+        answer_type: Type of every answer: number, choice, yes_no, boolean, text or list; inferred from each
+            answer where empty.
+        task: Task of questions that do not name one.
+        task_descriptions: A YAML file, task: description.
+        limit: Maximum number of questions, per configuration.
+        exemplars: A YAML or JSON Lines file of worked examples.
+        templates: Your own prompt templates, name: text file.
+        families: Families of the procedural teacher's problems; all by default. With `pivots` and without
+            `dataset_name`, the questions come from them, too.
+        rows: Number of problems that the procedural teacher makes.
+        difficulty: Difficulty of its problems, 1 to 5.
+        wrong_share: Share of its annotations that are wrong chains.
+        student: A model on this machine whose own wrong chains are rectified too (on-policy dual CoTs); its
+            name at the endpoint if `student_base_urls` is given.
+        student_base_urls: Endpoints of the student.
+        pivots: Whether to make the pairs from the student's own chains, without a teacher: its wrong chains,
+            and its own right continuations from before the step that loses the answer. An endpoint of the
+            student must be able to continue a partial answer (`continue_final_message` of vLLM and SGLang).
+        labeller: Another model at the teacher's endpoints that labels the mistakes.
+        output_dir: Folder for the journal, the dual CoTs and their card.
+        conversational: Whether rows hold messages rather than plain strings.
+        push_to_hub: Dataset repository to push the result to.
+        private: Whether that repository is private.
+        rounds: Number of rounds of generating and training. Each round uses the mistakes, or the pivots, of
+            the student of the round before.
+        train_recipe: The recipe that each round trains with.
+    """
+
+    teacher: TeacherKind = "openai_compatible"
+    batch_size: int = 16
+    engine: Engine = "local"
+    actors: int | None = None
+    dataset_name: str | None = None
+    dataset_config: str | list[str] | None = None
+    dataset_split: str | None = None
+    column_mapping: dict[str, str] | None = None
+    answer_after: str | None = None
+    answer_type: AnswerType | None = None
+    task: str | None = None
+    task_descriptions: str | None = None
+    limit: int | None = None
+    exemplars: str | None = None
+    templates: dict[str, str] | None = None
+    families: list[str] | None = None
+    rows: int = 100
+    difficulty: int = 1
+    wrong_share: float = 0.4
+    student: str | None = None
+    student_base_urls: list[str] | None = None
+    pivots: bool = False
+    labeller: str | None = None
+    output_dir: str = "outputs/dual_cots"
+    conversational: bool = True
+    push_to_hub: str | None = None
+    private: bool | None = None
+    rounds: int = 1
+    train_recipe: str | None = None
+
+    def __post_init__(self) -> None:
+        errors = [*self._model_errors(), *self._option_errors()]
+        if errors:
+            raise InputError(errors)
+
+    def _model_errors(self) -> Iterator[str]:
+        """What is wrong with the choice of teacher, student and questions."""
+        endpoint = self.teacher == "openai_compatible"
+        if self.pivots and self.teacher != "none":
+            yield f"`pivots` asks no teacher: write `teacher: none`, or leave it out; got {self.teacher}"
+        elif self.teacher == "none":
+            if not self.pivots:
+                yield "`teacher: none` is for `pivots: true`: without it somebody must write the chains"
+            if not self.student:
+                yield "`student` is missing: the model whose chains `pivots` searches, as a path or Hub id"
+        elif self.teacher != "procedural":
+            if not self.model:
+                yield "`model` is missing: the teacher, " + (
+                    "as the endpoint names it" if endpoint else "as a path or Hub id"
+                )
+            if not self.dataset_name:
+                yield "`dataset_name` is missing: questions with answers, as a file, a folder or a Hub id"
+        elif self.dataset_name:
+            yield "`teacher: procedural` asks its own problems; leave out `dataset_name`, or change `teacher`"
+        if endpoint and not self.base_urls:
+            yield "`base_urls` is missing: where the teacher is, such as [http://127.0.0.1:8000/v1]"
+        if self.labeller and not endpoint:
+            yield "`labeller` is a model at the teacher's endpoints; it needs `teacher: openai_compatible`"
+        if self.student_base_urls and not self.student:
+            yield "`student_base_urls` needs `student`, its name there"
+
+    def _option_errors(self) -> Iterator[str]:
+        """What is wrong with the other options."""
+        yield from self.not_positive("timeout", "batch_size", "rows", "rounds", "limit")
+        yield from engine_problems(self.engine, self.actors)
+        if self.engine == "ray" and self.teacher == "procedural":
+            yield "`teacher: procedural` has nothing to do on other machines: leave out `engine: ray`"
+        local = self.teacher == "transformers_local" or (self.student and not self.student_base_urls)
+        if self.actors is not None and not local:
+            yield "`actors` is for models that are loaded; each endpoint has one process"
+        if self.rounds > 1 and not (self.student and self.train_recipe):
+            yield "`rounds` trains a student between generations: set `student` and `train_recipe`"
+        if self.train_recipe and self.rounds == 1:
+            yield "`train_recipe` is for `rounds` of 2 or more"

@@ -1,0 +1,154 @@
+"""Sends the requests of a stage and reads the answers; their order does not depend on when they arrive."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from edit_trl.common.errors import InputError
+from edit_trl.data.answers import AnswerType, check_answer, extract_answer, infer_answer_type
+from edit_trl.data.questions import Question
+from edit_trl.models.chat.dispatch import Answer, Dispatcher
+from edit_trl.models.chat.display import Watcher
+from edit_trl.models.chat.protocol import ChatRequest, ChatResponse, Sampling, Stage
+from edit_trl.teachers.generation import Chain, Generation, Outcome, PipelineOptions
+from edit_trl.teachers.prompts import TemplateName, Templates, read_chain
+
+Slot = tuple[Question, int]
+"""Identifies a request of a stage: its question, and its number among the requests of that question."""
+
+
+@dataclass
+class Requests:
+    """Makes the requests of one generation and runs them, stage by stage.
+
+    Attributes:
+        questions: The questions; their ids tell the requests apart.
+        options: Sampling, system prompt and seed.
+        templates: The prompt templates.
+        watcher: Receives the progress.
+        generation: The result so far, with the outcomes and failures of every stage.
+
+    Raises:
+        InputError: Two questions have the same id.
+    """
+
+    questions: Sequence[Question]
+    options: PipelineOptions
+    templates: Templates
+    watcher: Watcher | None = None
+    generation: Generation = field(default_factory=Generation)
+
+    def __post_init__(self) -> None:
+        counts = Counter(question.id for question in self.questions)
+        repeated = [name for name, count in counts.items() if count > 1]
+        if repeated:
+            raise InputError(
+                f"question ids must be unique; these are not: {', '.join(map(repr, repeated[:10]))}"
+            )
+
+    def make(
+        self,
+        stage: Stage,
+        template: TemplateName,
+        question: Question,
+        prompt: str,
+        sample: int,
+        number: int | None = None,
+        temperature: float | None = None,
+    ) -> ChatRequest:
+        """Make a request; `number` is that of its slot, `sample` by default."""
+        options = self.options
+        # No system prompt for the student: rows have none, and its mistakes should be those it makes on rows.
+        system = [("system", options.system_prompt)] if options.system_prompt and stage != "student" else []
+        if temperature is None:
+            temperature = options.student_temperature if stage == "student" else options.temperature
+            temperature = 0.0 if stage == "label" else temperature
+        return ChatRequest(
+            stage=stage,
+            # The number tells requests of one question apart; it is neither sent nor part of the journal's
+            # key.
+            row_id=f"{sample if number is None else number}\t{question.id}",
+            template=self.templates.version(template),
+            messages=(*system, ("user", prompt)),
+            sampling=Sampling(temperature, options.top_p, options.max_tokens),
+            sample=sample,
+            seed=options.seed + sample if options.send_seed else None,
+        )
+
+    async def run(
+        self,
+        dispatcher: Dispatcher,
+        requests: Mapping[Slot, ChatRequest],
+        name: str,
+        outcome: Callable[[Slot, ChatResponse], str] | None = None,
+    ) -> dict[Slot, ChatResponse]:
+        """Send requests; outcomes are counted and failures recorded in the generation.
+
+        Args:
+            dispatcher: The model that is asked.
+            requests: The requests, by slot.
+            name: The name of the stage in counts and on the display.
+            outcome: Says what an answer is counted as; `answer_outcome` where None.
+
+        Returns:
+            The answers, in the order of the requests; requests that failed are missing.
+        """
+        outcome = outcome or answer_outcome
+        counts = self.generation.counts.setdefault(name, Counter())
+        if self.watcher:
+            self.watcher.stage(name, len(requests))
+        slots = {request.row_id: slot for slot, request in requests.items()}
+        answers: dict[Slot, ChatResponse] = {}
+        failures = []
+        async for result in dispatcher.run(requests.values()):
+            slot = slots[result.request.row_id]
+            if isinstance(result, Answer):
+                answers[slot] = result.response
+                label = outcome(slot, result.response)
+            else:
+                label = "failed"
+                failures.append((slot[0].id, name, result.reason))
+            counts[label] += 1
+            if self.watcher:
+                self.watcher.step(label, isinstance(result, Answer) and result.fresh)
+        self.generation.failures += sorted(failures)
+        return {slot: answers[slot] for slot in requests if slot in answers}
+
+
+def answer_outcome(slot: Slot, response: ChatResponse, prefix: str = "") -> Outcome:
+    """What the final answer of a response is worth; `prefix` is the part of the chain that it continues."""
+    if response.finish_reason == "refused":
+        return "refused"
+    if response.finish_reason == "length":
+        return "cut off"
+    question = slot[0]
+    kind = answer_type_of(question)
+    text = read_chain(prefix + response.text)
+    if extract_answer(text, kind) is None:
+        return "unparsed"
+    return check_answer(text, question.answer, kind).verdict
+
+
+def answer_type_of(question: Question) -> AnswerType:
+    """The type of a question's answer; inferred where the question does not name it."""
+    return question.answer_type or infer_answer_type(question.answer)
+
+
+def chains_of(answers: Mapping[Slot, ChatResponse], source: str) -> list[Chain]:
+    """The chains that answers consist of, with their outcomes."""
+    return [
+        Chain(slot[0], read_chain(response.text), answer_outcome(slot, response), source, slot[1])
+        for slot, response in answers.items()
+    ]
+
+
+def distinct_chains(chains: Iterable[Chain], most: int) -> list[Chain]:
+    """The first `most` chains of each question that differ in text."""
+    by_question: dict[str, dict[str, Chain]] = {}
+    for chain in chains:
+        texts = by_question.setdefault(chain.question.id, {})
+        if len(texts) < most:
+            texts.setdefault(chain.text, chain)
+    return [chain for texts in by_question.values() for chain in texts.values()]
