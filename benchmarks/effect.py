@@ -39,23 +39,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--jobs", type=int, default=1, help="Number of cells that run at once, each with one thread on a CPU."
     )
     parser.add_argument(
-        "--path",
-        nargs="+",
-        default=[],
-        metavar="NAME=PATH",
-        help="Replaces a path of the matrix file's `paths`.",
+        "--path", nargs="+", default=[], metavar="NAME=PATH", help="Replaces a path of the matrix file's `paths`."
     )
-    parser.add_argument(
-        "--only", nargs="+", metavar="METHOD", help="Run only these methods, and the baseline."
-    )
-    parser.add_argument(
-        "--redo", action="store_true", help="Run cells again whose part of the YAML has changed."
-    )
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="Run only these methods, and the baseline.")
+    parser.add_argument("--redo", action="store_true", help="Run cells again whose part of the YAML has changed.")
     parser.add_argument("--check", action="store_true", help="Check everything without running a cell.")
     parser.add_argument(
-        "--report",
-        action="store_true",
-        help="Write the results of the cells that are done, without running one.",
+        "--report", action="store_true", help="Write the results of the cells that are done, without running one."
     )
     parser.add_argument("--markdown", type=Path, help="Write the tables into this file, between its markers.")
     return parser.parse_args(argv)

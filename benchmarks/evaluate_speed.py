@@ -64,9 +64,7 @@ def ways_of(args: argparse.Namespace) -> dict[str, Callable[[], int]]:
         return run(generator, [order[start : start + size] for start in range(0, len(order), size)])
 
     def continuous() -> int:
-        generator = ModelGenerator(
-            model, tokenizer, decoding, batch_size=args.batch_size, batching="continuous"
-        )
+        generator = ModelGenerator(model, tokenizer, decoding, batch_size=args.batch_size, batching="continuous")
         return run(generator, generator.plan([len(prompt) for prompt in prompts]))
 
     ways = {
@@ -94,8 +92,7 @@ def main() -> None:
     for name, median in medians.items():
         print(f"{name:<12} {median:>8.1f} {tokens[name] / median:>9.0f} {median / best:>7.2f}")
     figures = {
-        name: {"seconds": seconds[name], "tokens": tokens[name], "ratio_to_best": medians[name] / best}
-        for name in ways
+        name: {"seconds": seconds[name], "tokens": tokens[name], "ratio_to_best": medians[name] / best} for name in ways
     }
     packages = ("edit_trl", "torch", "transformers", "peft")
     print(

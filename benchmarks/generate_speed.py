@@ -94,9 +94,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--delay", type=float, default=0.05, help="seconds until the server answers")
     parser.add_argument("--requests", type=int, default=4000)
-    parser.add_argument(
-        "--memory", type=int, default=0, help="number of requests of the run that measures memory"
-    )
+    parser.add_argument("--memory", type=int, default=0, help="number of requests of the run that measures memory")
     return parser.parse_args()
 
 

@@ -41,10 +41,7 @@ from edit_trl.common.steps import WORD, step_end, visible_start
 from edit_trl.key_steps import Span, locate_key_steps, masks_from_spans
 
 METHODS = ("edit", "reference", "words", "fork", "forks")
-FIGURES = (
-    *("precision", "recall", "f1", "kept", "f1_kept", "first"),
-    *("pair_precision", "pair_recall", "pair_f1"),
-)
+FIGURES = (*("precision", "recall", "f1", "kept", "f1_kept", "first"), *("pair_precision", "pair_recall", "pair_f1"))
 
 
 @dataclass

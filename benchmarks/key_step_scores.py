@@ -84,9 +84,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(
-        args.model, dtype=torch.bfloat16, use_safetensors=True
-    ).eval()
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16, use_safetensors=True).eval()
     cases = prmbench_cases(args.data)
     rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
     order = list(range(len(cases)))

@@ -111,9 +111,7 @@ def seconds(function: Callable[..., object], pairs: list[Pair], *options: str) -
     return time.perf_counter() - start
 
 
-def measure(
-    ids: list[Pair], texts: list[Pair], naive_pairs: int, repeats: int
-) -> dict[str, dict[str, float | int]]:
+def measure(ids: list[Pair], texts: list[Pair], naive_pairs: int, repeats: int) -> dict[str, dict[str, float | int]]:
     """Time every method `repeats` times in turn, so that a slow spell of the machine hits all of them."""
     jobs = {
         "edit": (key_step_masks, ids, "edit"),
@@ -163,9 +161,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=200, help="tokens of the correct chain")
     parser.add_argument("--edit_fraction", type=float, default=0.3, help="share of positions that are edited")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--naive_pairs", type=int, default=50, help="number of pairs for timing the naive reference"
-    )
+    parser.add_argument("--naive_pairs", type=int, default=50, help="number of pairs for timing the naive reference")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats; medians are reported")
     parser.add_argument("--data", type=Path, help="JSON Lines of dual CoTs to time instead")
     return parser.parse_args(argv)

@@ -334,9 +334,7 @@ def row(result: dict) -> str:
     if "off" not in result:
         return f"{result['case']:28} {result.get('error')}"
     numbers = [result["estimate"], result["measured"]]
-    numbers += [
-        result["parts"][part] for part in ("weights", "adapter", "optimizer", "gradients", "activations")
-    ]
+    numbers += [result["parts"][part] for part in ("weights", "adapter", "optimizer", "gradients", "activations")]
     numbers += [result["parts"]["head"], result.get("loading", 0)]
     return f"{result['case']:28} {result['off']:+6.1%} " + " ".join(f"{n / 2**20:9.0f}" for n in numbers)
 

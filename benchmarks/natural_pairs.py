@@ -35,12 +35,7 @@ COLUMNS = {
     "fork/confidence": "p at the fork",
 }
 STAGES = {
-    "warm_up": {
-        "learning_rate": 5e-4,
-        "chosen_key_weight": 1.0,
-        "preference_weight": 0.0,
-        "normalization": "step",
-    },
+    "warm_up": {"learning_rate": 5e-4, "chosen_key_weight": 1.0, "preference_weight": 0.0, "normalization": "step"},
     "key_steps": {"learning_rate": 7.5e-5},
 }
 
@@ -71,9 +66,7 @@ def row(name: str, metrics: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model", default="outputs/quickstart/student", help="Path or Hub id of the student."
-    )
+    parser.add_argument("--model", default="outputs/quickstart/student", help="Path or Hub id of the student.")
     parser.add_argument("--data", type=Path, required=True, help="File of dual CoTs as plain text.")
     parser.add_argument("--train_pairs", type=int, default=300)
     parser.add_argument("--held_out_pairs", type=int, default=100)
@@ -91,9 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         adapter = None
         for name, options in STAGES.items():
-            model = AutoModelForCausalLM.from_pretrained(
-                args.model, dtype=torch.float32, use_safetensors=True
-            )
+            model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, use_safetensors=True)
             if adapter:
                 model = put_on(model, adapter, is_trainable=True)
             trainer = DualCoTTrainer(
@@ -125,10 +116,7 @@ def main() -> None:
             trainer.train()
             seconds = time.perf_counter() - started
             tokens = [entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry][-1]
-            figures[name] = trainer.evaluate() | {
-                "train_seconds": seconds,
-                "tokens_per_second": tokens / seconds,
-            }
+            figures[name] = trainer.evaluate() | {"train_seconds": seconds, "tokens_per_second": tokens / seconds}
             adapter = f"{folder}/{name}/adapter"
             trainer.save_model(adapter)
 

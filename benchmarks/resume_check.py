@@ -163,9 +163,7 @@ def run_stage(case: str, folder: Path, output: Path, death: tuple[int, float] | 
     def run() -> int:
         if death is not None:
             die_at(*death)
-        return run_command(
-            train_stage, ["--config", str(folder / f"{case}.yaml"), "--output_dir", str(output)]
-        )
+        return run_command(train_stage, ["--config", str(folder / f"{case}.yaml"), "--output_dir", str(output)])
 
     return exit_code(fork(run, folder / "log.txt"))
 
@@ -209,8 +207,7 @@ def outcome(output: Path) -> tuple[dict[str, bytes], dict[str, list]]:
     for file in [state for folder in folders for state in folder.glob("trainer_state.json")]:
         history = json.loads(file.read_text(encoding="utf-8"))["log_history"]
         logs[str(file.relative_to(output))] = [
-            {k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k}
-            for entry in history
+            {k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k} for entry in history
         ]
     return weights, logs
 

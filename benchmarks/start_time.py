@@ -68,9 +68,7 @@ def seconds_to(mark: str | None, command: list[str]) -> tuple[float, float]:
     """
     before = used_by_children()
     started = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     seen = b""
     while chunk := os.read(process.stdout.fileno(), 4096):
         seen += chunk

@@ -321,9 +321,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer, for --shape")
     parser.add_argument("--data", type=Path, help="JSON Lines of dual CoTs")
     parser.add_argument("--pair_tokens", type=int, help="made-up pairs of this many tokens per side")
-    parser.add_argument(
-        "--max_length", type=int, help="leave out pairs with a chain of more tokens than this"
-    )
+    parser.add_argument("--max_length", type=int, help="leave out pairs with a chain of more tokens than this")
     parser.add_argument("--pairs", type=int, default=52)
     parser.add_argument("--batch_size", type=int, default=4, help="pairs per batch")
     parser.add_argument("--tune", choices=("full", "lora", "qlora"), default="lora")

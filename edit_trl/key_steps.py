@@ -132,9 +132,7 @@ def mark(chosen: Chain, rejected: Chain, method: KeyStepMethod = "words", *, see
     return KeySteps(*masks, *spans, *forks)
 
 
-def key_step_masks(
-    chosen_ids: Sequence[int], rejected_ids: Sequence[int], method: KeyStepMethod = "edit"
-) -> KeySteps:
+def key_step_masks(chosen_ids: Sequence[int], rejected_ids: Sequence[int], method: KeyStepMethod = "edit") -> KeySteps:
     """Mark the key tokens of two unpadded sequences of token ids.
 
     Leave padding out: a difference in length would be made up for by pad tokens, and a tail that both chains
@@ -220,9 +218,7 @@ def fork_scope(mask: Sequence[bool], offsets: Sequence[Span], text: str) -> list
 def check_method(method: str) -> None:
     """Raise InputError for an unknown key-step method."""
     if method not in get_args(KeyStepMethod):
-        raise InputError(
-            f"unknown key-step method {method!r}; choose one of {', '.join(get_args(KeyStepMethod))}"
-        )
+        raise InputError(f"unknown key-step method {method!r}; choose one of {', '.join(get_args(KeyStepMethod))}")
 
 
 def _align_ids(chains: Sequence[Chain], method: KeyStepMethod) -> list[list[bool]]:

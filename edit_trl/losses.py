@@ -70,9 +70,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(values, mask) / mask.sum(-1).clamp(min=1)
 
 
-def chosen_term(
-    logps: Tensor, mask: Tensor, key_mask: Tensor, key_weight: float, context_weight: float
-) -> Tensor:
+def chosen_term(logps: Tensor, mask: Tensor, key_mask: Tensor, key_weight: float, context_weight: float) -> Tensor:
     """Σ_t [α m⁺_t + γ (1 - m⁺_t)] (-log p⁺_t), not yet divided by Z⁺ (EDIT, section 3.3).
 
     Args:
@@ -240,8 +238,7 @@ def dual_cot_loss(
     chosen_z = normalizer(chosen_mask, chosen_key_mask, normalization, step_means and step_means[0])
     rejected_z = normalizer(rejected_mask, rejected_key_mask, normalization, step_means and step_means[1])
     chosen = (
-        chosen_term(chosen_logps, chosen_mask, chosen_key_mask, chosen_key_weight, chosen_context_weight)
-        / chosen_z
+        chosen_term(chosen_logps, chosen_mask, chosen_key_mask, chosen_key_weight, chosen_context_weight) / chosen_z
     )
     # A weight of zero leaves its term out of the graph: 0 times an infinite penalty is not a number.
     rejected = preference = torch.zeros_like(chosen)
@@ -256,9 +253,7 @@ def dual_cot_loss(
         if reference_scores is not None:
             chosen_score = chosen_score - reference_scores[0]
             rejected_score = rejected_score - reference_scores[1]
-        contrast = preference_term(
-            chosen_score, rejected_score, preference_loss, preference_beta, preference_margin
-        )
+        contrast = preference_term(chosen_score, rejected_score, preference_loss, preference_beta, preference_margin)
         comparable = chosen_scope.any(-1) & rejected_scope.any(-1)
         preference = preference_weight * contrast.masked_fill(~comparable, 0.0)
     return DualCoTLoss(chosen + rejected + preference, chosen, rejected, preference)

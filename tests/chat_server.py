@@ -22,11 +22,7 @@ def completion(text: str, model: str = MODEL, finish_reason: str = "stop") -> st
             "object": "chat.completion",
             "model": model,
             "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": text},
-                    "finish_reason": finish_reason,
-                }
+                {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
             ],
             "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
         }
@@ -48,9 +44,7 @@ class ChatServer:
         keys: Authorization headers.
     """
 
-    def __init__(
-        self, answer: Callable = lambda body: "fine", fault: Callable = lambda n, body: None, delay=0.0
-    ):
+    def __init__(self, answer: Callable = lambda body: "fine", fault: Callable = lambda n, body: None, delay=0.0):
         self.answer, self.fault, self.delay = answer, fault, delay
         self.paid: Counter[str] = Counter()
         self.seen = self.in_flight = self.most_in_flight = 0
@@ -89,9 +83,7 @@ class ChatServer:
 
     async def _reply(self, line: str, content: bytes, writer: asyncio.StreamWriter) -> None:
         if line.startswith("GET"):
-            await _send(
-                writer, 200, json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
-            )
+            await _send(writer, 200, json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]}))
             return
         self.seen += 1
         body = json.loads(content)

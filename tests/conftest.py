@@ -9,9 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 # Scripts that tests start find the helpers beside this file.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")])
-)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
 # Nor may one run's prepared rows be another's.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="edit_trl-tests-")
 
@@ -192,9 +190,7 @@ def serve_hub(monkeypatch, tmp_path):
         url = running[-1].__enter__()
         monkeypatch.setattr(constants, "ENDPOINT", url)
         monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
         return server
 
     yield start

@@ -107,9 +107,7 @@ class HubServer:
     def add(self, repo_id: str, files: dict[str, bytes], repo_type: str = "model", private=False) -> Repo:
         """Put a repository there as it is."""
         repo = Repo(private)
-        repo.branches["main"] = {
-            name: (content, name.endswith(LFS_SUFFIXES)) for name, content in files.items()
-        }
+        repo.branches["main"] = {name: (content, name.endswith(LFS_SUFFIXES)) for name, content in files.items()}
         self.repos[repo_type, repo_id] = repo
         return repo
 
@@ -203,9 +201,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.token() == READ_TOKEN:
             raise Refused(403, "Forbidden: you must use a write token to upload to a repository.")
         if repo_id.split("/")[0] != USER:
-            raise Refused(
-                403, f'You don\'t have the rights to create a model under the namespace "{repo_id}"'
-            )
+            raise Refused(403, f'You don\'t have the rights to create a model under the namespace "{repo_id}"')
 
     # Routes
 
@@ -225,9 +221,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.lfs_batch(json.loads(body))
         if match := re.fullmatch(r"/(datasets/)?([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", self.route):
             return self.resolve("dataset" if match[1] else "model", *match.groups()[1:])
-        if match := re.fullmatch(
-            r"/api/(model|dataset)s/([\w.-]+/[\w.-]+)(?:/([\w-]+)(?:/(.+))?)?", self.route
-        ):
+        if match := re.fullmatch(r"/api/(model|dataset)s/([\w.-]+/[\w.-]+)(?:/([\w-]+)(?:/(.+))?)?", self.route):
             return self.repository(*match.groups(), body)
         raise Refused(404, f"no route {self.command} {self.route}", "EntryNotFound")
 
@@ -320,11 +314,7 @@ class Handler(BaseHTTPRequestHandler):
         answer = []
         for file in asked["files"]:
             is_lfs = file["path"].endswith(LFS_SUFFIXES) or file["size"] > LFS_SIZE
-            known = {
-                "path": file["path"],
-                "uploadMode": "lfs" if is_lfs else "regular",
-                "shouldIgnore": False,
-            }
+            known = {"path": file["path"], "uploadMode": "lfs" if is_lfs else "regular", "shouldIgnore": False}
             if file["path"] in repo.branches[branch]:
                 entry = self.entry(file["path"], repo.branches[branch][file["path"]])
                 known["oid"] = entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]

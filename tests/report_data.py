@@ -87,9 +87,7 @@ def suite_item(row: dict, prefers: bool, random_: random.Random) -> dict:
     logps = {side: _mean(of) for side, of in tokens.items()}
     for side, key in zip(tokens, spans, strict=True):
         mask = masks_from_spans(key, [token[:2] for token in tokens[side]])
-        logps[f"{side}_key"] = _mean(
-            [token for token, is_key in zip(tokens[side], mask, strict=True) if is_key]
-        )
+        logps[f"{side}_key"] = _mean([token for token, is_key in zip(tokens[side], mask, strict=True) if is_key])
     key_margin = None
     if None not in (logps["chosen_key"], logps["rejected_key"]):
         key_margin = logps["chosen_key"] - logps["rejected_key"]
@@ -188,9 +186,7 @@ def _mean(tokens) -> float | None:
 
 def read_page(path) -> tuple[dict, list[dict]]:
     """The data of a page, as its script reads it, and its items."""
-    [text] = re.findall(
-        r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL
-    )
+    [text] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL)
     data = json.loads(text)
     return data, unpacked(data["items"])
 

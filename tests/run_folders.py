@@ -10,13 +10,7 @@ from edit_trl.evaluation.runs.scores import run_scores
 def evaluate_item(identity, verdict="correct", task="sums", **changes):
     sample = {"response": "", "verdict": verdict, "value": None, "span": None, "cut_off": False, "tokens": 1}
     sample |= {"lenient_verdict": verdict, "lenient_value": None, "lenient_span": None}
-    item = {
-        "task": task,
-        "id": str(identity),
-        "prompt": f"{identity}?",
-        "answer": "1",
-        "answer_type": "number",
-    }
+    item = {"task": task, "id": str(identity), "prompt": f"{identity}?", "answer": "1", "answer_type": "number"}
     item |= {"mistake": None, "source": None, "verdict": verdict, "value": None}
     item |= {"lenient_verdict": verdict, "lenient_value": None, "cut_off": 0, "samples": [sample]}
     return item | changes

@@ -8,10 +8,7 @@ from edit_trl.evaluation.runs.schema import RunRecord
 SEVERAL = {
     "prompt": "What is 2 + 2?\n",
     "chosen": "2 and 2 is 4. Therefore, the answer is 4.",
-    "rejected": [
-        "2 and 2 is 5. Therefore, the answer is 5.",
-        "2 and 2 is 4, or 22. Therefore, the answer is 22.",
-    ],
+    "rejected": ["2 and 2 is 5. Therefore, the answer is 5.", "2 and 2 is 4, or 22. Therefore, the answer is 22."],
     "answer": "4",
     "task": "sums",
     "mistake": ["arithmetic"],

@@ -92,9 +92,7 @@ def test_sft_is_a_special_case(tmp_path, tokenizer, form, accumulation):
             use_cpu=True,
             bf16=False,
         ),
-        train_dataset=Dataset.from_list(
-            [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
-        ),
+        train_dataset=Dataset.from_list([{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]),
         processing_class=tokenizer,
     )
     loss, grads = one_step(ours)

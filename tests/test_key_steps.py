@@ -14,15 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from edit_trl.common.errors import InputError
-from edit_trl.key_steps import (
-    Chain,
-    KeySteps,
-    fork_scope,
-    key_step_masks,
-    locate_key_steps,
-    mark,
-    masks_from_spans,
-)
+from edit_trl.key_steps import Chain, KeySteps, fork_scope, key_step_masks, locate_key_steps, mark, masks_from_spans
 
 PRMBENCH = Path(__file__).parents[2] / "shared" / "data" / "key_steps" / "prmbench_dev.jsonl"
 
@@ -128,9 +120,7 @@ def shared(first: list[int], second: list[int]) -> int:
 def random_pairs(count: int) -> list[tuple[list[int], list[int]]]:
     rng = random.Random(7)
     # A small alphabet makes ties; the last pairs are longer than one and two machine words.
-    pairs = [
-        tuple([rng.randrange(3) for _ in range(rng.randrange(10))] for _ in range(2)) for _ in range(count)
-    ]
+    pairs = [tuple([rng.randrange(3) for _ in range(rng.randrange(10))] for _ in range(2)) for _ in range(count)]
     for length in (64, 65, 130, 200):
         chosen = [rng.randrange(20) for _ in range(length)]
         pairs.append((chosen, [t if rng.random() > 0.3 else rng.randrange(20) for t in chosen[3:]]))
@@ -279,12 +269,7 @@ def test_forks_adds_the_first_key_word_of_every_later_step():
         ("a 1\nb 2 c 3", "a 4\nb 5 c 6", ["1", "2"], ["4", "5"]),  # a line is a step
         ("它是3。所以4和5。", "它是5。所以6和7。", ["3", "4"], ["5", "6"]),
         # The wrong chain adds a step, the one it parts with; the correct one parts with its next.
-        (
-            "Add 2. Take 3 and 4. End.",
-            "Add 2. So 5, I think. Take 7 and 8. End.",
-            ["3", "4"],
-            ["So 5, I think.", "7"],
-        ),
+        ("Add 2. Take 3 and 4. End.", "Add 2. So 5, I think. Take 7 and 8. End.", ["3", "4"], ["So 5, I think.", "7"]),
         # The chosen side has no key word in the fork's step, and one in a later one.
         ("5 apples. Next 1 or 3", "5 apples, so 2. Next 2 or 4", ["1"], [", so 2", "2"]),
         ("one two", "one", ["two"], []),

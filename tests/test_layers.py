@@ -110,12 +110,7 @@ def test_the_readers_see_every_kind_of_import():
     )
     assert ("torch.nn", None) in imports(tree)
     assert own_imports(tree) == {"edit_trl.losses", "edit_trl.training.config", "edit_trl.cli.main"}
-    assert private_names(tree) == {
-        "transformers.a._b.C",
-        "trl._d",
-        "trl.trainer._y",
-        "trl.E._z",
-    }
+    assert private_names(tree) == {"transformers.a._b.C", "trl._d", "trl.trainer._y", "trl.E._z"}
     assert len(at_import(tree)) == 5
 
 

@@ -56,9 +56,9 @@ def test_normalization_by_key_tokens():
     # Z⁺ = 2 key tokens.
     assert value(chosen_key_weight=1.0, normalization="key_tokens") == pytest.approx(5 * LN2 / 2)
     # Z⁻ = 1 key token: log(1/4).
-    assert value(
-        rejected_key_weight=1.0, rejected_penalty="likelihood", normalization="key_tokens"
-    ) == pytest.approx(-2 * LN2)
+    assert value(rejected_key_weight=1.0, rejected_penalty="likelihood", normalization="key_tokens") == pytest.approx(
+        -2 * LN2
+    )
 
 
 def test_normalization_by_step():
@@ -81,17 +81,15 @@ def test_unlikelihood_penalty_by_hand():
 def test_paper_preset_by_hand():
     # α = 1, β = 0.025, γ = 0, λ = 0: 5 ln 2 / 4 + 0.025 · log(1/4) / 2.
     expected = 5 * LN2 / 4 - 0.025 * LN2
-    assert value(
-        chosen_key_weight=1.0, rejected_key_weight=0.025, rejected_penalty="likelihood"
-    ) == pytest.approx(expected)
+    assert value(chosen_key_weight=1.0, rejected_key_weight=0.025, rejected_penalty="likelihood") == pytest.approx(
+        expected
+    )
     assert expected == pytest.approx(0.8491053)  # 0.8664340 - 0.0173287
 
 
 def test_unlikelihood_is_finite_and_flat_at_probability_one():
     logps = torch.tensor([[0.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
-    loss = dual_cot_loss(
-        **pair(rejected_logps=logps), chosen_key_weight=1.0, rejected_key_weight=1.0
-    ).rejected
+    loss = dual_cot_loss(**pair(rejected_logps=logps), chosen_key_weight=1.0, rejected_key_weight=1.0).rejected
     assert loss.item() == pytest.approx(-math.log(1 - UNLIKELIHOOD_MAX_PROBABILITY) / 2)
     assert torch.autograd.grad(loss.sum(), logps)[0].abs().sum() == 0
 
@@ -105,10 +103,7 @@ def test_padding_may_hold_anything():
 def test_no_key_token_on_the_wrong_side():
     none = torch.zeros(1, 3, dtype=torch.bool)
     loss = dual_cot_loss(
-        **pair(rejected_key_mask=none),
-        rejected_key_weight=1.0,
-        normalization="key_tokens",
-        preference_weight=1.0,
+        **pair(rejected_key_mask=none), rejected_key_weight=1.0, normalization="key_tokens", preference_weight=1.0
     )
     assert loss.rejected.item() == 0
     assert loss.preference.item() == 0  # nothing to compare
@@ -161,9 +156,7 @@ def test_orpo_is_finite_when_every_token_is_certain():
 
 def test_sigmoid_on_sums_is_the_bounded_contrast():
     # -log(P⁺ / (P⁺ + P⁻)) with P⁺ = 1/4 · 1/8 = 1/32 and P⁻ = 1/4: 1/9.
-    assert value(preference_weight=1.0, preference_reduction="sum", preference_beta=1.0) == pytest.approx(
-        math.log(9)
-    )
+    assert value(preference_weight=1.0, preference_reduction="sum", preference_beta=1.0) == pytest.approx(math.log(9))
 
 
 def test_preference_scopes_and_reference():
@@ -186,16 +179,12 @@ def naive(tensors, weights, penalty, normalization, preference, scope) -> list[f
     for i in range(len(tensors["chosen_logps"])):
         chosen = [
             (float(p), bool(k))
-            for p, m, k in zip(
-                *(tensors[f"chosen_{n}"][i] for n in ("logps", "mask", "key_mask")), strict=True
-            )
+            for p, m, k in zip(*(tensors[f"chosen_{n}"][i] for n in ("logps", "mask", "key_mask")), strict=True)
             if m
         ]
         rejected = [
             (float(p), bool(k))
-            for p, m, k in zip(
-                *(tensors[f"rejected_{n}"][i] for n in ("logps", "mask", "key_mask")), strict=True
-            )
+            for p, m, k in zip(*(tensors[f"rejected_{n}"][i] for n in ("logps", "mask", "key_mask")), strict=True)
             if m
         ]
         z_chosen, z_rejected = len(chosen), len(rejected)
@@ -240,9 +229,7 @@ def random_batch(shape, dtype, seed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("preference", ["sigmoid", "ipo", "hinge", "orpo", "simpo"])
 @pytest.mark.parametrize("penalty", ["likelihood", "unlikelihood"])
-@pytest.mark.parametrize(
-    ("normalization", "scope"), [("completion", "key_steps"), ("key_tokens", "completion")]
-)
+@pytest.mark.parametrize(("normalization", "scope"), [("completion", "key_steps"), ("key_tokens", "completion")])
 def test_agrees_with_a_naive_version(shape, dtype, preference, penalty, normalization, scope):
     tensors = random_batch(shape, dtype, seed=hash((shape, preference)) % 1000)
     weights = (2.0, 1.0, 0.3, 0.5)

@@ -22,9 +22,7 @@ from edit_trl.models.loading import load_student
 from edit_trl.training.recipe.resolving import argument_classes
 
 ROOT = Path(edit_trl.__file__).parent.parent
-SOURCES = sorted(
-    path for folder in ("edit_trl", "recipes", "benchmarks") for path in (ROOT / folder).rglob("*.py")
-)
+SOURCES = sorted(path for folder in ("edit_trl", "recipes", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 CALLS = {
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "torch.hub.load"),
     *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "subprocess.getoutput"),
@@ -163,9 +161,7 @@ def test_what_training_saves_is_safetensors(recipe, tmp_path):
     # transformers pickles its arguments; they stay here.
     assert {path.name for path in out.glob("*.bin")} <= {"training_args.bin"}
     assert not [
-        name
-        for name in model_files(out)
-        if not name.endswith((".json", ".jinja", ".safetensors", ".md", ".svg"))
+        name for name in model_files(out) if not name.endswith((".json", ".jinja", ".safetensors", ".md", ".svg"))
     ]
 
 
@@ -174,10 +170,7 @@ def test_what_training_saves_is_safetensors(recipe, tmp_path):
 
 def test_remote_code_is_off_in_every_recipe_and_command():
     fields = [
-        f
-        for cls in argument_classes("dual_cot")
-        for f in dataclasses.fields(cls)
-        if f.name == "trust_remote_code"
+        f for cls in argument_classes("dual_cot") for f in dataclasses.fields(cls) if f.name == "trust_remote_code"
     ]
     assert fields
     assert not any(field.default for field in fields)

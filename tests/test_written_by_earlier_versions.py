@@ -159,8 +159,7 @@ def test_what_was_answered_makes_the_same_files(name):
 def test_what_was_measured_is_not_measured_again(name):
     """Each item that was there bears a mark, which it would lose if it were."""
     marked = {
-        (item["task"], item["id"]): item | {"answer": item["answer"] + MARK}
-        for item in read_items("cut_off", name)
+        (item["task"], item["id"]): item | {"answer": item["answer"] + MARK} for item in read_items("cut_off", name)
     }
     expected = [marked.get((item["task"], item["id"]), item) for item in read_items("completed", name)]
     assert 0 < len(marked) < len(expected)

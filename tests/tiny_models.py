@@ -64,9 +64,7 @@ def gemma_3_with_vision() -> Gemma3ForConditionalGeneration:
         "image_size": 28,
         "patch_size": 14,
     }
-    config = Gemma3Config(
-        text_config=GEMMA, vision_config=vision, image_token_index=399, mm_tokens_per_image=4
-    )
+    config = Gemma3Config(text_config=GEMMA, vision_config=vision, image_token_index=399, mm_tokens_per_image=4)
     return Gemma3ForConditionalGeneration(config)
 
 

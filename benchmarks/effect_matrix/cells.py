@@ -192,9 +192,7 @@ def settle(cells: Sequence[Cell], output: Path, redo: bool) -> list[Cell]:
         elif not record or record["status"] != "done":
             left.append(cell)
     if changed and not redo:
-        lines = [
-            f"{cell.name}: {'; '.join(_changes(record['inputs'], cell.inputs))}" for cell, record in changed
-        ]
+        lines = [f"{cell.name}: {'; '.join(_changes(record['inputs'], cell.inputs))}" for cell, record in changed]
         rest = [f"and {len(lines) - 5} other cells"] if len(lines) > 5 else []
         raise InputError(
             [*lines[:5], *rest, "run them again with --redo, or choose another --output"],

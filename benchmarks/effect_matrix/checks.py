@@ -26,9 +26,7 @@ def check_options(matrix: Matrix) -> None:
         points = [(f"methods.{name}", point) for point in method.points]
         if matrix.collapse and matrix.collapse.method == name:
             first = method.points[0]
-            points += [
-                (f"collapse.{key}", first | options) for key, options in matrix.collapse.variants.items()
-            ]
+            points += [(f"collapse.{key}", first | options) for key, options in matrix.collapse.variants.items()]
         for where, point in points:
             errors += _refused(where, recipe, matrix.stage_2, method.options, point)
     if errors:

@@ -116,9 +116,7 @@ class _Reader:
         if errors:
             return None
         several = {name: self.each(f"data.{name}", values[name], Source) for name in ("tests", "pairs")}
-        single = {
-            name: self.one(f"data.{name}", values[name], Source) for name in ("warm_up", "dev", "held_out")
-        }
+        single = {name: self.one(f"data.{name}", values[name], Source) for name in ("warm_up", "dev", "held_out")}
         return Data(**single, **several)
 
 

@@ -103,9 +103,7 @@ class Method:
     @property
     def points(self) -> list[Options]:
         """Every combination of the grid's values."""
-        return [
-            dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())
-        ]
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,7 @@ def train(folder: Path, options: Mapping[str, Any], student: str, rows: Path, se
     totals = next(entry for entry in reversed(state["log_history"]) if "train_runtime" in entry)
     curves = [{"step": entry["step"], **{k: entry[k] for k in CURVES if k in entry}} for entry in logs]
     # Not every trainer of TRL counts tokens.
-    tokens = max(
-        (entry["num_tokens"] for entry in state["log_history"] if "num_tokens" in entry), default=None
-    )
+    tokens = max((entry["num_tokens"] for entry in state["log_history"] if "num_tokens" in entry), default=None)
     return {
         "steps": state["global_step"],
         "tokens": tokens,

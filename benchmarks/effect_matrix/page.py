@@ -65,9 +65,7 @@ def _charts(student: Record, baseline: str) -> list[str]:
         if any(test in record.get("differences", {}) for record in methods.values()):
             label = escape(methods[baseline]["label"])
             parts.append(f"<h3>{escape(test)}: difference to {label}</h3>")
-            parts.append(
-                "<p class='quiet'>Points of accuracy, 95% intervals over items and seeds; p after Holm.</p>"
-            )
+            parts.append("<p class='quiet'>Points of accuracy, 95% intervals over items and seeds; p after Holm.</p>")
             parts.append(_difference_chart(methods, test))
     parts.append("<h3>Log-probability of correct chains while training</h3>")
     parts.append(_curves({r["label"]: r["curves"] for r in methods.values() if r.get("curves")}))
@@ -126,10 +124,7 @@ def _points(rows: Sequence[tuple], *, percent: bool = False, zero: bool = False)
 
 def _curves(curves: Mapping[str, Sequence[Mapping[str, float]]], name: str = "logps/chosen") -> str:
     """A chart with one curve per method; methods that never logged the value are left out."""
-    series = {
-        label: [(entry["step"], entry[name]) for entry in log if name in entry]
-        for label, log in curves.items()
-    }
+    series = {label: [(entry["step"], entry[name]) for entry in log if name in entry] for label, log in curves.items()}
     series = {label: points for label, points in series.items() if points}
     if not series:
         return "<p class='quiet'>Nothing was logged.</p>"
@@ -140,9 +135,7 @@ def _curves(curves: Mapping[str, Sequence[Mapping[str, float]]], name: str = "lo
     def place(step: float, value: float) -> str:
         return f"{50 + (width - 50) * step / last:.1f},{20 + 250 * (high - value) / ((high - low) or 1):.1f}"
 
-    shapes = [
-        _text(44, 24 + 62.5 * i, f"{high - (high - low) * i / 4:.2f}", "end", quiet=True) for i in range(5)
-    ]
+    shapes = [_text(44, 24 + 62.5 * i, f"{high - (high - low) * i / 4:.2f}", "end", quiet=True) for i in range(5)]
     shapes.append(_text(width, height - 6, f"step {last}", "end", quiet=True))
     legend = []
     for number, (label, points) in enumerate(series.items()):

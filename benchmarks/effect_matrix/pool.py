@@ -64,12 +64,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": path,
-                    "OMP_NUM_THREADS": "1",
-                    "TOKENIZERS_PARALLELISM": "false",
-                },
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
             )
         return self._process
 

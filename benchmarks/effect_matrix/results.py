@@ -44,9 +44,7 @@ def report(matrix: Matrix, output: Path, markdown: Path | None) -> int:
     }
     for student in matrix.students:
         results["students"][student] = _student(matrix, student, cells, done, output)
-    tables = [
-        (title, table) for student in matrix.students for title, table in tables_of(matrix, results, student)
-    ]
+    tables = [(title, table) for student in matrix.students for title, table in tables_of(matrix, results, student)]
     if failed:
         tables.append(("Cells that failed", [["cell", "error"], *map(list, failed.items())]))
     text = "\n\n".join(f"{title}\n{aligned([table[:1], table[1:]])}" for title, table in tables)
@@ -71,9 +69,7 @@ def _brief(student: Record) -> Record:
     return {"methods": {name: {k: v for k, v in method.items() if k != "curves"} for name, method in methods}}
 
 
-def _student(
-    matrix: Matrix, student: str, cells: Sequence[Cell], done: Mapping[str, Record], output: Path
-) -> Record:
+def _student(matrix: Matrix, student: str, cells: Sequence[Cell], done: Mapping[str, Record], output: Path) -> Record:
     finals = [c for c in cells if c.student == student and c.kind == "final" and c.name in done]
     by_method: dict[str, dict[int, Cell]] = {}
     for cell in finals:
@@ -100,8 +96,7 @@ def _student(
         "warm_up": {key: warmed.get(key) for key in ("steps", "tokens", "cpu_seconds")},
         "methods": methods,
         "collapse": {
-            name: _collapse(matrix, runs, by_method.get(WARM_UP, {}), output)
-            for name, runs in variants.items()
+            name: _collapse(matrix, runs, by_method.get(WARM_UP, {}), output) for name, runs in variants.items()
         },
     }
 
@@ -130,9 +125,7 @@ def _method(
         for score in ("key_preference", "preference", "fork_confidence", "chosen_logp")
     }
     displacements = [
-        r["held_out"]["chosen_logp"] - started[s]["held_out"]["chosen_logp"]
-        for s, r in results.items()
-        if s in started
+        r["held_out"]["chosen_logp"] - started[s]["held_out"]["chosen_logp"] for s, r in results.items() if s in started
     ]
     held_out["displacement"] = statistics.fmean(displacements) if displacements else None
     record: Record = {"seeds": list(cells), "tests": tests, "held_out": held_out, "grid": []}
@@ -156,9 +149,7 @@ def _mean_tasks(tasks: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.fmean(scores[name] for scores in tasks) for name in tasks[0]}
 
 
-def _compare(
-    matrix: Matrix, methods: dict[str, Record], cells: Mapping[str, Mapping[int, Cell]], output: Path
-) -> None:
+def _compare(matrix: Matrix, methods: dict[str, Record], cells: Mapping[str, Mapping[int, Cell]], output: Path) -> None:
     """Add to each method's record its differences to the baseline and to its control."""
     pairs = {name: matrix.baseline for name in methods if name != matrix.baseline}
     _differences("differences", pairs, matrix, methods, cells, output)
@@ -191,9 +182,7 @@ def _differences(
             )
             methods[method].setdefault(key, {})[name] = change
             p_values[method] = change["p_value"]
-        corrected = (
-            {} if WARM_UP not in p_values else {WARM_UP: p_values.pop(WARM_UP)}
-        )  # the warm-up is not a method
+        corrected = {} if WARM_UP not in p_values else {WARM_UP: p_values.pop(WARM_UP)}  # the warm-up is not a method
         for method, p_value in (corrected | holm(p_values)).items():
             methods[method][key][name]["holm_p_value"] = p_value
 

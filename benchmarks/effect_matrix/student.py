@@ -81,10 +81,7 @@ def _learn_tokenizer(rows: list[Mapping[str, Any]], sizes: FromScratch):
     )
     tokenizer.train_from_iterator(_texts(rows), trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|end|>",
-        pad_token="<|pad|>",
-        model_max_length=sizes.positions,
+        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>", model_max_length=sizes.positions
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast

@@ -44,9 +44,7 @@ def tables_of(matrix: Matrix, results: Record, student: str) -> list[tuple[str, 
     tables = [(f"Accuracy: {student}{size}", accuracy)]
     label = f"Difference to {methods[matrix.baseline]['label']}" if matrix.baseline in methods else ""
     for name in (*tests, "key_preference"):
-        changes = {
-            r["label"]: r["differences"][name] for r in methods.values() if name in r.get("differences", {})
-        }
+        changes = {r["label"]: r["differences"][name] for r in methods.values() if name in r.get("differences", {})}
         if changes:
             rows = [[method, *_difference_cells(change)] for method, change in changes.items()]
             tables.append((f"{label}, {name}: {student}", [["method", *_DIFFERENCE_HEAD], *rows]))
@@ -101,9 +99,7 @@ def _collapse_table(outcome: Record) -> list[Row]:
         if differences:
             options = ", ".join(f"{key} {value}" for key, value in record["options"].items())
             mean, worst = f"{statistics.fmean(differences):+.1f}", f"{min(differences):+.1f}"
-            rows.append(
-                [name, options, str(len(differences)), mean, worst, str(record["significantly_worse"])]
-            )
+            rows.append([name, options, str(len(differences)), mean, worst, str(record["significantly_worse"])])
     return rows
 
 

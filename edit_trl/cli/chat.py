@@ -72,13 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--system", metavar="TEXT", help="a system message")
     add("--temperature", type=float, default=0.0, help="0 for the likeliest token (default: %(default)s)")
-    add(
-        "--max_new_tokens",
-        type=int,
-        default=512,
-        metavar="N",
-        help="most tokens per answer (default: %(default)s)",
-    )
+    add("--max_new_tokens", type=int, default=512, metavar="N", help="most tokens per answer (default: %(default)s)")
     add("--dtype", metavar="NAME", help="dtype of the weights, as bfloat16 (default: as they are saved)")
     add("--device", help="such as cpu or cuda:0 (default: the GPU if there is one)")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model")

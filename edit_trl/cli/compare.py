@@ -67,11 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folders of runs, the baseline first; seeds of one system are joined by commas, or given as a "
         "pattern in quotes: 'outputs/edit_seed*'",
     )
-    add(
-        "--score",
-        metavar="NAME",
-        help="score to compare (default: accuracy, or key_preference of a suite)",
-    )
+    add("--score", metavar="NAME", help="score to compare (default: accuracy, or key_preference of a suite)")
     add(
         "--by",
         choices=["task", "mistake", "source"],
@@ -85,9 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     form = parser.add_argument_group("output, besides the table ('-': to stdout, in its place)")
     form.add_argument("--markdown", metavar="FILE", help="Markdown for a pull request")
-    form.add_argument(
-        "--json", metavar="FILE", help="all results, with the items that flipped or are missing"
-    )
+    form.add_argument("--json", metavar="FILE", help="all results, with the items that flipped or are missing")
     form.add_argument("--junit", type=Path, metavar="FILE", help="JUnit XML, one test case per gate")
     gate = parser.add_argument_group(
         "gates, for every run but the baseline (numbers in the score's unit: 0.5 or 50%, or nats)"
@@ -120,9 +114,7 @@ def _check(options: argparse.Namespace, gates: Gates) -> None:
     if options.markdown == "-" and options.json == "-":
         errors.append("--markdown - and --json - cannot both go to stdout; name a file for one")
     if options.junit and not gates:
-        errors.append(
-            "--junit writes one test case per gate, and there is no gate; add one, such as --max-drop 0.02"
-        )
+        errors.append("--junit writes one test case per gate, and there is no gate; add one, such as --max-drop 0.02")
     if errors:
         raise InputError(errors)
 

@@ -7,13 +7,7 @@ from edit_trl.training.memory.estimate import CARDS, MemoryEstimate
 from edit_trl.training.memory.longest_batch import longest_batch
 from edit_trl.training.memory.stage import estimate_stage
 from edit_trl.training.objective import Objective
-from edit_trl.training.recipe.resolving import (
-    RunArguments,
-    parse_options,
-    pick_run,
-    read_recipe,
-    resolve_runs,
-)
+from edit_trl.training.recipe.resolving import RunArguments, parse_options, pick_run, read_recipe, resolve_runs
 
 NOTES = {
     "weights": "",
@@ -71,11 +65,7 @@ def _describe(run: RunArguments, shards: int) -> list[str]:
 def _table(estimate: MemoryEstimate, on_cpu: bool) -> list[str]:
     """The parts of an estimate, their sum and the devices that have enough memory, as lines of text."""
     notes = NOTES | {"overhead": "Python and its libraries" if on_cpu else "CUDA context, fragmentation"}
-    lines = [
-        f"  {part:12}{_gib(size):>10}  {notes[part]}".rstrip()
-        for part, size in estimate.parts.items()
-        if size
-    ]
+    lines = [f"  {part:12}{_gib(size):>10}  {notes[part]}".rstrip() for part, size in estimate.parts.items() if size]
     lines.append(f"  {'peak':12}{_gib(estimate.peak):>10}")
     if on_cpu:
         memory = _machine_memory()

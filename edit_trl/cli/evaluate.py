@@ -55,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _evaluate(
-    arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Limits, recipe: Path | None
-) -> None:
+def _evaluate(arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Limits, recipe: Path | None) -> None:
     from edit_trl.evaluation.accuracy.measure import measure_accuracy, measure_with_harness
     from edit_trl.evaluation.harness import format_harness, load_harness_tasks
     from edit_trl.evaluation.runs.history import check_history

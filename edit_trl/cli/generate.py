@@ -74,8 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "--teacher",
         choices=["procedural"],
         default="procedural",
-        help="the teacher; procedural: problems of several families, made without a network "
-        "(default: %(default)s)",
+        help="the teacher; procedural: problems of several families, made without a network (default: %(default)s)",
     )
     add("--families", nargs="+", metavar="FAMILY", help="the families of problems, in turn (default: all)")
     add("--rows", type=int, required=True, metavar="N", help="the number of dual CoTs")

@@ -74,9 +74,7 @@ def _show(rows: Sequence[HistoryRow], metric: str | None, earlier: int) -> None:
     console = Console(width=None if terminal else 1000, highlight=False)
     console.print(_plot(rows, metric) if metric else _list(rows, console))
     if metric and len({row.data_hash for row in rows}) > 1:
-        print(
-            "  the data differs between some of these runs (column data): only like with like can be compared"
-        )
+        print("  the data differs between some of these runs (column data): only like with like can be compared")
     if earlier:
         print(f"  {earlier} earlier run{'s' if earlier > 1 else ''} not shown")
 

@@ -90,12 +90,9 @@ def _load(options: argparse.Namespace) -> Dataset:
             mapping = json.loads(options.column_mapping)
         except json.JSONDecodeError as error:
             raise InputError(
-                f"--column_mapping is not JSON ({error}): {options.column_mapping!r}; write "
-                '\'{"theirs": "ours"}\''
+                f'--column_mapping is not JSON ({error}): {options.column_mapping!r}; write \'{{"theirs": "ours"}}\''
             ) from error
-    source = DatasetSource(
-        options.dataset, options.dataset_config, options.split, options.dataset_revision, mapping
-    )
+    source = DatasetSource(options.dataset, options.dataset_config, options.split, options.dataset_revision, mapping)
     return source.load()
 
 

@@ -28,9 +28,7 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="An accelerate configuration: a file, or a name in recipes/accelerate.",
     )
-    parser.add_argument(
-        "--num_processes", type=int, metavar="N", help="Processes to launch, as in accelerate launch."
-    )
+    parser.add_argument("--num_processes", type=int, metavar="N", help="Processes to launch, as in accelerate launch.")
 
 
 class SignalRelay:

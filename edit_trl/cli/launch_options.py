@@ -99,9 +99,7 @@ def _asks_for_cpu(recipe: str | None, options: Sequence[str]) -> bool:
     return isinstance(values, dict) and values.get("use_cpu") is True
 
 
-def _check_devices(
-    file: Path | None, config: dict[str, Any], processes: int, gpus: int, on_cpu: bool
-) -> None:
+def _check_devices(file: Path | None, config: dict[str, Any], processes: int, gpus: int, on_cpu: bool) -> None:
     kind = str(config.get("distributed_type", "NO")).upper()
     if on_cpu:
         if kind in SHARDED:

@@ -39,11 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         texts=[f"{example.prompt}\n{example.chosen}" for example in trained.examples] if trained else (),
     )
     report = merge_adapter(
-        adapter,
-        output,
-        dtype=options.dtype,
-        tolerance=options.tolerance,
-        trust_remote_code=options.trust_remote_code,
+        adapter, output, dtype=options.dtype, tolerance=options.tolerance, trust_remote_code=options.trust_remote_code
     )
     if facts is not None:
         _write_card(adapter, facts, output)
@@ -70,14 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="dtype of the merged weights (default: as the base model is saved; bfloat16 after training in "
-        "4 bits)",
+        help="dtype of the merged weights (default: as the base model is saved; bfloat16 after training in 4 bits)",
     )
-    add(
-        "--base_model",
-        metavar="PATH|ID",
-        help="the base model, if it is elsewhere than the adapter says",
-    )
+    add("--base_model", metavar="PATH|ID", help="the base model, if it is elsewhere than the adapter says")
     add(
         "--tolerance",
         type=float,

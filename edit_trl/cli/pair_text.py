@@ -69,9 +69,7 @@ def overview(source: str, pairs: Sequence[Pair], unit: str, method: str) -> list
         lengths = f"{statistics.chosen_length:.0f} {unit} correct, {statistics.rejected_length:.0f} wrong"
     else:
         lengths = f"{statistics.chosen_length:.0f} {unit}"
-    lines.append(
-        f"mean chain: {lengths}; median {statistics.median_length:.0f}, longest {statistics.longest}"
-    )
+    lines.append(f"mean chain: {lengths}; median {statistics.median_length:.0f}, longest {statistics.longest}")
     return lines
 
 

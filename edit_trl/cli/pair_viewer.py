@@ -82,9 +82,7 @@ def _panel(title: str, chain: str, spans: Sequence[Sequence[int]], colour: str) 
     return Panel(text, title=Text(title, style=colour), title_align="left", border_style=colour)
 
 
-def print_pairs(
-    source: str, pairs: Sequence[Pair], selection: Sequence[Pair], unit: str, method: str
-) -> None:
+def print_pairs(source: str, pairs: Sequence[Pair], selection: Sequence[Pair], unit: str, method: str) -> None:
     """Print the statistics, then the pairs, in colour."""
     console = Console(highlight=False)
     console.print(statistics_view(source, pairs, unit, method))
@@ -109,9 +107,7 @@ def browse(source: str, pairs: Sequence[Pair], selection: Sequence[Pair], unit: 
             lines = console.render_lines(view, console.options.update(width=width, height=None), pad=False)
             lowest = max(len(lines) - height, 0)
             offset = min(max(offset, 0), lowest)
-            screen.update(
-                _window(lines[offset : offset + height], height, _footer(page, len(selection), lowest))
-            )
+            screen.update(_window(lines[offset : offset + height], height, _footer(page, len(selection), lowest)))
             key = next(keys, "q")
             if key in _LEAVE:
                 return

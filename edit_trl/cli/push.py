@@ -64,11 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the folder of a training run (its last finished stage is pushed), of a merged model or of "
         "`edit-trl generate`; or a file or folder of dual CoTs",
     )
-    add(
-        "--repo_id",
-        metavar="NAMESPACE/NAME",
-        help="the repository (default: your account / the folder's name)",
-    )
+    add("--repo_id", metavar="NAMESPACE/NAME", help="the repository (default: your account / the folder's name)")
     visibility = parser.add_mutually_exclusive_group()
     visibility.add_argument(
         "--private",
@@ -76,14 +72,10 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="make a new repository private (the default); refused if it exists and is public",
     )
-    visibility.add_argument(
-        "--public", action="store_false", dest="private", help="make a new repository public"
-    )
+    visibility.add_argument("--public", action="store_false", dest="private", help="make a new repository public")
     add("--revision", metavar="BRANCH", help="the branch to push to; created if it does not exist")
     add(
-        "--base_model",
-        metavar="NAMESPACE/NAME",
-        help="the base model's id on the Hub, if it was trained from a folder",
+        "--base_model", metavar="NAMESPACE/NAME", help="the base model's id on the Hub, if it was trained from a folder"
     )
     add(
         "--evaluation",

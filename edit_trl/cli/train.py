@@ -10,13 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from edit_trl.cli.launch import (
-    SignalRelay,
-    accelerate_config,
-    add_launch_options,
-    end_with_launcher,
-    launch,
-)
+from edit_trl.cli.launch import SignalRelay, accelerate_config, add_launch_options, end_with_launcher, launch
 from edit_trl.cli.launch_options import shards
 from edit_trl.cli.train_help import full_help, short_help
 from edit_trl.cli.train_recipe import run_stage
@@ -79,15 +73,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 28, shutil.get_terminal_size().columns),
     )
     parser.add_argument("-h", "--help", action="store_true", help="Show our own options and exit.")
-    parser.add_argument(
-        "--help-all", action="store_true", help="Show every option of every trainer and exit."
-    )
+    parser.add_argument("--help-all", action="store_true", help="Show every option of every trainer and exit.")
     parser.add_argument("--config", metavar="RECIPE", help="The recipe, a YAML file.")
     parser.add_argument("--stage", metavar="NAME", help="Train one stage of the recipe instead of all.")
     parser.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="Print how much memory each stage will need and which GPUs have it.",
+        "--dry_run", action="store_true", help="Print how much memory each stage will need and which GPUs have it."
     )
     add_launch_options(parser)
     return parser

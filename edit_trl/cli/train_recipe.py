@@ -54,9 +54,7 @@ def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = N
     from edit_trl.training.recipe.resolving import pick_run, read_recipe, resolve_run, resolve_runs
 
     outline = read_recipe(recipe)
-    values = {
-        name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()
-    }
+    values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     runs = resolve_runs(outline, values)
     stages = [run.stage for run in runs] if stage is None else [pick_run(outline, runs, stage).stage]
     for name in stages:

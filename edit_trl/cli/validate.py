@@ -106,9 +106,7 @@ def _datasets(runs: "Sequence[RunArguments]") -> "dict[tuple[str, str | None], D
     return datasets
 
 
-def _named_dataset(
-    dataset: str | None, values: Mapping[str, Any]
-) -> "dict[tuple[str, str | None], DataArguments]":
+def _named_dataset(dataset: str | None, values: Mapping[str, Any]) -> "dict[tuple[str, str | None], DataArguments]":
     """The dataset that options name which are not checked, or could not be."""
     from edit_trl.training.recipe.data_arguments import DataArguments
 
@@ -119,9 +117,7 @@ def _named_dataset(
     return {(source, split): DataArguments(**{name: values[name] for name in names if name in values})}
 
 
-def _check_selection(
-    rows: "Dataset", source: str, split: str | None, runs: "Sequence[RunArguments]"
-) -> list[str]:
+def _check_selection(rows: "Dataset", source: str, split: str | None, runs: "Sequence[RunArguments]") -> list[str]:
     """The problems of the views of each run that trains on the rows; prints how many rows it trains on."""
     problems = []
     for run in runs:

@@ -30,9 +30,7 @@ def edit_masks(first: list[int], second: list[int]) -> tuple[list[bool], list[bo
     first_rest, second_rest = first[prefix:], second[prefix:]
     suffix = common_prefix(first_rest[::-1], second_rest[::-1])
     masks = [False] * len(first), [False] * len(second)
-    edits = Levenshtein.editops(
-        first_rest[: len(first_rest) - suffix], second_rest[: len(second_rest) - suffix]
-    )
+    edits = Levenshtein.editops(first_rest[: len(first_rest) - suffix], second_rest[: len(second_rest) - suffix])
     for tag, first_at, second_at in edits.as_list():
         if tag != "insert":
             masks[0][prefix + first_at] = True

@@ -28,7 +28,5 @@ def share(**values: float | None) -> list[str]:
 
 def _errors(values: Mapping[str, float | None], is_valid: Callable[[float], bool], rule: str) -> list[str]:
     return [
-        f"`{name}` {rule}, got {value}"
-        for name, value in values.items()
-        if value is not None and not is_valid(value)
+        f"`{name}` {rule}, got {value}" for name, value in values.items() if value is not None and not is_valid(value)
     ]

@@ -105,9 +105,7 @@ def _essentials(values: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({k: v for k, v in values.items() if k not in INCIDENTAL}, default=str))
 
 
-def write_run_file(
-    folder: Path, values: Mapping[str, Any], finished: str | None, results: Mapping[str, Any]
-) -> None:
+def write_run_file(folder: Path, values: Mapping[str, Any], finished: str | None, results: Mapping[str, Any]) -> None:
     """Write a run's options (except its Hub token) and results into its folder.
 
     Args:

@@ -10,8 +10,7 @@ _MODIFIER = "".join(chr(c) for c in range(0x300, 0x11000) if category(chr(c))[0]
 )
 # Scripts written without spaces, where each character is a word: Thai, Lao, Burmese, Khmer, kana, Han.
 _UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _LETTERS = rf"(?:[A-Za-z]++|(?![{_UNSPACED}])[^\W\d_]|[{_MODIFIER}])++"
 WORD = re.compile(

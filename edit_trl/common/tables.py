@@ -15,9 +15,7 @@ def aligned(blocks: Sequence[Sequence[Sequence[str]]], left: int = 1) -> str:
         left: How many columns are aligned to the left; the others, of numbers, are aligned to the right.
     """
     blocks = [[[visible_line(cell) for cell in row] for row in block] for block in blocks]
-    widths = [
-        max(map(len, column)) for column in zip(*(row for block in blocks for row in block), strict=True)
-    ]
+    widths = [max(map(len, column)) for column in zip(*(row for block in blocks for row in block), strict=True)]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     return f"\n{rule}\n".join("\n".join(_line(row, widths, left) for row in block) for block in blocks)
 

@@ -38,9 +38,7 @@ def template_problems(text: str, allowed: frozenset[str], optional: Collection[s
         for field, format_spec, conversion in parsed
         if format_spec or conversion
     ]
-    problems += [
-        f"placeholder {{{field}}}: {unknown_name(field, sorted(allowed))}" for field in sorted(used - allowed)
-    ]
+    problems += [f"placeholder {{{field}}}: {unknown_name(field, sorted(allowed))}" for field in sorted(used - allowed)]
     missing = sorted(allowed - set(optional) - used)
     return problems + [f"placeholder {{{field}}} is missing" for field in missing]
 

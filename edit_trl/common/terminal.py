@@ -7,9 +7,7 @@ from typing import Any
 
 # Control characters, those that turn the direction of the text around them, separators that some programs
 # take for line breaks, and what UTF-8 and XML cannot hold. Line breaks and tabs are no part of it.
-UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 def visible(text: str) -> str:

@@ -112,9 +112,7 @@ def infer_answer_type(answer: str) -> AnswerType:
     return "number" if _NUMBER.fullmatch(number) else "text"
 
 
-def extract_answer(
-    response: str | None, answer_type: AnswerType, *, lenient: bool = False
-) -> Extraction | None:
+def extract_answer(response: str | None, answer_type: AnswerType, *, lenient: bool = False) -> Extraction | None:
     """Find the final answer of a response.
 
     Args:
@@ -130,9 +128,7 @@ def extract_answer(
         InputError: The answer type does not exist.
     """
     if answer_type not in get_args(AnswerType):
-        raise InputError(
-            f"unknown answer type {answer_type!r}; choose one of {', '.join(get_args(AnswerType))}"
-        )
+        raise InputError(f"unknown answer type {answer_type!r}; choose one of {', '.join(get_args(AnswerType))}")
     response = response or ""
     limit = len(response)
     for marker in reversed(list(_MARKERS.finditer(response))):
@@ -259,12 +255,7 @@ def _list(text: str) -> str:
     return ", ".join(item for item in items if item)
 
 
-_PATTERNS: dict[str, re.Pattern[str]] = {
-    "number": _NUMBER,
-    "choice": _CHOICE,
-    "yes_no": _YES_NO,
-    "boolean": _BOOLEAN,
-}
+_PATTERNS: dict[str, re.Pattern[str]] = {"number": _NUMBER, "choice": _CHOICE, "yes_no": _YES_NO, "boolean": _BOOLEAN}
 _NORMALISERS: dict[str, Callable[[str], str]] = {
     "number": _number,
     "choice": lambda text: text.strip("()").upper(),

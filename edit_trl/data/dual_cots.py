@@ -100,20 +100,14 @@ class DatasetSource:
     def load(self) -> Dataset:
         """Load and validate the rows; see `load_dual_cots`."""
         return load_dual_cots(
-            self.name,
-            name=self.config,
-            split=self.split,
-            revision=self.revision,
-            column_mapping=self.column_mapping,
+            self.name, name=self.config, split=self.split, revision=self.revision, column_mapping=self.column_mapping
         )
 
 
 def _refuse_hub_options(source: str, options: Mapping[str, str | None]) -> None:
     given = [f"{option}={value!r}" for option, value in options.items() if value is not None]
     if given:
-        raise InputError(
-            f"{source} is on this machine: {', '.join(given)} only applies to a dataset on the Hub"
-        )
+        raise InputError(f"{source} is on this machine: {', '.join(given)} only applies to a dataset on the Hub")
 
 
 def _parse_csv_cell(column: str, text: str) -> Any:
@@ -187,8 +181,7 @@ def save_dual_cots(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     writers = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": type(dataset).to_parquet}
     if looks_like_file(path) and suffix not in writers:
         raise InputError(
-            f"{path}: cannot write a {path.suffix!r} file; use one of {', '.join(writers)} or a "
-            "folder (no suffix)"
+            f"{path}: cannot write a {path.suffix!r} file; use one of {', '.join(writers)} or a folder (no suffix)"
         )
     write = writers.get(suffix, type(dataset).save_to_disk)
     if path.is_dir() if suffix in writers else path.is_file():
@@ -223,6 +216,4 @@ def _to_json(value: Any, format_name: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except TypeError as error:  # bytes, dates, images in a column of the user's own
-        raise InputError(
-            f"{format_name} cannot hold {show(value)}: {error}; use .parquet or a folder"
-        ) from error
+        raise InputError(f"{format_name} cannot hold {show(value)}: {error}; use .parquet or a folder") from error

@@ -74,9 +74,7 @@ def _entry_errors(entry: Any) -> Iterator[str]:
     if not isinstance(entry, Mapping):
         yield f"must have {', '.join(_REQUIRED)}, got {show(entry)}"
         return
-    yield from (
-        f"{name!r} is no column; there are {', '.join(_COLUMNS)}" for name in entry if name not in _COLUMNS
-    )
+    yield from (f"{name!r} is no column; there are {', '.join(_COLUMNS)}" for name in entry if name not in _COLUMNS)
     errors = [
         f"column {name!r}: must be a text, got {show(entry.get(name))}"
         for name in _COLUMNS

@@ -147,8 +147,4 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-_ROW_READERS: dict[str, Callable[[Path], list[Any]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-}
+_ROW_READERS: dict[str, Callable[[Path], list[Any]]] = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}

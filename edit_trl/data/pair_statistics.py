@@ -88,9 +88,7 @@ class Statistics:
 
 
 def locate_pairs(
-    rows: Iterable[Mapping[str, Any]],
-    method: KeyStepMethod = "words",
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    rows: Iterable[Mapping[str, Any]], method: KeyStepMethod = "words", tokenizer: PreTrainedTokenizerBase | None = None
 ) -> list[Pair]:
     """Find the key steps of rows.
 

@@ -92,9 +92,7 @@ class RowPreparation:
     key_step_seed: int = 0
 
     @classmethod
-    def of_options(
-        cls, tokenizer: "PreTrainedTokenizerBase", options: "PreparationOptions"
-    ) -> "RowPreparation":
+    def of_options(cls, tokenizer: "PreTrainedTokenizerBase", options: "PreparationOptions") -> "RowPreparation":
         """Read the fields from the options of a training run, and set the tokenizer's EOS token to theirs."""
         if options.eos_token is not None:
             tokenizer.eos_token = options.eos_token
@@ -195,11 +193,7 @@ def _key_fraction(output: Mapping[str, Any]) -> float:
 
 
 def prepare_dual_cots(
-    dataset: "Dataset",
-    preparation: RowPreparation,
-    *,
-    name: str = "train",
-    num_proc: int | None = None,
+    dataset: "Dataset", preparation: RowPreparation, *, name: str = "train", num_proc: int | None = None
 ) -> tuple["Dataset", PreparationReport]:
     """Tokenize a dataset and drop the pairs that cannot teach.
 
@@ -257,9 +251,7 @@ def prepare_for_training(
     validate_dual_cots(dataset, source=f"{name} dataset")
     preparation = RowPreparation.of_options(tokenizer, options)
     with PartialState().main_process_first():
-        prepared, report = prepare_dual_cots(
-            dataset, preparation, name=name, num_proc=options.dataset_num_proc
-        )
+        prepared, report = prepare_dual_cots(dataset, preparation, name=name, num_proc=options.dataset_num_proc)
     if PartialState().is_main_process:
         log = logger.warning if report.dropped or report.truncated else logger.info
         log(f"{name} dataset: {report}")

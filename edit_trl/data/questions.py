@@ -92,9 +92,7 @@ def read_questions(
         row_errors = list(_row_errors(row, answer_after, answer_type))
         errors += [f"{where}, row {number}, column {column!r}: {error}" for column, error in row_errors]
         if not row_errors:
-            questions.append(
-                _question(row, f"row {number}", answer_after, answer_type, task, task_descriptions or {})
-            )
+            questions.append(_question(row, f"row {number}", answer_after, answer_type, task, task_descriptions or {}))
     counts = Counter(question.id for question in questions)
     errors += [f"{where}: id {name!r} occurs {count} times" for name, count in counts.items() if count > 1]
     raise_problems(errors, where)
@@ -124,9 +122,7 @@ def read_table(source: str | Path, name: str | None, split: str | None) -> tuple
     return rows, [column for column in columns if any(row.get(column) is not None for row in rows)]
 
 
-def _row_errors(
-    row: Mapping[str, Any], after: str | None, answer_type: AnswerType | None
-) -> Iterator[tuple[str, str]]:
+def _row_errors(row: Mapping[str, Any], after: str | None, answer_type: AnswerType | None) -> Iterator[tuple[str, str]]:
     question, choices = row.get("question"), _choices(row.get("choices"))
     if not isinstance(question, str) or not question.strip():
         yield "question", f"must be a text, got {show(question)}"

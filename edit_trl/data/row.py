@@ -64,12 +64,7 @@ def column_types(conversational: bool) -> dict[str, Any]:
     text, spans = Value("string"), List(List(Value("int64")))
     chain = List({"role": text, "content": text}) if conversational else text
     types = dict.fromkeys((*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS), text)
-    return (
-        types
-        | dict.fromkeys(REQUIRED_COLUMNS, chain)
-        | dict.fromkeys(SPAN_COLUMNS, spans)
-        | {"mistake": List(text)}
-    )
+    return types | dict.fromkeys(REQUIRED_COLUMNS, chain) | dict.fromkeys(SPAN_COLUMNS, spans) | {"mistake": List(text)}
 
 
 def is_conversational(row: Mapping[str, Any]) -> bool:

@@ -171,9 +171,7 @@ def _extra_column_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if value is not None and not isinstance(value, str):
             yield column, f"must be text, got {show(value)}"
     mistake = row.get("mistake")
-    if mistake is not None and not (
-        isinstance(mistake, list) and all(isinstance(kind, str) for kind in mistake)
-    ):
+    if mistake is not None and not (isinstance(mistake, list) and all(isinstance(kind, str) for kind in mistake)):
         yield "mistake", f'must be a list of texts, such as ["arithmetic"], got {show(mistake)}'
 
 

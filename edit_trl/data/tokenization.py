@@ -68,9 +68,7 @@ def tokenize_dual_cot(
         InputError: The tokenizer lacks what the row or the method needs (a chat template, an EOS
             token, offsets), or prompt and completion cannot be told apart as tokens.
     """
-    return tokenize_with_offsets(
-        row, tokenizer, key_step_method=key_step_method, key_step_seed=key_step_seed
-    )[0]
+    return tokenize_with_offsets(row, tokenizer, key_step_method=key_step_method, key_step_seed=key_step_seed)[0]
 
 
 def tokenize_with_offsets(

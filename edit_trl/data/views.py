@@ -136,8 +136,7 @@ def apply_view(rows: Iterable[Mapping[str, Any]], view: View, source: str = "dat
         counts = Counter(row.get("source") or "no source" for row in rows)
         by_source = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
         raise InputError(
-            f"{source}: the view {view!r} leaves none of {len(rows)} rows ({_NEEDS[view]}; by `source`: "
-            f"{by_source})"
+            f"{source}: the view {view!r} leaves none of {len(rows)} rows ({_NEEDS[view]}; by `source`: {by_source})"
         )
     if view in WEIGHTED_VIEWS:
         _warn_of_unanswered(rejected_alone(rows) if view == "scott" else chosen_alone(rows), view, source)

@@ -223,10 +223,7 @@ def _restored_random_states() -> Iterator[None]:
 
 
 def _run(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: HarnessTasks,
-    settings: Mapping[str, Any],
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: HarnessTasks, settings: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     import numpy as np
     import torch

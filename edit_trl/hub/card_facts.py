@@ -185,9 +185,7 @@ def read_facts(folder: Path) -> CardFacts | None:
         stages = []
         for stage in values["stages"]:
             examples = [Example(**example) for example in stage["examples"]]
-            stages.append(
-                StageFacts(**{k: v for k, v in stage.items() if k in names} | {"examples": examples})
-            )
+            stages.append(StageFacts(**{k: v for k, v in stage.items() if k in names} | {"examples": examples}))
         return CardFacts(values["form"], stages)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -205,15 +203,7 @@ def adapter_options(model: Any) -> dict[str, Any]:
     """The options of a `PeftModel`'s active adapter."""
     config = model.peft_config[model.active_adapter]
     options = {"peft_type": getattr(config.peft_type, "value", config.peft_type)}
-    for name in (
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "use_rslora",
-        "use_dora",
-        "target_modules",
-        "modules_to_save",
-    ):
+    for name in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "modules_to_save"):
         value = getattr(config, name, None)
         if value is not None and value is not False:
             names = value if isinstance(value, set | list | tuple) else None
@@ -234,8 +224,7 @@ def plain_logs(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float
     """The entries of the trainer's logs that a card shows, without values that are not finite."""
     names = {*LOGGED, *(f"eval_{name}" for name in LOGGED)}
     entries = [
-        {"step": entry["step"]}
-        | {name: entry[name] for name in names & entry.keys() if math.isfinite(entry[name])}
+        {"step": entry["step"]} | {name: entry[name] for name in names & entry.keys() if math.isfinite(entry[name])}
         for entry in log_history
         if "step" in entry
     ]

@@ -50,9 +50,7 @@ def curves_svg(stages: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str
     )
 
 
-def _lines(
-    stages: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], name: str
-) -> list[tuple[int, bool, Points]]:
+def _lines(stages: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], name: str) -> list[tuple[int, bool, Points]]:
     """Number of the stage, whether it is an evaluation, and points, of every line that has points."""
     lines, offset = [], 0
     for number, (_, log) in enumerate(stages):

@@ -69,9 +69,7 @@ def licence_of(metadata: dict[str, Any], source: str, base_model: str) -> Licenc
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", stated):
         why = f'The licence is given as "other" because what the base model {base_model} states ({source}) '
         return Licence("other", "unknown", None, why + "is no name of a licence.")
-    name, link = (
-        one_line(metadata[key]) if metadata.get(key) else None for key in ("license_name", "license_link")
-    )
+    name, link = (one_line(metadata[key]) if metadata.get(key) else None for key in ("license_name", "license_link"))
     if stated.lower() in FORBIDS_DERIVATIVES:
         why = f'The licence is given as "other" because that of the base model {base_model}, {stated}, does '
         return Licence("other", stated, link, why + "not allow sharing what was made from it.")

@@ -130,10 +130,7 @@ def dual_cot_model_card(
 def _training_values(stages: Sequence[StageFacts]) -> dict[str, Any]:
     """Values for the tables of options, last logs and versions."""
     logs = [next((log for log in reversed(s.logs) if "logps/chosen" in log), {}) for s in stages]
-    options = {
-        kind: [getattr(stage, kind) or {} for stage in stages]
-        for kind in ("objective", "training", "adapter")
-    }
+    options = {kind: [getattr(stage, kind) or {} for stage in stages] for kind in ("objective", "training", "adapter")}
     versions = stages[-1].versions
     return {
         "option_names": {kind: list(dict.fromkeys(chain.from_iterable(v))) for kind, v in options.items()},
@@ -150,9 +147,7 @@ def _score_tables(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     for kind in dict.fromkeys(evaluation.kind for evaluation in evaluations):
         runs = [evaluation for evaluation in evaluations if evaluation.kind == kind]
         runs.sort(key=lambda run: not run.of_this_model)
-        scores = dict.fromkeys(
-            name for run in runs for name, value in run.scores.items() if value is not None
-        )
+        scores = dict.fromkeys(name for run in runs for name, value in run.scores.items() if value is not None)
         own = next((run for run in runs if run.of_this_model), None)
         tables.append(
             {

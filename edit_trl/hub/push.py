@@ -52,9 +52,7 @@ class Source:
 
     def hub_model_id(self) -> str | None:
         """The repository that the recipe of a model names, if it names one."""
-        return (
-            read_run_file(self.path).get("options", {}).get("hub_model_id") if self.kind == "model" else None
-        )
+        return read_run_file(self.path).get("options", {}).get("hub_model_id") if self.kind == "model" else None
 
 
 def find_source(run: str) -> Source:
@@ -122,12 +120,7 @@ def default_repo_id(name: str, hub_model_id: str | None = None, token: str | Non
 
 
 def files_to_push(
-    source: Source,
-    repo_id: str,
-    drafts: Path,
-    *,
-    base_model: str | None = None,
-    evaluations: Sequence[Evaluation] = (),
+    source: Source, repo_id: str, drafts: Path, *, base_model: str | None = None, evaluations: Sequence[Evaluation] = ()
 ) -> tuple[dict[str, Content], list[str]]:
     """Choose the files to upload, and write the card for this repository.
 
@@ -224,9 +217,7 @@ def push_files(
     Raises:
         InputError: The Hub refused, or cannot be reached.
     """
-    repository = open_repository(
-        repo_id, repo_type=source.repo_type, private=private, revision=revision, token=token
-    )
+    repository = open_repository(repo_id, repo_type=source.repo_type, private=private, revision=revision, token=token)
     commit = upload(
         files,
         repo_id,

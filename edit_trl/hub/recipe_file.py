@@ -16,9 +16,7 @@ _PRIVATE = (
 )
 
 
-def recipe_text(
-    stages: Sequence[tuple[str, Mapping[str, Any]]], name: str, base_model: str | None = None
-) -> str:
+def recipe_text(stages: Sequence[tuple[str, Mapping[str, Any]]], name: str, base_model: str | None = None) -> str:
     """Write a recipe that `edit-trl train` reads.
 
     Args:

@@ -64,17 +64,13 @@ def explained(repo_id: str, revision: str | None = None, token: str | None = Non
     except InputError:
         raise
     except OfflineModeIsEnabled as error:
-        raise InputError(
-            "the Hub cannot be reached: HF_HUB_OFFLINE is set; unset it for this command"
-        ) from error
+        raise InputError("the Hub cannot be reached: HF_HUB_OFFLINE is set; unset it for this command") from error
     except HfHubHTTPError as error:
         raise InputError(_refusal(error, repo_id, revision, token)) from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         # The client wraps the error that broke an upload.
         cause = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else None
-        raise InputError(
-            _refusal(cause, repo_id, revision, token) if cause else _broken(error, repo_id)
-        ) from error
+        raise InputError(_refusal(cause, repo_id, revision, token) if cause else _broken(error, repo_id)) from error
 
 
 def _broken(error: BaseException, repo_id: str) -> str:

@@ -32,9 +32,7 @@ def adapter_base(model: str) -> str | None:
         return None  # not on the Hub: loading the model says so
     base = read_base_name(model)
     if not base:
-        raise InputError(
-            f"{model}: {ADAPTER_CONFIG} does not name its base model (`base_model_name_or_path`)"
-        )
+        raise InputError(f"{model}: {ADAPTER_CONFIG} does not name its base model (`base_model_name_or_path`)")
     return base
 
 
@@ -93,9 +91,7 @@ def _check_depth(loaded: PeftModel, adapter: str, name: str) -> None:
     layers = {int(layer[1]) for target in targets if (layer := re.search(r"\blayers\.(\d+)\.", target))}
     depth = getattr(loaded.config, "num_hidden_layers", 0)
     if layers and layers == set(range(len(layers))) and len(layers) < depth:
-        raise InputError(
-            f"{adapter} is not an adapter of {name}: it has {len(layers)} layers, the model {depth}"
-        )
+        raise InputError(f"{adapter} is not an adapter of {name}: it has {len(layers)} layers, the model {depth}")
 
 
 def refuse_pickled_adapter(adapter: str) -> None:

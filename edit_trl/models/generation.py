@@ -108,9 +108,7 @@ class Engine:
             output = self.model.generate(**inputs, generation_config=config, **extra)
         return output[:, inputs["input_ids"].size(1) :].tolist()
 
-    def schedule(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, *, seed: int = 0
-    ) -> list[list[int]]:
+    def schedule(self, prompts: Sequence[Sequence[int]], decoding: Decoding, *, seed: int = 0) -> list[list[int]]:
         """Draw one response for each prompt by continuous batching; see `generate`.
 
         Raises:
@@ -135,12 +133,7 @@ class Engine:
     def settings(self, decoding: Decoding, stop: Sequence[str] = ()) -> GenerationConfig:
         """transformers' settings for a way of decoding; nothing is left to the model's own settings."""
         greedy = {"do_sample": False}
-        sampled = {
-            "do_sample": True,
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-            "top_k": 0,
-        }
+        sampled = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
         return GenerationConfig(
             use_cache=True,
             max_new_tokens=decoding.max_new_tokens,
@@ -267,9 +260,7 @@ class ModelGenerator:
         for batch in batches:
             # The seed depends on the batch alone: a resumed run draws what an uninterrupted one draws.
             seed = batch_seed(self._seed, prompts[batch[0]])
-            outputs = draw(
-                [prompts[index] for index in batch for _ in range(size)], self._decoding, seed=seed
-            )
+            outputs = draw([prompts[index] for index in batch for _ in range(size)], self._decoding, seed=seed)
             samples = [self._read(ids) for ids in outputs]
             yield batch, [samples[start : start + size] for start in range(0, len(samples), size)]
 
@@ -339,7 +330,4 @@ def _left_pad(sequences: Sequence[Sequence[int]], pad: int, device: torch.device
     width = max(map(len, sequences))
     ids = [[pad] * (width - len(sequence)) + list(sequence) for sequence in sequences]
     mask = [[0] * (width - len(sequence)) + [1] * len(sequence) for sequence in sequences]
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}

@@ -148,9 +148,7 @@ def load_trainable_adapter(adapter: str, options: Mapping[str, Any]) -> PeftMode
     return put_on(loaded, adapter, is_trainable=True)
 
 
-def load_tokenizer(
-    model: str, base: str | None = None, *, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str, base: str | None = None, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model or adapter.
 
     Args:
@@ -206,11 +204,7 @@ def load_config(
 
 
 def check_student(
-    student: str,
-    *,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    option: str = "model_name_or_path",
+    student: str, *, revision: str | None = None, trust_remote_code: bool = False, option: str = "model_name_or_path"
 ) -> None:
     """Check that a student can be loaded, before anything heavy is done; nothing of its weights is read.
 

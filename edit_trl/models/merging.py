@@ -84,11 +84,7 @@ class Adapter:
 
 
 def read_adapter(
-    adapter: str,
-    base_model: str | None = None,
-    *,
-    quantization: str | None = None,
-    texts: Sequence[str] = (),
+    adapter: str, base_model: str | None = None, *, quantization: str | None = None, texts: Sequence[str] = ()
 ) -> Adapter:
     """Check an adapter before anything is loaded.
 
@@ -107,9 +103,7 @@ def read_adapter(
         raise InputError(f"no such folder: {adapter!r} (looked in {Path.cwd()})")
     if folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file():
         whole = (folder / "config.json").is_file()
-        raise InputError(
-            f"{adapter} is {'a whole model, there is nothing to merge' if whole else 'no adapter'}"
-        )
+        raise InputError(f"{adapter} is {'a whole model, there is nothing to merge' if whole else 'no adapter'}")
     refuse_pickled_adapter(adapter)
     named = read_base_name(adapter)
     if base_model and is_hub_id(base_model) and is_hub_id(named) and base_model != named:
@@ -181,8 +175,7 @@ def _base_model(adapter: Adapter, dtype: str | None, trust_remote_code: bool) ->
     config = load_config(adapter.base_model, trust_remote_code=trust_remote_code, option="base_model")
     if getattr(config, "quantization_config", None):
         raise InputError(
-            f"{adapter.base_model} is saved in a quantized form; name the model it was made from with "
-            "--base_model"
+            f"{adapter.base_model} is saved in a quantized form; name the model it was made from with --base_model"
         )
     return load_model(
         adapter.base_model,
@@ -192,16 +185,12 @@ def _base_model(adapter: Adapter, dtype: str | None, trust_remote_code: bool) ->
     )
 
 
-def _quantized_logps(
-    adapter: Adapter, texts: Sequence[torch.Tensor], trust_remote_code: bool
-) -> torch.Tensor | None:
+def _quantized_logps(adapter: Adapter, texts: Sequence[torch.Tensor], trust_remote_code: bool) -> torch.Tensor | None:
     """What the model that was trained gives; None if it was not quantized, or cannot be run here."""
     if adapter.quantization is None:
         return None
     try:
-        base = load_model(
-            adapter.base_model, quantization=adapter.quantization, trust_remote_code=trust_remote_code
-        )
+        base = load_model(adapter.base_model, quantization=adapter.quantization, trust_remote_code=trust_remote_code)
         logps = _logps(put_on(base, adapter.path).eval(), texts)
     # bitsandbytes is missing, or does not support this machine or model.
     except (InputError, RuntimeError) as error:

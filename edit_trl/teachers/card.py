@@ -81,8 +81,7 @@ def _pivot_values(generation: Generation, stats: Mapping[str, DispatchStats]) ->
         "rollouts": sum(of.total() for stage, of in generation.counts.items() if stage != "samples"),
         "steps": len(pivots),
         "tokens": stats["student"].completion_tokens,
-        "right_before": sum(pivot.right_before for pivot in pivots)
-        / sum(pivot.drawn_before for pivot in pivots),
+        "right_before": sum(pivot.right_before for pivot in pivots) / sum(pivot.drawn_before for pivot in pivots),
         "right_after": sum(pivot.right_after for pivot in pivots) / drawn_after if drawn_after else 0.0,
         "places": [(f"{step} of {steps}", count) for (step, steps), count in sorted(places.items())],
     }

@@ -81,18 +81,14 @@ def save_generation(
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = {
-        DUAL: dual_rows(generation.pairs, conversational),
-        WARM_UP: warm_up_rows(generation, conversational),
-    }
+    rows = {DUAL: dual_rows(generation.pairs, conversational), WARM_UP: warm_up_rows(generation, conversational)}
     for name, file_rows in rows.items():
         save_dual_cots(_dataset(file_rows, conversational), folder / name)
     report = {
         "counts": {stage: dict(sorted(counts.items())) for stage, counts in generation.counts.items()},
         "dropped": {reason: sorted(ids) for reason, ids in sorted(generation.dropped.items())},
         "failures": [
-            {"question": question, "stage": stage, "reason": reason}
-            for question, stage, reason in generation.failures
+            {"question": question, "stage": stage, "reason": reason} for question, stage, reason in generation.failures
         ],
     }
     if generation.pivots is not None:

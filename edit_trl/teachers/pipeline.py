@@ -19,22 +19,8 @@ from edit_trl.models.chat.display import Watcher
 from edit_trl.models.chat.protocol import ChatRequest, ChatResponse
 from edit_trl.teachers.filters import ChainPair
 from edit_trl.teachers.generation import Chain, Generation, PipelineOptions
-from edit_trl.teachers.prompts import (
-    LabelSet,
-    TemplateName,
-    Templates,
-    read_kinds,
-    read_verdict,
-    without_conclusion,
-)
-from edit_trl.teachers.requests import (
-    Requests,
-    Slot,
-    answer_outcome,
-    answer_type_of,
-    chains_of,
-    distinct_chains,
-)
+from edit_trl.teachers.prompts import LabelSet, TemplateName, Templates, read_kinds, read_verdict, without_conclusion
+from edit_trl.teachers.requests import Requests, Slot, answer_outcome, answer_type_of, chains_of, distinct_chains
 
 # The number of conclusions that a self-consistency check draws, and their temperature.
 _DRAWS, _DRAW_TEMPERATURE = 3, 0.7
@@ -133,8 +119,7 @@ class Pipeline:
         rectified = await self._confirmed(teacher, rectified, source)
         self.requests.generation.rectified += rectified
         return [
-            ChainPair(chain.question, chain.text, wrong[chain.slot].text, source, chain.sample)
-            for chain in rectified
+            ChainPair(chain.question, chain.text, wrong[chain.slot].text, source, chain.sample) for chain in rectified
         ]
 
     async def corrupt(self, teacher: Dispatcher, chains: Sequence[Chain]) -> list[ChainPair]:
@@ -180,9 +165,7 @@ class Pipeline:
     def _by_slot(self, chains: Sequence[Chain], outcome: str) -> dict[Slot, Chain]:
         """The chains of an outcome that are used, at most `pairs_per_question` of each question."""
         matches = (chain for chain in chains if chain.outcome == outcome)
-        return {
-            chain.slot: chain for chain in distinct_chains(matches, self.requests.options.pairs_per_question)
-        }
+        return {chain.slot: chain for chain in distinct_chains(matches, self.requests.options.pairs_per_question)}
 
     async def _confirmed(self, teacher: Dispatcher, chains: Sequence[Chain], source: str) -> list[Chain]:
         """The rectified chains that `rectify_check` confirms; its prompts do not tell the known answer."""

@@ -69,9 +69,7 @@ class ProceduralChat:
     def read(self, raw: RawResponse) -> ChatResponse:
         """See `Teacher.read`."""
         body = json.loads(raw.body)
-        return ChatResponse(
-            body["text"], "stop", self.model, body["prompt_tokens"], body["completion_tokens"]
-        )
+        return ChatResponse(body["text"], "stop", self.model, body["prompt_tokens"], body["completion_tokens"])
 
     async def close(self) -> None:
         """Does nothing: there is nothing to close."""

@@ -24,9 +24,7 @@ from edit_trl.data.answers import AnswerType, extract_answer
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
 
-TemplateName = Literal[
-    "annotate", "rectify", "rectify_minimal", "corrupt", "conclude", "judge", "label", "student"
-]
+TemplateName = Literal["annotate", "rectify", "rectify_minimal", "corrupt", "conclude", "judge", "label", "student"]
 
 LabelSet = Literal["paper", "fine"]
 
@@ -89,9 +87,7 @@ class Templates:
                 once.
         """
         names = get_args(TemplateName)
-        texts = {
-            name: read_template(resources.files(__package__) / "templates" / f"{name}.txt") for name in names
-        }
+        texts = {name: read_template(resources.files(__package__) / "templates" / f"{name}.txt") for name in names}
         errors = []
         for name, file in (files or {}).items():
             if name not in names:
@@ -134,8 +130,7 @@ class Templates:
     def corrupt(self, question: Question, chain: str, pairs: Iterable[Exemplar]) -> str:
         """The prompt for a similar wrong chain; each exemplar has a wrong chain."""
         examples = "".join(
-            f"Question: {e.question}\nRight reasoning: {e.chain}\nWrong reasoning: {e.wrong_chain}\n\n"
-            for e in pairs
+            f"Question: {e.question}\nRight reasoning: {e.chain}\nWrong reasoning: {e.wrong_chain}\n\n" for e in pairs
         )
         return self._fill("corrupt", question, exemplars=examples, chain=chain)
 
@@ -158,10 +153,7 @@ class Templates:
 
     def _fill(self, name: TemplateName, question: Question, **values: str) -> str:
         description = question.task_description
-        values |= {
-            "question": question.question,
-            "task_description": f"{description.strip()}\n" if description else "",
-        }
+        values |= {"question": question.question, "task_description": f"{description.strip()}\n" if description else ""}
         # One pass, so that braces in a question or a chain stay text.
         return self.texts[name].format(**{key: values[key] for key in PLACEHOLDERS[name]})
 

@@ -44,9 +44,7 @@ class Requests:
         counts = Counter(question.id for question in self.questions)
         repeated = [name for name, count in counts.items() if count > 1]
         if repeated:
-            raise InputError(
-                f"question ids must be unique; these are not: {', '.join(map(repr, repeated[:10]))}"
-            )
+            raise InputError(f"question ids must be unique; these are not: {', '.join(map(repr, repeated[:10]))}")
 
     def make(
         self,

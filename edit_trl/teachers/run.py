@@ -103,20 +103,14 @@ class GenerationPlan:
             stack.enter_context(stopped_by_signals(list(dispatchers.values())))
             display = stack.enter_context(Display(list(dispatchers.values())))
             generation = await self._make(dispatchers, display)
-            provenance = self._provenance(
-                {role: dispatcher.stats for role, dispatcher in dispatchers.items()}
-            )
+            provenance = self._provenance({role: dispatcher.stats for role, dispatcher in dispatchers.items()})
         rows = save_generation(generation, folder, provenance, conversational=config.arguments.conversational)
         return generation, rows
 
     def _models(self) -> dict[str, Teacher]:
         """The models that are asked, by role; on a Ray cluster where the recipe says so."""
         config = self.config
-        models = {
-            "teacher": self.teacher,
-            "student": config.make_student(),
-            "labeller": config.make_labeller(),
-        }
+        models = {"teacher": self.teacher, "student": config.make_student(), "labeller": config.make_labeller()}
         models = {role: model for role, model in models.items() if model is not None}
         if config.arguments.engine != "ray":
             return models

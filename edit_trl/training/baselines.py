@@ -64,9 +64,7 @@ def preference_pairs(
         for pair in pairs_of(row)
     ]
     if not pairs:
-        raise InputError(
-            f"{name} dataset: there is no pair, only correct chains alone; TRL's trainers need pairs"
-        )
+        raise InputError(f"{name} dataset: there is no pair, only correct chains alone; TRL's trainers need pairs")
     dataset = Dataset.from_list(pairs)
     # Only to learn which pairs are dropped, for which any alignment will do.
     prepared, report = prepare_dual_cots(dataset, RowPreparation(tokenizer, "edit", max_length), name=name)

@@ -99,13 +99,9 @@ class DualCoTConfig(SFTConfig):
     )
 
     # The objective
-    chosen_key_weight: float = field(
-        default=2.0,
-        metadata={"help": "Alpha: weight of the correct chain's key tokens."},
-    )
+    chosen_key_weight: float = field(default=2.0, metadata={"help": "Alpha: weight of the correct chain's key tokens."})
     chosen_context_weight: float = field(
-        default=1.0,
-        metadata={"help": "Gamma: weight of the correct chain's other tokens (0 in the paper)."},
+        default=1.0, metadata={"help": "Gamma: weight of the correct chain's other tokens (0 in the paper)."}
     )
     rejected_key_weight: float = field(
         default=0.0,
@@ -141,8 +137,7 @@ class DualCoTConfig(SFTConfig):
 
     # The preference term
     preference_weight: float = field(
-        default=0.1,
-        metadata={"help": "Lambda: weight of the contrastive preference term; 0 switches it off."},
+        default=0.1, metadata={"help": "Lambda: weight of the contrastive preference term; 0 switches it off."}
     )
     preference_loss: PreferenceLoss = field(
         default="sigmoid",
@@ -164,12 +159,10 @@ class DualCoTConfig(SFTConfig):
         metadata={"help": "Whether a chain's score is the mean or the sum of its tokens' log-probabilities."},
     )
     preference_beta: float = field(
-        default=1.0,
-        metadata={"help": "b, the inverse temperature of the preference term (beta in DPO)."},
+        default=1.0, metadata={"help": "b, the inverse temperature of the preference term (beta in DPO)."}
     )
     preference_margin: float = field(
-        default=0.0,
-        metadata={"help": "By how much the correct chain's scaled score should lead."},
+        default=0.0, metadata={"help": "By how much the correct chain's scaled score should lead."}
     )
     reference: Reference = field(
         default="none",
@@ -216,8 +209,7 @@ class DualCoTConfig(SFTConfig):
 
     # This filter reads the loss from the device at every batch; ours is checked at each log and checkpoint.
     logging_nan_inf_filter: bool = field(
-        default=False,
-        metadata={"help": "Not needed: a loss that is not finite stops the run and names the rows."},
+        default=False, metadata={"help": "Not needed: a loss that is not finite stops the run and names the rows."}
     )
 
     # TRL's default is bf16, which fails on a machine without it.
@@ -269,12 +261,7 @@ class DualCoTConfig(SFTConfig):
     def _objective_problems(self):
         weights = {
             name: getattr(self, name)
-            for name in (
-                "chosen_key_weight",
-                "chosen_context_weight",
-                "rejected_key_weight",
-                "preference_weight",
-            )
+            for name in ("chosen_key_weight", "chosen_context_weight", "rejected_key_weight", "preference_weight")
         }
         for name, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
@@ -309,8 +296,7 @@ class DualCoTConfig(SFTConfig):
                 )
             if self.preference_reduction != "mean":
                 yield (
-                    f"`preference_loss: {kind}` is defined on mean log-probabilities; set "
-                    "`preference_reduction: mean`"
+                    f"`preference_loss: {kind}` is defined on mean log-probabilities; set `preference_reduction: mean`"
                 )
         if not (math.isfinite(self.preference_beta) and self.preference_beta > 0):
             yield f"`preference_beta` must be a finite number above 0, got {self.preference_beta}"
@@ -318,10 +304,7 @@ class DualCoTConfig(SFTConfig):
     def _inherited_problems(self):
         for name, values in NOT_FOR_DUAL_COTS.items():
             if getattr(self, name) not in values:
-                yield (
-                    f"`{name}: {getattr(self, name)}` does not apply to dual CoTs; remove it from "
-                    "the configuration"
-                )
+                yield (f"`{name}: {getattr(self, name)}` does not apply to dual CoTs; remove it from the configuration")
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             yield (
                 f"`hub_strategy: {self.hub_strategy}` would push checkpoints, which hold optimizer states "

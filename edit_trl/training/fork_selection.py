@@ -14,9 +14,7 @@ logger = logging.get_logger(__name__)
 HISTOGRAM_BINS = 10
 
 
-def choose(
-    dataset: Dataset, max_confidence: float | None, hardest: float | None, report: PreparationReport
-) -> Dataset:
+def choose(dataset: Dataset, max_confidence: float | None, hardest: float | None, report: PreparationReport) -> Dataset:
     """Drop the pairs whose forks are too easy, and log a histogram of the forks.
 
     Args:
@@ -46,9 +44,7 @@ def fork_histogram(confidences: list[float]) -> str:
     """Return one line of text with the share of pairs per tenth of the student's confidence at the fork."""
     counts = torch.histc(torch.tensor(confidences), HISTOGRAM_BINS, 0.0, 1.0).tolist()
     bars = (f"{i / HISTOGRAM_BINS:.1f}: {n / len(confidences):.0%}" for i, n in enumerate(counts))
-    return "share of pairs by the student's probability of the right token at the fork, from " + (
-        ", ".join(bars)
-    )
+    return "share of pairs by the student's probability of the right token at the fork, from " + (", ".join(bars))
 
 
 def keep_hard_forks(dataset: Dataset, max_confidence: float) -> Dataset:

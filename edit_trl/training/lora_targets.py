@@ -48,9 +48,7 @@ def lora_config(model: ModelConfig, student: str, trust_remote_code: bool = Fals
     adapter = get_peft_config(model)
     if adapter is None or adapter.target_modules is None:
         return adapter  # the student's configuration is not needed
-    config = AutoConfig.from_pretrained(
-        student, revision=model.model_revision, trust_remote_code=trust_remote_code
-    )
+    config = AutoConfig.from_pretrained(student, revision=model.model_revision, trust_remote_code=trust_remote_code)
     return settle_targets(adapter, config)
 
 

@@ -138,9 +138,7 @@ class MetricTotals:
 
     def restore(self, state: dict[str, list[float]], device: torch.device) -> None:
         """Continue from what `state` returned."""
-        self._totals = {
-            name: torch.tensor(pair, dtype=torch.float64, device=device) for name, pair in state.items()
-        }
+        self._totals = {name: torch.tensor(pair, dtype=torch.float64, device=device) for name, pair in state.items()}
 
 
 class _SeenLoss(NamedTuple):

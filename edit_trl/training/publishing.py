@@ -37,10 +37,7 @@ class PublishingMixin:
             self.args.hub_token = token
 
     def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """Write the card, its picture and `card.json` into the output folder.
 
@@ -89,9 +86,7 @@ class PublishingMixin:
         token, args = token or self.args.hub_token, self.args
         repo_id = args.hub_model_id or f"{account(token) or 'your-name'}/{Path(args.output_dir).name}"
         private = args.hub_private_repo if private is None else private
-        self.hub_model_id = open_repository(
-            repo_id, private=private, revision=args.hub_revision, token=token
-        ).id
+        self.hub_model_id = open_repository(repo_id, private=private, revision=args.hub_revision, token=token).id
 
     def push_to_hub(
         self,

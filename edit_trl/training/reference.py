@@ -86,11 +86,7 @@ def pair_scores(logps: PairLogps, objective: Objective, batch: dict[str, Tensor]
     """
     chosen, rejected = objective.scores(logps, batch)
     fork = logps.chosen.gather(1, batch["fork"].unsqueeze(1)).squeeze(1).exp()
-    return {
-        "reference_chosen_score": chosen,
-        "reference_rejected_score": rejected,
-        "fork_confidence": fork,
-    }
+    return {"reference_chosen_score": chosen, "reference_rejected_score": rejected, "fork_confidence": fork}
 
 
 @torch.no_grad()

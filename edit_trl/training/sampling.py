@@ -162,9 +162,7 @@ def pair_lengths(dataset: Dataset) -> dict[str, list[int]]:
     return {name: dataset[name][:] for name in ("length", "unique_length", "prompt_length", "row")}
 
 
-def length_groups(
-    lengths: Sequence[int], args: "DualCoTConfig", layout: BatchLayoutName
-) -> LengthGroups | None:
+def length_groups(lengths: Sequence[int], args: "DualCoTConfig", layout: BatchLayoutName) -> LengthGroups | None:
     """Return the sampler that groups pairs of a similar length; None where another order is asked for.
 
     Args:
@@ -174,9 +172,7 @@ def length_groups(
     """
     strategy = args.train_sampling_strategy
     if strategy == "group_by_length" or (layout == "padded" and strategy == "random"):
-        return LengthGroups(
-            lengths, args.train_batch_size * args.gradient_accumulation_steps, data_seed(args)
-        )
+        return LengthGroups(lengths, args.train_batch_size * args.gradient_accumulation_steps, data_seed(args))
     return None
 
 
@@ -215,9 +211,7 @@ def train_batches(
         prefetch_factor=args.dataloader_prefetch_factor,
     )
     # The sampler has dealt the batches out already; told of one process, accelerate does not do it again.
-    return prepare_data_loader(
-        loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True
-    )
+    return prepare_data_loader(loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True)
 
 
 def data_seed(args: "DualCoTConfig") -> int:
@@ -225,9 +219,7 @@ def data_seed(args: "DualCoTConfig") -> int:
     return args.data_seed if args.data_seed is not None else args.seed
 
 
-def own_pairs(
-    pairs: int, batch_size: int, accelerator: Accelerator, dataset_size: int | None = None
-) -> int | None:
+def own_pairs(pairs: int, batch_size: int, accelerator: Accelerator, dataset_size: int | None = None) -> int | None:
     """Return how many of a batch's pairs count; None for all. They come first.
 
     Where the last pairs of an epoch are too few for all processes, accelerate fills their batches with pairs

@@ -195,9 +195,7 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
             args.model_init_kwargs = {"use_safetensors": True, **(args.model_init_kwargs or {})}
         check_arguments(model, args, train_dataset, peft_config, data_collator)
         processing_class = processing_class or AutoProcessor.from_pretrained(
-            name,
-            revision=(args.model_init_kwargs or {}).get("revision"),
-            trust_remote_code=args.trust_remote_code,
+            name, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
         )
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         if tokenizer.pad_token is None:

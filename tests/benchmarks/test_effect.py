@@ -194,12 +194,7 @@ def test_a_test_that_shares_problems_with_another_set_is_refused(tmp_path):
 def test_recorded_questions_are_dealt_and_only_right_chains_are_trained(tmp_path):
     answers = ["3" if number % 2 else "4" for number in range(20)]
     lines = [
-        {
-            "question": f"Question {n}?",
-            "answer": "3",
-            "task": "t",
-            "teacher_response": f"So the answer is {a}.",
-        }
+        {"question": f"Question {n}?", "answer": "3", "task": "t", "teacher_response": f"So the answer is {a}."}
         for n, a in enumerate(answers)
     ]
     file = tmp_path / "recorded.jsonl"
@@ -317,9 +312,7 @@ def test_only_takes_the_methods_named_and_the_baseline(tmp_path, capsys):
 def test_tables_go_between_the_markers(tmp_path):
     assert as_markdown([["a", "b"], ["x|y", "1\n2"]]) == "| a | b |\n| --- | --- |\n| x\\|y | 1 2 |"
     file = tmp_path / "RESULTS.md"
-    file.write_text(
-        "before\n<!-- begin: effect.py -->\nold\n<!-- end: effect.py -->\nafter\n", encoding="utf-8"
-    )
+    file.write_text("before\n<!-- begin: effect.py -->\nold\n<!-- end: effect.py -->\nafter\n", encoding="utf-8")
     fill(file, "new")
     fill(file, "newer")
     text = file.read_text(encoding="utf-8")
@@ -360,9 +353,7 @@ def test_a_worker_that_is_killed_fails_its_cell_alone(tmp_path):
     def kill() -> None:
         while not (cells[0].folder(output) / "log").exists():
             time.sleep(0.05)
-        children = subprocess.run(
-            ["pgrep", "-P", str(os.getpid()), "-f", "effect_matrix.work"], capture_output=True
-        )
+        children = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "effect_matrix.work"], capture_output=True)
         for process in children.stdout.split():
             os.kill(int(process), signal.SIGKILL)
 
@@ -501,9 +492,7 @@ def test_a_small_matrix_runs_resumes_and_reports(tmp_path):
     assert "<b>ours" not in page
     assert "<svg" in page
     # The hardest half are those pairs that the warmed-up student is least sure of.
-    made = {
-        name: read_cell(output / f"cells/toy/pairs/{name}_seed0")["result"] for name in ("hard", "control")
-    }
+    made = {name: read_cell(output / f"cells/toy/pairs/{name}_seed0")["result"] for name in ("hard", "control")}
     assert made["hard"]["pairs"] == made["control"]["pairs"] == 8
     assert 0 < made["hard"]["most_confident"] < 1
 
@@ -519,13 +508,7 @@ def test_a_small_matrix_runs_resumes_and_reports(tmp_path):
 @pytest.mark.slow
 def test_an_interruption_ends_the_workers_too(tmp_path):
     output = tmp_path / "out"
-    command = [
-        sys.executable,
-        str(BENCHMARKS / "effect.py"),
-        str(matrix_file(tmp_path)),
-        "--output",
-        str(output),
-    ]
+    command = [sys.executable, str(BENCHMARKS / "effect.py"), str(matrix_file(tmp_path)), "--output", str(output)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     log = output / "cells/toy/warm_up/seed0/log"
     while not log.exists():

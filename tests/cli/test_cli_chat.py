@@ -190,10 +190,7 @@ def test_a_model_without_a_chat_template(no_template, capsys, monkeypatch):
     import io
 
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
-    assert (
-        main(["chat", str(no_template), "--max_new_tokens", "3", "--temperature", "0.7", "--device", "cpu"])
-        == 0
-    )
+    assert main(["chat", str(no_template), "--max_new_tokens", "3", "--temperature", "0.7", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.endswith("\n")
     assert main(["chat", str(no_template), "--system", "Be brief."]) == 2
     assert "--system needs a model with a chat template" in capsys.readouterr().err

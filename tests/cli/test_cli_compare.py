@@ -54,10 +54,7 @@ def test_json_alone_is_on_stdout(runs, capsys):
     values = json.loads(output)
     assert [system["name"] for system in values["systems"]] == ["better", "edit"]
     assert values["systems"][0]["fixed_items"] == [["sums", "2"], ["sums", "3"], ["sums", "4"]]
-    assert [(gate["system"], gate["passed"]) for gate in values["gates"]] == [
-        ("better", False),
-        ("edit", True),
-    ]
+    assert [(gate["system"], gate["passed"]) for gate in values["gates"]] == [("better", False), ("edit", True)]
     assert errors == "failed: max-broken: better: right before and wrong now: 1, at most 0 may be\n"
 
 

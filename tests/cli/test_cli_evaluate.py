@@ -83,10 +83,7 @@ def test_sampling(recipe, tmp_path):
         (["--limit", "0"], "`limit` must be at least 1, got 0"),
         (["--tasks", "null", "--harness", "null"], "`tasks` is missing"),
         (["--base_urls", "http://127.0.0.1:9/v1"], "127.0.0.1:9"),
-        (
-            ["--base_urls", "http://127.0.0.1:9/v1", "--harness", "x"],
-            "`harness` needs the model on this machine",
-        ),
+        (["--base_urls", "http://127.0.0.1:9/v1", "--harness", "x"], "`harness` needs the model on this machine"),
     ],
 )
 def test_bad_input_leaves_nothing_behind(recipe, tmp_path, capsys, options, message):

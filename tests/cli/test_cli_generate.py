@@ -123,10 +123,7 @@ def test_held_out_needs_a_folder(tmp_path):
     assert run(tmp_path / "made.v2", "--rows", 1, "--held_out", 1) == 0
 
 
-@pytest.mark.parametrize(
-    "options",
-    [["--rows", "1", "--teacher", "gpt"], ["--row", "1"], ["--rows", "many"], []],
-)
+@pytest.mark.parametrize("options", [["--rows", "1", "--teacher", "gpt"], ["--row", "1"], ["--rows", "many"], []])
 def test_options_that_argparse_refuses(tmp_path, options, capsys):
     with pytest.raises(SystemExit) as stop:
         run(tmp_path / "made", *options)

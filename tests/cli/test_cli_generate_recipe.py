@@ -58,10 +58,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     with running(server) as url:
         path = recipe(tmp_path, url, questions=400, max_concurrency=8)
         child = subprocess.Popen(
-            [*COMMAND, "generate", "--config", str(path)],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            [*COMMAND, "generate", "--config", str(path)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         while server.seen < 20:
             assert child.poll() is None

@@ -14,9 +14,7 @@ from edit_trl.evaluation.runs.schema import Run
 @pytest.fixture
 def file(tmp_path):
     """Four runs of evaluate, a day apart, and one of a suite."""
-    runs = [
-        finished_run(tmp_path / f"run{n}", outcomes("+" * n + "-" * (4 - n)), f"edit {n}") for n in range(4)
-    ]
+    runs = [finished_run(tmp_path / f"run{n}", outcomes("+" * n + "-" * (4 - n)), f"edit {n}") for n in range(4)]
     pairs = [suite_item(1, 0.5, 0.25), suite_item(2, -0.5)]
     runs.append(finished_run(tmp_path / "suite", pairs, "[bold]pairs\x1b[31m", "suite", data_hash="d2"))
     file = tmp_path / "history.sqlite"
@@ -66,10 +64,7 @@ def test_the_plot_of_one_run_and_of_margins(file, capsys):
 
 def test_other_data_is_pointed_at(file, capsys, tmp_path):
     record_run(finished_run(tmp_path / "other", outcomes("+-"), "other", data_hash="d3"), file)
-    assert (
-        "the data differs between some of these runs"
-        in lines(capsys, "--file", file, "--metric", "accuracy")[-1]
-    )
+    assert "the data differs between some of these runs" in lines(capsys, "--file", file, "--metric", "accuracy")[-1]
 
 
 def test_json(file, capsys, tmp_path):

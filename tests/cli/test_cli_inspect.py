@@ -111,22 +111,12 @@ def test_plain_text(data, capfd):
     output = inspect(capfd, data)
     assert output.startswith(f"{data}: 4 rows, 4 pairs\n")
     assert "\x1b" not in output
-    assert (
-        "  chosen    White: 2 / 2 = 1 bolt. In total 2 [+] 1 = [3] bolts. Therefore, the answer is [3]."
-        in output
-    )
-    assert (
-        "  rejected  White: 2 / 2 = 1 bolt. In total 2 [*] 1 = [2] bolts. Therefore, the answer is [2]."
-        in output
-    )
+    assert "  chosen    White: 2 / 2 = 1 bolt. In total 2 [+] 1 = [3] bolts. Therefore, the answer is [3]." in output
+    assert "  rejected  White: 2 / 2 = 1 bolt. In total 2 [*] 1 = [2] bolts. Therefore, the answer is [2]." in output
     assert (
         "1 of 4  robe  (fibre; book; mistake: operator; key 12%, shared prefix 48%)" in output
     )  # 3 and 12 of 25 words
-    rows = {
-        line.split()[0]: line.split()[1]
-        for line in output.splitlines()
-        if re.match(r"  \S+ +\d+ +\d+%", line)
-    }
+    rows = {line.split()[0]: line.split()[1] for line in output.splitlines() if re.match(r"  \S+ +\d+ +\d+%", line)}
     assert rows == {
         **dict.fromkeys(("fibre", "apples", "logic", "steps"), "1"),
         **dict.fromkeys(("calculation", "negation"), "1"),
@@ -194,19 +184,7 @@ def test_columns_and_splits_and_messages(tmp_path, capfd):
     output = inspect(capfd, tmp_path / "rows.json", "--column_mapping", '{"question": "prompt"}')
     assert "4 of 4  row 4" in output
     assert (
-        main(
-            [
-                "generate",
-                "--rows",
-                "4",
-                "--held_out",
-                "2",
-                "--conversational",
-                "--output",
-                str(tmp_path / "d"),
-            ]
-        )
-        == 0
+        main(["generate", "--rows", "4", "--held_out", "2", "--conversational", "--output", str(tmp_path / "d")]) == 0
     )
     capfd.readouterr()
     output = inspect(capfd, tmp_path / "d" / "test", "--method", "spans")

@@ -87,8 +87,7 @@ def chain_of(name: str, number: int) -> str:
 
 def runs(folder: Path, count: int = 60, names=("weak", "strong")) -> list[Path]:
     return [
-        write_run(folder, name, [item(number, chain_of(name, number)) for number in range(count)])
-        for name in names
+        write_run(folder, name, [item(number, chain_of(name, number)) for number in range(count)]) for name in names
     ]
 
 
@@ -115,9 +114,7 @@ def judge(bias: int = 0):
     def answer(body: dict) -> str:
         noise = int(re.search(r"What is (\d+)", body["messages"][0]["content"])[1]) % 2
         names = models_shown(body)
-        return verdict(
-            QUALITY.get(name, 5) + noise + (bias if not place else 0) for place, name in enumerate(names)
-        )
+        return verdict(QUALITY.get(name, 5) + noise + (bias if not place else 0) for place, name in enumerate(names))
 
     return answer
 
@@ -280,9 +277,7 @@ def test_references_and_conversations(tmp_path, run_command):
 
 def test_items_that_not_every_run_has_and_a_limit(tmp_path, run_command):
     paths = runs(tmp_path, 20)
-    paths.append(
-        write_run(tmp_path, "third", [item(number, chain_of("third", number)) for number in range(4, 24)])
-    )
+    paths.append(write_run(tmp_path, "third", [item(number, chain_of("third", number)) for number in range(4, 24)]))
     with running(ChatServer(judge())) as url:
         done = run_command("--config", recipe(tmp_path, url, paths, limit=3))
     assert done.returncode == 0, done.stderr
@@ -317,10 +312,7 @@ def test_two_runs_of_one_name_go_by_their_folders(tmp_path, run_command):
         (["--runs", "a", "a/"], "`runs` names 'a' more than once"),
         (["--runs", "a", "b"], "no run of `edit-trl evaluate` or `suite` at a"),
         (["--runs", "{weak}", "{unfinished}"], "this run is not finished"),
-        (
-            ["--runs", "{weak}", "{others}"],
-            "the runs have no item in common, by task and id: weak has 5 items",
-        ),
+        (["--runs", "{weak}", "{others}"], "the runs have no item in common, by task and id: weak has 5 items"),
         (["--runs", "{weak}", "{reworded}"], "1 items have another prompt or known answer in one run"),
         (["--template", "none.txt"], "cannot read the template none.txt"),
         (["--reference_dataset", "none.jsonl"], "no such file or folder: 'none.jsonl'"),
@@ -425,10 +417,7 @@ def test_the_shipped_recipe_holds_and_finds_files_beside_it(tmp_path):
 
 def test_help_is_quick_and_whole():
     loaded = subprocess.run(
-        [sys.executable, "-X", "importtime", *COMMAND[1:], "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-X", "importtime", *COMMAND[1:], "--help"], capture_output=True, text=True, check=True
     )
     assert "--runs" in loaded.stdout
     assert "--max_cost" in loaded.stdout

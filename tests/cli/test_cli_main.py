@@ -15,10 +15,7 @@ HEAVY = {"torch", "trl", "transformers", "datasets", "peft", "accelerate", "nump
 
 def run(*argv, options=()):
     return subprocess.run(
-        [sys.executable, *options, "-m", "edit_trl.cli.main", *argv],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, *options, "-m", "edit_trl.cli.main", *argv], capture_output=True, text=True, check=False
     )
 
 
@@ -66,10 +63,7 @@ def test_version():
     ("typed", "expected"),
     [
         ("trian", "error: unknown command 'trian'; did you mean 'train'?\n"),
-        (
-            "--x",
-            f"error: unknown command '--x'; choose from {', '.join(COMMANDS)}\n",
-        ),
+        ("--x", f"error: unknown command '--x'; choose from {', '.join(COMMANDS)}\n"),
     ],
 )
 def test_unknown_command(typed, expected):
@@ -87,10 +81,7 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize("module", ["edit_trl", *(f"edit_trl.cli.{name}" for name in COMMANDS)])
 def test_importing_imports_nothing_heavy(module):
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", f"import {module}"],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-X", "importtime", "-c", f"import {module}"], capture_output=True, text=True, check=True
     )
     packages = imported_packages(done.stderr)
     assert "edit_trl" in packages
@@ -128,10 +119,7 @@ def test_bad_input_is_explained_without_a_traceback(new_command, capsys, problem
 def test_a_reader_that_leaves():
     command = f"{sys.executable} -m edit_trl.cli.main evaluate --help | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [
-        "usage: edit-trl evaluate [--config RECIPE.yaml] [--OPTION VALUE ...]",
-        "0",
-    ]
+    assert done.stdout.splitlines() == ["usage: edit-trl evaluate [--config RECIPE.yaml] [--OPTION VALUE ...]", "0"]
     assert done.stderr == ""
 
 

@@ -167,12 +167,7 @@ def test_through_the_command_with_a_broken_upload(trained, tmp_path):
     hub = HubServer()
     with hub_server.running(hub):
         command = [sys.executable, "-m", "edit_trl.cli.main", "push", str(trained / "out")]
-        options = {
-            "env": os.environ | hub.environment(tmp_path),
-            "capture_output": True,
-            "text": True,
-            "timeout": 300,
-        }
+        options = {"env": os.environ | hub.environment(tmp_path), "capture_output": True, "text": True, "timeout": 300}
         hub.fail("POST", "/commit/", 409, times=99)
         done = subprocess.run(command, **options)
         assert done.returncode == 2
@@ -234,9 +229,7 @@ def test_dual_cots(tmp_path, serve_hub, form):
     hub = serve_hub()
     rows = Dataset.from_list([row | {"task": "<b>sorting</b>|x"} for row in ROWS])
     path = tmp_path / form
-    rows.save_to_disk(path) if form == "saved" else path.write_text(
-        "".join(json.dumps(r) + "\n" for r in rows)
-    )
+    rows.save_to_disk(path) if form == "saved" else path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert push(path, "--repo_id", "ada/rows") == 0
     repo = hub.repos["dataset", "ada/rows"]
     assert set(repo.files) == {"README.md", "data/train-00000-of-00001.parquet"}

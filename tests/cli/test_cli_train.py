@@ -60,9 +60,7 @@ def test_second_stage_starts_from_the_first(recipe, tmp_path):
 def test_full_fine_tuning_in_two_stages(recipe, tmp_path):
     assert stage(recipe, "warm_up", "--use_peft", "false") == 0
     assert stage(recipe, "key_steps", "--use_peft", "false", "--learning_rate", "0.0") == 0
-    first, second = (
-        load_file(tmp_path / "out" / name / "model.safetensors") for name in ("warm_up", "key_steps")
-    )
+    first, second = (load_file(tmp_path / "out" / name / "model.safetensors") for name in ("warm_up", "key_steps"))
     student = load_file(tmp_path / "student" / "model.safetensors")
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(first[key], student[key]) for key in first)

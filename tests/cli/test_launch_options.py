@@ -62,9 +62,7 @@ def test_several_nodes_have_their_gpus_each(gpus, tmp_path):
     gpus(4)
     file = tmp_path / "nodes.yaml"
     text = (ACCELERATE / "ddp.yaml").read_text()
-    file.write_text(
-        text.replace("num_machines: 1", "num_machines: 2").replace("processes: 2", "processes: 8")
-    )
+    file.write_text(text.replace("num_machines: 1", "num_machines: 2").replace("processes: 2", "processes: 8"))
     assert launch_options(file, None, None, [])[:2] == ["--config_file", str(file)]
     file.write_text(text.replace("num_processes: 2", "num_processes: two"))
     assert "`num_processes` must be a whole number, got 'two'" in refused(file, None, None, [])
@@ -79,9 +77,7 @@ def test_processes_on_the_cpu(gpus, options):
     assert "--multi_gpu" not in launch_options(None, 1, None, options)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("fsdp2", "FSDP"), ("zero2", "DeepSpeed"), ("zero3", "DeepSpeed")]
-)
+@pytest.mark.parametrize(("name", "kind"), [("fsdp2", "FSDP"), ("zero2", "DeepSpeed"), ("zero3", "DeepSpeed")])
 def test_nothing_is_sharded_on_a_cpu(gpus, tmp_path, name, kind):
     gpus(0)
     recipe = tmp_path / "recipe.yaml"

@@ -10,9 +10,7 @@ def test_what_can_be_on_the_hub_is_looked_for_there(name):
     refuse_missing_folder(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["", "none.jsonl", "ada/rows.parquet", "./here", "~/rows", "/rows", "a/b/c", "a b"]
-)
+@pytest.mark.parametrize("name", ["", "none.jsonl", "ada/rows.parquet", "./here", "~/rows", "/rows", "a/b/c", "a b"])
 def test_a_path_that_does_not_exist_is_no_dataset(name):
     with pytest.raises(InputError, match="no such file or folder"):
         refuse_missing_path(name)

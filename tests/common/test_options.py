@@ -84,9 +84,7 @@ def test_help_describes_every_option_once():
         "rate": "How fast.",
     }
     text = format_help("edit-trl x", "Does x.", [Sizes, Rates], hidden=["secret"])
-    assert text.startswith(
-        "usage: edit-trl x\n\nDoes x.\n\n  --rows (default: 3)\n      How many rows, in all.\n"
-    )
+    assert text.startswith("usage: edit-trl x\n\nDoes x.\n\n  --rows (default: 3)\n      How many rows, in all.\n")
     assert "  --names\n" in text
 
 

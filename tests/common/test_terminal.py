@@ -3,9 +3,7 @@ import pytest
 from edit_trl.common.terminal import visible, visible_line
 
 
-@pytest.mark.parametrize(
-    "character", ["\x1b", "\x07", "\r", "\x9b", "\u202e", "\u2028", "\ud800", "\uffff"], ids=ascii
-)
+@pytest.mark.parametrize("character", ["\x1b", "\x07", "\r", "\x9b", "\u202e", "\u2028", "\ud800", "\uffff"], ids=ascii)
 def test_what_cannot_be_seen_becomes_one_character_that_can(character):
     [shown] = visible(character)
     assert shown.isprintable()

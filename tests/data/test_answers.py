@@ -156,9 +156,7 @@ def test_the_span_is_the_answer_alone(response, kind, found):
     assert response[extraction.start : extraction.end] == found
 
 
-@pytest.mark.parametrize(
-    "loop", ["\\boxed{", "the answer is ", "the answer to ", "1,", "- ", "1 or ", "1 = ", "not "]
-)
+@pytest.mark.parametrize("loop", ["\\boxed{", "the answer is ", "the answer to ", "1,", "- ", "1 or ", "1 = ", "not "])
 def test_a_model_that_repeats_itself_costs_no_time(loop):
     started = time.perf_counter()
     extract_answer("The answer is " + loop * 5_000, "number")
@@ -186,12 +184,7 @@ def test_known_answer_of_another_type(answer, kind):
 
 @pytest.mark.parametrize(
     ("answer", "kind", "response"),
-    [
-        ("18 dollars", "number", "18"),
-        ("(B) red", "choice", "(B)"),
-        ("b", "choice", "B"),
-        ("Yes.", "yes_no", "yes"),
-    ],
+    [("18 dollars", "number", "18"), ("(B) red", "choice", "(B)"), ("b", "choice", "B"), ("Yes.", "yes_no", "yes")],
 )
 def test_known_answers_may_have_a_tail(answer, kind, response):
     assert check_answer(f"The answer is {response}", answer, kind).verdict == "correct"
@@ -201,9 +194,7 @@ def read(name: str) -> list[dict]:
     return [json.loads(line) for line in (SHARED / name).read_text(encoding="utf-8").split("\n") if line]
 
 
-needs_shared = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="the shared data does not stand beside the project"
-)
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data does not stand beside the project")
 
 
 @needs_shared
@@ -221,11 +212,7 @@ def test_agrees_with_a_recorded_teacher():
 @needs_shared
 def test_agrees_with_gsm8k_and_the_authors_exemplars():
     rows = read("gsm8k/train.jsonl")
-    wrong = [
-        r
-        for r in rows
-        if check_answer(f"{r['rationale']}\n#### {r['answer']}", r["answer"]).verdict != "correct"
-    ]
+    wrong = [r for r in rows if check_answer(f"{r['rationale']}\n#### {r['answer']}", r["answer"]).verdict != "correct"]
     assert (len(rows), wrong) == (7473, [])
     exemplars = read("dual_cots/bbh_exemplars.jsonl")
     for row in exemplars:

@@ -45,10 +45,7 @@ PLAIN = [
 ]
 CONVERSATIONAL = [
     {
-        "prompt": [
-            {"role": "system", "content": "Answer briefly."},
-            {"role": "user", "content": 'Say "é".'},
-        ],
+        "prompt": [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": 'Say "é".'}],
         "chosen": [{"role": "assistant", "content": "é"}],
         "rejected": [{"role": "assistant", "content": "e"}],
         "chosen_key_spans": [[0, 1]],
@@ -113,8 +110,7 @@ def test_several_wrong_chains(tmp_path, name, form):
 @pytest.mark.parametrize("form", ["plain", "conversational"])
 def test_correct_chains_alone_come_back(tmp_path, name, form):
     rows = [
-        {"prompt": f"{n}?", "chosen": f"It is {n}.", "rejected": ["No."] if n else [], "id": str(n)}
-        for n in range(2)
+        {"prompt": f"{n}?", "chosen": f"It is {n}.", "rejected": ["No."] if n else [], "id": str(n)} for n in range(2)
     ]
     if form == "conversational":
         for row in rows:
@@ -194,9 +190,7 @@ def test_csv_keeps_text_as_text(tmp_path):
     path = tmp_path / "rows.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["prompt", "chosen", "rejected", "answer"], ["[1, 2]?", "01", "1", "01"]])
-    assert load_dual_cots(path).to_list() == [
-        {"prompt": "[1, 2]?", "chosen": "01", "rejected": "1", "answer": "01"}
-    ]
+    assert load_dual_cots(path).to_list() == [{"prompt": "[1, 2]?", "chosen": "01", "rejected": "1", "answer": "01"}]
 
 
 def test_saved_splits(tmp_path):
@@ -292,13 +286,9 @@ def test_missing_column_without_a_known_name():
 
 def test_broken_json_lines_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(
-        json.dumps(row()).encode() + b'\n\n{"prompt": "x",}\n{"prompt": "\xff"}\n{"prompt": "a\n'
-    )
+    path.write_bytes(json.dumps(row()).encode() + b'\n\n{"prompt": "x",}\n{"prompt": "\xff"}\n{"prompt": "a\n')
     problems = problems_of(load_dual_cots, path)
-    assert [problem.split(": ")[0] for problem in problems] == [
-        f"{path}, line {number}" for number in (3, 4, 5)
-    ]
+    assert [problem.split(": ")[0] for problem in problems] == [f"{path}, line {number}" for number in (3, 4, 5)]
     assert "Illegal trailing comma" in problems[0] or "property name" in problems[0]
     assert "cannot be read: 'utf-8' codec" in problems[1]
     assert problems[2] == (f"{path}, line 5: not JSON: Unterminated string starting at (column 12)")
@@ -327,16 +317,8 @@ def test_broken_json_lines_are_named(tmp_path):
             b'{"prompt": "p", "chosen": "a", "rejected": "b", "x": "one"}\n',
             "column 'x' cannot be stored",
         ),
-        (
-            "a.jsonl",
-            b'{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}',
-            "column 'prompt' cannot be stored",
-        ),
-        (
-            "a.csv",
-            b"prompt,chosen,rejected,mistake\na,b,c,sum\n",
-            "row 1, mistake: must be a list of texts",
-        ),
+        ("a.jsonl", b'{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}', "column 'prompt' cannot be stored"),
+        ("a.csv", b"prompt,chosen,rejected,mistake\na,b,c,sum\n", "row 1, mistake: must be a list of texts"),
         (
             "a.csv",
             b'prompt,chosen,rejected,chosen_key_spans\na,b,c,"[[0, 9]]"\n',
@@ -427,11 +409,7 @@ CHAT = {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [WRONG]}
         (row(mistake="sum"), "mistake", "must be a list of texts"),
         (row(mistake=["sum", None]), "mistake", "must be a list of texts"),
         (row(chosen_key_spans="x"), "chosen_key_spans", "must be a list of [start, end]"),
-        (
-            row(chosen_key_spans=[1, 2]),
-            "chosen_key_spans",
-            "two integers [start, end], got 1 (int)",
-        ),
+        (row(chosen_key_spans=[1, 2]), "chosen_key_spans", "two integers [start, end], got 1 (int)"),
         (row(chosen_key_spans=[[1]]), "chosen_key_spans", "two integers [start, end], got [1]"),
         (row(chosen_key_spans=[[0, 1.0]]), "chosen_key_spans", "got [0, 1.0]"),
         (row(chosen_key_spans=[[False, True]]), "chosen_key_spans", "got [False, True]"),

@@ -32,15 +32,9 @@ def test_an_unquoted_truth_value_is_the_word(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"chain": "It is 5. Therefore, the answer is 5."},
-            "'chain': has the answer '5', and the right one is '4'",
-        ),
+        ({"chain": "It is 5. Therefore, the answer is 5."}, "'chain': has the answer '5', and the right one is '4'"),
         ({"chain": "It is four."}, "column 'chain': has no answer, and the right one is '4'"),
-        (
-            {"wrong_chain": GOOD["chain"]},
-            "column 'wrong_chain': has the answer '4', and the right one is '4'",
-        ),
+        ({"wrong_chain": GOOD["chain"]}, "column 'wrong_chain': has the answer '4', and the right one is '4'"),
         ({"wrong_chain": "Nothing."}, "column 'wrong_chain': has no answer"),
         ({"question": None}, "column 'question': must be a text, got None"),
         ({"wrong": "x"}, "'wrong' is no column; there are question, chain, answer, wrong_chain, task"),

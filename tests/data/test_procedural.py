@@ -161,11 +161,7 @@ def test_chains_of_unequal_pieces_are_a_bug():
 
 @pytest.mark.parametrize(
     ("slip", "text", "total"),
-    [
-        (None, " +1 +2", 3),
-        (Slip("missing step", 0), " +2", 2),
-        (Slip("repeated step", 1), " +1 +2 +2", 5),
-    ],
+    [(None, " +1 +2", 3), (Slip("missing step", 0), " +2", 2), (Slip("repeated step", 1), " +1 +2 +2", 5)],
 )
 def test_follow_leaves_out_and_repeats(slip, text, total):
     def take(state, number, slip):
@@ -232,11 +228,7 @@ def test_follow_leaves_out_and_repeats(slip, text, total):
             "The day after tomorrow is 1 January 2020. What was the date 2 weeks ago?",
             "12/16/2019",
         ),
-        (
-            "date_understanding",
-            "Yesterday was 02/28/2021. What is the date 10 days from today?",
-            "03/11/2021",
-        ),
+        ("date_understanding", "Yesterday was 02/28/2021. What is the date 10 days from today?", "03/11/2021"),
     ],
 )
 def test_solver_by_hand(family, question, answer):
@@ -271,8 +263,7 @@ def test_rows_do_not_depend_on_the_process():
     )
     run = [sys.executable, "-c", script]
     printed = [
-        subprocess.run(run, capture_output=True, check=True, env={"PYTHONHASHSEED": seed}).stdout
-        for seed in ("1", "2")
+        subprocess.run(run, capture_output=True, check=True, env={"PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")
     ]
     assert printed[0] == printed[1]
     assert printed[0].decode().strip() == str([r["prompt"] for r in ProceduralTeacher().rows(14)])

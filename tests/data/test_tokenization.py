@@ -40,9 +40,7 @@ def sentence_piece_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=300, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>"
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>")
     tokenizer.train_from_iterator(_texts(), trainer)
     return _wrap(tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
 
@@ -216,10 +214,7 @@ def test_truncates_and_says_how_many_key_tokens_went(tokenizer):
 
 
 SEVERAL = ROWS[0] | {
-    "rejected": [
-        ROWS[0]["rejected"],
-        "White: 2 / 2 = 1 bolt. In total 2 + 1 = 4 bolts. Therefore, the answer is 4.",
-    ]
+    "rejected": [ROWS[0]["rejected"], "White: 2 / 2 = 1 bolt. In total 2 + 1 = 4 bolts. Therefore, the answer is 4."]
 }
 
 
@@ -352,11 +347,7 @@ def test_a_random_mask_is_of_the_seed_and_the_row(tokenizer):
         "print(tokenize_dual_cot(ROWS[0], t(), key_step_method='random')['chosen_key_mask'])"
     )
     elsewhere = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
     )
     assert elsewhere.stdout.strip() == str(masks[0])
 

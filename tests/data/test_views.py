@@ -13,13 +13,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.data.row_checks import validate_dual_cots
 from edit_trl.data.row_rewriting import answer_statement
 from edit_trl.data.tokenization import tokenize_dual_cot
-from edit_trl.data.views import (
-    PAIR_VIEWS,
-    WEIGHTED_VIEWS,
-    View,
-    apply_view,
-    select_rows,
-)
+from edit_trl.data.views import PAIR_VIEWS, WEIGHTED_VIEWS, View, apply_view, select_rows
 
 ROBE, APPLES, BOOLEAN, STEPS = (
     row | {"source": source, "mistake": mistake}
@@ -222,9 +216,7 @@ def test_a_view_that_leaves_nothing():
 
 
 def test_more_rows_than_there_are():
-    with pytest.raises(
-        InputError, match=r"`rows: 3`, but pairs has 2 rows here \(view pairs, mistake logical\)"
-    ):
+    with pytest.raises(InputError, match=r"`rows: 3`, but pairs has 2 rows here \(view pairs, mistake logical\)"):
         select_rows(Dataset.from_list(PAIRS), mistake=["logical"], rows=3, source="pairs")
 
 

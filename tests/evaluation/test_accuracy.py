@@ -56,9 +56,7 @@ def test_verdicts_by_item_task_and_overall(student):
     assert result.items[3]["verdict"] != "correct"
     first = result.items[0]
     assert [first[name] for name in ("id", "task", "answer", "value")] == ["robe", "sums", "3", "3"]
-    assert (
-        first["prompt"] == PROBLEMS[0]["prompt"]
-    )  # before the chat template, so that models can be compared
+    assert first["prompt"] == PROBLEMS[0]["prompt"]  # before the chat template, so that models can be compared
     (sample,) = first["samples"]
     assert sample["response"] == ROWS[0]["chosen"]  # cut at the end of the turn
     assert sample["response"][slice(*sample["span"])] == "3"
@@ -287,9 +285,7 @@ def test_votes():
 
 
 def test_continuous_batching_answers_alike(student):
-    with pytest.raises(
-        InputError, match="`batching: continuous` cannot run"
-    ):  # the attention of the tree layout
+    with pytest.raises(InputError, match="`batching: continuous` cannot run"):  # the attention of the tree layout
         evaluate(student, batching="continuous")
     model = tiny_llama()
     model.load_state_dict(student[0].state_dict())

@@ -107,12 +107,8 @@ def test_the_scores_are_those_of_the_functions(tmp_path):
     trainer = make_trainer(tmp_path, [reporter, suite], max_steps=3)
     trainer.train()
     tokenizer = byte_level_tokenizer()
-    pairs = evaluate_suite(
-        trainer.model, tokenizer, ROWS, batch_size=2, limit=3, greedy=False, progress=False
-    )
-    answers = evaluate_accuracy(
-        trainer.model, tokenizer, ROWS[:2], batch_size=2, max_new_tokens=4, progress=False
-    )
+    pairs = evaluate_suite(trainer.model, tokenizer, ROWS, batch_size=2, limit=3, greedy=False, progress=False)
+    answers = evaluate_accuracy(trainer.model, tokenizer, ROWS[:2], batch_size=2, max_new_tokens=4, progress=False)
     [line] = history(tmp_path)
     assert line["step"] == 3
     for name in SCORES:
@@ -213,11 +209,7 @@ def test_another_trainer_can_use_it(tmp_path):
         )
         rows = Dataset.from_list([{"prompt": row["prompt"], "completion": row["chosen"]} for row in ROWS])
         return SFTTrainer(
-            student(),
-            args=args,
-            train_dataset=rows,
-            processing_class=byte_level_tokenizer(),
-            callbacks=[callback],
+            student(), args=args, train_dataset=rows, processing_class=byte_level_tokenizer(), callbacks=[callback]
         )
 
     trainer = sft(SuiteCallback(SUITE, steps=1))
@@ -244,9 +236,7 @@ BAD_METRICS = {
 def test_a_metric_that_is_none_is_said_before_training(tmp_path, metric):
     options, says = BAD_METRICS[metric]
     with pytest.raises(InputError, match=says):
-        make_trainer(
-            tmp_path, [SuiteCallback(SUITE, max_new_tokens=4, **options)], metric_for_best_model=metric
-        )
+        make_trainer(tmp_path, [SuiteCallback(SUITE, max_new_tokens=4, **options)], metric_for_best_model=metric)
 
 
 def test_bad_suites_are_said_before_training(tmp_path):
@@ -328,9 +318,7 @@ def suite_of_processes() -> SuiteCallback:
 def two_processes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run = subprocess.run(
-        [*command, __file__, str(folder)], capture_output=True, text=True, timeout=300, check=False
-    )
+    run = subprocess.run([*command, __file__, str(folder)], capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     return folder
 
@@ -426,8 +414,7 @@ if __name__ == "__main__":
     without = train_for(output / "without", 2, [])
     rank = trained.accelerator.process_index
     weights = [
-        torch.cat([p.detach().flatten() for p in trainer.model.parameters()]).tolist()
-        for trainer in (trained, without)
+        torch.cat([p.detach().flatten() for p in trainer.model.parameters()]).tolist() for trainer in (trained, without)
     ]
     logs = [
         {name: value for name, value in entry.items() if name.startswith("eval_suite/")}

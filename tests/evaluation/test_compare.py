@@ -45,13 +45,7 @@ def test_flips_overall_and_by_task(tmp_path):
     assert (edit.overall.items, edit.overall.baseline, edit.overall.other) == (8, 2 / 8, 6 / 8)
     assert edit.overall.difference.value == 0.5
     assert edit.overall.better is True
-    assert edit.fixed_items == [
-        ("sums", "2"),
-        ("sums", "3"),
-        ("dates", "10"),
-        ("dates", "11"),
-        ("dates", "12"),
-    ]
+    assert edit.fixed_items == [("sums", "2"), ("sums", "3"), ("dates", "10"), ("dates", "11"), ("dates", "12")]
     assert edit.broken_items == [("sums", "1")]
     assert (edit.test, edit.seeds, edit.tasks) == ("exact McNemar test", (1, 1), 2)
 
@@ -95,10 +89,7 @@ def test_items_are_found_by_id_and_not_by_place(tmp_path):
 def test_missing_items_are_counted_and_named(tmp_path):
     # The data differ in what else is in them, which is no matter.
     comparison = compare(
-        tmp_path,
-        outcomes("+++++"),
-        outcomes("+-", start=3) + outcomes("-", "dates", 9),
-        second={"data_hash": "d2"},
+        tmp_path, outcomes("+++++"), outcomes("+-", start=3) + outcomes("-", "dates", 9), second={"data_hash": "d2"}
     )
     [edit] = comparison.systems
     assert edit.overall.items == 2
@@ -139,9 +130,7 @@ def test_groups_by_mistake_and_source(tmp_path):
 def test_margins_of_a_suite(tmp_path):
     before = [suite_item(i, margin) for i, margin in enumerate((0.1, -0.2, 0.3, 0.0, 0.2))]
     after = [suite_item(i, margin) for i, margin in enumerate((0.6, 0.1, 0.2, 0.4, 0.9))]
-    [edit] = compare(
-        tmp_path, before, after, first={"kind": "suite"}, second={"kind": "suite"}, score="margin"
-    ).systems
+    [edit] = compare(tmp_path, before, after, first={"kind": "suite"}, second={"kind": "suite"}, score="margin").systems
     changes = [0.5, 0.3, -0.1, 0.4, 0.7]
     assert edit.overall.difference.value == pytest.approx(np.mean(changes))
     assert edit.overall.p_value == pytest.approx(permutation_p_value(changes))
@@ -167,8 +156,7 @@ def test_seeds_are_averaged_item_by_item(tmp_path):
     sides = {"base": ("++--", "+---"), "edit": ("++++", "+++-", "+-++")}
     runs = {
         name: [
-            finished_run(tmp_path / f"{name}{seed}", outcomes(text), name, seed=seed)
-            for seed, text in enumerate(texts)
+            finished_run(tmp_path / f"{name}{seed}", outcomes(text), name, seed=seed) for seed, text in enumerate(texts)
         ]
         for name, texts in sides.items()
     }
@@ -249,14 +237,12 @@ def test_all_that_is_not_comparable_is_named_at_once(tmp_path):
     second = {"tasks": {"dates": "2"}, "verifier": "0", "settings": {"decoding": {"max_new_tokens": 512}}}
     found = problems(tmp_path, before, after, second=second)
     assert found == [
-        "/edit was checked by version '0' of the answer check, /base by '1'; measure both with one version "
-        "of edit_trl",
+        "/edit was checked by version '0' of the answer check, /base by '1'; measure both with one version of edit_trl",
         "task 'dates' has version '2' in /edit, '1' in /base",
         "/edit has another decoding (decoding.max_new_tokens: 512 there, 64 in /base; decoding.samples: "
         "'not set' there, 1 in /base; decoding.temperature: 'not set' there, 0.0 in /base; decoding.top_p: "
         "'not set' there, 1.0 in /base); --any-decoding compares them anyway",
-        "7 items have another `prompt` in /edit than in /base (sums/1, sums/2, sums/3, sums/4, sums/5 and 2 "
-        "more)",
+        "7 items have another `prompt` in /edit than in /base (sums/1, sums/2, sums/3, sums/4, sums/5 and 2 more)",
         "1 item has another `answer` in /edit than in /base (sums/0)",
     ]
 
@@ -285,9 +271,7 @@ def test_other_key_steps_matter_to_key_scores_alone(tmp_path):
     suite = {"first": {"kind": "suite"}, "second": {"kind": "suite"}}
     [problem] = problems(tmp_path, before, after, **suite)
     assert problem == "1 item has another `chosen_key_spans` in /edit than in /base (sums/0)"
-    assert (
-        compare_runs(tmp_path / "base", tmp_path / "edit", score="preference").systems[0].overall.items == 1
-    )
+    assert compare_runs(tmp_path / "base", tmp_path / "edit", score="preference").systems[0].overall.items == 1
     [problem] = problems(tmp_path / "b", before, [suite_item(0, 1.0, 0.5, rejected="1 + 1 = 4")], **suite)
     assert problem == "1 item has another `rejected` in /edit than in /base (sums/0)"
 

@@ -17,9 +17,7 @@ NASTY = "[red]a|b`*_<script>alert(1)</script>\x1b[31m\n@everyone"
 
 def shown(comparison, width, gates=(), terminal=False):
     file = io.StringIO()
-    print_comparison(
-        comparison, gates, Console(file=file, width=width, force_terminal=terminal, highlight=False)
-    )
+    print_comparison(comparison, gates, Console(file=file, width=width, force_terminal=terminal, highlight=False))
     return file.getvalue()
 
 
@@ -65,9 +63,7 @@ def test_gates_are_shown(comparison):
 
 def test_names_from_files_are_text(tmp_path):
     runs = [
-        finished_run(
-            tmp_path / str(n), [evaluate_item(n, "wrong", NASTY), evaluate_item("x", "wrong", NASTY)], name
-        )
+        finished_run(tmp_path / str(n), [evaluate_item(n, "wrong", NASTY), evaluate_item("x", "wrong", NASTY)], name)
         for n, name in enumerate((NASTY, "plain"))
     ]
     comparison = compare_runs(*runs)
@@ -85,9 +81,7 @@ def test_names_from_files_are_text(tmp_path):
 
 def test_markdown(tmp_path):
     before, after = outcomes("++--") + outcomes("-", "dates", 9), outcomes("+-++") + outcomes("+", "dates", 9)
-    comparison = compare_runs(
-        finished_run(tmp_path / "a", before, "a"), finished_run(tmp_path / "b", after, "b")
-    )
+    comparison = compare_runs(finished_run(tmp_path / "a", before, "a"), finished_run(tmp_path / "b", after, "b"))
     lines = markdown(comparison, [GateResult("max-drop", "b", True, "fine")]).splitlines()
     assert lines[0] == "### accuracy: b against a"
     assert "- flips: 3 fixed, 1 broken, 1 right in both, 0 wrong in both" in lines
@@ -107,9 +101,7 @@ def test_markdown(tmp_path):
 def test_margins_seeds_and_what_is_missing(tmp_path):
     base = finished_run(tmp_path / "base", [suite_item(i, 0.1) for i in range(4)], "base", "suite")
     seeds = [
-        finished_run(
-            tmp_path / f"edit{n}", [suite_item(i, 0.2 + n / 10 + i / 100) for i in range(3)], "edit", "suite"
-        )
+        finished_run(tmp_path / f"edit{n}", [suite_item(i, 0.2 + n / 10 + i / 100) for i in range(3)], "edit", "suite")
         for n in range(2)
     ]
     comparison = compare_runs(base, seeds, score="margin", by="source")

@@ -15,9 +15,7 @@ def worse(tmp_path_factory):
     """60% against 50%: 3 of 30 broken in one task, 12 of 70 in another, none fixed there; 5 fixed."""
     folder = tmp_path_factory.mktemp("runs")
     before = outcomes("+" * 20 + "-" * 10) + outcomes("+" * 40 + "-" * 30, "dates", 30)
-    after = outcomes("-" * 3 + "+" * 17 + "+" * 5 + "-" * 5) + outcomes(
-        "-" * 12 + "+" * 28 + "-" * 30, "dates", 30
-    )
+    after = outcomes("-" * 3 + "+" * 17 + "+" * 5 + "-" * 5) + outcomes("-" * 12 + "+" * 28 + "-" * 30, "dates", 30)
     return compare_runs(finished_run(folder / "a", before, "base"), finished_run(folder / "b", after, "edit"))
 
 
@@ -52,31 +50,21 @@ def test_messages_say_what_was_seen(worse):
 
 
 def test_no_regression_where_nothing_is_sure(tmp_path):
-    runs = (
-        finished_run(tmp_path / "a", outcomes("+++-")),
-        finished_run(tmp_path / "b", outcomes("++--"), "edit"),
-    )
+    runs = (finished_run(tmp_path / "a", outcomes("+++-")), finished_run(tmp_path / "b", outcomes("++--"), "edit"))
     [result] = check_gates(compare_runs(*runs), Gates(no_significant_regression=True))
-    assert result == GateResult(
-        "no-significant-regression", "edit", True, "significantly worse (5%): nothing"
-    )
+    assert result == GateResult("no-significant-regression", "edit", True, "significantly worse (5%): nothing")
 
 
 def test_an_improvement_is_no_regression(tmp_path):
     runs = finished_run(tmp_path / "a", outcomes("-" * 20)), finished_run(tmp_path / "b", outcomes("+" * 20))
-    results = check_gates(
-        compare_runs(*runs), Gates(max_drop=0, no_significant_regression=True, max_broken=0)
-    )
+    results = check_gates(compare_runs(*runs), Gates(max_drop=0, no_significant_regression=True, max_broken=0))
     assert [result.passed for result in results] == [True] * 3
 
 
 def test_where_lower_is_better_more_is_a_drop(tmp_path):
     runs = finished_run(tmp_path / "a", outcomes("----")), finished_run(tmp_path / "b", outcomes("?---"))
     comparison = compare_runs(*runs, score="unparsed")
-    assert [result.passed for result in check_gates(comparison, Gates(max_drop=0.2, max_broken=1))] == [
-        False,
-        True,
-    ]
+    assert [result.passed for result in check_gates(comparison, Gates(max_drop=0.2, max_broken=1))] == [False, True]
     with pytest.raises(InputError, match="the lower `unparsed` the better; use --max-drop"):
         check_gates(comparison, Gates(min_score=0.1))
 
@@ -89,10 +77,7 @@ def test_gates_on_margins_are_in_nats(tmp_path):
     comparison = compare_runs(*runs, score="margin")
     results = check_gates(comparison, Gates(min_score=1.5, max_drop=1.25))
     assert [result.passed for result in results] == [True, False]
-    assert (
-        results[1].message
-        == "margin changed by -1.500 nats, from 3.000 to 1.500; it may get worse by 1.250 nats"
-    )
+    assert results[1].message == "margin changed by -1.500 nats, from 3.000 to 1.500; it may get worse by 1.250 nats"
     with pytest.raises(InputError, match="nothing is right or wrong by `margin`"):
         check_gates(comparison, Gates(max_broken=1))
 

@@ -17,12 +17,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation.harness import (
-    evaluate_with_harness,
-    format_harness,
-    load_harness_tasks,
-    write_harness,
-)
+from edit_trl.evaluation.harness import evaluate_with_harness, format_harness, load_harness_tasks, write_harness
 
 QUESTIONS = [f"What is {n} + {n}?" for n in range(6)]
 
@@ -103,9 +98,7 @@ def write_task(path: Path, shared: dict, **values) -> None:
 
 
 def test_scores_are_those_of_the_model(tmp_path, tasks, model, tokenizer):
-    results = evaluate_with_harness(
-        model, tokenizer, ["own_choice", "own_answer"], include_path=tasks, batch_size=4
-    )
+    results = evaluate_with_harness(model, tokenizer, ["own_choice", "own_answer"], include_path=tasks, batch_size=4)
     choice, answer = results["tasks"]["own_choice"], results["tasks"]["own_answer"]
     assert choice["scores"] == {"acc": pytest.approx(4 / 6)}
     # The standard error of a mean, of four ones and two zeros.
@@ -322,14 +315,8 @@ def test_a_chat_template_must_be_there(tasks, model):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (
-            {"dataset_kwargs": {"data_files": {"test": "/none.jsonl"}}},
-            "own_choice cannot be loaded",
-        ),
-        (
-            {"dataset_path": "someone/something", "dataset_kwargs": {}},
-            "own_choice cannot be loaded",
-        ),
+        ({"dataset_kwargs": {"data_files": {"test": "/none.jsonl"}}}, "own_choice cannot be loaded"),
+        ({"dataset_path": "someone/something", "dataset_kwargs": {}}, "own_choice cannot be loaded"),
         ({"output_type": "guess"}, "own_choice cannot be loaded: ValueError: .*invalid output_type 'guess'"),
         ({"metric_list": [{"metric": "no_such"}]}, "own_choice cannot be loaded: KeyError"),
         ({"unsafe_code": True}, "the task 'own_choice' runs code that the model writes"),

@@ -8,13 +8,7 @@ import pytest
 from run_folders import finished_run, outcomes
 
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation.runs.history import (
-    DEFAULT_FILE,
-    SCHEMA_VERSION,
-    check_history,
-    read_history,
-    record_run,
-)
+from edit_trl.evaluation.runs.history import DEFAULT_FILE, SCHEMA_VERSION, check_history, read_history, record_run
 from edit_trl.evaluation.runs.schema import Run
 
 
@@ -62,9 +56,7 @@ def _record_many(folder, file, barrier, worker):
 def test_processes_record_at_once(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier, file = context.Barrier(3), tmp_path / "new" / "history.sqlite"
-    workers = [
-        context.Process(target=_record_many, args=(tmp_path, file, barrier, number)) for number in range(3)
-    ]
+    workers = [context.Process(target=_record_many, args=(tmp_path, file, barrier, number)) for number in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:

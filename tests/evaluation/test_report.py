@@ -33,9 +33,7 @@ from edit_trl.evaluation.report.training_history import read_training_run
 from edit_trl.evaluation.runs.scores import SCORES
 from edit_trl.evaluation.statistics import bootstrap_interval
 
-HOSTILE = (
-    "</script><script>window.hacked=1</script><!-- <img src=x onerror=hacked=1> \"'`${}& \u2028\u05d0\u202e"
-)
+HOSTILE = "</script><script>window.hacked=1</script><!-- <img src=x onerror=hacked=1> \"'`${}& \u2028\u05d0\u202e"
 
 TASKS = [{**row, "task": "numbers" if row["answer"].isdigit() else "logic", "mistake": None} for row in ROWS]
 
@@ -104,23 +102,14 @@ def test_the_scripts_make_no_html_of_text():
     assert names == sorted(SCRIPTS)
     assert len(names) == 6
     text = "\n".join((folder / name).read_text() for name in names)
-    for word in (
-        "innerHTML",
-        "outerHTML",
-        "insertAdjacentHTML",
-        "document.write",
-        "eval(",
-        "Function(",
-        "srcdoc",
-    ):
+    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc"):
         assert word not in text, word
     assert not re.search(r"\.style\b|style:", text)  # the policy forbids style attributes
     assert max(len(line) for line in text.splitlines()) < 160
 
 
 @pytest.mark.parametrize(
-    "text",
-    [HOSTILE, "<", "]]>", "<!--<script>", "\ud800 alone", "\x00\x1b", "x" * 50_000, "מה \u202e?", "😀"],
+    "text", [HOSTILE, "<", "]]>", "<!--<script>", "\ud800 alone", "\x00\x1b", "x" * 50_000, "מה \u202e?", "😀"]
 )
 def test_any_text_is_data(tmp_path, text):
     row = {"task": text, "id": text, "prompt": text, "answer": "3", "mistake": [text], "source": text}
@@ -216,9 +205,7 @@ def test_flips_are_counted_and_tested(tmp_path):
 
 
 def test_groups_have_intervals(tmp_path):
-    rows = [
-        {**TASKS[0], "id": str(n), "prompt": f"{n}?", "mistake": ["x", "y"][: 1 + n % 2]} for n in range(6)
-    ]
+    rows = [{**TASKS[0], "id": str(n), "prompt": f"{n}?", "mistake": ["x", "y"][: 1 + n % 2]} for n in range(6)]
     run = write_run(tmp_path / "a", "evaluate", "a", evaluate_items(rows, 1.0))
     groups = group_scores(run)
     [[name, count, scores]] = groups["task"]
@@ -372,11 +359,7 @@ def test_training_files_that_cannot_be_read(tmp_path, text, message):
 
 
 def test_pairs_as_a_page(tmp_path):
-    rows = [
-        {**TASKS[0], "rejected": [TASKS[0]["rejected"], "No idea."]},
-        TASKS[1],
-        {**TASKS[2], "rejected": []},
-    ]
+    rows = [{**TASKS[0], "rejected": [TASKS[0]["rejected"], "No idea."]}, TASKS[1], {**TASKS[2], "rejected": []}]
     pairs = locate_pairs(rows)
     path = write_pairs(pairs, tmp_path / "pairs.html", title="rows.jsonl", method="words")
     data, items = read_page(path)

@@ -163,9 +163,7 @@ def test_scores_are_those_of_the_runs(page, runs):
 
 
 def test_every_chart_has_its_table(page):
-    for figure in page.all(
-        "#by-task .card, #by-mistake .card, #by-source .card, #learning figure, #flips .card"
-    ):
+    for figure in page.all("#by-task .card, #by-mistake .card, #by-source .card, #learning figure, #flips .card"):
         details = figure.find_element(By.CSS_SELECTOR, "details")
         details.find_element(By.TAG_NAME, "summary").click()
         rows = WebDriverWait(page.driver, 60).until(
@@ -205,8 +203,7 @@ def test_filters(page, runs):
 
     page.one("#filter-different").click()
     different = [
-        any(one["verdict"] != two["verdict"] for one, two in [(a, b)])
-        or c["key_preferred"] != d["key_preferred"]
+        any(one["verdict"] != two["verdict"] for one, two in [(a, b)]) or c["key_preferred"] != d["key_preferred"]
         for a, b, c, d in zip(*(run.items for run in runs[0]), strict=True)
     ]
     assert page.count == sum(different) > 0
@@ -253,9 +250,7 @@ def test_an_item_shows_everything(page, runs):
     assert page.text(".chain.plus .text") == suite["chosen"]
     assert page.text(".chain.minus .text") == suite["rejected"]
     for side, name in (("plus", "chosen"), ("minus", "rejected")):
-        marks = page.run(
-            f"return [...document.querySelectorAll('.chain.{side} .key')].map((m) => m.textContent)"
-        )
+        marks = page.run(f"return [...document.querySelectorAll('.chain.{side} .key')].map((m) => m.textContent)")
         assert marks == [suite[name][start:end] for start, end in suite[f"{name}_key_spans"]]
     sample = answers["samples"][0]
     assert page.text(".run .text") == sample["response"]
@@ -314,10 +309,7 @@ def test_focus_is_visible_and_controls_have_names(page):
         "return [...document.querySelectorAll('select, input')].filter((one) => !one.closest('label')).length"
     )
     assert nameless == 0
-    assert (
-        page.run("return [...document.querySelectorAll('svg:not([role=img]):not([aria-hidden])')].length")
-        == 0
-    )
+    assert page.run("return [...document.querySelectorAll('svg:not([role=img]):not([aria-hidden])')].length") == 0
 
 
 def test_light_and_dark(page):
@@ -394,9 +386,7 @@ def test_any_text_is_shown_as_text(chromium, hostile):
         assert page.text(".chain.plus .text") == row["chosen"]
         assert page.text(".chain.minus .text") == row["rejected"]
         assert page.text(".run .text") == own[0]
-        assert (
-            page.text(".run .answer") == "3"
-        )  # placed by characters, after some that JavaScript counts twice
+        assert page.text(".run .answer") == "3"  # placed by characters, after some that JavaScript counts twice
         page.press("h")
         assert page.text(".chain.plus .text") == row["chosen"]
         page.press("hj")
@@ -445,9 +435,7 @@ def test_a_browser_that_cannot_unpack_says_so(chromium, report):
     )
     try:
         chromium.get(report.as_uri())
-        notice = WebDriverWait(chromium, 60).until(
-            lambda driver: driver.find_elements(By.CSS_SELECTOR, "[role=alert]")
-        )
+        notice = WebDriverWait(chromium, 60).until(lambda driver: driver.find_elements(By.CSS_SELECTOR, "[role=alert]"))
         assert "too old" in notice[0].text
         assert chromium.find_elements(By.CSS_SELECTOR, ".scores")  # what needs no unpacking is there
     finally:
@@ -460,12 +448,7 @@ def test_pairs(chromium, tmp_path):
     page = Page(chromium, path)
     assert page.console() == []
     assert page.count == 21
-    assert [heading.text for heading in page.all("h2")] == [
-        "Summary",
-        "By task",
-        "By kind of mistake",
-        "Items",
-    ]
+    assert [heading.text for heading in page.all("h2")] == ["Summary", "By task", "By kind of mistake", "Items"]
     assert page.text(".chain.plus .text") == rows[0]["chosen"]
     assert page.all("#filter-outcome, #filter-run, #heat, .run") == []
     page.pick("filter-task", rows[1]["task"])

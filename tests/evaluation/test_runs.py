@@ -20,14 +20,7 @@ def record(**changes):
 
 
 def item(number, text="fine\u2028 <b>\n"):
-    sample = {
-        "response": text,
-        "verdict": "correct",
-        "value": "4",
-        "span": [0, 1],
-        "cut_off": False,
-        "tokens": 3,
-    }
+    sample = {"response": text, "verdict": "correct", "value": "4", "span": [0, 1], "cut_off": False, "tokens": 3}
     sample |= {"lenient_verdict": "correct", "lenient_value": "4", "lenient_span": [0, 1]}
     item = {"task": "sums", "id": str(number), "prompt": "2 + 2?", "answer": "4", "answer_type": "number"}
     item |= {"mistake": None, "source": None, "verdict": "correct", "value": "4", "cut_off": 0}
@@ -79,9 +72,7 @@ def test_taken_up_after_a_torn_line(tmp_path):
     again.append([item(2)])
     again.finish(ORDER, *NO_SCORES)
     finished(tmp_path.with_name("whole"))
-    assert (tmp_path / "items.jsonl").read_bytes() == (
-        tmp_path.with_name("whole") / "items.jsonl"
-    ).read_bytes()
+    assert (tmp_path / "items.jsonl").read_bytes() == (tmp_path.with_name("whole") / "items.jsonl").read_bytes()
 
 
 def test_a_finished_run_says_so(tmp_path):
@@ -141,9 +132,7 @@ def spoil_record(tmp_path, **changes):
 def test_a_run_of_another_version(tmp_path):
     finished(tmp_path)
     spoil_record(tmp_path, format=7, edit_trl="9.9")
-    with pytest.raises(
-        InputError, match=r"has format 7; edit_trl .* reads format 1.*version that wrote it \(9.9\)"
-    ):
+    with pytest.raises(InputError, match=r"has format 7; edit_trl .* reads format 1.*version that wrote it \(9.9\)"):
         read_run(tmp_path)
 
 

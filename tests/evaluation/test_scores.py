@@ -31,10 +31,7 @@ def test_means():
 
 def test_an_item_counts_for_each_of_its_mistakes():
     groups = grouped_scores(ITEMS, "evaluate")
-    assert {name: scores["items"] for name, scores in groups["mistake"].items()} == {
-        "order": 2,
-        "counting": 1,
-    }
+    assert {name: scores["items"] for name, scores in groups["mistake"].items()} == {"order": 2, "counting": 1}
     assert groups["mistake"]["order"]["accuracy"] == 0.5
     assert groups["task"]["other"] | {} == {
         "items": 2,
@@ -49,14 +46,7 @@ def test_an_item_counts_for_each_of_its_mistakes():
 def suite_item(**changes):
     greedy = {"response": "", "branch": "right", "verdict": "correct", "value": "4", "cut_off": False}
     values = {"preferred": True, "margin": 0.5, "key_preferred": None, "key_margin": None}
-    values |= {
-        "first_wrong": None,
-        "greedy": greedy,
-        "answer": "4",
-        "task": "t",
-        "mistake": None,
-        "source": None,
-    }
+    values |= {"first_wrong": None, "greedy": greedy, "answer": "4", "task": "t", "mistake": None, "source": None}
     return values | changes
 
 

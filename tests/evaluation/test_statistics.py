@@ -42,13 +42,7 @@ def pairs(fixed, broken, same=3):
 # binom.test(432, 984)$p.value
 @pytest.mark.parametrize(
     ("fixed", "broken", "p_value"),
-    [
-        (5, 15, 0.0413894653320313),
-        (6, 0, 0.03125),
-        (0, 1, 1.0),
-        (10, 10, 1.0),
-        (552, 432, 0.000145923332422471),
-    ],
+    [(5, 15, 0.0413894653320313), (6, 0, 0.03125), (0, 1, 1.0), (10, 10, 1.0), (552, 432, 0.000145923332422471)],
 )
 def test_exact_mcnemar(fixed, broken, p_value):
     result = exact_mcnemar(*pairs(fixed, broken))

@@ -121,9 +121,7 @@ def test_the_numbers_are_those_of_plain_logits(name, tokenizer):
     torch.manual_seed(1)
     model = STUDENTS[name]().eval()
     rows = [*ROWS, {**SEVERAL, "rejected": SEVERAL["rejected"][1]}]
-    result = evaluate_suite(
-        model, tokenizer, Dataset.from_list(rows), batch_size=3, max_new_tokens=5, progress=False
-    )
+    result = evaluate_suite(model, tokenizer, Dataset.from_list(rows), batch_size=3, max_new_tokens=5, progress=False)
     assert len(result.items) == len(rows) == 4 + 1
     for row, item in zip(rows, result.items, strict=True):
         check_against_naive(model, tokenizer, row, item, limit=5)
@@ -213,9 +211,7 @@ def test_rows_without_id_are_called_by_their_number_and_limited(model, tokenizer
 
 def test_key_steps_are_found_as_asked(model, tokenizer):
     row = {**ROWS[0], "chosen_key_spans": [[0, 4]], "rejected_key_spans": []}
-    [item] = evaluate_suite(
-        model, tokenizer, [row], key_step_method="spans", greedy=False, progress=False
-    ).items
+    [item] = evaluate_suite(model, tokenizer, [row], key_step_method="spans", greedy=False, progress=False).items
     assert item["chosen_key_spans"][0][0] == 0
     assert item["rejected_key_spans"] == []
     assert item["logps"]["chosen_key"] is not None
@@ -266,17 +262,11 @@ def test_a_model_without_eos_in_its_outputs_is_cut_off_and_counted(model, tokeni
 
 BAD = {
     "no rows": ([], "the suite is empty"),
-    "alone": (
-        [{"prompt": "a\n", "chosen": "b", "rejected": []}],
-        "all of its 1 rows are correct chains alone",
-    ),
+    "alone": ([{"prompt": "a\n", "chosen": "b", "rejected": []}], "all of its 1 rows are correct chains alone"),
     "no wrong chain": ([{"prompt": "a\n", "chosen": "b"}], "no column rejected"),
     "equal": ([{"prompt": "a\n", "chosen": "b", "rejected": "b"}], "row 1, rejected: equals chosen"),
     "same id": ([ROWS[0], ROWS[0]], "row 2, id"),
-    "id of a second pair": (
-        [SEVERAL, {**ROWS[0], "task": "sums", "id": "sum/2"}],
-        "would have the id 'sum/2'",
-    ),
+    "id of a second pair": ([SEVERAL, {**ROWS[0], "task": "sums", "id": "sum/2"}], "would have the id 'sum/2'"),
     "no answer": ([{**ROWS[0], "answer": "12", "answer_type": "choice"}], "row 1: the known answer '12'"),
     "too long": ([ROWS[0], {**ROWS[1], "prompt": "word " * 600}], "row 2: prompt and chain have"),
 }

@@ -31,10 +31,7 @@ def test_there_are_two_recipes():
 BAD = {
     "nothing": ({}, "`model` is missing"),
     "no pairs": ({"model": "m"}, "no pairs"),
-    "two sources": (
-        {"model": "m", "rows": 3, "from_run": "x"},
-        "`rows` and `from_run` are different sources",
-    ),
+    "two sources": ({"model": "m", "rows": 3, "from_run": "x"}, "`rows` and `from_run` are different sources"),
     "families alone": ({"model": "m", "dataset_name": "x", "families": ["dates"]}, "`families` needs `rows`"),
     "no rows": ({"model": "m", "rows": 0}, "`rows` must be at least 1"),
     "batch": ({"model": "m", "rows": 3, "batch_size": 0}, "`batch_size` must be at least 1"),

@@ -45,9 +45,7 @@ def test_the_numbers_are_those_of_the_model_itself(ask, tmp_path):
         code, err = ask(url, "--batch_size", "3")
     assert code == 0, err
     items = read_run(tmp_path / "run").items
-    expected = evaluate_suite(
-        tiny_llama(), byte_level_tokenizer(), ALL, max_new_tokens=4, progress=False
-    ).items
+    expected = evaluate_suite(tiny_llama(), byte_level_tokenizer(), ALL, max_new_tokens=4, progress=False).items
     assert len(items) == len(expected) == len(ROWS) + 2
     for ours, theirs in zip(items, expected, strict=True):
         for name in ("id", "preferred", "key_preferred", "chosen_key_spans", "answer"):
@@ -92,9 +90,7 @@ def test_limits_hold_as_for_every_endpoint(ask):
     with running(server) as url:
         assert ask(url, "--max_concurrency", "3")[0] == 0
         assert server.most_in_flight <= 3
-        code, err = ask(
-            url, "--limit", "3", "--completion_price", "1e6", "--max_cost", "-1", "--max_attempts", "0"
-        )
+        code, err = ask(url, "--limit", "3", "--completion_price", "1e6", "--max_cost", "-1", "--max_attempts", "0")
     assert code == 2
     assert "`max_cost` must be positive" in err
     assert "`max_attempts` must be at least 1" in err

@@ -105,10 +105,7 @@ def test_procedural_problems_and_limits(tmp_path):
     easy = write(tmp_path, "easy.yaml", dataset_name=None, families=["arithmetic", "navigate"], rows=6)
     options = {"dataset_name": None, "families": ["arithmetic"], "rows": 4, "difficulty": 3}
     tasks = read(easy, write(tmp_path, "hard.yaml", prefix="hard/", **options), limit=2)
-    assert [problem.task for problem in tasks.problems] == [
-        *["arithmetic", "navigate"] * 2,
-        *["hard/arithmetic"] * 2,
-    ]
+    assert [problem.task for problem in tasks.problems] == [*["arithmetic", "navigate"] * 2, *["hard/arithmetic"] * 2]
     with pytest.raises(InputError, match=r"task 'arithmetic' is in another file too; give one of them a `p"):
         read(easy, write(tmp_path, "hard.yaml", **options))
 

@@ -33,9 +33,7 @@ def test_what_is_filled_in_is_no_markup(rendered):
     shown = "&#60;b&#62;&#42;x&#42;&#60;/b&#62; &#124; &#91;y&#93;(z) &#35; {{ 7 &#42; 6 }}"
     assert rendered("*{{ x }}*", x=evil) == f"*{shown}*"
     # Not through a macro, an expression or an item of a loop either.
-    source = (
-        "{% macro m(y) %}{{ y }}{% endmacro %}{{ m(x) }},{{ x ~ '' }},{% for y in [x] %}{{ y }}{% endfor %}"
-    )
+    source = "{% macro m(y) %}{{ y }}{% endmacro %}{{ m(x) }},{{ x ~ '' }},{% for y in [x] %}{{ y }}{% endfor %}"
     assert rendered(source, x=evil) == f"{shown},{shown},{shown}"
 
 

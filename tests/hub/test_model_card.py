@@ -158,9 +158,7 @@ def test_evaluations_in_tables_and_metadata(tmp_path):
     )
     made = card(tmp_path, evaluations=[base, MINE, suite])
     assert "| `edit-trl evaluate` | items | `accuracy` | `unparsed` |" in made
-    assert made.index("| **after** | 90 | 0.433 (0.330 to 0.540) | 0.100 |") < made.index(
-        "| before | 90 | 0.011"
-    )
+    assert made.index("| **after** | 90 | 0.433 (0.330 to 0.540) | 0.100 |") < made.index("| before | 90 | 0.011")
     assert "| `sorting` | 45 | 0.500 |" in made
     assert "| `edit-trl suite` | items | `key_preference` |" in made
     [index] = metadata(made)["model-index"]
@@ -347,9 +345,7 @@ def test_the_trainers_card_loads_what_it_speaks_of(tmp_path, saved_student):
     write_card(run, read_facts(run), repo_id="run")
     readme = (run / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[:2]
-    blocks.append(
-        'from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained("merged")'
-    )
+    blocks.append('from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained("merged")')
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )

@@ -124,9 +124,7 @@ def test_trouble_that_passes(serve, files, status):
 def test_trouble_that_stays(serve, files):
     hub = serve()
     hub.fail("POST", "/commit/", 503, times=99)
-    refused(
-        lambda: push(files), "the Hub is in trouble (HTTP 503, asked 5 times)", "run the same command again"
-    )
+    refused(lambda: push(files), "the Hub is in trouble (HTTP 503, asked 5 times)", "run the same command again")
     assert hub.count("POST", "/commit/") == 5
     hub.faults.clear()
     push(files)  # the same command again
@@ -179,9 +177,7 @@ def test_a_token_without_write_access(serve, files, monkeypatch):
 
 def test_another_ones_namespace(serve, files):
     serve()
-    refused(
-        lambda: push(files, "bob/student"), "'my-write' of 'ada' (role: write) may not write to bob/student"
-    )
+    refused(lambda: push(files, "bob/student"), "'my-write' of 'ada' (role: write) may not write to bob/student")
 
 
 def test_an_unknown_token(serve, files, monkeypatch):
@@ -251,14 +247,7 @@ def test_what_of_a_folder_is_uploaded(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoint-10").mkdir(parents=True)
     goes = ("adapter_model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md")
-    stays = (
-        "training_args.bin",
-        "optimizer.pt",
-        "trainer_state.json",
-        "run.json",
-        "card.json",
-        "items.jsonl",
-    )
+    stays = ("training_args.bin", "optimizer.pt", "trainer_state.json", "run.json", "card.json", "items.jsonl")
     stays += ("pytorch_model.bin", "adapter_model.bin", "journal.sqlite", ".env", "notes.md")
     for name in (*goes, *stays, "checkpoint-10/model.safetensors"):
         (run / name).write_text("{}")

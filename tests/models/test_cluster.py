@@ -380,15 +380,7 @@ def test_bad_options_of_generate(tmp_path, capsys, options, message):
 
 def test_nothing_of_ray_is_imported_without_it(recipe, tmp_path):
     words = ["evaluate", "--config", str(recipe), "--limit", "2", "--max_new_tokens", "2"]
-    command = [
-        sys.executable,
-        "-X",
-        "importtime",
-        *COMMAND[1:],
-        *words,
-        "--output_dir",
-        str(tmp_path / "run"),
-    ]
+    command = [sys.executable, "-X", "importtime", *COMMAND[1:], *words, "--output_dir", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time" in line}

@@ -102,27 +102,14 @@ def test_the_same_request_of_two_rows_is_sent_once(tmp_path):
 def test_what_may_change_an_answer_is_part_of_the_key(change):
     teacher = OpenAICompatibleTeacher(MODEL, ["http://127.0.0.1:1/v1"])
     request = requests(1)[0]
-    changed = ChatRequest(
-        **({name: getattr(request, name) for name in request.__dataclass_fields__} | change)
-    )
+    changed = ChatRequest(**({name: getattr(request, name) for name in request.__dataclass_fields__} | change))
     assert changed.key(teacher) != request.key(teacher)
     elsewhere = OpenAICompatibleTeacher(MODEL, ["http://127.0.0.1:2/v1"])
     assert request.key(elsewhere) != request.key(teacher)
     assert request.key(OpenAICompatibleTeacher("other", ["http://127.0.0.1:1/v1"])) != request.key(teacher)
 
 
-FAULTS = [
-    "429",
-    "429 0.2",
-    "500",
-    "503",
-    "reset",
-    "truncated JSON",
-    "empty choices",
-    "html",
-    "slow body",
-    "empty",
-]
+FAULTS = ["429", "429 0.2", "500", "503", "reset", "truncated JSON", "empty choices", "html", "slow body", "empty"]
 FAULTS += ["half a body", "408", "409"]
 
 
@@ -265,9 +252,7 @@ def test_all_goes_well_with_as_many_as_allowed():
 
 
 def test_congestion_halves_once_a_round_trip():
-    assert (
-        fill(Pacer(64), [60.0] * 5, congestion=True) == 4
-    )  # eight at the start; the others were sent before
+    assert fill(Pacer(64), [60.0] * 5, congestion=True) == 4  # eight at the start; the others were sent before
     assert fill(Pacer(64), [0.0] * 5, congestion=True) == 1
 
 
@@ -421,10 +406,7 @@ def test_ctrl_c_in_a_process_leaves_a_journal(tmp_path):
     server = ChatServer(echo, delay=0.05)
     with running(server) as url:
         child = subprocess.Popen(
-            [sys.executable, __file__, url, str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            [sys.executable, __file__, url, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert child.stdout.readline() == "started\n"
         while server.seen < 16:
@@ -442,10 +424,7 @@ def test_completions_are_read():
     from edit_trl.models.chat.protocol import RawResponse
 
     assert teacher.read(RawResponse(completion("x", finish_reason="length"), 0)).finish_reason == "length"
-    assert (
-        teacher.read(RawResponse(completion("", finish_reason="content_filter"), 0)).finish_reason
-        == "refused"
-    )
+    assert teacher.read(RawResponse(completion("", finish_reason="content_filter"), 0)).finish_reason == "refused"
 
 
 async def child(url: str, folder: str) -> None:
@@ -458,10 +437,7 @@ async def child(url: str, folder: str) -> None:
         await teacher.close()
     print(
         json.dumps(
-            {
-                "answers": dict(sorted(answers.items(), key=lambda i: int(i[0][4:]))),
-                "sent": dispatcher.stats.sent,
-            }
+            {"answers": dict(sorted(answers.items(), key=lambda i: int(i[0][4:]))), "sent": dispatcher.stats.sent}
         )
     )
 

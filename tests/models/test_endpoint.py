@@ -111,11 +111,7 @@ def test_what_is_read():
     refusal = {"choices": [{"message": {"content": None, "refusal": "I will not."}}]}
     assert read(json.dumps(refusal)) == ChatResponse("I will not.", "refused", "", 0, 0)
     assert read(completion("ab").replace('"ab"', '"a\\ud83d"')).text == "a?"
-    odd_usage = {
-        "choices": [{"message": {"content": "x"}}],
-        "usage": {"prompt_tokens": "many"},
-        "model": None,
-    }
+    odd_usage = {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": "many"}, "model": None}
     assert read(json.dumps(odd_usage)) == ChatResponse("x", "stop", "", 0, 0)
 
 
@@ -187,11 +183,7 @@ def test_a_key_is_needed_for_others_machines_and_never_shown(monkeypatch):
     [
         ("", [LOCAL], "`model` is empty"),
         (MODEL, [], "no base URL"),
-        (
-            MODEL,
-            ["127.0.0.1:8000"],
-            "base URL '127.0.0.1:8000' is none; write it as http://127.0.0.1:8000/v1",
-        ),
+        (MODEL, ["127.0.0.1:8000"], "base URL '127.0.0.1:8000' is none; write it as http://127.0.0.1:8000/v1"),
         (MODEL, ["https://me:secret@example.org/v1"], "a base URL holds a password"),
     ],
 )

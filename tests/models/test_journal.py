@@ -16,9 +16,7 @@ from edit_trl.models.chat.protocol import ChatRequest, RawResponse, Sampling
 from edit_trl.teachers.procedural_chat import ProceduralChat
 
 TEACHER = ProceduralChat(rows=1)
-REQUEST = ChatRequest(
-    "annotate", "row 1", "v1", (("system", "Be brief."), ("user", "Why?")), Sampling(), 2, 7
-)
+REQUEST = ChatRequest("annotate", "row 1", "v1", (("system", "Be brief."), ("user", "Why?")), Sampling(), 2, 7)
 BODY = '{"text": "Weil – darum 🙂\\u0000"}'
 
 
@@ -52,9 +50,7 @@ def test_a_request_is_kept_beside_its_answer(tmp_path):
 
 def test_many_at_once(tmp_path):
     async def main(journal):
-        await asyncio.gather(
-            *(journal.add(f"k{n}", REQUEST, TEACHER, RawResponse(str(n), 0)) for n in range(500))
-        )
+        await asyncio.gather(*(journal.add(f"k{n}", REQUEST, TEACHER, RawResponse(str(n), 0)) for n in range(500)))
 
     with Journal(tmp_path) as journal:
         asyncio.run(main(journal))

@@ -128,9 +128,7 @@ def test_an_adapter_of_another_model(tmp_path, adapter, changes):
 def test_an_adapter_of_another_name(tmp_path, adapter):
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "ada/base"}))
-    refused(
-        tmp_path, lambda: read_adapter(str(adapter), "bob/base"), "is an adapter of ada/base, not of bob/base"
-    )
+    refused(tmp_path, lambda: read_adapter(str(adapter), "bob/base"), "is an adapter of ada/base, not of bob/base")
 
 
 def test_a_base_model_that_is_gone(tmp_path, adapter, saved_student):
@@ -143,11 +141,7 @@ def test_a_base_model_that_is_quantized(tmp_path, adapter, saved_student):
     config = json.loads((saved_student / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (saved_student / "config.json").write_text(json.dumps(config))
-    refused(
-        tmp_path,
-        lambda: merge_adapter(read_adapter(str(adapter)), tmp_path / "merged"),
-        "in a quantized form",
-    )
+    refused(tmp_path, lambda: merge_adapter(read_adapter(str(adapter)), tmp_path / "merged"), "in a quantized form")
 
 
 def test_what_is_no_adapter(tmp_path, saved_student):

@@ -145,9 +145,7 @@ def test_flex_attention_takes_a_block_mask(name, examples, monkeypatch):
 def test_layouts_give_the_same_gradients_in_nf4(tmp_path, examples):
     wide = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
     LlamaForCausalLM(LlamaConfig(**(TINY | wide))).save_pretrained(tmp_path)
-    quantized = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
-    )
+    quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     model = LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=quantized)
     add_fused_lm_head(model)
     model = with_lora(model).train()
@@ -229,10 +227,7 @@ def test_attention_is_not_saved(tmp_path, model):
 TINY_RECURRENT = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
 
 OBSTACLES = {
-    "mamba": (
-        lambda: MambaForCausalLM(MambaConfig(**TINY_RECURRENT)),
-        "its linear_attention layers",
-    ),
+    "mamba": (lambda: MambaForCausalLM(MambaConfig(**TINY_RECURRENT)), "its linear_attention layers"),
     "rwkv": (
         lambda: RwkvForCausalLM(RwkvConfig(**TINY_RECURRENT, attention_hidden_size=32)),
         "the layers of RwkvForCausalLM carry a state",
@@ -255,9 +250,7 @@ OBSTACLES = {
         "its linear_attention layers",
     ),
     "prompt_tuning": (
-        lambda: get_peft_model(
-            MODELS["llama"](), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
-        ),
+        lambda: get_peft_model(MODELS["llama"](), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)),
         "its PROMPT_TUNING adapter puts virtual tokens",
     ),
 }

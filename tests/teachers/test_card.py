@@ -40,23 +40,16 @@ def test_a_teachers_card():
 def test_a_students_card_tells_what_its_rollouts_found():
     counts = {"samples": Counter(correct=6, wrong=2), "pivot": Counter(correct=5, wrong=10)}
     pivots = [Pivot("a", 10, 12, 3, 4, 0, 4), Pivot("b", 2, 12, 1, 4, 1, 4)]
-    made = card(
-        Generation(counts=counts, dropped={"every sample is right": ["c"]}, pivots=pivots), role="student"
-    )
+    made = card(Generation(counts=counts, dropped={"every sample is right": ["c"]}, pivots=pivots), role="student")
     assert "by the student itself, `some/teacher`." in made
-    assert (
-        "Of 8 samples 6 were right and 2 wrong. 15 rollouts found 2 pivotal steps: 7.5 rollouts and 30 "
-        in made
-    )
+    assert "Of 8 samples 6 were right and 2 wrong. 15 rollouts found 2 pivotal steps: 7.5 rollouts and 30 " in made
     assert "before the step 50% are right, from after it 12.5%." in made
     assert "| pivotal step | pairs |\n| --- | --- |\n| 2 of 12 | 1 |\n| 10 of 12 | 1 |\n" in made
     assert "| dropped questions and pairs | pairs |\n" in made
 
 
 def test_names_are_no_markup():
-    made = card(
-        Generation(counts={EVIL: Counter([EVIL])}, dropped={EVIL: ["a"]}), EVIL, task=EVIL, source=EVIL
-    )
+    made = card(Generation(counts={EVIL: Counter([EVIL])}, dropped={EVIL: ["a"]}), EVIL, task=EVIL, source=EVIL)
     shown = "&#60;script&#62;&#96;x&#96; &#124; &#42;&#42;y&#42;&#42; &#35; z"
     assert made.count(f"| {shown} |") == 4  # source, task, stage with its outcome, reason
     assert made.count("`<script>'x' ¦ **y** # z`") == 2

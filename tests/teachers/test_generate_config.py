@@ -9,11 +9,7 @@ import yaml
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import option_help
 from edit_trl.data.exemplars import load_exemplars
-from edit_trl.teachers.generate_config import (
-    CLASSES,
-    is_generate_recipe,
-    read_generate_config,
-)
+from edit_trl.teachers.generate_config import CLASSES, is_generate_recipe, read_generate_config
 from edit_trl.teachers.run import GenerationPlan
 from edit_trl.training.recipe.resolving import read_recipe
 

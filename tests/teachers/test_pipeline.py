@@ -131,9 +131,7 @@ def test_the_majority_decides(tmp_path):
             return chain(1) if request.sample else chain(8)
         return chain(9) if request.stage == "annotate" else chain(1)
 
-    made, _ = generate(
-        tmp_path, Scripted(answer), QUESTIONS[:1], rectify_check="self_consistency", corrupt=False
-    )
+    made, _ = generate(tmp_path, Scripted(answer), QUESTIONS[:1], rectify_check="self_consistency", corrupt=False)
     assert made.counts["check (rectified)"] == {"correct": 2, "wrong": 1}
     assert len(made.pairs) == 1
 
@@ -222,10 +220,7 @@ def test_labels_that_are_not_in_the_form_are_kept_as_text_alone(tmp_path):
 
 def test_a_question_is_not_shown_as_its_own_exemplar(tmp_path):
     """It would give the answer away."""
-    given = [
-        Exemplar(QUESTIONS[0].question, "SECRET", "1", chain(6)),
-        Exemplar("Other?", "SHOWN", "5", chain(6)),
-    ]
+    given = [Exemplar(QUESTIONS[0].question, "SECRET", "1", chain(6)), Exemplar("Other?", "SHOWN", "5", chain(6))]
     teacher = Scripted(lambda request: chain(number_of(request) + 1))
     generate(tmp_path, teacher, QUESTIONS[:2], exemplars=given)
     prompts = {(request.stage, number_of(request)): request.messages[-1][1] for request in teacher.asked}
@@ -369,9 +364,7 @@ def test_a_card_shows_names_as_text(tmp_path):
     bad = "<script>alert(1)</script> | `x`\n# y"
     questions = [Question(f"q{n}", f"What is {n} + 1?", str(n + 1), None, bad) for n in range(3)]
     made, dispatcher = generate(
-        tmp_path / "run",
-        Scripted(lambda r: chain(9) if r.stage == "corrupt" else chain(number_of(r) + 1)),
-        questions,
+        tmp_path / "run", Scripted(lambda r: chain(9) if r.stage == "corrupt" else chain(number_of(r) + 1)), questions
     )
     save(made, tmp_path / "out", dispatcher)
     card = (tmp_path / "out" / "README.md").read_text()
@@ -389,9 +382,7 @@ def test_a_push_that_cannot_be_is_said(tmp_path):
 
 def test_no_pair_is_an_error_that_says_why(tmp_path):
     made, dispatcher = generate(tmp_path / "run", Scripted(lambda request: "Hm."), QUESTIONS)
-    with pytest.raises(
-        InputError, match="no pair is left of 0 correct and 0 rectified chains; annotate: 6 unparsed"
-    ):
+    with pytest.raises(InputError, match="no pair is left of 0 correct and 0 rectified chains; annotate: 6 unparsed"):
         save(made, tmp_path / "out", dispatcher)
 
 
@@ -454,18 +445,10 @@ def test_a_recorded_teacher_is_verified_as_it_was(tmp_path):
 
     def replay(body):
         prompt = body["messages"][-1]["content"]
-        return recorded[
-            prompt.rpartition("\nQuestion: ")[2].removesuffix("\nAnswer: Let's think step by step.")
-        ]
+        return recorded[prompt.rpartition("\nQuestion: ")[2].removesuffix("\nAnswer: Let's think step by step.")]
 
     questions = [
-        Question(
-            f"{n}",
-            row["question"],
-            row["answer"],
-            "list" if row["task"] == "word_sorting" else None,
-            row["task"],
-        )
+        Question(f"{n}", row["question"], row["answer"], "list" if row["task"] == "word_sorting" else None, row["task"])
         for n, row in enumerate(rows)
     ]
     with running(ChatServer(replay)) as url:

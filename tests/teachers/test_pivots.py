@@ -50,9 +50,7 @@ def find(folder: Path, student, questions=QUESTIONS, *, options=None, **pivots):
     async def main() -> tuple[Generation, Dispatcher]:
         with Journal(folder) as journal:
             dispatcher = Dispatcher(student, journal, Limits(max_concurrency=16))
-            settings = PipelineOptions(
-                **{"samples": 2, "bounds": Bounds(max_key_fraction=1.0)} | (options or {})
-            )
+            settings = PipelineOptions(**{"samples": 2, "bounds": Bounds(max_key_fraction=1.0)} | (options or {}))
             try:
                 made = await make_pivots(
                     questions, dispatcher, options=settings, pivots=PivotOptions(**{"rollouts": 4} | pivots)
@@ -73,9 +71,7 @@ def parts(messages: list[tuple[str, str]]) -> tuple[int, str]:
 def go_on(number: int, begun: str, right: bool) -> str:
     """The rest of a chain of seven steps; step `number` decides, and is "Bad" in a wrong one."""
     done = len(step_ends(begun))
-    names = [
-        f"{'Bad' if step == number and not right else 'Good'} step {step}." for step in range(done, STEPS)
-    ]
+    names = [f"{'Bad' if step == number and not right else 'Good'} step {step}." for step in range(done, STEPS)]
     lost = "Bad" in begun or not right
     text = " ".join([*names, f"Therefore, the answer is {number + 7 + lost}."])
     return f" {text}" if begun else text
@@ -307,9 +303,7 @@ def toy_student(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     rng, tokenizer = random.Random(0), toy_tokenizer()
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), eos_token_id=2, pad_token_id=0, bos_token_id=None, **sizes
-    )
+    config = LlamaConfig(vocab_size=len(tokenizer), eos_token_id=2, pad_token_id=0, bos_token_id=None, **sizes)
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, UPDATES, pct_start=0.1)
@@ -340,31 +334,17 @@ def toy_student(tmp_path_factory) -> Path:
 def toy_questions(folder: Path) -> Path:
     path = folder / "questions.jsonl"
     problems = [toy_problem(turns) for turns in ALL_TURNS]
-    path.write_text(
-        "".join(json.dumps({"question": question, "answer": a}) + "\n" for question, _, a in problems)
-    )
+    path.write_text("".join(json.dumps({"question": question, "answer": a}) + "\n" for question, _, a in problems))
     return path
 
 
 def edit_trl(*words) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=600, check=False
-    )
+    return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=600, check=False)
 
 
 def options_of(student: Path, questions: Path, output: Path) -> list[str]:
     words = ["--student", student, "--pivots", "--dataset_name", questions, "--output_dir", output]
-    words += [
-        "--samples",
-        4,
-        "--rollouts",
-        6,
-        "--max_tokens",
-        64,
-        "--student_temperature",
-        0.6,
-        "--send_seed",
-    ]
+    words += ["--samples", 4, "--rollouts", 6, "--max_tokens", 64, "--student_temperature", 0.6, "--send_seed"]
     return ["generate", *map(str, words)]
 
 

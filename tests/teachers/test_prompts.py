@@ -81,11 +81,7 @@ def test_versions_follow_the_text(tmp_path):
         ("judge", "{question} {chain", "not a template"),
         ("student", "{question:{width}}", "placeholder {question} is filled in as it is"),
         ("student", "{question!r}", "placeholder {question} is filled in as it is"),
-        (
-            "anotate",
-            "{question}",
-            "`templates: anotate`: there is none of this name; did you mean 'annotate'?",
-        ),
+        ("anotate", "{question}", "`templates: anotate`: there is none of this name; did you mean 'annotate'?"),
     ],
 )
 def test_bad_templates_are_named(tmp_path, name, text, message):
@@ -108,10 +104,7 @@ def test_a_template_that_is_not_there(tmp_path):
         ("Answer: Let's think step by step. First 2.", "First 2."),
         ("Mended reasoning: So 4.", "So 4."),
         ("<think>\nHm, the answer is 9.\n</think>\n\nSo 4.", "So 4."),
-        (
-            "So 4. Therefore, the answer is 4.\n\nQuestion: And 5?\nAnswer: 6",
-            "So 4. Therefore, the answer is 4.",
-        ),
+        ("So 4. Therefore, the answer is 4.\n\nQuestion: And 5?\nAnswer: 6", "So 4. Therefore, the answer is 4."),
         ("The Question: of one line.", "The Question: of one line."),
     ],
 )
@@ -128,11 +121,7 @@ def test_chains(text, chain):
         ("No answer here.", "number", "No answer here."),
         ("1 + 2 = 3. The answer is 3. Therefore, the answer is 3.0.", "number", "1 + 2 = 3."),
         ("The right answer is 3. That is 1 + 2. Therefore, the answer is 3.", "number", ""),
-        (
-            "The first answer is 2. Add 1. Therefore, the answer is 3.",
-            "number",
-            "The first answer is 2. Add 1.",
-        ),
+        ("The first answer is 2. Add 1. Therefore, the answer is 3.", "number", "The first answer is 2. Add 1."),
         ("a is first. Therefore, the answer is a b.", "list", "a is first."),
     ],
 )

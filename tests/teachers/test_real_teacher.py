@@ -21,18 +21,8 @@ QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart" / "quickstart.
 SUMS = [(2, 3), (4, 1), (7, 2), (5, 5)]
 QUESTIONS = [Question(f"q{a}{b}", f"What is {a} + {b}?", str(a + b), "number") for a, b in SUMS]
 EXEMPLARS = [
-    Exemplar(
-        "What is 1 + 2?",
-        "1 + 2 = 3. Therefore, the answer is 3.",
-        "3",
-        "1 + 2 = 4. Therefore, the answer is 4.",
-    ),
-    Exemplar(
-        "What is 6 + 2?",
-        "6 + 2 = 8. Therefore, the answer is 8.",
-        "8",
-        "6 + 2 = 7. Therefore, the answer is 7.",
-    ),
+    Exemplar("What is 1 + 2?", "1 + 2 = 3. Therefore, the answer is 3.", "3", "1 + 2 = 4. Therefore, the answer is 4."),
+    Exemplar("What is 6 + 2?", "6 + 2 = 8. Therefore, the answer is 8.", "8", "6 + 2 = 7. Therefore, the answer is 7."),
 ]
 OPTIONS = {"exemplars": EXEMPLARS, "max_tokens": 60, "temperature": 0.0}
 

@@ -128,8 +128,7 @@ def generated(tmp_path) -> Path:
     rows = [conversational(row) | {"source": s} for row, s in zip(ROWS, sources, strict=True)]
     Dataset.from_list([row | {"mistake": ["logical"]} for row in rows]).to_parquet(folder / "dual.parquet")
     correct = [
-        row | {"rejected": [row["rejected"]], "source": row["source"].replace("corrupted", "annotated")}
-        for row in rows
+        row | {"rejected": [row["rejected"]], "source": row["source"].replace("corrupted", "annotated")} for row in rows
     ]
     Dataset.from_list(correct).to_parquet(folder / "warm_up.parquet")
     return folder

@@ -55,11 +55,7 @@ def recipe(tmp_path, saved_student):
     def write(trainer: str = "dpo", peft: bool = True, more: str = ""):
         path = tmp_path / "recipe.yaml"
         text = RECIPE.format(
-            student=saved_student,
-            data=data,
-            output=tmp_path / "out",
-            trainer=trainer,
-            peft="true" if peft else "false",
+            student=saved_student, data=data, output=tmp_path / "out", trainer=trainer, peft="true" if peft else "false"
         )
         path.write_text(text + more)
         return path
@@ -165,9 +161,7 @@ def test_a_signal_saves_and_stops(tmp_path, saved_student):
         gradient_checkpointing=False,
         save_strategy="no",
     )
-    trainer = preference_trainer(
-        "dpo", str(saved_student), None, args, Dataset.from_list(ROWS), stop_signals=signals
-    )
+    trainer = preference_trainer("dpo", str(saved_student), None, args, Dataset.from_list(ROWS), stop_signals=signals)
     signals.received = "SIGTERM"
     with pytest.raises(TrainingStopped, match="stopped by SIGTERM after step 1 of 5; checkpoint-1 is in"):
         trainer.train()
@@ -228,9 +222,7 @@ def test_options_of_the_command_line_go_to_the_stages_that_have_them(recipe):
     assert (warm_up.training.normalization, warm_up.training.loss_type) == ("step", "nll")
     assert (preference.training.beta, preference.training.loss_type) == (0.3, ["sigmoid", "sft"])
     assert (warm_up.training.seed, preference.training.seed) == (3, 3)
-    assert (
-        warm_up.note == "stage warm_up runs without --loss_type, --beta: no option of its trainer, dual_cot"
-    )
+    assert warm_up.note == "stage warm_up runs without --loss_type, --beta: no option of its trainer, dual_cot"
     assert preference.note == "stage preference runs without --normalization: no option of its trainer, dpo"
     assert [run.note for run in resolve_runs(read, {"seed": 3})] == [None, None]
 
@@ -247,9 +239,7 @@ def test_options_of_another_trainer_are_refused_and_named(recipe):
     assert "stage preference: unknown key `preference_weight`: it is an option of the trainer dual_cot" in (
         refused(recipe(more="    preference_weight: 0.1\n"))
     )
-    assert "stage preference: unknown key `betta`; did you mean `beta`?" in refused(
-        recipe(more="    betta: 0.1\n")
-    )
+    assert "stage preference: unknown key `betta`; did you mean `beta`?" in refused(recipe(more="    betta: 0.1\n"))
     assert "unknown key `simpo_gamma`: it is an option of the trainer cpo, not of dpo" in refused(
         recipe(more="    simpo_gamma: 1.0\n")
     )

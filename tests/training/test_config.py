@@ -27,9 +27,7 @@ def test_every_field_of_ours_has_help():
 def test_round_trip_through_a_dict(tmp_path):
     for options in ({}, {"preference_weight": 0.0}, {"preference_scope": "completion"}):
         config = make(tmp_path, **options)
-        again = DualCoTConfig(
-            **{f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
-        )
+        again = DualCoTConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init})
         assert again.preference_scope == config.preference_scope
 
 

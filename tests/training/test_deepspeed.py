@@ -42,10 +42,7 @@ WEIGHT_TOLERANCE = 1e-4
 # are still there when the interpreter is gone.
 ABORTED = "terminate called without an active exception"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")]
 
 
 def run(folder: Path, launcher: list[str], options: list[str]) -> dict:

@@ -66,9 +66,7 @@ def test_gpt2_has_layers_of_its_own_kind():
 
 def test_targets_that_match_nothing(saved_student):
     options = ModelConfig(use_peft=True, lora_target_modules=["query_key_value", "dense"])
-    with pytest.raises(
-        InputError, match="matches nothing in LlamaForCausalLM; its linear layers are down_proj"
-    ):
+    with pytest.raises(InputError, match="matches nothing in LlamaForCausalLM; its linear layers are down_proj"):
         lora_config(options, str(saved_student))
     options = ModelConfig(use_peft=True, lora_target_modules=r".*(q|lm_h).*")
     with pytest.raises(InputError, match="`lm_head`, the LM head of LlamaForCausalLM"):

@@ -13,13 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edit_trl.cli.main import main
-from edit_trl.training.memory.estimate import (
-    CPU_KERNELS,
-    GIB,
-    MemoryEstimate,
-    estimate_memory,
-    optimizer_bytes,
-)
+from edit_trl.training.memory.estimate import CPU_KERNELS, GIB, MemoryEstimate, estimate_memory, optimizer_bytes
 from edit_trl.training.memory.longest_batch import batch_tokens, made_up_examples
 from edit_trl.training.recipe.resolving import Recipe, resolve_runs
 
@@ -31,9 +25,7 @@ def estimate(pairs: int = 2, length: int = 64, device: str = "cuda", shards: int
     config = tiny_llama().config
     config.architectures = ["LlamaForCausalLM"]
     examples = made_up_examples(pairs, length)
-    return estimate_memory(
-        config, run.model, run.training, examples, device=device, mixed=mixed, shards=shards
-    )
+    return estimate_memory(config, run.model, run.training, examples, device=device, mixed=mixed, shards=shards)
 
 
 def test_weights_gradients_and_optimizer_of_full_fine_tuning():
@@ -53,8 +45,7 @@ def test_four_bit_weights_with_nested_statistics():
     kept = found.parameters - sum(m.weight.numel() for m in layers)
     # Half a byte each, a byte for 64 of them, four for 256 of those, and two code books.
     four_bit = sum(
-        m.weight.numel() // 2 + m.weight.numel() // 64 + 4 * -(-m.weight.numel() // 64 // 256) + 4 * 272
-        for m in layers
+        m.weight.numel() // 2 + m.weight.numel() // 64 + 4 * -(-m.weight.numel() // 64 // 256) + 4 * 272 for m in layers
     )
     assert found.parts["weights"] == four_bit + 2 * kept
     adapter = sum(4 * (m.in_features + m.out_features) for m in layers)
@@ -188,9 +179,7 @@ print(resident() - before)
 """
     left = {
         case: int(
-            subprocess.run(
-                [sys.executable, "-c", script, case], capture_output=True, text=True, check=True
-            ).stdout
+            subprocess.run([sys.executable, "-c", script, case], capture_output=True, text=True, check=True).stdout
         )
         for case in ("as it is", "mapped")
     }

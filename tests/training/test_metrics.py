@@ -43,9 +43,7 @@ def test_pair_metrics_by_hand():
 def test_chosen_metrics_by_hand():
     parts = [torch.tensor(values) for values in ([3.0, 5.0], [2.0, 2.0], [0.0, 1.0], [1.0, 2.0])]
     fork = torch.tensor([0, 0])
-    assert ratios(
-        chosen_metrics(DualCoTLoss(*parts), CHOSEN, CHOSEN_MASK, CHOSEN_KEY, fork, PAIRED)
-    ) == pytest.approx(
+    assert ratios(chosen_metrics(DualCoTLoss(*parts), CHOSEN, CHOSEN_MASK, CHOSEN_KEY, fork, PAIRED)) == pytest.approx(
         {
             "loss/chosen": 2.0,
             "loss/rejected": 0.5,
@@ -71,10 +69,7 @@ def test_a_pair_without_key_tokens_on_one_side_does_not_count():
 def test_a_correct_chain_alone_counts_for_itself():
     """The second pair is a correct chain and itself: it has likelihoods, and no fork and no margin."""
     paired = torch.tensor([True, False])
-    rejected, masks = (
-        REJECTED.clone(),
-        [m.clone() for m in (CHOSEN_MASK, REJECTED_MASK, CHOSEN_KEY, REJECTED_KEY)],
-    )
+    rejected, masks = (REJECTED.clone(), [m.clone() for m in (CHOSEN_MASK, REJECTED_MASK, CHOSEN_KEY, REJECTED_KEY)])
     masks[2][1] = masks[3][1] = False
     seen = ratios(pair_metrics(CHOSEN, rejected, *masks, paired))
     only = ratios(pair_metrics(CHOSEN[:1], rejected[:1], *(m[:1] for m in masks), paired[:1]))

@@ -41,11 +41,7 @@ CASES = {
         "preference_weight": 0.0,
         "rejected_key_weight": 0.0,
     },
-    "full precision checkpoints": {
-        "layout": "tree",
-        "gradient_accumulation_steps": 2,
-        "gradient_checkpointing": True,
-    },
+    "full precision checkpoints": {"layout": "tree", "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
 }
 # As recipes/accelerate/fsdp2.yaml has it.
 FSDP2 = {
@@ -94,14 +90,10 @@ def train(folder: Path, case: str, processes: int) -> DualCoTTrainer:
 
 def summary(trainer: DualCoTTrainer) -> dict:
     keys = ("loss", "logps/chosen", "key_accuracy", "fork/confidence", "num_tokens")
-    logs = [
-        {key: float(entry[key]) for key in keys} for entry in trainer.state.log_history if "loss" in entry
-    ]
+    logs = [{key: float(entry[key]) for key in keys} for entry in trainer.state.log_history if "loss" in entry]
     keys = ("eval_loss", "eval_loss/chosen", "eval_key_accuracy", "eval_fork/confidence")
     logs += [
-        {key: float(entry[key]) for key in keys}
-        for entry in trainer.state.log_history
-        if "eval_loss/chosen" in entry
+        {key: float(entry[key]) for key in keys} for entry in trainer.state.log_history if "eval_loss/chosen" in entry
     ]
     weights = [p.detach() for p in trainer.model.parameters()]
     whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in weights]

@@ -135,10 +135,7 @@ def test_all_problems_of_all_stages_at_once(recipe):
 
 def test_missing_model_and_data(recipe):
     found = problems(recipe("use_cpu: true\n"))
-    assert [problem.split(" is missing")[0] for problem in found] == [
-        "`model_name_or_path`",
-        "`dataset_name`",
-    ]
+    assert [problem.split(" is missing")[0] for problem in found] == ["`model_name_or_path`", "`dataset_name`"]
 
 
 @pytest.mark.parametrize(

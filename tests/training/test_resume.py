@@ -27,9 +27,7 @@ from edit_trl.training.resuming.checkpoints import MANIFEST, UNFINISHED, last_ch
 from edit_trl.training.resuming.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
 
 MANY_ROWS = [
-    row | {"prompt": f"{n}. {row['prompt']}" * (1 + n), "id": f"{row['id']}{n}"}
-    for n in range(3)
-    for row in ROWS
+    row | {"prompt": f"{n}. {row['prompt']}" * (1 + n), "id": f"{row['id']}{n}"} for n in range(3) for row in ROWS
 ][:11]
 
 
@@ -93,24 +91,11 @@ def assert_same(first: DualCoTTrainer, second: DualCoTTrainer) -> None:
         (True, 4, {"layout": "padded", "gradient_accumulation_steps": 2}),
         # A second epoch, its order of its own; sums that are logged two steps after a checkpoint.
         (False, 8, {"layout": "padded", "logging_steps": 3, "save_steps": 2}),
-        (
-            True,
-            5,
-            {
-                "layout": "tree",
-                "max_tokens_per_batch": 450,
-                "num_train_epochs": 4,
-                "reference": "adapter_off",
-            },
-        ),
+        (True, 5, {"layout": "tree", "max_tokens_per_batch": 450, "num_train_epochs": 4, "reference": "adapter_off"}),
         # The scores of the student before training: cached or not, they are the same, and so is what follows.
         (False, 7, {"layout": "tree", "reference": "precomputed", "preference_scope": "completion"}),
         # The last checkpoint is of an epoch's last step, and evaluation and logs are due after that step.
-        (
-            False,
-            6,
-            {"layout": "tree", "logging_strategy": "epoch", "eval_strategy": "epoch", "save_steps": 6},
-        ),
+        (False, 6, {"layout": "tree", "logging_strategy": "epoch", "eval_strategy": "epoch", "save_steps": 6}),
         (True, 3, {"layout": "tree", "eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True}),
     ],
 )
@@ -214,9 +199,7 @@ def test_the_best_checkpoint_is_known_by_its_name_and_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lora", "longest"),
-    [(True, 10_000), (False, 200_000)],
-    ids=["weights, by safetensors", "optimizer, by torch"],
+    ("lora", "longest"), [(True, 10_000), (False, 200_000)], ids=["weights, by safetensors", "optimizer, by torch"]
 )
 def test_a_full_disk_is_said_and_the_checkpoint_before_is_intact(tmp_path, lora, longest, capfd):
     """A process that may write no file as long as it needs, after its first checkpoint."""
@@ -250,9 +233,7 @@ def test_a_full_disk_while_the_model_is_saved_leaves_what_is_there(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
-        with pytest.raises(
-            InputError, match=r"the trained model could not be written to .*checkpoint-1, is int"
-        ):
+        with pytest.raises(InputError, match=r"the trained model could not be written to .*checkpoint-1, is int"):
             trainer.save_model()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -421,8 +402,6 @@ def test_a_signal_reaches_the_process_that_trains(recipe, tmp_path, launcher):
         assert code == EXIT_CODE
         assert f"to go on: edit-trl train --config {recipe}" in log.read_text()
     if launcher == "torchrun":
-        done = subprocess.run(
-            [sys.executable, "-m", *run], capture_output=True, text=True, timeout=120, check=False
-        )
+        done = subprocess.run([sys.executable, "-m", *run], capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 2
         assert "(processes: 2 there, 1 now)" in done.stderr

@@ -48,9 +48,7 @@ def train(folder: Path, case: str, death: str) -> DualCoTTrainer:
     if death == "saving":  # written by the first process, and not named yet
         flush = edit_trl.training.resuming.checkpoints._flush
         last = f"checkpoint-{KILLED_AT + 1}"
-        edit_trl.training.resuming.checkpoints._flush = lambda path: (
-            kill_run() if path.name == last else flush(path)
-        )
+        edit_trl.training.resuming.checkpoints._flush = lambda path: kill_run() if path.name == last else flush(path)
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
     return trainer
 

@@ -46,9 +46,7 @@ def test_learns_to_tell_the_chains_apart(tmp_path, tokenizer, form):
 
 
 def test_logs_every_metric_in_train_and_eval(tmp_path, tokenizer):
-    trainer = make_trainer(
-        tmp_path, tokenizer, max_steps=2, eval_rows=ROWS, eval_strategy="steps", eval_steps=1
-    )
+    trainer = make_trainer(tmp_path, tokenizer, max_steps=2, eval_rows=ROWS, eval_strategy="steps", eval_steps=1)
     trainer.train()
     train_logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     eval_logs = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -90,13 +88,7 @@ def test_eval_metrics_do_not_depend_on_the_batch_size(tmp_path, tokenizer):
 
 
 def test_warm_up_runs_the_wrong_chains_for_the_logs_alone(tmp_path, tokenizer):
-    options = {
-        "preference_weight": 0.0,
-        "max_steps": 4,
-        "logging_steps": 2,
-        "num_train_epochs": 4,
-        "layout": "padded",
-    }
+    options = {"preference_weight": 0.0, "max_steps": 4, "logging_steps": 2, "num_train_epochs": 4, "layout": "padded"}
     trainer = make_trainer(tmp_path, tokenizer, **options)
     rows_run = []
 
@@ -204,11 +196,7 @@ def test_evaluate_takes_raw_rows_and_dicts(tmp_path, tokenizer):
 
 def test_group_by_length(tmp_path, tokenizer):
     trainer = make_trainer(
-        tmp_path,
-        tokenizer,
-        max_steps=1,
-        train_sampling_strategy="group_by_length",
-        per_device_train_batch_size=2,
+        tmp_path, tokenizer, max_steps=1, train_sampling_strategy="group_by_length", per_device_train_batch_size=2
     )
     trainer.train()
     assert trainer.state.global_step == 1
@@ -377,9 +365,7 @@ def refuses(tmp_path, tokenizer, match, **arguments):
     arguments.setdefault("train_dataset", Dataset.from_list(ROWS))
     options = arguments.pop("options", {})
     with pytest.raises(InputError, match=match):
-        DualCoTTrainer(
-            str(tmp_path / "nowhere"), config(tmp_path, **options), processing_class=tokenizer, **arguments
-        )
+        DualCoTTrainer(str(tmp_path / "nowhere"), config(tmp_path, **options), processing_class=tokenizer, **arguments)
     assert not (tmp_path / "run").exists()  # nothing half-written
 
 

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def plan_sets(
-    output: Path, rows: int, held_out: int | None = None, *, force: bool = False
-) -> dict[Path, int]:
+def plan_sets(output: Path, rows: int, held_out: int | None = None, *, force: bool = False) -> dict[Path, int]:
     """Decide where each set is saved and how many rows it has, before any problem is made.
 
     Args:

@@ -42,14 +42,8 @@ def solve_boolean_expressions(question: str) -> str:
     return str(bool(_Parser(tokens, _BOOLEAN).result()))
 
 
-_ARITHMETIC = (
-    {"+": lambda a, b: a + b, "-": lambda a, b: a - b},
-    {"*": lambda a, b: a * b},
-)
-_BOOLEAN = (
-    {"or": lambda a, b: a or b},
-    {"and": lambda a, b: a and b},
-)
+_ARITHMETIC = ({"+": lambda a, b: a + b, "-": lambda a, b: a - b}, {"*": lambda a, b: a * b})
+_BOOLEAN = ({"or": lambda a, b: a or b}, {"and": lambda a, b: a and b})
 
 
 class _Parser:

@@ -142,9 +142,7 @@ def evaluate_accuracy(
     problems = problems_of(list(dataset), answer_type=answer_type)
     positions = positions_of(model.config)
     _, prompts = encode(problems, tokenizer, max_new_tokens=max_new_tokens, positions=positions)
-    generator = ModelGenerator(
-        model, tokenizer, decoding, batch_size=batch_size, batching=batching, seed=seed
-    )
+    generator = ModelGenerator(model, tokenizer, decoding, batch_size=batch_size, batching=batching, seed=seed)
     started = time.perf_counter()
     items = answer_problems(problems, prompts, generator, progress=progress)
     return AccuracyResult.of(items, time.perf_counter() - started)
@@ -173,10 +171,7 @@ def answer_problems(
 
     def make_items(batches: Sequence[list[int]]) -> Iterator[list[EvaluateItem]]:
         for batch, samples in generator.run(prompts, batches):
-            yield [
-                checked_item(problems[index], responses)
-                for index, responses in zip(batch, samples, strict=True)
-            ]
+            yield [checked_item(problems[index], responses) for index, responses in zip(batch, samples, strict=True)]
 
     batches = generator.plan([len(prompt) for prompt in prompts])
     return complete_items(
@@ -227,8 +222,6 @@ def format_table(results: Mapping[str, AccuracyResult]) -> str:
     rows.append(["all", *(f"{result.overall.accuracy:.1%}" for result in every)])
     rows.append(["all, lenient", *(f"{result.overall.lenient_accuracy:.1%}" for result in every)])
     rows.append(["unparsed", *(f"{r.overall.unparsed} of {r.overall.items}" for r in every)])
-    rows.append(
-        ["cut off", *(f"{r.overall.cut_off} of {sum(len(i['samples']) for i in r.items)}" for r in every)]
-    )
+    rows.append(["cut off", *(f"{r.overall.cut_off} of {sum(len(i['samples']) for i in r.items)}" for r in every)])
     rows.append(["seconds", *(f"{result.seconds:.0f}" for result in every)])
     return aligned([rows[:1], rows[1 : 1 + len(tasks)], rows[1 + len(tasks) :]])

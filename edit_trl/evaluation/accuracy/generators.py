@@ -50,7 +50,5 @@ def load_generator(
         generator = VllmGenerator(source.model, decoding, dtype=source.dtype or "auto", seed=seed)
         return Loaded(generator, tokenizer, None, None)
     model, tokenizer = source.load()
-    generator = ModelGenerator(
-        model, tokenizer, decoding, batch_size=batch_size, batching=batching, seed=seed
-    )
+    generator = ModelGenerator(model, tokenizer, decoding, batch_size=batch_size, batching=batching, seed=seed)
     return Loaded(generator, tokenizer, generator.engine.positions, model)

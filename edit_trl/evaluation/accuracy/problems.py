@@ -44,11 +44,7 @@ class Problem:
 
 
 def problems_of(
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    answer_type: AnswerType | None = None,
-    task: str = "all",
-    where: str = "",
+    rows: Sequence[Mapping[str, Any]], *, answer_type: AnswerType | None = None, task: str = "all", where: str = ""
 ) -> list[Problem]:
     """Check rows and make problems of them.
 
@@ -71,9 +67,7 @@ def problems_of(
     columns = {column for row in rows for column in row}
     missing = [column for column in ("prompt", "answer") if column not in columns]
     if missing:
-        raise InputError(
-            f"{where}no column {' and '.join(missing)}; the columns are {', '.join(sorted(columns))}"
-        )
+        raise InputError(f"{where}no column {' and '.join(missing)}; the columns are {', '.join(sorted(columns))}")
     conversational = isinstance(rows[0].get("prompt"), list)
     raise_all(
         f"{where}row {number}: {issue}"
@@ -115,11 +109,7 @@ def check_ids(problems: Sequence[Problem], where: str = "") -> None:
 
 
 def encode(
-    problems: Sequence[Problem],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_new_tokens: int,
-    positions: int | None,
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int, positions: int | None
 ) -> tuple[list[str], list[list[int]]]:
     """Format problems for a model.
 

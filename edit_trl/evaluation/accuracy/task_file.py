@@ -130,9 +130,7 @@ def read_task(name: str, beside: Path | None = None) -> tuple[Path, TaskFile]:
         is_beside = file is not None and not Path(file).exists() and (path.parent / file).exists()
         return str(path.parent / file) if is_beside else file
 
-    files = {
-        name: resolved(getattr(task, name)) for name in ("dataset_name", "task_descriptions", "exemplars")
-    }
+    files = {name: resolved(getattr(task, name)) for name in ("dataset_name", "task_descriptions", "exemplars")}
     datasets = {name: resolved(source) for name, source in (task.datasets or {}).items()} or None
     return path, replace(task, datasets=datasets, **files)
 

@@ -79,9 +79,7 @@ def read_tasks(
         except InputError as error:
             errors += error.problems
             continue
-        task_problems = [
-            replace(problem, task=task.prefix + problem.task) for problem in _first(task_problems, limit)
-        ]
+        task_problems = [replace(problem, task=task.prefix + problem.task) for problem in _first(task_problems, limit)]
         names = dict.fromkeys(problem.task for problem in task_problems)
         errors += [
             f"{path}: task {name!r} is in another file too; give one of them a `prefix`"

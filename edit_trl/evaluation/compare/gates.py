@@ -83,9 +83,7 @@ def junit_xml(results: Sequence[GateResult]) -> bytes:
     for result in results:
         case = _case(suite, f"{result.gate}: {result.system}")
         if not result.passed:
-            failure = ElementTree.SubElement(
-                case, "failure", message=visible_line(result.message), type="gate"
-            )
+            failure = ElementTree.SubElement(case, "failure", message=visible_line(result.message), type="gate")
             failure.text = visible(result.message)
         else:
             ElementTree.SubElement(case, "system-out").text = visible(result.message)

@@ -25,10 +25,7 @@ Key = tuple[str, str]
 Runs = Run | str | Path | Sequence[Run | str | Path]
 
 # The fields that make up the question of an item, by kind of run; and those that scores of key tokens need.
-_ASKED = {
-    "evaluate": ("prompt", "answer", "answer_type"),
-    "suite": ("prompt", "chosen", "rejected", "answer"),
-}
+_ASKED = {"evaluate": ("prompt", "answer", "answer_type"), "suite": ("prompt", "chosen", "rejected", "answer")}
 _KEY_STEPS = ("chosen_key_spans", "rejected_key_spans")
 # Settings of these names, at any depth, change how responses are generated.
 _DECODING = frozenset({"max_new_tokens", "temperature", "top_p", "samples"})
@@ -88,9 +85,7 @@ def read_systems(given: Sequence[Runs]) -> list[System]:
                 errors += error.problems
         folders = Counter(Path(run.path).resolve() for run in runs)
         errors += [
-            f"{path} is given {count} times as seeds of one system"
-            for path, count in folders.items()
-            if count > 1
+            f"{path} is given {count} times as seeds of one system" for path, count in folders.items() if count > 1
         ]
         if not several:
             errors.append("a system without runs; give at least one")
@@ -173,9 +168,7 @@ def align(baseline: System, other: System, score: str) -> Aligned:
     every = dict.fromkeys(key for table in tables for key in table)
     shared = [key for key in every if all(key in table for table in tables)]
     if not shared:
-        examples = "; ".join(
-            f"{run.path} has {_some(table)}" for run, table in zip(runs, tables, strict=True)
-        )
+        examples = "; ".join(f"{run.path} has {_some(table)}" for run, table in zip(runs, tables, strict=True))
         raise InputError(f"the runs have no item in common: {examples}. Items are known by task and id")
     score_of = SCORES[baseline.runs[0].record.kind][score]
     scores = {key: [score_of(table[key]) for table in tables] for key in shared}
@@ -186,8 +179,7 @@ def align(baseline: System, other: System, score: str) -> Aligned:
         )
     table = np.array([scores[key] for key in scored], dtype=float)
     missing = {
-        str(run.path): [key for key in every if key not in items]
-        for run, items in zip(runs, tables, strict=True)
+        str(run.path): [key for key in every if key not in items] for run, items in zip(runs, tables, strict=True)
     }
     return Aligned(
         items=[tables[0][key] for key in scored],
@@ -235,11 +227,7 @@ def _versions(first: Run, run: Run) -> list[str]:
 
 def _decoding(first: Run, run: Run) -> list[str]:
     before, now = (
-        {
-            name: value
-            for name, value in _flat(one.record.settings).items()
-            if name.split(".")[-1] in _DECODING
-        }
+        {name: value for name, value in _flat(one.record.settings).items() if name.split(".")[-1] in _DECODING}
         for one in (first, run)
     )
     different = [

@@ -49,11 +49,7 @@ def _summary(comparison: Comparison, system: SystemComparison) -> list[tuple[str
     score, overall = comparison.score, system.overall
     tasks = f"{system.tasks} task{'s' if system.tasks > 1 else ''}"
     verdict = "" if overall.better is None else f", {'better' if overall.better else 'worse'}"
-    p_value = (
-        p_text(overall.p_value).replace("<", "< ")
-        if overall.p_value < 0.001
-        else f"= {p_text(overall.p_value)}"
-    )
+    p_value = p_text(overall.p_value).replace("<", "< ") if overall.p_value < 0.001 else f"= {p_text(overall.p_value)}"
     lines = [
         ("items", f"{overall.items:,} in {tasks}"),
         (
@@ -148,13 +144,7 @@ def _cells(group: PairedScores, score: str) -> list[str]:
     reach = (difference.high - difference.low) / 2 if math.isfinite(difference.error) else math.inf
     change = f"{number(difference.value, score)} ±{number(reach, score, sign=False):>4}"
     p_value = group.p_value if group.adjusted_p_value is None else group.adjusted_p_value
-    cells = [
-        group.name,
-        value_of(group.baseline, score),
-        value_of(group.other, score),
-        change,
-        p_text(p_value),
-    ]
+    cells = [group.name, value_of(group.baseline, score), value_of(group.other, score), change, p_text(p_value)]
     if group.flips:
         flips = group.flips
         counts = (flips.fixed, flips.broken, flips.both_right, flips.both_wrong)
@@ -166,10 +156,7 @@ def markdown(comparison: Comparison, gates: Sequence[GateResult]) -> str:
     """A comparison as Markdown, for a pull request."""
     lines: list[str] = []
     for system in comparison.systems:
-        lines += [
-            f"### {comparison.score}: {text(system.name)} against {text(comparison.baseline)}",
-            "",
-        ]
+        lines += [f"### {comparison.score}: {text(system.name)} against {text(comparison.baseline)}", ""]
         lines += [f"- {title}: {text(line)}" for title, line in _summary(comparison, system)]
         lines += ["", *_markdown_table(comparison, system), ""]
     if gates:
@@ -193,9 +180,6 @@ def _markdown_table(comparison: Comparison, system: SystemComparison) -> list[st
         name, before, after, _, p_value, *flips = _cells(group, score)
         bold = "**" if _style(group) else ""
         cells = [text(name), f"{group.items:,}", before, after]
-        cells += [
-            f"{bold}{number(group.difference.value, score)}{bold}",
-            interval_text(group.difference, score),
-        ]
+        cells += [f"{bold}{number(group.difference.value, score)}{bold}", interval_text(group.difference, score)]
         lines.append(f"| {' | '.join([*cells, p_value, *flips])} |")
     return lines

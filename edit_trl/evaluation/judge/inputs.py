@@ -89,11 +89,7 @@ def align_runs(runs: Mapping[str, Run], limit: int | None = None) -> tuple[list[
         )
         raise InputError(f"the runs have no item in common, by task and id: {tasks}")
     different = [
-        key
-        for key in keys
-        for other in others
-        for part in ("prompt", "answer")
-        if first[key][part] != other[key][part]
+        key for key in keys for other in others for part in ("prompt", "answer") if first[key][part] != other[key][part]
     ]
     if different:
         named = ", ".join(f"{task}/{name}" for task, name in list(dict.fromkeys(different))[:_MOST_NAMED])
@@ -126,9 +122,7 @@ def with_references(sets: Sequence[ChainSet], references: References, source: st
     """
     referenced = []
     for chains in sets:
-        chain, answer = references.get((chains.task, chains.id)) or references.get(
-            (None, chains.id), (None, None)
-        )
+        chain, answer = references.get((chains.task, chains.id)) or references.get((None, chains.id), (None, None))
         if answer is not None and answer.strip() != chains.answer.strip():
             raise InputError(
                 f"{source}: {chains.task}/{chains.id} has the answer {answer!r} there and "

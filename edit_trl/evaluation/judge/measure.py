@@ -10,13 +10,7 @@ from typing import Any
 
 from edit_trl.common.errors import InputError
 from edit_trl.evaluation.judge.config import JudgeArguments, JudgeConfig
-from edit_trl.evaluation.judge.inputs import (
-    References,
-    align_runs,
-    read_references,
-    read_runs,
-    with_references,
-)
+from edit_trl.evaluation.judge.inputs import References, align_runs, read_references, read_runs, with_references
 from edit_trl.evaluation.judge.judging import ChainSet, Judgement, JudgeTemplate, judge_chains
 from edit_trl.evaluation.judge.report import save_judgements, summarize
 from edit_trl.evaluation.runs.schema import Run
@@ -66,9 +60,7 @@ def judge_runs(config: JudgeConfig, say: Callable[[str], object]) -> dict[str, A
     return report
 
 
-def _read_inputs(
-    arguments: JudgeArguments,
-) -> tuple[Teacher, JudgeTemplate, dict[str, Run], References | None]:
+def _read_inputs(arguments: JudgeArguments) -> tuple[Teacher, JudgeTemplate, dict[str, Run], References | None]:
     """Read everything that a recipe names, and report all errors at once."""
     errors: list[str] = []
 
@@ -102,7 +94,5 @@ async def _judge(
         dispatcher = Dispatcher(judge, journal, config.limits)
         stack.enter_context(stopped_by_signals([dispatcher]))
         display = stack.enter_context(Display([dispatcher]))
-        judgements = await judge_chains(
-            sets, dispatcher, options=config.options, template=template, watcher=display
-        )
+        judgements = await judge_chains(sets, dispatcher, options=config.options, template=template, watcher=display)
     return judgements, dispatcher.stats

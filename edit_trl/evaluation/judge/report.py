@@ -84,16 +84,12 @@ def format_report(report: Mapping[str, Any]) -> str:
     comparisons = [["first", "second", "wins", "ties", "losses", "difference", "95% interval"]]
     for one in report["comparisons"]:
         counts = [str(one[name]) for name in ("wins", "ties", "losses")]
-        comparisons.append(
-            [one["first"], one["second"], *counts, _number(one["difference"], "+.2f"), _interval(one)]
-        )
+        comparisons.append([one["first"], one["second"], *counts, _number(one["difference"], "+.2f"), _interval(one)])
     positions = [["shown at", "mean", "effect", "95% interval"]]
     for one in report["positions"]:
         effect = _number(one["effect"], "+.2f")
         positions.append([f"place {one['position']}", _number(one["mean"]), effect, _interval(one)])
-    tables = [
-        aligned([rows[:1], rows[1:]], left) for rows, left in ((scores, 1), (comparisons, 2), (positions, 1))
-    ]
+    tables = [aligned([rows[:1], rows[1:]], left) for rows, left in ((scores, 1), (comparisons, 2), (positions, 1))]
     favoured = [one["position"] for one in report["positions"] if one["interval"] and _excludes_zero(one)]
     if favoured:
         tables.append(
@@ -148,9 +144,7 @@ def _position(judged: Sequence[Judgement], place: int) -> dict[str, Any]:
     return {"position": place + 1, "mean": _mean(scores)[0], "effect": effect, "interval": interval}
 
 
-def _mean(
-    values: Sequence[float], clusters: Sequence[str] | None = None
-) -> tuple[float | None, list[float] | None]:
+def _mean(values: Sequence[float], clusters: Sequence[str] | None = None) -> tuple[float | None, list[float] | None]:
     """A mean and its bootstrap interval; both are None without values."""
     from edit_trl.evaluation.statistics import bootstrap_interval
 

@@ -44,8 +44,7 @@ _DETAILS = (
     ),
     (
         Detail(samples=False, tokens=False),
-        "To keep this page small, one response a question and run is shown, and no log-probabilities of "
-        "tokens.",
+        "To keep this page small, one response a question and run is shown, and no log-probabilities of tokens.",
     ),
 )
 _PAIR_SCORES = {
@@ -57,11 +56,7 @@ _PAIR_SCORES = {
 
 
 def write_report(
-    runs: Sequence[Run],
-    path: str | os.PathLike[str],
-    training: Sequence[TrainingRun] = (),
-    *,
-    title: str = "Report",
+    runs: Sequence[Run], path: str | os.PathLike[str], training: Sequence[TrainingRun] = (), *, title: str = "Report"
 ) -> Path:
     """Write runs as one HTML page that needs no other file and no network.
 
@@ -88,9 +83,7 @@ def write_report(
         "labels": {kind: score_labels(SCORES[kind]) for kind in {run.record.kind: None for run in runs}},
         "training": [
             {"name": name, **learning_curves(one)}
-            for name, one in zip(
-                _distinct([("train", t.name, t.path) for t in training]), training, strict=True
-            )
+            for name, one in zip(_distinct([("train", t.name, t.path) for t in training]), training, strict=True)
         ],
     }
     for detail, notice in _DETAILS:
@@ -151,8 +144,7 @@ def write_pairs(
         "scores": _pair_scores(pairs),
         "groups": {
             group: [
-                [name, len(members), _pair_scores(members)]
-                for name, members in grouped_pairs(pairs, group).items()
+                [name, len(members), _pair_scores(members)] for name, members in grouped_pairs(pairs, group).items()
             ]
             for group in GROUPS
         },
@@ -251,7 +243,5 @@ def free_path(path: str | os.PathLike[str]) -> Path:
     if path.is_file():
         with path.open(encoding="utf-8", errors="replace") as file:
             if _MARK not in file.read(2000):
-                raise InputError(
-                    f"{path} exists and is not a report of edit-trl; choose another, or remove it"
-                )
+                raise InputError(f"{path} exists and is not a report of edit-trl; choose another, or remove it")
     return path

@@ -41,14 +41,7 @@ CURVES = {
 # The names in the log of `SuiteCallback`; more curves could not be told apart.
 _SUITE = tuple(
     f"suite/{name}"
-    for name in (
-        "key_preference",
-        "preference",
-        "no_wrong_turn",
-        "right_branch",
-        "greedy_accuracy",
-        "accuracy",
-    )
+    for name in ("key_preference", "preference", "no_wrong_turn", "right_branch", "greedy_accuracy", "accuracy")
 )
 _MOST_POINTS = 300
 

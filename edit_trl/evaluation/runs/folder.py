@@ -110,10 +110,7 @@ class RunFolder:
             items=len(items),
             scores=dict(scores),
             intervals={name: list(interval) for name, interval in intervals.items()},
-            groups={
-                kind: {name: dict(means) for name, means in members.items()}
-                for kind, members in groups.items()
-            },
+            groups={kind: {name: dict(means) for name, means in members.items()} for kind, members in groups.items()},
         )
         self.pause()
         return Run(self.path, self.record, items)
@@ -135,9 +132,7 @@ class RunFolder:
         """
         earlier = _read_record(self.path)
         items = _read_items(self.path, earlier.kind, torn=not earlier.finished)
-        before, now = (
-            {name: getattr(one, name) for name in _IDENTITY} for one in (earlier, _as_read(record))
-        )
+        before, now = ({name: getattr(one, name) for name in _IDENTITY} for one in (earlier, _as_read(record)))
         if before != now:
             if not items:
                 (self.path / ITEMS_FILE).unlink(missing_ok=True)
@@ -185,9 +180,7 @@ def _read_record(path: Path) -> RunRecord:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
-    version, writer = (
-        (values.get("format"), values.get("edit_trl")) if isinstance(values, dict) else (None, None)
-    )
+    version, writer = (values.get("format"), values.get("edit_trl")) if isinstance(values, dict) else (None, None)
     if version != FORMAT:
         raise InputError(
             f"{file} has format {version!r}; edit_trl {installed_version('edit_trl')} reads format {FORMAT}. "

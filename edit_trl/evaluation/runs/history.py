@@ -122,9 +122,7 @@ def check_history(file: str | Path | None) -> None:
         return
     file = Path(file)
     with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
-        if connection.execute(
-            "SELECT 1 FROM sqlite_master"
-        ).fetchone():  # else another process is creating it
+        if connection.execute("SELECT 1 FROM sqlite_master").fetchone():  # else another process is creating it
             _check(connection, file)
 
 
@@ -150,14 +148,10 @@ def read_history(
     """
     file = Path(file)
     if not file.is_file():
-        raise InputError(
-            f"no history at {file}; `edit-trl evaluate` and `suite` write one, --file names another"
-        )
+        raise InputError(f"no history at {file}; `edit-trl evaluate` and `suite` write one, --file names another")
     with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
         _check(connection, file)
-        values = connection.execute(
-            f"SELECT {', '.join(_COLUMNS)} FROM runs ORDER BY finished, rowid"
-        ).fetchall()
+        values = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM runs ORDER BY finished, rowid").fetchall()
     rows = [HistoryRow(*others, scores=json.loads(scores)) for *others, scores in values]
     rows = [
         row
@@ -175,9 +169,7 @@ def with_score(rows: Sequence[HistoryRow], score: str) -> list[HistoryRow]:
     Raises:
         InputError: There is no such score.
     """
-    names = dict.fromkeys(
-        name for scores in (*(row.scores for row in rows), *SCORES.values()) for name in scores
-    )
+    names = dict.fromkeys(name for scores in (*(row.scores for row in rows), *SCORES.values()) for name in scores)
     if score not in names:
         hint = nearest(score, names) or f"; choose from {', '.join(names)}"
         raise InputError(f"no run has a metric {score!r}{hint}")
@@ -193,8 +185,7 @@ def _opened(file: Path, address: str) -> Iterator[sqlite3.Connection]:
         yield connection
     except sqlite3.Error as error:
         raise InputError(
-            f"{file} cannot be used as a history: {error}. Move it away if it is something else, or name "
-            "another file"
+            f"{file} cannot be used as a history: {error}. Move it away if it is something else, or name another file"
         ) from error
     finally:
         if connection is not None:

@@ -49,11 +49,7 @@ def complete_items(
     remaining = [batch for batch in batches if any(entries[index].key not in items for index in batch)]
     count = sum(map(len, remaining))
     bar = tqdm(
-        total=len(entries),
-        initial=len(entries) - count,
-        desc=description,
-        unit=unit,
-        disable=not progress or not count,
+        total=len(entries), initial=len(entries) - count, desc=description, unit=unit, disable=not progress or not count
     )
     started, tokens = time.perf_counter(), 0
     if folder:

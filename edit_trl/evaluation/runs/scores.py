@@ -70,9 +70,7 @@ def mean_scores(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, 
     return {name: _mean(map(score, items)) for name, score in SCORES[kind].items()}
 
 
-def grouped_scores(
-    items: Sequence[Mapping[str, Any]], kind: RunKind
-) -> dict[str, dict[str, dict[str, float | None]]]:
+def grouped_scores(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, dict[str, dict[str, float | None]]]:
     """The scores by task, by kind of mistake and by source, with the number of `items`.
 
     An item with several kinds of mistake is in the group of each of them.

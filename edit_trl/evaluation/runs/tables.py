@@ -10,9 +10,7 @@ from edit_trl.evaluation.runs.scores import GROUPS, IN_NATS, SCORES
 # The scores that are also shown for each group.
 _IN_GROUPS: dict[RunKind, tuple[str, ...]] = {
     "evaluate": tuple(SCORES["evaluate"]),
-    "suite": (
-        *("preference", "key_preference", "key_margin", "no_wrong_turn", "right_branch", "greedy_accuracy"),
-    ),
+    "suite": (*("preference", "key_preference", "key_margin", "no_wrong_turn", "right_branch", "greedy_accuracy"),),
 }
 
 _ITEMS: dict[RunKind, str] = {"evaluate": "questions", "suite": "pairs"}

@@ -106,9 +106,7 @@ class SuiteCallback(TrainerCallback):
 
     # Hooks of the trainer
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check the rows, and the metric that selects the best weights."""
         self._prepare(args, kwargs["model"], kwargs["processing_class"])
 
@@ -121,9 +119,7 @@ class SuiteCallback(TrainerCallback):
         self._training, self._last = True, None
         self._history = _read_history(_history_file(args), state.global_step)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Run the suite every `steps` steps, and at the end."""
         step = state.global_step
         if self._steps is not None and (step % self._steps == 0 or step >= state.max_steps):

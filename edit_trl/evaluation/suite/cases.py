@@ -79,9 +79,7 @@ class SuiteCase:
     def key_spans(self, side: str) -> list[list[int]]:
         """The key tokens of a side, as [start, end) characters of its chain."""
         text = self.chosen if side == "chosen" else self.rejected
-        return [
-            list(span) for span in merged_spans(self.tokens[f"{side}_key_mask"], self.offsets[side], text)
-        ]
+        return [list(span) for span in merged_spans(self.tokens[f"{side}_key_mask"], self.offsets[side], text)]
 
     def content(self) -> list[Any]:
         """Everything that does not depend on the tokenizer or a model, for a hash of the data."""

@@ -100,9 +100,7 @@ class EndpointScorer(JournaledEndpoint):
         positions = range(start, len(ids))
         best = [_best(tops[position], texts[position], logps[position]) for position in positions]
         return ScoredChain(
-            [float(logps[position]) for position in positions],
-            [logp for logp, _ in best],
-            [text for _, text in best],
+            [float(logps[position]) for position in positions], [logp for logp, _ in best], [text for _, text in best]
         )
 
     def _check_tokens(self, ids: Sequence[int], texts: Sequence[str]) -> None:
@@ -153,9 +151,7 @@ def _best(top: Any, text: str, logp: float) -> tuple[float, str]:
     """The log-probability and text of the most likely token; of the chain's own token if none is likelier."""
     candidates = top if isinstance(top, Mapping) else {}
     best = max(candidates, key=candidates.get, default=None)
-    return (
-        (float(candidates[best]), str(best)) if best is not None and candidates[best] > logp else (logp, text)
-    )
+    return (float(candidates[best]), str(best)) if best is not None and candidates[best] > logp else (logp, text)
 
 
 def _letters(text: Any) -> str:

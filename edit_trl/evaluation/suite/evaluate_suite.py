@@ -104,12 +104,7 @@ def evaluate_suite(
         limit=limit,
     )
     scorer = ModelScorer(
-        model,
-        tokenizer,
-        cases,
-        batch_size=batch_size,
-        layout=layout,
-        max_new_tokens=max_new_tokens if greedy else 0,
+        model, tokenizer, cases, batch_size=batch_size, layout=layout, max_new_tokens=max_new_tokens if greedy else 0
     )
     items = score_cases(cases, scorer, progress=progress)
     return SuiteResult(items, *run_scores(items, "suite"), left_out, time.perf_counter() - started)

@@ -94,15 +94,11 @@ class ModelScorer:
 
     def _items(self, cases: Sequence[SuiteCase], logps: PairLogps) -> list[SuiteItem]:
         sides = [
-            [
-                values[: len(case.tokens[f"{side}_ids"])]
-                for case, values in zip(cases, table.tolist(), strict=True)
-            ]
+            [values[: len(case.tokens[f"{side}_ids"])] for case, values in zip(cases, table.tolist(), strict=True)]
             for side, table in (("chosen", logps.chosen), ("rejected", logps.rejected))
         ]
         best = [
-            ids[: len(case.tokens["chosen_ids"])]
-            for case, ids in zip(cases, logps.chosen_best.tolist(), strict=True)
+            ids[: len(case.tokens["chosen_ids"])] for case, ids in zip(cases, logps.chosen_best.tolist(), strict=True)
         ]
         for case, chosen, rejected in zip(cases, *sides, strict=True):
             issue = not_finite(case.name, "correct", chosen) or not_finite(case.name, "wrong", rejected)

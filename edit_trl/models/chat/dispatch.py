@@ -126,9 +126,7 @@ class Dispatcher:
         self.teacher = teacher
         self.limits = limits or Limits()
         self.stats = DispatchStats()
-        self.pacer = Pacer(
-            self.limits.max_concurrency, self.limits.requests_per_minute, self.limits.tokens_per_minute
-        )
+        self.pacer = Pacer(self.limits.max_concurrency, self.limits.requests_per_minute, self.limits.tokens_per_minute)
         self._journal = journal
         self._stop: RunStopped | None = None
         self._last_success = time.monotonic()
@@ -228,9 +226,7 @@ class Dispatcher:
             return Failure(request, reason)
         return len(raws)
 
-    async def _ask(
-        self, key: str, request: ChatRequest, attempts: int
-    ) -> tuple[str, Answer | Failure | None]:
+    async def _ask(self, key: str, request: ChatRequest, attempts: int) -> tuple[str, Answer | Failure | None]:
         """Try until there is an answer or a failure; None if the run stops first."""
         try:
             while True:
@@ -266,9 +262,7 @@ class Dispatcher:
             congestion = error.congestion
             raise
         finally:
-            self.pacer.release(
-                request.stage, time.monotonic() - started, tokens=tokens, congestion=congestion
-            )
+            self.pacer.release(request.stage, time.monotonic() - started, tokens=tokens, congestion=congestion)
         self._last_success, self._reached = time.monotonic(), True
         self._failing.clear()
         self._count(key, response)

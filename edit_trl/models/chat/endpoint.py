@@ -43,13 +43,7 @@ _UNUSABLE = {401, 403, 404}
 # Seconds for which an endpoint that cannot be reached is left alone, if there are others.
 _UNHEALTHY = 10.0
 _MOST_NAMES = 20
-_CONTEXT_WORDS = (
-    "context length",
-    "context_length",
-    "maximum context",
-    "too many tokens",
-    "prompt is too long",
-)
+_CONTEXT_WORDS = ("context length", "context_length", "maximum context", "too many tokens", "prompt is too long")
 
 
 @dataclass
@@ -106,12 +100,7 @@ class OpenAICompatibleTeacher:
         self._endpoints = [_Endpoint(url, connect(url, self._key, timeout)) for url in base_urls]
         self._turn = 0
         self._make = partial(
-            type(self),
-            model,
-            api_key_env=api_key_env,
-            timeout=timeout,
-            token_limit=token_limit,
-            extra_body=extra_body,
+            type(self), model, api_key_env=api_key_env, timeout=timeout, token_limit=token_limit, extra_body=extra_body
         )
 
     def makers(self) -> list[Callable[[], OpenAICompatibleTeacher]]:
@@ -292,8 +281,7 @@ def response_of(body: Mapping[str, Any], text: str, reason: FinishReason) -> Cha
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     counts = [
-        count if isinstance(count, int) else 0
-        for count in (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+        count if isinstance(count, int) else 0 for count in (usage.get("prompt_tokens"), usage.get("completion_tokens"))
     ]
     # JSON can hold half of a surrogate pair, which cannot be saved as UTF-8.
     text = text.encode("utf-8", "replace").decode()

@@ -73,9 +73,7 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise JournalError(
-                f"cannot make the folder {folder}: {error.strerror}; choose another"
-            ) from error
+            raise JournalError(f"cannot make the folder {folder}: {error.strerror}; choose another") from error
         self.path = folder / "journal-0.sqlite"
         self._lock = _lock(self.path, wait)
         try:

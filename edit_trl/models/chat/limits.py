@@ -48,9 +48,7 @@ class Limits:
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 problems.append(f"`{name}` cannot be negative, got {getattr(self, name)}")
         if self.max_cost is not None and self.prompt_price is None and self.completion_price is None:
-            problems.append(
-                "`max_cost` needs a price: set `prompt_price` and `completion_price` (per million tokens)"
-            )
+            problems.append("`max_cost` needs a price: set `prompt_price` and `completion_price` (per million tokens)")
         if problems:
             raise InputError(problems)
 

@@ -118,11 +118,7 @@ class TransformersTeacher:
         try:
             body = json.loads(raw.body)
             return ChatResponse(
-                body["text"],
-                body["finish_reason"],
-                self.model,
-                body["prompt_tokens"],
-                body["completion_tokens"],
+                body["text"], body["finish_reason"], self.model, body["prompt_tokens"], body["completion_tokens"]
             )
         except (ValueError, KeyError, TypeError) as error:
             raise MalformedResponse(f"not an answer of a local model ({error})") from error
@@ -201,9 +197,7 @@ class TransformersTeacher:
             await asyncio.to_thread(self._stream.close)
             self._stream = self._stream_sampling = None
 
-    def _raw(
-        self, request: ChatRequest, prompt: Sequence[int], ids: Sequence[int], latency: float
-    ) -> RawResponse:
+    def _raw(self, request: ChatRequest, prompt: Sequence[int], ids: Sequence[int], latency: float) -> RawResponse:
         engine, tokenizer = self._engine, self._engine.tokenizer
         response, ended = engine.split_at_eos(ids)
         if not ended:  # by a stop string, after which there is padding

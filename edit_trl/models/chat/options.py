@@ -30,9 +30,7 @@ class EndpointArguments:
     token_limit: str = "max_tokens"
     extra_body: dict[str, Any] | None = None
 
-    def endpoint(
-        self, model: str | None = None, base_urls: Sequence[str] | None = None
-    ) -> OpenAICompatibleTeacher:
+    def endpoint(self, model: str | None = None, base_urls: Sequence[str] | None = None) -> OpenAICompatibleTeacher:
         """The model behind its endpoints, or another model with the same options; nothing is sent yet."""
         return OpenAICompatibleTeacher(
             model or self.model or "",

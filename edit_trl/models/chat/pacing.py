@@ -58,10 +58,7 @@ class Pacer:
     """
 
     def __init__(
-        self,
-        max_concurrency: int,
-        requests_per_minute: float | None = None,
-        tokens_per_minute: float | None = None,
+        self, max_concurrency: int, requests_per_minute: float | None = None, tokens_per_minute: float | None = None
     ):
         self.limit = float(min(START, max_concurrency))
         self.in_flight = 0

@@ -149,12 +149,7 @@ class TryAgain(Exception):
     """
 
     def __init__(
-        self,
-        reason: str,
-        *,
-        congestion: bool = False,
-        turned_away: bool = False,
-        retry_after: float | None = None,
+        self, reason: str, *, congestion: bool = False, turned_away: bool = False, retry_after: float | None = None
     ):
         super().__init__(reason)
         self.reason = reason

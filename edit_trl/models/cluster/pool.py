@@ -55,9 +55,7 @@ class Worker:
     async def start(self, version: str) -> Exception | None:
         """Make the object; returns an error in place of raising it."""
         if version != installed_version("edit_trl"):
-            return InputError(
-                f"edit_trl {installed_version('edit_trl')} is installed there, and {version} here"
-            )
+            return InputError(f"edit_trl {installed_version('edit_trl')} is installed there, and {version} here")
         try:
             self._object = await _done(self._make())
         except self._errors as error:

@@ -135,9 +135,7 @@ class DualCoTCollator:
             `layout`, a `BatchLayout`.
         """
         batch: dict[str, Any] = {
-            name: torch.tensor([example[name] for example in examples])
-            for name in PAIR_COLUMNS
-            if name in examples[0]
+            name: torch.tensor([example[name] for example in examples]) for name in PAIR_COLUMNS if name in examples[0]
         }
         lay_out = self._tree if self.layout == "tree" else self._padded
         tensors, indices = lay_out(examples)
@@ -252,9 +250,7 @@ def _completion_tokens(examples: Sequence[dict[str, Any]]) -> tuple[int, int]:
     return chosen, rejected
 
 
-def _side(
-    examples: Sequence[dict[str, Any]], side: str, indices: Sequence[Sequence[int]]
-) -> dict[str, Tensor]:
+def _side(examples: Sequence[dict[str, Any]], side: str, indices: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     shape = len(examples), max(map(len, indices))
     index = torch.zeros(shape, dtype=torch.long)
     masks = {name: torch.zeros(shape, dtype=torch.bool) for name in ("mask", "key_mask", "fork_mask")}

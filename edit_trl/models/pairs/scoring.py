@@ -178,9 +178,7 @@ class PairScorer:
             tolerance, kind, of_a_chain = HALF_PRECISION_MEAN_LOGP_TOLERANCE, "on average by", torch.mean
         difference = max(of_a_chain(chain).item() for chain in differences)
         if difference <= tolerance:
-            logger.info(
-                f"layout: tree; log-probabilities differ {kind} {difference:.1e} from the padded one's"
-            )
+            logger.info(f"layout: tree; log-probabilities differ {kind} {difference:.1e} from the padded one's")
             return
         reason = (
             f"a pair's log-probabilities differ {kind} {difference:.2g} nats per token from the padded "
@@ -218,9 +216,7 @@ class PairScorer:
         )
 
     @torch.no_grad()
-    def _read_logits(
-        self, model: nn.Module, inputs: dict[str, Tensor], labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _read_logits(self, model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probabilities of the labels and the likeliest tokens, both of shape (S,).
 
         The head, with whatever the model does to its logits, is part of the model's own forward. So the
@@ -249,9 +245,7 @@ class PairScorer:
             self._positions = self._scored = self._piece = None
             self._backbone_inputs = {}
 
-    def _give_tree(
-        self, backbone: nn.Module, args: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
+    def _give_tree(self, backbone: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         # Not as inputs of the whole model: the fused head reads a 2D mask for itself.
         return args, kwargs | self._backbone_inputs
 

@@ -33,11 +33,7 @@ from edit_trl.models.pairs.collation import Stretch
 
 TreeAttentionKind = Literal["stretches", "dense", "block"]
 
-KIND_OF_ATTENTION: dict[str, TreeAttentionKind] = {
-    "sdpa": "stretches",
-    "eager": "dense",
-    "flex_attention": "block",
-}
+KIND_OF_ATTENTION: dict[str, TreeAttentionKind] = {"sdpa": "stretches", "eager": "dense", "flex_attention": "block"}
 LAYERS_THAT_TAKE_A_TREE = frozenset({"full_attention", "sliding_attention", "attention"})
 
 _NAME = "dual_cot_tree"
@@ -125,11 +121,7 @@ class TreeAttention:
                 for kind in kinds
             }
             return {"attention_mask": masks}
-        return {
-            "attention_mask": self._mask(
-                stretches, position_ids, None if kinds == {"full_attention"} else window
-            )
-        }
+        return {"attention_mask": self._mask(stretches, position_ids, None if kinds == {"full_attention"} else window)}
 
     def _mask(self, stretches: Sequence[Stretch], position_ids: Tensor, window: int | None) -> Any:
         mask = dense_tree_mask(stretches, position_ids, window)
@@ -211,9 +203,7 @@ def _tree_attention_forward(
         keys, values = (_along(path, tensor) for tensor in (key, value))
         mask = tree.mask(stretch, keys.size(2), kwargs.get("sliding_window"), query.device)
         queries = query[:, :, stretch.start : stretch.stop]
-        outputs.append(
-            sdpa_attention_forward(module, queries, keys, values, mask, is_causal=True, **kwargs)[0]
-        )
+        outputs.append(sdpa_attention_forward(module, queries, keys, values, mask, is_causal=True, **kwargs)[0])
     return torch.cat(outputs, dim=1), None
 
 

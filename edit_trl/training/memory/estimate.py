@@ -168,9 +168,7 @@ def _trace(
     )
 
 
-def _student(
-    config: PretrainedConfig, model: ModelConfig, training: DualCoTConfig
-) -> tuple[nn.Module, dict[str, int]]:
+def _student(config: PretrainedConfig, model: ModelConfig, training: DualCoTConfig) -> tuple[nn.Module, dict[str, int]]:
     """The student with its adapter, on the meta device, and the bytes of each weight of the base model."""
     from trl import get_peft_config
 
@@ -226,9 +224,7 @@ def _weight_bytes(student: nn.Module, model: ModelConfig) -> dict[str, int]:
             rows = module.weight.shape[0]
             numel = module.weight.numel()
             sizes[f"{name}.weight"] = (
-                _four_bit_bytes(numel, bool(model.use_bnb_nested_quant))
-                if model.load_in_4bit
-                else numel + 4 * rows
+                _four_bit_bytes(numel, bool(model.use_bnb_nested_quant)) if model.load_in_4bit else numel + 4 * rows
             )
     return sizes
 
@@ -244,11 +240,7 @@ def _four_bit_bytes(numel: int, nested: bool) -> int:
 def _dequantized_layer(student: nn.Module) -> int:
     """The bytes of the largest layer in the compute dtype: a layer is dequantized while it runs."""
     return max(
-        (
-            m.weight.nbytes
-            for n, m in student.named_modules()
-            if isinstance(m, nn.Linear) and "lora_" not in n
-        ),
+        (m.weight.nbytes for n, m in student.named_modules() if isinstance(m, nn.Linear) and "lora_" not in n),
         default=0,
     )
 

@@ -71,9 +71,7 @@ def _local_rows(run: "RunArguments") -> Dataset | None:
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            run.model.model_name_or_path,
-            local_files_only=True,
-            trust_remote_code=training.trust_remote_code,
+            run.model.model_name_or_path, local_files_only=True, trust_remote_code=training.trust_remote_code
         )
     except (OSError, ValueError):
         return None
@@ -92,9 +90,7 @@ def _local_rows(run: "RunArguments") -> Dataset | None:
     return prepare_dual_cots(rows, preparation, num_proc=training.dataset_num_proc)[0]
 
 
-def batch_tokens(
-    examples: Sequence[dict[str, Any]], layout: BatchLayoutName, with_rejected: bool = True
-) -> int:
+def batch_tokens(examples: Sequence[dict[str, Any]], layout: BatchLayoutName, with_rejected: bool = True) -> int:
     """The number of tokens that a batch runs.
 
     Args:
@@ -103,17 +99,11 @@ def batch_tokens(
         with_rejected: Whether the wrong chains are run too.
     """
     if layout == "padded":
-        lengths = [
-            len(ex["prompt_ids"]) + len(ex[f"{side}_ids"])
-            for ex in examples
-            for side in ("chosen", "rejected")
-        ]
+        lengths = [len(ex["prompt_ids"]) + len(ex[f"{side}_ids"]) for ex in examples for side in ("chosen", "rejected")]
         # Correct chains that run alone keep the width of the batch.
         return (len(lengths) if with_rejected else len(examples)) * max(lengths)
     return sum(
-        len(ex["prompt_ids"])
-        + len(ex["chosen_ids"])
-        + (len(ex["rejected_ids"]) - ex["fork"] if with_rejected else 0)
+        len(ex["prompt_ids"]) + len(ex["chosen_ids"]) + (len(ex["rejected_ids"]) - ex["fork"] if with_rejected else 0)
         for ex in examples
     )
 

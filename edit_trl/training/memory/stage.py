@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from edit_trl.training.recipe.resolving import RunArguments
 
 
-def estimate_stage(
-    run: "RunArguments", examples: Sequence[dict[str, Any]], shards: int = 1
-) -> MemoryEstimate:
+def estimate_stage(run: "RunArguments", examples: Sequence[dict[str, Any]], shards: int = 1) -> MemoryEstimate:
     """Estimate the peak of a stage on the device that its options choose.
 
     Args:
@@ -47,15 +45,11 @@ def _student_config(run: "RunArguments") -> PretrainedConfig:
         student = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
     try:
         return AutoConfig.from_pretrained(
-            student,
-            revision=run.model.model_revision,
-            trust_remote_code=run.training.trust_remote_code,
+            student, revision=run.model.model_revision, trust_remote_code=run.training.trust_remote_code
         )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split("\n")[:2])
-        raise InputError(
-            f"`model_name_or_path: {student}`: its configuration cannot be read: {reason}"
-        ) from error
+        raise InputError(f"`model_name_or_path: {student}`: its configuration cannot be read: {reason}") from error
 
 
 def _mixed_precision(run: "RunArguments") -> torch.dtype | None:

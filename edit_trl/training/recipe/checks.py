@@ -54,10 +54,7 @@ def _view_problems(values: Mapping[str, Any], trainer: TrainerName) -> Iterator[
                 f"of the views {', '.join(PAIR_VIEWS)}"
             )
         if values.get("suite_eval_steps") is not None:
-            yield (
-                f"`suite_eval_steps` is for `trainer: dual_cot`, got {trainer!r}; measure with "
-                "`edit-trl suite`"
-            )
+            yield (f"`suite_eval_steps` is for `trainer: dual_cot`, got {trainer!r}; measure with `edit-trl suite`")
         return
     if view in PAIR_VIEWS:
         return

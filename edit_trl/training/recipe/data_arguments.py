@@ -28,19 +28,15 @@ class DataArguments:
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."}
-    )
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
     dataset_train_split: str | None = field(
         default=None, metadata={"help": "Split to train on; 'train' where the dataset has splits."}
     )
     dataset_test_split: str = field(
-        default="test",
-        metadata={"help": "Split to evaluate on if eval_strategy is not 'no'."},
+        default="test", metadata={"help": "Split to evaluate on if eval_strategy is not 'no'."}
     )
     eval_dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "File, folder or Hub id to evaluate on instead of dataset_test_split."},
+        default=None, metadata={"help": "File, folder or Hub id to evaluate on instead of dataset_test_split."}
     )
     column_mapping: dict | str | None = field(
         default=None,
@@ -89,8 +85,7 @@ class DataArguments:
         },
     )
     suite_dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "The suite, as a file, folder or Hub id; the evaluation dataset by default."},
+        default=None, metadata={"help": "The suite, as a file, folder or Hub id; the evaluation dataset by default."}
     )
     suite_dataset_split: str | None = field(default=None, metadata={"help": "Split of suite_dataset_name."})
     suite_rows: int | None = field(
@@ -109,8 +104,7 @@ class DataArguments:
                 self.column_mapping = json.loads(self.column_mapping)
             except json.JSONDecodeError as error:
                 raise InputError(
-                    f"`column_mapping` is not JSON ({error}): {self.column_mapping!r}; write "
-                    '\'{"theirs": "ours"}\''
+                    f'`column_mapping` is not JSON ({error}): {self.column_mapping!r}; write \'{{"theirs": "ours"}}\''
                 ) from error
 
     @property
@@ -151,9 +145,7 @@ class DataArguments:
         """
         from edit_trl.data.views import select_rows
 
-        return select_rows(
-            rows, self.view, mistake=self.mistake, rows=self.rows, seed=seed, source=self.dataset_name
-        )
+        return select_rows(rows, self.view, mistake=self.mistake, rows=self.rows, seed=seed, source=self.dataset_name)
 
     def load_train_rows(self, seed: int) -> "Dataset":
         """Load the rows to train on.

@@ -126,9 +126,7 @@ def _stage_problems(stages: Any) -> Iterator[str]:
             yield f"stage {name!r} sets `output_dir`; it is made from the recipe's and the stage's name"
 
 
-def make_parser(
-    prog: str | None = None, trainers: Sequence[TrainerName] = ("dual_cot",)
-) -> argparse.ArgumentParser:
+def make_parser(prog: str | None = None, trainers: Sequence[TrainerName] = ("dual_cot",)) -> argparse.ArgumentParser:
     """The command-line parser of all options of a recipe whose stages have these trainers."""
 
     class Parser(TrlParser):
@@ -196,9 +194,7 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
     """
     problems: list[list[str]] = []
     runs = []
-    trainers = [
-        ({**recipe.values, **stage, **options}).get("trainer") or "dual_cot" for _, stage in recipe.runs
-    ]
+    trainers = [({**recipe.values, **stage, **options}).get("trainer") or "dual_cot" for _, stage in recipe.runs]
     for (stage, overrides), trainer in zip(recipe.runs, trainers, strict=True):
         taken = _options_of(trainer, trainers, options)
         values = {**recipe.values, **overrides, **taken}
@@ -266,9 +262,7 @@ def _by_stage(recipe: Recipe, problems: Sequence[Sequence[str]]) -> list[str]:
 def _resolve(stage: str | None, values: dict[str, Any], left_out: tuple[str, ...]) -> RunArguments:
     [trainer] = trainers_named([values.get("trainer")])
     hints = _hints(trainer)
-    problems = [
-        f"unknown key `{name}`{_meant(name, hints, [trainer])}" for name in values if name not in hints
-    ]
+    problems = [f"unknown key `{name}`{_meant(name, hints, [trainer])}" for name in values if name not in hints]
     values, not_converted = convert({name: value for name, value in values.items() if name in hints}, hints)
     problems += not_converted
     # Not part of the run's values: what is implied may differ on the machine that resumes it.
@@ -297,9 +291,7 @@ def _hints(trainer: TrainerName) -> dict[str, Any]:
     return hints_of(argument_classes(trainer))
 
 
-def _options_of(
-    trainer: TrainerName, trainers: Sequence[TrainerName], options: Mapping[str, Any]
-) -> dict[str, Any]:
+def _options_of(trainer: TrainerName, trainers: Sequence[TrainerName], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options without those that only the trainers of other stages have."""
     others = {name for other in trainers_named(trainers) for name in _usable_options(other)}
     own = _usable_options(trainer) if trainer in typing.get_args(TrainerName) else others

@@ -214,9 +214,7 @@ def _make_trainer(
     return trainer
 
 
-def _load_adapter(
-    student: str, run: "RunArguments", quantization: "BitsAndBytesConfig | None"
-) -> "PeftModel | None":
+def _load_adapter(student: str, run: "RunArguments", quantization: "BitsAndBytesConfig | None") -> "PeftModel | None":
     """Load the adapter of a folder on its base model, trainable; None for other students."""
     from edit_trl.models.loading import load_trainable_adapter
 

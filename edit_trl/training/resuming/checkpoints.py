@@ -42,9 +42,7 @@ DECISIVE = (
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha"),
     *("bf16", "fp16", "eos_token"),
     *sorted(
-        {field.name for field in fields(DualCoTConfig)}
-        - {field.name for field in fields(SFTConfig)}
-        - _ONLY_WATCHED
+        {field.name for field in fields(DualCoTConfig)} - {field.name for field in fields(SFTConfig)} - _ONLY_WATCHED
     ),
 )
 """The options of a `DualCoTConfig` that decide which weights a run ends with."""
@@ -88,11 +86,7 @@ def last_checkpoint(folder: str | Path) -> str | None:
         if manifest and manifest["resumable"]:
             steps[int(number)] = path
         else:
-            reason = (
-                "has weights alone (`save_only_model`)"
-                if manifest
-                else f"is not complete: no {MANIFEST} in it"
-            )
+            reason = "has weights alone (`save_only_model`)" if manifest else f"is not complete: no {MANIFEST} in it"
             if PartialState().is_main_process:
                 logger.warning(f"{path} {reason}; not resumed from")
     return str(steps[max(steps)]) if steps else None
@@ -126,9 +120,7 @@ def check_checkpoint(path: str | Path, run: Mapping[str, Any]) -> None:
         )
     then = manifest["run"]
     changed = [
-        f"{name}: {then[name]!r} there, {now!r} now"
-        for name, now in run.items()
-        if name in then and then[name] != now
+        f"{name}: {then[name]!r} there, {now!r} now" for name, now in run.items() if name in then and then[name] != now
     ]
     if changed:
         raise InputError(

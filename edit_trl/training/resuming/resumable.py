@@ -77,9 +77,7 @@ class ResumableTrainer(SFTTrainer):
             check_checkpoint(self._resumed_from, self._description())
             self.args.eval_on_start = False  # its result is in the log already
         else:
-            set_seed(
-                self.args.seed
-            )  # undo whatever was drawn since `__init__`, or not drawn thanks to a cache
+            set_seed(self.args.seed)  # undo whatever was drawn since `__init__`, or not drawn thanks to a cache
         try:
             output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
         finally:

@@ -146,13 +146,7 @@ def _numeric(date: Date) -> list[str]:
 
 def _written(rng: random.Random, date: Date) -> str:
     month = MONTHS[date.month - 1]
-    return rng.choice(
-        (
-            f"{month} {date.day}, {date.year}",
-            f"{date.day} {month} {date.year}",
-            "".join(_numeric(date)),
-        )
-    )
+    return rng.choice((f"{month} {date.day}, {date.year}", f"{date.day} {month} {date.year}", "".join(_numeric(date))))
 
 
 def _span_of_days(rng: random.Random, days: int) -> str:

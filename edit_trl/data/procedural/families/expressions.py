@@ -152,9 +152,7 @@ def make_boolean(rng: random.Random, difficulty: int) -> Problem | None:
     return _problem(rng, tree, slip, " is ", _BOOLEAN_QUESTIONS)
 
 
-def _problem(
-    rng: random.Random, tree: Tree, slip: Slip, equals: str, questions: tuple[str, ...]
-) -> Problem | None:
+def _problem(rng: random.Random, tree: Tree, slip: Slip, equals: str, questions: tuple[str, ...]) -> Problem | None:
     right, wrong = _Working(equals=equals), _Working(slip, equals)
     answer = right.work_out(tree)
     tokens = _tokens(tree)

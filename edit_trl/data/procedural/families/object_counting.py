@@ -9,14 +9,7 @@ Therefore, the answer is 6.
 import random
 
 from edit_trl.data.procedural.problems import Problem, Slip, follow, off_by
-from edit_trl.data.procedural.vocabulary import (
-    GROUP_PAIRS,
-    GROUPS,
-    NAMES,
-    NUMBER_WORDS,
-    in_number,
-    joined,
-)
+from edit_trl.data.procedural.vocabulary import GROUP_PAIRS, GROUPS, NAMES, NUMBER_WORDS, in_number, joined
 
 _QUESTIONS = (
     "I have {things}. How many {group} do I have?",

@@ -98,19 +98,13 @@ def _conclusion(owner: str, thing: str, colour: str, letter: str) -> list[str]:
 
 
 def _question(
-    rng: random.Random,
-    start: Holdings,
-    swaps: list[Swap],
-    thing: str,
-    owner: str,
-    options: list[str],
+    rng: random.Random, start: Holdings, swaps: list[Swap], thing: str, owner: str, options: list[str]
 ) -> str:
     holdings = joined([f"{person} has the {colour} {thing}" for person, colour in start.items()])
     swap = rng.choice(_SWAPS)
     adverbs = ["First, ", *["Then "] * (len(swaps) - 1)]
     story = " ".join(
-        f"{adverb}{swap.format(a=a, b=b, thing=thing)}."
-        for adverb, (a, b) in zip(adverbs, swaps, strict=True)
+        f"{adverb}{swap.format(a=a, b=b, thing=thing)}." for adverb, (a, b) in zip(adverbs, swaps, strict=True)
     )
     beginning = rng.choice(_STARTS).format(people=joined(list(start)), thing=thing, holdings=holdings)
     ending = rng.choice(_ENDS).format(thing=thing, owner=owner)
