@@ -2,10 +2,9 @@
 
     python benchmarks/effect.py benchmarks/effect_small.yaml --output outputs/effect [--jobs 2]
 
-Every method starts from the warm-up checkpoint of its seed and gets the same number of optimizer steps; its
-learning rate and strength are chosen on a dev set. The same command resumes from the cells that are done.
-Prints tables and, as the last line, one JSON object; `--report` writes them from the cells that are done so
-far.
+Every method starts from the warm-up checkpoint of its seed and gets the same number of optimizer steps; its learning
+rate and strength are chosen on a dev set. The same command resumes from the cells that are done. Prints tables and, as
+the last line, one JSON object; `--report` writes them from the cells that are done so far.
 """
 
 import argparse

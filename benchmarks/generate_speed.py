@@ -5,8 +5,7 @@
 
 A server in a process of its own answers each request after `--delay` seconds with fixed text. The ideal is
 concurrency / delay requests per second. `bare` is the same client (`openai`) in a loop without our pacing and
-journal: the limit of the client and the machine. `--memory` sends that many requests and reports the growth
-    of
+journal: the limit of the client and the machine. `--memory` sends that many requests and reports the growth of
 the process. The last line is one JSON object.
 """
 

@@ -57,8 +57,7 @@ class Case:
         tuning: Whether the pair is in the tuning half.
         offsets: The [start, end) characters of each unit (word or token) of the wrong chain.
         marks: A bool per unit, by method.
-        own: The student's surprise at each unit in nats, given the wrong chain before it; empty if not
-            scored.
+        own: The student's surprise at each unit in nats, given the wrong chain before it; empty if not scored.
         other: The surprise given the correct chain's corresponding prefix; None outside steps that differ.
     """
 

@@ -3,10 +3,9 @@
     python benchmarks/key_step_speed.py [--pairs 10000 --tokens 200 --edit_fraction 0.3 --seed 0]
                                         [--naive_pairs 50 --repeats 3] [--data FILE.jsonl]
 
-Synthetic pairs are random token ids. In the wrong chain a share `edit_fraction` of the positions is replaced,
-deleted or inserted. Methods that need text get the same chains as made-up words. With `--data` the chains are
-the `chosen` and `rejected` texts of rows, split into words. One process, one core. The last line is one JSON
-object.
+Synthetic pairs are random token ids. In the wrong chain a share `edit_fraction` of the positions is replaced, deleted
+or inserted. Methods that need text get the same chains as made-up words. With `--data` the chains are the `chosen` and
+`rejected` texts of rows, split into words. One process, one core. The last line is one JSON object.
 """
 
 import argparse

@@ -12,10 +12,9 @@ imports and tokenization (printed as `before`, the constant of the estimate's ov
 without that overhead. `loading` is the peak before the first step, minus `before`. On a GPU, the measured
 value is `torch.cuda.max_memory_allocated`, and the estimate leaves out the CUDA context and fragmentation.
 
-`--recipes` trains nothing: it prints the estimate of every recipe, from the shapes in this file. `--recipe`
-trains one recipe on a CPU as `edit-trl train` does, with overriding options, and compares the dry run's
-estimate of each stage with the peak memory of its process, loading included. The last line is one JSON
-object.
+`--recipes` trains nothing: it prints the estimate of every recipe, from the shapes in this file. `--recipe` trains one
+recipe on a CPU as `edit-trl train` does, with overriding options, and compares the dry run's estimate of each stage
+with the peak memory of its process, loading included. The last line is one JSON object.
 """
 
 import argparse

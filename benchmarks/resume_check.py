@@ -3,14 +3,13 @@
     python benchmarks/resume_check.py [--cases padded_lora tree_lora tree_full two_stages] [--repeats 20]
                                       [--real] [--student PATH] [--pairs 20] [--seed 0]
 
-Each repetition kills a training process with SIGKILL, at a random moment of a random step or after the last
-step, so that some processes die while they save. (A process that ends before its time is started again.) Then
-it runs the same command until it finishes, and compares the bytes of the weights, and the log, with those of
-an uninterrupted run. The cases differ in layout, batch size and accumulation, and use dropout. `two_stages`
-runs `edit-trl train` on a recipe like the quickstart's and kills its process group at a random moment of
-either stage. Processes are forked from this one, which has already imported the libraries; with `--real`,
-those of `two_stages` are started as from a shell. The student is a tiny Llama, or `--student`. The last line
-is one JSON object.
+Each repetition kills a training process with SIGKILL, at a random moment of a random step or after the last step, so
+that some processes die while they save. (A process that ends before its time is started again.) Then it runs the same
+command until it finishes, and compares the bytes of the weights, and the log, with those of an uninterrupted run. The
+cases differ in layout, batch size and accumulation, and use dropout. `two_stages` runs `edit-trl train` on a recipe
+like the quickstart's and kills its process group at a random moment of either stage. Processes are forked from this
+one, which has already imported the libraries; with `--real`, those of `two_stages` are started as from a shell. The
+student is a tiny Llama, or `--student`. The last line is one JSON object.
 """
 
 import argparse

@@ -5,8 +5,7 @@
                                      [--batch_size 4 --pairs 52 --repeats 3 --device auto --dtype float32]
     python benchmarks/train_speed.py --shape llama-8b --tokenizer PATH --tune qlora --pair_tokens 1024
 
-Systems: `dpo` is TRL's DPOTrainer with precomputed reference log-probabilities, so that it runs one forward
-    pass
+Systems: `dpo` is TRL's DPOTrainer with precomputed reference log-probabilities, so that it runs one forward pass
 per step, as ours does; `sft` is TRL's SFTTrainer on the correct chains, the lower bound per token; `padded`
 and `tree` are our layouts; `tree_dense` and `tree_block` are the tree with a dense mask and with
 FlexAttention. `--shape` uses random weights of a model's shape. `--pair_tokens N` makes pairs of 2 x N tokens

@@ -91,10 +91,9 @@ def chosen_term(logps: Tensor, mask: Tensor, key_mask: Tensor, key_weight: float
 def rejected_term(logps: Tensor, key_mask: Tensor, penalty: RejectedPenalty) -> Tensor:
     """Σ_t m⁻_t R(p⁻_t), not yet divided by Z⁻ nor weighted by β.
 
-    `likelihood` is R = log p, the paper's: minimising it lowers p without a bound, and the less
-    likely the token already is the harder it pushes. `unlikelihood` is R = -log(1 - p) (Welleck et
-    al., arXiv 1908.04319), gentle on unlikely tokens; tokens above `UNLIKELIHOOD_MAX_PROBABILITY`
-    have its value there and no gradient.
+    `likelihood` is R = log p, the paper's: minimising it lowers p without a bound, and the less likely the token
+    already is the harder it pushes. `unlikelihood` is R = -log(1 - p) (Welleck et al., arXiv 1908.04319), gentle on
+    unlikely tokens; tokens above `UNLIKELIHOOD_MAX_PROBABILITY` have its value there and no gradient.
 
     Args:
         logps: log p⁻. Shape (B, T).
@@ -130,8 +129,7 @@ def preference_term(
     | `ipo`            | (Δ - 1 / (2 b))²                             | IPO, arXiv 2310.12036, eq. 17 |
     | `orpo`           | -log σ(b (log odds⁺ - log odds⁻) - margin)   | ORPO, arXiv 2403.07691, eq. 7 |
 
-    `sigmoid` with b = 1, no margin and summed scores is -log(P⁺ / (P⁺ + P⁻)), the bounded contrast
-    between two ways on.
+    `sigmoid` with b = 1, no margin and summed scores is -log(P⁺ / (P⁺ + P⁻)), the bounded contrast between two ways on.
 
     Args:
         chosen_score: s⁺. Shape (B,).

@@ -18,9 +18,8 @@ Record = dict[str, Any]
 def difference(before: Sequence[Path], after: Sequence[Path], score: str) -> Record:
     """How much better a method's runs are than the baseline's.
 
-    Both start from the same warm-up of a seed, so they are paired by seed as well as by item. An unpaired
-    comparison, as `edit-trl compare` makes it, would hide the methods' effect behind the differences between
-    warm-ups.
+    Both start from the same warm-up of a seed, so they are paired by seed as well as by item. An unpaired comparison,
+    as `edit-trl compare` makes it, would hide the methods' effect behind the differences between warm-ups.
 
     Args:
         before: Runs of the baseline, one per seed.

@@ -102,8 +102,7 @@ def find_beside(path: str | None, folder: Path) -> str | None:
     """Find a file or folder that a recipe names: in the working directory, then in the recipe's folder.
 
     Args:
-        path: The path as the recipe has it; a Hub id, None and a path that exists nowhere are returned as
-            they are.
+        path: The path as the recipe has it; a Hub id, None and a path that exists nowhere are returned as they are.
         folder: The recipe's folder.
     """
     if path is None or Path(path).exists() or not (folder / path).exists():

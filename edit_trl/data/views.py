@@ -1,11 +1,10 @@
 """Views of dual CoTs: the rows that each system of the paper trains on.
 
 A view is a pure function from rows to rows. A view and a configuration of the trainer make a system: EDIT, a
-baseline or an ablation (arXiv 2405.19737; `recipes/baselines/`). Where the paper is silent, a view follows
-the authors' code (github.com/C-W-D/CasCoD, commit 452b26d, `src/datasets/bbh_dataset.py` and
-`src/utils/method_utils.py`), with two differences: the label of a task is the chain's whole answer statement
-("Therefore, the answer is 3."), so that all students' answers are read alike, and the end of a text is
-trained.
+baseline or an ablation (arXiv 2405.19737; `recipes/baselines/`). Where the paper is silent, a view follows the authors'
+code (github.com/C-W-D/CasCoD, commit 452b26d, `src/datasets/bbh_dataset.py` and `src/utils/method_utils.py`), with two
+differences: the label of a task is the chain's whole answer statement ("Therefore, the answer is 3."), so that all
+students' answers are read alike, and the end of a text is trained.
 
 | view             | rows                                                                              |
 |------------------|-----------------------------------------------------------------------------------|

@@ -113,8 +113,7 @@ def evaluate_with_harness(
         include_path: See `load_harness_tasks`.
         batch_size: Number of requests per batch.
         limit: The most items of each task, from its beginning.
-        num_fewshot: Number of worked examples in a prompt; that of each task if None. A task that sets it to
-            0 keeps 0.
+        num_fewshot: Number of worked examples in a prompt; that of each task if None. A task that sets it to 0 keeps 0.
         apply_chat_template: Whether to apply the chat template of the tokenizer.
         seed: Seed of few-shot examples and of sampling.
 

@@ -65,8 +65,7 @@ def bootstrap_interval(
 
     Args:
         values: One value per item.
-        clusters: The cluster of each item. If given, whole clusters are resampled; with a single cluster,
-            items are.
+        clusters: The cluster of each item. If given, whole clusters are resampled; with a single cluster, items are.
         level: The confidence level.
         resamples: The number of resamples.
         seed: The seed of the resampling.

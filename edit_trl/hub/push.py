@@ -246,9 +246,8 @@ def pushing(
 ) -> Iterator[None]:
     """Push the model that is trained inside the block.
 
-    Before the block, the repository is opened, so a push that would be refused stops the run before it is
-    trained. After it, the folder is pushed as a whole, with its card and results. Only the main process does
-    either.
+    Before the block, the repository is opened, so a push that would be refused stops the run before it is trained.
+    After it, the folder is pushed as a whole, with its card and results. Only the main process does either.
 
     Args:
         folder: Where the model is saved.

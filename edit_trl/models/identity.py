@@ -19,10 +19,9 @@ _WHOLE, _END, _BLOCKS, _BLOCK = 2**26, 2**20, 256, 2**12
 def model_hash(path_or_id: str) -> str:
     """Hash a model's weights: 16 hexadecimal digits that change when the weights do.
 
-    For a folder, names, sizes and bytes of the weight files and configurations are hashed. Files above
-    64 MiB are sampled (1 MiB at both ends and 256 blocks of 4 KiB between them), so that hashing takes much
-    less time than loading. For a Hub id, the commit is hashed. The hash of an adapter includes its base
-    model's.
+    For a folder, names, sizes and bytes of the weight files and configurations are hashed. Files above 64 MiB are
+    sampled (1 MiB at both ends and 256 blocks of 4 KiB between them), so that hashing takes much less time than
+    loading. For a Hub id, the commit is hashed. The hash of an adapter includes its base model's.
 
     Raises:
         InputError: There are no weights.

@@ -95,8 +95,7 @@ def read_adapter(
         texts: See `Adapter`.
 
     Raises:
-        InputError: It is not an adapter, its weights are pickled, or it belongs to another model than
-            `base_model`.
+        InputError: It is not an adapter, its weights are pickled, or it belongs to another model than `base_model`.
     """
     folder = Path(adapter).expanduser()
     if not folder.is_dir() and not is_hub_id(adapter):

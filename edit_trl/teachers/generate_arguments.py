@@ -19,9 +19,8 @@ class GenerateArguments(EndpointArguments):
     """The models that are asked, the questions, and where the result goes; beside `EndpointArguments`.
 
     Attributes:
-        teacher: `openai_compatible` asks an endpoint, `transformers_local` a model on this machine,
-            `procedural` the embedded teacher, which only knows its own problems; `none` asks the student only
-            (`pivots`).
+        teacher: `openai_compatible` asks an endpoint, `transformers_local` a model on this machine, `procedural` the
+            embedded teacher, which only knows its own problems; `none` asks the student only (`pivots`).
         model: The teacher's name at the endpoint, or its path or Hub id.
         batch_size: Number of prompts per batch of a local model.
         engine: `local`, or `ray`: machines of a running Ray cluster load the local models, which must have

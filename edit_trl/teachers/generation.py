@@ -32,8 +32,7 @@ class PipelineOptions:
         rectify: How wrong chains are rectified: a new chain with a `hint` at the answer (the paper's AHP),
             the wrong chain with `minimal` changes, or `none`.
         rectify_check: A second check of rectified chains, whose prompt does not tell the answer:
-            `self_consistency` lets the teacher draw the conclusion again, `judge` asks whether every step is
-            sound.
+            `self_consistency` lets the teacher draw the conclusion again, `judge` asks whether every step is sound.
         corrupt: Whether correct chains are corrupted (CCP).
         label: Whether the kinds of mistake are named: the `paper`'s four, or the `fine` set.
         temperature: Temperature for annotating, rectifying and corrupting.

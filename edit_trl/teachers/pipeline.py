@@ -44,8 +44,7 @@ async def make_dual_cots(
         teacher: Writes, rectifies and corrupts chains.
         options: See `PipelineOptions`.
         templates: The prompt templates; the package's own where None.
-        exemplars: Worked examples for the teacher's prompts. Those with a wrong chain are also used to
-            corrupt.
+        exemplars: Worked examples for the teacher's prompts. Those with a wrong chain are also used to corrupt.
         student: Where given, the teacher also rectifies the student's own wrong chains (`on_policy`).
         labeller: Names the kinds of mistake; the teacher where None.
         watcher: Receives the progress.

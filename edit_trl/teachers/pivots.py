@@ -7,15 +7,13 @@ of the student's right continuations from before the step becomes the correct ha
 verify the key step; it is not guessed from how the two chains differ.
 
 Bisection assumes that a lost prefix stays lost. Rollouts follow this only roughly: a student may correct an
-earlier mistake, and a few rollouts may all be wrong by chance. The search then still ends at a step with
-evidence on both sides, but there may be others, and it favours steps after which no rollout was right by
-chance. Therefore `confirm_pivots` draws new rollouts on both sides; steps that these do not confirm are
-dropped and counted.
+earlier mistake, and a few rollouts may all be wrong by chance. The search then still ends at a step with evidence on
+both sides, but there may be others, and it favours steps after which no rollout was right by chance. Therefore
+`confirm_pivots` draws new rollouts on both sides; steps that these do not confirm are dropped and counted.
 
 Rollouts as a verdict on steps: Math-Shepherd (arXiv 2312.08935); bisection for the first error: OmegaPRM
-(arXiv 2406.06592). Everything is text. A prefix ends after a line break, or before the space in front of the
-next word, since most tokenizers join the space with the word. The student's tokens of a prefix may differ
-from those it wrote.
+(arXiv 2406.06592). Everything is text. A prefix ends after a line break, or before the space in front of the next word,
+since most tokenizers join the space with the word. The student's tokens of a prefix may differ from those it wrote.
 """
 
 from __future__ import annotations

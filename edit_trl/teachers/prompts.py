@@ -83,8 +83,7 @@ class Templates:
             files: Template name -> text file.
 
         Raises:
-            InputError: Unknown names, unknown or missing placeholders, and files that cannot be read; all at
-                once.
+            InputError: Unknown names, unknown or missing placeholders, and files that cannot be read; all at once.
         """
         names = get_args(TemplateName)
         texts = {name: read_template(resources.files(__package__) / "templates" / f"{name}.txt") for name in names}

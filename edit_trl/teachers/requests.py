@@ -65,8 +65,7 @@ class Requests:
             temperature = 0.0 if stage == "label" else temperature
         return ChatRequest(
             stage=stage,
-            # The number tells requests of one question apart; it is neither sent nor part of the journal's
-            # key.
+            # The number tells requests of one question apart; it is neither sent nor part of the journal's key.
             row_id=f"{sample if number is None else number}\t{question.id}",
             template=self.templates.version(template),
             messages=(*system, ("user", prompt)),

@@ -91,8 +91,7 @@ def preference_trainer(
         student: The student's Hub id or path, for its tokenizer and, without `model`, its weights.
         model: The student with an adapter that is trained further; its state before training is also the
             reference of DPO. None to load `student`.
-        args: The trainer's options, an `options_class(trainer)`; the student is loaded with
-            `model_init_kwargs`.
+        args: The trainer's options, an `options_class(trainer)`; the student is loaded with `model_init_kwargs`.
         train_dataset: Validated dual CoTs to train on.
         eval_dataset: Validated dual CoTs to evaluate on.
         quantization_config: How the student is quantized when it is loaded.

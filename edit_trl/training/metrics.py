@@ -74,10 +74,9 @@ def pair_metrics(
         paired: False for a correct chain alone, which has nothing to be compared with. Shape (B,), bool.
 
     Returns:
-        `logps/rejected_*` (mean over tokens); `key_accuracy`, the share of pairs whose correct key
-        tokens are likelier per token than the wrong ones, and `margins/key`, over pairs with key tokens
-        on both sides; `completion_accuracy` and `margins/completion`, the same over whole chains;
-        `key_fraction`.
+        `logps/rejected_*` (mean over tokens); `key_accuracy`, the share of pairs whose correct key tokens are likelier
+        per token than the wrong ones, and `margins/key`, over pairs with key tokens on both sides;
+        `completion_accuracy` and `margins/completion`, the same over whole chains; `key_fraction`.
     """
     both = (chosen_key_mask.any(-1) & rejected_key_mask.any(-1)).to(chosen_logps.dtype)
     key = masked_mean(chosen_logps, chosen_key_mask) - masked_mean(rejected_logps, rejected_key_mask)

@@ -1,8 +1,7 @@
 """The trainers of a recipe, and the classes of their options.
 
-`dual_cot` is ours. The others are TRL's preference trainers, to compare with: `dpo` (`trl.DPOTrainer`: DPO,
-DPO with an NLL anchor, IPO), `orpo`, and `cpo` (CPO and SimPO). The last two were read in `trl.experimental`
-of TRL 1.16.
+`dual_cot` is ours. The others are TRL's preference trainers, to compare with: `dpo` (`trl.DPOTrainer`: DPO, DPO with an
+NLL anchor, IPO), `orpo`, and `cpo` (CPO and SimPO). The last two were read in `trl.experimental` of TRL 1.16.
 """
 
 import os

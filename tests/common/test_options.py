@@ -11,8 +11,7 @@ class Sizes:
     """Sizes.
 
     Attributes:
-        rows: How many rows,
-            in all.
+        rows: How many rows, in all.
         names: Names of them.
     """
 

@@ -145,9 +145,8 @@ def seeds():
 def test_seeds_add_their_variance():
     # vs <- function(m) { f <- data.frame(v = c(m), i = factor(row(m)), s = factor(col(m)))
     #   ms <- anova(lm(v ~ i + s, f))[["Mean Sq"]]; max(0, (ms[2] - ms[3]) / nrow(m)) / ncol(m) }
-    # dd <- rowMeans(b) - rowMeans(a); v <- c(var(dd) / 40, vs(a), vs(b)); df <- c(39, 2, 1)
-    # f <- sum(v)^2 / sum(v^2 / df); mean(dd) + c(-1, 1) * qt(.975, f) * sqrt(sum(v))
-    # 2 * pt(-abs(mean(dd)) / sqrt(sum(v)), f)
+    # dd <- rowMeans(b) - rowMeans(a); v <- c(var(dd) / 40, vs(a), vs(b)); df <- c(39, 2, 1) f <- sum(v)^2 / sum(v^2 /
+    # df); mean(dd) + c(-1, 1) * qt(.975, f) * sqrt(sum(v)) 2 * pt(-abs(mean(dd)) / sqrt(sum(v)), f)
     before, after = seeds()
     result = paired_difference(before, after)
     assert result.value == pytest.approx(0.15)
@@ -168,8 +167,7 @@ def test_wilson_where_every_resample_is_the_same():
 
 
 def test_the_percentile_bootstrap_of_a_mean():
-    # w <- (1:60)^1.5 / 100; bm <- replicate(100000, mean(sample(w, replace = TRUE)))
-    # quantile(bm, c(.025, .975))
+    # w <- (1:60)^1.5 / 100; bm <- replicate(100000, mean(sample(w, replace = TRUE))) quantile(bm, c(.025, .975))
     values = np.arange(1, 61) ** 1.5 / 100
     interval = bootstrap_interval(values)
     assert interval.value == pytest.approx(1.89791896660085)

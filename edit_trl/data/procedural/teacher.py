@@ -57,8 +57,7 @@ class ProceduralTeacher:
         """Yield the first `count` rows, in plain text; no problem occurs twice.
 
         Raises:
-            InputError: `count` is not a positive integer, or a family has too few problems of this
-                difficulty.
+            InputError: `count` is not a positive integer, or a family has too few problems of this difficulty.
             RuntimeError: The solver does not confirm a row: a bug in a family.
         """
         if type(count) is not int or count < 1:

@@ -119,8 +119,7 @@ def evaluate_accuracy(
         max_new_tokens: Maximum number of tokens per response.
         temperature: Sampling temperature; 0 for greedy decoding.
         top_p: Probability mass of nucleus sampling.
-        samples: Number of responses per problem; the majority's answer counts (self-consistency,
-            arXiv 2203.11171).
+        samples: Number of responses per problem; the majority's answer counts (self-consistency, arXiv 2203.11171).
         seed: Seed of sampling.
         batching: See `edit_trl.models.generation`.
         answer_type: Type of every answer; if None, the row's `answer_type`, or else the type inferred from

@@ -50,8 +50,7 @@ def problems_of(
 
     Args:
         rows: Rows with `prompt` and `answer`; optionally `task`, `id`, `answer_type`, `mistake` and `source`.
-        answer_type: Type of every answer; if None, the row's `answer_type`, or else the type inferred from
-            the answer.
+        answer_type: Type of every answer; if None, the row's `answer_type`, or else the type inferred from the answer.
         task: The task of rows without one.
         where: What messages call the rows.
 

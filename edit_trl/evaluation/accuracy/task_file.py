@@ -38,8 +38,7 @@ class TaskFile:
         datasets: Several datasets instead, as task: source.
         dataset_config: Configuration of a Hub dataset; with a list, each configuration is a task.
         dataset_split: Split of the dataset; "train" if there are several.
-        column_mapping: Renames columns to question, answer, id, task, task_description, choices, context, or
-            prompt.
+        column_mapping: Renames columns to question, answer, id, task, task_description, choices, context, or prompt.
         answer_after: The text in the answer column after which the answer begins, such as "####".
         answer_type: Type of every answer: number, choice, yes_no, boolean, text or list; inferred from the
             answer if empty.

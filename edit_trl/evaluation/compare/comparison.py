@@ -112,10 +112,8 @@ class SystemComparison:
         groups: The score of each group, by name.
         missing: For each run, the items that it lacks and another run has.
         unscored: Items that do not have the score in every run.
-        fixed_items: (task, id) of the fixed items; None with several seeds, or if items are not right or
-            wrong.
-        broken_items: (task, id) of the broken items; None with several seeds, or if items are not right or
-            wrong.
+        fixed_items: (task, id) of the fixed items; None with several seeds, or if items are not right or wrong.
+        broken_items: (task, id) of the broken items; None with several seeds, or if items are not right or wrong.
     """
 
     name: str
@@ -173,9 +171,8 @@ def compare_runs(
         The difference, its intervals and its p-value, overall and by group.
 
     Raises:
-        InputError: A run cannot be read, is not finished or was written by another version; runs differ in
-            their kind, questions, versions of a task or answer check; they share no item; or the score is
-            unknown.
+        InputError: A run cannot be read, is not finished or was written by another version; runs differ in their kind,
+            questions, versions of a task or answer check; they share no item; or the score is unknown.
     """
     if not others:
         raise InputError("nothing to compare with: give the baseline and at least one other run")

@@ -28,11 +28,9 @@ def summarize(judgements: Sequence[Judgement], models: Sequence[str]) -> dict[st
         A dictionary with
 
         - `items`, `with_reference` and `outcomes`: counts;
-        - `scores`, for each model: `items`, `mean` with `interval`, `histogram`, and `tasks`, the mean of
-          each task;
-        - `comparisons`, for each two models: the number of items in which the first has the higher score
-          (`wins`), the same (`ties`) or the lower score (`losses`), and the mean `difference` with
-          `interval`, from resampled tasks;
+        - `scores`, for each model: `items`, `mean` with `interval`, `histogram`, and `tasks`, the mean of each task;
+        - `comparisons`, for each two models: the number of items in which the first has the higher score (`wins`), the
+          same (`ties`) or the lower score (`losses`), and the mean `difference` with `interval`, from resampled tasks;
         - `positions`, for each position in which chains were shown: their mean score, and `effect`, the
           difference of their scores and the mean scores of the same models, with `interval`.
 

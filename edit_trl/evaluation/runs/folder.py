@@ -3,9 +3,8 @@
     evaluation.json    a `RunRecord`: the settings, versions and hashes, and, once finished, the scores
     items.jsonl        one `EvaluateItem` or `SuiteItem` per line
 
-Items are appended batch by batch, and put into the order of the data at the end. A killed run resumes after
-its last whole batch. Its finished file has the same bytes as that of an uninterrupted run, so items hold no
-times.
+Items are appended batch by batch, and put into the order of the data at the end. A killed run resumes after its last
+whole batch. Its finished file has the same bytes as that of an uninterrupted run, so items hold no times.
 """
 
 from __future__ import annotations

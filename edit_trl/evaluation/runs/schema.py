@@ -69,9 +69,8 @@ class Logps(TypedDict):
 class WrongTurn(TypedDict):
     """The first token of the correct chain that greedy decoding would not generate.
 
-    [`start`, `end`) are its characters in the chain, `token` is its text, `instead` the text of the token
-    that the model prefers, `logp` the log-probability of the chain's token, `at_key` whether it is a key
-    token.
+    [`start`, `end`) are its characters in the chain, `token` is its text, `instead` the text of the token that the
+    model prefers, `logp` the log-probability of the chain's token, `at_key` whether it is a key token.
     """
 
     start: int
@@ -105,10 +104,9 @@ class TokenLogps(TypedDict):
 class SuiteItem(TypedDict):
     """A dual CoT and the scores of the model.
 
-    `chosen` and `rejected` are the texts of the chains; spans are [start, end) characters in them. `margin`
-    is `logps.chosen - logps.rejected`, and `preferred` is whether it is positive. `key_margin` and
-    `key_preferred` are the same over key tokens, and None if one side has none. `greedy` is None if nothing
-    was generated.
+    `chosen` and `rejected` are the texts of the chains; spans are [start, end) characters in them. `margin` is
+    `logps.chosen - logps.rejected`, and `preferred` is whether it is positive. `key_margin` and `key_preferred` are the
+    same over key tokens, and None if one side has none. `greedy` is None if nothing was generated.
     """
 
     task: str

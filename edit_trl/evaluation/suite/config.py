@@ -19,8 +19,7 @@ class SuiteArguments(MeasuredModel):
     """The model, the pairs and the settings of a suite.
 
     Attributes:
-        tokenizer: The tokenizer, as a path or Hub id; that of the model by default. A model at an endpoint
-            needs one.
+        tokenizer: The tokenizer, as a path or Hub id; that of the model by default. A model at an endpoint needs one.
         dataset_name: Dual CoTs: a .jsonl, .json, .csv or .parquet file, a folder saved by datasets or
             `edit-trl generate`, or a Hub id.
         dataset_config: Configuration of a Hub dataset.
@@ -31,14 +30,12 @@ class SuiteArguments(MeasuredModel):
         families: Families of these problems; all by default.
         difficulty: Difficulty of these problems, 1 to 5.
         seed: Seed of these problems.
-        conversational: Ask these problems by messages, through the chat template; false for base models
-            without one.
+        conversational: Ask these problems by messages, through the chat template; false for base models without one.
         from_run: The folder of a finished `edit-trl evaluate` run with several samples per question, instead
             of a dataset: each correct chain is paired with the most similar wrong chain of its question.
         pairs_per_question: The most pairs to make of a question of that run.
         limit: The most pairs to score, from the beginning of the data.
-        key_step_method: How key steps are found: words, edit, fork, forks, spans (those in the rows) or
-            reference.
+        key_step_method: How key steps are found: words, edit, fork, forks, spans (those in the rows) or reference.
         greedy: Also let the model continue the shared beginning of both chains.
         max_new_tokens: Maximum number of tokens of this continuation.
         batch_size: Pairs per batch; at an endpoint, the most pairs whose two chains are scored at a time.

@@ -17,17 +17,15 @@ SOURCE = "sampled"
 def pairs_of_run(run: Run, pairs_per_question: int = 1) -> list[dict[str, Any]]:
     """Make dual CoTs of a finished `edit-trl evaluate` run.
 
-    The correct and the wrong chain of a question with the smallest word edit distance make the first pair,
-    the closest two of the remaining chains the next one. Chains that were cut off or have no answer are not
-    used.
+    The correct and the wrong chain of a question with the smallest word edit distance make the first pair, the closest
+    two of the remaining chains the next one. Chains that were cut off or have no answer are not used.
 
     Args:
         run: A run with several samples per question.
         pairs_per_question: The most pairs to make of a question.
 
     Returns:
-        Rows as `edit_trl.data.dual_cots` describes them, with the task, id, answer and mistakes of the
-        question.
+        Rows as `edit_trl.data.dual_cots` describes them, with the task, id, answer and mistakes of the question.
 
     Raises:
         InputError: The run is one of `edit-trl suite` or has one sample per question, or no question has

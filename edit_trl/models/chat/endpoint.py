@@ -60,8 +60,7 @@ class OpenAICompatibleTeacher:
         model: The model's name at the endpoints.
         base_urls: Endpoints that serve the same model, such as "http://127.0.0.1:8000/v1". Requests go to
             them in turn, past those that cannot be reached.
-        api_key_env: The environment variable that holds the key; None if the endpoints need none, as local
-            ones do.
+        api_key_env: The environment variable that holds the key; None if the endpoints need none, as local ones do.
         timeout: Seconds to wait for a whole answer.
         token_limit: The endpoint's name for the limit of an answer's length.
         extra_body: More fields to send, such as `{"chat_template_kwargs": {"enable_thinking": false}}`.

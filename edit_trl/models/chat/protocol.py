@@ -143,8 +143,7 @@ class TryAgain(Exception):
     Attributes:
         reason: Such as "429 Too Many Requests".
         congestion: Whether too many requests were in flight.
-        turned_away: Whether the endpoint rejected the request unread, so that it does not count as an
-            attempt.
+        turned_away: Whether the endpoint rejected the request unread, so that it does not count as an attempt.
         retry_after: Seconds that the endpoint asks to wait; None if it does not say.
     """
 

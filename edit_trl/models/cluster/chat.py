@@ -1,10 +1,9 @@
 """Teachers and students on a Ray cluster: one process per endpoint, and one per GPU for local models.
 
 Journal, pacing, retries and cost stay in the process that runs the command: a response is committed there
-before anything is read from it. A journal in each actor would not be safer. An actor ends with its machine,
-whose disk is then gone, or with the command; and SQLite does not lock reliably in a folder that machines
-share. Only responses that are in flight when a machine dies can be lost, as when a connection breaks. They
-are asked for again.
+before anything is read from it. A journal in each actor would not be safer. An actor ends with its machine, whose disk
+is then gone, or with the command; and SQLite does not lock reliably in a folder that machines share. Only responses
+that are in flight when a machine dies can be lost, as when a connection breaks. They are asked for again.
 """
 
 from __future__ import annotations

@@ -72,8 +72,7 @@ def places(actors: int | None, *, cpu: bool = False) -> tuple[int, dict[str, flo
     """How many actors a model gets, and the resources that each takes.
 
     Args:
-        actors: How many are asked for. Where None, one per GPU; in a cluster without GPUs, one per machine
-            with CPUs.
+        actors: How many are asked for. Where None, one per GPU; in a cluster without GPUs, one per machine with CPUs.
         cpu: Use CPUs only.
 
     Returns:

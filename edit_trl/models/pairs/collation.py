@@ -78,10 +78,9 @@ class DualCoTCollator:
     Padded layout: the correct chains, then the wrong ones, one chain per row, padded on the right. The
     tokenizer's `padding_side` does not matter; it is meant for generation.
 
-    An example has `prompt_ids`, and for each side (`chosen`, `rejected`) `*_ids`, `*_key_mask` and
-    `*_fork_mask`; `fork`, the index of the first completion token in which the chains differ; `row`, the
-    row's number in the source; and, where a reference is precomputed, `reference_chosen_score` and
-    `reference_rejected_score`.
+    An example has `prompt_ids`, and for each side (`chosen`, `rejected`) `*_ids`, `*_key_mask` and `*_fork_mask`;
+    `fork`, the index of the first completion token in which the chains differ; `row`, the row's number in the source;
+    and, where a reference is precomputed, `reference_chosen_score` and `reference_rejected_score`.
 
     Args:
         pad_token_id: Fills the rows of the padded layout; never attended to and never a label.
@@ -128,11 +127,10 @@ class DualCoTCollator:
         """Collate B examples.
 
         Returns:
-            `fork`, `row` and the reference scores, shape (B,). `input_ids`, with `position_ids` of shape
-            (1, T) or `attention_mask` of shape (2B, T). `scored_positions`, positions in the flattened input,
-            and `scored_labels`, the tokens predicted there, of shape (S,). For each side `*_index` into them,
-            `*_mask`, `*_key_mask` and `*_fork_mask` of shape (B, longest completion), 0 at padding.
-            `layout`, a `BatchLayout`.
+            `fork`, `row` and the reference scores, shape (B,). `input_ids`, with `position_ids` of shape (1, T) or
+            `attention_mask` of shape (2B, T). `scored_positions`, positions in the flattened input, and
+            `scored_labels`, the tokens predicted there, of shape (S,). For each side `*_index` into them, `*_mask`,
+            `*_key_mask` and `*_fork_mask` of shape (B, longest completion), 0 at padding. `layout`, a `BatchLayout`.
         """
         batch: dict[str, Any] = {
             name: torch.tensor([example[name] for example in examples]) for name in PAIR_COLUMNS if name in examples[0]

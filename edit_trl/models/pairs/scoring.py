@@ -39,8 +39,7 @@ class PairLogps:
         rejected: Log-probabilities of the wrong chains, shape (B, T⁻); None where they were not run.
         aux_loss: The load-balancing loss of a mixture of experts that returns one; else None.
         tokens: Number of tokens that were run, without padding.
-        chosen_best: The likeliest token at each position of the correct chains, shape (B, T⁺); None unless
-            requested.
+        chosen_best: The likeliest token at each position of the correct chains, shape (B, T⁺); None unless requested.
     """
 
     chosen: Tensor
@@ -77,8 +76,7 @@ class PairScorer:
     again in the padded layout, and the collator makes padded batches from then on.
 
     Args:
-        model: The student or a PEFT model of it, after `trl.trainer.utils.add_fused_lm_head` unless
-            `with_best`.
+        model: The student or a PEFT model of it, after `trl.trainer.utils.add_fused_lm_head` unless `with_best`.
         collator: The collator that makes the batches.
         tree: How the model attends along a tree; None where it cannot.
         check: How the first batch in the tree layout is checked; None for no check.

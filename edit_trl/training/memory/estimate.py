@@ -40,8 +40,7 @@ USABLE = 0.96
 CUDA_CONTEXT = int(0.6 * GIB)
 CUDA_FRAGMENTATION = 0.04
 
-# Python with torch, transformers, TRL and datasets, and a tokenized dataset. Measured, see
-# benchmarks/memory_check.py.
+# Python with torch, transformers, TRL and datasets, and a tokenized dataset. Measured, see benchmarks/memory_check.py.
 CPU_PROCESS = int(0.6 * GIB)
 
 # Half precision is multiplied by oneDNN, which keeps the kernels and descriptions of the last 1,024 shapes;
@@ -101,8 +100,7 @@ def estimate_memory(
         examples: The longest batch, as examples for `DualCoTCollator`; see `made_up_examples`.
         device: The kind of device.
         mixed: The dtype of mixed precision; None without it.
-        shards: The number of devices over which weights, gradients and optimizer states are sharded (FSDP2,
-            ZeRO-3).
+        shards: The number of devices over which weights, gradients and optimizer states are sharded (FSDP2, ZeRO-3).
     """
     student, sizes = _student(config, model, training)
     layout: BatchLayoutName = "padded"

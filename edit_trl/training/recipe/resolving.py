@@ -57,14 +57,12 @@ class RunArguments:
 
     Attributes:
         stage: The stage's name; None for a recipe without stages.
-        values: The options that were given, converted to their types, those of the stage and the command
-            line applied.
+        values: The options that were given, converted to their types, those of the stage and the command line applied.
         data: Where the rows come from.
         training: The trainer's configuration: a `DualCoTConfig`, or that of one of TRL's trainers.
             `output_dir` is the stage's own folder.
         model: TRL's model, PEFT and quantization options.
-        left_out: Options of the command line that this stage's trainer does not have, but another stage's
-            has.
+        left_out: Options of the command line that this stage's trainer does not have, but another stage's has.
     """
 
     stage: str | None
@@ -186,8 +184,7 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
 
     Args:
         recipe: The recipe.
-        options: Options that win over the recipe and its stages: those of the command line, or of
-            `train_recipe`.
+        options: Options that win over the recipe and its stages: those of the command line, or of `train_recipe`.
 
     Raises:
         InputError: All problems of the recipe and of its stages, at once.
