@@ -94,7 +94,7 @@ def test_files_are_looked_for_beside_the_recipe(suite, pairs, tmp_path):
 BAD = {
     "no such file": (["--dataset_name", "nothing.jsonl"], "no such file or folder: 'nothing.jsonl'"),
     "no such run": (["--from_run", "nothing"], "no run of `edit-trl evaluate`"),
-    "family": (["--rows", "3", "--families", "navigat"], "did you mean 'navigate'"),
+    "family": (["--rows", "3", "--families", "navigat"], "did you mean `navigate`"),
     "option": (["--dataset", "x"], "unknown option --dataset"),
     "no model": (["--rows", "3", "--model", "/nowhere"], "no such folder"),
     "device": (["--rows", "3", "--device", "abacus"], "`device: abacus`"),

@@ -326,7 +326,7 @@ def test_the_table_shows_every_score_and_group(model, tokenizer):
     record = RunRecord("suite", "mine", "m", "h", {}, {}, "d", items=len(result.items), **scores)
     text = run_table(Run(Path(), record, result.items))
     assert text.startswith(f"mine: {len(ROWS) + 2} pairs")
-    assert "[red]b�[2J" in text
+    assert "[red]b␛[2J" in text
     assert "\x1b" not in text
     for name in (*result.scores, "arithmetic", "sums", "mine", "95% interval"):
         assert name in text
