@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.chat.dispatch import Answer, Dispatcher, Failure, Limits, stopped_by_signals
 from edit_trl.models.chat.journal import Journal
 from edit_trl.models.chat.protocol import ChatRequest, Teacher
+from edit_trl.models.cluster.cluster import Engine
 
 
 class JournaledEndpoint:
@@ -19,18 +20,19 @@ class JournaledEndpoint:
         client: The model.
         folder: The folder of the run, which holds the journal.
         limits: How hard the endpoint may be asked.
+        engine: Which machines ask it: this one, or those of a Ray cluster.
+
+    Raises:
+        InputError: The endpoint cannot be reached, or does not have the model; no prompt is sent yet.
     """
 
-    def __init__(self, client: Teacher, folder: Path, limits: Limits):
+    def __init__(self, client: Teacher, folder: Path, limits: Limits, engine: Engine = "local"):
+        if engine == "ray":
+            from edit_trl.models.cluster.chat import on_ray
+
+            client = on_ray({"model": client}, None, limits.max_concurrency)["model"]
         self._client, self._folder, self._limits = client, folder, limits
         self._loop = asyncio.new_event_loop()
-
-    def check(self) -> None:
-        """Check that the endpoint can be reached and has the model; no prompt is sent.
-
-        Raises:
-            InputError: It cannot be reached, or does not have the model.
-        """
         try:
             self._loop.run_until_complete(self._client.check())
         except InputError:
@@ -50,7 +52,7 @@ class JournaledEndpoint:
                 dispatcher = Dispatcher(self._client, journal, self._limits)
                 with stopped_by_signals([dispatcher], self._loop):
                     outcomes = dispatcher.run(requests)
-                    while (outcome := self._loop.run_until_complete(_next(outcomes))) is not None:
+                    while (outcome := self._loop.run_until_complete(anext(outcomes, None))) is not None:
                         if isinstance(outcome, Failure):
                             failures.append(outcome)
                         else:
@@ -67,7 +69,3 @@ class JournaledEndpoint:
         self._loop.run_until_complete(self._client.close())
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
-
-
-async def _next(outcomes: AsyncIterator[Answer | Failure]) -> Answer | Failure | None:
-    return await anext(outcomes, None)

@@ -233,7 +233,7 @@ def test_all_problems_are_told_up_to_twenty(student):
     with pytest.raises(InputError) as caught:
         evaluate(student, [PROBLEMS[0] | {"answer": None}] * 25)
     assert len(caught.value.problems) == 21
-    assert caught.value.problems[-1] == "and 5 more"
+    assert caught.value.problems[-1] == "... and 5 more"
 
 
 @pytest.mark.parametrize("column", ["prompt", "answer"])

@@ -9,6 +9,7 @@ from typing import Any
 from edit_trl.evaluation.journaled_endpoint import JournaledEndpoint
 from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.protocol import ChatRequest, Sampling, Teacher
+from edit_trl.models.cluster.cluster import Engine
 from edit_trl.models.decoding import Decoding, Generated
 
 Prompt = Any  # text, or messages
@@ -23,12 +24,15 @@ class EndpointGenerator(JournaledEndpoint):
         decoding: How responses are drawn.
         limits: How hard the endpoint may be asked.
         seed: The seed of the first sample; each further sample adds one.
+        engine: See `JournaledEndpoint`.
     """
 
     batching = "endpoint"
 
-    def __init__(self, client: Teacher, folder: Path, decoding: Decoding, limits: Limits, seed: int):
-        super().__init__(client, folder, limits)
+    def __init__(
+        self, client: Teacher, folder: Path, decoding: Decoding, limits: Limits, seed: int, engine: Engine = "local"
+    ):
+        super().__init__(client, folder, limits, engine)
         self._decoding, self._seed = decoding, seed
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
@@ -57,18 +61,9 @@ class EndpointGenerator(JournaledEndpoint):
         sampling = Sampling(decoding.temperature, decoding.top_p, decoding.max_new_tokens)
         for index in indexes:
             prompt = prompts[index]
-            messages = (
-                [("user", prompt)]
-                if isinstance(prompt, str)
-                else [(message["role"], message["content"]) for message in prompt]
-            )
+            if isinstance(prompt, str):
+                messages: tuple[tuple[str, str], ...] = (("user", prompt),)
+            else:
+                messages = tuple((message["role"], message["content"]) for message in prompt)
             for sample in range(decoding.samples):
-                yield ChatRequest(
-                    stage="student",
-                    row_id=str(index),
-                    template="",
-                    messages=tuple(messages),
-                    sampling=sampling,
-                    sample=sample,
-                    seed=self._seed + sample,
-                )
+                yield ChatRequest("student", str(index), "", messages, sampling, sample, self._seed + sample)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import raise_problems
 from edit_trl.common.terminal import visible, visible_line
 from edit_trl.evaluation.compare.comparison import Comparison, SystemComparison
 from edit_trl.evaluation.compare.score_text import amount, count_text, value_of
@@ -102,26 +102,21 @@ def junit_error_xml(message: str) -> bytes:
 
 def _check(comparison: Comparison, gates: Gates) -> None:
     score = comparison.score
-    limits = {"--min-score": gates.min_score, "--max-drop": gates.max_drop, "--max-broken": gates.max_broken}
+    limits = {"--max-broken": gates.max_broken, "--max-drop": gates.max_drop, "--min-score": gates.min_score}
     limits = {name: limit for name, limit in limits.items() if limit is not None}
-    errors = [f"{name} must be a finite number" for name, limit in limits.items() if not math.isfinite(limit)]
-    errors += [
-        f"{name} cannot be negative, got {limits[name]}"
-        for name in ("--max-drop", "--max-broken")
-        if limits.get(name, 0) < 0
-    ]
-    if score not in IN_NATS:
-        errors += [
-            f"{name} {limits[name]:g}: `{score}` is a share between 0 and 1; write 0.5, or 50%"
-            for name in ("--min-score", "--max-drop")
-            if limits.get(name, 0) > 1
-        ]
+    errors = []
+    for name, limit in limits.items():
+        if not math.isfinite(limit):
+            errors.append(f"{name} must be a finite number")
+        if limit < 0 and name != "--min-score":
+            errors.append(f"{name} cannot be negative, got {limit}")
+        if limit > 1 and name != "--max-broken" and score not in IN_NATS:
+            errors.append(f"{name} {limit:g}: `{score}` is a share between 0 and 1; write 0.5, or 50%")
     if score in LOWER_IS_BETTER and gates.min_score is not None:
         errors.append(f"--min-score: the lower `{score}` the better; use --max-drop")
     if gates.max_broken is not None and any(system.overall.flips is None for system in comparison.systems):
         errors.append(f"--max-broken: nothing is right or wrong by `{score}`; use --max-drop")
-    if errors:
-        raise InputError(errors)
+    raise_problems(errors)
 
 
 def _min_score(system: SystemComparison, least: float, score: str) -> GateResult:
@@ -144,7 +139,7 @@ def _no_regression(system: SystemComparison, comparison: Comparison) -> GateResu
     worse = [group for group in (system.overall, *system.groups.values()) if group.significantly_worse]
     parts = [
         f"{group.name} by {amount(abs(group.difference.value), comparison.score, sign=False)} "
-        f"(p = {group.p_value if group.adjusted_p_value is None else group.adjusted_p_value:.2g})"
+        f"(p = {group.final_p_value:.2g})"
         for group in worse
     ]
     message = f"significantly worse ({1 - LEVEL:.0%}): " + (", ".join(parts) or "nothing")

@@ -75,13 +75,13 @@ def grouped_scores(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[st
 
     An item with several kinds of mistake is in the group of each of them.
     """
-    grouped = {}
-    for group in GROUPS:
-        groups = group_items(items, group)
-        grouped[group] = {
-            name: {"items": len(members), **mean_scores(members, kind)} for name, members in groups.items()
+    return {
+        group: {
+            name: {"items": len(members), **mean_scores(members, kind)}
+            for name, members in group_items(items, group).items()
         }
-    return grouped
+        for group in GROUPS
+    }
 
 
 def group_items(items: Iterable[Mapping[str, Any]], group: str) -> dict[str, list[Mapping[str, Any]]]:

@@ -14,6 +14,7 @@ from edit_trl.evaluation.suite.completions import logprobs_of
 from edit_trl.evaluation.suite.items import WrongTurnAt, continuation_of, suite_item
 from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.protocol import ChatRequest, Sampling, Teacher
+from edit_trl.models.cluster.cluster import Engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +41,7 @@ class EndpointScorer(JournaledEndpoint):
         tokenizer: The tokenizer of the model.
         cases: The suite.
         max_new_tokens: The most tokens to generate after the shared beginning; 0 to generate nothing.
+        engine: See `JournaledEndpoint`.
     """
 
     def __init__(
@@ -51,8 +53,9 @@ class EndpointScorer(JournaledEndpoint):
         cases: Sequence[SuiteCase],
         *,
         max_new_tokens: int = 0,
+        engine: Engine = "local",
     ):
-        super().__init__(client, folder, limits)
+        super().__init__(client, folder, limits, engine)
         self._tokenizer, self._cases, self._max_new_tokens = tokenizer, cases, max_new_tokens
 
     def plan(self) -> list[list[int]]:
@@ -99,9 +102,8 @@ class EndpointScorer(JournaledEndpoint):
         self._check_tokens(ids, texts)
         positions = range(start, len(ids))
         best = [_best(tops[position], texts[position], logps[position]) for position in positions]
-        return ScoredChain(
-            [float(logps[position]) for position in positions], [logp for logp, _ in best], [text for _, text in best]
-        )
+        best_logps, best_texts = map(list, zip(*best, strict=True))
+        return ScoredChain([float(logps[position]) for position in positions], best_logps, best_texts)
 
     def _check_tokens(self, ids: Sequence[int], texts: Sequence[str]) -> None:
         """Check that most tokens have the same letters at the endpoint; engines write others differently."""

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import content_hash
-from edit_trl.data.dual_cots import load_dual_cots
+from edit_trl.common.options import find_beside
 from edit_trl.data.procedural import ProceduralTeacher, generate_dual_cots
 from edit_trl.data.row import rows_of
 from edit_trl.evaluation.runs.folder import RunFolder, read_run
-from edit_trl.evaluation.runs.history import check_history, record_run
+from edit_trl.evaluation.runs.history import check_history
 from edit_trl.evaluation.runs.resuming import finish_run
 from edit_trl.evaluation.runs.schema import Run, RunRecord
 from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
@@ -38,13 +38,6 @@ def measure_suite(
     say: Callable[[str], object],
 ) -> Run:
     """Measure a model on a suite, and add the run to the history.
-
-    Args:
-        arguments: The model, the pairs and the settings.
-        endpoint: Where the model is, if it has `base_urls`.
-        limits: How hard the endpoint may be asked.
-        recipe_folder: Files that are not in the working directory are looked for here.
-        say: Called with each message about the progress.
 
     Raises:
         InputError: The options, the pairs or the model are wrong, or an endpoint failed for good.
@@ -71,21 +64,13 @@ def measure_suite(
         settings=arguments.settings,
         tasks={case.task: SUITE_VERSION for case in cases},
         data_hash=content_hash([case.content() for case in cases]),
-        seed=arguments.seed,
     )
     folder = RunFolder(arguments.folder, record)
     if folder.finished:
         say(f"{folder.path} is finished ({folder.record.finished}), nothing to score")
-        run = read_run(folder.path)
     else:
-        scorer = _scorer(arguments, client, limits, record, tokenizer, cases)
-        try:
-            score_cases(cases, scorer, folder=folder)
-        finally:
-            folder.pause()
-        run = finish_run(folder, cases)
-    record_run(run, arguments.history)
-    return run
+        score_cases(cases, _scorer(arguments, client, limits, record, tokenizer, cases), folder=folder)
+    return finish_run(folder, cases, arguments.history)
 
 
 def _read_rows(arguments: SuiteArguments, recipe_folder: Path) -> tuple[Iterable[Mapping[str, Any]], str]:
@@ -95,22 +80,10 @@ def _read_rows(arguments: SuiteArguments, recipe_folder: Path) -> tuple[Iterable
         dual_cots = generate_dual_cots(teacher, arguments.rows, conversational=arguments.conversational)
         return rows_of(dual_cots), "procedural teacher"
     if arguments.from_run is not None:
-        run = read_run(_resolved(arguments.from_run, recipe_folder))
+        run = read_run(find_beside(arguments.from_run, recipe_folder))
         return pairs_of_run(run, arguments.pairs_per_question), arguments.from_run
-    source = _resolved(arguments.dataset_name, recipe_folder)
-    dataset = load_dual_cots(
-        source,
-        name=arguments.dataset_config,
-        split=arguments.dataset_split,
-        revision=arguments.dataset_revision,
-        column_mapping=arguments.column_mapping,
-    )
-    return rows_of(dataset), source
-
-
-def _resolved(name: str, recipe_folder: Path) -> str:
-    """The path beside the recipe if the name does not exist in the working directory, but does there."""
-    return name if Path(name).exists() or not (recipe_folder / name).exists() else str(recipe_folder / name)
+    source = arguments.dataset(recipe_folder)
+    return rows_of(source.load()), source.name
 
 
 def _client(arguments: SuiteArguments, endpoint: EndpointArguments) -> CompletionTeacher:
@@ -151,19 +124,12 @@ def _scorer(
     tokenizer: PreTrainedTokenizerBase,
     cases: Sequence[SuiteCase],
 ) -> CaseScorer:
-    is_on_ray = arguments.engine == "ray"
     if client is not None:
         # `batch_size` counts pairs, whose two chains are scored at the same time.
         limits = replace(limits, max_concurrency=min(limits.max_concurrency, 2 * arguments.batch_size))
-        if is_on_ray:
-            from edit_trl.models.cluster.chat import on_ray
-
-            client = on_ray({"model": client}, None, limits.max_concurrency)["model"]
-        length = arguments.max_greedy_tokens
-        scorer = EndpointScorer(client, arguments.folder, limits, tokenizer, cases, max_new_tokens=length)
-        scorer.check()
-        return scorer
-    if is_on_ray:
+        options = {"max_new_tokens": arguments.max_greedy_tokens, "engine": arguments.engine}
+        return EndpointScorer(client, arguments.folder, limits, tokenizer, cases, **options)
+    if arguments.engine == "ray":
         from edit_trl.evaluation.suite.ray_scorer import RayScorer
 
         return RayScorer(arguments, record.model_hash, cases)
