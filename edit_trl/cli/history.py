@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edit_trl.evaluation.runs.history import HistoryRow
 
-# Characters of a plot.
+# The width of a plot, in characters.
 _WIDTH = 24
 
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         InputError: The file is missing or is not a history, or no run has the metric.
     """
-    options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(argv)
     if options.last is not None and options.last < 1:
         raise InputError(f"--last must be 1 or more, got {options.last}")
     from edit_trl.evaluation.runs.history import DEFAULT_FILE, read_history, with_score

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 from edit_trl.common.errors import InputError
@@ -52,7 +52,7 @@ class JournaledEndpoint:
                 dispatcher = Dispatcher(self._client, journal, self._limits)
                 with stopped_by_signals([dispatcher], self._loop):
                     outcomes = dispatcher.run(requests)
-                    while (outcome := self._loop.run_until_complete(anext(outcomes, None))) is not None:
+                    while (outcome := self._loop.run_until_complete(_next(outcomes))) is not None:
                         if isinstance(outcome, Failure):
                             failures.append(outcome)
                         else:
@@ -69,3 +69,7 @@ class JournaledEndpoint:
         self._loop.run_until_complete(self._client.close())
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
+
+
+async def _next(outcomes: AsyncIterator[Answer | Failure]) -> Answer | Failure | None:
+    return await anext(outcomes, None)

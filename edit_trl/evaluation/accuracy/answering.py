@@ -155,13 +155,13 @@ def answer_problems(
     folder: RunFolder | None = None,
     progress: bool = True,
 ) -> list[EvaluateItem]:
-    """Generate and check the answers to problems.
+    """Generate and check the answers to problems, except for those of the items that the folder already holds.
 
     Args:
         problems: The problems.
         prompts: Each problem in the form that the generator takes: token ids, or messages for an endpoint.
         generator: Generates the responses.
-        folder: Stores each item when it is finished; items that it already holds are not generated again.
+        folder: Stores each batch of items when it is finished.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -173,25 +173,17 @@ def answer_problems(
             yield [checked_item(problems[index], responses) for index, responses in zip(batch, samples, strict=True)]
 
     batches = generator.plan([len(prompt) for prompt in prompts])
-    return complete_items(
-        problems, batches, make_items, folder, description="Generating", unit="problem", progress=progress
-    )
+    return complete_items(problems, batches, make_items, "Generating", "problem", folder, progress)
 
 
 def checked_item(problem: Problem, responses: Sequence[Generated]) -> EvaluateItem:
     """Check the responses to a problem; the answer of the majority becomes the item's answer."""
     samples = [_sample(problem, response) for response in responses]
-    verdict, value = _majority([(sample["verdict"], sample["value"]) for sample in samples])
-    lenient = _majority([(sample["lenient_verdict"], sample["lenient_value"]) for sample in samples])
-    return {
-        **vars(problem),
-        "verdict": verdict,
-        "value": value,
-        "lenient_verdict": lenient[0],
-        "lenient_value": lenient[1],
-        "cut_off": sum(sample["cut_off"] for sample in samples),
-        "samples": samples,
-    }
+    item: dict[str, Any] = {**vars(problem)}
+    for prefix in ("", "lenient_"):
+        votes = [(sample[f"{prefix}verdict"], sample[f"{prefix}value"]) for sample in samples]
+        item[f"{prefix}verdict"], item[f"{prefix}value"] = _majority(votes)
+    return item | {"cut_off": sum(sample["cut_off"] for sample in samples), "samples": samples}
 
 
 def _sample(problem: Problem, response: Generated) -> Sample:
@@ -211,16 +203,15 @@ def _majority(votes: Sequence[tuple[Verdict, str | None]]) -> tuple[Verdict, str
 
 def format_table(results: Mapping[str, AccuracyResult]) -> str:
     """A plain-text table of the accuracy by task and model, followed by the other counts."""
-    models = list(results)
-    tasks = list(dict.fromkeys(task for result in results.values() for task in result.tasks))
-    rows = [["", *models]]
-    for task in tasks:
-        scores = [result.tasks.get(task) for result in results.values()]
-        rows.append([task, *(f"{score.accuracy:.1%}" if score else "-" for score in scores)])
     every = list(results.values())
-    rows.append(["all", *(f"{result.overall.accuracy:.1%}" for result in every)])
-    rows.append(["all, lenient", *(f"{result.overall.lenient_accuracy:.1%}" for result in every)])
-    rows.append(["unparsed", *(f"{r.overall.unparsed} of {r.overall.items}" for r in every)])
-    rows.append(["cut off", *(f"{r.overall.cut_off} of {sum(len(i['samples']) for i in r.items)}" for r in every)])
-    rows.append(["seconds", *(f"{result.seconds:.0f}" for result in every)])
-    return aligned([rows[:1], rows[1 : 1 + len(tasks)], rows[1 + len(tasks) :]])
+    tasks = dict.fromkeys(task for result in every for task in result.tasks)
+    scores = {task: [result.tasks.get(task) for result in every] for task in tasks}
+    by_task = [[task, *(f"{one.accuracy:.1%}" if one else "-" for one in scores[task])] for task in tasks]
+    counts = [
+        ["all", *(f"{result.overall.accuracy:.1%}" for result in every)],
+        ["all, lenient", *(f"{result.overall.lenient_accuracy:.1%}" for result in every)],
+        ["unparsed", *(f"{result.overall.unparsed} of {result.overall.items}" for result in every)],
+        ["cut off", *(f"{r.overall.cut_off} of {sum(len(i['samples']) for i in r.items)}" for r in every)],
+        ["seconds", *(f"{result.seconds:.0f}" for result in every)],
+    ]
+    return aligned([[["", *results]], by_task, counts])

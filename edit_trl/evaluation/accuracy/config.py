@@ -82,5 +82,10 @@ class EvaluateArguments(MeasuredModel):
 
     def read_tasks(self, recipe_folder: Path) -> Tasks:
         """Read the questions; see `edit_trl.evaluation.accuracy.tasks.read_tasks`."""
-        options = {name: getattr(self, name) for name in ("conversational", "system_prompt", "limit")}
-        return read_tasks(self.tasks or [], beside=recipe_folder, **options)
+        return read_tasks(
+            self.tasks or [],
+            beside=recipe_folder,
+            conversational=self.conversational,
+            system_prompt=self.system_prompt,
+            limit=self.limit,
+        )

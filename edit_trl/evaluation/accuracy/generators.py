@@ -33,14 +33,9 @@ class Loaded(NamedTuple):
 def load_generator(
     source: ModelSource, decoding: Decoding, *, batch_size: int, batching: Batching, seed: int
 ) -> Loaded:
-    """Load a model, and make its generator.
+    """Load a model and make its generator; see `ModelGenerator` for the options.
 
-    Args:
-        source: The model.
-        decoding: How responses are drawn.
-        batch_size: Responses at once.
-        batching: `auto` is `vllm` where it is installed and has a GPU; see `ModelGenerator` for the others.
-        seed: Of sampling.
+    The batching `auto` is `vllm` if vLLM is installed and there is a GPU.
 
     Raises:
         InputError: The model cannot be loaded, or does not support `batching`.

@@ -201,7 +201,7 @@ def _compare(baseline: System, other: System, score: str, by: GroupBy) -> System
     for index, item in enumerate(aligned.items):
         for name in names_in(item, by):
             indexes.setdefault(name, []).append(index)
-    binary = bool(np.isin(before, (0.0, 1.0)).all() and np.isin(after, (0.0, 1.0)).all())
+    binary = bool(np.isin(np.hstack([before, after]), (0.0, 1.0)).all())
     groups = {name: _paired(name, before[rows], after[rows], score, binary) for name, rows in indexes.items()}
     adjusted = holm({name: group.p_value for name, group in groups.items()})
     over_tasks = paired_difference(before, after, tasks, share=score not in IN_NATS)

@@ -31,10 +31,6 @@ def page_items(runs: Sequence[Run], detail: Detail) -> tuple[list[dict[str, Any]
     A question of several runs is one item. Its `runs` are the outcomes, as [index of the run, outcome]. A
     question with the same name and another text is another item.
 
-    Args:
-        runs: Runs of both kinds.
-        detail: How much detail the page shows.
-
     Returns:
         The items; and the tokens of both chains, into which the `tokens` of an outcome is an index. They are
         separate because they compress better and are unpacked only after the page is shown.

@@ -26,10 +26,9 @@ def complete_items(
     entries: Sequence[Keyed],
     batches: Sequence[list[int]],
     make_items: Callable[[Sequence[list[int]]], Iterator[list[Any]]],
-    folder: RunFolder | None,
-    *,
     description: str,
     unit: str,
+    folder: RunFolder | None,
     progress: bool,
 ) -> list[Any]:
     """Make the items that the folder does not hold yet, and store them batch by batch.
@@ -38,8 +37,10 @@ def complete_items(
         entries: The questions or pairs.
         batches: All planned batches, as indexes of `entries`.
         make_items: Makes the items of some of these batches.
+        description: The title of the progress bar.
+        unit: The unit of the progress bar.
         folder: The folder of the run; None to store nothing.
-        description: The title of the progress bar, whose unit is `unit`.
+        progress: Whether to show a progress bar.
 
     Returns:
         The items, in the order of `entries`.

@@ -127,8 +127,8 @@ def _scorer(
     if client is not None:
         # `batch_size` counts pairs, whose two chains are scored at the same time.
         limits = replace(limits, max_concurrency=min(limits.max_concurrency, 2 * arguments.batch_size))
-        options = {"max_new_tokens": arguments.max_greedy_tokens, "engine": arguments.engine}
-        return EndpointScorer(client, arguments.folder, limits, tokenizer, cases, **options)
+        length, engine = arguments.max_greedy_tokens, arguments.engine
+        return EndpointScorer(client, arguments.folder, limits, tokenizer, cases, max_new_tokens=length, engine=engine)
     if arguments.engine == "ray":
         from edit_trl.evaluation.suite.ray_scorer import RayScorer
 

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from edit_trl.common.checks import at_least, not_negative
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import raise_problems
 from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
 from edit_trl.evaluation.suite.cases import SuiteCase
 from edit_trl.evaluation.suite.items import WrongTurnAt, continuation_of, not_finite, suite_item
@@ -53,9 +53,7 @@ class ModelScorer:
         max_new_tokens: int = 0,
         half_precision: bool = False,
     ):
-        problems = at_least(1, batch_size=batch_size) + not_negative(max_new_tokens=max_new_tokens)
-        if problems:
-            raise InputError(problems)
+        raise_problems(at_least(1, batch_size=batch_size) + not_negative(max_new_tokens=max_new_tokens))
         self._model, self._tokenizer, self._cases = model, tokenizer, cases
         self._batch_size, self._layout, self._half_precision = batch_size, layout, half_precision
         self._max_new_tokens = max_new_tokens
@@ -93,13 +91,10 @@ class ModelScorer:
             scorer.remove()
 
     def _items(self, cases: Sequence[SuiteCase], logps: PairLogps) -> list[SuiteItem]:
-        sides = [
+        *sides, best = (
             [values[: len(case.tokens[f"{side}_ids"])] for case, values in zip(cases, table.tolist(), strict=True)]
-            for side, table in (("chosen", logps.chosen), ("rejected", logps.rejected))
-        ]
-        best = [
-            ids[: len(case.tokens["chosen_ids"])] for case, ids in zip(cases, logps.chosen_best.tolist(), strict=True)
-        ]
+            for side, table in (("chosen", logps.chosen), ("rejected", logps.rejected), ("chosen", logps.chosen_best))
+        )
         for case, chosen, rejected in zip(cases, *sides, strict=True):
             issue = not_finite(case.name, "correct", chosen) or not_finite(case.name, "wrong", rejected)
             if issue:
@@ -168,9 +163,8 @@ def load_scorer(
 ) -> ModelScorer:
     """Load the model of `edit-trl suite` into this process."""
     model, _ = arguments.source.load()
-    return ModelScorer(
-        model, tokenizer, cases, batch_size=arguments.batch_size, max_new_tokens=arguments.max_greedy_tokens
-    )
+    size, length = arguments.batch_size, arguments.max_greedy_tokens
+    return ModelScorer(model, tokenizer, cases, batch_size=size, max_new_tokens=length)
 
 
 def _example(case: SuiteCase) -> dict[str, Any]:
