@@ -10,8 +10,9 @@ from typing import Any
 from edit_trl.cli.recipe_command import run_recipe
 
 DESCRIPTION = (
-    "Show a model a correct and a wrong chain of the same question: which does it find likelier, where would "
-    "it go wrong, and which way does it take by itself? Run the command again to resume an interrupted run. "
+    "Score the correct and the wrong chain of each question under a model: which chain is more likely, at which "
+    "token does greedy decoding leave the correct chain, and which of the two does it follow from their shared "
+    "beginning? Run the command again to resume an interrupted run. "
     "Options, in the recipe or here; those from --base_urls on are for a model behind an endpoint:"
 )
 

@@ -182,8 +182,8 @@ def _manager(names: Sequence[str], include_path: str | Path | None) -> TaskManag
 
 
 def _unknown(name: str, names: Sequence[str]) -> str:
-    near = get_close_matches(name, names, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm_eval ls tasks` lists them"
+    similar = get_close_matches(name, names, n=3)
+    hint = f"did you mean {' or '.join(map(repr, similar))}?" if similar else "`lm_eval ls tasks` lists them"
     return f"lm-evaluation-harness has no task {name!r}; {hint}"
 
 
@@ -219,13 +219,10 @@ def _restored_random_states() -> Iterator[None]:
 def _run(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: HarnessTasks, settings: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    import numpy as np
-    import torch
     from lm_eval.evaluator import evaluate
+    from transformers import set_seed
 
-    random.seed(settings["seed"])
-    np.random.seed(settings["seed"])
-    torch.manual_seed(settings["seed"])
+    set_seed(settings["seed"])
     return evaluate(
         _wrapped(model, tokenizer, settings["batch_size"]),
         tasks.loaded,

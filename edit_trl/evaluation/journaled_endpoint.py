@@ -19,7 +19,7 @@ class JournaledEndpoint:
     Args:
         client: The model.
         folder: The folder of the run, which holds the journal.
-        limits: How hard the endpoint may be asked.
+        limits: Limits on the requests to the endpoint.
         engine: Which machines ask it: this one, or those of a Ray cluster.
 
     Raises:

@@ -20,7 +20,7 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 2000
 # The most numbers to draw at a time: fast, without the memory of all resamples.
-_DRAWN = 2_000_000
+_MOST_DRAWS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _bootstrap_error(values: np.ndarray, clusters: Sequence[str], resamples: int
 
 
 def _batch(units: int) -> int:
-    return max(1, _DRAWN // units)
+    return max(1, _MOST_DRAWS // units)
 
 
 def _t_interval(value: float, error: float, freedom: float, level: float = LEVEL) -> tuple[float, float]:

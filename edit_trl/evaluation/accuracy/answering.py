@@ -46,7 +46,7 @@ class Score:
     lenient_accuracy: float
 
     @classmethod
-    def of(cls, items: Sequence[EvaluateItem]) -> Score:
+    def from_items(cls, items: Sequence[EvaluateItem]) -> Score:
         counts = Counter(item["verdict"] for item in items)
         lenient = sum(item["lenient_verdict"] == "correct" for item in items)
         return cls(
@@ -79,11 +79,11 @@ class AccuracyResult:
     generated_tokens: int
 
     @classmethod
-    def of(cls, items: Sequence[EvaluateItem], seconds: float) -> AccuracyResult:
+    def from_items(cls, items: Sequence[EvaluateItem], seconds: float) -> AccuracyResult:
         names = dict.fromkeys(item["task"] for item in items)
-        tasks = {name: Score.of([item for item in items if item["task"] == name]) for name in names}
+        tasks = {name: Score.from_items([item for item in items if item["task"] == name]) for name in names}
         tokens = sum(sample["tokens"] for item in items for sample in item["samples"])
-        return cls(Score.of(items), tasks, list(items), seconds, tokens)
+        return cls(Score.from_items(items), tasks, list(items), seconds, tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as values that JSON can hold."""
@@ -140,11 +140,11 @@ def evaluate_accuracy(
     decoding = Decoding(max_new_tokens, temperature, top_p, samples)
     problems = problems_of(list(dataset), answer_type=answer_type)
     positions = positions_of(model.config)
-    _, prompts = encode(problems, tokenizer, max_new_tokens=max_new_tokens, positions=positions)
+    prompts = encode(problems, tokenizer, max_new_tokens=max_new_tokens, positions=positions)
     generator = ModelGenerator(model, tokenizer, decoding, batch_size=batch_size, batching=batching, seed=seed)
     started = time.perf_counter()
     items = answer_problems(problems, prompts, generator, progress=progress)
-    return AccuracyResult.of(items, time.perf_counter() - started)
+    return AccuracyResult.from_items(items, time.perf_counter() - started)
 
 
 def answer_problems(

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """A generator, and what it is made of.
+    """A generator and its parts.
 
     Attributes:
-        generator: Answers prompts.
-        tokenizer: Encodes them.
-        positions: How many tokens the model takes; None if unknown.
-        model: None in vLLM.
+        generator: Generates the responses.
+        tokenizer: The tokenizer of the model.
+        positions: Maximum number of tokens of the model; None if it is unknown.
+        model: The model; None if vLLM holds it.
     """
 
     generator: ModelGenerator | VllmGenerator

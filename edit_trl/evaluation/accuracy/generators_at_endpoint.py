@@ -21,13 +21,11 @@ class EndpointGenerator(JournaledEndpoint):
     Args:
         client: The model.
         folder: The folder of the run, which holds the journal.
-        decoding: How responses are drawn.
-        limits: How hard the endpoint may be asked.
+        decoding: How responses are generated.
+        limits: Limits on the requests to the endpoint.
         seed: The seed of the first sample; each further sample adds one.
         engine: See `JournaledEndpoint`.
     """
-
-    batching = "endpoint"
 
     def __init__(
         self, client: Teacher, folder: Path, decoding: Decoding, limits: Limits, seed: int, engine: Engine = "local"

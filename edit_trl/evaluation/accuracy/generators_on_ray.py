@@ -1,6 +1,6 @@
-"""Students on a Ray cluster: each machine or GPU loads the model, and answers whole batches.
+"""A generator on a Ray cluster: each machine or GPU loads the model and answers whole batches.
 
-Batches and seeds are those of a run on one machine. Items come in any order, which `RunFolder` allows.
+Batches and seeds are those of a run on one machine. Batches finish in any order, which `RunFolder` allows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RayGenerator:
 
     Attributes:
         batching: How the first machine batches.
-        positions: How many tokens the model takes; None if unknown.
+        positions: Maximum number of tokens of the model; None if it is unknown.
 
     Raises:
         InputError: There is no cluster or no room in it, or the model cannot be loaded there or differs.
@@ -71,7 +71,7 @@ class RemoteStudent:
         self._generator, _, self._positions, _ = load()
 
     def facts(self) -> tuple[str, int | None]:
-        """How the machine batches, and how many tokens the model takes."""
+        """How the machine batches, and the maximum number of tokens of the model."""
         return self._generator.batching, self._positions
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:

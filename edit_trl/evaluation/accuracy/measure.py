@@ -37,6 +37,8 @@ def measure_accuracy(
 ) -> tuple[Run, LoadedModel | None]:
     """Let a model answer the questions of tasks, and add the run to the history.
 
+    `say` is called with each message about the progress.
+
     Returns:
         The run; and the model with its tokenizer, if they were loaded into this process.
 
@@ -107,5 +109,5 @@ def _loaded_generator(
         positions = generator.positions
     else:
         generator, tokenizer, positions, model = load()
-    _, prompts = encode(problems, tokenizer, max_new_tokens=arguments.max_new_tokens, positions=positions)
+    prompts = encode(problems, tokenizer, max_new_tokens=arguments.max_new_tokens, positions=positions)
     return generator, prompts, (model, tokenizer) if model is not None else None

@@ -14,7 +14,7 @@ import evaluate
 
 from edit_trl.data.answers import AnswerType, check_answer
 
-DESCRIPTION = "Share of responses whose final answer is the known one; responses without one are not right."
+DESCRIPTION = "Share of responses whose final answer is the known answer; a response without an answer is not correct."
 
 
 class AnswerAccuracy(evaluate.Metric):

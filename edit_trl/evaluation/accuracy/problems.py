@@ -52,7 +52,7 @@ def problems_of(
         rows: Rows with `prompt` and `answer`; optionally `task`, `id`, `answer_type`, `mistake` and `source`.
         answer_type: Type of every answer; if None, the row's `answer_type`, or else the type inferred from the answer.
         task: The task of rows without one.
-        where: What messages call the rows.
+        where: The name of the rows in messages.
 
     Raises:
         InputError: Names every row that lacks a prompt or an answer, is plain or conversational unlike the
@@ -105,7 +105,7 @@ def check_ids(problems: Sequence[Problem], where: str = "") -> None:
 
 def encode(
     problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int, positions: int | None
-) -> tuple[list[str], list[list[int]]]:
+) -> list[list[int]]:
     """Format problems for a model, by the chat template of its tokenizer if the prompts are messages.
 
     Args:
@@ -115,7 +115,7 @@ def encode(
         positions: Maximum number of tokens of a prompt and its response together; None for no limit.
 
     Returns:
-        The texts that the model is given, and their token ids.
+        The token ids of each prompt.
 
     Raises:
         InputError: The prompts are messages and there is no chat template, or a prompt is too long: beyond
@@ -144,7 +144,7 @@ def encode(
         for number, ids in enumerate(encoded, 1)
         if not ids or len(ids) + max_new_tokens > most
     )
-    return texts, encoded
+    return encoded
 
 
 def _prompt_issue(prompt: Any, conversational: bool) -> str | None:

@@ -1,4 +1,4 @@
-"""A task file: YAML that says what is asked, how it is asked, and how answers are read.
+"""A task file: YAML that names the questions of a task, formats its prompts and tells how answers are read.
 
 version: 1
 dataset_name: openai/gsm8k        # a Hub id, or a .jsonl, .json, .csv or .parquet file, or a folder
@@ -28,7 +28,7 @@ _TASKS_FOLDER = "tasks"
 
 @dataclass(frozen=True)
 class TaskFile:
-    """What is asked, how, and how answers are read.
+    """The questions of a task, the format of its prompts, and how answers are read.
 
     Attributes:
         version: Increase this when results before and after a change cannot be compared.

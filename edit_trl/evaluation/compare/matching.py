@@ -25,7 +25,7 @@ Key = tuple[str, str]
 Runs = Run | str | Path | Sequence[Run | str | Path]
 
 # The fields that make up the question of an item, by kind of run; and those that scores of key tokens need.
-_ASKED = {"evaluate": ("prompt", "answer", "answer_type"), "suite": ("prompt", "chosen", "rejected", "answer")}
+_QUESTION = {"evaluate": ("prompt", "answer", "answer_type"), "suite": ("prompt", "chosen", "rejected", "answer")}
 _KEY_STEPS = ("chosen_key_spans", "rejected_key_spans")
 # Settings of these names, at any depth, change how responses are generated.
 _DECODING = frozenset({"max_new_tokens", "temperature", "top_p", "samples"})
@@ -155,7 +155,7 @@ def align(baseline: System, other: System, score: str) -> Aligned:
     shared = [key for key in every if all(key in table for table in tables)]
     if not shared:
         examples = "; ".join(f"{run.path} has {name_items(table)}" for run, table in zip(runs, tables, strict=True))
-        raise InputError(f"the runs have no item in common: {examples}. Items are known by task and id")
+        raise InputError(f"the runs have no item in common: {examples}. Items are identified by task and id")
     score_of = SCORES[baseline.runs[0].record.kind][score]
     scores = {key: [score_of(table[key]) for table in tables] for key in shared}
     scored = [key for key in shared if None not in scores[key]]
@@ -218,7 +218,7 @@ def _decoding(first: Run, run: Run) -> Iterator[str]:
 def _questions(first: Run, run: Run, score: str) -> Iterator[str]:
     """Yield errors about items that have the same id and another question."""
     expected = {key_of(item): item for item in first.items}
-    for name in _ASKED[run.record.kind] + (_KEY_STEPS if score.startswith("key_") else ()):
+    for name in _QUESTION[run.record.kind] + (_KEY_STEPS if score.startswith("key_") else ()):
         changed = [key for item in run.items if item[name] != expected.get(key := key_of(item), item)[name]]
         if changed:
             count = f"{len(changed)} item{'s have' if len(changed) > 1 else ' has'}"

@@ -148,11 +148,9 @@ def markdown(comparison: Comparison, gates: Sequence[GateResult]) -> str:
         lines += ["", *_markdown_table(comparison, system), ""]
     if gates:
         lines += ["| gate | system | result | |", "|---|---|---|---|"]
-        lines += [
-            f"| {result.gate} | {text(result.system)} | {'pass' if result.passed else '**failed**'} "
-            f"| {text(result.message)} |"
-            for result in gates
-        ]
+        for result in gates:
+            verdict = "pass" if result.passed else "**failed**"
+            lines.append(f"| {result.gate} | {text(result.system)} | {verdict} | {text(result.message)} |")
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

@@ -87,12 +87,12 @@ def align_runs(runs: Mapping[str, Run], limit: int | None = None) -> tuple[list[
             f"{len(set(different))} items have another prompt or known answer in one run than in another, so "
             f"their chains are of different questions: {named}. Evaluate the models with one task file"
         )
-    dropped = len({key for items in by_key.values() for key in items}) - len(keys)
     sets = []
     for key in keys:
         chains = {run: items[key]["samples"][0]["response"] for run, items in by_key.items()}
         sets.append(ChainSet(*key, _question(first[key]["prompt"]), first[key]["answer"], chains))
-    return first_of_each_task(sets, limit), dropped
+    every_key = {key for items in by_key.values() for key in items}
+    return first_of_each_task(sets, limit), len(every_key) - len(keys)
 
 
 def with_references(sets: Sequence[ChainSet], references: References, source: str) -> list[ChainSet]:
@@ -101,7 +101,7 @@ def with_references(sets: Sequence[ChainSet], references: References, source: st
     Raises:
         InputError: No item has a correct chain, or one has another known answer and so another question.
     """
-    referenced = []
+    sets_with_references = []
     for chains in sets:
         chain, answer = references.get((chains.task, chains.id)) or references.get((None, chains.id), (None, None))
         if answer is not None and answer.strip() != chains.answer.strip():
@@ -110,13 +110,13 @@ def with_references(sets: Sequence[ChainSet], references: References, source: st
                 f"{chains.answer!r} in the runs, so it is another question; name the dataset that the models "
                 "were evaluated on"
             )
-        referenced.append(replace(chains, reference=chain))
-    if not any(chains.reference for chains in referenced):
+        sets_with_references.append(replace(chains, reference=chain))
+    if not any(chains.reference for chains in sets_with_references):
         raise InputError(
             f"{source} has a correct chain of none of the items, by task and id: it has "
             f"{name_items(references, 3)}, the runs have {name_items([(c.task, c.id) for c in sets], 3)}"
         )
-    return referenced
+    return sets_with_references
 
 
 def _question(prompt: str | list[dict[str, str]]) -> str:

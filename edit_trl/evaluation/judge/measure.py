@@ -25,12 +25,8 @@ def judge_runs(
 ) -> dict[str, Any]:
     """Let a model judge the chains of runs, and write the judgements and the report.
 
-    Args:
-        arguments: The runs, and where the results go.
-        options: How the judge is asked.
-        limits: How hard the endpoint of the judge may be asked.
-        recipe_folder: Files that are not in the working directory are looked for here.
-        say: Called with each message about the progress.
+    Files that are not in the working directory are looked for in the recipe's folder. `say` is called with each
+    message about the progress.
 
     Returns:
         The report: what `summarize` returns, `runs`, `not_in_every_run` and `judge`.
@@ -41,15 +37,15 @@ def judge_runs(
     """
     arguments = arguments.beside(recipe_folder)
     judge, template, runs, references = _read_inputs(arguments)
-    sets, dropped = align_runs(runs, arguments.limit)
+    sets, unmatched = align_runs(runs, arguments.limit)
     if references is not None:
         sets = with_references(sets, references, str(arguments.reference_dataset))
-    referenced = sum(chains.reference is not None for chains in sets)
-    say(f"{len(sets)} items of {', '.join(runs)}; {referenced} with a reference; judge {judge.model!r}")
+    references_count = sum(chains.reference is not None for chains in sets)
+    say(f"{len(sets)} items of {', '.join(runs)}; {references_count} with a reference; judge {judge.model!r}")
     judgements, stats = asyncio.run(_judge(judge, sets, template, arguments.output_dir, options, limits))
     report = summarize(judgements, list(runs)) | {
         "runs": {name: {"path": str(run.path), "model": run.record.model} for name, run in runs.items()},
-        "not_in_every_run": dropped,
+        "not_in_every_run": unmatched,
         "judge": {
             "model": judge.model,
             "models_as_reported": sorted(stats.models),

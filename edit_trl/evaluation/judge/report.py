@@ -88,15 +88,19 @@ def format_report(report: Mapping[str, Any]) -> str:
         effect = _number(one["effect"], "+.2f")
         positions.append([f"place {one['position']}", _number(one["mean"]), effect, _interval(one)])
     tables = [aligned([rows[:1], rows[1:]], left) for rows, left in ((scores, 1), (comparisons, 2), (positions, 1))]
-    favoured = [one["position"] for one in report["positions"] if one["interval"] and _excludes_zero(one)]
-    if favoured:
+    positions_with_effect = [
+        str(one["position"])
+        for one in report["positions"]
+        if one["interval"] and not one["interval"][0] <= 0 <= one["interval"][1]
+    ]
+    if positions_with_effect:
         tables.append(
             "The judge's scores depend on the place at which a chain is shown "
-            f"({', '.join(map(str, favoured))}). The random order averages this out over items, not within "
+            f"({', '.join(positions_with_effect)}). The random order averages this out over items, not within "
             "one."
         )
-    lacking = report["not_in_every_run"]
-    more = f"; {lacking} more are not in every run" if lacking else ""
+    count = report["not_in_every_run"]
+    more = f"; {count} more are not in every run" if count else ""
     return "\n\n".join([f"{report['items']} items: {outcomes}{more}", *tables])
 
 
@@ -148,11 +152,6 @@ def _mean(values: Sequence[float], clusters: Sequence[str] | None = None) -> tup
 
     mean = bootstrap_interval(values, clusters)
     return (None, None) if math.isnan(mean.value) else (mean.value, [mean.low, mean.high])
-
-
-def _excludes_zero(one: Mapping[str, Any]) -> bool:
-    low, high = one["interval"]
-    return low > 0 or high < 0
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

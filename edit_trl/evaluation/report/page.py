@@ -39,12 +39,12 @@ _DETAILS = (
     (Detail(), None),
     (
         Detail(samples=False),
-        "To keep this page small, one response a question and run is shown: the first that gave the answer "
+        "To keep this page small, one response per question and run is shown: the first that gave the answer "
         "which counted.",
     ),
     (
         Detail(samples=False, tokens=False),
-        "To keep this page small, one response a question and run is shown, and no log-probabilities of tokens.",
+        "To keep this page small, one response per question and run is shown, and no log-probabilities of tokens.",
     ),
 )
 _PAIR_SCORES = {

@@ -35,7 +35,7 @@ class RunFolder:
 
     Args:
         path: The folder; created if it is missing.
-        record: What is going to be measured.
+        record: The record of the run that is about to be measured.
 
     Attributes:
         path: The folder.
@@ -57,7 +57,7 @@ class RunFolder:
             raise InputError(
                 f"{self.path} is not empty and holds no run of edit-trl; choose another folder, or remove it"
             )
-        elif blocked := next((above for above in self.path.parents if above.is_file()), None):
+        elif blocked := next((parent for parent in self.path.parents if parent.is_file()), None):
             raise InputError(f"output_dir {self.path}: {blocked} is a file, not a folder")
         self.record = record
 
@@ -67,7 +67,7 @@ class RunFolder:
         return self.record.finished is not None
 
     def start(self) -> None:
-        """Write the record of what is going to be measured, or of what has been measured so far."""
+        """Write the record, before anything is measured and whenever it changes."""
         text = json.dumps(asdict(self.record), indent=2, ensure_ascii=False, default=str, allow_nan=False)
         write_whole(self.path / RECORD_FILE, text + "\n")
 
@@ -110,9 +110,9 @@ class RunFolder:
         self.start()
 
     def _resume(self, record: RunRecord) -> RunRecord:
-        """Read the items of the run in the folder; its record stays unless another run there has no items yet."""
+        """Read the items of the run in the folder; return its record, or the new one if another run has no items."""
         earlier = _read_record(self.path)
-        items = _read_items(self.path, earlier.kind, torn=not earlier.finished)
+        items = _read_items(self.path, earlier.kind, partial=not earlier.finished)
         before, now = ({name: getattr(one, name) for name in _IDENTITY} for one in (earlier, _as_read(record)))
         if before != now:
             if not items:
@@ -170,16 +170,16 @@ def _read_record(path: Path) -> RunRecord:
     return RunRecord(**values)
 
 
-def _read_items(path: Path, kind: str, torn: bool = False) -> list[Any]:
-    """The items of a run; `torn` allows a last line that was cut short, which is left out."""
+def _read_items(path: Path, kind: str, partial: bool = False) -> list[Any]:
+    """The items of a run; `partial` allows a last line that was cut short, which is left out."""
     file = path / ITEMS_FILE
     if not file.is_file():
-        if torn:
+        if partial:
             return []
         raise InputError(f"{file} is missing")
     items = []
     *lines, rest = file.read_bytes().split(b"\n")
-    if rest and not torn:
+    if rest and not partial:
         raise InputError(f"{file}, line {len(lines) + 1}: cut short")
     for number, line in enumerate(lines, 1):
         try:

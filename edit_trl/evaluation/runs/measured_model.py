@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -79,14 +79,7 @@ class MeasuredModel:
     @property
     def source(self) -> ModelSource:
         """Where the model is loaded from, and how."""
-        return ModelSource(
-            self.model,
-            dtype=self.dtype,
-            device=self.device,
-            trust_remote_code=self.trust_remote_code,
-            attn_implementation=self.attn_implementation,
-            load_in_4bit=self.load_in_4bit,
-        )
+        return ModelSource(**{field.name: getattr(self, field.name) for field in fields(ModelSource)})
 
     def record(self, *, model_hash: str, settings: dict[str, Any], tasks: dict[str, str], data_hash: str) -> RunRecord:
         """Make the record of the run that is about to be measured; see `RunRecord`."""

@@ -28,11 +28,11 @@ def _share(item: Mapping[str, Any], name: str) -> float | None:
     return None if item[name] is None else float(item[name])
 
 
-def _greedy(item: Mapping[str, Any], name: str, wanted: str | bool) -> float | None:
+def _greedy(item: Mapping[str, Any], name: str, value: str | bool) -> float | None:
     greedy = item["greedy"]
     if greedy is None or (name == "verdict" and item["answer"] is None):
         return None
-    return float(greedy[name] == wanted)
+    return float(greedy[name] == value)
 
 
 SCORES: dict[RunKind, dict[str, ItemScore]] = {

@@ -168,7 +168,7 @@ class SuiteCallback(TrainerCallback):
             rows = list(reversed(answered.values()))[: self._accuracy_rows]
             self._problems = problems_of(rows, where="suite dataset")
             length = self._decoding.max_new_tokens
-            _, self._prompts = encode(self._problems, tokenizer, max_new_tokens=length, positions=positions)
+            self._prompts = encode(self._problems, tokenizer, max_new_tokens=length, positions=positions)
         self._check_metric(args)
 
     def _check_metric(self, args: TrainingArguments) -> None:

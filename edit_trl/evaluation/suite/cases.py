@@ -110,7 +110,7 @@ def cases_of(
         positions: Maximum number of tokens of the model; None for no limit.
         max_new_tokens: The most tokens to generate after the shared beginning; 0 to generate nothing.
         limit: The most cases to make, from the beginning of the rows.
-        where: What messages call the rows.
+        where: The name of the rows in messages.
 
     Returns:
         The cases, and the number of rows that were left out because they have only a correct chain.

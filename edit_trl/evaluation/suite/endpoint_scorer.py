@@ -37,7 +37,7 @@ class EndpointScorer(JournaledEndpoint):
     Args:
         client: The model, a `CompletionTeacher`, here or on a Ray cluster.
         folder: The folder of the run, which holds the journal.
-        limits: How hard the endpoint may be asked.
+        limits: Limits on the requests to the endpoint.
         tokenizer: The tokenizer of the model.
         cases: The suite.
         max_new_tokens: The most tokens to generate after the shared beginning; 0 to generate nothing.
@@ -145,7 +145,7 @@ def _text(ids: Sequence[int]) -> str:
 
 
 def _purpose(request: ChatRequest) -> str:
-    """What a request of a case asks for: the "correct" or "wrong" chain, or to "continue"."""
+    """The part of the item that a request is for: the "correct" chain, the "wrong" chain, or "continue"."""
     return request.messages[1][0] if request.stage == "score" else request.stage
 
 

@@ -25,6 +25,7 @@ from edit_trl.evaluation.suite.run_pairs import pairs_of_run
 from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.identity import model_hash
+from edit_trl.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +40,9 @@ def measure_suite(
 ) -> Run:
     """Measure a model on a suite, and add the run to the history.
 
+    Files that are not in the working directory are looked for in the recipe's folder. `say` is called with each
+    message about the progress.
+
     Raises:
         InputError: The options, the pairs or the model are wrong, or an endpoint failed for good.
         FloatingPointError: A log-probability is not finite; names the pair.
@@ -47,7 +51,12 @@ def measure_suite(
     rows, source = _read_rows(arguments, recipe_folder)
     client = _client(arguments, endpoint) if endpoint.base_urls else None
     weights_hash = client.address if client else model_hash(arguments.model)
-    tokenizer, positions = _tokenizer(arguments, is_remote=client is not None)
+    if client:
+        tokenizer, positions = load_tokenizer(arguments.tokenizer, trust_remote_code=arguments.trust_remote_code), None
+    else:
+        from edit_trl.evaluation.suite.model_scorer import tokenizer_of
+
+        tokenizer, positions = tokenizer_of(arguments)
     cases, left_out = cases_of(
         rows,
         tokenizer,
@@ -57,8 +66,8 @@ def measure_suite(
         limit=arguments.limit,
         where=source,
     )
-    skipped = f"; {left_out} rows left out, correct chains alone" if left_out else ""
-    say(f"{len(cases)} pairs of {len({case.task for case in cases})} tasks{skipped}")
+    note = f"; {left_out} rows left out, correct chains alone" if left_out else ""
+    say(f"{len(cases)} pairs of {len({case.task for case in cases})} tasks{note}")
     record = arguments.record(
         model_hash=weights_hash,
         settings=arguments.settings,
@@ -102,18 +111,6 @@ def _client(arguments: SuiteArguments, endpoint: EndpointArguments) -> Completio
             "at `base_urls`, as a path or Hub id"
         )
     return client
-
-
-def _tokenizer(arguments: SuiteArguments, is_remote: bool) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """The tokenizer, and the maximum number of tokens of the model if it is known."""
-    if is_remote:
-        from edit_trl.models.loading import load_tokenizer
-
-        trusted = arguments.trust_remote_code
-        return load_tokenizer(arguments.tokenizer, trust_remote_code=trusted), None
-    from edit_trl.evaluation.suite.model_scorer import tokenizer_of
-
-    return tokenizer_of(arguments)
 
 
 def _scorer(

@@ -13,8 +13,10 @@ from edit_trl.common.errors import raise_problems
 from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
 from edit_trl.evaluation.suite.cases import SuiteCase
 from edit_trl.evaluation.suite.items import WrongTurnAt, continuation_of, not_finite, suite_item
+from edit_trl.models.adapters import adapter_base
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import Engine, undisturbed
+from edit_trl.models.loading import load_config, load_tokenizer, positions_of
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.models.pairs.scoring import Layout, PairLogps, make_pair_scorer
 
@@ -107,9 +109,9 @@ class ModelScorer:
 
     def _wrong_turn(self, case: SuiteCase, best: Sequence[int]) -> WrongTurnAt | None:
         """The token at which greedy decoding leaves the correct chain; generation ends at an EOS token."""
-        for position, (token, wanted) in enumerate(zip(case.tokens["chosen_ids"], best, strict=True)):
-            if token != wanted:
-                return WrongTurnAt(position, self._text([token]), self._text([wanted]))
+        for position, (token, likeliest) in enumerate(zip(case.tokens["chosen_ids"], best, strict=True)):
+            if token != likeliest:
+                return WrongTurnAt(position, self._text([token]), self._text([likeliest]))
             if token in self._engine.eos_ids:
                 break
         return None
@@ -151,8 +153,6 @@ class ModelScorer:
 
 def tokenizer_of(arguments: SuiteArguments) -> tuple[PreTrainedTokenizerBase, int | None]:
     """Load the tokenizer of a model that is not loaded yet, and read how many positions the model has."""
-    from edit_trl.models.loading import adapter_base, load_config, load_tokenizer, positions_of
-
     base, trusted = adapter_base(arguments.model), arguments.trust_remote_code
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, base, trust_remote_code=trusted)
     return tokenizer, positions_of(load_config(arguments.model, base, trust_remote_code=trusted))
