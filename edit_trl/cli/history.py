@@ -96,7 +96,7 @@ def _list(rows: Sequence[HistoryRow], console: Console) -> Table:
 
 
 def _plot(rows: Sequence[HistoryRow], metric: str) -> Table:
-    """One dot per run, between the lowest and the highest value."""
+    """Plot one dot per run, between the lowest and the highest value."""
     values = [row.scores[metric] for row in rows]
     low, high = min(values), max(values)
     ends = _value(low, metric), _value(high, metric)
@@ -110,7 +110,7 @@ def _plot(rows: Sequence[HistoryRow], metric: str) -> Table:
 
 
 def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    """A table of texts, whose markup is not interpreted; a title that ends in ">" aligns its column to the right."""
+    """Make a table of texts without markup; a title that ends in ">" aligns its column to the right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

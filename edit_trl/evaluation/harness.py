@@ -152,7 +152,7 @@ def write_harness(results: Mapping[str, Any], folder: str | Path) -> Path:
 
 
 def format_harness(results: Mapping[str, Any]) -> str:
-    """A plain-text table of the scores with their standard errors, by task and metric."""
+    """Format a plain-text table of the scores with their standard errors, by task and metric."""
     rows = [("", "version", "items", "metric", "score", "+/-")]
     for kind in ("tasks", "groups"):
         for name, one in results[kind].items():
@@ -267,7 +267,7 @@ def _readable(raw_results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scores(values: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Metrics and their standard errors, from `metric,filter` and `metric_stderr,filter`."""
+    """Return metrics and their standard errors, from `metric,filter` and `metric_stderr,filter`."""
     scores: dict[str, float | None] = {}
     errors: dict[str, float | None] = {}
     for key, value in values.items():

@@ -61,7 +61,7 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """The bootstrap interval of a mean.
+    """Return the bootstrap interval of a mean.
 
     Args:
         values: One value per item.
@@ -112,7 +112,7 @@ def paired_difference(
     share: bool = True,
     resamples: int = RESAMPLES,
 ) -> Difference:
-    """The mean difference between the scores of two systems, with its paired interval.
+    """Return the mean difference between the scores of two systems, with its paired interval.
 
     The difference of an item is that of its means over the seeds of each system. The variance over items (or
     clusters) is increased by the variance over the seeds of each system, which are whole training runs: the
@@ -155,7 +155,7 @@ def paired_difference(
 
 
 def _seed_variance(scores: np.ndarray) -> float:
-    """The variance of the mean that is due to whole seeds. `scores` has the shape (items, seeds)."""
+    """Return the variance of the mean that is due to whole seeds. `scores` has the shape (items, seeds)."""
     items, seeds = scores.shape
     if seeds < 2 or items < 2:
         return 0.0
@@ -166,7 +166,7 @@ def _seed_variance(scores: np.ndarray) -> float:
 
 
 def _bootstrap_error(values: np.ndarray, clusters: Sequence[str], resamples: int, seed: int = 0) -> float:
-    """The standard error of the mean of all values, from resampling whole clusters (two or more)."""
+    """Return the standard error of the mean of all values, from resampling whole clusters (two or more)."""
     from scipy.stats import bootstrap
 
     names = np.unique(np.asarray(clusters), return_inverse=True)[1]
@@ -196,14 +196,14 @@ def _t_interval(value: float, error: float, freedom: float, level: float = LEVEL
 
 
 def _reach(variance: float, freedom: float, level: float = LEVEL) -> float:
-    """Half the width of an interval."""
+    """Return half the width of an interval."""
     from scipy.stats import t
 
     return float(t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
 
 
 def exact_mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
-    """The exact test of two paired shares, from whether each system is right, for each item."""
+    """Run the exact test of two paired shares, given whether each system is right for each item."""
     from statsmodels.stats.contingency_tables import mcnemar
 
     pairs = list(zip(before, after, strict=True))
@@ -215,7 +215,7 @@ def exact_mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
 
 
 def permutation_p_value(differences: Sequence[float]) -> float:
-    """The p-value of the two-sided sign-flip test of a zero mean difference; exact for up to 13 items that differ."""
+    """Return the two-sided p-value of a sign-flip test of a zero mean; exact for up to 13 items that differ."""
     from scipy.stats import permutation_test
 
     # Flipping the sign of a zero changes nothing.
@@ -235,7 +235,7 @@ def permutation_p_value(differences: Sequence[float]) -> float:
 
 
 def seeds_p_value(difference: Difference, differences: Sequence[float]) -> float:
-    """The two-sided p-value of no difference between systems with several seeds.
+    """Return the two-sided p-value of no difference between systems with several seeds.
 
     The sign-flip test over items ignores the variance over seeds, and a permutation of three seeds cannot be
     significant (p is 0.1 at best). So this is the t test that belongs to the interval, which includes both
@@ -254,7 +254,7 @@ def seeds_p_value(difference: Difference, differences: Sequence[float]) -> float
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """The p-values of several tests, adjusted for their number (Holm 1979)."""
+    """Return the p-values of several tests, adjusted for their number (Holm 1979)."""
     from statsmodels.stats.multitest import multipletests
 
     if not p_values:
@@ -264,7 +264,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def minimum_detectable_effect(difference: Difference, *, power: float = 0.8) -> float:
-    """The smallest true difference that a comparison detects with this probability; infinite with one item.
+    """Return the smallest true difference that a comparison detects with this probability; infinite with one item.
 
     Only the error and the degrees of freedom of `difference` are used.
     """

@@ -86,7 +86,7 @@ class AccuracyResult:
         return cls(Score.from_items(items), tasks, list(items), seconds, tokens)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as values that JSON can hold."""
+        """Return all fields, as values that JSON can hold."""
         return asdict(self)
 
 
@@ -196,13 +196,13 @@ def _sample(problem: Problem, response: Generated) -> Sample:
 
 
 def _majority(votes: Sequence[tuple[Verdict, str | None]]) -> tuple[Verdict, str | None]:
-    """The most frequent answer, the earliest of equals; a sample without an answer has no vote."""
+    """Return the most frequent answer, the earliest of equals; a sample without an answer has no vote."""
     counts = Counter(vote for vote in votes if vote[1] is not None)
     return counts.most_common(1)[0][0] if counts else ("unparsed", None)
 
 
 def format_table(results: Mapping[str, AccuracyResult]) -> str:
-    """A plain-text table of the accuracy by task and model, followed by the other counts."""
+    """Format a plain-text table of the accuracy by task and model, followed by the other counts."""
     every = list(results.values())
     tasks = dict.fromkeys(task for result in every for task in result.tasks)
     scores = {task: [result.tasks.get(task) for result in every] for task in tasks}

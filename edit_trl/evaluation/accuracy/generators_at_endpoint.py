@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from edit_trl.evaluation.journaled_endpoint import JournaledEndpoint
 from edit_trl.models.chat.dispatch import Limits
@@ -12,19 +11,14 @@ from edit_trl.models.chat.protocol import ChatRequest, Sampling, Teacher
 from edit_trl.models.cluster.cluster import Engine
 from edit_trl.models.decoding import Decoding, Generated
 
-Prompt = Any  # text, or messages
-
 
 class EndpointGenerator(JournaledEndpoint):
     """A `Generator` whose model is behind an endpoint.
 
     Args:
-        client: The model.
-        folder: The folder of the run, which holds the journal.
+        client, folder, limits, engine: See `JournaledEndpoint`.
         decoding: How responses are generated.
-        limits: Limits on the requests to the endpoint.
         seed: The seed of the first sample; each further sample adds one.
-        engine: See `JournaledEndpoint`.
     """
 
     def __init__(
@@ -38,7 +32,7 @@ class EndpointGenerator(JournaledEndpoint):
         return [[index] for index in range(len(lengths))]
 
     def run(
-        self, prompts: Sequence[Prompt], batches: Sequence[list[int]]
+        self, prompts: Sequence[str | list[dict[str, str]]], batches: Sequence[list[int]]
     ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
         """See `edit_trl.models.decoding.Generator.run`.
 
@@ -54,7 +48,7 @@ class EndpointGenerator(JournaledEndpoint):
             if len(samples[index]) == self._decoding.samples:
                 yield [index], [[sample for _, sample in sorted(samples[index].items())]]
 
-    def _requests(self, prompts: Sequence[Prompt], indexes: Sequence[int]) -> Iterator[ChatRequest]:
+    def _requests(self, prompts: Sequence[str | list[dict[str, str]]], indexes: Sequence[int]) -> Iterator[ChatRequest]:
         decoding = self._decoding
         sampling = Sampling(decoding.temperature, decoding.top_p, decoding.max_new_tokens)
         for index in indexes:

@@ -71,7 +71,7 @@ class RemoteStudent:
         self._generator, _, self._positions, _ = load()
 
     def facts(self) -> tuple[str, int | None]:
-        """How the machine batches, and the maximum number of tokens of the model."""
+        """Return how the machine batches, and the maximum number of tokens of the model."""
         return self._generator.batching, self._positions
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:

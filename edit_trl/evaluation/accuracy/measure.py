@@ -90,7 +90,7 @@ def measure_with_harness(
 def _loaded_generator(
     arguments: EvaluateArguments, problems: Sequence[Problem], expected_hash: str
 ) -> tuple[Generator, list[list[int]], LoadedModel | None]:
-    """The generator and the prompts as token ids; also the model, if it is in this process."""
+    """Return the generator and the prompts as token ids; also the model, if it is in this process."""
     from edit_trl.evaluation.accuracy.generators import load_generator
 
     load = partial(

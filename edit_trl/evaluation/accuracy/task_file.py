@@ -99,7 +99,7 @@ class TaskFile:
         yield from at_least(1, rows=self.rows, shots=self.shots)
 
     def beside(self, folder: Path) -> TaskFile:
-        """The task file with its paths resolved from the working directory or, failing that, from a folder."""
+        """Return the task file with its paths resolved from the working directory or, failing that, from a folder."""
         names = ("dataset_name", "task_descriptions", "exemplars")
         files = {name: find_beside(getattr(self, name), folder) for name in names}
         datasets = {name: find_beside(source, folder) for name, source in (self.datasets or {}).items()} or None

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.errors import InputError, collect_problems, raise_problems
+from edit_trl.common.errors import InputError, collect_problems
 from edit_trl.common.files import content_hash
 from edit_trl.common.options import read_yaml
 from edit_trl.data.exemplars import Exemplar, load_exemplars
@@ -86,13 +86,14 @@ def read_tasks(
             ]
             versions |= dict.fromkeys(names, version)
             problems += task_problems
-    raise_problems(errors)
+    if errors:
+        raise InputError(errors)
     check_ids(problems)
     return Tasks(problems, versions)
 
 
 def _problems_of_task(task: TaskFile, path: Path, conversational: bool) -> tuple[list[Problem], str]:
-    """The problems of a task file, and the version of its tasks."""
+    """Return the problems of a task file, and the version of its tasks."""
     name = task.task or path.stem
     rows, answer_type = _own_prompts(task), task.answer_type
     settings: list[Any] = [task.answer_type, task.answer_types]
@@ -110,7 +111,7 @@ def _problems_of_task(task: TaskFile, path: Path, conversational: bool) -> tuple
 
 
 def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
-    """The rows of a dataset with prompts of its own; None for a dataset of questions."""
+    """Return the rows of a dataset with prompts of its own; None for a dataset of questions."""
     config = task.dataset_config
     if task.dataset_name is None or isinstance(config, list):
         return None
@@ -132,7 +133,7 @@ def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
 
 
 def _questions(task: TaskFile, name: str) -> list[Question]:
-    """The questions of each source; if there are several sources, each is a task of its own."""
+    """Return the questions of each source; if there are several sources, each is a task of its own."""
     if task.families is not None:
         teacher = ProceduralTeacher(task.families, seed=task.problem_seed, difficulty=task.difficulty)
         return [question_of(row) for row in teacher.rows(task.rows)]

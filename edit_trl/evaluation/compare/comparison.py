@@ -155,7 +155,7 @@ class Comparison:
     settings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as values that JSON can hold; an infinite bound becomes None."""
+        """Return all fields, as values that JSON can hold; an infinite bound becomes None."""
         return _finite(asdict(self))
 
 
@@ -258,7 +258,7 @@ def _flips(before: np.ndarray, after: np.ndarray, score: str) -> Flips:
 
 
 def _flipped_items(aligned: Aligned, score: str) -> tuple[list[Key], list[Key]]:
-    """The fixed and the broken items, with one seed of each system."""
+    """Return the fixed and the broken items, with one seed of each system."""
     changes = (_right(aligned.after, score) - _right(aligned.before, score))[:, 0]
     keys = [key_of(item) for item in aligned.items]
     return list(compress(keys, changes == 1)), list(compress(keys, changes == -1))

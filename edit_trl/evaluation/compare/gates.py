@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
@@ -77,27 +78,33 @@ def check_gates(comparison: Comparison, gates: Gates) -> list[GateResult]:
 
 
 def junit_xml(results: Sequence[GateResult]) -> bytes:
-    """JUnit XML with one test case per gate and system."""
-    failed = sum(not result.passed for result in results)
-    suite = _suite(len(results), failures=failed)
-    for result in results:
-        case = _case(suite, f"{result.gate}: {result.system}")
-        if not result.passed:
-            failure = ElementTree.SubElement(case, "failure", message=visible_line(result.message), type="gate")
-            failure.text = visible(result.message)
-        else:
-            ElementTree.SubElement(case, "system-out").text = visible(result.message)
-    return _bytes(suite)
+    """Return JUnit XML with one test case per gate and system."""
+    return _junit(
+        (f"{result.gate}: {result.system}", "system-out" if result.passed else "failure", result.message, "gate")
+        for result in results
+    )
 
 
 def junit_error_xml(message: str) -> bytes:
-    """JUnit XML of a comparison that could not be made."""
-    suite = _suite(1, errors=1)
-    case = _case(suite, "compare")
-    first, *_ = message.splitlines()
-    error = ElementTree.SubElement(case, "error", message=visible_line(first), type="InputError")
-    error.text = visible(message)
-    return _bytes(suite)
+    """Return JUnit XML of a comparison that could not be made."""
+    return _junit([("compare", "error", message, "InputError")])
+
+
+def _junit(cases: Iterable[tuple[str, str, str, str]]) -> bytes:
+    """Return JUnit XML of test cases: of each its name, outcome (a tag), message, and type of failure."""
+    cases = list(cases)
+    outcomes = Counter(outcome for _, outcome, _, _ in cases)
+    counts = {"tests": len(cases), "failures": outcomes["failure"], "errors": outcomes["error"]}
+    root = ElementTree.Element("testsuites")
+    suite = ElementTree.SubElement(root, "testsuite", name="edit-trl compare", **{k: str(n) for k, n in counts.items()})
+    for name, outcome, message, kind in cases:
+        case = ElementTree.SubElement(suite, "testcase", classname="edit-trl.compare", name=visible_line(name))
+        element = ElementTree.SubElement(case, outcome)
+        element.text = visible(message)
+        if outcome != "system-out":
+            element.attrib |= {"message": visible_line(message.partition("\n")[0]), "type": kind}
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
 def _check(comparison: Comparison, gates: Gates) -> None:
@@ -150,19 +157,3 @@ def _max_broken(system: SystemComparison, most: float) -> GateResult:
     broken = system.overall.flips.broken if system.overall.flips else math.inf
     message = f"right before and wrong now: {count_text(broken)}, at most {count_text(most)} may be"
     return GateResult("max-broken", system.name, broken <= most + _ROUNDING, message)
-
-
-def _suite(tests: int, failures: int = 0, errors: int = 0) -> ElementTree.Element:
-    counts = {"tests": str(tests), "failures": str(failures), "errors": str(errors)}
-    return ElementTree.Element("testsuite", name="edit-trl compare", **counts)
-
-
-def _case(suite: ElementTree.Element, name: str) -> ElementTree.Element:
-    return ElementTree.SubElement(suite, "testcase", classname="edit-trl.compare", name=visible_line(name))
-
-
-def _bytes(suite: ElementTree.Element) -> bytes:
-    root = ElementTree.Element("testsuites")
-    root.append(suite)
-    ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"

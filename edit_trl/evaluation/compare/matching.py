@@ -165,13 +165,15 @@ def align(baseline: System, other: System, score: str) -> Aligned:
         )
     table = np.array([scores[key] for key in scored], dtype=float)
     missing = {
-        str(run.path): [key for key in every if key not in items] for run, items in zip(runs, tables, strict=True)
+        str(run.path): keys
+        for run, items in zip(runs, tables, strict=True)
+        if (keys := [key for key in every if key not in items])
     }
     return Aligned(
         items=[tables[0][key] for key in scored],
         before=table[:, : len(baseline.runs)],
         after=table[:, len(baseline.runs) :],
-        missing={path: keys for path, keys in missing.items() if keys},
+        missing=missing,
         unscored=[key for key in shared if None in scores[key]],
     )
 

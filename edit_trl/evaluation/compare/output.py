@@ -46,7 +46,7 @@ def _plain(console: Console, line: str, style: str = "") -> None:
 
 
 def _summary(comparison: Comparison, system: SystemComparison) -> list[tuple[str, str]]:
-    """The (title, line) pairs that summarize a system, in the terminal and in Markdown."""
+    """Return the (title, line) pairs that summarize a system, in the terminal and in Markdown."""
     score, overall = comparison.score, system.overall
     tasks = f"{system.tasks} task{'s' if system.tasks > 1 else ''}"
     verdict = "" if overall.better is None else f", {'better' if overall.better else 'worse'}"
@@ -87,7 +87,7 @@ def _notes(comparison: Comparison, system: SystemComparison) -> list[str]:
 
 
 def _table(comparison: Comparison, system: SystemComparison, console: Console) -> Table:
-    """The table of groups; a narrow terminal gets narrower columns and shortened names."""
+    """Return the table of groups; a narrow terminal gets narrower columns and shortened names."""
     from rich.measure import Measurement
 
     # Without a larger `max_width`, the measurement is limited to the width of the terminal.
@@ -140,7 +140,7 @@ def _cells(group: PairedScores, score: str) -> list[str]:
 
 
 def markdown(comparison: Comparison, gates: Sequence[GateResult]) -> str:
-    """A comparison as Markdown, for a pull request."""
+    """Return a comparison as Markdown, for a pull request."""
     lines: list[str] = []
     for system in comparison.systems:
         lines += [f"### {comparison.score}: {text(system.name)} against {text(comparison.baseline)}", ""]

@@ -45,7 +45,7 @@ class JudgeArguments(EndpointArguments):
         raise_problems(self._errors())
 
     def beside(self, folder: Path) -> JudgeArguments:
-        """The options with their files resolved from the working directory or, failing that, from a folder."""
+        """Return the options with their files resolved from the working directory or, failing that, from a folder."""
         files = {name: find_beside(getattr(self, name), folder) for name in ("reference_dataset", "template")}
         return replace(self, **files)
 

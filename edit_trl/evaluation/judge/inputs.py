@@ -120,5 +120,5 @@ def with_references(sets: Sequence[ChainSet], references: References, source: st
 
 
 def _question(prompt: str | list[dict[str, str]]) -> str:
-    """The question; in a conversation the last message, after the system prompt and examples."""
+    """Return the question; in a conversation the last message, after the system prompt and examples."""
     return (prompt if isinstance(prompt, str) else prompt[-1]["content"]).strip()

@@ -126,7 +126,7 @@ class JudgeTemplate:
         return hashlib.sha256(self.text.encode()).hexdigest()[:12]
 
     def fill(self, chains: ChainSet, order: Sequence[str]) -> str:
-        """The prompt for the chains of a question, shown in the given order."""
+        """Return the prompt for the chains of a question, shown in the given order."""
         reference = chains.reference
         # A single `format`, so that braces in a question or a chain remain text.
         return self.text.format(
@@ -141,7 +141,7 @@ class JudgeTemplate:
 
 
 def shown_order(chains: ChainSet, seed: int) -> tuple[str, ...]:
-    """The order of the models, which depends only on the item and the seed."""
+    """Return the order of the models, which depends only on the item and the seed."""
     order = sorted(chains.chains)
     random.Random(f"{seed}/{chains.task}/{chains.id}").shuffle(order)
     return tuple(order)
@@ -222,5 +222,5 @@ def _judgement(chains: ChainSet, order: tuple[str, ...], result: Answer | Failur
 
 
 def _quoted(text: str) -> str:
-    """The text with "> " before each line, where `splitlines` finds all kinds of line endings."""
+    """Return the text with "> " before each line, where `splitlines` finds all kinds of line endings."""
     return "\n".join(f"> {line}" for line in text.splitlines() or [""])

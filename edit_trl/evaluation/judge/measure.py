@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.errors import collect_problems, raise_problems
+from edit_trl.common.errors import InputError, collect_problems
 from edit_trl.evaluation.judge.config import JudgeArguments
 from edit_trl.evaluation.judge.inputs import References, align_runs, read_references, read_runs, with_references
 from edit_trl.evaluation.judge.judging import ChainSet, Judgement, JudgeOptions, JudgeTemplate, judge_chains
@@ -40,8 +40,8 @@ def judge_runs(
     sets, unmatched = align_runs(runs, arguments.limit)
     if references is not None:
         sets = with_references(sets, references, str(arguments.reference_dataset))
-    references_count = sum(chains.reference is not None for chains in sets)
-    say(f"{len(sets)} items of {', '.join(runs)}; {references_count} with a reference; judge {judge.model!r}")
+    count = sum(chains.reference is not None for chains in sets)
+    say(f"{len(sets)} items of {', '.join(runs)}; {count} with a reference; judge {judge.model!r}")
     judgements, stats = asyncio.run(_judge(judge, sets, template, arguments.output_dir, options, limits))
     report = summarize(judgements, list(runs)) | {
         "runs": {name: {"path": str(run.path), "model": run.record.model} for name, run in runs.items()},
@@ -74,7 +74,8 @@ def _read_inputs(arguments: JudgeArguments) -> tuple[Teacher, JudgeTemplate, dic
         runs = read_runs(arguments.runs or [])
     with collect_problems(errors):
         references = read_references(arguments.reference) if arguments.reference else None
-    raise_problems(errors)
+    if errors:
+        raise InputError(errors)
     return judge, template, runs, references
 
 

@@ -73,7 +73,7 @@ def save_judgements(judgements: Sequence[Judgement], report: Mapping[str, Any], 
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """Plain-text tables of a report from `summarize`, with the count `not_in_every_run` added."""
+    """Format plain-text tables of a report from `summarize`, with the count `not_in_every_run` added."""
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in report["outcomes"].items())
     scores = [["model", "mean", "95% interval", *map(str, SCORES)]]
     for model, one in report["scores"].items():
@@ -135,7 +135,7 @@ def _comparison(judged: Sequence[Judgement], first: str, second: str) -> dict[st
 
 
 def _position(judged: Sequence[Judgement], place: int) -> dict[str, Any]:
-    """The scores at a position, compared with the means of the models that were shown there."""
+    """Return the scores at a position, compared with the means of the models that were shown there."""
     totals: Counter[str] = Counter()
     for judgement in judged:
         totals.update(judgement.scores)
@@ -147,7 +147,7 @@ def _position(judged: Sequence[Judgement], place: int) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float], clusters: Sequence[str] | None = None) -> tuple[float | None, list[float] | None]:
-    """A mean and its bootstrap interval; both are None without values."""
+    """Return a mean and its bootstrap interval; both are None without values."""
     from edit_trl.evaluation.statistics import bootstrap_interval
 
     mean = bootstrap_interval(values, clusters)

@@ -26,7 +26,7 @@ class Detail:
 
 
 def page_items(runs: Sequence[Run], detail: Detail) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The items that the page shows.
+    """Return the items that the page shows.
 
     A question of several runs is one item. Its `runs` are the outcomes, as [index of the run, outcome]. A
     question with the same name and another text is another item.
@@ -112,5 +112,5 @@ def packed_tokens(tokens: Sequence[Sequence[float]]) -> dict[str, list[Any]]:
 
 
 def rounded(value: float | None, digits: int = 3) -> float | None:
-    """A rounded value for the page; None if it is not finite, which JSON cannot hold."""
+    """Return a rounded value for the page; None if it is not finite, which JSON cannot hold."""
     return None if value is None or not math.isfinite(value) else round(value, digits)

@@ -129,7 +129,7 @@ def write_pairs(
 
 
 def _pair_summary(pairs: Sequence[Pair], method: str, unit: str) -> dict[str, Any]:
-    """The statistics of pairs, in the form of `run_summary`."""
+    """Return the statistics of pairs, in the form of `run_summary`."""
     statistics = pair_statistics(pairs)
     facts = {
         "Rows": statistics.rows,
@@ -192,7 +192,7 @@ def render(
 
 
 def escaped_json(value: Any) -> str:
-    """JSON for an HTML script element: ASCII, without the characters of tags and entities."""
+    """Return JSON for an HTML script element: ASCII, without the characters of tags and entities."""
     return re.sub(r"[<>&]", lambda match: f"\\u{ord(match[0]):04x}", _json(value))
 
 
@@ -210,7 +210,7 @@ def _hash(text: str) -> str:
 
 
 def _distinct(named: Sequence[tuple[str, str, Path]]) -> list[str]:
-    """Unique names for the runs of each kind: with the folder if two have the same name."""
+    """Return unique names for the runs of each kind: with the folder if two have the same name."""
     counts = Counter((kind, name) for kind, name, _ in named)
     return [f"{name} ({path})" if counts[kind, name] > 1 else name for kind, name, path in named]
 

@@ -11,8 +11,16 @@ import numpy as np
 from edit_trl.evaluation.report.items import rounded
 from edit_trl.evaluation.report.training_history import TrainingRun
 from edit_trl.evaluation.runs.schema import Run
-from edit_trl.evaluation.runs.scores import GROUPS, IN_NATS, LOWER_IS_BETTER, MAIN_SCORE, SCORES, group_items
-from edit_trl.evaluation.statistics import Interval, bootstrap_interval, exact_mcnemar, paired_difference
+from edit_trl.evaluation.runs.scores import (
+    GROUPS,
+    IN_NATS,
+    LOWER_IS_BETTER,
+    MAIN_SCORE,
+    SCORES,
+    group_items,
+    score_intervals,
+)
+from edit_trl.evaluation.statistics import Interval, exact_mcnemar, paired_difference
 
 # What tables and charts call the scores, and which are shares (0 to 1) rather than nats.
 SCORE_LABELS = {
@@ -47,7 +55,7 @@ _MOST_POINTS = 300
 
 
 def run_summary(run: Run) -> dict[str, Any]:
-    """The settings of a run, its scores as [value, low, high], and its groups."""
+    """Return the settings of a run, its scores as [value, low, high], and its groups."""
     record = run.record
     scores = {
         name: [rounded(record.scores.get(name), 4), *map(rounded, record.intervals.get(name, (None, None)))]
@@ -77,7 +85,7 @@ def run_summary(run: Run) -> dict[str, Any]:
 
 
 def score_labels(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The label, explanation, unit and direction of each score."""
+    """Return the label, explanation, unit and direction of each score."""
     return {
         name: score_label(*SCORE_LABELS[name], "nats" if name in IN_NATS else "share", name in LOWER_IS_BETTER)
         for name in names
@@ -85,22 +93,20 @@ def score_labels(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def score_label(label: str, explanation: str, unit: str, lower_is_better: bool = False) -> dict[str, Any]:
-    """The label of a score in the form that the page reads."""
+    """Return the label of a score in the form that the page reads."""
     return {"label": label, "help": explanation, "unit": unit, "lower_is_better": lower_is_better}
 
 
 def group_scores(run: Run) -> dict[str, list[Any]]:
-    """[name, items, scores] of each task, kind of mistake and source; scores are [value, low, high]."""
-    scores = SCORES[run.record.kind]
+    """Return [name, items, scores] of each task, kind of mistake and source; scores are [value, low, high]."""
+    kind = run.record.kind
 
-    def intervals(members: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None] | None]:
-        values = {
-            name: [value for item in members if (value := score(item)) is not None] for name, score in scores.items()
-        }
-        return {name: _bounds(bootstrap_interval(numbers)) if numbers else None for name, numbers in values.items()}
+    def bounds(members: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None] | None]:
+        intervals = score_intervals(members, kind)
+        return {score: _bounds(intervals[score]) if score in intervals else None for score in SCORES[kind]}
 
     return {
-        group: [[name, len(members), intervals(members)] for name, members in group_items(run.items, group).items()]
+        group: [[name, len(members), bounds(members)] for name, members in group_items(run.items, group).items()]
         for group in GROUPS
     }
 
@@ -133,12 +139,12 @@ def flips(kinds: Sequence[str], items: Sequence[Mapping[str, Any]]) -> list[dict
 
 
 def is_right(outcome: Mapping[str, Any]) -> bool | None:
-    """Whether an outcome is right: by its verdict, or its preference on key steps (None without any)."""
+    """Return whether an outcome is right: by its verdict, or its preference on key steps (None without any)."""
     return outcome["verdict"] == "correct" if "verdict" in outcome else outcome["key_preferred"]
 
 
 def learning_curves(training: TrainingRun) -> dict[str, Any]:
-    """The stages of a run; each chart has curves [metric, whether held out, points as [step, value]]."""
+    """Return the stages of a run; each chart has curves [metric, whether held out, points as [step, value]]."""
     stages = []
     for stage in training.stages:
         logged = {name for entry in stage.log for name in entry}

@@ -171,7 +171,7 @@ def _read_record(path: Path) -> RunRecord:
 
 
 def _read_items(path: Path, kind: str, partial: bool = False) -> list[Any]:
-    """The items of a run; `partial` allows a last line that was cut short, which is left out."""
+    """Return the items of a run; `partial` allows a last line that was cut short, which is left out."""
     file = path / ITEMS_FILE
     if not file.is_file():
         if partial:
@@ -193,7 +193,7 @@ def _read_items(path: Path, kind: str, partial: bool = False) -> list[Any]:
 
 
 def _as_read(record: RunRecord) -> RunRecord:
-    """The record as JSON would return it: with lists instead of tuples."""
+    """Return the record as JSON would return it: with lists instead of tuples."""
     return RunRecord(**json.loads(json.dumps(asdict(record), default=str)))
 
 

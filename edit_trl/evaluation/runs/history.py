@@ -158,7 +158,7 @@ def read_history(
 
 
 def with_score(rows: Sequence[HistoryRow], score: str) -> list[HistoryRow]:
-    """The runs that have a score.
+    """Return the runs that have a score.
 
     Raises:
         InputError: There is no such score.
@@ -172,7 +172,7 @@ def with_score(rows: Sequence[HistoryRow], score: str) -> list[HistoryRow]:
 
 @contextmanager
 def _opened(file: Path, address: str) -> Iterator[sqlite3.Connection]:
-    """A connection that is closed at the end; a transaction that was not committed is rolled back."""
+    """Open a connection and close it at the end; a transaction that was not committed is rolled back."""
     connection = None
     try:
         connection = sqlite3.connect(address, uri=True, timeout=_WAIT, isolation_level=None)

@@ -201,12 +201,12 @@ class Run:
 
 
 def key_of(item: Mapping[str, Any]) -> tuple[str, str]:
-    """The task and the id of an item, which identify it."""
+    """Return the task and the id of an item, which identify it."""
     return item["task"], item["id"]
 
 
 def first_of_each_task(entries: Iterable[Any], limit: int | None) -> list[Any]:
-    """The first entries of each `task`, at most `limit`; all of them if it is None."""
+    """Return the first entries of each `task`, at most `limit`; all of them if it is None."""
     counts: Counter[str] = Counter()
     first = []
     for entry in entries:

@@ -110,7 +110,8 @@ class SuiteCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read the history of a run that is resumed, up to the step from which it resumes."""
-        self._prepare(args, kwargs["model"], kwargs["processing_class"])
+        if not self._cases:  # the callback was added after the trainer was made
+            self._prepare(args, kwargs["model"], kwargs["processing_class"])
         self._training, self._last, self._history = True, None, {}
         file = Path(args.output_dir) / HISTORY_FILE
         if state.global_step and file.is_file():
@@ -135,7 +136,8 @@ class SuiteCallback(TrainerCallback):
         has_scores = self._last is not None and self._last[0] == state.global_step
         needs_scores = self._steps is None or not self._training or _own_metric(args) is not None
         if not has_scores and needs_scores:
-            self._prepare(args, kwargs["model"], kwargs["processing_class"])
+            if not self._cases:
+                self._prepare(args, kwargs["model"], kwargs["processing_class"])
             self._run(args, state, control, kwargs["model"], kwargs["processing_class"])
         if has_scores or needs_scores:
             metrics.update(self._last[1])
@@ -149,9 +151,6 @@ class SuiteCallback(TrainerCallback):
     # The suite
 
     def _prepare(self, args: TrainingArguments, model: PreTrainedModel, processing_class: Any) -> None:
-        """Make the cases and the problems; `on_init_end` does not run if the callback is added to a trainer later."""
-        if self._cases:
-            return
         tokenizer, positions = _tokenizer(processing_class), positions_of(_bare(model).config)
         self._cases, _ = cases_of(
             self._rows,
@@ -205,7 +204,7 @@ class SuiteCallback(TrainerCallback):
     def _measure(
         self, args: TrainingArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, float]:
-        """The scores, which are the same on every process."""
+        """Return the scores, which are the same on every process."""
         process = PartialState()
         # With sharded weights each forward needs all processes, so each process runs every batch.
         sharded = process.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -273,7 +272,7 @@ class SuiteCallback(TrainerCallback):
 
 
 def _own_metric(args: TrainingArguments) -> str | None:
-    """The score that selects the best weights, if it is one of the suite."""
+    """Return the score that selects the best weights, if it is one of the suite."""
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     return metric.removeprefix(PREFIX) if metric.startswith(PREFIX) else None
 

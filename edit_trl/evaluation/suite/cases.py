@@ -76,12 +76,12 @@ class SuiteCase:
         return len(self.prefix) + len(tokens["chosen_ids"]) + len(tokens["rejected_ids"]) - 2 * tokens["fork"]
 
     def key_spans(self, side: str) -> list[list[int]]:
-        """The key tokens of a side, as [start, end) characters of its chain."""
+        """Return the key tokens of a side, as [start, end) characters of its chain."""
         text = self.chosen if side == "chosen" else self.rejected
         return [list(span) for span in merged_spans(self.tokens[f"{side}_key_mask"], self.offsets[side], text)]
 
     def content(self) -> list[Any]:
-        """Everything that does not depend on the tokenizer or a model, for a hash of the data."""
+        """Return everything that does not depend on the tokenizer or a model, for a hash of the data."""
         return [
             *(self.task, self.id, self.prompt, self.chosen, self.rejected),
             *(self.answer, self.answer_type, self.mistake, self.source),
@@ -159,7 +159,7 @@ def cases_of(
 
 
 def _pairs(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
-    """The row number, the id and the content of each pair."""
+    """Yield the row number, the id and the content of each pair."""
     for number, row in enumerate(rows, 1):
         if is_chosen_alone(row):
             continue
@@ -186,7 +186,7 @@ def _case(
 
 
 def _placed(offsets: Sequence[Span], length: int) -> list[Span]:
-    """Offsets in which tokens after the text are at its end; a tokenizer gives them (0, 0)."""
+    """Return offsets in which tokens after the text are at its end; a tokenizer gives them (0, 0)."""
     last = max((place for place, (start, end) in enumerate(offsets) if start < end), default=-1)
     return [tuple(span) if place <= last else (length, length) for place, span in enumerate(offsets)]
 

@@ -78,7 +78,7 @@ class SuiteArguments(MeasuredModel):
         yield from at_least(1, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
 
     def dataset(self, recipe_folder: Path) -> DatasetSource:
-        """The source of the dual CoTs; a file may be beside the recipe."""
+        """Return the source of the dual CoTs; a file may be beside the recipe."""
         name = find_beside(self.dataset_name, recipe_folder)
         return DatasetSource(name, self.dataset_config, self.dataset_split, self.dataset_revision, self.column_mapping)
 

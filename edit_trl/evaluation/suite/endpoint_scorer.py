@@ -35,13 +35,10 @@ class EndpointScorer(JournaledEndpoint):
     """A `CaseScorer` whose model is behind an endpoint.
 
     Args:
-        client: The model, a `CompletionTeacher`, here or on a Ray cluster.
-        folder: The folder of the run, which holds the journal.
-        limits: Limits on the requests to the endpoint.
+        client, folder, limits, engine: See `JournaledEndpoint`; the client is a `CompletionTeacher`.
         tokenizer: The tokenizer of the model.
         cases: The suite.
         max_new_tokens: The most tokens to generate after the shared beginning; 0 to generate nothing.
-        engine: See `JournaledEndpoint`.
     """
 
     def __init__(
@@ -145,12 +142,12 @@ def _text(ids: Sequence[int]) -> str:
 
 
 def _purpose(request: ChatRequest) -> str:
-    """The part of the item that a request is for: the "correct" chain, the "wrong" chain, or "continue"."""
+    """Return the part of the item that a request is for: the "correct" chain, the "wrong" chain, or "continue"."""
     return request.messages[1][0] if request.stage == "score" else request.stage
 
 
 def _best(top: Any, text: str, logp: float) -> tuple[float, str]:
-    """The log-probability and text of the most likely token; of the chain's own token if none is likelier."""
+    """Return the log-probability and text of the most likely token; of the chain's own token if none is likelier."""
     candidates = top if isinstance(top, Mapping) else {}
     best = max(candidates, key=candidates.get, default=None)
     return (float(candidates[best]), str(best)) if best is not None and candidates[best] > logp else (logp, text)

@@ -50,7 +50,7 @@ class SuiteResult:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as values that JSON can hold."""
+        """Return all fields, as values that JSON can hold."""
         return asdict(self)
 
 

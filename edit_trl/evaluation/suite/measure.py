@@ -83,7 +83,7 @@ def measure_suite(
 
 
 def _read_rows(arguments: SuiteArguments, recipe_folder: Path) -> tuple[Iterable[Mapping[str, Any]], str]:
-    """The dual CoTs, and what messages call them."""
+    """Return the dual CoTs and their name in messages."""
     if arguments.rows is not None:
         teacher = ProceduralTeacher(arguments.families, seed=arguments.seed, difficulty=arguments.difficulty)
         dual_cots = generate_dual_cots(teacher, arguments.rows, conversational=arguments.conversational)

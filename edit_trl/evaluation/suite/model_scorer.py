@@ -108,7 +108,7 @@ class ModelScorer:
         ]
 
     def _wrong_turn(self, case: SuiteCase, best: Sequence[int]) -> WrongTurnAt | None:
-        """The token at which greedy decoding leaves the correct chain; generation ends at an EOS token."""
+        """Return the token at which greedy decoding leaves the correct chain; generation ends at an EOS token."""
         for position, (token, likeliest) in enumerate(zip(case.tokens["chosen_ids"], best, strict=True)):
             if token != likeliest:
                 return WrongTurnAt(position, self._text([token]), self._text([likeliest]))
