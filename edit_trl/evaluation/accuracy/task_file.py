@@ -121,7 +121,7 @@ def read_task(name: str, beside: Path = Path()) -> tuple[Path, TaskFile]:
     """
     path = _find(name, beside)
     values = read_yaml(path, "task file")
-    if isinstance(values.get("version"), int | float):
+    if isinstance(values.get("version"), int | float):  # `version: 1` is valid, although versions are texts
         values["version"] = str(values["version"])
     values, errors = convert(values, hints_of([TaskFile]))
     with collect_problems(errors):
