@@ -48,7 +48,7 @@ def ways_of(args: argparse.Namespace) -> dict[str, Callable[[], int]]:
         model = model.merge_and_unload()
     rows = list(generate_dual_cots(ProceduralTeacher(FAMILIES, seed=1), args.rows, conversational=True))
     problems = problems_of(rows)
-    _, prompts = encode(problems, tokenizer, max_new_tokens=args.max_new_tokens, positions=None)
+    prompts = encode(problems, tokenizer, max_new_tokens=args.max_new_tokens, positions=None)
     decoding = Decoding(args.max_new_tokens)
 
     def run(generator: ModelGenerator, batches: list[list[int]]) -> int:

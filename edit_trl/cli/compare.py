@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, raise_problems
 
 if TYPE_CHECKING:
     from edit_trl.evaluation.compare.comparison import Comparison
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         InputError: The runs cannot be compared, or an option is wrong.
     """
-    options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(argv)
     from edit_trl.evaluation.compare.comparison import compare_runs
     from edit_trl.evaluation.compare.gates import Gates, check_gates, junit_error_xml
     from edit_trl.evaluation.compare.matching import match_folders
@@ -60,25 +60,16 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="folders of runs, the baseline first; seeds of one system are joined by commas, or given as a "
-        "pattern in quotes: 'outputs/edit_seed*'",
+    runs = (
+        "folders of runs, the baseline first; seeds of one system are joined by commas, or given as a pattern in "
+        "quotes: 'outputs/edit_seed*'"
     )
+    add("runs", nargs="+", metavar="RUN", help=runs)
     add("--score", metavar="NAME", help="score to compare (default: accuracy, or key_preference of a suite)")
-    add(
-        "--by",
-        choices=["task", "mistake", "source"],
-        default="task",
-        help="the rows of the table (default: %(default)s)",
-    )
-    add(
-        "--any-decoding",
-        action="store_true",
-        help="compare runs although their decoding differs, such as greedy with self-consistency",
-    )
+    groups = ["task", "mistake", "source"]
+    add("--by", choices=groups, default="task", help="the rows of the table (default: %(default)s)")
+    decoding = "compare runs although their decoding differs, such as greedy with self-consistency"
+    add("--any-decoding", action="store_true", help=decoding)
     form = parser.add_argument_group("output, besides the table ('-': to stdout, in its place)")
     form.add_argument("--markdown", metavar="FILE", help="Markdown for a pull request")
     form.add_argument("--json", metavar="FILE", help="all results, with the items that flipped or are missing")
@@ -88,11 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     gate.add_argument("--min-score", type=_number, metavar="X", help="the score is at least X")
     gate.add_argument("--max-drop", type=_number, metavar="X", help="it is at most X worse")
-    gate.add_argument(
-        "--no-significant-regression",
-        action="store_true",
-        help="it is not significantly worse (5%%), overall or, by Holm's method, in any row",
-    )
+    worse = "it is not significantly worse (5%%), overall or, by Holm's method, in any row"
+    gate.add_argument("--no-significant-regression", action="store_true", help=worse)
     gate.add_argument("--max-broken", type=_number, metavar="N", help="at most N right items became wrong")
     return parser
 
@@ -115,8 +103,7 @@ def _check(options: argparse.Namespace, gates: Gates) -> None:
         errors.append("--markdown - and --json - cannot both go to stdout; name a file for one")
     if options.junit and not gates:
         errors.append("--junit writes one test case per gate, and there is no gate; add one, such as --max-drop 0.02")
-    if errors:
-        raise InputError(errors)
+    raise_problems(errors)
 
 
 def _to_stdout(options: argparse.Namespace) -> bool:

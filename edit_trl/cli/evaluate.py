@@ -8,14 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.recipe_command import run_recipe
 from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
     from edit_trl.evaluation.accuracy.config import EvaluateArguments
     from edit_trl.models.chat.dispatch import Limits
     from edit_trl.models.chat.options import EndpointArguments
-
-USAGE = "edit-trl evaluate [--config RECIPE.yaml] [--OPTION VALUE ...]"
 
 DESCRIPTION = (
     "Let a model answer questions and check its answers. Run the command again to resume an interrupted run. "
@@ -27,35 +26,20 @@ HIDDEN = ("prompt_price", "completion_price", "max_cost")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a recipe, or resume its run.
-
-    Args:
-        argv: `--config RECIPE` and `--option value` over it.
+    """Run a recipe, or resume its run; see `run_recipe`.
 
     Raises:
         InputError: Anything wrong with the recipe, the tasks or the model, before anything is generated.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    from edit_trl.common.options import build_options, format_help, hints_of, read_options
     from edit_trl.evaluation.accuracy.config import EvaluateArguments
-    from edit_trl.models.chat.dispatch import Interrupted, Limits
+    from edit_trl.models.chat.dispatch import Limits
     from edit_trl.models.chat.options import EndpointArguments
 
     classes = (EvaluateArguments, EndpointArguments, Limits)
-    if "--help" in argv or "-h" in argv:
-        print(format_help(USAGE, DESCRIPTION, classes, HIDDEN))
-        return 0
-    path, options = read_options(argv, hints_of(classes).keys() - set(HIDDEN))
-    arguments, endpoint, limits = build_options(path, options, classes, HIDDEN)
-    try:
-        _evaluate(arguments, endpoint, limits, Path(path) if path else None)
-    except Interrupted as interruption:
-        print(f"{interruption}:\n  edit-trl evaluate {' '.join(argv)}", file=sys.stderr)
-        return 130
-    return 0
+    return run_recipe("evaluate", argv, DESCRIPTION, classes, _evaluate, HIDDEN)
 
 
-def _evaluate(arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Limits, recipe: Path | None) -> None:
+def _evaluate(arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Limits, recipe_folder: Path) -> None:
     from edit_trl.evaluation.accuracy.measure import measure_accuracy, measure_with_harness
     from edit_trl.evaluation.harness import format_harness, load_harness_tasks
     from edit_trl.evaluation.runs.history import check_history
@@ -68,12 +52,11 @@ def _evaluate(arguments: EvaluateArguments, endpoint: EndpointArguments, limits:
         harness = load_harness_tasks(arguments.harness, arguments.harness_include_path)
     if arguments.tasks:
         check_history(arguments.history)
-        tasks = arguments.read_tasks(recipe)
+        tasks = arguments.read_tasks(recipe_folder)
         say = partial(print, file=sys.stderr)
         say(f"{len(tasks.problems)} questions of {len(tasks.versions)} tasks")
         run, loaded = measure_accuracy(arguments, endpoint, limits, tasks, say)
         print(f"{run_table(run)}\n\n{run.path}")
     if harness is not None:
         results, file = measure_with_harness(arguments, harness, loaded)
-        print(format_harness(results))
-        print(file)
+        print(f"{format_harness(results)}\n{file}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edit_trl.evaluation.runs.history import HistoryRow
 
-# Characters of a plot.
+# The width of a plot, in characters.
 _WIDTH = 24
 
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         InputError: The file is missing or is not a history, or no run has the metric.
     """
-    options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(argv)
     if options.last is not None and options.last < 1:
         raise InputError(f"--last must be 1 or more, got {options.last}")
     from edit_trl.evaluation.runs.history import DEFAULT_FILE, read_history, with_score
@@ -74,7 +74,7 @@ def _show(rows: Sequence[HistoryRow], metric: str | None, earlier: int) -> None:
     console = Console(width=None if terminal else 1000, highlight=False)
     console.print(_plot(rows, metric) if metric else _list(rows, console))
     if metric and len({row.data_hash for row in rows}) > 1:
-        print("  the data differs between some of these runs (column data): only like with like can be compared")
+        print("  the data differs between some of these runs (column data): compare only runs with the same data")
     if earlier:
         print(f"  {earlier} earlier run{'s' if earlier > 1 else ''} not shown")
 
@@ -84,35 +84,38 @@ def _list(rows: Sequence[HistoryRow], console: Console) -> Table:
 
     # A wide terminal also shows the model and the folder. The score tells the kind of the run.
     more = console.width >= 120
-    table = _table("finished", "name", "items>", "seed>", "score>", "revision", *(["model", "folder"] * more))
+    titles = ["finished", "name", "items>", "seed>", "score>", "revision", *["model", "folder"] * more]
+    lines = []
     for row in rows:
         main_score = MAIN_SCORE.get(row.kind, "")
         score = row.scores.get(main_score)
         score_text = "-" if score is None else f"{main_score} {_value(score, main_score)}"
         cells = [_time(row), row.name, f"{row.items:,}", str(row.seed), score_text, row.git_revision or "-"]
-        _add(table, cells + [row.model, row.path] * more)
-    return table
+        lines.append(cells + [row.model, row.path] * more)
+    return _table(titles, lines)
 
 
 def _plot(rows: Sequence[HistoryRow], metric: str) -> Table:
-    """One dot per run, between the lowest and the highest value."""
+    """Plot one dot per run, between the lowest and the highest value."""
     values = [row.scores[metric] for row in rows]
     low, high = min(values), max(values)
     ends = _value(low, metric), _value(high, metric)
     scale = f"{ends[0]}{ends[1]:>{_WIDTH - len(ends[0])}}" if high > low else ends[0]
-    table = _table("finished", "name", "data", f"{metric}>", scale)
+    lines = []
     for row, value in zip(rows, values, strict=True):
         place = round((value - low) / (high - low) * (_WIDTH - 1)) if high > low else 0
         dots = "·" * place + "●" + "·" * (_WIDTH - 1 - place)
-        _add(table, [_time(row), row.name, row.data_hash[:6], _value(value, metric), dots])
-    return table
+        lines.append([_time(row), row.name, row.data_hash[:6], _value(value, metric), dots])
+    return _table(["finished", "name", "data", f"{metric}>", scale], lines)
 
 
-def _table(*titles: str) -> Table:
-    """An empty table; a title that ends in ">" makes its column right-aligned."""
+def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """Make a table of texts without markup; a title that ends in ">" aligns its column to the right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
+
+    from edit_trl.common.terminal import visible_line
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title in titles:
@@ -122,16 +125,9 @@ def _table(*titles: str) -> Table:
         table.add_column(
             Text(title.rstrip(">")), justify=justify, no_wrap=not folds, overflow="fold", min_width=8 * folds
         )
+    for cells in lines:
+        table.add_row(*(Text(visible_line(cell)) for cell in cells))
     return table
-
-
-def _add(table: Table, cells: Sequence[str]) -> None:
-    """Add a row; its texts come from a file, so that markup in them is not interpreted."""
-    from rich.text import Text
-
-    from edit_trl.common.terminal import visible_line
-
-    table.add_row(*(Text(visible_line(cell)) for cell in cells))
 
 
 def _time(row: HistoryRow) -> str:

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         InputError: A folder holds no run, a run cannot be read, or the output is a file but not a report.
     """
-    options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(argv)
     from edit_trl.evaluation.report import write_report
     from edit_trl.evaluation.report.folders import read_folders
     from edit_trl.evaluation.report.page import free_path
@@ -46,9 +46,9 @@ def _title(runs: list[Run], training: list[TrainingRun]) -> str:
 
 def _counted(runs: list[Run], training: list[TrainingRun]) -> str:
     items = sum(len(run.items) for run in runs)
-    parts = [f"{len(runs)} runs with {items:,} items"] if runs else []
-    parts += [f"{len(training)} training runs"] if training else []
-    return " and ".join(parts).replace("1 runs", "1 run").replace("1 training runs", "1 training run")
+    parts = [f"{len(runs)} run{'s' if len(runs) > 1 else ''} with {items:,} items"] if runs else []
+    parts += [f"{len(training)} training run{'s' if len(training) > 1 else ''}"] if training else []
+    return " and ".join(parts)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,20 +59,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="folders of runs of evaluate, suite and train, in any mix; or folders of such folders",
-    )
-    add(
-        "--output",
-        type=Path,
-        default=Path("report.html"),
-        metavar="FILE",
-        help="the page (default: %(default)s); an earlier report is replaced",
-    )
+    runs = "folders of runs of evaluate, suite and train, in any mix; or folders of such folders"
+    add("runs", nargs="+", type=Path, metavar="RUN", help=runs)
+    page = "the page (default: %(default)s); an earlier report is replaced"
+    add("--output", type=Path, default=Path("report.html"), metavar="FILE", help=page)
     add("--title", help="title of the page")
     add("--open", action="store_true", help="open it in the browser")
     return parser

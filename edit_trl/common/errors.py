@@ -1,6 +1,7 @@
 """The one exception for input that the user can correct."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -29,12 +30,21 @@ class InputError(ValueError):
         super().__init__("\n".join(([heading] if heading else []) + lines))
 
 
-def raise_problems(problems: Iterable[str], source: str, max_problems: int = 20) -> None:
+@contextmanager
+def collect_problems(problems: list[str]) -> Iterator[None]:
+    """Append the problems of an InputError to a list, so that several steps report theirs at once."""
+    try:
+        yield
+    except InputError as error:
+        problems += error.problems
+
+
+def raise_problems(problems: Iterable[str], source: str | None = None, max_problems: int = 20) -> None:
     """Raise an InputError if there are problems.
 
     Args:
         problems: The messages.
-        source: The file or dataset that they are in.
+        source: The file or dataset that they are in, for the line above several messages.
         max_problems: How many are listed; the others are counted.
     """
     problems = list(problems)
@@ -43,8 +53,8 @@ def raise_problems(problems: Iterable[str], source: str, max_problems: int = 20)
     listed = problems[:max_problems]
     if len(problems) > len(listed):
         listed.append(f"... and {len(problems) - len(listed)} more")
-    heading = f"{source}: {len(problems)} problems" if len(problems) > 1 else None
-    raise InputError(listed, heading)
+    heading = f"{source}: {len(problems)} problems" if source else f"{len(problems)} problems:"
+    raise InputError(listed, heading if len(problems) > 1 else None)
 
 
 def show(value: Any) -> str:

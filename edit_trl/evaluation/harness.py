@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.checks import at_least
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.files import write_whole
 from edit_trl.common.tables import aligned
 
@@ -66,9 +66,7 @@ def load_harness_tasks(names: Sequence[str], include_path: str | Path | None = N
 
     names = tuple(dict.fromkeys(names))
     manager = _manager(names, include_path)
-    unknown = [name for name in names if name not in manager.task_index]
-    if unknown:
-        raise InputError([_unknown(name, manager.all_tasks) for name in unknown])
+    raise_problems(_unknown(name, manager.all_tasks) for name in names if name not in manager.task_index)
     try:
         with _restored_random_states():  # a task may sample its examples when it is created
             loaded = manager.load(list(names))
@@ -84,8 +82,7 @@ def load_harness_tasks(names: Sequence[str], include_path: str | Path | None = N
         )
         if getattr(task, attribute, False)
     ]
-    if errors:
-        raise InputError(errors)
+    raise_problems(errors)
     return HarnessTasks(names, loaded)
 
 
@@ -128,8 +125,7 @@ def evaluate_with_harness(
     errors = at_least(1, batch_size=batch_size, limit=limit) + at_least(0, num_fewshot=num_fewshot)
     if apply_chat_template and tokenizer.chat_template is None:
         errors.append(f"the tokenizer ({tokenizer.name_or_path}) has no chat template to apply")
-    if errors:
-        raise InputError(errors)
+    raise_problems(errors)
     if not isinstance(tasks, HarnessTasks):
         tasks = load_harness_tasks(tasks, include_path)
     _set_examples(tasks, num_fewshot, seed)
@@ -156,7 +152,7 @@ def write_harness(results: Mapping[str, Any], folder: str | Path) -> Path:
 
 
 def format_harness(results: Mapping[str, Any]) -> str:
-    """A plain-text table of the scores with their standard errors, by task and metric."""
+    """Format a plain-text table of the scores with their standard errors, by task and metric."""
     rows = [("", "version", "items", "metric", "score", "+/-")]
     for kind in ("tasks", "groups"):
         for name, one in results[kind].items():
@@ -176,19 +172,18 @@ def _manager(names: Sequence[str], include_path: str | Path | None) -> TaskManag
         ) from error
     if not names:
         raise InputError("no task of lm-evaluation-harness is named; name some, such as arc_easy")
-    if include_path is not None:
-        if not Path(include_path).is_dir():
-            raise InputError(f"no folder of tasks at {include_path}")
-        own = TaskManager(include_path=str(include_path), include_defaults=False)
-        # A group in the folder may contain tasks of the harness, but a task needs no others.
-        if set(names) <= set(own.all_subtasks):
-            return own
-    return TaskManager(include_path=None if include_path is None else str(include_path))
+    if include_path is None:
+        return TaskManager()
+    if not Path(include_path).is_dir():
+        raise InputError(f"no folder of tasks at {include_path}")
+    own = TaskManager(include_path=str(include_path), include_defaults=False)
+    # A group in the folder may contain tasks of the harness, but a task needs no others.
+    return own if set(names) <= set(own.all_subtasks) else TaskManager(include_path=str(include_path))
 
 
 def _unknown(name: str, names: Sequence[str]) -> str:
-    near = get_close_matches(name, names, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm_eval ls tasks` lists them"
+    similar = get_close_matches(name, names, n=3)
+    hint = f"did you mean {' or '.join(map(repr, similar))}?" if similar else "`lm_eval ls tasks` lists them"
     return f"lm-evaluation-harness has no task {name!r}; {hint}"
 
 
@@ -224,13 +219,10 @@ def _restored_random_states() -> Iterator[None]:
 def _run(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: HarnessTasks, settings: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    import numpy as np
-    import torch
     from lm_eval.evaluator import evaluate
+    from transformers import set_seed
 
-    random.seed(settings["seed"])
-    np.random.seed(settings["seed"])
-    torch.manual_seed(settings["seed"])
+    set_seed(settings["seed"])
     return evaluate(
         _wrapped(model, tokenizer, settings["batch_size"]),
         tasks.loaded,
@@ -275,7 +267,7 @@ def _readable(raw_results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scores(values: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Metrics and their standard errors, from `metric,filter` and `metric_stderr,filter`."""
+    """Return metrics and their standard errors, from `metric,filter` and `metric_stderr,filter`."""
     scores: dict[str, float | None] = {}
     errors: dict[str, float | None] = {}
     for key, value in values.items():

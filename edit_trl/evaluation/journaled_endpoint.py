@@ -10,6 +10,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.models.chat.dispatch import Answer, Dispatcher, Failure, Limits, stopped_by_signals
 from edit_trl.models.chat.journal import Journal
 from edit_trl.models.chat.protocol import ChatRequest, Teacher
+from edit_trl.models.cluster.cluster import Engine
 
 
 class JournaledEndpoint:
@@ -18,19 +19,20 @@ class JournaledEndpoint:
     Args:
         client: The model.
         folder: The folder of the run, which holds the journal.
-        limits: How hard the endpoint may be asked.
+        limits: Limits on the requests to the endpoint.
+        engine: Which machines ask it: this one, or those of a Ray cluster.
+
+    Raises:
+        InputError: The endpoint cannot be reached, or does not have the model; no prompt is sent yet.
     """
 
-    def __init__(self, client: Teacher, folder: Path, limits: Limits):
+    def __init__(self, client: Teacher, folder: Path, limits: Limits, engine: Engine = "local"):
+        if engine == "ray":
+            from edit_trl.models.cluster.chat import on_ray
+
+            client = on_ray({"model": client}, None, limits.max_concurrency)["model"]
         self._client, self._folder, self._limits = client, folder, limits
         self._loop = asyncio.new_event_loop()
-
-    def check(self) -> None:
-        """Check that the endpoint can be reached and has the model; no prompt is sent.
-
-        Raises:
-            InputError: It cannot be reached, or does not have the model.
-        """
         try:
             self._loop.run_until_complete(self._client.check())
         except InputError:

@@ -20,7 +20,7 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 2000
 # The most numbers to draw at a time: fast, without the memory of all resamples.
-_DRAWN = 2_000_000
+_MOST_DRAWS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """The bootstrap interval of a mean.
+    """Return the bootstrap interval of a mean.
 
     Args:
         values: One value per item.
@@ -110,11 +110,9 @@ def paired_difference(
     clusters: Sequence[str] | None = None,
     *,
     share: bool = True,
-    level: float = LEVEL,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Difference:
-    """The mean difference between the scores of two systems, with its paired interval.
+    """Return the mean difference between the scores of two systems, with its paired interval.
 
     The difference of an item is that of its means over the seeds of each system. The variance over items (or
     clusters) is increased by the variance over the seeds of each system, which are whole training runs: the
@@ -128,9 +126,7 @@ def paired_difference(
         clusters: The cluster of each item, to resample whole clusters; items if None.
         share: Whether scores are between 0 and 1. Then, if no item differs, the error is the same as if one
             item differed, since a difference may be too rare to be observed.
-        level: The confidence level.
         resamples: The number of resamples.
-        seed: The seed of the resampling.
     """
     differences = other.mean(axis=1) - baseline.mean(axis=1)
     value, items = float(differences.mean()), len(differences)
@@ -141,9 +137,9 @@ def paired_difference(
     # (variance, degrees of freedom); the first is the limit of the bootstrap over items.
     candidates = [(float(differences.var(ddof=1)) / items, items - 1)]
     if clusters is not None:
-        candidates.append((_bootstrap_error(differences, clusters, resamples, seed) ** 2, units - 1))
+        candidates.append((_bootstrap_error(differences, clusters, resamples) ** 2, units - 1))
     # Tasks can differ less than their items by chance, but an interval on other tasks cannot be narrower.
-    parts = [max(candidates, key=lambda part: _reach(*part, level))]
+    parts = [max(candidates, key=lambda part: _reach(*part))]
     parts += [(_seed_variance(scores), scores.shape[1] - 1) for scores in (baseline, other)]
     parts = [(variance, freedom) for variance, freedom in parts if variance > 1e-20]  # rounding
     if parts:
@@ -152,14 +148,14 @@ def paired_difference(
         freedom = total**2 / sum(variance**2 / freedom for variance, freedom in parts)
     else:
         error, freedom = 1 / items if share else 0.0, units - 1
-    low, high = _t_interval(value, error, freedom, level)
+    low, high = _t_interval(value, error, freedom)
     if share:
         low, high = max(low, -1.0), min(high, 1.0)
     return Difference(value, low, high, error, freedom)
 
 
 def _seed_variance(scores: np.ndarray) -> float:
-    """The variance of the mean that is due to whole seeds. `scores` has the shape (items, seeds)."""
+    """Return the variance of the mean that is due to whole seeds. `scores` has the shape (items, seeds)."""
     items, seeds = scores.shape
     if seeds < 2 or items < 2:
         return 0.0
@@ -169,8 +165,8 @@ def _seed_variance(scores: np.ndarray) -> float:
     return max(0.0, (float(seed_means.var(ddof=1)) - noise) / seeds)
 
 
-def _bootstrap_error(values: np.ndarray, clusters: Sequence[str], resamples: int, seed: int) -> float:
-    """The standard error of the mean of all values, from resampling whole clusters (two or more)."""
+def _bootstrap_error(values: np.ndarray, clusters: Sequence[str], resamples: int, seed: int = 0) -> float:
+    """Return the standard error of the mean of all values, from resampling whole clusters (two or more)."""
     from scipy.stats import bootstrap
 
     names = np.unique(np.asarray(clusters), return_inverse=True)[1]
@@ -191,28 +187,23 @@ def _bootstrap_error(values: np.ndarray, clusters: Sequence[str], resamples: int
 
 
 def _batch(units: int) -> int:
-    return max(1, _DRAWN // units)
+    return max(1, _MOST_DRAWS // units)
 
 
-def _t_interval(value: float, error: float, freedom: float, level: float) -> tuple[float, float]:
+def _t_interval(value: float, error: float, freedom: float, level: float = LEVEL) -> tuple[float, float]:
     reach = _reach(error**2, freedom, level)
     return value - reach, value + reach
 
 
-def _reach(variance: float, freedom: float, level: float) -> float:
-    """Half the width of an interval."""
+def _reach(variance: float, freedom: float, level: float = LEVEL) -> float:
+    """Return half the width of an interval."""
     from scipy.stats import t
 
     return float(t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
 
 
 def exact_mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
-    """The exact test of two paired shares.
-
-    Args:
-        before: Whether the first system is right, for each item.
-        after: Whether the second system is right, for each item.
-    """
+    """Run the exact test of two paired shares, given whether each system is right for each item."""
     from statsmodels.stats.contingency_tables import mcnemar
 
     pairs = list(zip(before, after, strict=True))
@@ -223,14 +214,8 @@ def exact_mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
     return McNemar(fixed, broken, float(mcnemar([[0, broken], [fixed, 0]], exact=True).pvalue))
 
 
-def permutation_p_value(differences: Sequence[float], *, resamples: int = 9999, seed: int = 0) -> float:
-    """The p-value of the two-sided sign-flip test of a zero mean; exact for up to 13 items that differ.
-
-    Args:
-        differences: The difference of each item.
-        resamples: The number of resamples, if there are too many sign flips to try them all.
-        seed: The seed of the resampling.
-    """
+def permutation_p_value(differences: Sequence[float]) -> float:
+    """Return the two-sided p-value of a sign-flip test of a zero mean; exact for up to 13 items that differ."""
     from scipy.stats import permutation_test
 
     # Flipping the sign of a zero changes nothing.
@@ -242,15 +227,15 @@ def permutation_p_value(differences: Sequence[float], *, resamples: int = 9999, 
         np.sum,
         permutation_type="samples",
         vectorized=True,
-        n_resamples=resamples,
+        n_resamples=9999,  # 13 items have 8192 sign flips, which are all tried
         batch=_batch(len(values)),
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     return float(min(result.pvalue, 1.0))
 
 
 def seeds_p_value(difference: Difference, differences: Sequence[float]) -> float:
-    """The two-sided p-value of no difference between systems with several seeds.
+    """Return the two-sided p-value of no difference between systems with several seeds.
 
     The sign-flip test over items ignores the variance over seeds, and a permutation of three seeds cannot be
     significant (p is 0.1 at best). So this is the t test that belongs to the interval, which includes both
@@ -269,7 +254,7 @@ def seeds_p_value(difference: Difference, differences: Sequence[float]) -> float
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """The p-values of several tests, adjusted for their number (Holm 1979)."""
+    """Return the p-values of several tests, adjusted for their number (Holm 1979)."""
     from statsmodels.stats.multitest import multipletests
 
     if not p_values:
@@ -278,16 +263,13 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(p_values, map(float, adjusted), strict=True))
 
 
-def minimum_detectable_effect(difference: Difference, *, level: float = LEVEL, power: float = 0.8) -> float:
-    """The smallest true difference that a comparison detects with this power; infinite with one item.
+def minimum_detectable_effect(difference: Difference, *, power: float = 0.8) -> float:
+    """Return the smallest true difference that a comparison detects with this probability; infinite with one item.
 
-    Args:
-        difference: See `paired_difference`; only its error and degrees of freedom are used.
-        level: The two-sided confidence level.
-        power: The probability of detecting the difference.
+    Only the error and the degrees of freedom of `difference` are used.
     """
     from scipy.stats import t
 
     if not difference.freedom:
         return math.inf
-    return float(sum(t.ppf([(1 + level) / 2, power], difference.freedom)) * difference.error)
+    return float(sum(t.ppf([(1 + LEVEL) / 2, power], difference.freedom)) * difference.error)

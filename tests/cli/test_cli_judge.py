@@ -16,8 +16,9 @@ from chat_server import MODEL, ChatServer, running
 
 from edit_trl.cli.main import main
 from edit_trl.common.errors import InputError
+from edit_trl.common.options import build_options
 from edit_trl.data.answers import check_answer
-from edit_trl.evaluation.judge.config import read_judge_config
+from edit_trl.evaluation.judge.config import CLASSES
 from edit_trl.evaluation.runs.folder import RunFolder
 from edit_trl.evaluation.runs.schema import RunRecord
 from edit_trl.models.chat.journal import Journal
@@ -404,13 +405,14 @@ def test_a_killed_run_ends_in_the_same_bytes_and_is_paid_for_once(tmp_path, run_
 
 
 def test_the_shipped_recipe_holds_and_finds_files_beside_it(tmp_path):
-    shipped = read_judge_config(ROOT / "recipes/evaluate/judge.yaml", {})
-    assert len(shipped.arguments.runs) == 2
-    assert shipped.limits.max_cost == 20.0
+    arguments, _, limits = build_options(str(ROOT / "recipes/evaluate/judge.yaml"), {}, CLASSES)
+    assert len(arguments.runs) == 2
+    assert limits.max_cost == 20.0
     (tmp_path / "mine.txt").write_text("{question} {chains} {verdicts}")
     path = recipe(tmp_path, "http://127.0.0.1:9/v1", ["a", "b"], template="mine.txt")
-    assert read_judge_config(path, {"max_tokens": "64"}).arguments.template == str(tmp_path / "mine.txt")
-    assert read_judge_config(path, {"max_tokens": "64"}).options.max_tokens == 64
+    arguments, options, _ = build_options(str(path), {"max_tokens": "64"}, CLASSES)
+    assert arguments.beside(tmp_path).template == str(tmp_path / "mine.txt")
+    assert options.max_tokens == 64
     with pytest.raises(InputError, match="this is a recipe of `edit-trl judge`, not of generate"):
         read_generate_config(path, {})
 

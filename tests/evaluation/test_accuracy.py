@@ -233,7 +233,7 @@ def test_all_problems_are_told_up_to_twenty(student):
     with pytest.raises(InputError) as caught:
         evaluate(student, [PROBLEMS[0] | {"answer": None}] * 25)
     assert len(caught.value.problems) == 21
-    assert caught.value.problems[-1] == "and 5 more"
+    assert caught.value.problems[-1] == "... and 5 more"
 
 
 @pytest.mark.parametrize("column", ["prompt", "answer"])
@@ -299,7 +299,7 @@ def test_continuous_batching_answers_alike(student):
 def test_a_run_that_is_taken_up_answers_as_one_left_alone(student, tmp_path):
     model, tokenizer = student
     problems = problems_of(PROBLEMS)
-    _, prompts = encode(problems, tokenizer, max_new_tokens=20, positions=512)
+    prompts = encode(problems, tokenizer, max_new_tokens=20, positions=512)
 
     def answer(folder, generator_runs=None):
         decoding = Decoding(20, temperature=1.0, samples=2)

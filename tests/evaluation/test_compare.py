@@ -226,7 +226,7 @@ def test_no_item_in_common(tmp_path):
     [problem] = problems(tmp_path, outcomes("++"), outcomes("++", start=5))
     assert problem == (
         "the runs have no item in common: /base has sums/0, sums/1; /edit has sums/5, sums/6. Items are "
-        "known by task and id"
+        "identified by task and id"
     )
 
 

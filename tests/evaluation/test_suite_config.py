@@ -96,7 +96,7 @@ def test_chains_take_the_form_of_their_prompt(tmp_path):
 
 
 def test_runs_that_make_no_pairs_are_said(tmp_path):
-    with pytest.raises(InputError, match="has one sample a question"):
+    with pytest.raises(InputError, match="has one sample per question"):
         pairs_of_run(evaluated(tmp_path / "one", {"a": [RIGHT], "b": [WRONG]}))
     with pytest.raises(InputError, match="no question of the 1 has both"):
         pairs_of_run(evaluated(tmp_path / "right", {"a": [RIGHT, RIGHT]}))

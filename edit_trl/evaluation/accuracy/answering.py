@@ -46,7 +46,7 @@ class Score:
     lenient_accuracy: float
 
     @classmethod
-    def of(cls, items: Sequence[EvaluateItem]) -> Score:
+    def from_items(cls, items: Sequence[EvaluateItem]) -> Score:
         counts = Counter(item["verdict"] for item in items)
         lenient = sum(item["lenient_verdict"] == "correct" for item in items)
         return cls(
@@ -79,14 +79,14 @@ class AccuracyResult:
     generated_tokens: int
 
     @classmethod
-    def of(cls, items: Sequence[EvaluateItem], seconds: float) -> AccuracyResult:
+    def from_items(cls, items: Sequence[EvaluateItem], seconds: float) -> AccuracyResult:
         names = dict.fromkeys(item["task"] for item in items)
-        tasks = {name: Score.of([item for item in items if item["task"] == name]) for name in names}
+        tasks = {name: Score.from_items([item for item in items if item["task"] == name]) for name in names}
         tokens = sum(sample["tokens"] for item in items for sample in item["samples"])
-        return cls(Score.of(items), tasks, list(items), seconds, tokens)
+        return cls(Score.from_items(items), tasks, list(items), seconds, tokens)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as values that JSON can hold."""
+        """Return all fields, as values that JSON can hold."""
         return asdict(self)
 
 
@@ -140,11 +140,11 @@ def evaluate_accuracy(
     decoding = Decoding(max_new_tokens, temperature, top_p, samples)
     problems = problems_of(list(dataset), answer_type=answer_type)
     positions = positions_of(model.config)
-    _, prompts = encode(problems, tokenizer, max_new_tokens=max_new_tokens, positions=positions)
+    prompts = encode(problems, tokenizer, max_new_tokens=max_new_tokens, positions=positions)
     generator = ModelGenerator(model, tokenizer, decoding, batch_size=batch_size, batching=batching, seed=seed)
     started = time.perf_counter()
     items = answer_problems(problems, prompts, generator, progress=progress)
-    return AccuracyResult.of(items, time.perf_counter() - started)
+    return AccuracyResult.from_items(items, time.perf_counter() - started)
 
 
 def answer_problems(
@@ -155,13 +155,13 @@ def answer_problems(
     folder: RunFolder | None = None,
     progress: bool = True,
 ) -> list[EvaluateItem]:
-    """Generate and check the answers to problems.
+    """Generate and check the answers to problems, except for those of the items that the folder already holds.
 
     Args:
         problems: The problems.
         prompts: Each problem in the form that the generator takes: token ids, or messages for an endpoint.
         generator: Generates the responses.
-        folder: Stores each item when it is finished; items that it already holds are not generated again.
+        folder: Stores each batch of items when it is finished.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -173,25 +173,17 @@ def answer_problems(
             yield [checked_item(problems[index], responses) for index, responses in zip(batch, samples, strict=True)]
 
     batches = generator.plan([len(prompt) for prompt in prompts])
-    return complete_items(
-        problems, batches, make_items, folder, description="Generating", unit="problem", progress=progress
-    )
+    return complete_items(problems, batches, make_items, "Generating", "problem", folder, progress)
 
 
 def checked_item(problem: Problem, responses: Sequence[Generated]) -> EvaluateItem:
     """Check the responses to a problem; the answer of the majority becomes the item's answer."""
     samples = [_sample(problem, response) for response in responses]
-    verdict, value = _majority([(sample["verdict"], sample["value"]) for sample in samples])
-    lenient = _majority([(sample["lenient_verdict"], sample["lenient_value"]) for sample in samples])
-    return {
-        **vars(problem),
-        "verdict": verdict,
-        "value": value,
-        "lenient_verdict": lenient[0],
-        "lenient_value": lenient[1],
-        "cut_off": sum(sample["cut_off"] for sample in samples),
-        "samples": samples,
-    }
+    item: dict[str, Any] = {**vars(problem)}
+    for prefix in ("", "lenient_"):
+        votes = [(sample[f"{prefix}verdict"], sample[f"{prefix}value"]) for sample in samples]
+        item[f"{prefix}verdict"], item[f"{prefix}value"] = _majority(votes)
+    return item | {"cut_off": sum(sample["cut_off"] for sample in samples), "samples": samples}
 
 
 def _sample(problem: Problem, response: Generated) -> Sample:
@@ -204,23 +196,22 @@ def _sample(problem: Problem, response: Generated) -> Sample:
 
 
 def _majority(votes: Sequence[tuple[Verdict, str | None]]) -> tuple[Verdict, str | None]:
-    """The most frequent answer, the earliest of equals; a sample without an answer has no vote."""
+    """Return the most frequent answer, the earliest of equals; a sample without an answer has no vote."""
     counts = Counter(vote for vote in votes if vote[1] is not None)
     return counts.most_common(1)[0][0] if counts else ("unparsed", None)
 
 
 def format_table(results: Mapping[str, AccuracyResult]) -> str:
-    """A plain-text table of the accuracy by task and model, followed by the other counts."""
-    models = list(results)
-    tasks = list(dict.fromkeys(task for result in results.values() for task in result.tasks))
-    rows = [["", *models]]
-    for task in tasks:
-        scores = [result.tasks.get(task) for result in results.values()]
-        rows.append([task, *(f"{score.accuracy:.1%}" if score else "-" for score in scores)])
+    """Format a plain-text table of the accuracy by task and model, followed by the other counts."""
     every = list(results.values())
-    rows.append(["all", *(f"{result.overall.accuracy:.1%}" for result in every)])
-    rows.append(["all, lenient", *(f"{result.overall.lenient_accuracy:.1%}" for result in every)])
-    rows.append(["unparsed", *(f"{r.overall.unparsed} of {r.overall.items}" for r in every)])
-    rows.append(["cut off", *(f"{r.overall.cut_off} of {sum(len(i['samples']) for i in r.items)}" for r in every)])
-    rows.append(["seconds", *(f"{result.seconds:.0f}" for result in every)])
-    return aligned([rows[:1], rows[1 : 1 + len(tasks)], rows[1 + len(tasks) :]])
+    tasks = dict.fromkeys(task for result in every for task in result.tasks)
+    scores = {task: [result.tasks.get(task) for result in every] for task in tasks}
+    by_task = [[task, *(f"{one.accuracy:.1%}" if one else "-" for one in scores[task])] for task in tasks]
+    counts = [
+        ["all", *(f"{result.overall.accuracy:.1%}" for result in every)],
+        ["all, lenient", *(f"{result.overall.lenient_accuracy:.1%}" for result in every)],
+        ["unparsed", *(f"{result.overall.unparsed} of {result.overall.items}" for result in every)],
+        ["cut off", *(f"{r.overall.cut_off} of {sum(len(i['samples']) for i in r.items)}" for r in every)],
+        ["seconds", *(f"{result.seconds:.0f}" for result in every)],
+    ]
+    return aligned([[["", *results]], by_task, counts])

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edit_trl.common.checks import at_least
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import collect_problems
 from edit_trl.evaluation.accuracy.tasks import Tasks, read_tasks
 from edit_trl.evaluation.runs.measured_model import MeasuredModel
 from edit_trl.evaluation.runs.schema import RunKind
-from edit_trl.models.cluster.cluster import engine_problems
 from edit_trl.models.decoding import Batching, Decoding, check_batching
 
 
@@ -30,7 +29,6 @@ class EvaluateArguments(MeasuredModel):
             at temperature 0.7 and top_p 0.95).
         temperature: Sampling temperature; 0 for greedy decoding.
         top_p: Probability mass of nucleus sampling.
-        seed: Seed of sampling.
         batch_size: Responses per batch on this machine.
         batching: padded, continuous (the scheduler of transformers), vllm, or auto: vllm if it is installed
             and there is a GPU, else continuous on a GPU and padded on a CPU.
@@ -50,32 +48,26 @@ class EvaluateArguments(MeasuredModel):
     samples: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
-    seed: int = 0
     batch_size: int = 16
     batching: Batching = "auto"
     harness: list[str] | None = None
     harness_include_path: str | None = None
     harness_chat_template: bool = False
 
-    def __post_init__(self) -> None:
-        errors = list(self._errors())
-        if errors:
-            raise InputError(errors)
-
-    def _errors(self) -> Iterator[str]:
-        if not self.model:
-            yield "`model` is missing: a path, a Hub id, or the name of a model at `base_urls`"
+    def errors(self) -> Iterator[str]:
+        """See `MeasuredModel.errors`."""
+        yield from super().errors()
         if not self.tasks and not self.harness:
             yield "`tasks` is missing: task files, or names of those in recipes/evaluate/tasks"
         yield from at_least(1, limit=self.limit)
-        yield from engine_problems(self.engine, self.actors, self.device)
         if self.engine == "ray" and self.harness:
             yield "`harness` needs the model on this machine: leave out `engine: ray`"
-        for check in (lambda: self.decoding, lambda: check_batching(self.batching, self.batch_size)):
-            try:
-                check()
-            except InputError as error:
-                yield from error.problems
+        problems: list[str] = []
+        with collect_problems(problems):
+            _ = self.decoding
+        with collect_problems(problems):
+            check_batching(self.batching, self.batch_size)
+        yield from problems
 
     @property
     def decoding(self) -> Decoding:
@@ -84,18 +76,15 @@ class EvaluateArguments(MeasuredModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the items depend on, besides the model and the questions.
-
-        Batches and dtype are included, since rounding can change a response.
-        """
+        """Everything on which the items depend, besides the model and the questions; rounding can change a response."""
         names = ("conversational", "batch_size", "batching", "dtype", "load_in_4bit")
         return asdict(self.decoding) | {name: getattr(self, name) for name in names}
 
-    def read_tasks(self, recipe: Path | None) -> Tasks:
+    def read_tasks(self, recipe_folder: Path) -> Tasks:
         """Read the questions; see `edit_trl.evaluation.accuracy.tasks.read_tasks`."""
         return read_tasks(
             self.tasks or [],
-            beside=recipe.parent if recipe else None,
+            beside=recipe_folder,
             conversational=self.conversational,
             system_prompt=self.system_prompt,
             limit=self.limit,

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """A generator, and what it is made of.
+    """A generator and its parts.
 
     Attributes:
-        generator: Answers prompts.
-        tokenizer: Encodes them.
-        positions: How many tokens the model takes; None if unknown.
-        model: None in vLLM.
+        generator: Generates the responses.
+        tokenizer: The tokenizer of the model.
+        positions: Maximum number of tokens of the model; None if it is unknown.
+        model: The model; None if vLLM holds it.
     """
 
     generator: ModelGenerator | VllmGenerator
@@ -33,14 +33,9 @@ class Loaded(NamedTuple):
 def load_generator(
     source: ModelSource, decoding: Decoding, *, batch_size: int, batching: Batching, seed: int
 ) -> Loaded:
-    """Load a model, and make its generator.
+    """Load a model and make its generator; see `ModelGenerator` for the options.
 
-    Args:
-        source: The model.
-        decoding: How responses are drawn.
-        batch_size: Responses at once.
-        batching: `auto` is `vllm` where it is installed and has a GPU; see `ModelGenerator` for the others.
-        seed: Of sampling.
+    The batching `auto` is `vllm` if vLLM is installed and there is a GPU.
 
     Raises:
         InputError: The model cannot be loaded, or does not support `batching`.

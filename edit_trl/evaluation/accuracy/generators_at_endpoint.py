@@ -4,31 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from edit_trl.evaluation.journaled_endpoint import JournaledEndpoint
 from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.protocol import ChatRequest, Sampling, Teacher
+from edit_trl.models.cluster.cluster import Engine
 from edit_trl.models.decoding import Decoding, Generated
-
-Prompt = Any  # text, or messages
 
 
 class EndpointGenerator(JournaledEndpoint):
     """A `Generator` whose model is behind an endpoint.
 
     Args:
-        client: The model.
-        folder: The folder of the run, which holds the journal.
-        decoding: How responses are drawn.
-        limits: How hard the endpoint may be asked.
+        client, folder, limits, engine: See `JournaledEndpoint`.
+        decoding: How responses are generated.
         seed: The seed of the first sample; each further sample adds one.
     """
 
-    batching = "endpoint"
-
-    def __init__(self, client: Teacher, folder: Path, decoding: Decoding, limits: Limits, seed: int):
-        super().__init__(client, folder, limits)
+    def __init__(
+        self, client: Teacher, folder: Path, decoding: Decoding, limits: Limits, seed: int, engine: Engine = "local"
+    ):
+        super().__init__(client, folder, limits, engine)
         self._decoding, self._seed = decoding, seed
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
@@ -36,7 +32,7 @@ class EndpointGenerator(JournaledEndpoint):
         return [[index] for index in range(len(lengths))]
 
     def run(
-        self, prompts: Sequence[Prompt], batches: Sequence[list[int]]
+        self, prompts: Sequence[str | list[dict[str, str]]], batches: Sequence[list[int]]
     ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
         """See `edit_trl.models.decoding.Generator.run`.
 
@@ -52,23 +48,14 @@ class EndpointGenerator(JournaledEndpoint):
             if len(samples[index]) == self._decoding.samples:
                 yield [index], [[sample for _, sample in sorted(samples[index].items())]]
 
-    def _requests(self, prompts: Sequence[Prompt], indexes: Sequence[int]) -> Iterator[ChatRequest]:
+    def _requests(self, prompts: Sequence[str | list[dict[str, str]]], indexes: Sequence[int]) -> Iterator[ChatRequest]:
         decoding = self._decoding
         sampling = Sampling(decoding.temperature, decoding.top_p, decoding.max_new_tokens)
         for index in indexes:
             prompt = prompts[index]
-            messages = (
-                [("user", prompt)]
-                if isinstance(prompt, str)
-                else [(message["role"], message["content"]) for message in prompt]
-            )
+            if isinstance(prompt, str):
+                messages: tuple[tuple[str, str], ...] = (("user", prompt),)
+            else:
+                messages = tuple((message["role"], message["content"]) for message in prompt)
             for sample in range(decoding.samples):
-                yield ChatRequest(
-                    stage="student",
-                    row_id=str(index),
-                    template="",
-                    messages=tuple(messages),
-                    sampling=sampling,
-                    sample=sample,
-                    seed=self._seed + sample,
-                )
+                yield ChatRequest("student", str(index), "", messages, sampling, sample, self._seed + sample)

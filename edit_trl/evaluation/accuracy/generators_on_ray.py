@@ -1,6 +1,6 @@
-"""Students on a Ray cluster: each machine or GPU loads the model, and answers whole batches.
+"""A generator on a Ray cluster: each machine or GPU loads the model and answers whole batches.
 
-Batches and seeds are those of a run on one machine. Items come in any order, which `RunFolder` allows.
+Batches and seeds are those of a run on one machine. Batches finish in any order, which `RunFolder` allows.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ class RayGenerator:
     Args:
         load: Loads the model and its generator; called on each machine.
         source: The model that it loads.
-        known: `model_hash` of the model on this machine.
+        expected_hash: `model_hash` of the model on this machine.
         actors: How many models to load; see `edit_trl.models.cluster.cluster.places`.
 
     Attributes:
         batching: How the first machine batches.
-        positions: How many tokens the model takes; None if unknown.
+        positions: Maximum number of tokens of the model; None if it is unknown.
 
     Raises:
         InputError: There is no cluster or no room in it, or the model cannot be loaded there or differs.
     """
 
-    def __init__(self, load: Callable[[], Loaded], source: ModelSource, known: str, actors: int | None):
+    def __init__(self, load: Callable[[], Loaded], source: ModelSource, expected_hash: str, actors: int | None):
         connect()
         count, resources = places(actors, cpu=source.device == "cpu")
-        self._calls = RayCalls([partial(RemoteStudent, load, source.model, known)] * count, resources)
+        self._calls = RayCalls([partial(RemoteStudent, load, source.model, expected_hash)] * count, resources)
         self.batching, self.positions = self._calls.ask("facts")
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
@@ -62,23 +62,16 @@ class RayGenerator:
 class RemoteStudent:
     """The generator of one machine, loaded there.
 
-    Args:
-        load: Loads the model and its generator.
-        model: The path or Hub id that it loads.
-        known: `model_hash` of the model on the machine that runs the command.
-
     Raises:
-        InputError: The model cannot be loaded, or has other weights on this machine.
+        InputError: The model cannot be loaded, or has other weights on this machine; see `check_same_model`.
     """
 
-    def __init__(self, load: Callable[[], Loaded], model: str, known: str):
-        from edit_trl.models.identity import model_hash
-
-        check_same_model(model, model_hash(model), known)
+    def __init__(self, load: Callable[[], Loaded], model: str, expected_hash: str):
+        check_same_model(model, expected_hash)
         self._generator, _, self._positions, _ = load()
 
     def facts(self) -> tuple[str, int | None]:
-        """How the machine batches, and how many tokens the model takes."""
+        """Return how the machine batches, and the maximum number of tokens of the model."""
         return self._generator.batching, self._positions
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
@@ -100,18 +93,16 @@ class RemoteStudent:
         return samples
 
 
-def check_same_model(model: str, remote: str, known: str) -> None:
-    """Check that a path or Hub id leads to the same weights on two machines.
+def check_same_model(model: str, expected_hash: str) -> None:
+    """Raise an InputError if the weights of a model on this machine are not those where the command runs.
 
     Args:
         model: The path or Hub id.
-        remote: Its `model_hash` on this machine.
-        known: Its `model_hash` on the machine that runs the command.
-
-    Raises:
-        InputError: The weights differ.
+        expected_hash: Its `model_hash` on the machine that runs the command.
     """
-    if remote != known:
+    from edit_trl.models.identity import model_hash
+
+    if model_hash(model) != expected_hash:
         raise InputError(
             f"`model: {model}` has other weights than where the command runs; put the same on every machine, "
             "or a folder that all of them share"

@@ -14,12 +14,10 @@ from edit_trl.evaluation.accuracy.generators_at_endpoint import EndpointGenerato
 from edit_trl.evaluation.accuracy.problems import Problem, encode
 from edit_trl.evaluation.accuracy.tasks import Tasks
 from edit_trl.evaluation.harness import HarnessTasks, evaluate_with_harness, write_harness
-from edit_trl.evaluation.runs.folder import RunFolder, read_run
-from edit_trl.evaluation.runs.history import record_run
+from edit_trl.evaluation.runs.folder import RunFolder
 from edit_trl.evaluation.runs.resuming import finish_run
 from edit_trl.evaluation.runs.schema import Run
 from edit_trl.models.chat.dispatch import Limits
-from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.decoding import Generator
 from edit_trl.models.identity import model_hash
@@ -39,12 +37,7 @@ def measure_accuracy(
 ) -> tuple[Run, LoadedModel | None]:
     """Let a model answer the questions of tasks, and add the run to the history.
 
-    Args:
-        arguments: The model and the settings.
-        endpoint: Where the model is, if it has `base_urls`.
-        limits: How hard the endpoint may be asked.
-        tasks: The questions.
-        say: Called with each message about the progress.
+    `say` is called with each message about the progress.
 
     Returns:
         The run; and the model with its tokenizer, if they were loaded into this process.
@@ -55,41 +48,28 @@ def measure_accuracy(
     client = endpoint.endpoint() if endpoint.base_urls else None
     if client and arguments.actors is not None:
         raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
+    weights_hash = client.address if client else model_hash(arguments.model)
     record = arguments.record(
-        model_hash=client.address if client else model_hash(arguments.model),
-        settings=arguments.settings,
-        tasks=tasks.versions,
-        data_hash=tasks.data_hash,
-        seed=arguments.seed,
+        model_hash=weights_hash, settings=arguments.settings, tasks=tasks.versions, data_hash=tasks.data_hash
     )
     folder, loaded = RunFolder(arguments.folder, record), None
     if folder.finished:
         say(f"{folder.path} is finished ({folder.record.finished}), nothing to ask")
-        run = read_run(folder.path)
     else:
         if client:
-            generator = _endpoint_generator(arguments, client, folder.path, limits)
+            decoding, engine = arguments.decoding, arguments.engine
+            generator = EndpointGenerator(client, folder.path, decoding, limits, arguments.seed, engine)
             prompts = [problem.prompt for problem in tasks.problems]
         else:
-            generator, prompts, loaded = _loaded_generator(arguments, tasks.problems, record.model_hash)
-        try:
-            answer_problems(tasks.problems, prompts, generator, folder=folder)
-        finally:
-            folder.pause()
-        run = finish_run(folder, tasks.problems)
-    record_run(run, arguments.history)
-    return run, loaded
+            generator, prompts, loaded = _loaded_generator(arguments, tasks.problems, weights_hash)
+        answer_problems(tasks.problems, prompts, generator, folder=folder)
+    return finish_run(folder, tasks.problems, arguments.history), loaded
 
 
 def measure_with_harness(
     arguments: EvaluateArguments, tasks: HarnessTasks, loaded: LoadedModel | None
 ) -> tuple[dict[str, Any], Path]:
-    """Measure a model on tasks of lm-evaluation-harness.
-
-    Args:
-        arguments: The model and the settings.
-        tasks: The tasks.
-        loaded: The model and its tokenizer; they are loaded if None.
+    """Measure a model, which is loaded if it is not given, on tasks of lm-evaluation-harness.
 
     Returns:
         The results, and the file in the folder of the run that holds them.
@@ -107,25 +87,12 @@ def measure_with_harness(
     return results, write_harness(results, arguments.folder)
 
 
-def _endpoint_generator(
-    arguments: EvaluateArguments, client: OpenAICompatibleTeacher, folder: Path, limits: Limits
-) -> EndpointGenerator:
-    if arguments.engine == "ray":
-        from edit_trl.models.cluster.chat import on_ray
-
-        client = on_ray({"model": client}, None, limits.max_concurrency)["model"]
-    generator = EndpointGenerator(client, folder, arguments.decoding, limits, arguments.seed)
-    generator.check()
-    return generator
-
-
 def _loaded_generator(
     arguments: EvaluateArguments, problems: Sequence[Problem], expected_hash: str
 ) -> tuple[Generator, list[list[int]], LoadedModel | None]:
-    """The generator and the prompts as token ids; also the model, if it is in this process."""
+    """Return the generator and the prompts as token ids; also the model, if it is in this process."""
     from edit_trl.evaluation.accuracy.generators import load_generator
 
-    loaded = None
     load = partial(
         load_generator,
         arguments.source,
@@ -137,12 +104,10 @@ def _loaded_generator(
     if arguments.engine == "ray":
         from edit_trl.evaluation.accuracy.generators_on_ray import RayGenerator
 
-        tokenizer = arguments.source.load_tokenizer()
+        tokenizer, model = arguments.source.load_tokenizer(), None
         generator = RayGenerator(load, arguments.source, expected_hash, arguments.actors)
         positions = generator.positions
     else:
         generator, tokenizer, positions, model = load()
-        loaded = (model, tokenizer) if model is not None else None
-    length = arguments.max_new_tokens
-    _, prompts = encode(problems, tokenizer, max_new_tokens=length, positions=positions)
-    return generator, prompts, loaded
+    prompts = encode(problems, tokenizer, max_new_tokens=arguments.max_new_tokens, positions=positions)
+    return generator, prompts, (model, tokenizer) if model is not None else None

@@ -14,7 +14,7 @@ import evaluate
 
 from edit_trl.data.answers import AnswerType, check_answer
 
-DESCRIPTION = "Share of responses whose final answer is the known one; responses without one are not right."
+DESCRIPTION = "Share of responses whose final answer is the known answer; a response without an answer is not correct."
 
 
 class AnswerAccuracy(evaluate.Metric):
@@ -51,5 +51,5 @@ class AnswerAccuracy(evaluate.Metric):
             check_answer(response, answer, answer_type, lenient=lenient).verdict
             for response, answer in zip(predictions, references, strict=True)
         )
-        shares = {verdict: verdicts[verdict] / len(predictions) for verdict in ("correct", "wrong", "unparsed")}
-        return {"accuracy": shares["correct"], "wrong": shares["wrong"], "unparsed": shares["unparsed"]}
+        names = {"accuracy": "correct", "wrong": "wrong", "unparsed": "unparsed"}
+        return {name: verdicts[verdict] / len(predictions) for name, verdict in names.items()}

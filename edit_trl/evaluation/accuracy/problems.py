@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.data.answers import AnswerType, check_answer, infer_answer_type
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def problems_of(
         rows: Rows with `prompt` and `answer`; optionally `task`, `id`, `answer_type`, `mistake` and `source`.
         answer_type: Type of every answer; if None, the row's `answer_type`, or else the type inferred from the answer.
         task: The task of rows without one.
-        where: What messages call the rows.
+        where: The name of the rows in messages.
 
     Raises:
         InputError: Names every row that lacks a prompt or an answer, is plain or conversational unlike the
@@ -68,7 +68,7 @@ def problems_of(
     if missing:
         raise InputError(f"{where}no column {' and '.join(missing)}; the columns are {', '.join(sorted(columns))}")
     conversational = isinstance(rows[0].get("prompt"), list)
-    raise_all(
+    raise_problems(
         f"{where}row {number}: {issue}"
         for number, row in enumerate(rows, 1)
         for issue in (
@@ -94,13 +94,9 @@ def problems_of(
 
 
 def check_ids(problems: Sequence[Problem], where: str = "") -> None:
-    """Check that each id occurs only once in its task, so that two runs can be compared.
-
-    Raises:
-        InputError: Names every id that occurs more than once.
-    """
+    """Raise an InputError if an id occurs more than once in its task, since two runs could not be compared."""
     counts = Counter(problem.key for problem in problems)
-    raise_all(
+    raise_problems(
         f"{where}id {name!r} occurs {count} times in task {task!r}"
         for (task, name), count in counts.items()
         if count > 1
@@ -109,17 +105,17 @@ def check_ids(problems: Sequence[Problem], where: str = "") -> None:
 
 def encode(
     problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int, positions: int | None
-) -> tuple[list[str], list[list[int]]]:
-    """Format problems for a model.
+) -> list[list[int]]:
+    """Format problems for a model, by the chat template of its tokenizer if the prompts are messages.
 
     Args:
         problems: The problems.
-        tokenizer: The tokenizer of the model, whose chat template formats messages.
+        tokenizer: The tokenizer of the model.
         max_new_tokens: Maximum number of tokens per response.
         positions: Maximum number of tokens of a prompt and its response together; None for no limit.
 
     Returns:
-        The texts that the model is given, and their token ids.
+        The token ids of each prompt.
 
     Raises:
         InputError: The prompts are messages and there is no chat template, or a prompt is too long: beyond
@@ -140,7 +136,7 @@ def encode(
     # A chat template has already added the special tokens.
     encoded = [tokenizer(text, add_special_tokens=not messages)["input_ids"] for text in texts]
     most = positions or math.inf
-    raise_all(
+    raise_problems(
         f"row {number}: `prompt` has no tokens"
         if not ids
         else f"row {number}: a prompt of {len(ids)} tokens and max_new_tokens={max_new_tokens} exceed the "
@@ -148,19 +144,7 @@ def encode(
         for number, ids in enumerate(encoded, 1)
         if not ids or len(ids) + max_new_tokens > most
     )
-    return texts, encoded
-
-
-def raise_all(errors: Iterable[str], most: int = 20) -> None:
-    """Raise an error with the first `most` messages, if there are any.
-
-    Raises:
-        InputError: There is at least one message.
-    """
-    errors = list(errors)
-    if errors:
-        more = [f"and {len(errors) - most} more"] if len(errors) > most else []
-        raise InputError(errors[:most] + more)
+    return encoded
 
 
 def _prompt_issue(prompt: Any, conversational: bool) -> str | None:

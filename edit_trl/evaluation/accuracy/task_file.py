@@ -1,4 +1,4 @@
-"""A task file: YAML that says what is asked, how it is asked, and how answers are read.
+"""A task file: YAML that names the questions of a task, formats its prompts and tells how answers are read.
 
 version: 1
 dataset_name: openai/gsm8k        # a Hub id, or a .jsonl, .json, .csv or .parquet file, or a folder
@@ -15,10 +15,11 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from edit_trl.common.errors import InputError
-from edit_trl.common.options import convert, hints_of, read_yaml
+from edit_trl.common.checks import at_least
+from edit_trl.common.errors import InputError, collect_problems, raise_problems
+from edit_trl.common.options import convert, find_beside, hints_of, read_yaml
 from edit_trl.data.answers import AnswerType
 
 _PLACEHOLDERS = {"question", "task_description"}
@@ -27,7 +28,7 @@ _TASKS_FOLDER = "tasks"
 
 @dataclass(frozen=True)
 class TaskFile:
-    """What is asked, how, and how answers are read.
+    """The questions of a task, the format of its prompts, and how answers are read.
 
     Attributes:
         version: Increase this when results before and after a change cannot be compared.
@@ -77,9 +78,7 @@ class TaskFile:
     shots: int | None = None
 
     def __post_init__(self) -> None:
-        errors = list(self._errors())
-        if errors:
-            raise InputError(errors)
+        raise_problems(self._errors())
 
     def _errors(self) -> Iterator[str]:
         if sum(bool(source) for source in (self.dataset_name, self.datasets, self.families)) != 1:
@@ -97,12 +96,17 @@ class TaskFile:
         unknown = {kind for kind in (self.answer_types or {}).values() if kind not in types}
         if unknown:
             yield f"`answer_types`: {', '.join(map(str, unknown))} is not one of {', '.join(types)}"
-        for name in ("rows", "shots"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                yield f"`{name}` must be at least 1, got {getattr(self, name)}"
+        yield from at_least(1, rows=self.rows, shots=self.shots)
+
+    def beside(self, folder: Path) -> TaskFile:
+        """Return the task file with its paths resolved from the working directory or, failing that, from a folder."""
+        names = ("dataset_name", "task_descriptions", "exemplars")
+        files = {name: find_beside(getattr(self, name), folder) for name in names}
+        datasets = {name: find_beside(source, folder) for name, source in (self.datasets or {}).items()} or None
+        return replace(self, datasets=datasets, **files)
 
 
-def read_task(name: str, beside: Path | None = None) -> tuple[Path, TaskFile]:
+def read_task(name: str, beside: Path = Path()) -> tuple[Path, TaskFile]:
     """Read a task file, and resolve the files that it names from the working directory or its own folder.
 
     Args:
@@ -116,34 +120,19 @@ def read_task(name: str, beside: Path | None = None) -> tuple[Path, TaskFile]:
         InputError: The file is missing, or names everything that is wrong in it.
     """
     path = _find(name, beside)
-    values, errors = convert(_as_texts(read_yaml(path, "task file")), hints_of([TaskFile]))
-    task = None
-    try:
+    values = read_yaml(path, "task file")
+    if isinstance(values.get("version"), int | float):  # `version: 1` is valid, although versions are texts
+        values["version"] = str(values["version"])
+    values, errors = convert(values, hints_of([TaskFile]))
+    with collect_problems(errors):
         task = TaskFile(**values)
-    except InputError as error:
-        errors += error.problems
-    if errors or task is None:
-        raise InputError([f"{path}: {error}" for error in errors])
-
-    def resolved(file: str | None) -> str | None:
-        is_beside = file is not None and not Path(file).exists() and (path.parent / file).exists()
-        return str(path.parent / file) if is_beside else file
-
-    files = {name: resolved(getattr(task, name)) for name in ("dataset_name", "task_descriptions", "exemplars")}
-    datasets = {name: resolved(source) for name, source in (task.datasets or {}).items()} or None
-    return path, replace(task, datasets=datasets, **files)
+    raise_problems(f"{path}: {error}" for error in errors)
+    return path, task.beside(path.parent)
 
 
-def _as_texts(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with a version that is text, so that `version: 1` is valid."""
-    version = values.get("version")
-    return values | ({"version": str(version)} if isinstance(version, int | float) else {})
-
-
-def _find(name: str, beside: Path | None) -> Path:
-    folders = [folder / _TASKS_FOLDER for folder in (beside, Path("recipes/evaluate")) if folder]
-    candidates = [Path(name), *([beside / name] if beside else [])]
-    candidates += [folder / f"{name}.yaml" for folder in folders]
+def _find(name: str, beside: Path) -> Path:
+    folders = (beside / _TASKS_FOLDER, Path("recipes/evaluate") / _TASKS_FOLDER)
+    candidates = (Path(name), beside / name, *(folder / f"{name}.yaml" for folder in folders))
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})

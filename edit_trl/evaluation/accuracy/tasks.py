@@ -7,13 +7,12 @@ of their own, such as held-out dual CoTs, are asked as they are.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, collect_problems
 from edit_trl.common.files import content_hash
 from edit_trl.common.options import read_yaml
 from edit_trl.data.exemplars import Exemplar, load_exemplars
@@ -22,6 +21,7 @@ from edit_trl.data.questions import Question, read_questions, read_table
 from edit_trl.data.row_checks import checked_mapping
 from edit_trl.evaluation.accuracy.problems import Problem, check_ids, problems_of
 from edit_trl.evaluation.accuracy.task_file import TaskFile, read_task
+from edit_trl.evaluation.runs.schema import first_of_each_task
 
 _DEFAULTS = {field.name: field.default for field in fields(TaskFile)}
 _FOR_QUESTIONS = ("prompt", "system_prompt", "exemplars", "answer_after", "task_descriptions")
@@ -50,7 +50,7 @@ class Tasks:
 def read_tasks(
     files: Sequence[str],
     *,
-    beside: Path | None = None,
+    beside: Path = Path(),
     conversational: bool = True,
     system_prompt: str | None = None,
     limit: int | None = None,
@@ -71,23 +71,21 @@ def read_tasks(
     versions: dict[str, str] = {}
     errors: list[str] = []
     for name in files:
-        try:
+        with collect_problems(errors):
             path, task = read_task(name, beside)
             if system_prompt is not None:
                 task = replace(task, system_prompt=system_prompt)
             task_problems, version = _problems_of_task(task, path, conversational)
-        except InputError as error:
-            errors += error.problems
-            continue
-        task_problems = [replace(problem, task=task.prefix + problem.task) for problem in _first(task_problems, limit)]
-        names = dict.fromkeys(problem.task for problem in task_problems)
-        errors += [
-            f"{path}: task {name!r} is in another file too; give one of them a `prefix`"
-            for name in names
-            if name in versions
-        ]
-        versions |= dict.fromkeys(names, version)
-        problems += task_problems
+            task_problems = first_of_each_task(task_problems, limit)
+            task_problems = [replace(problem, task=task.prefix + problem.task) for problem in task_problems]
+            names = dict.fromkeys(problem.task for problem in task_problems)
+            errors += [
+                f"{path}: task {name!r} is in another file too; give one of them a `prefix`"
+                for name in names
+                if name in versions
+            ]
+            versions |= dict.fromkeys(names, version)
+            problems += task_problems
     if errors:
         raise InputError(errors)
     check_ids(problems)
@@ -95,27 +93,25 @@ def read_tasks(
 
 
 def _problems_of_task(task: TaskFile, path: Path, conversational: bool) -> tuple[list[Problem], str]:
+    """Return the problems of a task file, and the version of its tasks."""
     name = task.task or path.stem
-    if task.families is not None:
-        questions = _procedural_questions(task)
-    elif (rows := _own_prompts(task)) is not None:
-        version = f"{task.version}-{content_hash([task.answer_type, task.answer_types])[:6]}"
-        problems = problems_of(rows, answer_type=task.answer_type, task=name, where=str(path))
-        _check_answer_types(task, problems)
-        return problems, version
-    else:
-        questions = _questions(task, name)
-    exemplars = load_exemplars(task.exemplars) if task.exemplars else []
-    rows = [_row(question, task, name, exemplars, conversational) for question in questions]
-    settings = [getattr(task, field) for field in ("prompt", "system_prompt", "answer_type", "answer_types")]
-    settings = [settings, [asdict(exemplar) for exemplar in exemplars], task.shots, conversational]
-    problems = problems_of(rows, task=name, where=str(path))
-    _check_answer_types(task, problems)
+    rows, answer_type = _own_prompts(task), task.answer_type
+    settings: list[Any] = [task.answer_type, task.answer_types]
+    if rows is None:
+        answer_type = None  # that of each question, which may be inferred from its choices
+        exemplars = load_exemplars(task.exemplars) if task.exemplars else []
+        rows = [_row(question, task, name, exemplars, conversational) for question in _questions(task, name)]
+        settings = [[task.prompt, task.system_prompt, *settings], [asdict(exemplar) for exemplar in exemplars]]
+        settings += [task.shots, conversational]
+    problems = problems_of(rows, answer_type=answer_type, task=name, where=str(path))
+    unknown = (task.answer_types or {}).keys() - {problem.task for problem in problems}
+    if unknown:
+        raise InputError(f"`answer_types` names tasks that are not there: {', '.join(sorted(unknown))}")
     return problems, f"{task.version}-{content_hash(settings)[:6]}"
 
 
 def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
-    """The rows of a dataset with prompts of its own; None for a dataset of questions."""
+    """Return the rows of a dataset with prompts of its own; None for a dataset of questions."""
     config = task.dataset_config
     if task.dataset_name is None or isinstance(config, list):
         return None
@@ -137,7 +133,10 @@ def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
 
 
 def _questions(task: TaskFile, name: str) -> list[Question]:
-    """The questions of each source; if there are several sources, each is a task of its own."""
+    """Return the questions of each source; if there are several sources, each is a task of its own."""
+    if task.families is not None:
+        teacher = ProceduralTeacher(task.families, seed=task.problem_seed, difficulty=task.difficulty)
+        return [question_of(row) for row in teacher.rows(task.rows)]
     configs, sources = task.dataset_config, task.datasets or {name: task.dataset_name}
     if isinstance(configs, list):
         parts = [(config, task.dataset_name, config) for config in configs]
@@ -191,26 +190,3 @@ def _row(
         "answer": question.answer,
         "answer_type": question.answer_type or (task.answer_types or {}).get(task_name),
     }
-
-
-def _check_answer_types(task: TaskFile, problems: Sequence[Problem]) -> None:
-    """Check that `answer_types` names tasks that exist."""
-    unknown = (task.answer_types or {}).keys() - {problem.task for problem in problems}
-    if unknown:
-        raise InputError(f"`answer_types` names tasks that are not there: {', '.join(sorted(unknown))}")
-
-
-def _first(problems: Sequence[Problem], limit: int | None) -> list[Problem]:
-    """The first problems of each task, at most `limit`."""
-    counts: Counter[str] = Counter()
-    first = []
-    for problem in problems:
-        counts[problem.task] += 1
-        if limit is None or counts[problem.task] <= limit:
-            first.append(problem)
-    return first
-
-
-def _procedural_questions(task: TaskFile) -> list[Question]:
-    teacher = ProceduralTeacher(task.families, seed=task.problem_seed, difficulty=task.difficulty)
-    return [question_of(row) for row in teacher.rows(task.rows)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import compress
 from typing import Any, Literal
 
 import numpy as np
@@ -92,10 +93,14 @@ class PairedScores:
     minimum_detectable_effect: float
 
     @property
+    def final_p_value(self) -> float:
+        """The p-value; in groups, the one that is adjusted by Holm's method."""
+        return self.p_value if self.adjusted_p_value is None else self.adjusted_p_value
+
+    @property
     def significantly_worse(self) -> bool:
         """Whether the score is significantly worse (5%; in groups, adjusted by Holm's method)."""
-        p_value = self.p_value if self.adjusted_p_value is None else self.adjusted_p_value
-        return self.better is False and p_value < 1 - LEVEL
+        return self.better is False and self.final_p_value < 1 - LEVEL
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ class Comparison:
     settings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as values that JSON can hold; an infinite bound becomes None."""
+        """Return all fields, as values that JSON can hold; an infinite bound becomes None."""
         return _finite(asdict(self))
 
 
@@ -196,7 +201,7 @@ def _compare(baseline: System, other: System, score: str, by: GroupBy) -> System
     for index, item in enumerate(aligned.items):
         for name in names_in(item, by):
             indexes.setdefault(name, []).append(index)
-    binary = bool(np.isin(before, (0.0, 1.0)).all() and np.isin(after, (0.0, 1.0)).all())
+    binary = bool(np.isin(np.hstack([before, after]), (0.0, 1.0)).all())
     groups = {name: _paired(name, before[rows], after[rows], score, binary) for name, rows in indexes.items()}
     adjusted = holm({name: group.p_value for name, group in groups.items()})
     over_tasks = paired_difference(before, after, tasks, share=score not in IN_NATS)
@@ -220,15 +225,7 @@ def _compare(baseline: System, other: System, score: str, by: GroupBy) -> System
 
 
 def _paired(name: str, before: np.ndarray, after: np.ndarray, score: str, binary: bool) -> PairedScores:
-    """Compare one group.
-
-    Args:
-        name: Name of the group.
-        before: Scores of the baseline, shape (items, seeds).
-        after: Scores of the other system, shape (items, seeds).
-        score: Name of the score.
-        binary: Whether every score is 0 or 1.
-    """
+    """Compare one group, by scores of shape (items, seeds); `binary` tells whether each is 0 or 1."""
     difference = paired_difference(before, after, share=score not in IN_NATS)
     change = -difference.value if score in LOWER_IS_BETTER else difference.value
     return PairedScores(
@@ -261,13 +258,10 @@ def _flips(before: np.ndarray, after: np.ndarray, score: str) -> Flips:
 
 
 def _flipped_items(aligned: Aligned, score: str) -> tuple[list[Key], list[Key]]:
-    """The fixed and the broken items, with one seed of each system."""
+    """Return the fixed and the broken items, with one seed of each system."""
     changes = (_right(aligned.after, score) - _right(aligned.before, score))[:, 0]
-    fixed, broken = (
-        [key_of(item) for item, change in zip(aligned.items, changes, strict=True) if change == direction]
-        for direction in (1, -1)
-    )
-    return fixed, broken
+    keys = [key_of(item) for item in aligned.items]
+    return list(compress(keys, changes == 1)), list(compress(keys, changes == -1))
 
 
 def _right(table: np.ndarray, score: str) -> np.ndarray:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import raise_problems
 from edit_trl.common.terminal import visible, visible_line
 from edit_trl.evaluation.compare.comparison import Comparison, SystemComparison
 from edit_trl.evaluation.compare.score_text import amount, count_text, value_of
@@ -77,51 +78,52 @@ def check_gates(comparison: Comparison, gates: Gates) -> list[GateResult]:
 
 
 def junit_xml(results: Sequence[GateResult]) -> bytes:
-    """JUnit XML with one test case per gate and system."""
-    failed = sum(not result.passed for result in results)
-    suite = _suite(len(results), failures=failed)
-    for result in results:
-        case = _case(suite, f"{result.gate}: {result.system}")
-        if not result.passed:
-            failure = ElementTree.SubElement(case, "failure", message=visible_line(result.message), type="gate")
-            failure.text = visible(result.message)
-        else:
-            ElementTree.SubElement(case, "system-out").text = visible(result.message)
-    return _bytes(suite)
+    """Return JUnit XML with one test case per gate and system."""
+    return _junit(
+        (f"{result.gate}: {result.system}", "system-out" if result.passed else "failure", result.message, "gate")
+        for result in results
+    )
 
 
 def junit_error_xml(message: str) -> bytes:
-    """JUnit XML of a comparison that could not be made."""
-    suite = _suite(1, errors=1)
-    case = _case(suite, "compare")
-    first, *_ = message.splitlines()
-    error = ElementTree.SubElement(case, "error", message=visible_line(first), type="InputError")
-    error.text = visible(message)
-    return _bytes(suite)
+    """Return JUnit XML of a comparison that could not be made."""
+    return _junit([("compare", "error", message, "InputError")])
+
+
+def _junit(cases: Iterable[tuple[str, str, str, str]]) -> bytes:
+    """Return JUnit XML of test cases: of each its name, outcome (a tag), message, and type of failure."""
+    cases = list(cases)
+    outcomes = Counter(outcome for _, outcome, _, _ in cases)
+    counts = {"tests": len(cases), "failures": outcomes["failure"], "errors": outcomes["error"]}
+    root = ElementTree.Element("testsuites")
+    suite = ElementTree.SubElement(root, "testsuite", name="edit-trl compare", **{k: str(n) for k, n in counts.items()})
+    for name, outcome, message, kind in cases:
+        case = ElementTree.SubElement(suite, "testcase", classname="edit-trl.compare", name=visible_line(name))
+        element = ElementTree.SubElement(case, outcome)
+        element.text = visible(message)
+        if outcome != "system-out":
+            element.attrib |= {"message": visible_line(message.partition("\n")[0]), "type": kind}
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
 def _check(comparison: Comparison, gates: Gates) -> None:
     score = comparison.score
-    limits = {"--min-score": gates.min_score, "--max-drop": gates.max_drop, "--max-broken": gates.max_broken}
+    limits = {"--max-broken": gates.max_broken, "--max-drop": gates.max_drop, "--min-score": gates.min_score}
     limits = {name: limit for name, limit in limits.items() if limit is not None}
-    errors = [f"{name} must be a finite number" for name, limit in limits.items() if not math.isfinite(limit)]
-    errors += [
-        f"{name} cannot be negative, got {limits[name]}"
-        for name in ("--max-drop", "--max-broken")
-        if limits.get(name, 0) < 0
-    ]
-    if score not in IN_NATS:
-        errors += [
-            f"{name} {limits[name]:g}: `{score}` is a share between 0 and 1; write 0.5, or 50%"
-            for name in ("--min-score", "--max-drop")
-            if limits.get(name, 0) > 1
-        ]
+    errors = []
+    for name, limit in limits.items():
+        if not math.isfinite(limit):
+            errors.append(f"{name} must be a finite number")
+        if limit < 0 and name != "--min-score":
+            errors.append(f"{name} cannot be negative, got {limit}")
+        if limit > 1 and name != "--max-broken" and score not in IN_NATS:
+            errors.append(f"{name} {limit:g}: `{score}` is a share between 0 and 1; write 0.5, or 50%")
     if score in LOWER_IS_BETTER and gates.min_score is not None:
         errors.append(f"--min-score: the lower `{score}` the better; use --max-drop")
     if gates.max_broken is not None and any(system.overall.flips is None for system in comparison.systems):
         errors.append(f"--max-broken: nothing is right or wrong by `{score}`; use --max-drop")
-    if errors:
-        raise InputError(errors)
+    raise_problems(errors)
 
 
 def _min_score(system: SystemComparison, least: float, score: str) -> GateResult:
@@ -144,7 +146,7 @@ def _no_regression(system: SystemComparison, comparison: Comparison) -> GateResu
     worse = [group for group in (system.overall, *system.groups.values()) if group.significantly_worse]
     parts = [
         f"{group.name} by {amount(abs(group.difference.value), comparison.score, sign=False)} "
-        f"(p = {group.p_value if group.adjusted_p_value is None else group.adjusted_p_value:.2g})"
+        f"(p = {group.final_p_value:.2g})"
         for group in worse
     ]
     message = f"significantly worse ({1 - LEVEL:.0%}): " + (", ".join(parts) or "nothing")
@@ -155,19 +157,3 @@ def _max_broken(system: SystemComparison, most: float) -> GateResult:
     broken = system.overall.flips.broken if system.overall.flips else math.inf
     message = f"right before and wrong now: {count_text(broken)}, at most {count_text(most)} may be"
     return GateResult("max-broken", system.name, broken <= most + _ROUNDING, message)
-
-
-def _suite(tests: int, failures: int = 0, errors: int = 0) -> ElementTree.Element:
-    counts = {"tests": str(tests), "failures": str(failures), "errors": str(errors)}
-    return ElementTree.Element("testsuite", name="edit-trl compare", **counts)
-
-
-def _case(suite: ElementTree.Element, name: str) -> ElementTree.Element:
-    return ElementTree.SubElement(suite, "testcase", classname="edit-trl.compare", name=visible_line(name))
-
-
-def _bytes(suite: ElementTree.Element) -> bytes:
-    root = ElementTree.Element("testsuites")
-    root.append(suite)
-    ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"

@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, collect_problems, raise_problems
 from edit_trl.evaluation.runs.folder import read_run
-from edit_trl.evaluation.runs.schema import Run, key_of
+from edit_trl.evaluation.runs.schema import Run, key_of, name_items
 from edit_trl.evaluation.runs.scores import SCORES
 
 Key = tuple[str, str]
 Runs = Run | str | Path | Sequence[Run | str | Path]
 
 # The fields that make up the question of an item, by kind of run; and those that scores of key tokens need.
-_ASKED = {"evaluate": ("prompt", "answer", "answer_type"), "suite": ("prompt", "chosen", "rejected", "answer")}
+_QUESTION = {"evaluate": ("prompt", "answer", "answer_type"), "suite": ("prompt", "chosen", "rejected", "answer")}
 _KEY_STEPS = ("chosen_key_spans", "rejected_key_spans")
 # Settings of these names, at any depth, change how responses are generated.
 _DECODING = frozenset({"max_new_tokens", "temperature", "top_p", "samples"})
-_NAMED = 5  # the most items to name in a message
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,6 @@ class Aligned:
 def read_systems(given: Sequence[Runs]) -> list[System]:
     """Read the runs of each system and give each system a unique name.
 
-    Args:
-        given: For each system a run or its folder; or several of them, one per seed.
-
     Raises:
         InputError: Names every run that cannot be read, and every folder that is given twice in a system.
     """
@@ -79,10 +75,8 @@ def read_systems(given: Sequence[Runs]) -> list[System]:
         several = [one] if isinstance(one, Run | str | Path) else list(one)
         runs = []
         for run in several:
-            try:
+            with collect_problems(errors):
                 runs.append(run if isinstance(run, Run) else read_run(run))
-            except InputError as error:
-                errors += error.problems
         folders = Counter(Path(run.path).resolve() for run in runs)
         errors += [
             f"{path} is given {count} times as seeds of one system" for path, count in folders.items() if count > 1
@@ -90,15 +84,13 @@ def read_systems(given: Sequence[Runs]) -> list[System]:
         if not several:
             errors.append("a system without runs; give at least one")
         systems.append(tuple(runs))
-    if errors:
-        raise InputError(errors)
+    raise_problems(errors)
     names = [runs[0].record.name for runs in systems]
     # Two runs of one name are told apart by their folders.
-    unique = [
-        name if names.count(name) == 1 else f"{name} ({runs[0].path})"
+    return [
+        System(name if names.count(name) == 1 else f"{name} ({runs[0].path})", runs)
         for name, runs in zip(names, systems, strict=True)
     ]
-    return [System(name, runs) for name, runs in zip(unique, systems, strict=True)]
 
 
 def match_folders(text: str) -> list[str]:
@@ -125,18 +117,17 @@ def match_folders(text: str) -> list[str]:
 
 
 def check_comparable(systems: Sequence[System], score: str, any_decoding: bool = False) -> None:
-    """Check that all runs asked their models the same questions.
-
-    Args:
-        systems: The systems; the first is the baseline.
-        score: Name of the compared score.
-        any_decoding: Whether decoding may differ.
+    """Check that all runs asked their models the same questions, and by the same decoding unless `any_decoding`.
 
     Raises:
         InputError: Names everything that makes the runs incomparable.
     """
     first, *others = [run for system in systems for run in system.runs]
-    errors = [error for run in (first, *others) for error in _repeated(run)]
+    errors = []
+    for run in (first, *others):
+        repeated = [key for key, count in Counter(map(key_of, run.items)).items() if count > 1]
+        if repeated:
+            errors.append(f"{run.path}: items that occur more than once: {name_items(repeated)}")
     for run in others:
         if run.record.kind != first.record.kind:
             errors.append(
@@ -147,18 +138,13 @@ def check_comparable(systems: Sequence[System], score: str, any_decoding: bool =
         errors += _versions(first, run)
         if not any_decoding:
             errors += _decoding(first, run)
-        errors += _asked(first, run, score)
+        errors += _questions(first, run, score)
     if errors:
         raise InputError(errors, heading="these runs cannot be compared:")
 
 
 def align(baseline: System, other: System, score: str) -> Aligned:
-    """Align the items of two systems.
-
-    Args:
-        baseline: The baseline.
-        other: The system to compare with it.
-        score: Name of the compared score.
+    """Align the items of two systems, with their values of a score.
 
     Raises:
         InputError: They share no item, or no item that has the score.
@@ -168,8 +154,8 @@ def align(baseline: System, other: System, score: str) -> Aligned:
     every = dict.fromkeys(key for table in tables for key in table)
     shared = [key for key in every if all(key in table for table in tables)]
     if not shared:
-        examples = "; ".join(f"{run.path} has {_some(table)}" for run, table in zip(runs, tables, strict=True))
-        raise InputError(f"the runs have no item in common: {examples}. Items are known by task and id")
+        examples = "; ".join(f"{run.path} has {name_items(table)}" for run, table in zip(runs, tables, strict=True))
+        raise InputError(f"the runs have no item in common: {examples}. Items are identified by task and id")
     score_of = SCORES[baseline.runs[0].record.kind][score]
     scores = {key: [score_of(table[key]) for table in tables] for key in shared}
     scored = [key for key in shared if None not in scores[key]]
@@ -179,13 +165,15 @@ def align(baseline: System, other: System, score: str) -> Aligned:
         )
     table = np.array([scores[key] for key in scored], dtype=float)
     missing = {
-        str(run.path): [key for key in every if key not in items] for run, items in zip(runs, tables, strict=True)
+        str(run.path): keys
+        for run, items in zip(runs, tables, strict=True)
+        if (keys := [key for key in every if key not in items])
     }
     return Aligned(
         items=[tables[0][key] for key in scored],
         before=table[:, : len(baseline.runs)],
         after=table[:, len(baseline.runs) :],
-        missing={path: keys for path, keys in missing.items() if keys},
+        missing=missing,
         unscored=[key for key in shared if None in scores[key]],
     )
 
@@ -203,29 +191,19 @@ def setting_differences(systems: Sequence[System]) -> list[str]:
     return [f"{name}: {expected.get(name)!r} and {', '.join(values)}" for name, values in differences.items()]
 
 
-def _repeated(run: Run) -> list[str]:
-    counts = Counter(map(key_of, run.items))
-    twice = [key for key, count in counts.items() if count > 1]
-    return [f"{run.path}: items that occur more than once: {_some(twice)}"] if twice else []
-
-
-def _versions(first: Run, run: Run) -> list[str]:
+def _versions(first: Run, run: Run) -> Iterator[str]:
     before, now = first.record, run.record
-    errors = []
     if before.verifier != now.verifier:
-        errors.append(
+        yield (
             f"{run.path} was checked by version {now.verifier!r} of the answer check, {first.path} by "
             f"{before.verifier!r}; measure both with one version of edit_trl"
         )
-    errors += [
-        f"task {task!r} has version {now.tasks[task]!r} in {run.path}, {before.tasks[task]!r} in {first.path}"
-        for task in before.tasks
-        if task in now.tasks and before.tasks[task] != now.tasks[task]
-    ]
-    return errors
+    for task, version in before.tasks.items():
+        if version != now.tasks.get(task, version):
+            yield f"task {task!r} has version {now.tasks[task]!r} in {run.path}, {version!r} in {first.path}"
 
 
-def _decoding(first: Run, run: Run) -> list[str]:
+def _decoding(first: Run, run: Run) -> Iterator[str]:
     before, now = (
         {name: value for name, value in _flat(one.record.settings).items() if name.split(".")[-1] in _DECODING}
         for one in (first, run)
@@ -235,32 +213,18 @@ def _decoding(first: Run, run: Run) -> list[str]:
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
     ]
-    if not different:
-        return []
-    return [f"{run.path} has another decoding ({'; '.join(different)}); --any-decoding compares them anyway"]
+    if different:
+        yield f"{run.path} has another decoding ({'; '.join(different)}); --any-decoding compares them anyway"
 
 
-def _asked(first: Run, run: Run, score: str) -> list[str]:
-    """Errors about items that have the same id and another question."""
+def _questions(first: Run, run: Run, score: str) -> Iterator[str]:
+    """Yield errors about items that have the same id and another question."""
     expected = {key_of(item): item for item in first.items}
-    names = _ASKED[run.record.kind] + (_KEY_STEPS if score.startswith("key_") else ())
-    errors = []
-    for name in names:
-        changed = [
-            key
-            for key, item in ((key_of(item), item) for item in run.items)
-            if key in expected and item[name] != expected[key][name]
-        ]
+    for name in _QUESTION[run.record.kind] + (_KEY_STEPS if score.startswith("key_") else ()):
+        changed = [key for item in run.items if item[name] != expected.get(key := key_of(item), item)[name]]
         if changed:
             count = f"{len(changed)} item{'s have' if len(changed) > 1 else ' has'}"
-            errors.append(f"{count} another `{name}` in {run.path} than in {first.path} ({_some(changed)})")
-    return errors
-
-
-def _some(keys: Iterable[Key]) -> str:
-    keys = list(keys)
-    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-    return ", ".join(f"{task}/{identity}" for task, identity in keys[:_NAMED]) + more
+            yield f"{count} another `{name}` in {run.path} than in {first.path} ({name_items(changed)})"
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ from edit_trl.common.terminal import visible, visible_line
 from edit_trl.evaluation.compare.comparison import Comparison, PairedScores, SystemComparison
 from edit_trl.evaluation.compare.gates import GateResult
 from edit_trl.evaluation.compare.score_text import amount, count_text, interval_text, number, p_text, value_of
+from edit_trl.evaluation.runs.schema import name_items
 from edit_trl.evaluation.statistics import LEVEL
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def _plain(console: Console, line: str, style: str = "") -> None:
 
 
 def _summary(comparison: Comparison, system: SystemComparison) -> list[tuple[str, str]]:
-    """The (title, line) pairs that summarize a system, in the terminal and in Markdown."""
+    """Return the (title, line) pairs that summarize a system, in the terminal and in Markdown."""
     score, overall = comparison.score, system.overall
     tasks = f"{system.tasks} task{'s' if system.tasks > 1 else ''}"
     verdict = "" if overall.better is None else f", {'better' if overall.better else 'worse'}"
@@ -65,24 +66,19 @@ def _summary(comparison: Comparison, system: SystemComparison) -> list[tuple[str
     if math.isfinite(effect):
         lines.append(("power", f"a true change of {amount(effect, score, sign=False)} is seen 4 times in 5"))
     if overall.flips:
-        flips = overall.flips
-        lines.append(
-            (
-                "flips",
-                f"{count_text(flips.fixed)} fixed, {count_text(flips.broken)} broken, "
-                f"{count_text(flips.both_right)} right in both, {count_text(flips.both_wrong)} wrong in both",
-            )
-        )
+        counts = map(count_text, vars(overall.flips).values())
+        titles = ("fixed", "broken", "right in both", "wrong in both")
+        lines.append(("flips", ", ".join(map(" ".join, zip(counts, titles, strict=True)))))
     return lines + [("note", line) for line in _notes(comparison, system)]
 
 
 def _notes(comparison: Comparison, system: SystemComparison) -> list[str]:
     lines = [
-        f"{path} lacks {len(keys):,} item{'s' if len(keys) > 1 else ''} of the other ({_some(keys)})"
+        f"{path} lacks {len(keys):,} item{'s' if len(keys) > 1 else ''} of the other ({name_items(keys, 3)})"
         for path, keys in system.missing.items()
     ]
     if system.unscored:
-        lines.append(f"{len(system.unscored):,} items have no {comparison.score} ({_some(system.unscored)})")
+        lines.append(f"{len(system.unscored):,} items have no {comparison.score} ({name_items(system.unscored, 3)})")
     if system.seeds == (1, 1):
         lines.append("one seed each: what another training run would change is not in the intervals")
     else:
@@ -90,13 +86,8 @@ def _notes(comparison: Comparison, system: SystemComparison) -> list[str]:
     return lines + [f"setting {line}" for line in comparison.settings]
 
 
-def _some(keys: Sequence[tuple[str, str]], most: int = 3) -> str:
-    more = ", ..." if len(keys) > most else ""
-    return ", ".join(f"{task}/{identity}" for task, identity in keys[:most]) + more
-
-
 def _table(comparison: Comparison, system: SystemComparison, console: Console) -> Table:
-    """The table of groups; a narrow terminal gets narrower columns and shortened names."""
+    """Return the table of groups; a narrow terminal gets narrower columns and shortened names."""
     from rich.measure import Measurement
 
     # Without a larger `max_width`, the measurement is limited to the width of the terminal.
@@ -134,7 +125,7 @@ def _cut(name: str, longest: int) -> str:
 
 
 def _style(group: PairedScores) -> str:
-    if group.adjusted_p_value is None or group.adjusted_p_value >= 1 - LEVEL or group.better is None:
+    if group.final_p_value >= 1 - LEVEL or group.better is None:
         return ""
     return "green" if group.better else "red"
 
@@ -143,17 +134,13 @@ def _cells(group: PairedScores, score: str) -> list[str]:
     difference = group.difference
     reach = (difference.high - difference.low) / 2 if math.isfinite(difference.error) else math.inf
     change = f"{number(difference.value, score)} ±{number(reach, score, sign=False):>4}"
-    p_value = group.p_value if group.adjusted_p_value is None else group.adjusted_p_value
-    cells = [group.name, value_of(group.baseline, score), value_of(group.other, score), change, p_text(p_value)]
-    if group.flips:
-        flips = group.flips
-        counts = (flips.fixed, flips.broken, flips.both_right, flips.both_wrong)
-        cells += map(count_text, counts)
-    return cells
+    values = value_of(group.baseline, score), value_of(group.other, score)
+    counts = map(count_text, vars(group.flips).values()) if group.flips else ()
+    return [group.name, *values, change, p_text(group.final_p_value), *counts]
 
 
 def markdown(comparison: Comparison, gates: Sequence[GateResult]) -> str:
-    """A comparison as Markdown, for a pull request."""
+    """Return a comparison as Markdown, for a pull request."""
     lines: list[str] = []
     for system in comparison.systems:
         lines += [f"### {comparison.score}: {text(system.name)} against {text(comparison.baseline)}", ""]
@@ -161,11 +148,9 @@ def markdown(comparison: Comparison, gates: Sequence[GateResult]) -> str:
         lines += ["", *_markdown_table(comparison, system), ""]
     if gates:
         lines += ["| gate | system | result | |", "|---|---|---|---|"]
-        lines += [
-            f"| {result.gate} | {text(result.system)} | {'pass' if result.passed else '**failed**'} "
-            f"| {text(result.message)} |"
-            for result in gates
-        ]
+        for result in gates:
+            verdict = "pass" if result.passed else "**failed**"
+            lines.append(f"| {result.gate} | {text(result.system)} | {verdict} | {text(result.message)} |")
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

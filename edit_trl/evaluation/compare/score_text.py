@@ -9,17 +9,17 @@ from edit_trl.evaluation.statistics import Difference
 
 
 def value_of(value: float, score: str) -> str:
-    """A score, in percent or nats."""
+    """Format a score, in percent or nats."""
     return f"{value:.3f}" if score in IN_NATS else f"{value:.1%}"
 
 
 def amount(value: float, score: str, sign: bool = True) -> str:
-    """A difference of scores with its unit, percentage points or nats."""
+    """Format a difference of scores with its unit, percentage points or nats."""
     return f"{number(value, score, sign)} {'nats' if score in IN_NATS else 'points'}"
 
 
 def number(value: float, score: str, sign: bool = True) -> str:
-    """A difference of scores without its unit."""
+    """Format a difference of scores without its unit."""
     if not math.isfinite(value):
         return "any" if sign else "-"
     plus = "+" if sign else ""
@@ -28,17 +28,17 @@ def number(value: float, score: str, sign: bool = True) -> str:
 
 
 def interval_text(difference: Difference, score: str) -> str:
-    """The interval of a difference, such as +1.0 to +3.0."""
+    """Format the interval of a difference, such as +1.0 to +3.0."""
     if not math.isfinite(difference.error):
         return "unknown"
     return f"{number(difference.low, score)} to {number(difference.high, score)}"
 
 
 def p_text(p_value: float) -> str:
-    """A p-value with three decimals."""
+    """Format a p-value with three decimals."""
     return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def count_text(count: float) -> str:
-    """A count, or a mean count over pairs of seeds."""
+    """Format a count, or a mean count over pairs of seeds."""
     return f"{count:,.0f}" if float(count).is_integer() else f"{count:,.1f}"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from edit_trl.common.checks import positive
-from edit_trl.common.errors import InputError
-from edit_trl.common.options import build_options, find_beside, hints_of
+from edit_trl.common.errors import raise_problems
+from edit_trl.common.options import find_beside
+from edit_trl.data.dual_cots import DatasetSource
 from edit_trl.evaluation.judge.judging import JudgeOptions
 from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.options import EndpointArguments
@@ -42,9 +42,19 @@ class JudgeArguments(EndpointArguments):
     output_dir: str = "outputs/judge"
 
     def __post_init__(self) -> None:
-        errors = list(self._errors())
-        if errors:
-            raise InputError(errors)
+        raise_problems(self._errors())
+
+    def beside(self, folder: Path) -> JudgeArguments:
+        """Return the options with their files resolved from the working directory or, failing that, from a folder."""
+        files = {name: find_beside(getattr(self, name), folder) for name in ("reference_dataset", "template")}
+        return replace(self, **files)
+
+    @property
+    def reference(self) -> DatasetSource | None:
+        """The dataset of the reference chains, if there is one."""
+        if self.reference_dataset is None:
+            return None
+        return DatasetSource(self.reference_dataset, self.reference_config, self.reference_split)
 
     def _errors(self) -> Iterator[str]:
         if not self.model:
@@ -61,44 +71,5 @@ class JudgeArguments(EndpointArguments):
         yield from positive(timeout=self.timeout, limit=self.limit)
 
 
-CLASSES = (EndpointArguments, JudgeArguments, JudgeOptions, Limits)
-
-OPTIONS = hints_of(CLASSES)
-"""Every option and its type."""
-
-
-@dataclass(frozen=True)
-class JudgeConfig:
-    """A checked recipe.
-
-    Attributes:
-        arguments: The runs, and where the results go.
-        options: How the judge is asked.
-        limits: How hard the endpoint of the judge may be asked.
-    """
-
-    arguments: JudgeArguments
-    options: JudgeOptions
-    limits: Limits
-
-
-def read_judge_config(path: str | Path | None, options: Mapping[str, Any]) -> JudgeConfig:
-    """Read a recipe.
-
-    Args:
-        path: A YAML file of `key: value`. Files that it names are looked for in the working directory, then
-            in the folder of the recipe.
-        options: Values that override those of the file.
-
-    Raises:
-        InputError: Names everything that is wrong with the recipe.
-    """
-    path = str(path) if path else None
-    arguments, judge_options, limits = build_options(path, options, (JudgeArguments, JudgeOptions, Limits))
-    folder = Path(path).parent if path else Path()
-    arguments = replace(
-        arguments,
-        reference_dataset=find_beside(arguments.reference_dataset, folder),
-        template=find_beside(arguments.template, folder),
-    )
-    return JudgeConfig(arguments, judge_options, limits)
+CLASSES = (JudgeArguments, JudgeOptions, Limits)
+"""The dataclasses of the options, in the order that `judge_runs` takes them."""

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Literal
 
 from edit_trl.common.checks import at_least, not_negative
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.templates import read_template, template_problems
 from edit_trl.models.chat.dispatch import Answer, Dispatcher, Failure
 from edit_trl.models.chat.display import Watcher
-from edit_trl.models.chat.protocol import ChatRequest, ChatResponse, Sampling
+from edit_trl.models.chat.protocol import ChatRequest, Sampling
 
 SCORES = range(1, 11)
 """The scores that a judge may give."""
@@ -56,9 +56,7 @@ class JudgeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        errors = not_negative(temperature=self.temperature) + at_least(1, max_tokens=self.max_tokens)
-        if errors:
-            raise InputError(errors)
+        raise_problems(not_negative(temperature=self.temperature) + at_least(1, max_tokens=self.max_tokens))
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,7 @@ class JudgeTemplate:
             text = read_template(Path(file) if file else own)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the template {file}: {error}") from error
-        issues = template_problems(text, _PLACEHOLDERS, _OPTIONAL)
-        if issues:
-            raise InputError([f"{file}: {issue}" for issue in issues])
+        raise_problems(f"{file}: {issue}" for issue in template_problems(text, _PLACEHOLDERS, _OPTIONAL))
         return cls(text)
 
     @property
@@ -130,7 +126,7 @@ class JudgeTemplate:
         return hashlib.sha256(self.text.encode()).hexdigest()[:12]
 
     def fill(self, chains: ChainSet, order: Sequence[str]) -> str:
-        """The prompt for the chains of a question, shown in the given order."""
+        """Return the prompt for the chains of a question, shown in the given order."""
         reference = chains.reference
         # A single `format`, so that braces in a question or a chain remain text.
         return self.text.format(
@@ -145,7 +141,7 @@ class JudgeTemplate:
 
 
 def shown_order(chains: ChainSet, seed: int) -> tuple[str, ...]:
-    """The order of the models, which depends only on the item and the seed."""
+    """Return the order of the models, which depends only on the item and the seed."""
     order = sorted(chains.chains)
     random.Random(f"{seed}/{chains.task}/{chains.id}").shuffle(order)
     return tuple(order)
@@ -181,14 +177,7 @@ async def judge_chains(
     template: JudgeTemplate | None = None,
     watcher: Watcher | None = None,
 ) -> list[Judgement]:
-    """Let a judge score chains.
-
-    Args:
-        sets: The chains of each question.
-        judge: The judge.
-        options: See `JudgeOptions`.
-        template: The prompt template; the built-in one if None.
-        watcher: Notified of the progress.
+    """Let a judge score chains, with the built-in template by default; `watcher` is notified of the progress.
 
     Returns:
         The judgements, in the order of `sets`.
@@ -223,17 +212,15 @@ def _judgement(chains: ChainSet, order: tuple[str, ...], result: Answer | Failur
     if isinstance(result, Failure):
         return Judgement(chains, order, "failed", {}, result.reason)
     response = result.response
-    scores = read_scores(response.text, len(order)) if response.finish_reason == "stop" else None
+    unfinished: dict[str, JudgeOutcome] = {"length": "cut off", "refused": "refused"}
+    if response.finish_reason in unfinished:
+        return Judgement(chains, order, unfinished[response.finish_reason], {}, response.text)
+    scores = read_scores(response.text, len(order))
     if scores is None:
-        return Judgement(chains, order, _why_not(response), {}, response.text)
+        return Judgement(chains, order, "unreadable", {}, response.text)
     return Judgement(chains, order, "judged", dict(zip(order, scores, strict=True)), response.text)
 
 
-def _why_not(response: ChatResponse) -> JudgeOutcome:
-    reasons: dict[str, JudgeOutcome] = {"length": "cut off", "refused": "refused"}
-    return reasons.get(response.finish_reason, "unreadable")
-
-
 def _quoted(text: str) -> str:
-    """The text with "> " before each line, where `splitlines` finds all kinds of line endings."""
+    """Return the text with "> " before each line, where `splitlines` finds all kinds of line endings."""
     return "\n".join(f"> {line}" for line in text.splitlines() or [""])

@@ -8,24 +8,25 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.errors import InputError
-from edit_trl.evaluation.judge.config import JudgeArguments, JudgeConfig
+from edit_trl.common.errors import InputError, collect_problems
+from edit_trl.evaluation.judge.config import JudgeArguments
 from edit_trl.evaluation.judge.inputs import References, align_runs, read_references, read_runs, with_references
-from edit_trl.evaluation.judge.judging import ChainSet, Judgement, JudgeTemplate, judge_chains
+from edit_trl.evaluation.judge.judging import ChainSet, Judgement, JudgeOptions, JudgeTemplate, judge_chains
 from edit_trl.evaluation.judge.report import save_judgements, summarize
 from edit_trl.evaluation.runs.schema import Run
-from edit_trl.models.chat.dispatch import Dispatcher, DispatchStats, stopped_by_signals
+from edit_trl.models.chat.dispatch import Dispatcher, DispatchStats, Limits, stopped_by_signals
 from edit_trl.models.chat.display import Display
 from edit_trl.models.chat.journal import Journal
 from edit_trl.models.chat.protocol import Teacher
 
 
-def judge_runs(config: JudgeConfig, say: Callable[[str], object]) -> dict[str, Any]:
+def judge_runs(
+    arguments: JudgeArguments, options: JudgeOptions, limits: Limits, recipe_folder: Path, say: Callable[[str], object]
+) -> dict[str, Any]:
     """Let a model judge the chains of runs, and write the judgements and the report.
 
-    Args:
-        config: The runs, the judge and the settings.
-        say: Called with each message about the progress.
+    Files that are not in the working directory are looked for in the recipe's folder. `say` is called with each
+    message about the progress.
 
     Returns:
         The report: what `summarize` returns, `runs`, `not_in_every_run` and `judge`.
@@ -34,23 +35,23 @@ def judge_runs(config: JudgeConfig, say: Callable[[str], object]) -> dict[str, A
         InputError: Anything wrong with what the recipe names, before a request is sent.
         RunStopped: The run ended early; all answers received are in the journal.
     """
-    arguments = config.arguments
+    arguments = arguments.beside(recipe_folder)
     judge, template, runs, references = _read_inputs(arguments)
-    sets, dropped = align_runs(runs, arguments.limit)
+    sets, unmatched = align_runs(runs, arguments.limit)
     if references is not None:
         sets = with_references(sets, references, str(arguments.reference_dataset))
-    referenced = sum(chains.reference is not None for chains in sets)
-    say(f"{len(sets)} items of {', '.join(runs)}; {referenced} with a reference; judge {judge.model!r}")
-    judgements, stats = asyncio.run(_judge(judge, sets, template, config))
+    count = sum(chains.reference is not None for chains in sets)
+    say(f"{len(sets)} items of {', '.join(runs)}; {count} with a reference; judge {judge.model!r}")
+    judgements, stats = asyncio.run(_judge(judge, sets, template, arguments.output_dir, options, limits))
     report = summarize(judgements, list(runs)) | {
         "runs": {name: {"path": str(run.path), "model": run.record.model} for name, run in runs.items()},
-        "not_in_every_run": dropped,
+        "not_in_every_run": unmatched,
         "judge": {
             "model": judge.model,
             "models_as_reported": sorted(stats.models),
             "template": template.version,
-            "temperature": config.options.temperature,
-            "seed": config.options.seed,
+            "temperature": options.temperature,
+            "seed": options.seed,
             "prompt_tokens": stats.prompt_tokens,
             "completion_tokens": stats.completion_tokens,
             "cost": stats.cost,
@@ -63,36 +64,34 @@ def judge_runs(config: JudgeConfig, say: Callable[[str], object]) -> dict[str, A
 def _read_inputs(arguments: JudgeArguments) -> tuple[Teacher, JudgeTemplate, dict[str, Run], References | None]:
     """Read everything that a recipe names, and report all errors at once."""
     errors: list[str] = []
-
-    def attempt(read: Callable[[], Any]) -> Any:
-        try:
-            return read()
-        except InputError as error:
-            errors.extend(error.problems)
-
-    source = arguments.reference_dataset
-    inputs = (
-        attempt(arguments.endpoint),
-        attempt(lambda: JudgeTemplate.load(arguments.template)),
-        attempt(lambda: read_runs(arguments.runs or [])),
-        attempt(lambda: read_references(source, arguments.reference_config, arguments.reference_split))
-        if source
-        else None,
-    )
+    judge = template = references = None
+    runs: dict[str, Run] = {}
+    with collect_problems(errors):
+        judge = arguments.endpoint()
+    with collect_problems(errors):
+        template = JudgeTemplate.load(arguments.template)
+    with collect_problems(errors):
+        runs = read_runs(arguments.runs or [])
+    with collect_problems(errors):
+        references = read_references(arguments.reference) if arguments.reference else None
     if errors:
         raise InputError(errors)
-    return inputs
+    return judge, template, runs, references
 
 
 async def _judge(
-    judge: Teacher, sets: Sequence[ChainSet], template: JudgeTemplate, config: JudgeConfig
+    judge: Teacher,
+    sets: Sequence[ChainSet],
+    template: JudgeTemplate,
+    folder: str,
+    options: JudgeOptions,
+    limits: Limits,
 ) -> tuple[list[Judgement], DispatchStats]:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(judge.close)
         await judge.check()
-        journal = stack.enter_context(Journal(config.arguments.output_dir))
-        dispatcher = Dispatcher(judge, journal, config.limits)
+        dispatcher = Dispatcher(judge, stack.enter_context(Journal(folder)), limits)
         stack.enter_context(stopped_by_signals([dispatcher]))
         display = stack.enter_context(Display([dispatcher]))
-        judgements = await judge_chains(sets, dispatcher, options=config.options, template=template, watcher=display)
+        judgements = await judge_chains(sets, dispatcher, options=options, template=template, watcher=display)
     return judgements, dispatcher.stats

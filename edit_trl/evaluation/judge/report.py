@@ -73,7 +73,7 @@ def save_judgements(judgements: Sequence[Judgement], report: Mapping[str, Any], 
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """Plain-text tables of a report from `summarize`, with the count `not_in_every_run` added."""
+    """Format plain-text tables of a report from `summarize`, with the count `not_in_every_run` added."""
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in report["outcomes"].items())
     scores = [["model", "mean", "95% interval", *map(str, SCORES)]]
     for model, one in report["scores"].items():
@@ -88,15 +88,19 @@ def format_report(report: Mapping[str, Any]) -> str:
         effect = _number(one["effect"], "+.2f")
         positions.append([f"place {one['position']}", _number(one["mean"]), effect, _interval(one)])
     tables = [aligned([rows[:1], rows[1:]], left) for rows, left in ((scores, 1), (comparisons, 2), (positions, 1))]
-    favoured = [one["position"] for one in report["positions"] if one["interval"] and _excludes_zero(one)]
-    if favoured:
+    positions_with_effect = [
+        str(one["position"])
+        for one in report["positions"]
+        if one["interval"] and not one["interval"][0] <= 0 <= one["interval"][1]
+    ]
+    if positions_with_effect:
         tables.append(
             "The judge's scores depend on the place at which a chain is shown "
-            f"({', '.join(map(str, favoured))}). The random order averages this out over items, not within "
+            f"({', '.join(positions_with_effect)}). The random order averages this out over items, not within "
             "one."
         )
-    lacking = report["not_in_every_run"]
-    more = f"; {lacking} more are not in every run" if lacking else ""
+    count = report["not_in_every_run"]
+    more = f"; {count} more are not in every run" if count else ""
     return "\n\n".join([f"{report['items']} items: {outcomes}{more}", *tables])
 
 
@@ -131,7 +135,7 @@ def _comparison(judged: Sequence[Judgement], first: str, second: str) -> dict[st
 
 
 def _position(judged: Sequence[Judgement], place: int) -> dict[str, Any]:
-    """The scores at a position, compared with the means of the models that were shown there."""
+    """Return the scores at a position, compared with the means of the models that were shown there."""
     totals: Counter[str] = Counter()
     for judgement in judged:
         totals.update(judgement.scores)
@@ -143,16 +147,11 @@ def _position(judged: Sequence[Judgement], place: int) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float], clusters: Sequence[str] | None = None) -> tuple[float | None, list[float] | None]:
-    """A mean and its bootstrap interval; both are None without values."""
+    """Return a mean and its bootstrap interval; both are None without values."""
     from edit_trl.evaluation.statistics import bootstrap_interval
 
     mean = bootstrap_interval(values, clusters)
     return (None, None) if math.isnan(mean.value) else (mean.value, [mean.low, mean.high])
-
-
-def _excludes_zero(one: Mapping[str, Any]) -> bool:
-    low, high = one["interval"]
-    return low > 0 or high < 0
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

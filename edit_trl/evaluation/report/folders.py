@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, collect_problems, raise_problems
 from edit_trl.evaluation.report.training_history import TrainingRun, is_training_run, read_training_run
 from edit_trl.evaluation.runs.folder import ITEMS_FILE, RECORD_FILE, read_run
 from edit_trl.evaluation.runs.schema import Run
@@ -24,17 +24,13 @@ def read_folders(paths: Sequence[Path]) -> tuple[list[Run], list[TrainingRun]]:
     training: dict[Path, TrainingRun] = {}
     errors: list[str] = []
     for path in paths:
-        try:
+        with collect_problems(errors):
             runs_here, training_here = _read(path)
-        except InputError as error:
-            errors += error.problems
-            continue
-        errors += [f"{key} is given twice" for key in runs_here if key in runs]
-        errors += [f"{key} is given twice" for key in training_here if key in training]
-        runs |= runs_here
-        training |= training_here
-    if errors:
-        raise InputError(errors)
+            errors += [f"{key} is given twice" for key in runs_here if key in runs]
+            errors += [f"{key} is given twice" for key in training_here if key in training]
+            runs |= runs_here
+            training |= training_here
+    raise_problems(errors)
     return list(runs.values()), list(training.values())
 
 

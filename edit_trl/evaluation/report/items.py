@@ -26,14 +26,10 @@ class Detail:
 
 
 def page_items(runs: Sequence[Run], detail: Detail) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The items that the page shows.
+    """Return the items that the page shows.
 
     A question of several runs is one item. Its `runs` are the outcomes, as [index of the run, outcome]. A
     question with the same name and another text is another item.
-
-    Args:
-        runs: Runs of both kinds.
-        detail: How much detail the page shows.
 
     Returns:
         The items; and the tokens of both chains, into which the `tokens` of an outcome is an index. They are
@@ -116,5 +112,5 @@ def packed_tokens(tokens: Sequence[Sequence[float]]) -> dict[str, list[Any]]:
 
 
 def rounded(value: float | None, digits: int = 3) -> float | None:
-    """A rounded value for the page; None if it is not finite, which JSON cannot hold."""
+    """Return a rounded value for the page; None if it is not finite, which JSON cannot hold."""
     return None if value is None or not math.isfinite(value) else round(value, digits)

@@ -25,7 +25,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
 from edit_trl.data.pair_statistics import GROUPS, Pair, grouped_pairs, pair_statistics
 from edit_trl.evaluation.report.items import Detail, page_items, rounded
-from edit_trl.evaluation.report.summary import flips, learning_curves, run_summary, score_labels
+from edit_trl.evaluation.report.summary import flips, learning_curves, run_summary, score_label, score_labels
 from edit_trl.evaluation.report.training_history import TrainingRun
 from edit_trl.evaluation.runs.schema import Run
 from edit_trl.evaluation.runs.scores import SCORES
@@ -39,12 +39,12 @@ _DETAILS = (
     (Detail(), None),
     (
         Detail(samples=False),
-        "To keep this page small, one response a question and run is shown: the first that gave the answer "
+        "To keep this page small, one response per question and run is shown: the first that gave the answer "
         "which counted.",
     ),
     (
         Detail(samples=False, tokens=False),
-        "To keep this page small, one response a question and run is shown, and no log-probabilities of tokens.",
+        "To keep this page small, one response per question and run is shown, and no log-probabilities of tokens.",
     ),
 )
 _PAIR_SCORES = {
@@ -76,20 +76,20 @@ def write_report(
         raise InputError("nothing to report: no run was given")
     path = free_path(path)
     names = _distinct([(run.record.kind, run.record.name or run.record.model, run.path) for run in runs])
+    training_names = _distinct([("train", one.name, one.path) for one in training])
+    kinds = [run.record.kind for run in runs]
     data: dict[str, Any] = {
         "title": title,
-        "made_with": f"edit_trl {version('edit_trl')}",
         "runs": [{"name": name, **run_summary(run)} for name, run in zip(names, runs, strict=True)],
-        "labels": {kind: score_labels(SCORES[kind]) for kind in {run.record.kind: None for run in runs}},
+        "labels": {kind: score_labels(SCORES[kind]) for kind in dict.fromkeys(kinds)},
         "training": [
-            {"name": name, **learning_curves(one)}
-            for name, one in zip(_distinct([("train", t.name, t.path) for t in training]), training, strict=True)
+            {"name": name, **learning_curves(one)} for name, one in zip(training_names, training, strict=True)
         ],
     }
     for detail, notice in _DETAILS:
         items, tokens = page_items(runs, detail)
         if "flips" not in data:
-            data["flips"] = flips([run.record.kind for run in runs], items)
+            data["flips"] = flips(kinds, items)
         page = render(data | {"notice": notice}, items, tokens)
         if len(page) <= MOST_BYTES:
             break
@@ -118,25 +118,27 @@ def write_pairs(
     if not pairs:
         raise InputError("nothing to show: no dual CoT was given")
     path = free_path(path)
-    everything = pair_statistics(pairs)
-    facts = {
-        "Rows": everything.rows,
-        "Pairs": everything.pairs,
-        "Key steps": f"method {method!r}",
-        "Median chain": f"{everything.median_length:.0f} {unit}",
-        "Longest chain": f"{everything.longest} {unit}",
-    }
     labels = {
-        name: {
-            "label": label,
-            "help": text if kind == "share" else f"{text}, {unit}",
-            "unit": kind,
-            "lower_is_better": False,
-        }
+        name: score_label(label, text if kind == "share" else f"{text}, {unit}", kind)
         for name, (label, text, kind) in _PAIR_SCORES.items()
     }
-    run = {
-        "name": title,
+    run = {"name": title, **_pair_summary(pairs, method, unit)}
+    data = {"title": title, "runs": [run], "labels": {"pairs": labels}, "training": [], "flips": [], "notice": None}
+    write_whole(path, render(data, [_pair_item(pair, unit) for pair in pairs]))
+    return path
+
+
+def _pair_summary(pairs: Sequence[Pair], method: str, unit: str) -> dict[str, Any]:
+    """Return the statistics of pairs, in the form of `run_summary`."""
+    statistics = pair_statistics(pairs)
+    facts = {
+        "Rows": statistics.rows,
+        "Pairs": statistics.pairs,
+        "Key steps": f"method {method!r}",
+        "Median chain": f"{statistics.median_length:.0f} {unit}",
+        "Longest chain": f"{statistics.longest} {unit}",
+    }
+    return {
         "kind": "pairs",
         "main": "key_fraction",
         "items": len(pairs),
@@ -149,17 +151,6 @@ def write_pairs(
             for group in GROUPS
         },
     }
-    data = {
-        "title": title,
-        "made_with": f"edit_trl {version('edit_trl')}",
-        "runs": [run],
-        "labels": {"pairs": labels},
-        "training": [],
-        "flips": [],
-        "notice": None,
-    }
-    write_whole(path, render(data, [_pair_item(pair, unit) for pair in pairs]))
-    return path
 
 
 def _pair_scores(pairs: Sequence[Pair]) -> dict[str, list[float | None]]:
@@ -182,13 +173,7 @@ def _pair_item(pair: Pair, unit: str) -> dict[str, Any]:
 def render(
     data: Mapping[str, Any], items: Sequence[Mapping[str, Any]], tokens: Sequence[Mapping[str, Any]] = ()
 ) -> bytes:
-    """Render the page.
-
-    Args:
-        data: The data that is shown at once, as values that JSON can hold.
-        items: The items, which are compressed.
-        tokens: The tokens of the items, which are compressed; see `page_items`.
-    """
+    """Render the page from the data that it shows at once, and from the items and tokens that it unpacks later."""
     folder = files(__package__)
     style = (folder / "page.css").read_text(encoding="utf-8")
     script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
@@ -199,13 +184,15 @@ def render(
         script_hash=_hash(script),
         style=style,
         script=script,
-        data=escaped_json({**data, "items": _packed(items), "tokens": _packed(tokens)}),
+        data=escaped_json(
+            {**data, "made_with": f"edit_trl {version('edit_trl')}", "items": _packed(items), "tokens": _packed(tokens)}
+        ),
     )
     return filled.encode("utf-8")
 
 
 def escaped_json(value: Any) -> str:
-    """JSON for an HTML script element: ASCII, without the characters of tags and entities."""
+    """Return JSON for an HTML script element: ASCII, without the characters of tags and entities."""
     return re.sub(r"[<>&]", lambda match: f"\\u{ord(match[0]):04x}", _json(value))
 
 
@@ -223,7 +210,7 @@ def _hash(text: str) -> str:
 
 
 def _distinct(named: Sequence[tuple[str, str, Path]]) -> list[str]:
-    """Unique names for the runs of each kind: with the folder if two have the same name."""
+    """Return unique names for the runs of each kind: with the folder if two have the same name."""
     counts = Counter((kind, name) for kind, name, _ in named)
     return [f"{name} ({path})" if counts[kind, name] > 1 else name for kind, name, path in named]
 

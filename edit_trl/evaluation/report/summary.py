@@ -11,8 +11,16 @@ import numpy as np
 from edit_trl.evaluation.report.items import rounded
 from edit_trl.evaluation.report.training_history import TrainingRun
 from edit_trl.evaluation.runs.schema import Run
-from edit_trl.evaluation.runs.scores import GROUPS, IN_NATS, LOWER_IS_BETTER, MAIN_SCORE, SCORES, group_items
-from edit_trl.evaluation.statistics import bootstrap_interval, exact_mcnemar, paired_difference
+from edit_trl.evaluation.runs.scores import (
+    GROUPS,
+    IN_NATS,
+    LOWER_IS_BETTER,
+    MAIN_SCORE,
+    SCORES,
+    group_items,
+    score_intervals,
+)
+from edit_trl.evaluation.statistics import Interval, exact_mcnemar, paired_difference
 
 # What tables and charts call the scores, and which are shares (0 to 1) rather than nats.
 SCORE_LABELS = {
@@ -32,8 +40,8 @@ SCORE_LABELS = {
 
 # The charts of learning curves: the title and the metrics, of which those that were logged are shown.
 CURVES = {
-    "Likelihood per token (nats)": (
-        *("logps/chosen_key", "logps/chosen_context", "logps/rejected_key", "logps/rejected_context"),
+    "Likelihood per token (nats)": tuple(
+        f"logps/{part}" for part in ("chosen_key", "chosen_context", "rejected_key", "rejected_context")
     ),
     "Preference and forks (share)": ("key_accuracy", "completion_accuracy", "fork/confidence", "fork/solved"),
     "Loss": ("loss",),
@@ -47,7 +55,7 @@ _MOST_POINTS = 300
 
 
 def run_summary(run: Run) -> dict[str, Any]:
-    """The settings of a run, its scores as [value, low, high], and its groups."""
+    """Return the settings of a run, its scores as [value, low, high], and its groups."""
     record = run.record
     scores = {
         name: [rounded(record.scores.get(name), 4), *map(rounded, record.intervals.get(name, (None, None)))]
@@ -77,39 +85,33 @@ def run_summary(run: Run) -> dict[str, Any]:
 
 
 def score_labels(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The label, explanation, unit and direction of each score."""
+    """Return the label, explanation, unit and direction of each score."""
     return {
-        name: {
-            "label": SCORE_LABELS[name][0],
-            "help": SCORE_LABELS[name][1],
-            "unit": "nats" if name in IN_NATS else "share",
-            "lower_is_better": name in LOWER_IS_BETTER,
-        }
+        name: score_label(*SCORE_LABELS[name], "nats" if name in IN_NATS else "share", name in LOWER_IS_BETTER)
         for name in names
     }
 
 
+def score_label(label: str, explanation: str, unit: str, lower_is_better: bool = False) -> dict[str, Any]:
+    """Return the label of a score in the form that the page reads."""
+    return {"label": label, "help": explanation, "unit": unit, "lower_is_better": lower_is_better}
+
+
 def group_scores(run: Run) -> dict[str, list[Any]]:
-    """[name, items, scores] of each task, kind of mistake and source; scores are [value, low, high]."""
-    scores = SCORES[run.record.kind]
+    """Return [name, items, scores] of each task, kind of mistake and source; scores are [value, low, high]."""
+    kind = run.record.kind
+
+    def bounds(members: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None] | None]:
+        intervals = score_intervals(members, kind)
+        return {score: _bounds(intervals[score]) if score in intervals else None for score in SCORES[kind]}
+
     return {
-        group: [
-            [
-                name,
-                len(members),
-                {score: _interval([value(item) for item in members]) for score, value in scores.items()},
-            ]
-            for name, members in group_items(run.items, group).items()
-        ]
+        group: [[name, len(members), bounds(members)] for name, members in group_items(run.items, group).items()]
         for group in GROUPS
     }
 
 
-def _interval(values: Sequence[float | None]) -> list[float | None] | None:
-    numbers = [value for value in values if value is not None]
-    if not numbers:
-        return None
-    interval = bootstrap_interval(numbers)
+def _bounds(interval: Interval) -> list[float | None]:
     return [rounded(value, 4) for value in (interval.value, interval.low, interval.high)]
 
 
@@ -117,10 +119,7 @@ def flips(kinds: Sequence[str], items: Sequence[Mapping[str, Any]]) -> list[dict
     """Compare each two runs of the same kind, item by item.
 
     The difference has the paired interval on these tasks, and the p-value is that of the exact McNemar test.
-
-    Args:
-        kinds: The kind of each run.
-        items: The items from `page_items`.
+    `kinds` holds the kind of each run, and `items` comes from `page_items`.
     """
     verdicts: list[dict[int, bool]] = [{} for _ in kinds]
     for number, item in enumerate(items):
@@ -134,19 +133,18 @@ def flips(kinds: Sequence[str], items: Sequence[Mapping[str, Any]]) -> list[dict
             continue
         before, after = ([verdicts[run][number] for number in shared] for run in (a, b))
         interval = paired_difference(*(np.array([side], dtype=float).T for side in (before, after)))
-        bounds = [rounded(value, 4) for value in (interval.value, interval.low, interval.high)]
         p_value = exact_mcnemar(before, after).p_value
-        comparisons.append({"a": a, "b": b, "items": len(shared), "difference": bounds, "p_value": p_value})
+        comparisons.append({"a": a, "b": b, "items": len(shared), "difference": _bounds(interval), "p_value": p_value})
     return comparisons
 
 
 def is_right(outcome: Mapping[str, Any]) -> bool | None:
-    """Whether an outcome is right: by its verdict, or its preference on key steps (None without any)."""
+    """Return whether an outcome is right: by its verdict, or its preference on key steps (None without any)."""
     return outcome["verdict"] == "correct" if "verdict" in outcome else outcome["key_preferred"]
 
 
 def learning_curves(training: TrainingRun) -> dict[str, Any]:
-    """The stages of a run; each chart has curves [metric, whether held out, points as [step, value]]."""
+    """Return the stages of a run; each chart has curves [metric, whether held out, points as [step, value]]."""
     stages = []
     for stage in training.stages:
         logged = {name for entry in stage.log for name in entry}

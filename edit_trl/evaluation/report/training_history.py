@@ -45,7 +45,7 @@ class TrainingRun:
 
 
 def is_training_run(path: Path) -> bool:
-    """Whether a folder is a training run of `edit-trl train` or a `Trainer`, or one of its stages."""
+    """Return whether a folder is a training run of `edit-trl train` or a `Trainer`, or one of its stages."""
     return (path / RUN_FILE).is_file() or _state_file(path) is not None
 
 
@@ -80,7 +80,7 @@ def _read_stage(folder: Path, name: str) -> StageLog:
 
 
 def _state_file(folder: Path) -> Path | None:
-    """The trainer state at the end of the run, or that of the last checkpoint if it was interrupted."""
+    """Return the trainer state at the end of the run, or that of the last checkpoint if it was interrupted."""
     if (folder / STATE_FILE).is_file():
         return folder / STATE_FILE
     saved = [file for file in folder.glob(f"checkpoint-*/{STATE_FILE}") if _step(file) is not None]

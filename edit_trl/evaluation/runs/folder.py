@@ -22,9 +22,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.common.files import git_revision, write_whole
 from edit_trl.evaluation.runs.schema import FORMAT, ITEM_KEYS, Item, Run, RunRecord, key_of
 
-RECORD_FILE = "evaluation.json"
-
-ITEMS_FILE = "items.jsonl"
+RECORD_FILE, ITEMS_FILE = "evaluation.json", "items.jsonl"
 
 # A run is resumed only if these fields are the same.
 _IDENTITY = ("kind", "model", "model_hash", "settings", "tasks", "data_hash", "seed", "verifier", "format")
@@ -37,7 +35,7 @@ class RunFolder:
 
     Args:
         path: The folder; created if it is missing.
-        record: What is going to be measured.
+        record: The record of the run that is about to be measured.
 
     Attributes:
         path: The folder.
@@ -59,19 +57,19 @@ class RunFolder:
             raise InputError(
                 f"{self.path} is not empty and holds no run of edit-trl; choose another folder, or remove it"
             )
-        elif blocked := next((above for above in self.path.parents if above.is_file()), None):
+        elif blocked := next((parent for parent in self.path.parents if parent.is_file()), None):
             raise InputError(f"output_dir {self.path}: {blocked} is a file, not a folder")
         self.record = record
-
-    def start(self) -> None:
-        """Write the record of what is going to be measured."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._write_record()
 
     @property
     def finished(self) -> bool:
         """Whether all items and the scores are written."""
         return self.record.finished is not None
+
+    def start(self) -> None:
+        """Write the record, before anything is measured and whenever it changes."""
+        text = json.dumps(asdict(self.record), indent=2, ensure_ascii=False, default=str, allow_nan=False)
+        write_whole(self.path / RECORD_FILE, text + "\n")
 
     def append(self, items: Iterable[Item]) -> None:
         """Append a batch of items; they are on the disk when this returns."""
@@ -87,30 +85,18 @@ class RunFolder:
     def finish(
         self,
         order: Sequence[tuple[str, str]],
-        scores: Mapping[str, float | None],
+        scores: dict[str, float | None],
         intervals: Mapping[str, Sequence[float]],
-        groups: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+        groups: dict[str, dict[str, dict[str, float | None]]],
     ) -> Run:
-        """Put the items into the order of the data and write the scores.
-
-        Args:
-            order: The (task, id) of every item.
-            scores: See `RunRecord`.
-            intervals: See `RunRecord`.
-            groups: See `RunRecord`.
-        """
+        """Put the items into the order of the data, given by (task, id), and write the scores; see `RunRecord`."""
         items = [self.done[key] for key in order]
         if not (self.path / RECORD_FILE).is_file():
             self.start()
         write_whole(self.path / ITEMS_FILE, "".join(map(_line, items)))
-        self.record = replace(
-            self.record,
-            finished=_now(),
-            items=len(items),
-            scores=dict(scores),
-            intervals={name: list(interval) for name, interval in intervals.items()},
-            groups={kind: {name: dict(means) for name, means in members.items()} for kind, members in groups.items()},
-        )
+        intervals = {name: list(interval) for name, interval in intervals.items()}
+        results = {"items": len(items), "scores": scores, "intervals": intervals, "groups": groups}
+        self.record = replace(self.record, finished=_now(), **results)
         self.pause()
         return Run(self.path, self.record, items)
 
@@ -121,16 +107,12 @@ class RunFolder:
         now = time.monotonic()
         self.record = replace(self.record, seconds=round(self.record.seconds + now - self._started, 3))
         self._started = now
-        self._write_record()
+        self.start()
 
     def _resume(self, record: RunRecord) -> RunRecord:
-        """Read the items of the run in the folder.
-
-        Returns:
-            The record of that run; the new one if that run has no items, so that there is nothing to lose.
-        """
+        """Read the items of the run in the folder; return its record, or the new one if another run has no items."""
         earlier = _read_record(self.path)
-        items = _read_items(self.path, earlier.kind, torn=not earlier.finished)
+        items = _read_items(self.path, earlier.kind, partial=not earlier.finished)
         before, now = ({name: getattr(one, name) for name in _IDENTITY} for one in (earlier, _as_read(record)))
         if before != now:
             if not items:
@@ -145,10 +127,6 @@ class RunFolder:
             # Remove a last line that was cut short, or the next item would be appended to it.
             write_whole(self.path / ITEMS_FILE, "".join(map(_line, items)))
         return earlier
-
-    def _write_record(self) -> None:
-        text = json.dumps(asdict(self.record), indent=2, ensure_ascii=False, default=str, allow_nan=False)
-        write_whole(self.path / RECORD_FILE, text + "\n")
 
 
 def read_run(path: str | Path) -> Run:
@@ -192,20 +170,18 @@ def _read_record(path: Path) -> RunRecord:
     return RunRecord(**values)
 
 
-def _read_items(path: Path, kind: str, torn: bool = False) -> list[Any]:
-    """The items of a run; `torn` allows a last line that was cut short, which is left out."""
+def _read_items(path: Path, kind: str, partial: bool = False) -> list[Any]:
+    """Return the items of a run; `partial` allows a last line that was cut short, which is left out."""
     file = path / ITEMS_FILE
     if not file.is_file():
-        if torn:
+        if partial:
             return []
         raise InputError(f"{file} is missing")
     items = []
-    lines = file.read_bytes().split(b"\n")
+    *lines, rest = file.read_bytes().split(b"\n")
+    if rest and not partial:
+        raise InputError(f"{file}, line {len(lines) + 1}: cut short")
     for number, line in enumerate(lines, 1):
-        if number == len(lines):
-            if line and not torn:
-                raise InputError(f"{file}, line {number}: cut short")
-            break
         try:
             item = json.loads(line)
         except ValueError as error:
@@ -217,7 +193,7 @@ def _read_items(path: Path, kind: str, torn: bool = False) -> list[Any]:
 
 
 def _as_read(record: RunRecord) -> RunRecord:
-    """The record as JSON would return it: with lists instead of tuples."""
+    """Return the record as JSON would return it: with lists instead of tuples."""
     return RunRecord(**json.loads(json.dumps(asdict(record), default=str)))
 
 
@@ -225,15 +201,12 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     """Describe the fields that differ, and of settings and tasks the names that differ."""
     differences = []
     for name in before:
-        if before[name] == now[name]:
-            continue
-        if isinstance(before[name], dict):
-            for key in sorted({*before[name], *now[name]}):
-                old, new = before[name].get(key, "not set"), now[name].get(key, "not set")
-                if old != new:
-                    differences.append(f"{key}: {old!r} there, {new!r} now")
-        else:
-            differences.append(f"{name}: {before[name]!r} there, {now[name]!r} now")
+        values = before[name], now[name]
+        there, here = values if isinstance(before[name], dict) else ({name: value} for value in values)
+        for key in sorted({*there, *here}):
+            old, new = there.get(key, "not set"), here.get(key, "not set")
+            if old != new:
+                differences.append(f"{key}: {old!r} there, {new!r} now")
     return differences
 
 

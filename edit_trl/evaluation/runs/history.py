@@ -9,7 +9,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from edit_trl.common.errors import InputError
@@ -79,19 +79,16 @@ def record_run(run: Run, file: str | Path | None = DEFAULT_FILE) -> None:
     """Add a finished run to the history. Recording a run twice changes nothing.
 
     Several processes may write at the same time. The file and its folder are created if they are missing.
-
-    Args:
-        run: A run from `RunFolder.finish` or `read_run`.
-        file: The SQLite file; None to record nothing.
+    Nothing is recorded if the file is None.
 
     Raises:
         InputError: The file cannot be written, is not a history, or has another version.
     """
     if file is None:
         return
-    record, file = run.record, Path(file)
-    values = {name: getattr(record, name) for name in _COLUMNS if name != "path"}
-    row = HistoryRow(path=str(Path(run.path).resolve()), **values)
+    file = Path(file)
+    values = vars(run.record) | {"path": str(Path(run.path).resolve())}
+    values |= {"scores": json.dumps(run.record.scores, ensure_ascii=False)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,12 +100,9 @@ def record_run(run: Run, file: str | Path | None = DEFAULT_FILE) -> None:
             connection.execute(_SCHEMA)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         _check(connection, file)
-        *others, scores = astuple(row)
-        places = ", ".join("?" * len(_COLUMNS))
-        connection.execute(
-            f"INSERT OR REPLACE INTO runs ({', '.join(_COLUMNS)}) VALUES ({places})",
-            (*others, json.dumps(scores, ensure_ascii=False)),
-        )
+        places = ", ".join(f":{name}" for name in _COLUMNS)
+        row = {name: values[name] for name in _COLUMNS}
+        connection.execute(f"INSERT OR REPLACE INTO runs ({', '.join(_COLUMNS)}) VALUES ({places})", row)
         connection.execute("COMMIT")
 
 
@@ -160,11 +154,11 @@ def read_history(
         and (name is None or name.lower() in row.name.lower())
         and (model is None or model.lower() in row.model.lower())
     ]
-    return rows if last is None else rows[len(rows) - min(last, len(rows)) :]
+    return rows if last is None else rows[max(len(rows) - last, 0) :]
 
 
 def with_score(rows: Sequence[HistoryRow], score: str) -> list[HistoryRow]:
-    """The runs that have a score.
+    """Return the runs that have a score.
 
     Raises:
         InputError: There is no such score.
@@ -178,7 +172,7 @@ def with_score(rows: Sequence[HistoryRow], score: str) -> list[HistoryRow]:
 
 @contextmanager
 def _opened(file: Path, address: str) -> Iterator[sqlite3.Connection]:
-    """A connection that is closed at the end; a transaction that was not committed is rolled back."""
+    """Open a connection and close it at the end; a transaction that was not committed is rolled back."""
     connection = None
     try:
         connection = sqlite3.connect(address, uri=True, timeout=_WAIT, isolation_level=None)

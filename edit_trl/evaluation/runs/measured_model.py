@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from edit_trl.common.errors import raise_problems
 from edit_trl.common.files import content_hash
 from edit_trl.evaluation.runs.schema import RunKind, RunRecord
-from edit_trl.models.cluster.cluster import Engine
+from edit_trl.models.cluster.cluster import Engine, engine_problems
 from edit_trl.models.loading import ModelSource
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 # Options that do not change what is measured.
-_INCIDENTAL = ("name", "output_dir", "history", "device", "batch_size", "batching", "harness")
-_INCIDENTAL += ("engine", "actors")
+_INCIDENTAL = ("name", "output_dir", "history", "device", "batch_size", "batching", "harness", "engine", "actors")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class MeasuredModel:
         attn_implementation: As in transformers, such as eager. The tree layout of suites does not support
             flash_attention_2, so each chain then takes a row of its own.
         trust_remote_code: Run code that comes with the model; only for models whose code you have read.
+        seed: Seed of sampling in `evaluate`, and of the procedural problems in `suite`.
     """
 
     kind: ClassVar[RunKind]
@@ -53,6 +55,16 @@ class MeasuredModel:
     actors: int | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        raise_problems(self.errors())
+
+    def errors(self) -> Iterator[str]:
+        """Yield a message for each thing that is wrong with the options."""
+        if not self.model:
+            yield "`model` is missing: a path, a Hub id, or the name of a model at `base_urls`"
+        yield from engine_problems(self.engine, self.actors, self.device)
 
     @property
     def run_name(self) -> str:
@@ -67,19 +79,10 @@ class MeasuredModel:
     @property
     def source(self) -> ModelSource:
         """Where the model is loaded from, and how."""
-        return ModelSource(
-            self.model,
-            dtype=self.dtype,
-            device=self.device,
-            trust_remote_code=self.trust_remote_code,
-            attn_implementation=self.attn_implementation,
-            load_in_4bit=self.load_in_4bit,
-        )
+        return ModelSource(**{field.name: getattr(self, field.name) for field in fields(ModelSource)})
 
-    def record(
-        self, *, model_hash: str, settings: dict[str, Any], tasks: dict[str, str], data_hash: str, seed: int
-    ) -> RunRecord:
-        """The record of the run that is about to be measured; see `RunRecord`."""
+    def record(self, *, model_hash: str, settings: dict[str, Any], tasks: dict[str, str], data_hash: str) -> RunRecord:
+        """Make the record of the run that is about to be measured; see `RunRecord`."""
         options = {name: value for name, value in asdict(self).items() if name not in _INCIDENTAL}
         return RunRecord(
             kind=self.kind,
@@ -90,5 +93,5 @@ class MeasuredModel:
             tasks=tasks,
             data_hash=data_hash,
             recipe_hash=content_hash(options),
-            seed=seed,
+            seed=self.seed,
         )

@@ -1,14 +1,16 @@
-"""Making the items of a run, of which an interrupted run already has some."""
+"""The items of a run, of which an interrupted run already has some."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
-from edit_trl.evaluation.runs.folder import RunFolder
+from edit_trl.evaluation.runs.folder import RunFolder, read_run
+from edit_trl.evaluation.runs.history import record_run
 from edit_trl.evaluation.runs.schema import Run, key_of
 from edit_trl.evaluation.runs.scores import run_scores
 
@@ -24,10 +26,9 @@ def complete_items(
     entries: Sequence[Keyed],
     batches: Sequence[list[int]],
     make_items: Callable[[Sequence[list[int]]], Iterator[list[Any]]],
-    folder: RunFolder | None,
-    *,
     description: str,
     unit: str,
+    folder: RunFolder | None,
     progress: bool,
 ) -> list[Any]:
     """Make the items that the folder does not hold yet, and store them batch by batch.
@@ -36,9 +37,9 @@ def complete_items(
         entries: The questions or pairs.
         batches: All planned batches, as indexes of `entries`.
         make_items: Makes the items of some of these batches.
-        folder: The folder of the run; None to store nothing.
         description: The title of the progress bar.
         unit: The unit of the progress bar.
+        folder: The folder of the run; None to store nothing.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -54,19 +55,28 @@ def complete_items(
     started, tokens = time.perf_counter(), 0
     if folder:
         folder.start()
-    with bar:
-        for batch_items in make_items(remaining):
-            items |= {key_of(item): item for item in batch_items}
-            if folder:
-                folder.append(batch_items)
-            bar.update(len(batch_items))
-            tokens += sum(sample["tokens"] for item in batch_items for sample in item.get("samples", ()))
-            if tokens:
-                bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):.0f} tokens/s")
+    try:
+        with bar:
+            for batch_items in make_items(remaining):
+                items |= {key_of(item): item for item in batch_items}
+                if folder:
+                    folder.append(batch_items)
+                bar.update(len(batch_items))
+                tokens += sum(sample["tokens"] for item in batch_items for sample in item.get("samples", ()))
+                if tokens:
+                    bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):.0f} tokens/s")
+    finally:
+        if folder:
+            folder.pause()
     return [items[entry.key] for entry in entries]
 
 
-def finish_run(folder: RunFolder, entries: Sequence[Keyed]) -> Run:
-    """Write the scores of a run that has the items of all entries."""
-    order = [entry.key for entry in entries]
-    return folder.finish(order, *run_scores([folder.done[key] for key in order], folder.record.kind))
+def finish_run(folder: RunFolder, entries: Sequence[Keyed], history: str | Path | None = None) -> Run:
+    """Write the scores of a run that has the items of all entries, and add the run to a history."""
+    if folder.finished:
+        run = read_run(folder.path)
+    else:
+        order = [entry.key for entry in entries]
+        run = folder.finish(order, *run_scores([folder.done[key] for key in order], folder.record.kind))
+    record_run(run, history)
+    return run

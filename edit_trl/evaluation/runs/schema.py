@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -200,5 +201,23 @@ class Run:
 
 
 def key_of(item: Mapping[str, Any]) -> tuple[str, str]:
-    """The task and the id of an item, which identify it."""
+    """Return the task and the id of an item, which identify it."""
     return item["task"], item["id"]
+
+
+def first_of_each_task(entries: Iterable[Any], limit: int | None) -> list[Any]:
+    """Return the first entries of each `task`, at most `limit`; all of them if it is None."""
+    counts: Counter[str] = Counter()
+    first = []
+    for entry in entries:
+        counts[entry.task] += 1
+        if limit is None or counts[entry.task] <= limit:
+            first.append(entry)
+    return first
+
+
+def name_items(keys: Iterable[tuple[str | None, str]], most: int = 5) -> str:
+    """Name the first items of some in a message, as "task/id, task/id and 3 more"; a task may be None."""
+    names = [f"{task}/{name}" if task else name for task, name in keys]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edit_trl.evaluation.runs.schema import RunKind
-from edit_trl.evaluation.statistics import bootstrap_interval
+from edit_trl.evaluation.statistics import Interval, bootstrap_interval
 
 ItemScore = Callable[[Mapping[str, Any]], float | None]
 
@@ -28,11 +28,11 @@ def _share(item: Mapping[str, Any], name: str) -> float | None:
     return None if item[name] is None else float(item[name])
 
 
-def _greedy(item: Mapping[str, Any], name: str, wanted: str | bool) -> float | None:
+def _greedy(item: Mapping[str, Any], name: str, value: str | bool) -> float | None:
     greedy = item["greedy"]
     if greedy is None or (name == "verdict" and item["answer"] is None):
         return None
-    return float(greedy[name] == wanted)
+    return float(greedy[name] == value)
 
 
 SCORES: dict[RunKind, dict[str, ItemScore]] = {
@@ -66,26 +66,32 @@ GROUPS = ("task", "mistake", "source")
 
 
 def mean_scores(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, float | None]:
-    """The mean of each score over the items that have it; None if no item has it."""
+    """Return the mean of each score over the items that have it; None if no item has it."""
     return {name: _mean(map(score, items)) for name, score in SCORES[kind].items()}
 
 
+def score_intervals(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, Interval]:
+    """Return the bootstrap interval over items of each score that some item has."""
+    values = {name: [value for value in map(score, items) if value is not None] for name, score in SCORES[kind].items()}
+    return {name: bootstrap_interval(numbers) for name, numbers in values.items() if numbers}
+
+
 def grouped_scores(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, dict[str, dict[str, float | None]]]:
-    """The scores by task, by kind of mistake and by source, with the number of `items`.
+    """Return the scores by task, by kind of mistake and by source, with the number of `items`.
 
     An item with several kinds of mistake is in the group of each of them.
     """
-    grouped = {}
-    for group in GROUPS:
-        groups = group_items(items, group)
-        grouped[group] = {
-            name: {"items": len(members), **mean_scores(members, kind)} for name, members in groups.items()
+    return {
+        group: {
+            name: {"items": len(members), **mean_scores(members, kind)}
+            for name, members in group_items(items, group).items()
         }
-    return grouped
+        for group in GROUPS
+    }
 
 
 def group_items(items: Iterable[Mapping[str, Any]], group: str) -> dict[str, list[Mapping[str, Any]]]:
-    """The items of each task, kind of mistake or source."""
+    """Return the items of each task, kind of mistake or source."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for item in items:
         for name in names_in(item, group):
@@ -94,7 +100,7 @@ def group_items(items: Iterable[Mapping[str, Any]], group: str) -> dict[str, lis
 
 
 def names_in(item: Mapping[str, Any], group: str) -> list[str]:
-    """The groups of an item: its task, its mistakes or its source."""
+    """Return the groups of an item: its task, its mistakes or its source."""
     value = item[group]
     return [] if value is None else value if isinstance(value, list) else [value]
 
@@ -102,13 +108,8 @@ def names_in(item: Mapping[str, Any], group: str) -> list[str]:
 def run_scores(
     items: Sequence[Mapping[str, Any]], kind: RunKind
 ) -> tuple[dict[str, float | None], dict[str, list[float]], dict[str, Any]]:
-    """The scores, their bootstrap intervals over items, and the groups, for `RunFolder.finish`."""
-    intervals = {}
-    for name, score in SCORES[kind].items():
-        values = [value for value in map(score, items) if value is not None]
-        if values:
-            interval = bootstrap_interval(values)
-            intervals[name] = [interval.low, interval.high]
+    """Return the scores, their bootstrap intervals over items, and the groups, for `RunFolder.finish`."""
+    intervals = {name: [one.low, one.high] for name, one in score_intervals(items, kind).items()}
     return mean_scores(items, kind), intervals, grouped_scores(items, kind)
 
 

@@ -17,7 +17,7 @@ _ITEMS: dict[RunKind, str] = {"evaluate": "questions", "suite": "pairs"}
 
 
 def run_table(run: Run) -> str:
-    """Every score with its 95% interval, then the main scores by task, kind of mistake and source.
+    """Format every score with its 95% interval, then the main scores by task, kind of mistake and source.
 
     Scores that no item has are left out, as is a grouping with a single group of all items.
     """
@@ -41,7 +41,7 @@ def run_table(run: Run) -> str:
 
 
 def format_score(score: str, value: float | None) -> str:
-    """The value of a score for people: a share in percent, a margin in nats."""
+    """Format the value of a score: a share in percent, a margin in nats."""
     if value is None:
         return "-"
     return f"{value:+.3f}" if score in IN_NATS else f"{value:.1%}"

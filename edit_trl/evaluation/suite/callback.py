@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging
 
 from edit_trl.common.checks import at_least, not_negative
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.files import write_whole
 from edit_trl.data.row import rows_of
 from edit_trl.evaluation.accuracy.answering import checked_item
@@ -86,12 +86,8 @@ class SuiteCallback(TrainerCallback):
         batch_size: int | None = None,
         key_step_method: KeyStepMethod = "words",
     ):
-        errors = [
-            *at_least(1, steps=steps, rows=rows, max_new_tokens=max_new_tokens, batch_size=batch_size),
-            *not_negative(accuracy_rows=accuracy_rows),
-        ]
-        if errors:
-            raise InputError(errors)
+        errors = at_least(1, steps=steps, rows=rows, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        raise_problems(errors + not_negative(accuracy_rows=accuracy_rows))
         self.trainer: Trainer | None = None
         self._rows = list(rows_of(dataset)) if hasattr(dataset, "column_names") else list(dataset)
         self._steps, self._limit, self._accuracy_rows = steps, rows, accuracy_rows
@@ -113,11 +109,14 @@ class SuiteCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Read the history of a run that is resumed."""
+        """Read the history of a run that is resumed, up to the step from which it resumes."""
         if not self._cases:  # the callback was added after the trainer was made
             self._prepare(args, kwargs["model"], kwargs["processing_class"])
-        self._training, self._last = True, None
-        self._history = _read_history(_history_file(args), state.global_step)
+        self._training, self._last, self._history = True, None, {}
+        file = Path(args.output_dir) / HISTORY_FILE
+        if state.global_step and file.is_file():
+            lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+            self._history = {line["step"]: line for line in lines if line["step"] <= state.global_step}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Run the suite every `steps` steps, and at the end."""
@@ -167,9 +166,8 @@ class SuiteCallback(TrainerCallback):
                 raise InputError("suite dataset: no row has an `answer`; set `suite_accuracy_rows: 0`")
             rows = list(reversed(answered.values()))[: self._accuracy_rows]
             self._problems = problems_of(rows, where="suite dataset")
-            _, self._prompts = encode(
-                self._problems, tokenizer, max_new_tokens=self._decoding.max_new_tokens, positions=positions
-            )
+            length = self._decoding.max_new_tokens
+            self._prompts = encode(self._problems, tokenizer, max_new_tokens=length, positions=positions)
         self._check_metric(args)
 
     def _check_metric(self, args: TrainingArguments) -> None:
@@ -183,7 +181,7 @@ class SuiteCallback(TrainerCallback):
                 + ("" if self._problems else "; accuracy needs `suite_accuracy_rows`")
             )
         if args.greater_is_better == (metric in LOWER_IS_BETTER):
-            value = "false" if metric in LOWER_IS_BETTER else "true"
+            value = str(not args.greater_is_better).lower()
             raise InputError(f"`metric_for_best_model: {PREFIX}{metric}` needs `greater_is_better: {value}`")
 
     def _run(
@@ -199,13 +197,14 @@ class SuiteCallback(TrainerCallback):
         if self._training:
             self._history[state.global_step] = {"step": state.global_step, "epoch": state.epoch, **scores}
             if state.is_world_process_zero:
-                _write_history(_history_file(args), self._history)
+                lines = "".join(json.dumps(line) + "\n" for line in self._history.values())
+                write_whole(Path(args.output_dir) / HISTORY_FILE, lines)
         self._log(state, control, dict(self._last[1]))
 
     def _measure(
         self, args: TrainingArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, float]:
-        """The scores, which are the same on every process."""
+        """Return the scores, which are the same on every process."""
         process = PartialState()
         # With sharded weights each forward needs all processes, so each process runs every batch.
         sharded = process.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -273,7 +272,7 @@ class SuiteCallback(TrainerCallback):
 
 
 def _own_metric(args: TrainingArguments) -> str | None:
-    """The score that selects the best weights, if it is one of the suite."""
+    """Return the score that selects the best weights, if it is one of the suite."""
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     return metric.removeprefix(PREFIX) if metric.startswith(PREFIX) else None
 
@@ -284,19 +283,3 @@ def _tokenizer(processing_class: Any) -> PreTrainedTokenizerBase:
 
 def _bare(model: Any) -> PreTrainedModel:
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def _history_file(args: TrainingArguments) -> Path:
-    return Path(args.output_dir) / HISTORY_FILE
-
-
-def _read_history(file: Path, step: int) -> dict[int, dict[str, Any]]:
-    """The lines of earlier starts, up to the step from which training resumes."""
-    if not step or not file.is_file():
-        return {}
-    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    return {line["step"]: line for line in lines if line["step"] <= step}
-
-
-def _write_history(file: Path, history: Mapping[int, dict[str, Any]]) -> None:
-    write_whole(file, "".join(json.dumps(line) + "\n" for line in history.values()))

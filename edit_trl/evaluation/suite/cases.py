@@ -13,7 +13,6 @@ from edit_trl.data.answers import AnswerType, check_answer
 from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of
 from edit_trl.data.row_checks import find_row_errors
 from edit_trl.data.tokenization import TokenizedDualCoT, tokenize_with_offsets
-from edit_trl.evaluation.accuracy.problems import raise_all
 from edit_trl.key_steps import KeyStepMethod
 
 if TYPE_CHECKING:
@@ -77,12 +76,12 @@ class SuiteCase:
         return len(self.prefix) + len(tokens["chosen_ids"]) + len(tokens["rejected_ids"]) - 2 * tokens["fork"]
 
     def key_spans(self, side: str) -> list[list[int]]:
-        """The key tokens of a side, as [start, end) characters of its chain."""
+        """Return the key tokens of a side, as [start, end) characters of its chain."""
         text = self.chosen if side == "chosen" else self.rejected
         return [list(span) for span in merged_spans(self.tokens[f"{side}_key_mask"], self.offsets[side], text)]
 
     def content(self) -> list[Any]:
-        """Everything that does not depend on the tokenizer or a model, for a hash of the data."""
+        """Return everything that does not depend on the tokenizer or a model, for a hash of the data."""
         return [
             *(self.task, self.id, self.prompt, self.chosen, self.rejected),
             *(self.answer, self.answer_type, self.mistake, self.source),
@@ -111,7 +110,7 @@ def cases_of(
         positions: Maximum number of tokens of the model; None for no limit.
         max_new_tokens: The most tokens to generate after the shared beginning; 0 to generate nothing.
         limit: The most cases to make, from the beginning of the rows.
-        where: What messages call the rows.
+        where: The name of the rows in messages.
 
     Returns:
         The cases, and the number of rows that were left out because they have only a correct chain.
@@ -137,39 +136,36 @@ def cases_of(
             f"{where}: the suite is empty: all of its {left_out} rows are correct chains alone "
             "(`rejected: []`), and a case needs a wrong one"
         )
-    _check_ids([(pair.get("task") or "all", name) for _, name, pair in pairs], where)
-    cases = []
-    errors = []
+    keys = Counter((pair.get("task") or "all", name) for _, name, pair in pairs)
+    raise_problems(
+        f"{where}: two pairs of task {task!r} would have the id {name!r}; change the ids of the rows"
+        for (task, name), count in keys.items()
+        if count > 1
+    )
+    cases, errors = [], []
     for number, name, pair in pairs:
         try:
             case = _case(number, name, pair, tokenizer, key_step_method)
-            _check_answer(case, max_new_tokens)
+            if max_new_tokens and case.answer is not None:
+                check_answer(None, case.answer, case.answer_type)
         except InputError as error:
             errors.append(f"{where}, row {number}: {error}")
             continue
         issues = _length_issues(case, positions, max_new_tokens)
         errors += [f"{where}, row {number}: {issue}" for issue in issues]
         cases.append(case)
-    raise_all(errors)
+    raise_problems(errors)
     return cases, left_out
 
 
 def _pairs(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
-    """The row number, the id and the content of each pair."""
+    """Yield the row number, the id and the content of each pair."""
     for number, row in enumerate(rows, 1):
         if is_chosen_alone(row):
             continue
         for place, pair in enumerate(pairs_of(row), 1):
             name = row.get("id") or str(number)
             yield number, name if place == 1 else f"{name}/{place}", pair
-
-
-def _check_ids(keys: Sequence[tuple[str, str]], where: str) -> None:
-    raise_all(
-        f"{where}: two pairs of task {task!r} would have the id {name!r}; change the ids of the rows"
-        for (task, name), count in Counter(keys).items()
-        if count > 1
-    )
 
 
 def _case(
@@ -183,24 +179,16 @@ def _case(
         id=name,
         prompt=pair["prompt"],
         **texts,
-        answer=pair.get("answer"),
-        answer_type=pair.get("answer_type"),
-        mistake=pair.get("mistake"),
-        source=pair.get("source"),
+        **{column: pair.get(column) for column in ("answer", "answer_type", "mistake", "source")},
         tokens=tokens,
         offsets={side: _placed(offsets[side], len(text)) for side, text in texts.items()},
     )
 
 
 def _placed(offsets: Sequence[Span], length: int) -> list[Span]:
-    """Offsets in which tokens after the text are at its end; a tokenizer gives them (0, 0)."""
+    """Return offsets in which tokens after the text are at its end; a tokenizer gives them (0, 0)."""
     last = max((place for place, (start, end) in enumerate(offsets) if start < end), default=-1)
     return [tuple(span) if place <= last else (length, length) for place, span in enumerate(offsets)]
-
-
-def _check_answer(case: SuiteCase, max_new_tokens: int) -> None:
-    if max_new_tokens and case.answer is not None:
-        check_answer(None, case.answer, case.answer_type)
 
 
 def _length_issues(case: SuiteCase, positions: int | None, max_new_tokens: int) -> Iterator[str]:

@@ -95,7 +95,7 @@ class CompletionTeacher(OpenAICompatibleTeacher):
 
 
 def logprobs_of(choice: Mapping[str, Any]) -> tuple[list[str], list[float | None], list[Any]]:
-    """The text, the log-probability and the most likely tokens of each position."""
+    """Return the text, the log-probability and the most likely tokens of each position, in lists."""
     logprobs = choice.get("logprobs")
     logprobs = logprobs if isinstance(logprobs, Mapping) else {}
     return tuple(logprobs.get(key) or [] for key in ("tokens", "token_logprobs", "top_logprobs"))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from edit_trl.common.checks import at_least
-from edit_trl.common.errors import InputError
+from edit_trl.common.options import find_beside
+from edit_trl.data.dual_cots import DatasetSource
 from edit_trl.evaluation.runs.measured_model import MeasuredModel
 from edit_trl.evaluation.runs.schema import RunKind
 from edit_trl.key_steps import KeyStepMethod
-from edit_trl.models.cluster.cluster import engine_problems
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,6 @@ class SuiteArguments(MeasuredModel):
         rows: Number of pairs made by the procedural teacher, instead of a dataset.
         families: Families of these problems; all by default.
         difficulty: Difficulty of these problems, 1 to 5.
-        seed: Seed of these problems.
         conversational: Ask these problems by messages, through the chat template; false for base models without one.
         from_run: The folder of a finished `edit-trl evaluate` run with several samples per question, instead
             of a dataset: each correct chain is paired with the most similar wrong chain of its question.
@@ -52,7 +52,6 @@ class SuiteArguments(MeasuredModel):
     rows: int | None = None
     families: list[str] | None = None
     difficulty: int = 1
-    seed: int = 0
     conversational: bool = True
     from_run: str | None = None
     pairs_per_question: int = 1
@@ -62,14 +61,9 @@ class SuiteArguments(MeasuredModel):
     max_new_tokens: int = 256
     batch_size: int = 8
 
-    def __post_init__(self) -> None:
-        errors = list(self._errors())
-        if errors:
-            raise InputError(errors)
-
-    def _errors(self) -> Iterator[str]:
-        if not self.model:
-            yield "`model` is missing: a path, a Hub id, or the name of a model at `base_urls`"
+    def errors(self) -> Iterator[str]:
+        """See `MeasuredModel.errors`."""
+        yield from super().errors()
         sources = [name for name in ("dataset_name", "rows", "from_run") if getattr(self, name) is not None]
         if not sources:
             yield (
@@ -80,9 +74,13 @@ class SuiteArguments(MeasuredModel):
             yield f"`{'` and `'.join(sources)}` are different sources of pairs; leave one"
         if self.families is not None and self.rows is None:
             yield "`families` needs `rows`, how many pairs"
-        yield from engine_problems(self.engine, self.actors, self.device)
         yield from at_least(1, rows=self.rows, limit=self.limit, pairs_per_question=self.pairs_per_question)
         yield from at_least(1, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+
+    def dataset(self, recipe_folder: Path) -> DatasetSource:
+        """Return the source of the dual CoTs; a file may be beside the recipe."""
+        name = find_beside(self.dataset_name, recipe_folder)
+        return DatasetSource(name, self.dataset_config, self.dataset_split, self.dataset_revision, self.column_mapping)
 
     @property
     def max_greedy_tokens(self) -> int:
@@ -91,9 +89,6 @@ class SuiteArguments(MeasuredModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the items depend on, besides the model and the pairs.
-
-        Batches and dtype are included, since they change the rounding of log-probabilities.
-        """
+        """Everything on which the items depend, besides the model and the pairs; batches change the rounding."""
         names = ("key_step_method", "batch_size", "dtype", "load_in_4bit", "attn_implementation")
         return {name: getattr(self, name) for name in names} | {"max_new_tokens": self.max_greedy_tokens}

@@ -14,6 +14,7 @@ from edit_trl.evaluation.suite.completions import logprobs_of
 from edit_trl.evaluation.suite.items import WrongTurnAt, continuation_of, suite_item
 from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.protocol import ChatRequest, Sampling, Teacher
+from edit_trl.models.cluster.cluster import Engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,9 +35,7 @@ class EndpointScorer(JournaledEndpoint):
     """A `CaseScorer` whose model is behind an endpoint.
 
     Args:
-        client: The model, a `CompletionTeacher`, here or on a Ray cluster.
-        folder: The folder of the run, which holds the journal.
-        limits: How hard the endpoint may be asked.
+        client, folder, limits, engine: See `JournaledEndpoint`; the client is a `CompletionTeacher`.
         tokenizer: The tokenizer of the model.
         cases: The suite.
         max_new_tokens: The most tokens to generate after the shared beginning; 0 to generate nothing.
@@ -51,8 +50,9 @@ class EndpointScorer(JournaledEndpoint):
         cases: Sequence[SuiteCase],
         *,
         max_new_tokens: int = 0,
+        engine: Engine = "local",
     ):
-        super().__init__(client, folder, limits)
+        super().__init__(client, folder, limits, engine)
         self._tokenizer, self._cases, self._max_new_tokens = tokenizer, cases, max_new_tokens
 
     def plan(self) -> list[list[int]]:
@@ -99,9 +99,8 @@ class EndpointScorer(JournaledEndpoint):
         self._check_tokens(ids, texts)
         positions = range(start, len(ids))
         best = [_best(tops[position], texts[position], logps[position]) for position in positions]
-        return ScoredChain(
-            [float(logps[position]) for position in positions], [logp for logp, _ in best], [text for _, text in best]
-        )
+        best_logps, best_texts = map(list, zip(*best, strict=True))
+        return ScoredChain([float(logps[position]) for position in positions], best_logps, best_texts)
 
     def _check_tokens(self, ids: Sequence[int], texts: Sequence[str]) -> None:
         """Check that most tokens have the same letters at the endpoint; engines write others differently."""
@@ -143,12 +142,12 @@ def _text(ids: Sequence[int]) -> str:
 
 
 def _purpose(request: ChatRequest) -> str:
-    """What a request of a case asks for: the "correct" or "wrong" chain, or to "continue"."""
+    """Return the part of the item that a request is for: the "correct" chain, the "wrong" chain, or "continue"."""
     return request.messages[1][0] if request.stage == "score" else request.stage
 
 
 def _best(top: Any, text: str, logp: float) -> tuple[float, str]:
-    """The log-probability and text of the most likely token; of the chain's own token if none is likelier."""
+    """Return the log-probability and text of the most likely token; of the chain's own token if none is likelier."""
     candidates = top if isinstance(top, Mapping) else {}
     best = max(candidates, key=candidates.get, default=None)
     return (float(candidates[best]), str(best)) if best is not None and candidates[best] > logp else (logp, text)

@@ -50,7 +50,7 @@ class SuiteResult:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as values that JSON can hold."""
+        """Return all fields, as values that JSON can hold."""
         return asdict(self)
 
 
@@ -95,17 +95,16 @@ def evaluate_suite(
 
     started = time.perf_counter()
     rows = list(rows_of(dataset)) if hasattr(dataset, "column_names") else dataset
+    length = max_new_tokens if greedy else 0
     cases, left_out = cases_of(
         rows,
         tokenizer,
         key_step_method=key_step_method,
         positions=positions_of(model.config),
-        max_new_tokens=max_new_tokens if greedy else 0,
+        max_new_tokens=length,
         limit=limit,
     )
-    scorer = ModelScorer(
-        model, tokenizer, cases, batch_size=batch_size, layout=layout, max_new_tokens=max_new_tokens if greedy else 0
-    )
+    scorer = ModelScorer(model, tokenizer, cases, batch_size=batch_size, layout=layout, max_new_tokens=length)
     items = score_cases(cases, scorer, progress=progress)
     return SuiteResult(items, *run_scores(items, "suite"), left_out, time.perf_counter() - started)
 
@@ -125,17 +124,5 @@ class CaseScorer(Protocol):
 def score_cases(
     cases: Sequence[SuiteCase], scorer: CaseScorer, *, folder: RunFolder | None = None, progress: bool = True
 ) -> list[SuiteItem]:
-    """Score the cases of a suite.
-
-    Args:
-        cases: The suite.
-        scorer: Scores the cases.
-        folder: Stores each item when it is finished; items that it already holds are not scored again.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The items, in the order of the cases.
-    """
-    return complete_items(
-        cases, scorer.plan(), scorer.run, folder, description="Scoring", unit="pair", progress=progress
-    )
+    """Score the cases of a suite, except for those whose items the folder already holds; see `complete_items`."""
+    return complete_items(cases, scorer.plan(), scorer.run, "Scoring", "pair", folder, progress)

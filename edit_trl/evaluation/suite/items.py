@@ -21,13 +21,7 @@ class WrongTurnAt(NamedTuple):
 
 
 def not_finite(name: str, side: str, logps: Sequence[float]) -> str | None:
-    """Name the first log-probability of a chain that is not finite; None if all are.
-
-    Args:
-        name: What messages call the pair.
-        side: "correct" or "wrong", the chain.
-        logps: The log-probability of each of its tokens.
-    """
+    """Name the first log-probability of a pair's "correct" or "wrong" chain that is not finite; None if all are."""
     for number, logp in enumerate(logps, 1):
         if not math.isfinite(logp):
             return (
@@ -41,9 +35,7 @@ def continuation_of(
     case: SuiteCase, whole: str, response: str, branch: Literal["right", "wrong", "neither"], cut_off: bool
 ) -> Continuation:
     """Check the answer of a continuation; `whole` is the shared beginning and the response."""
-    check = None
-    if case.answer is not None:
-        check = check_answer(whole, case.answer, case.answer_type)
+    check = check_answer(whole, case.answer, case.answer_type) if case.answer is not None else None
     return {
         "response": response,
         "branch": branch,
@@ -76,9 +68,8 @@ def suite_item(
         "rejected_key": _mean(compress(rejected, case.tokens["rejected_key_mask"])),
     }
     margin = logps["chosen"] - logps["rejected"]
-    key_margin = None
-    if logps["chosen_key"] is not None and logps["rejected_key"] is not None:
-        key_margin = logps["chosen_key"] - logps["rejected_key"]
+    has_keys = logps["chosen_key"] is not None and logps["rejected_key"] is not None
+    key_margin = logps["chosen_key"] - logps["rejected_key"] if has_keys else None
     names = ("task", "id", "prompt", "chosen", "rejected", "answer", "mistake", "source")
     return {name: getattr(case, name) for name in names} | {
         "chosen_key_spans": case.key_spans("chosen"),

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import content_hash
-from edit_trl.data.dual_cots import load_dual_cots
+from edit_trl.common.options import find_beside
 from edit_trl.data.procedural import ProceduralTeacher, generate_dual_cots
 from edit_trl.data.row import rows_of
 from edit_trl.evaluation.runs.folder import RunFolder, read_run
-from edit_trl.evaluation.runs.history import check_history, record_run
+from edit_trl.evaluation.runs.history import check_history
 from edit_trl.evaluation.runs.resuming import finish_run
 from edit_trl.evaluation.runs.schema import Run, RunRecord
 from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
@@ -25,6 +25,7 @@ from edit_trl.evaluation.suite.run_pairs import pairs_of_run
 from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.identity import model_hash
+from edit_trl.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,12 +40,8 @@ def measure_suite(
 ) -> Run:
     """Measure a model on a suite, and add the run to the history.
 
-    Args:
-        arguments: The model, the pairs and the settings.
-        endpoint: Where the model is, if it has `base_urls`.
-        limits: How hard the endpoint may be asked.
-        recipe_folder: Files that are not in the working directory are looked for here.
-        say: Called with each message about the progress.
+    Files that are not in the working directory are looked for in the recipe's folder. `say` is called with each
+    message about the progress.
 
     Raises:
         InputError: The options, the pairs or the model are wrong, or an endpoint failed for good.
@@ -54,7 +51,12 @@ def measure_suite(
     rows, source = _read_rows(arguments, recipe_folder)
     client = _client(arguments, endpoint) if endpoint.base_urls else None
     weights_hash = client.address if client else model_hash(arguments.model)
-    tokenizer, positions = _tokenizer(arguments, is_remote=client is not None)
+    if client:
+        tokenizer, positions = load_tokenizer(arguments.tokenizer, trust_remote_code=arguments.trust_remote_code), None
+    else:
+        from edit_trl.evaluation.suite.model_scorer import tokenizer_of
+
+        tokenizer, positions = tokenizer_of(arguments)
     cases, left_out = cases_of(
         rows,
         tokenizer,
@@ -64,53 +66,33 @@ def measure_suite(
         limit=arguments.limit,
         where=source,
     )
-    skipped = f"; {left_out} rows left out, correct chains alone" if left_out else ""
-    say(f"{len(cases)} pairs of {len({case.task for case in cases})} tasks{skipped}")
+    note = f"; {left_out} rows left out, correct chains alone" if left_out else ""
+    say(f"{len(cases)} pairs of {len({case.task for case in cases})} tasks{note}")
     record = arguments.record(
         model_hash=weights_hash,
         settings=arguments.settings,
         tasks={case.task: SUITE_VERSION for case in cases},
         data_hash=content_hash([case.content() for case in cases]),
-        seed=arguments.seed,
     )
     folder = RunFolder(arguments.folder, record)
     if folder.finished:
         say(f"{folder.path} is finished ({folder.record.finished}), nothing to score")
-        run = read_run(folder.path)
     else:
-        scorer = _scorer(arguments, client, limits, record, tokenizer, cases)
-        try:
-            score_cases(cases, scorer, folder=folder)
-        finally:
-            folder.pause()
-        run = finish_run(folder, cases)
-    record_run(run, arguments.history)
-    return run
+        score_cases(cases, _scorer(arguments, client, limits, record, tokenizer, cases), folder=folder)
+    return finish_run(folder, cases, arguments.history)
 
 
 def _read_rows(arguments: SuiteArguments, recipe_folder: Path) -> tuple[Iterable[Mapping[str, Any]], str]:
-    """The dual CoTs, and what messages call them."""
+    """Return the dual CoTs and their name in messages."""
     if arguments.rows is not None:
         teacher = ProceduralTeacher(arguments.families, seed=arguments.seed, difficulty=arguments.difficulty)
         dual_cots = generate_dual_cots(teacher, arguments.rows, conversational=arguments.conversational)
         return rows_of(dual_cots), "procedural teacher"
     if arguments.from_run is not None:
-        run = read_run(_resolved(arguments.from_run, recipe_folder))
+        run = read_run(find_beside(arguments.from_run, recipe_folder))
         return pairs_of_run(run, arguments.pairs_per_question), arguments.from_run
-    source = _resolved(arguments.dataset_name, recipe_folder)
-    dataset = load_dual_cots(
-        source,
-        name=arguments.dataset_config,
-        split=arguments.dataset_split,
-        revision=arguments.dataset_revision,
-        column_mapping=arguments.column_mapping,
-    )
-    return rows_of(dataset), source
-
-
-def _resolved(name: str, recipe_folder: Path) -> str:
-    """The path beside the recipe if the name does not exist in the working directory, but does there."""
-    return name if Path(name).exists() or not (recipe_folder / name).exists() else str(recipe_folder / name)
+    source = arguments.dataset(recipe_folder)
+    return rows_of(source.load()), source.name
 
 
 def _client(arguments: SuiteArguments, endpoint: EndpointArguments) -> CompletionTeacher:
@@ -131,18 +113,6 @@ def _client(arguments: SuiteArguments, endpoint: EndpointArguments) -> Completio
     return client
 
 
-def _tokenizer(arguments: SuiteArguments, is_remote: bool) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """The tokenizer, and the maximum number of tokens of the model if it is known."""
-    if is_remote:
-        from edit_trl.models.loading import load_tokenizer
-
-        trusted = arguments.trust_remote_code
-        return load_tokenizer(arguments.tokenizer, trust_remote_code=trusted), None
-    from edit_trl.evaluation.suite.model_scorer import tokenizer_of
-
-    return tokenizer_of(arguments)
-
-
 def _scorer(
     arguments: SuiteArguments,
     client: CompletionTeacher | None,
@@ -151,19 +121,12 @@ def _scorer(
     tokenizer: PreTrainedTokenizerBase,
     cases: Sequence[SuiteCase],
 ) -> CaseScorer:
-    is_on_ray = arguments.engine == "ray"
     if client is not None:
         # `batch_size` counts pairs, whose two chains are scored at the same time.
         limits = replace(limits, max_concurrency=min(limits.max_concurrency, 2 * arguments.batch_size))
-        if is_on_ray:
-            from edit_trl.models.cluster.chat import on_ray
-
-            client = on_ray({"model": client}, None, limits.max_concurrency)["model"]
-        length = arguments.max_greedy_tokens
-        scorer = EndpointScorer(client, arguments.folder, limits, tokenizer, cases, max_new_tokens=length)
-        scorer.check()
-        return scorer
-    if is_on_ray:
+        length, engine = arguments.max_greedy_tokens, arguments.engine
+        return EndpointScorer(client, arguments.folder, limits, tokenizer, cases, max_new_tokens=length, engine=engine)
+    if arguments.engine == "ray":
         from edit_trl.evaluation.suite.ray_scorer import RayScorer
 
         return RayScorer(arguments, record.model_hash, cases)

@@ -9,12 +9,14 @@ import torch
 from accelerate.utils import send_to_device
 
 from edit_trl.common.checks import at_least, not_negative
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import raise_problems
 from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
 from edit_trl.evaluation.suite.cases import SuiteCase
 from edit_trl.evaluation.suite.items import WrongTurnAt, continuation_of, not_finite, suite_item
+from edit_trl.models.adapters import adapter_base
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import Engine, undisturbed
+from edit_trl.models.loading import load_config, load_tokenizer, positions_of
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.models.pairs.scoring import Layout, PairLogps, make_pair_scorer
 
@@ -53,9 +55,7 @@ class ModelScorer:
         max_new_tokens: int = 0,
         half_precision: bool = False,
     ):
-        problems = at_least(1, batch_size=batch_size) + not_negative(max_new_tokens=max_new_tokens)
-        if problems:
-            raise InputError(problems)
+        raise_problems(at_least(1, batch_size=batch_size) + not_negative(max_new_tokens=max_new_tokens))
         self._model, self._tokenizer, self._cases = model, tokenizer, cases
         self._batch_size, self._layout, self._half_precision = batch_size, layout, half_precision
         self._max_new_tokens = max_new_tokens
@@ -93,13 +93,10 @@ class ModelScorer:
             scorer.remove()
 
     def _items(self, cases: Sequence[SuiteCase], logps: PairLogps) -> list[SuiteItem]:
-        sides = [
+        *sides, best = (
             [values[: len(case.tokens[f"{side}_ids"])] for case, values in zip(cases, table.tolist(), strict=True)]
-            for side, table in (("chosen", logps.chosen), ("rejected", logps.rejected))
-        ]
-        best = [
-            ids[: len(case.tokens["chosen_ids"])] for case, ids in zip(cases, logps.chosen_best.tolist(), strict=True)
-        ]
+            for side, table in (("chosen", logps.chosen), ("rejected", logps.rejected), ("chosen", logps.chosen_best))
+        )
         for case, chosen, rejected in zip(cases, *sides, strict=True):
             issue = not_finite(case.name, "correct", chosen) or not_finite(case.name, "wrong", rejected)
             if issue:
@@ -111,10 +108,10 @@ class ModelScorer:
         ]
 
     def _wrong_turn(self, case: SuiteCase, best: Sequence[int]) -> WrongTurnAt | None:
-        """The token at which greedy decoding leaves the correct chain; generation ends at an EOS token."""
-        for position, (token, wanted) in enumerate(zip(case.tokens["chosen_ids"], best, strict=True)):
-            if token != wanted:
-                return WrongTurnAt(position, self._text([token]), self._text([wanted]))
+        """Return the token at which greedy decoding leaves the correct chain; generation ends at an EOS token."""
+        for position, (token, likeliest) in enumerate(zip(case.tokens["chosen_ids"], best, strict=True)):
+            if token != likeliest:
+                return WrongTurnAt(position, self._text([token]), self._text([likeliest]))
             if token in self._engine.eos_ids:
                 break
         return None
@@ -156,8 +153,6 @@ class ModelScorer:
 
 def tokenizer_of(arguments: SuiteArguments) -> tuple[PreTrainedTokenizerBase, int | None]:
     """Load the tokenizer of a model that is not loaded yet, and read how many positions the model has."""
-    from edit_trl.models.loading import adapter_base, load_config, load_tokenizer, positions_of
-
     base, trusted = adapter_base(arguments.model), arguments.trust_remote_code
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, base, trust_remote_code=trusted)
     return tokenizer, positions_of(load_config(arguments.model, base, trust_remote_code=trusted))
@@ -168,9 +163,8 @@ def load_scorer(
 ) -> ModelScorer:
     """Load the model of `edit-trl suite` into this process."""
     model, _ = arguments.source.load()
-    return ModelScorer(
-        model, tokenizer, cases, batch_size=arguments.batch_size, max_new_tokens=arguments.max_greedy_tokens
-    )
+    size, length = arguments.batch_size, arguments.max_greedy_tokens
+    return ModelScorer(model, tokenizer, cases, batch_size=size, max_new_tokens=length)
 
 
 def _example(case: SuiteCase) -> dict[str, Any]:

@@ -47,12 +47,7 @@ class RayScorer:
 
 
 class RemoteScorer:
-    """The scorer of one actor, made in the actor.
-
-    Args:
-        arguments: The options of `edit-trl suite`.
-        expected_hash: `model_hash` of the model where the command runs.
-        cases: The suite.
+    """The scorer of one actor, made in the actor from the arguments of `RayScorer`.
 
     Raises:
         InputError: The model cannot be loaded, or has other weights on this machine.
@@ -61,9 +56,8 @@ class RemoteScorer:
     def __init__(self, arguments: SuiteArguments, expected_hash: str, cases: Sequence[SuiteCase]):
         from edit_trl.evaluation.accuracy.generators_on_ray import check_same_model
         from edit_trl.evaluation.suite.model_scorer import load_scorer, tokenizer_of
-        from edit_trl.models.identity import model_hash
 
-        check_same_model(arguments.model, model_hash(arguments.model), expected_hash)
+        check_same_model(arguments.model, expected_hash)
         tokenizer, _ = tokenizer_of(arguments)
         self._scorer = load_scorer(arguments, tokenizer, cases)
         # A single run for all batches: each run begins with a check of the tree layout.

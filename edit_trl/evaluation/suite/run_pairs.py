@@ -35,7 +35,7 @@ def pairs_of_run(run: Run, pairs_per_question: int = 1) -> list[dict[str, Any]]:
         raise InputError(f"`from_run: {run.path}` is a run of `edit-trl {run.record.kind}`, not of evaluate")
     if all(len(item["samples"]) < 2 for item in run.items):
         raise InputError(
-            f"`from_run: {run.path}` has one sample a question, and a pair is made of two; evaluate with "
+            f"`from_run: {run.path}` has one sample per question, and a pair needs two; evaluate with "
             "`samples: 8` and `temperature: 0.7`"
         )
     rows = [row for item in run.items for row in _rows(item, pairs_per_question)]
