@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from edit_trl.common.files import content_hash
 from edit_trl.evaluation.runs.schema import RunKind, RunRecord
 from edit_trl.models.cluster.cluster import Engine
-from edit_trl.models.loading import ModelSource
+from edit_trl.models.loading import NF4, ModelSource
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -73,7 +73,7 @@ class MeasuredModel:
             device=self.device,
             trust_remote_code=self.trust_remote_code,
             attn_implementation=self.attn_implementation,
-            load_in_4bit=self.load_in_4bit,
+            quantization=NF4 if self.load_in_4bit else None,
         )
 
     def record(

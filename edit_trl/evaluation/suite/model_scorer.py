@@ -156,7 +156,8 @@ class ModelScorer:
 
 def tokenizer_of(arguments: SuiteArguments) -> tuple[PreTrainedTokenizerBase, int | None]:
     """Load the tokenizer of a model that is not loaded yet, and read how many positions the model has."""
-    from edit_trl.models.loading import adapter_base, load_config, load_tokenizer, positions_of
+    from edit_trl.models.adapters import adapter_base
+    from edit_trl.models.loading import load_config, load_tokenizer, positions_of
 
     base, trusted = adapter_base(arguments.model), arguments.trust_remote_code
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, base, trust_remote_code=trusted)

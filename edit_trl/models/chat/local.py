@@ -35,7 +35,7 @@ from edit_trl.models.chat.protocol import (
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import Engine, Stream
 from edit_trl.models.identity import model_hash
-from edit_trl.models.loading import load_student
+from edit_trl.models.loading import ModelSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,7 +132,7 @@ class TransformersTeacher:
 
     def _load(self) -> None:
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-        model, tokenizer = load_student(self.model, dtype=dtype)
+        model, tokenizer = ModelSource(self.model, dtype=dtype).load()
         self._engine = Engine(model.merge_and_unload() if is_peft_model(model) else model, tokenizer)
         if tokenizer.chat_template is None:
             logger.warning(f"{self.model} has no chat template: prompts are sent as plain text")
