@@ -164,16 +164,13 @@ def load_config(
         )
 
 
-def check_student(
-    student: str, *, revision: str | None = None, trust_remote_code: bool = False, option: str = "model_name_or_path"
-) -> None:
+def check_student(student: str, *, revision: str | None = None, trust_remote_code: bool = False) -> None:
     """Check that a student can be loaded, without reading its weights.
 
     Args:
         student: A path or Hub id of a model, or the folder of an adapter.
         revision: See `load_config`.
         trust_remote_code: See `load_config`.
-        option: See `load_config`.
 
     Raises:
         InputError: There is no such model, no access or no network, or the folder holds pickled weights.
@@ -189,7 +186,7 @@ def check_student(
             f"{student} has no weights in safetensors ({pickles}); pickled weights are not loaded. Save it "
             "anew as safetensors where you trust it"
         )
-    load_config(student, revision=revision, trust_remote_code=trust_remote_code, option=option)
+    load_config(student, revision=revision, trust_remote_code=trust_remote_code, option="model_name_or_path")
 
 
 @contextmanager

@@ -35,10 +35,10 @@ RESUME = "Everything answered so far is in the journal: run the same command aga
 # Waits of 0 to 1, 2, 4, ... seconds, with full jitter: requests that failed together are repeated apart.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 
-# When none of so many requests can ever be answered, the fault is not in the requests.
+# If the first so many requests can never be answered, the fault is not in the requests.
 _ALL_REFUSED = 20
 
-# Failing requests that must differ before the teacher is said to be at fault, not a request.
+# The number of different requests that must fail before the fault is the teacher's, not a request's.
 _SEVERAL = 5
 
 
@@ -86,10 +86,9 @@ class DispatchStats:
     """Counts of a dispatcher.
 
     Attributes:
-        asked: Requests so far.
-        answered: Requests with an answer.
+        asked: Requests received.
         from_journal: Answers read from the journal.
-        sent: Attempts made.
+        sent: Attempts, each of which sent a request to the teacher.
         failed: Requests that were given up.
         retries: Repeated attempts, by reason.
         models: Answers, by the model name that the endpoint gave.
@@ -99,7 +98,6 @@ class DispatchStats:
     """
 
     asked: int = 0
-    answered: int = 0
     from_journal: int = 0
     sent: int = 0
     failed: int = 0
@@ -111,11 +109,11 @@ class DispatchStats:
 
 
 class Dispatcher:
-    """Has requests answered by one teacher.
+    """Sends requests to one teacher, and looks up those that it has answered before.
 
     Args:
         teacher: The teacher.
-        journal: Where answers are saved and looked up.
+        journal: The journal, in which answers are saved and looked up.
         limits: Limits of the requests.
 
     Attributes:
@@ -162,9 +160,9 @@ class Dispatcher:
         source, unanswered = iter(requests), False
         try:
             while True:
-                while (
-                    self._stop is None and len(tasks) < self.limits.max_concurrency and (request := next(source, None))
-                ):
+                while self._stop is None and len(tasks) < self.limits.max_concurrency:
+                    if (request := next(source, None)) is None:
+                        break
                     self.stats.asked += 1
                     key = request.key(self.teacher)
                     waiting.setdefault(key, []).append(request)
@@ -249,7 +247,6 @@ class Dispatcher:
         return Answer(request, response, fresh=True)
 
     def _count(self, key: str, response: ChatResponse) -> None:
-        self.stats.answered += 1
         if key in self._counted:  # the same request from another row is paid for once
             return
         self._counted.add(key)
@@ -258,12 +255,8 @@ class Dispatcher:
         self.stats.completion_tokens += response.completion_tokens
         self.stats.cost += self.limits.cost(response)
         if self.limits.max_cost is not None and self.stats.cost >= self.limits.max_cost:
-            self.stop(
-                BudgetSpent(
-                    f"`max_cost: {self.limits.max_cost}` is spent ({self.stats.cost:.4f}). {RESUME}, with a "
-                    "higher `max_cost`"
-                )
-            )
+            spent = f"`max_cost: {self.limits.max_cost}` is spent ({self.stats.cost:.4f})"
+            self.stop(BudgetSpent(f"{spent}. {RESUME}, with a higher `max_cost`"))
 
     def _check_health(self, key: str, turned_away: bool, reason: str) -> None:
         self._failing.add(key)

@@ -79,11 +79,11 @@ class TransformersTeacher:
 
     @cached_property
     def address(self) -> str:
-        """The identity of the weights, on which answers depend beside the model's name."""
+        """The hash of the weights, on which answers depend beside the model's name."""
         return f"weights {model_hash(self.model)}"
 
     def makers(self) -> list[Callable[[], TransformersTeacher]]:
-        """Functions that make the same teacher in other processes; the one may be called in each of them."""
+        """Return a single function that makes the same teacher in any number of other processes."""
         return [self._make]
 
     async def check(self) -> None:
@@ -99,7 +99,8 @@ class TransformersTeacher:
     async def attempt(self, request: ChatRequest) -> RawResponse:
         """Generate an answer; see `Teacher.attempt`."""
         await self.check()
-        prompt, room = self._encode(request), self._engine.positions
+        messages = [{"role": role, "content": content} for role, content in request.messages]
+        prompt, room = prompt_ids(self._engine.tokenizer, messages), self._engine.positions
         if room is not None and len(prompt) + request.sampling.max_tokens > room:
             raise NoAnswer(
                 f"longer than the model's context: {len(prompt)} prompt tokens and "
@@ -137,17 +138,13 @@ class TransformersTeacher:
         if tokenizer.chat_template is None:
             logger.warning(f"{self.model} has no chat template: prompts are sent as plain text")
 
-    def _encode(self, request: ChatRequest) -> list[int]:
-        messages = [{"role": role, "content": content} for role, content in request.messages]
-        return prompt_ids(self._engine.tokenizer, messages)
-
     async def _answer_in_batches(self) -> None:
         """Answer what is waiting, batch by batch; the requests of a batch share their sampling."""
         while self._waiting:
             await asyncio.sleep(_GATHER)
             sampling = self._waiting[0].request.sampling
-            batch = [one for one in self._waiting if one.request.sampling == sampling][: self._batch_size]
-            self._waiting = [one for one in self._waiting if one not in batch]
+            batch = [waiting for waiting in self._waiting if waiting.request.sampling == sampling][: self._batch_size]
+            self._waiting = [waiting for waiting in self._waiting if waiting not in batch]
             started = time.monotonic()
             try:
                 outputs = await asyncio.to_thread(self._generate, batch)
@@ -218,7 +215,7 @@ class TransformersTeacher:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """The token ids of a conversation, up to where the model writes.
+    """Return the token ids of a conversation, up to where the model writes.
 
     Args:
         tokenizer: Without a chat template, messages are joined as plain text.
@@ -226,11 +223,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[st
     """
     *earlier, last = messages
     beginning = last["content"] if last["role"] == "assistant" else ""
-    asked = earlier if last["role"] == "assistant" else list(messages)
+    complete = earlier if last["role"] == "assistant" else list(messages)
     if tokenizer.chat_template is None:
-        text = "\n\n".join(message["content"] for message in asked) + "\n"
+        text = "\n\n".join(message["content"] for message in complete) + "\n"
         return tokenizer(text + beginning)["input_ids"]
-    text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(complete, add_generation_prompt=True, tokenize=False)
     return tokenizer(text + beginning, add_special_tokens=False)["input_ids"]
 
 
@@ -239,6 +236,6 @@ def _decoding(sampling: Sampling) -> Decoding:
 
 
 def _draw_seed(request: ChatRequest) -> int:
-    """The seed of a request's own random numbers, whatever batch it is answered in."""
+    """Return the seed of a request's own random numbers, which do not depend on its batch."""
     name = f"{request.seed} {request.sample} {request.messages}"
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

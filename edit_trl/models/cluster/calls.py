@@ -11,16 +11,7 @@ from edit_trl.models.cluster.pool import RayPool
 
 
 class RayCalls:
-    """Calls to the objects of a pool, from code that is not asynchronous.
-
-    Args:
-        makers: See `RayPool`.
-        resources: See `RayPool`.
-        errors: See `RayPool`.
-
-    Raises:
-        InputError: See `RayPool`.
-    """
+    """Calls to the objects of a pool, from code that is not asynchronous; see `RayPool` for the parameters."""
 
     def __init__(
         self,
@@ -41,18 +32,10 @@ class RayCalls:
             raise
 
     def run(self, method: str, jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Make a call for each job, then close the pool.
-
-        Args:
-            method: The method to call.
-            jobs: The arguments of each call.
+        """Call a method with the arguments of each job, then close the pool; raises what `RayPool.call` raises.
 
         Yields:
             The number of a job and the result of its call, in the order in which the calls finish.
-
-        Raises:
-            InputError: See `RayPool.call`.
-            Exception: Whatever the method raises.
         """
         done: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
         numbers: dict[asyncio.Task[Any], int] = {}
