@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edit-trl merge",
         description="Merge an adapter into the weights of its model and save the result as a plain model in "
-        "safetensors, with tokenizer and card, as vLLM and GGUF converters take it. An adapter of a 4-bit "
+        "safetensors, with tokenizer and card, for vLLM and GGUF converters. An adapter of a 4-bit "
         "model is merged into the full weights in bfloat16. Log-probabilities of a few texts are compared "
         "before and after; if they differ by more than the tolerance, nothing is saved.",
         allow_abbrev=False,
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tolerance",
         type=float,
         metavar="NATS",
-        help="how far the mean log-probability per token may move (default: 0.001 in float32, else 0.1)",
+        help="the mean change of log-probabilities per token that is allowed (default: 0.001 in float32, else 0.1)",
     )
     add("--trust_remote_code", action="store_true", help="run code that comes with the base model")
     return parser

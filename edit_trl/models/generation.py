@@ -1,8 +1,8 @@
 """The engine that draws responses from a model in memory, for evaluation, suites, chat and local teachers.
 
-Prompts are batched in one of two ways. Padded: one `generate` for prompts of like lengths. Continuous:
-transformers' scheduler, which gives the place of a finished response to the next prompt. The scheduler is
-faster on a GPU, and slower on a CPU (`python benchmarks/evaluate_speed.py`).
+Prompts are batched in one of two ways. Padded batching calls `generate` with prompts of similar lengths.
+Continuous batching uses transformers' scheduler, which gives the place of a finished response to the next prompt;
+it is faster on a GPU, and slower on a CPU (`python benchmarks/evaluate_speed.py`).
 
 Read in transformers 5.23: `ContinuousMixin.generate_batch`, `init_continuous_batching`,
 `ContinuousBatchingManager.add_request` and `register_result_handler`.
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
 
-# Batches per supply of the scheduler, from which it fills its places; a killed run loses at most one supply.
+# Padded batches per call of the scheduler, which fills its places from them; a killed run loses at most one call.
 _SUPPLY = 8
 
 
 class Engine:
     """Draws responses from a causal language model in memory: token ids in, token ids out.
 
-    The model's own generation settings take no part, save its EOS tokens. Its mode, its settings and the
+    Of the model's own generation settings, only the EOS tokens are used. The model's mode, its settings and the
     random state are left as they were.
 
     Args:
@@ -82,7 +82,7 @@ class Engine:
 
         Args:
             prompts: Token ids of each prompt.
-            decoding: How responses are drawn; its `samples` take no part.
+            decoding: How responses are drawn; its `samples` are ignored.
             seed: Seeds the batch as a whole: what a prompt draws depends on the other prompts of its batch.
             seeds: Seeds each prompt by itself, in place of `seed`: what it draws does not depend on its
                 batch, except for rounding, since padding changes the order of sums.
@@ -181,7 +181,7 @@ class Stream:
 
 
 class SeededDraw(LogitsProcessor):
-    """Turns greedy decoding into sampling with one stream of random numbers for each prompt.
+    """Turns greedy decoding into sampling, with a stream of random numbers for each prompt.
 
     The argmax of logits plus Gumbel noise is a sample of their softmax (Gumbel-max trick). A prompt draws
     from a stream of its own, so a resumed run, which fills its batches differently, draws the same.
@@ -245,7 +245,7 @@ class ModelGenerator:
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """See `edit_trl.models.decoding.Generator.plan`."""
-        # Prompts of like lengths need little padding. The longest come first, so that a run that will run
+        # Prompts of similar lengths need little padding. The longest come first, so that a run that will run
         # out of memory does so at once.
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         return [order[start : start + self._size] for start in range(0, len(order), self._size)]
@@ -286,7 +286,7 @@ def _prepared(model: PreTrainedModel, config: GenerationConfig | None = None) ->
     """Set eval mode and generation settings; afterwards modes and settings are as before.
 
     `generate` fills what its config leaves open from the model's own settings (transformers 5.23), so a
-    repetition penalty or beams set there would take part, unless they are replaced meanwhile.
+    repetition penalty or beams set there would be used, unless they are replaced meanwhile.
     """
     modes = [(module, module.training) for module in model.modules()]
     # With an adapter, both the wrapper and the model inside may hold settings.

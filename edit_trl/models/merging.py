@@ -1,8 +1,8 @@
 """Merge an adapter into the weights of its model, and check that nothing was lost.
 
-An adapter of a quantized model is merged into that model's full weights, since quantized ones would be
-rounded anew. The merged model then differs from the one that was trained by what quantization had changed;
-the difference is measured and reported.
+An adapter of a quantized model is merged into that model's full weights, since quantized weights would be
+rounded once more. The merged model then differs from the trained one by the error of quantization, which is
+measured and reported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOLERANCES = {torch.float32: 1e-3}
-"""How far merging may move the mean log-probability per token, in nats."""
+"""The largest mean change of log-probabilities by merging that is allowed, in nats per token."""
 HALF_TOLERANCE = 0.1
 """The same in bfloat16 and float16, in which the sum of two weights is rounded."""
 
@@ -89,7 +89,8 @@ def merge_adapter(
             built-in ones.
         dtype: `float32`, `bfloat16` or `float16`. Where None, the base model's own; bfloat16 if it was
             quantized for training.
-        tolerance: How far the mean log-probability per token may move, in nats; see `TOLERANCES` where None.
+        tolerance: The largest mean change of log-probabilities that is allowed, in nats per token; see
+            `TOLERANCES` and `HALF_TOLERANCE` where None.
         trust_remote_code: Run code that comes with the base model.
 
     Raises:
@@ -124,9 +125,9 @@ def merge_adapter(
     )
     if not report.mean <= report.tolerance:  # also where it is not a number
         raise InputError(
-            f"the merged model is not what the adapter is on {base_model}: log-probabilities differ "
-            f"by {report.mean:.2g} nats per token, and may by {report.tolerance:g}. Merge in --dtype "
-            "float32, or allow more with --tolerance"
+            f"the merged model is not the same as the adapter on {base_model}: log-probabilities differ by "
+            f"{report.mean:.2g} nats per token, and {report.tolerance:g} are allowed. Merge in --dtype float32, "
+            "or allow more with --tolerance"
         )
     with replacing(output) as draft:
         merged.save_pretrained(draft, max_shard_size="5GB")  # so that an interrupted upload loses little
@@ -161,7 +162,7 @@ def _load_full_weights(base: ModelSource) -> PreTrainedModel:
 
 
 def _quantized_logps(base: ModelSource, adapter: str, batches: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """Return what the model that was trained gives; None if it was not quantized, or cannot be run here."""
+    """Return `_logps` of the model as it was trained; None if it was not quantized, or cannot be run here."""
     if base.quantization is None:
         return None
     try:

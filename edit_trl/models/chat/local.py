@@ -5,8 +5,7 @@ continuous batching instead.
 
 A last message of the assistant is continued. Its text is appended to the template's own beginning of an
 answer rather than rendered by the template, which may strip it, so it stands where the model would have
-written it. What is kept is text: the reader joins prefix and continuation as text and tokenizes them
-together.
+written it. Answers are text: their reader joins the beginning and its continuation, and tokenizes them together.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class _Waiting(NamedTuple):
 
 
 class TransformersTeacher:
-    """A `Teacher` whose model is loaded in this process, by the first `check` or `attempt`.
+    """A `Teacher` whose model is loaded in this process by the first `check` or `attempt`.
 
     Args:
         model: A path or Hub id, of a model or of a PEFT adapter, which is merged into its base.
@@ -99,8 +98,7 @@ class TransformersTeacher:
     async def attempt(self, request: ChatRequest) -> RawResponse:
         """Generate an answer; see `Teacher.attempt`."""
         await self.check()
-        messages = [{"role": role, "content": content} for role, content in request.messages]
-        prompt, room = prompt_ids(self._engine.tokenizer, messages), self._engine.positions
+        prompt, room = self._encode(request), self._engine.positions
         if room is not None and len(prompt) + request.sampling.max_tokens > room:
             raise NoAnswer(
                 f"longer than the model's context: {len(prompt)} prompt tokens and "
@@ -137,6 +135,10 @@ class TransformersTeacher:
         self._engine = Engine(model.merge_and_unload() if is_peft_model(model) else model, tokenizer)
         if tokenizer.chat_template is None:
             logger.warning(f"{self.model} has no chat template: prompts are sent as plain text")
+
+    def _encode(self, request: ChatRequest) -> list[int]:
+        messages = [{"role": role, "content": content} for role, content in request.messages]
+        return prompt_ids(self._engine.tokenizer, messages)
 
     async def _answer_in_batches(self) -> None:
         """Answer what is waiting, batch by batch; the requests of a batch share their sampling."""
