@@ -24,7 +24,7 @@ from edit_trl import ProceduralTeacher, evaluate_accuracy, generate_dual_cots
 from edit_trl.evaluation.accuracy.problems import encode, problems_of
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import ModelGenerator
-from edit_trl.models.loading import load_student
+from edit_trl.models.loading import ModelSource
 
 FAMILIES = ("object_counting", "arithmetic", "boolean_expressions")
 
@@ -43,7 +43,7 @@ def read_args() -> argparse.Namespace:
 
 def ways_of(args: argparse.Namespace) -> dict[str, Callable[[], int]]:
     """The variants; each answers all problems and returns the number of generated tokens."""
-    model, tokenizer = load_student(args.model, dtype=args.dtype)
+    model, tokenizer = ModelSource(args.model, dtype=args.dtype).load()
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     rows = list(generate_dual_cots(ProceduralTeacher(FAMILIES, seed=1), args.rows, conversational=True))

@@ -18,7 +18,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.common.run_file import stage_options
 from edit_trl.hub.repository import model_files
 from edit_trl.models.chat.local import TransformersTeacher
-from edit_trl.models.loading import load_student
+from edit_trl.models.loading import ModelSource
 from edit_trl.training.recipe.resolving import argument_classes
 
 ROOT = Path(edit_trl.__file__).parent.parent
@@ -144,7 +144,7 @@ def test_the_trainer_refuses_pickles(trap, tmp_path, dual_cots):
 
 def test_evaluation_chat_and_merge_refuse_pickles(trap, capsys):
     with pytest.raises(InputError, match="safetensors"):
-        load_student(str(trap))
+        ModelSource(str(trap)).load()
     assert main(["chat", str(trap)]) == 2
     assert "safetensors" in capsys.readouterr().err
 
@@ -194,7 +194,7 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
     with pytest.raises(InputError, match="cannot be loaded"):
-        load_student(str(folder))
+        ModelSource(str(folder)).load()
     assert not ran.exists()
 
 

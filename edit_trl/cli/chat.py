@@ -1,6 +1,6 @@
 """`edit-trl chat`: try a model in the terminal.
 
-Control characters in what a model writes, which a terminal would act on, are left out.
+Control characters in an answer, which a terminal would act on, are shown as visible characters.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.terminal import visible
+from edit_trl.models.decoding import Decoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,27 +23,19 @@ COMMANDS = "/clear begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `edit-trl chat`.
+    """Run `edit-trl chat`.
 
     Raises:
         InputError: There is no such model, or an option is out of range.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    problems = []
-    if options.temperature < 0:
-        problems.append(f"--temperature must be 0 or more, got {options.temperature}")
-    if options.max_new_tokens < 1:
-        problems.append(f"--max_new_tokens must be 1 or more, got {options.max_new_tokens}")
-    if problems:
-        raise InputError(problems)
-    model = _model_folder(options.run)
+    decoding = Decoding(options.max_new_tokens, options.temperature)
+    model = model_folder(options.run)
 
-    from edit_trl.models.loading import load_student
+    from edit_trl.models.loading import ModelSource
 
-    student = load_student(
-        model, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
-    )
-    chat = Chat(*student, options.system, options.temperature, options.max_new_tokens)
+    source = ModelSource(model, options.dtype, options.device, options.trust_remote_code)
+    chat = Chat(*source.load(), decoding, options.system)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print(f"{model}: {COMMANDS}")
@@ -79,8 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _model_folder(run: str) -> str:
-    """The folder of the model; for a training run, that of its last finished stage."""
+def model_folder(run: str) -> str:
+    """Return the folder of a model; for a training run, that of its last finished stage.
+
+    Args:
+        run: The folder of a run, or the folder or Hub id of a model or an adapter.
+
+    Raises:
+        InputError: The folder holds no model.
+    """
     from edit_trl.hub.push import CONFIGS, find_source
 
     path = Path(run).expanduser()
@@ -93,7 +94,7 @@ def _model_folder(run: str) -> str:
 
 
 def _lines(is_terminal: bool) -> Iterator[str]:
-    """The lines that are typed or piped in."""
+    """Yield the lines that are typed or piped in."""
     if not is_terminal:
         yield from (line.strip() for line in sys.stdin)
         return
@@ -115,9 +116,8 @@ class Chat:
     Args:
         model: A causal language model, or a PEFT model of one.
         tokenizer: Its tokenizer; without a chat template, every turn is a prompt of its own.
+        decoding: How answers are drawn.
         system: A system message.
-        temperature: 0 for the likeliest token.
-        max_new_tokens: Where an answer is cut off.
 
     Attributes:
         messages: The conversation so far, as `role` and `content`.
@@ -130,17 +130,14 @@ class Chat:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        system: str | None,
-        temperature: float,
-        max_new_tokens: int,
+        decoding: Decoding,
+        system: str | None = None,
     ):
-        from edit_trl.models.decoding import Decoding
         from edit_trl.models.generation import Engine
 
         if system and tokenizer.chat_template is None:
             raise InputError("--system needs a model with a chat template; this one has none")
-        self._engine, self._decoding = Engine(model, tokenizer), Decoding(max_new_tokens, temperature)
-        self._system = system
+        self._engine, self._decoding, self._system = Engine(model, tokenizer), decoding, system
         self.clear()
 
     def clear(self) -> None:
@@ -158,8 +155,13 @@ class Chat:
             InputError: The conversation does not fit into the model's context.
             KeyboardInterrupt: The answer was stopped.
         """
+        from transformers import TextStreamer
+
+        from edit_trl.models.chat.local import prompt_ids
+
         self.messages.append({"role": "user", "content": text})
-        prompt, room = self._encode(), self._engine.positions
+        tokenizer, room = self._engine.tokenizer, self._engine.positions
+        prompt = prompt_ids(tokenizer, self.messages if tokenizer.chat_template else self.messages[-1:])
         new = self._decoding.max_new_tokens
         if room and len(prompt) + new > room:
             self.messages.pop()
@@ -169,35 +171,19 @@ class Chat:
             )
         pieces: list[str] = []
 
-        def show_piece(piece: str) -> None:
-            pieces.append(piece)
-            show(piece)
+        class Streamer(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                pieces.append(text)
+                show(text)
 
+        streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         try:
-            self._generate(prompt, show_piece)
+            self._engine.generate([prompt], self._decoding, seed=random.getrandbits(32), streamer=streamer)
         finally:
             self.messages.append({"role": "assistant", "content": "".join(pieces)})
 
-    def _encode(self) -> list[int]:
-        from edit_trl.models.chat.local import prompt_ids
-
-        tokenizer = self._engine.tokenizer
-        return prompt_ids(tokenizer, self.messages if tokenizer.chat_template else self.messages[-1:])
-
-    def _generate(self, prompt: list[int], show: Callable[[str], None]) -> None:
-        from transformers import TextStreamer
-
-        class Streamer(TextStreamer):
-            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-                show(text)
-
-        streamer = Streamer(self._engine.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._engine.generate([prompt], self._decoding, seed=random.getrandbits(32), streamer=streamer)
-
 
 def _answer(chat: Chat, line: str) -> None:
-    from edit_trl.common.terminal import visible
-
     def show(text: str) -> None:
         sys.stdout.write(visible(text))
         sys.stdout.flush()

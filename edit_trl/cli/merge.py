@@ -4,46 +4,45 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edit_trl.common.errors import InputError
+from edit_trl.cli.chat import model_folder
 
 if TYPE_CHECKING:
     from edit_trl.hub.card_facts import CardFacts
-    from edit_trl.models.merging import Adapter, MergeReport
+    from edit_trl.models.merging import MergeReport
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `edit-trl merge`.
+    """Run `edit-trl merge`.
 
     Raises:
         InputError: There is no adapter, it belongs to another base model, the output is not empty, or the
             log-probabilities differ.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    output = options.output
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"--output {output} exists and is not empty; choose another")
-    run = _adapter_folder(options.run)
+    folder = model_folder(options.run)
 
     from edit_trl.hub.card_facts import read_facts
-    from edit_trl.models.merging import merge_adapter, read_adapter
+    from edit_trl.models.merging import merge_adapter
 
-    facts = read_facts(Path(run)) if Path(run).is_dir() else None
+    facts = read_facts(Path(folder)) if Path(folder).is_dir() else None
     trained = facts.stages[-1] if facts else None
-    adapter = read_adapter(
-        run,
-        options.base_model,
+    report = merge_adapter(
+        folder,
+        options.output,
+        base_model=options.base_model,
         quantization=trained.quantization if trained else None,
         texts=[f"{example.prompt}\n{example.chosen}" for example in trained.examples] if trained else (),
-    )
-    report = merge_adapter(
-        adapter, output, dtype=options.dtype, tolerance=options.tolerance, trust_remote_code=options.trust_remote_code
+        dtype=options.dtype,
+        tolerance=options.tolerance,
+        trust_remote_code=options.trust_remote_code,
     )
     if facts is not None:
-        _write_card(adapter, facts, output)
-    print(_summary(report, output))
+        _write_card(Path(folder), facts, options.output)
+    print(_summary(report, options.output))
     return 0
 
 
@@ -51,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edit-trl merge",
         description="Merge an adapter into the weights of its model and save the result as a plain model in "
-        "safetensors, with tokenizer and card, as vLLM and GGUF converters take it. An adapter of a 4-bit "
+        "safetensors, with tokenizer and card, for vLLM and GGUF converters. An adapter of a 4-bit "
         "model is merged into the full weights in bfloat16. Log-probabilities of a few texts are compared "
         "before and after; if they differ by more than the tolerance, nothing is saved.",
         allow_abbrev=False,
@@ -73,28 +72,13 @@ def _parser() -> argparse.ArgumentParser:
         "--tolerance",
         type=float,
         metavar="NATS",
-        help="how far the mean log-probability per token may move (default: 0.001 in float32, else 0.1)",
+        help="the mean change of log-probabilities per token that is allowed (default: 0.001 in float32, else 0.1)",
     )
     add("--trust_remote_code", action="store_true", help="run code that comes with the base model")
     return parser
 
 
-def _adapter_folder(run: str) -> str:
-    """The folder of the adapter; for a training run, that of its last finished stage."""
-    from edit_trl.hub.push import find_source
-
-    path = Path(run).expanduser()
-    if not path.is_dir() or (path / "adapter_config.json").is_file():
-        return run
-    source = find_source(run)
-    if source.kind != "model":
-        raise InputError(f"{run} is no model but dual CoTs; there is nothing to merge")
-    return str(source.path)
-
-
-def _write_card(adapter: Adapter, facts: CardFacts, output: Path) -> None:
-    from dataclasses import replace
-
+def _write_card(adapter: Path, facts: CardFacts, output: Path) -> None:
     from edit_trl.common.run_file import stage_options
     from edit_trl.hub.card_facts import write_facts
     from edit_trl.hub.model_card import write_card
@@ -103,7 +87,7 @@ def _write_card(adapter: Adapter, facts: CardFacts, output: Path) -> None:
     facts = replace(facts, form="merged")
     write_facts(output, facts)
     write_card(output, facts)
-    stages = stage_options(Path(adapter.path), [stage.name for stage in facts.stages])
+    stages = stage_options(adapter, [stage.name for stage in facts.stages])
     if stages:
         (output / "recipe.yaml").write_text(recipe_text(stages, output.resolve().name), encoding="utf-8")
 

@@ -62,3 +62,8 @@ def show(value: Any) -> str:
     text = repr(value)
     text = text if len(text) <= 60 else f"{text[:57]}..."
     return text if isinstance(value, str) else f"{text} ({type(value).__name__})"
+
+
+def brief(error: Exception) -> str:
+    """Return the first two lines of an error as one line."""
+    return " ".join(str(error).split("\n")[:2])

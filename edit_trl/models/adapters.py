@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edit_trl.common.errors import InputError
-from edit_trl.models.refusals import refuse_missing_folder
+from edit_trl.common.hub_ids import refuse_missing_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -17,7 +17,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 
 
 def adapter_base(model: str) -> str | None:
-    """The base model of a PEFT adapter; None for a whole model.
+    """Return the base model of a PEFT adapter; None for a whole model.
 
     Raises:
         InputError: The folder does not exist, or the adapter does not name its base.
@@ -37,7 +37,7 @@ def adapter_base(model: str) -> str | None:
 
 
 def read_base_name(adapter: str) -> str | None:
-    """The base model that an adapter's configuration names, if it names one.
+    """Return the base model that an adapter's configuration names, if it names one.
 
     Raises:
         InputError: The configuration cannot be read.
@@ -65,7 +65,7 @@ def put_on(base: PreTrainedModel, adapter: str, *, is_trainable: bool = False) -
     from peft.utils import get_peft_model_state_dict
     from safetensors import safe_open
 
-    refuse_pickled_adapter(adapter)
+    weights = find_adapter_weights(adapter)
     name = base.config._name_or_path or type(base).__name__
     try:
         loaded = PeftModel.from_pretrained(base, adapter, is_trainable=is_trainable)
@@ -74,7 +74,7 @@ def put_on(base: PreTrainedModel, adapter: str, *, is_trainable: bool = False) -
         reason = next((line.strip() for line in lines if "size mismatch" in line), lines[0])
         raise InputError(f"{adapter} is not an adapter of {name}: {reason}") from error
     _check_depth(loaded, adapter, name)
-    with safe_open(_adapter_weights(adapter), framework="pt") as file:
+    with safe_open(weights, framework="pt") as file:
         unmatched = set(get_peft_model_state_dict(loaded)) ^ set(file.keys())
     if unmatched:
         raise InputError(
@@ -85,7 +85,7 @@ def put_on(base: PreTrainedModel, adapter: str, *, is_trainable: bool = False) -
 
 
 def _check_depth(loaded: PeftModel, adapter: str, name: str) -> None:
-    """PEFT writes `all-linear` out layer by layer: a deeper model would be adapted only in part, silently."""
+    """Refuse a deeper model: PEFT writes `all-linear` out layer by layer, so it would be adapted only in part."""
     config = loaded.peft_config[loaded.active_adapter]
     targets = config.target_modules if isinstance(config.target_modules, set | list) else ()
     layers = {int(layer[1]) for target in targets if (layer := re.search(r"\blayers\.(\d+)\.", target))}
@@ -94,37 +94,28 @@ def _check_depth(loaded: PeftModel, adapter: str, name: str) -> None:
         raise InputError(f"{adapter} is not an adapter of {name}: it has {len(layers)} layers, the model {depth}")
 
 
-def refuse_pickled_adapter(adapter: str) -> None:
-    """Refuse an adapter of pickled weights before PEFT loads them: it falls back to `adapter_model.bin`.
+def find_adapter_weights(adapter: str) -> Path:
+    """Return the path of an adapter's weights in safetensors, downloaded from the Hub if need be.
 
-    Args:
-        adapter: Path or Hub id of an adapter.
+    Call this before PEFT loads an adapter: it falls back to `adapter_model.bin`, a pickle.
 
     Raises:
-        InputError: It has no weights in safetensors.
+        InputError: There are no such weights, or the Hub cannot be reached.
     """
+    file = Path(adapter) / ADAPTER_WEIGHTS
     if not Path(adapter).is_dir():
+        from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
-            _adapter_weights(adapter)
-            return
+            return Path(hf_hub_download(adapter, ADAPTER_WEIGHTS))
         except LocalEntryNotFoundError as error:  # no network, and it is not in the cache
             raise InputError(f"{adapter} is no folder here, and the Hub cannot be reached") from error
         except EntryNotFoundError:
             pass
-    elif (Path(adapter) / ADAPTER_WEIGHTS).is_file():
-        return
+    elif file.is_file():
+        return file
     raise InputError(
         f"{adapter} has no {ADAPTER_WEIGHTS}; pickled weights (adapter_model.bin) are not loaded. Save it "
         "anew as safetensors where you trust it"
     )
-
-
-def _adapter_weights(adapter: str) -> str:
-    """The path of an adapter's weights, downloaded from the Hub if need be."""
-    if Path(adapter).is_dir():
-        return str(Path(adapter) / ADAPTER_WEIGHTS)
-    from huggingface_hub import hf_hub_download
-
-    return hf_hub_download(adapter, ADAPTER_WEIGHTS)

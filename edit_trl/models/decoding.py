@@ -1,4 +1,4 @@
-"""How responses are drawn, and the protocol of what draws them; imports no torch."""
+"""How responses are drawn, and the protocol of a generator that draws them; imports no torch."""
 
 from __future__ import annotations
 
@@ -93,12 +93,10 @@ def check_batching(batching: str, batch_size: int) -> None:
     Raises:
         InputError: `batching` is unknown, or `batch_size` is below 1.
     """
-    problems = []
-    if batching not in get_args(Batching):
-        problems.append(
-            f"`batching` must be one of {', '.join(get_args(Batching))}, got {batching!r}"
-            + nearest(str(batching), get_args(Batching))
-        )
-    problems += at_least(1, batch_size=batch_size)
+    problems = at_least(1, batch_size=batch_size)
+    choices = get_args(Batching)
+    if batching not in choices:
+        hint = nearest(str(batching), choices)
+        problems.append(f"`batching` must be one of {', '.join(choices)}, got {batching!r}{hint}")
     if problems:
         raise InputError(problems)

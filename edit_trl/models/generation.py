@@ -1,8 +1,8 @@
 """The engine that draws responses from a model in memory, for evaluation, suites, chat and local teachers.
 
-Prompts are batched in one of two ways. Padded: one `generate` for prompts of like lengths. Continuous:
-transformers' scheduler, which gives the place of a finished response to the next prompt. The scheduler is
-faster on a GPU, and slower on a CPU (`python benchmarks/evaluate_speed.py`).
+Prompts are batched in one of two ways. Padded batching calls `generate` with prompts of similar lengths.
+Continuous batching uses transformers' scheduler, which gives the place of a finished response to the next prompt;
+it is faster on a GPU, and slower on a CPU (`python benchmarks/evaluate_speed.py`).
 
 Read in transformers 5.23: `ContinuousMixin.generate_batch`, `init_continuous_batching`,
 `ContinuousBatchingManager.add_request` and `register_result_handler`.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
 
-# Batches per supply of the scheduler, from which it fills its places; a killed run loses at most one supply.
+# Padded batches per call of the scheduler, which fills its places from them; a killed run loses at most one call.
 _SUPPLY = 8
 
 
 class Engine:
     """Draws responses from a causal language model in memory: token ids in, token ids out.
 
-    The model's own generation settings take no part, save its EOS tokens. Its mode, its settings and the
+    Of the model's own generation settings, only the EOS tokens are used. The model's mode, its settings and the
     random state are left as they were.
 
     Args:
@@ -82,7 +82,7 @@ class Engine:
 
         Args:
             prompts: Token ids of each prompt.
-            decoding: How responses are drawn; its `samples` take no part.
+            decoding: How responses are drawn; its `samples` are ignored.
             seed: Seeds the batch as a whole: what a prompt draws depends on the other prompts of its batch.
             seeds: Seeds each prompt by itself, in place of `seed`: what it draws does not depend on its
                 batch, except for rounding, since padding changes the order of sums.
@@ -101,7 +101,7 @@ class Engine:
             decoding = replace(decoding, temperature=0.0, samples=1)
         config = self.settings(decoding, stop)
         # With a seed for each prompt, the global random state is left to a `Stream` that may be open.
-        random_state = nullcontext() if seeds is not None else _seeded(seed, self.model.device)
+        random_state = nullcontext() if seeds is not None else _forked_random_state(self.model.device, seed)
         # No inference mode: weights that FSDP gathers in it could not be trained afterwards.
         with _prepared(self.model, config), random_state, torch.no_grad():
             inputs = _left_pad(prompts, config.pad_token_id, self.model.device)
@@ -115,7 +115,7 @@ class Engine:
             RuntimeError: The scheduler has left prompts unanswered.
         """
         prompts, config = [list(prompt) for prompt in prompts], self.settings(decoding)
-        with _prepared(self.model, config), _seeded(seed, self.model.device), torch.no_grad():
+        with _prepared(self.model, config), _forked_random_state(self.model.device, seed), torch.no_grad():
             outputs = self.model.generate_batch(prompts, generation_config=config, warmup=False)
         failed = [output.error for output in outputs.values() if output.error is not None]
         if failed or len(outputs) < len(prompts):
@@ -126,13 +126,12 @@ class Engine:
         return [output.generated_tokens for output in outputs.values()]
 
     def split_at_eos(self, ids: Sequence[int]) -> tuple[list[int], bool]:
-        """The ids of a response before its first EOS token, and whether there is one."""
+        """Return the ids of a response before its first EOS token, and whether there is one."""
         end = next((place for place, token in enumerate(ids) if token in self.eos_ids), None)
         return list(ids[:end]), end is not None
 
     def settings(self, decoding: Decoding, stop: Sequence[str] = ()) -> GenerationConfig:
-        """transformers' settings for a way of decoding; nothing is left to the model's own settings."""
-        greedy = {"do_sample": False}
+        """Return transformers' settings for a way of decoding; nothing is left to the model's own settings."""
         sampled = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
         return GenerationConfig(
             use_cache=True,
@@ -140,7 +139,7 @@ class Engine:
             eos_token_id=list(self.eos_ids),
             pad_token_id=self.pad_id,
             stop_strings=list(stop) or None,
-            **(sampled if decoding.temperature else greedy),
+            **(sampled if decoding.temperature else {"do_sample": False}),
         )
 
 
@@ -182,7 +181,7 @@ class Stream:
 
 
 class SeededDraw(LogitsProcessor):
-    """Turns greedy decoding into sampling with one stream of random numbers for each prompt.
+    """Turns greedy decoding into sampling, with a stream of random numbers for each prompt.
 
     The argmax of logits plus Gumbel noise is a sample of their softmax (Gumbel-max trick). A prompt draws
     from a stream of its own, so a resumed run, which fills its batches differently, draws the same.
@@ -212,7 +211,7 @@ class ModelGenerator:
         decoding: How responses are drawn.
         batch_size: Responses at once.
         batching: `auto` is `continuous` on a GPU and `padded` elsewhere.
-        seed: Of sampling.
+        seed: The seed of sampling.
 
     Raises:
         InputError: There is no EOS token, `batching` is unknown or does not support the model, or
@@ -246,7 +245,7 @@ class ModelGenerator:
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """See `edit_trl.models.decoding.Generator.plan`."""
-        # Prompts of like lengths need little padding. The longest come first, so that a run that will run
+        # Prompts of similar lengths need little padding. The longest come first, so that a run that will run
         # out of memory does so at once.
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         return [order[start : start + self._size] for start in range(0, len(order), self._size)]
@@ -271,23 +270,23 @@ class ModelGenerator:
 
 
 def batch_seed(seed: int, ids: Sequence[int]) -> int:
-    """A seed of 32 bits that depends on the run's seed and on a prompt."""
+    """Return a seed of 32 bits that depends on the run's seed and on a prompt."""
     return int.from_bytes(hashlib.sha256(f"{seed} {list(ids)}".encode()).digest()[:4], "big")
 
 
 @contextmanager
 def undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode inside; outside, the modes, generation settings and random state are as before."""
-    with _prepared(model), _random_state_kept(model.device):
+    """Put a model into eval mode; afterwards its modes, its generation settings and the random state are as before."""
+    with _prepared(model), _forked_random_state(model.device):
         yield
 
 
 @contextmanager
 def _prepared(model: PreTrainedModel, config: GenerationConfig | None = None) -> Iterator[None]:
-    """Eval mode and these generation settings inside; outside, modes and settings are as before.
+    """Set eval mode and generation settings; afterwards modes and settings are as before.
 
     `generate` fills what its config leaves open from the model's own settings (transformers 5.23), so a
-    repetition penalty or beams set there would take part, unless they are replaced meanwhile.
+    repetition penalty or beams set there would be used, unless they are replaced meanwhile.
     """
     modes = [(module, module.training) for module in model.modules()]
     # With an adapter, both the wrapper and the model inside may hold settings.
@@ -304,14 +303,11 @@ def _prepared(model: PreTrainedModel, config: GenerationConfig | None = None) ->
             module.training = training
 
 
-def _random_state_kept(device: torch.device) -> AbstractContextManager[None]:
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    with _random_state_kept(device):
-        torch.manual_seed(seed)
+def _forked_random_state(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if seed is not None:
+            torch.manual_seed(seed)
         yield
 
 

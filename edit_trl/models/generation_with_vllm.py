@@ -30,8 +30,8 @@ class VllmGenerator:
     Args:
         model: A path or Hub id, of a model or of a PEFT adapter.
         decoding: How responses are drawn.
-        dtype: Of the weights.
-        seed: Of sampling.
+        dtype: Dtype of the weights.
+        seed: The seed of sampling.
 
     Raises:
         InputError: vLLM is not installed.
@@ -52,8 +52,8 @@ class VllmGenerator:
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """See `edit_trl.models.decoding.Generator.plan`."""
-        count = len(lengths)
-        return [list(range(start, min(start + _BATCH, count))) for start in range(0, count, _BATCH)]
+        indexes = list(range(len(lengths)))
+        return [indexes[start : start + _BATCH] for start in range(0, len(indexes), _BATCH)]
 
     def run(
         self, prompts: Sequence[list[int]], batches: Sequence[list[int]]
@@ -77,5 +77,5 @@ class VllmGenerator:
 
 
 def _read(sample) -> Generated:
-    """A response from vLLM's `CompletionOutput`."""
+    """Read vLLM's `CompletionOutput`."""
     return Generated(sample.text.strip(), len(sample.token_ids), sample.finish_reason == "length")

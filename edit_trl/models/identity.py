@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.adapters import ADAPTER_CONFIG, adapter_base
-from edit_trl.models.refusals import one_line_errors
+from edit_trl.models.loading import one_line_errors
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json", ADAPTER_CONFIG)
 
@@ -17,7 +17,7 @@ _WHOLE, _END, _BLOCKS, _BLOCK = 2**26, 2**20, 256, 2**12
 
 
 def model_hash(path_or_id: str) -> str:
-    """Hash a model's weights: 16 hexadecimal digits that change when the weights do.
+    """Hash a model's weights; the hash has 16 hexadecimal digits.
 
     For a folder, names, sizes and bytes of the weight files and configurations are hashed. Files above 64 MiB are
     sampled (1 MiB at both ends and 256 blocks of 4 KiB between them), so that hashing takes much less time than
@@ -30,7 +30,11 @@ def model_hash(path_or_id: str) -> str:
     digest = hashlib.sha256(model_hash(base).encode() if base else b"")
     folder = Path(path_or_id)
     if not folder.is_dir():
-        digest.update(_commit(path_or_id, ADAPTER_CONFIG if base else "config.json").encode())
+        from transformers.utils import cached_file, extract_commit_hash
+
+        with one_line_errors(f"`model: {path_or_id}`"):
+            file = cached_file(path_or_id, ADAPTER_CONFIG if base else "config.json")
+        digest.update((extract_commit_hash(str(file), None) or "").encode())
         return digest.hexdigest()[:16]
     files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
     if not any(file.suffix != ".json" for file in files):
@@ -53,11 +57,3 @@ def _hash_bytes(digest: hashlib._Hash, file: Path) -> None:
             digest.update(stream.read(_BLOCK))
         stream.seek(size - _END)
         digest.update(stream.read(_END))
-
-
-def _commit(model: str, name: str) -> str:
-    from transformers.utils import cached_file, extract_commit_hash
-
-    with one_line_errors(f"`model: {model}`"):
-        file = cached_file(model, name)
-    return extract_commit_hash(str(file), None) or ""

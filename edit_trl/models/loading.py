@@ -1,19 +1,20 @@
 """The one loader of models, adapters, tokenizers and configurations, from disk or the Hub.
 
-Weights are loaded from safetensors only. Whatever cannot be loaded is said in one sentence.
+Weights are loaded from safetensors only. An error of transformers or the Hub becomes an `InputError` of one sentence.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.common.errors import InputError
-from edit_trl.models.adapters import ADAPTER_CONFIG, adapter_base, put_on, refuse_pickled_adapter
-from edit_trl.models.refusals import brief, one_line_errors, refuse_missing_folder, refuse_pickled_model
+from edit_trl.common.errors import InputError, brief
+from edit_trl.common.hub_ids import refuse_missing_folder
+from edit_trl.models.adapters import ADAPTER_CONFIG, adapter_base, find_adapter_weights, put_on
 
 if TYPE_CHECKING:
     import torch
@@ -30,102 +31,65 @@ _ONE_LOAD = threading.Lock()
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a student is loaded from, and how; can be sent to other machines. See `load_student`."""
+    """Where a causal language model is loaded from, and how; can be sent to other machines.
+
+    Attributes:
+        model: A path or Hub id, of a model or of a PEFT adapter, which is put on its base model.
+        dtype: Dtype of the weights, such as `bfloat16`; the dtype they were saved in where None.
+        device: Such as `cpu` or `cuda:1`; where None, the GPU if there is one.
+        trust_remote_code: Run code that comes with the model.
+        attn_implementation: Such as `sdpa` or `eager`; transformers' choice where None.
+        quantization: "4-bit nf4", "4-bit fp4" or "8-bit", by bitsandbytes; full weights where None.
+    """
 
     model: str
     dtype: str | None = None
     device: str | None = None
     trust_remote_code: bool = False
     attn_implementation: str | None = None
-    load_in_4bit: bool = False
+    quantization: str | None = None
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Load the model and its tokenizer."""
-        return load_student(**vars(self))
+        """Load the model, in eval mode, and its tokenizer.
+
+        Returns:
+            The model (a `PeftModel` for an adapter) and the tokenizer: the adapter's own where it has one.
+
+        Raises:
+            InputError: The model or its tokenizer does not exist, is not a causal language model, or the dtype
+                or device does not exist on this machine.
+        """
+        base = adapter_base(self.model)
+        model = replace(self, model=base or self.model).load_whole(f"`model: {self.model}`")
+        if base is not None:
+            model = put_on(model, self.model).eval()
+        return model, load_tokenizer(self.model, base, trust_remote_code=self.trust_remote_code)
+
+    def load_whole(self, subject: str) -> PreTrainedModel:
+        """Load the weights of a model that is not an adapter, in eval mode.
+
+        Args:
+            subject: The name of the model in error messages.
+
+        Raises:
+            InputError: See `load`.
+        """
+        from transformers import AutoModelForCausalLM
+
+        device = _device(self.device)
+        options: dict[str, Any] = {"dtype": _dtype(self.dtype), "trust_remote_code": self.trust_remote_code}
+        if self.attn_implementation:
+            options["attn_implementation"] = self.attn_implementation
+        if self.quantization is not None:
+            options |= {"quantization_config": _bitsandbytes(self.quantization), "device_map": {"": device}}
+        with one_line_errors(subject), _ONE_LOAD:
+            model = AutoModelForCausalLM.from_pretrained(self.model, use_safetensors=True, **options)
+        # A quantized model is on its device already, and some cannot be moved.
+        return (model.to(device) if self.quantization is None else model).eval()
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer only."""
-        base = adapter_base(self.model)
-        return load_tokenizer(self.model, base, trust_remote_code=self.trust_remote_code)
-
-
-def load_student(
-    model: str,
-    *,
-    dtype: str | None = None,
-    device: str | None = None,
-    trust_remote_code: bool = False,
-    attn_implementation: str | None = None,
-    load_in_4bit: bool = False,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer, in eval mode.
-
-    Args:
-        model: A path or Hub id, of a model or of a PEFT adapter, which is put on its base model.
-        dtype: Of the weights, such as `bfloat16`; the dtype they were saved in where None.
-        device: Such as `cpu` or `cuda:1`; where None, the GPU if there is one.
-        trust_remote_code: Run code that comes with the model.
-        attn_implementation: Such as `sdpa` or `eager`; transformers' choice where None.
-        load_in_4bit: Load in NF4 with double quantization, as QLoRA trains, to fit a small GPU.
-
-    Returns:
-        The model (a `PeftModel` for an adapter) and the tokenizer: the adapter's own where it has one.
-
-    Raises:
-        InputError: The model or its tokenizer does not exist, is not a causal language model, or the dtype
-            or device does not exist on this machine.
-    """
-    base = adapter_base(model)
-    loaded = load_model(
-        base or model,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        attn_implementation=attn_implementation,
-        quantization=NF4 if load_in_4bit else None,
-        subject=f"`model: {model}`",
-    )
-    if base is not None:
-        loaded = put_on(loaded, model).eval()
-    return loaded, load_tokenizer(model, base, trust_remote_code=trust_remote_code)
-
-
-def load_model(
-    model: str,
-    *,
-    dtype: str | None = None,
-    device: str | None = None,
-    trust_remote_code: bool = False,
-    attn_implementation: str | None = None,
-    quantization: str | None = None,
-    subject: str | None = None,
-) -> PreTrainedModel:
-    """Load the weights of a whole causal language model, in eval mode.
-
-    Args:
-        model: A path or Hub id.
-        dtype: See `load_student`.
-        device: See `load_student`.
-        trust_remote_code: See `load_student`.
-        attn_implementation: See `load_student`.
-        quantization: "4-bit nf4", "4-bit fp4" or "8-bit"; full weights where None.
-        subject: What error messages call the model; "`model: MODEL`" where None.
-
-    Raises:
-        InputError: See `load_student`.
-    """
-    from transformers import AutoModelForCausalLM
-
-    place = _device(device)
-    options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    if quantization is not None:
-        options |= {"quantization_config": _bitsandbytes(quantization), "device_map": {"": place}}
-    with one_line_errors(subject or f"`model: {model}`"), _ONE_LOAD:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            model, dtype=_dtype(dtype), trust_remote_code=trust_remote_code, use_safetensors=True, **options
-        )
-    # A quantized model is on its device already, and some cannot be moved.
-    return (loaded if quantization is not None else loaded.to(place)).eval()
+        return load_tokenizer(self.model, adapter_base(self.model), trust_remote_code=self.trust_remote_code)
 
 
 def load_trainable_adapter(adapter: str, options: Mapping[str, Any]) -> PeftModel:
@@ -161,10 +125,7 @@ def load_tokenizer(model: str, base: str | None = None, *, trust_remote_code: bo
     """
     from transformers import AutoTokenizer
 
-    reason = None
-    for place in (model, base):
-        if place is None:
-            continue
+    for place in filter(None, (model, base)):
         refuse_missing_folder(place)
         try:
             return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
@@ -190,7 +151,7 @@ def load_config(
         base: The base model, where `model` is an adapter.
         revision: The branch, tag or commit on the Hub; the default branch where None.
         trust_remote_code: Run code that comes with the model.
-        option: The option that `model` was given as, for error messages.
+        option: The option that names the model, for error messages.
 
     Raises:
         InputError: There is none.
@@ -203,29 +164,48 @@ def load_config(
         )
 
 
-def check_student(
-    student: str, *, revision: str | None = None, trust_remote_code: bool = False, option: str = "model_name_or_path"
-) -> None:
-    """Check that a student can be loaded, before anything heavy is done; nothing of its weights is read.
+def check_student(student: str, *, revision: str | None = None, trust_remote_code: bool = False) -> None:
+    """Check that a student can be loaded, without reading its weights.
 
     Args:
-        student: A path or Hub id, of a model or of an adapter folder.
+        student: A path or Hub id of a model, or the folder of an adapter.
         revision: See `load_config`.
-        trust_remote_code: Run code that comes with the model.
-        option: See `load_config`.
+        trust_remote_code: See `load_config`.
 
     Raises:
         InputError: There is no such model, no access or no network, or the folder holds pickled weights.
     """
-    if (Path(student) / ADAPTER_CONFIG).is_file():
-        refuse_pickled_adapter(student)
+    folder = Path(student)
+    if (folder / ADAPTER_CONFIG).is_file():
+        find_adapter_weights(student)
         return
-    refuse_pickled_model(student)
-    load_config(student, revision=revision, trust_remote_code=trust_remote_code, option=option)
+    # From the Hub, only safetensors are loaded.
+    if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
+        pickles = ", ".join(sorted(file.name for file in folder.glob("*.bin"))) or "no other weights either"
+        raise InputError(
+            f"{student} has no weights in safetensors ({pickles}); pickled weights are not loaded. Save it "
+            "anew as safetensors where you trust it"
+        )
+    load_config(student, revision=revision, trust_remote_code=trust_remote_code, option="model_name_or_path")
+
+
+@contextmanager
+def one_line_errors(subject: str) -> Iterator[None]:
+    """Turn what transformers and the Hub client say in fifty lines into "`subject` cannot be loaded: ...".
+
+    Raises:
+        InputError: Something could not be loaded.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{subject} cannot be loaded: {brief(error)}") from error
 
 
 def positions_of(config: PreTrainedConfig) -> int | None:
-    """How many tokens a model takes, prompt and response together; None if its configuration does not say."""
+    """Return how many tokens a model takes, prompt and response together; None if its configuration does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 

@@ -1,34 +1,34 @@
 """Merge an adapter into the weights of its model, and check that nothing was lost.
 
-An adapter of a quantized model is merged into that model's full weights, since quantized ones would be
-rounded anew. The merged model then differs from the one that was trained by what quantization had changed;
-the difference is measured and reported.
+An adapter of a quantized model is merged into that model's full weights, since quantized weights would be
+rounded once more. The merged model then differs from the trained one by the error of quantization, which is
+measured and reported.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from edit_trl.common.errors import InputError
-from edit_trl.common.hub_ids import is_hub_id
-from edit_trl.models.adapters import ADAPTER_CONFIG, put_on, read_base_name, refuse_pickled_adapter
-from edit_trl.models.loading import load_config, load_model, load_tokenizer
+from edit_trl.common.files import replacing
+from edit_trl.common.hub_ids import is_hub_id, refuse_missing_folder
+from edit_trl.models.adapters import ADAPTER_CONFIG, find_adapter_weights, put_on, read_base_name
+from edit_trl.models.loading import ModelSource, load_config, load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
 TOLERANCES = {torch.float32: 1e-3}
-"""How far merging may move the mean log-probability per token, in nats."""
+"""The largest mean change of log-probabilities by merging that is allowed, in nats per token."""
 HALF_TOLERANCE = 0.1
 """The same in bfloat16 and float16, in which the sum of two weights is rounded."""
 
@@ -42,18 +42,18 @@ _LONGEST = 512
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What merging changed, measured on the tokens of a few texts.
+    """The changes by merging, measured on the tokens of a few texts.
 
     Attributes:
-        base_model: What the adapter was merged into.
-        dtype: Of the merged weights.
+        base_model: Path or Hub id of the model that the adapter was merged into.
+        dtype: Dtype of the merged weights.
         tokens: How many tokens were compared.
         mean: Mean absolute difference per token between the log-probabilities of the merged model and of
             the adapter on its base model, in nats.
         largest: The largest such difference.
         tolerance: The limit of `mean`.
-        quantized_mean: Mean absolute difference per token to the quantized model that was trained; None if
-            it was not quantized, or cannot be run here.
+        quantized_mean: The same mean between the merged model and the quantized model that was trained; None
+            if it was not quantized, or cannot be run here.
     """
 
     base_model: str
@@ -65,58 +65,13 @@ class MergeReport:
     quantized_mean: float | None = None
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter that is to be merged.
-
-    Attributes:
-        path: Path or Hub id.
-        base_model: Path or Hub id of its base model.
-        quantization: How the base model was quantized for training, such as "4-bit nf4"; None if it was not.
-        texts: Texts like those of the training, on which log-probabilities are compared; where empty, a few
-            built-in ones.
-    """
-
-    path: str
-    base_model: str
-    quantization: str | None = None
-    texts: Sequence[str] = ()
-
-
-def read_adapter(
-    adapter: str, base_model: str | None = None, *, quantization: str | None = None, texts: Sequence[str] = ()
-) -> Adapter:
-    """Check an adapter before anything is loaded.
-
-    Args:
-        adapter: Path or Hub id.
-        base_model: Its base model, if that is elsewhere than the adapter's configuration says.
-        quantization: See `Adapter`.
-        texts: See `Adapter`.
-
-    Raises:
-        InputError: It is not an adapter, its weights are pickled, or it belongs to another model than `base_model`.
-    """
-    folder = Path(adapter).expanduser()
-    if not folder.is_dir() and not is_hub_id(adapter):
-        raise InputError(f"no such folder: {adapter!r} (looked in {Path.cwd()})")
-    if folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file():
-        whole = (folder / "config.json").is_file()
-        raise InputError(f"{adapter} is {'a whole model, there is nothing to merge' if whole else 'no adapter'}")
-    refuse_pickled_adapter(adapter)
-    named = read_base_name(adapter)
-    if base_model and is_hub_id(base_model) and is_hub_id(named) and base_model != named:
-        raise InputError(f"{adapter} is an adapter of {named}, not of {base_model}")
-    base = base_model or named
-    if not base or (not Path(base).is_dir() and not is_hub_id(base)):
-        raise InputError(f"the base model of {adapter} is not there: {base!r}; name it with --base_model")
-    return Adapter(adapter, base, quantization, texts)
-
-
 def merge_adapter(
-    adapter: Adapter,
+    adapter: str,
     output: Path,
     *,
+    base_model: str | None = None,
+    quantization: str | None = None,
+    texts: Sequence[str] = (),
     dtype: str | None = None,
     tolerance: float | None = None,
     trust_remote_code: bool = False,
@@ -126,32 +81,41 @@ def merge_adapter(
     The output folder appears only once everything in it is written.
 
     Args:
-        adapter: See `read_adapter`.
+        adapter: Path or Hub id.
         output: The folder; must be empty or missing.
+        base_model: Its base model, if that is elsewhere than the adapter's configuration says.
+        quantization: How the base model was quantized for training, such as "4-bit nf4"; None if it was not.
+        texts: Texts like those of the training, on which log-probabilities are compared; if empty, a few
+            built-in ones.
         dtype: `float32`, `bfloat16` or `float16`. Where None, the base model's own; bfloat16 if it was
             quantized for training.
-        tolerance: How far the mean log-probability per token may move, in nats; see `TOLERANCES` where None.
+        tolerance: The largest mean change of log-probabilities that is allowed, in nats per token; see
+            `TOLERANCES` and `HALF_TOLERANCE` where None.
         trust_remote_code: Run code that comes with the base model.
 
     Raises:
-        InputError: The output is not empty, the adapter belongs to another model, or the log-probabilities
-            differ by more than the tolerance.
+        InputError: The output is not empty; the adapter is none, is pickled, or belongs to another model; or
+            the log-probabilities differ by more than the tolerance.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output {output} exists and is not empty; choose another")
-    tokenizer = load_tokenizer(adapter.path, adapter.base_model, trust_remote_code=trust_remote_code)
-    texts = [tokenizer(text, return_tensors="pt").input_ids[:, :_LONGEST] for text in adapter.texts or _TEXTS]
-    trained = _quantized_logps(adapter, texts, trust_remote_code)
-    model = put_on(_base_model(adapter, dtype, trust_remote_code), adapter.path).eval()
-    before = _logps(model, texts)
+    base_model = _find_base_model(adapter, base_model)
+    base = ModelSource(
+        base_model, dtype=dtype or ("bfloat16" if quantization else None), trust_remote_code=trust_remote_code
+    )
+    tokenizer = load_tokenizer(adapter, base_model, trust_remote_code=trust_remote_code)
+    batches = [tokenizer(text, return_tensors="pt").input_ids[:, :_LONGEST] for text in texts or _TEXTS]
+    trained = _quantized_logps(replace(base, dtype=None, quantization=quantization), adapter, batches)
+    model = put_on(_load_full_weights(base), adapter).eval()
+    before = _logps(model, batches)
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # weights that are not finite
-        raise InputError(f"{adapter.path} cannot be merged: {error}") from error
-    after = _logps(merged, texts)
+        raise InputError(f"{adapter} cannot be merged: {error}") from error
+    after = _logps(merged, batches)
     difference = (after - before).abs()
     report = MergeReport(
-        base_model=adapter.base_model,
+        base_model=base_model,
         dtype=str(merged.dtype).removeprefix("torch."),
         tokens=len(difference),
         mean=difference.mean().item(),
@@ -161,63 +125,64 @@ def merge_adapter(
     )
     if not report.mean <= report.tolerance:  # also where it is not a number
         raise InputError(
-            f"the merged model is not what the adapter is on {adapter.base_model}: log-probabilities differ "
-            f"by {report.mean:.2g} nats per token, and may by {report.tolerance:g}. Merge in --dtype "
-            "float32, or allow more with --tolerance"
+            f"the merged model is not the same as the adapter on {base_model}: log-probabilities differ by "
+            f"{report.mean:.2g} nats per token, and {report.tolerance:g} are allowed. Merge in --dtype float32, "
+            "or allow more with --tolerance"
         )
-    _save(merged, tokenizer, output)
+    with replacing(output) as draft:
+        merged.save_pretrained(draft, max_shard_size="5GB")  # so that an interrupted upload loses little
+        tokenizer.save_pretrained(draft)
     return report
 
 
-def _base_model(adapter: Adapter, dtype: str | None, trust_remote_code: bool) -> PreTrainedModel:
-    """The base model in full weights."""
-    config = load_config(adapter.base_model, trust_remote_code=trust_remote_code, option="base_model")
+def _find_base_model(adapter: str, base_model: str | None) -> str:
+    """Check an adapter before anything is loaded, and return its base model."""
+    refuse_missing_folder(adapter, "adapter")
+    folder = Path(adapter).expanduser()
+    if folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file():
+        whole = (folder / "config.json").is_file()
+        raise InputError(f"{adapter} is {'a whole model, there is nothing to merge' if whole else 'no adapter'}")
+    find_adapter_weights(adapter)
+    named = read_base_name(adapter)
+    if base_model and is_hub_id(base_model) and is_hub_id(named) and base_model != named:
+        raise InputError(f"{adapter} is an adapter of {named}, not of {base_model}")
+    base = base_model or named
+    if not base or (not Path(base).is_dir() and not is_hub_id(base)):
+        raise InputError(f"the base model of {adapter} is not there: {base!r}; name it with --base_model")
+    return base
+
+
+def _load_full_weights(base: ModelSource) -> PreTrainedModel:
+    config = load_config(base.model, trust_remote_code=base.trust_remote_code, option="base_model")
     if getattr(config, "quantization_config", None):
         raise InputError(
-            f"{adapter.base_model} is saved in a quantized form; name the model it was made from with --base_model"
+            f"{base.model} is saved in a quantized form; name the model it was made from with --base_model"
         )
-    return load_model(
-        adapter.base_model,
-        dtype=dtype or ("bfloat16" if adapter.quantization else None),
-        trust_remote_code=trust_remote_code,
-        subject=f"the base model {adapter.base_model}",
-    )
+    return base.load_whole(f"the base model {base.model}")
 
 
-def _quantized_logps(adapter: Adapter, texts: Sequence[torch.Tensor], trust_remote_code: bool) -> torch.Tensor | None:
-    """What the model that was trained gives; None if it was not quantized, or cannot be run here."""
-    if adapter.quantization is None:
+def _quantized_logps(base: ModelSource, adapter: str, batches: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Return `_logps` of the model as it was trained; None if it was not quantized, or cannot be run here."""
+    if base.quantization is None:
         return None
     try:
-        base = load_model(adapter.base_model, quantization=adapter.quantization, trust_remote_code=trust_remote_code)
-        logps = _logps(put_on(base, adapter.path).eval(), texts)
+        model = put_on(base.load_whole(f"`model: {base.model}`"), adapter).eval()
+        logps = _logps(model, batches)
     # bitsandbytes is missing, or does not support this machine or model.
     except (InputError, RuntimeError) as error:
-        logger.warning(f"the {adapter.quantization} model cannot be run here, so it is not compared: {error}")
+        logger.warning(f"the {base.quantization} model cannot be run here, so it is not compared: {error}")
         return None
-    del base
+    del model
     gc.collect()
     return logps
 
 
 @torch.inference_mode()
-def _logps(model: PreTrainedModel, texts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Log-probability of every token but the first of each text, shape (tokens,), float32 on the CPU."""
+def _logps(model: PreTrainedModel, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the log-probability of every token but the first of each text, shape (tokens,), float32 on the CPU."""
     values = []
-    for ids in texts:
+    for ids in batches:
         ids = ids.to(model.device)
         logps = model(input_ids=ids).logits[:, :-1].float().log_softmax(-1)
         values.append(logps.gather(-1, ids[:, 1:, None]).flatten().cpu())
     return torch.cat(values)
-
-
-def _save(merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
-    draft = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    # Small enough that an interrupted upload loses little.
-    merged.save_pretrained(draft, max_shard_size="5GB")
-    tokenizer.save_pretrained(draft)
-    if output.exists():
-        output.rmdir()
-    draft.rename(output)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from edit_trl.common.checks import positive
 from edit_trl.common.errors import InputError
 from edit_trl.data.answers import AnswerType
 from edit_trl.models.chat.options import EndpointArguments
@@ -125,7 +126,8 @@ class GenerateArguments(EndpointArguments):
 
     def _option_errors(self) -> Iterator[str]:
         """What is wrong with the other options."""
-        yield from self.not_positive("timeout", "batch_size", "rows", "rounds", "limit")
+        names = ("timeout", "batch_size", "rows", "rounds", "limit")
+        yield from positive(**{name: getattr(self, name) for name in names})
         yield from engine_problems(self.engine, self.actors)
         if self.engine == "ray" and self.teacher == "procedural":
             yield "`teacher: procedural` has nothing to do on other machines: leave out `engine: ray`"

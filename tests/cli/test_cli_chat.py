@@ -16,6 +16,7 @@ from conftest import byte_level_tokenizer, tiny_llama
 from edit_trl.cli.chat import Chat
 from edit_trl.cli.main import main
 from edit_trl.common.errors import InputError
+from edit_trl.models.decoding import Decoding
 
 BELL = "\x1b]0;owned\x07\x1b[2J\x9b31m"
 
@@ -157,7 +158,7 @@ def stopped(tokenizer, text):
 
 def test_a_stopped_answer_is_remembered_as_far_as_it_came():
     tokenizer, shown = byte_level_tokenizer(), []
-    chat = Chat(stopped(tokenizer, "It is 3."), tokenizer, None, 0.0, 8)
+    chat = Chat(stopped(tokenizer, "It is 3."), tokenizer, Decoding(8))
     with pytest.raises(KeyboardInterrupt):
         chat.ask("How many?", shown.append)
     assert "".join(shown).startswith("It is 3.")
@@ -169,7 +170,7 @@ def test_control_characters_do_not_reach_the_terminal(capsys):
     from edit_trl.cli.chat import _answer
 
     tokenizer = byte_level_tokenizer()
-    _answer(Chat(stopped(tokenizer, f"a{BELL}b\tc"), tokenizer, None, 0.0, 8), "Say it.")
+    _answer(Chat(stopped(tokenizer, f"a{BELL}b\tc"), tokenizer, Decoding(8)), "Say it.")
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert "\x07" not in printed
@@ -180,7 +181,7 @@ def test_control_characters_do_not_reach_the_terminal(capsys):
 
 
 def test_a_conversation_that_does_not_fit():
-    chat = Chat(tiny_llama().eval(), byte_level_tokenizer(), None, 0.0, 200)
+    chat = Chat(tiny_llama().eval(), byte_level_tokenizer(), Decoding(200))
     with pytest.raises(InputError, match=r"do not fit into the model's 512; /clear begins anew"):
         chat.ask("word " * 400, lambda text: None)
     assert chat.messages == []
@@ -199,8 +200,8 @@ def test_a_model_without_a_chat_template(no_template, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--temperature", "-1"], "--temperature must be 0 or more, got -1.0"),
-        (["--max_new_tokens", "0"], "--max_new_tokens must be 1 or more, got 0"),
+        (["--temperature", "-1"], "`temperature` cannot be negative, got -1.0"),
+        (["--max_new_tokens", "0"], "`max_new_tokens` must be at least 1, got 0"),
         (["--device", "tpu"], "`device: tpu` is none"),
     ],
 )

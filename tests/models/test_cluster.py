@@ -41,9 +41,9 @@ def cluster():
     folder = tempfile.mkdtemp(prefix="ray-")
     # Where Ray notes its newest cluster, whatever the folder; it does not make this one itself.
     Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
-    here = str(Path(__file__).parents[1])
+    here = [str(folder) for folder in Path(__file__).parents[:2]]  # this module, and those beside its folder
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([*here, *filter(None, [os.environ.get("PYTHONPATH")])]))
         started = Cluster(
             initialize_head=True,
             head_node_args={

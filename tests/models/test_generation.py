@@ -8,12 +8,12 @@ from accelerate.utils import is_peft_model
 
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import Engine, Stream
-from edit_trl.models.loading import load_student
+from edit_trl.models.loading import ModelSource
 
 
 @pytest.fixture
 def engine(saved_student):
-    return Engine(*load_student(str(saved_student), attn_implementation="sdpa"))
+    return Engine(*ModelSource(str(saved_student), attn_implementation="sdpa").load())
 
 
 @pytest.fixture

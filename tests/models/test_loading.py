@@ -14,10 +14,10 @@ from edit_trl.models import identity
 from edit_trl.models.adapters import adapter_base
 from edit_trl.models.identity import model_hash
 from edit_trl.models.loading import (
+    NF4,
     ModelSource,
     check_student,
     load_config,
-    load_student,
     load_tokenizer,
     load_trainable_adapter,
 )
@@ -26,7 +26,7 @@ from edit_trl.models.loading import (
 @pytest.fixture
 def saved_adapter(tmp_path, saved_student):
     """An adapter that moves the model, beside its base."""
-    model, _ = load_student(str(saved_student))
+    model, _ = ModelSource(str(saved_student)).load()
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     adapted.peft_config["default"].base_model_name_or_path = str(saved_student)
     folder = tmp_path / "adapter"
@@ -35,7 +35,7 @@ def saved_adapter(tmp_path, saved_student):
 
 
 def test_a_model_comes_back_as_it_was_saved(saved_student, model):
-    loaded, tokenizer = load_student(str(saved_student))
+    loaded, tokenizer = ModelSource(str(saved_student)).load()
     assert not loaded.training
     assert loaded.dtype == torch.float32
     ids = torch.tensor([tokenizer("Is 1 more than 2?")["input_ids"]])
@@ -43,7 +43,7 @@ def test_a_model_comes_back_as_it_was_saved(saved_student, model):
 
 
 def test_dtype_device_and_attention_are_what_was_asked_for(saved_student):
-    loaded, _ = load_student(str(saved_student), dtype="bfloat16", device="cpu", attn_implementation="eager")
+    loaded, _ = ModelSource(str(saved_student), dtype="bfloat16", device="cpu", attn_implementation="eager").load()
     assert loaded.dtype == torch.bfloat16
     assert loaded.device.type == "cpu"
     assert loaded.config._attn_implementation == "eager"
@@ -54,7 +54,7 @@ def test_four_bits(tmp_path, tokenizer):
     config.hidden_size, config.head_dim, config.intermediate_size = 128, 32, 128  # whole blocks of 64
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    loaded, tokenizer = load_student(str(tmp_path), load_in_4bit=True, device="cpu")
+    loaded, tokenizer = ModelSource(str(tmp_path), quantization=NF4, device="cpu").load()
     weight = loaded.model.layers[0].self_attn.q_proj.weight
     assert (weight.quant_state.quant_type, weight.quant_state.nested) == ("nf4", True)
     ids = torch.tensor([tokenizer("Is 1 more than 2?")["input_ids"]])
@@ -62,8 +62,8 @@ def test_four_bits(tmp_path, tokenizer):
 
 
 def test_an_adapter_is_put_on_its_base_and_takes_its_tokenizer(saved_student, saved_adapter):
-    base, tokenizer = load_student(str(saved_student))
-    loaded, of_base = load_student(str(saved_adapter))
+    base, tokenizer = ModelSource(str(saved_student)).load()
+    loaded, of_base = ModelSource(str(saved_adapter)).load()
     assert is_peft_model(loaded)
     assert of_base.get_vocab() == tokenizer.get_vocab()
     ids = torch.tensor([[5, 6, 7]])
@@ -93,17 +93,17 @@ def test_the_configuration_of_an_adapter_is_its_bases(saved_student, saved_adapt
 )
 def test_what_cannot_be_loaded_is_said(saved_student, name, options, says):
     with pytest.raises(InputError, match=says):
-        load_student(name.format(student=saved_student), **options)
+        ModelSource(name.format(student=saved_student), **options).load()
 
 
 def test_a_folder_without_tokenizer_or_model_is_said(tmp_path, model, saved_student):
     model.save_pretrained(tmp_path / "bare")
     with pytest.raises(InputError, match="no tokenizer"):
-        load_student(str(tmp_path / "bare"))
+        ModelSource(str(tmp_path / "bare")).load()
     with pytest.raises(InputError, match="no tokenizer"):
         load_tokenizer(str(tmp_path / "bare"))
     (tmp_path / "empty").mkdir()
-    for load in (load_student, load_config):
+    for load in (lambda folder: ModelSource(folder).load(), load_config):
         with pytest.raises(InputError, match="cannot be loaded"):
             load(str(tmp_path / "empty"))
     with pytest.raises(InputError, match="no weights"):
@@ -116,7 +116,7 @@ def test_the_hash_is_of_the_weights_and_not_of_the_place(tmp_path, saved_student
     assert model_hash(str(copy)) == model_hash(str(saved_student))
     before, of_adapter = model_hash(str(saved_student)), model_hash(str(saved_adapter))
     assert of_adapter != before
-    model, _ = load_student(str(saved_student))
+    model, _ = ModelSource(str(saved_student)).load()
     with torch.no_grad():
         model.lm_head.weight[3, 4] += 1e-3
     model.save_pretrained(saved_student)
@@ -130,7 +130,7 @@ def test_large_files_are_sampled(tmp_path, saved_student, monkeypatch):
     monkeypatch.setattr(identity, "_BLOCK", 16)
     before = model_hash(str(saved_student))
     assert model_hash(str(saved_student)) == before
-    model, _ = load_student(str(saved_student))
+    model, _ = ModelSource(str(saved_student)).load()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.01)

@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from edit_trl.common.errors import InputError
-from edit_trl.hub.card_facts import CardFacts, StageFacts, write_facts
-from edit_trl.models.adapters import put_on, refuse_pickled_adapter
-from edit_trl.models.merging import merge_adapter, read_adapter
+from edit_trl.models.adapters import find_adapter_weights, put_on
+from edit_trl.models.merging import merge_adapter
 
 IDS = torch.arange(3, 40).unsqueeze(0)
 
@@ -34,17 +33,12 @@ def make_adapter(student, folder):
 
 
 def merge(adapter, tmp_path, **options):
-    return merge_adapter(read_adapter(str(adapter)), tmp_path / "merged", **options)
-
-
-def told(adapter, quantization: str | None) -> None:
-    stage = StageFacts("run", "base", None, {}, quantization, None, {}, {}, {})
-    write_facts(adapter, CardFacts("adapter", [stage]))
+    return merge_adapter(str(adapter), tmp_path / "merged", **options)
 
 
 def test_the_merged_model_is_the_adapter_on_its_model(tmp_path, adapter, saved_student):
     out = tmp_path / "merged"
-    report = merge_adapter(read_adapter(str(adapter)), out)
+    report = merge_adapter(str(adapter), out)
     base = AutoModelForCausalLM.from_pretrained(saved_student)
     bare = base(IDS).logits
     before = PeftModel.from_pretrained(base, adapter).eval()(IDS).logits
@@ -57,7 +51,7 @@ def test_the_merged_model_is_the_adapter_on_its_model(tmp_path, adapter, saved_s
 
 def test_what_is_saved_is_a_plain_model(tmp_path, adapter):
     out = tmp_path / "merged"
-    merge_adapter(read_adapter(str(adapter)), out, dtype="bfloat16")
+    merge_adapter(str(adapter), out, dtype="bfloat16")
     names = {file.name for file in out.iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not names & {"adapter_config.json", "adapter_model.safetensors"}
@@ -67,7 +61,7 @@ def test_what_is_saved_is_a_plain_model(tmp_path, adapter):
     with safe_open(out / "model.safetensors", "pt") as file:
         assert not [key for key in file.keys() if "lora" in key or "base_layer" in key]  # noqa: SIM118
     assert AutoTokenizer.from_pretrained(out).chat_template
-    assert [f.name for f in tmp_path.iterdir() if "unfinished" in f.name] == []
+    assert [f.name for f in tmp_path.iterdir() if "draft" in f.name] == []
 
 
 def test_after_4_bits_the_full_weights_are_taken(tmp_path):
@@ -78,7 +72,7 @@ def test_after_4_bits_the_full_weights_are_taken(tmp_path):
     byte_level_tokenizer().save_pretrained(student)
     adapter = make_adapter(student, tmp_path / "adapter")
     out = tmp_path / "merged"
-    report = merge_adapter(read_adapter(str(adapter), quantization="4-bit nf4"), out)
+    report = merge_adapter(str(adapter), out, quantization="4-bit nf4")
     assert report.dtype == "bfloat16"
     assert report.mean <= report.tolerance == 0.1
     # What quantization had cost is seen, and is more than what merging costs.
@@ -117,10 +111,9 @@ def test_an_adapter_of_another_model(tmp_path, adapter, changes):
     config = LlamaConfig(**{**tiny_llama().config.to_dict(), **changes, "head_dim": None})
     LlamaForCausalLM(config).save_pretrained(tmp_path / "other")
     byte_level_tokenizer().save_pretrained(tmp_path / "other")
-    found = read_adapter(str(adapter), str(tmp_path / "other"))
     refused(
         tmp_path,
-        lambda: merge_adapter(found, tmp_path / "merged"),
+        lambda: merge(adapter, tmp_path, base_model=str(tmp_path / "other")),
         f"{adapter} is not an adapter of {tmp_path / 'other'}",
     )
 
@@ -128,27 +121,30 @@ def test_an_adapter_of_another_model(tmp_path, adapter, changes):
 def test_an_adapter_of_another_name(tmp_path, adapter):
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "ada/base"}))
-    refused(tmp_path, lambda: read_adapter(str(adapter), "bob/base"), "is an adapter of ada/base, not of bob/base")
+    refused(
+        tmp_path, lambda: merge(adapter, tmp_path, base_model="bob/base"), "is an adapter of ada/base, not of bob/base"
+    )
 
 
 def test_a_base_model_that_is_gone(tmp_path, adapter, saved_student):
     shutil.move(saved_student, tmp_path / "elsewhere")
-    refused(tmp_path, lambda: read_adapter(str(adapter)), "the base model of", "name it with --base_model")
-    assert read_adapter(str(adapter), str(tmp_path / "elsewhere")).base_model == str(tmp_path / "elsewhere")
+    refused(tmp_path, lambda: merge(adapter, tmp_path), "the base model of", "name it with --base_model")
+    elsewhere = str(tmp_path / "elsewhere")
+    assert merge(adapter, tmp_path, base_model=elsewhere).base_model == elsewhere
 
 
 def test_a_base_model_that_is_quantized(tmp_path, adapter, saved_student):
     config = json.loads((saved_student / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (saved_student / "config.json").write_text(json.dumps(config))
-    refused(tmp_path, lambda: merge_adapter(read_adapter(str(adapter)), tmp_path / "merged"), "in a quantized form")
+    refused(tmp_path, lambda: merge_adapter(str(adapter), tmp_path / "merged"), "in a quantized form")
 
 
 def test_what_is_no_adapter(tmp_path, saved_student):
-    refused(tmp_path, lambda: read_adapter(str(saved_student)), "is a whole model, there is nothing to merge")
-    refused(tmp_path, lambda: read_adapter(str(tmp_path / "none")), "no such folder")
+    refused(tmp_path, lambda: merge(saved_student, tmp_path), "is a whole model, there is nothing to merge")
+    refused(tmp_path, lambda: merge(tmp_path / "none", tmp_path), "no such folder")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path, lambda: read_adapter(str(tmp_path / "empty")), "is no adapter")
+    refused(tmp_path, lambda: merge(tmp_path / "empty", tmp_path), "is no adapter")
 
 
 def test_pickles_are_not_loaded(tmp_path, adapter, saved_student):
@@ -162,8 +158,8 @@ def test_pickles_are_not_loaded(tmp_path, adapter, saved_student):
     (adapter / "adapter_model.safetensors").unlink()
     torch.save({"x": Trap()}, adapter / "adapter_model.bin")
     for call in (
-        lambda: refuse_pickled_adapter(str(adapter)),
-        lambda: read_adapter(str(adapter)),
+        lambda: find_adapter_weights(str(adapter)),
+        lambda: merge(adapter, tmp_path),
         lambda: put_on(AutoModelForCausalLM.from_pretrained(saved_student), str(adapter)),
     ):
         refused(tmp_path, call, "pickled weights (adapter_model.bin) are not loaded")
@@ -173,5 +169,5 @@ def test_pickles_are_not_loaded(tmp_path, adapter, saved_student):
 def test_an_output_that_holds_something(tmp_path, adapter):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "thesis.tex").write_text("years of work")
-    refused(tmp_path, lambda: merge_adapter(read_adapter(str(adapter)), tmp_path / "kept"), "is not empty")
+    refused(tmp_path, lambda: merge_adapter(str(adapter), tmp_path / "kept"), "is not empty")
     assert (tmp_path / "kept" / "thesis.tex").read_text() == "years of work"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +11,7 @@ from edit_trl.common.errors import raise_problems
 from edit_trl.common.files import content_hash
 from edit_trl.evaluation.runs.schema import RunKind, RunRecord
 from edit_trl.models.cluster.cluster import Engine, engine_problems
-from edit_trl.models.loading import ModelSource
+from edit_trl.models.loading import NF4, ModelSource
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -79,7 +79,14 @@ class MeasuredModel:
     @property
     def source(self) -> ModelSource:
         """Where the model is loaded from, and how."""
-        return ModelSource(**{field.name: getattr(self, field.name) for field in fields(ModelSource)})
+        return ModelSource(
+            self.model,
+            dtype=self.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            attn_implementation=self.attn_implementation,
+            quantization=NF4 if self.load_in_4bit else None,
+        )
 
     def record(self, *, model_hash: str, settings: dict[str, Any], tasks: dict[str, str], data_hash: str) -> RunRecord:
         """Make the record of the run that is about to be measured; see `RunRecord`."""

@@ -17,7 +17,7 @@ DEFAULT_KEY = "OPENAI_API_KEY"
 
 
 def connect(url: str, key: str, timeout: float) -> AsyncOpenAI:
-    """A client of an endpoint, without retries of its own; nothing is sent yet.
+    """Make a client of an endpoint, without retries of its own; nothing is sent yet.
 
     Raises:
         InputError: The `openai` package is not installed.
@@ -39,7 +39,7 @@ def connect(url: str, key: str, timeout: float) -> AsyncOpenAI:
 
 
 def api_key(name: str | None, urls: Sequence[str]) -> str:
-    """The key in an environment variable; empty if there is none and all endpoints are on this machine.
+    """Return the key in an environment variable; empty if there is none and all endpoints are on this machine.
 
     Raises:
         InputError: There is no key, and some endpoint is on another machine.
@@ -54,12 +54,12 @@ def api_key(name: str | None, urls: Sequence[str]) -> str:
 
 
 def url_problem(url: str) -> str | None:
-    """The error message for a base URL that cannot be used; None for one that can."""
+    """Return the error message for a base URL that cannot be used; None for one that can."""
     parts = urlsplit(url)
-    if parts.scheme in ("http", "https") and parts.hostname and not parts.password:
-        return None
     if parts.password:
         return "a base URL holds a password; keys come from the environment (`api_key_env`)"
+    if parts.scheme in ("http", "https") and parts.hostname:
+        return None
     return f"base URL {url!r} is none; write it as http://127.0.0.1:8000/v1"
 
 

@@ -1,8 +1,8 @@
-"""Requests in, answers out: from the journal if they are there, else from the teacher, as fast as it can.
+"""The dispatcher takes answers from the journal, and asks the teacher for the others as fast as it can answer.
 
 Answers are journaled before they are read, since they were paid for. An attempt that may succeed later is
 repeated. A request that can never be answered is reported as a failure. When nothing is answered any more,
-the run stops and says how to resume it.
+the run stops, and the message says how to resume it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from edit_trl.common.errors import InputError
@@ -34,10 +35,10 @@ RESUME = "Everything answered so far is in the journal: run the same command aga
 # Waits of 0 to 1, 2, 4, ... seconds, with full jitter: requests that failed together are repeated apart.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 
-# When none of so many requests can ever be answered, the fault is not in the requests.
+# If the first so many requests can never be answered, the fault is not in the requests.
 _ALL_REFUSED = 20
 
-# Failing requests that must differ before the teacher is said to be at fault, not a request.
+# The number of different requests that must fail before the fault is the teacher's, not a request's.
 _SEVERAL = 5
 
 
@@ -85,20 +86,18 @@ class DispatchStats:
     """Counts of a dispatcher.
 
     Attributes:
-        asked: Requests so far.
-        answered: Requests with an answer.
+        asked: Requests received.
         from_journal: Answers read from the journal.
-        sent: Attempts made.
+        sent: Attempts, each of which sent a request to the teacher.
         failed: Requests that were given up.
         retries: Repeated attempts, by reason.
         models: Answers, by the model name that the endpoint gave.
-        prompt_tokens: Prompt tokens of all answers.
+        prompt_tokens: Prompt tokens of all answers, journaled ones included.
         completion_tokens: Completion tokens of all answers.
-        cost: The cost of all answers, journaled ones included.
+        cost: The cost of all answers.
     """
 
     asked: int = 0
-    answered: int = 0
     from_journal: int = 0
     sent: int = 0
     failed: int = 0
@@ -110,16 +109,16 @@ class DispatchStats:
 
 
 class Dispatcher:
-    """Has requests answered by one teacher.
+    """Sends requests to one teacher, and looks up those that it has answered before.
 
     Args:
         teacher: The teacher.
-        journal: Where answers are saved and looked up.
-        limits: See `Limits`.
+        journal: The journal, in which answers are saved and looked up.
+        limits: Limits of the requests.
 
     Attributes:
         stats: Counts over all runs of this dispatcher.
-        pacer: Knows how many requests are in flight, and how many may be.
+        pacer: Decides how many requests may be in flight.
     """
 
     def __init__(self, teacher: Teacher, journal: Journal, limits: Limits | None = None):
@@ -146,9 +145,6 @@ class Dispatcher:
         Requests are drawn only as there is room for them, so there may be arbitrarily many. Requests with
         the same key are sent once.
 
-        Args:
-            requests: The requests.
-
         Yields:
             An answer or a failure for each request.
 
@@ -164,14 +160,16 @@ class Dispatcher:
         source, unanswered = iter(requests), False
         try:
             while True:
-                for key, request, journaled in self._draw(source, waiting, tasks):
-                    if isinstance(journaled, int):
-                        task = asyncio.create_task(self._ask(key, request, journaled))
+                while self._stop is None and len(tasks) < self.limits.max_concurrency:
+                    if (request := next(source, None)) is None:
+                        break
+                    self.stats.asked += 1
+                    key = request.key(self.teacher)
+                    waiting.setdefault(key, []).append(request)
+                    if len(waiting[key]) == 1:
+                        task = asyncio.create_task(self._answer(key, request))
                         task.add_done_callback(done.put_nowait)
                         tasks.add(task)
-                    else:
-                        await asyncio.sleep(0)  # a long journal must not keep Ctrl-C from being heard
-                        yield journaled
                 if not tasks:
                     break
                 task = await done.get()
@@ -190,28 +188,9 @@ class Dispatcher:
         if self._stop is not None and (unanswered or next(source, None) is not None):
             raise self._stop
 
-    def _draw(
-        self, source: Iterator[ChatRequest], waiting: dict[str, list[ChatRequest]], tasks: set
-    ) -> Iterator[tuple[str, ChatRequest, Answer | Failure | int]]:
-        """Requests while there is room, each with its key and what the journal has of it."""
-        while self._stop is None and len(tasks) < self.limits.max_concurrency:
-            request = next(source, None)
-            if request is None:
-                return
-            self.stats.asked += 1
-            key = request.key(self.teacher)
-            if key in waiting:
-                waiting[key].append(request)
-                continue
-            journaled = self._from_journal(key, request)
-            if isinstance(journaled, int):
-                waiting[key] = [request]
-            yield key, request, journaled
-
-    def _from_journal(self, key: str, request: ChatRequest) -> Answer | Failure | int:
-        """The answer in the journal; without one, the number of attempts so far, or a failure."""
-        raws = self._journal.find(key)
-        reason = ""
+    async def _answer(self, key: str, request: ChatRequest) -> tuple[str, Answer | Failure | None]:
+        """Take the answer from the journal, or ask for it; None if the run stops first."""
+        raws, reason = self._journal.find(key), ""
         for raw in raws:
             try:
                 response = self.teacher.read(raw)
@@ -220,35 +199,34 @@ class Dispatcher:
                 continue
             self.stats.from_journal += 1
             self._count(key, response)
-            return Answer(request, response, fresh=False)
+            return key, Answer(request, response, fresh=False)
         if len(raws) >= self.limits.max_attempts:
-            self.stats.failed += 1
-            return Failure(request, reason)
-        return len(raws)
+            return key, Failure(request, reason)
+        return key, await self._ask(key, request, len(raws))
 
-    async def _ask(self, key: str, request: ChatRequest, attempts: int) -> tuple[str, Answer | Failure | None]:
-        """Try until there is an answer or a failure; None if the run stops first."""
+    async def _ask(self, key: str, request: ChatRequest, attempts: int) -> Answer | Failure | None:
+        """Try until there is an answer or a failure; `attempts` were made in earlier runs."""
         try:
             while True:
                 await self.pacer.acquire()
                 try:
-                    return key, await self._attempt(key, request)
+                    return await self._attempt(key, request)
                 except (TryAgain, MalformedResponse) as error:
                     turned_away = isinstance(error, TryAgain) and error.turned_away
                     attempts += not turned_away
                     if attempts >= self.limits.max_attempts:
-                        return key, Failure(request, f"{error} ({attempts} attempts)")
+                        return Failure(request, f"{error} ({attempts} attempts)")
                     self._check_health(key, turned_away, str(error))
                     await self._wait(error, attempts)
         except NoAnswer as error:
             if not self._reached and self.stats.failed >= _ALL_REFUSED:
                 self._give_up(f"not one of the first {_ALL_REFUSED} requests could be answered: {error}")
-            return key, Failure(request, str(error))
+            return Failure(request, str(error))
         except TeacherUnusable as error:
             self._give_up(str(error))
-            return key, None
         except PacerClosed:
-            return key, None
+            pass
+        return None
 
     async def _attempt(self, key: str, request: ChatRequest) -> Answer:
         started, tokens, congestion = time.monotonic(), 0, False
@@ -269,7 +247,6 @@ class Dispatcher:
         return Answer(request, response, fresh=True)
 
     def _count(self, key: str, response: ChatResponse) -> None:
-        self.stats.answered += 1
         if key in self._counted:  # the same request from another row is paid for once
             return
         self._counted.add(key)
@@ -278,12 +255,8 @@ class Dispatcher:
         self.stats.completion_tokens += response.completion_tokens
         self.stats.cost += self.limits.cost(response)
         if self.limits.max_cost is not None and self.stats.cost >= self.limits.max_cost:
-            self.stop(
-                BudgetSpent(
-                    f"`max_cost: {self.limits.max_cost}` is spent ({self.stats.cost:.4f}). {RESUME}, with a "
-                    "higher `max_cost`"
-                )
-            )
+            spent = f"`max_cost: {self.limits.max_cost}` is spent ({self.stats.cost:.4f})"
+            self.stop(BudgetSpent(f"{spent}. {RESUME}, with a higher `max_cost`"))
 
     def _check_health(self, key: str, turned_away: bool, reason: str) -> None:
         self._failing.add(key)
@@ -298,41 +271,39 @@ class Dispatcher:
     async def _wait(self, error: TryAgain | MalformedResponse, attempts: int) -> None:
         self.stats.retries[str(error)] += 1
         wait = random.uniform(0, min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempts))
-        asked = error.retry_after if isinstance(error, TryAgain) else None
-        if asked is not None:
-            if asked > self.limits.give_up_after:
-                self._give_up(f"it asks to wait for {asked:.0f} s ({error})")
-            self.pacer.pause(asked)
-            wait += asked
+        retry_after = error.retry_after if isinstance(error, TryAgain) else None
+        if retry_after is not None:
+            if retry_after > self.limits.give_up_after:
+                self._give_up(f"it asks to wait for {retry_after:.0f} s ({error})")
+            self.pacer.pause(retry_after)
+            wait += retry_after
         await self.pacer.sleep(wait)
 
 
-class stopped_by_signals:
-    """Context manager in which a first Ctrl-C stops dispatchers, and a second one interrupts as usual.
-
-    Requests in flight are waited for and journaled after the first.
+@contextmanager
+def stopped_by_signals(
+    dispatchers: Sequence[Dispatcher], loop: asyncio.AbstractEventLoop | None = None
+) -> Iterator[None]:
+    """Let a first Ctrl-C stop dispatchers, which wait for the requests in flight; a second one interrupts as usual.
 
     Args:
-        dispatchers: What is stopped.
+        dispatchers: The dispatchers to stop.
         loop: The event loop that they run in; the running one where None.
     """
+    loop = loop or asyncio.get_running_loop()
 
-    def __init__(self, dispatchers: Sequence[Dispatcher], loop: asyncio.AbstractEventLoop | None = None):
-        self._dispatchers = dispatchers
-        self._loop = loop or asyncio.get_running_loop()
+    def release() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
-    def __enter__(self) -> None:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            self._loop.add_signal_handler(name, self._stop)
-
-    def __exit__(self, *_: object) -> None:
-        self._release()
-
-    def _stop(self) -> None:
-        for dispatcher in self._dispatchers:
+    def stop() -> None:
+        for dispatcher in dispatchers:
             dispatcher.stop()
-        self._release()
+        release()
 
-    def _release(self) -> None:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            self._loop.remove_signal_handler(name)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        release()

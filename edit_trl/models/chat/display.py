@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol
 
@@ -28,25 +28,15 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display:
-    """Shows the progress, speed, outcomes and cost of each stage; a context manager and a `Watcher`.
+    """Shows the progress, speed, outcomes and cost of each stage on standard error; a context manager and a `Watcher`.
 
     Args:
         dispatchers: Dispatchers whose tokens and cost are shown.
-        live: Whether to draw on the terminal; where None, if standard error is one.
-        write: Receives plain lines.
     """
 
-    def __init__(
-        self,
-        dispatchers: Sequence[Dispatcher],
-        *,
-        live: bool | None = None,
-        write: Callable[[str], object] | None = None,
-    ):
+    def __init__(self, dispatchers: Sequence[Dispatcher]):
         self._dispatchers = dispatchers
-        self._live = sys.stderr.isatty() if live is None else live
-        self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
-        self._progress: Progress | None = None
+        self._progress = _progress() if sys.stderr.isatty() else None
         self._task: TaskID | None = None
         self._name = ""
         self._total = self._done = self._fresh = 0
@@ -54,8 +44,7 @@ class Display:
         self._started = self._last_line = 0.0
 
     def __enter__(self) -> Display:
-        if self._live:
-            self._progress = _progress()
+        if self._progress is not None:
             self._progress.start()
         return self
 
@@ -65,7 +54,7 @@ class Display:
         if self._progress is not None:
             self._progress.stop()
         elif kind is not None and self._total:
-            self._write(self._line())
+            self._print_line()
 
     def stage(self, name: str, total: int) -> None:
         """See `Watcher.stage`."""
@@ -86,9 +75,9 @@ class Display:
         now = time.monotonic()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES or self._done == self._total:
             self._last_line = now
-            self._write(self._line())
+            self._print_line()
 
-    def _line(self) -> str:
+    def _print_line(self) -> None:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = self._done / seconds
         parts = [f"{self._name}: {self._done} of {self._total}", f"{rate:.1f}/s"]
@@ -97,14 +86,13 @@ class Display:
         parts.append(_outcomes(self._counts))
         if self._fresh < self._done:
             parts.append(f"{self._done - self._fresh} from the journal")
-        if spent := self._spent():
-            parts.append(spent)
-        return "; ".join(part for part in parts if part)
+        parts.append(self._spent())
+        print("; ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
     def _spent(self) -> str:
         stats = [dispatcher.stats for dispatcher in self._dispatchers]
-        tokens = sum(one.prompt_tokens + one.completion_tokens for one in stats)
-        cost = sum(one.cost for one in stats)
+        tokens = sum(counts.prompt_tokens + counts.completion_tokens for counts in stats)
+        cost = sum(counts.cost for counts in stats)
         return f"{tokens:,} tokens" + (f", cost {cost:.2f}" if cost else "")
 
 
@@ -150,6 +138,6 @@ class Watcher(Protocol):
         """A request of the stage is done.
 
         Args:
-            outcome: What became of it, such as "unparsed".
+            outcome: The outcome, such as "unparsed".
             fresh: Whether it was answered now, rather than from the journal.
         """

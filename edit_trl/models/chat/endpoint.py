@@ -17,7 +17,9 @@ import difflib
 import email.utils
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -96,14 +98,13 @@ class OpenAICompatibleTeacher:
             self.address += " " + json.dumps(self._extra_body, sort_keys=True)
         self._key_name = api_key_env
         self._key = api_key(api_key_env, base_urls)
-        self._endpoints = [_Endpoint(url, connect(url, self._key, timeout)) for url in base_urls]
-        self._turn = 0
+        self._endpoints = deque(_Endpoint(url, connect(url, self._key, timeout)) for url in base_urls)
         self._make = partial(
             type(self), model, api_key_env=api_key_env, timeout=timeout, token_limit=token_limit, extra_body=extra_body
         )
 
     def makers(self) -> list[Callable[[], OpenAICompatibleTeacher]]:
-        """Functions that make the teacher in other processes, one per endpoint; keys are read there."""
+        """Return functions that make the teacher in other processes, one per endpoint; keys are read there."""
         return [partial(self._make, [endpoint.url]) for endpoint in self._endpoints]
 
     async def check(self) -> None:
@@ -119,11 +120,7 @@ class OpenAICompatibleTeacher:
         return await self._post("/chat/completions", self._body(request))
 
     async def complete(self, body: Mapping[str, Any]) -> RawResponse:
-        """Ask once for a completion of a text or of token ids; raises what `attempt` raises.
-
-        Args:
-            body: The request to `/completions`, without the model.
-        """
+        """Send a request to `/completions` once; `body` lacks the model. See `Teacher.attempt` for the errors."""
         return await self._post("/completions", {"model": self.model, **body} | self._extra_body)
 
     async def _post(self, path: str, content: Mapping[str, Any]) -> RawResponse:
@@ -151,12 +148,10 @@ class OpenAICompatibleTeacher:
     def read(self, raw: RawResponse) -> ChatResponse:
         """Read a chat completion; see `Teacher.read`."""
         body, choice = first_choice(raw)
-        message = choice.get("message")
-        text = message.get("content") if isinstance(message, dict) else None
-        refused = isinstance(message, dict) and message.get("refusal")
-        reason = choice.get("finish_reason")
-        if refused or reason == "content_filter":
-            return response_of(body, str(refused or text or ""), "refused")
+        message = choice["message"] if isinstance(choice.get("message"), dict) else {}
+        text, refusal, reason = message.get("content"), message.get("refusal"), choice.get("finish_reason")
+        if refusal or reason == "content_filter":
+            return response_of(body, str(refusal or text or ""), "refused")
         if text is None and reason == "length":
             text = ""  # cut off before the answer began, such as while a reasoning model was thinking
         if not isinstance(text, str):
@@ -186,18 +181,16 @@ class OpenAICompatibleTeacher:
         return body | self._extra_body
 
     def _next_endpoint(self) -> _Endpoint:
-        """The next endpoint in turn that can be reached; if none can, the one that was left alone longest."""
-        self._turn += 1
-        turn = self._turn % len(self._endpoints)
-        in_turn = self._endpoints[turn:] + self._endpoints[:turn]
+        """Return the next endpoint in turn that can be reached; if none can, the first to be tried again."""
+        self._endpoints.rotate(-1)
         now = time.monotonic()
-        return min(in_turn, key=lambda endpoint: max(endpoint.unhealthy_until - now, 0.0))
+        return min(self._endpoints, key=lambda endpoint: max(endpoint.unhealthy_until - now, 0.0))
 
     def _status_error(self, error: APIStatusError) -> Exception:
-        """The exception that an HTTP status stands for; see `Teacher.attempt`."""
-        said = f"{error.status_code}: {self._tell(error)}"
+        """Return the exception of an HTTP status; see `Teacher.attempt`."""
+        message = f"{error.status_code}: {self._message(error)}"
         if error.code == "insufficient_quota":
-            return TeacherUnusable(said)
+            return TeacherUnusable(message)
         if error.status_code in _TRY_AGAIN or error.status_code >= 500:
             congestion = error.status_code in (429, 503)
             return TryAgain(
@@ -207,20 +200,20 @@ class OpenAICompatibleTeacher:
                 retry_after=_retry_after(error.response.headers),
             )
         if error.status_code in _UNUSABLE:
-            return TeacherUnusable(f"{said}{self._hint(error.status_code)}")
-        if "max_completion_tokens" in said and self._token_limit != "max_completion_tokens":
-            return TeacherUnusable(f"{said}; set `token_limit: max_completion_tokens`")
-        if any(words in said.lower() for words in _CONTEXT_WORDS):
+            return TeacherUnusable(f"{message}{self._hint(error.status_code)}")
+        if "max_completion_tokens" in message and self._token_limit != "max_completion_tokens":
+            return TeacherUnusable(f"{message}; set `token_limit: max_completion_tokens`")
+        if any(words in message.lower() for words in _CONTEXT_WORDS):
             return NoAnswer("longer than the model's context")
-        return NoAnswer(f"status {said}")
+        return NoAnswer(f"status {message}")
 
     def _hint(self, status: int) -> str:
         if status == 404:
             return f"; is the base URL right ({self.address}), and the model {self.model!r}?"
         return f"; look at the key in the environment variable {self._key_name}"
 
-    def _tell(self, error: Exception) -> str:
-        """The endpoint's error message in one line, without the key."""
+    def _message(self, error: Exception) -> str:
+        """Return the endpoint's error message on one line, without the key."""
         text = " ".join(str(getattr(error, "message", error)).split())
         return text.replace(self._key, "***")[:300] if self._key else text[:300]
 
@@ -238,7 +231,7 @@ class OpenAICompatibleTeacher:
         except openai.APIStatusError as error:
             if error.status_code in (401, 403):
                 raise InputError(
-                    f"{endpoint.url} refuses the key ({error.status_code}: {self._tell(error)})"
+                    f"{endpoint.url} refuses the key ({error.status_code}: {self._message(error)})"
                     f"{self._hint(error.status_code)}"
                 ) from error
             return  # the endpoint lists no models: the first request will show whether it has this one
@@ -260,7 +253,7 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 def first_choice(raw: RawResponse) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The body of a response, and the first of its `choices`.
+    """Return the body of a response, and the first of its `choices`.
 
     Raises:
         MalformedResponse: The body is not JSON, or has no choice.
@@ -276,27 +269,20 @@ def first_choice(raw: RawResponse) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def response_of(body: Mapping[str, Any], text: str, reason: FinishReason) -> ChatResponse:
-    """A response with the model and the token counts that the endpoint reports."""
-    usage = body.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    counts = [
-        count if isinstance(count, int) else 0 for count in (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    ]
+    """Make a response with the model and the token counts that the endpoint reports."""
+    usage = body["usage"] if isinstance(body.get("usage"), dict) else {}
+    reported = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    counts = [count if isinstance(count, int) else 0 for count in reported]
     # JSON can hold half of a surrogate pair, which cannot be saved as UTF-8.
     text = text.encode("utf-8", "replace").decode()
     return ChatResponse(text, reason, str(body.get("model") or ""), *counts)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds to wait that a response asks for; the header holds seconds or a date."""
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    try:
+    """Return how many seconds a response asks to wait; the header holds seconds or a date."""
+    value = headers.get("retry-after", "")
+    with suppress(ValueError):
         return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+    return None

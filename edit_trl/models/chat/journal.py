@@ -104,7 +104,7 @@ class Journal:
         return self._reading.execute("SELECT count(*) FROM responses").fetchone()[0]
 
     def find(self, key: str) -> list[RawResponse]:
-        """All responses to a request, in the order in which they were received.
+        """Return all responses to a request, in the order in which they were received.
 
         Raises:
             JournalError: The file is damaged.
@@ -135,18 +135,16 @@ class Journal:
 
     def _write_all(self) -> None:
         """Commit everything added since the last commit at once, to wait for the disk once per batch."""
-        while (write := self._queue.get()) is not None:
-            writes = [write]
-            last = False
+        is_open = True
+        while is_open:
+            writes = [self._queue.get()]
             while not self._queue.empty():
-                more = self._queue.get()
-                if more is None:
-                    last = True
-                    break
-                writes.append(more)
-            self._commit(writes)
-            if last:
-                return
+                writes.append(self._queue.get())
+            if writes[-1] is None:  # nothing is added after `close`
+                is_open = False
+                writes.pop()
+            if writes:
+                self._commit(writes)
 
     def _commit(self, writes: list[_Write]) -> None:
         error: JournalError | None = None

@@ -1,20 +1,21 @@
-"""How hard a teacher is asked, and for how much money."""
+"""Limits of the requests to a teacher: rate, attempts and money."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edit_trl.common.checks import at_least, not_negative, positive
 from edit_trl.common.errors import InputError
 from edit_trl.models.chat.protocol import ChatResponse
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How hard a teacher is asked, and for how much money.
+    """Limits of the requests to a teacher.
 
     Attributes:
-        max_concurrency: The most requests in flight; fewer are while the endpoint cannot take as many.
-        max_attempts: How often a request is tried; being told to slow down does not count.
+        max_concurrency: The most requests in flight; there are fewer while the endpoint cannot take as many.
+        max_attempts: How often a request is tried; a request to slow down does not count.
         requests_per_minute: The rate of requests; None for no limit.
         tokens_per_minute: The rate of prompt and completion tokens together; None for no limit.
         give_up_after: Seconds of nothing but failures after which the run stops.
@@ -37,22 +38,21 @@ class Limits:
 
     def __post_init__(self) -> None:
         problems = [
-            f"`{name}` must be at least 1, got {getattr(self, name)}"
-            for name in ("max_concurrency", "max_attempts")
-            if getattr(self, name) < 1
+            *at_least(1, max_concurrency=self.max_concurrency, max_attempts=self.max_attempts),
+            *positive(
+                requests_per_minute=self.requests_per_minute,
+                tokens_per_minute=self.tokens_per_minute,
+                give_up_after=self.give_up_after,
+                max_cost=self.max_cost,
+            ),
+            *not_negative(prompt_price=self.prompt_price, completion_price=self.completion_price),
         ]
-        for name in ("requests_per_minute", "tokens_per_minute", "give_up_after", "max_cost"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                problems.append(f"`{name}` must be positive, got {getattr(self, name)}")
-        for name in ("prompt_price", "completion_price"):
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                problems.append(f"`{name}` cannot be negative, got {getattr(self, name)}")
         if self.max_cost is not None and self.prompt_price is None and self.completion_price is None:
             problems.append("`max_cost` needs a price: set `prompt_price` and `completion_price` (per million tokens)")
         if problems:
             raise InputError(problems)
 
     def cost(self, response: ChatResponse) -> float:
-        """The cost of an answer."""
+        """Return the cost of an answer."""
         prompt, completion = self.prompt_price or 0.0, self.completion_price or 0.0
         return (response.prompt_tokens * prompt + response.completion_tokens * completion) / 1e6

@@ -5,8 +5,7 @@ continuous batching instead.
 
 A last message of the assistant is continued. Its text is appended to the template's own beginning of an
 answer rather than rendered by the template, which may strip it, so it stands where the model would have
-written it. What is kept is text: the reader joins prefix and continuation as text and tokenizes them
-together.
+written it. Answers are text: their reader joins the beginning and its continuation, and tokenizes them together.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from edit_trl.models.chat.protocol import (
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import Engine, Stream
 from edit_trl.models.identity import model_hash
-from edit_trl.models.loading import load_student
+from edit_trl.models.loading import ModelSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,7 +54,7 @@ class _Waiting(NamedTuple):
 
 
 class TransformersTeacher:
-    """A `Teacher` whose model is loaded in this process, by the first `check` or `attempt`.
+    """A `Teacher` whose model is loaded in this process by the first `check` or `attempt`.
 
     Args:
         model: A path or Hub id, of a model or of a PEFT adapter, which is merged into its base.
@@ -79,11 +78,11 @@ class TransformersTeacher:
 
     @cached_property
     def address(self) -> str:
-        """The identity of the weights, on which answers depend beside the model's name."""
+        """The hash of the weights, on which answers depend beside the model's name."""
         return f"weights {model_hash(self.model)}"
 
     def makers(self) -> list[Callable[[], TransformersTeacher]]:
-        """Functions that make the same teacher in other processes; the one may be called in each of them."""
+        """Return a single function that makes the same teacher in any number of other processes."""
         return [self._make]
 
     async def check(self) -> None:
@@ -132,7 +131,7 @@ class TransformersTeacher:
 
     def _load(self) -> None:
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-        model, tokenizer = load_student(self.model, dtype=dtype)
+        model, tokenizer = ModelSource(self.model, dtype=dtype).load()
         self._engine = Engine(model.merge_and_unload() if is_peft_model(model) else model, tokenizer)
         if tokenizer.chat_template is None:
             logger.warning(f"{self.model} has no chat template: prompts are sent as plain text")
@@ -146,8 +145,8 @@ class TransformersTeacher:
         while self._waiting:
             await asyncio.sleep(_GATHER)
             sampling = self._waiting[0].request.sampling
-            batch = [one for one in self._waiting if one.request.sampling == sampling][: self._batch_size]
-            self._waiting = [one for one in self._waiting if one not in batch]
+            batch = [waiting for waiting in self._waiting if waiting.request.sampling == sampling][: self._batch_size]
+            self._waiting = [waiting for waiting in self._waiting if waiting not in batch]
             started = time.monotonic()
             try:
                 outputs = await asyncio.to_thread(self._generate, batch)
@@ -218,7 +217,7 @@ class TransformersTeacher:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """The token ids of a conversation, up to where the model writes.
+    """Return the token ids of a conversation, up to where the model writes.
 
     Args:
         tokenizer: Without a chat template, messages are joined as plain text.
@@ -226,11 +225,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[st
     """
     *earlier, last = messages
     beginning = last["content"] if last["role"] == "assistant" else ""
-    asked = earlier if last["role"] == "assistant" else list(messages)
+    complete = earlier if last["role"] == "assistant" else list(messages)
     if tokenizer.chat_template is None:
-        text = "\n\n".join(message["content"] for message in asked) + "\n"
+        text = "\n\n".join(message["content"] for message in complete) + "\n"
         return tokenizer(text + beginning)["input_ids"]
-    text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(complete, add_generation_prompt=True, tokenize=False)
     return tokenizer(text + beginning, add_special_tokens=False)["input_ids"]
 
 
@@ -239,6 +238,6 @@ def _decoding(sampling: Sampling) -> Decoding:
 
 
 def _draw_seed(request: ChatRequest) -> int:
-    """The seed of a request's own random numbers, whatever batch it is answered in."""
+    """Return the seed of a request's own random numbers, which do not depend on its batch."""
     name = f"{request.seed} {request.sample} {request.messages}"
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class EndpointArguments:
     extra_body: dict[str, Any] | None = None
 
     def endpoint(self, model: str | None = None, base_urls: Sequence[str] | None = None) -> OpenAICompatibleTeacher:
-        """The model behind its endpoints, or another model with the same options; nothing is sent yet."""
+        """Return the model behind its endpoints, or another with the same options; nothing is sent yet."""
         return OpenAICompatibleTeacher(
             model or self.model or "",
             base_urls or self.base_urls or (),
@@ -40,10 +40,3 @@ class EndpointArguments:
             token_limit=self.token_limit,
             extra_body=self.extra_body,
         )
-
-    def not_positive(self, *names: str) -> Iterator[str]:
-        """An error message for each of these options that is given and not positive."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                yield f"`{name}` must be positive, got {value}"

@@ -1,4 +1,4 @@
-"""How many requests are in flight, and how fast they are sent.
+"""The number of requests in flight, and the rate at which they are sent.
 
 The limit of requests in flight follows TCP's slow start and AIMD. It doubles every round trip, is halved when
 the endpoint says "too many" or does not answer in time, and then grows by one per round trip. It also stops
@@ -10,7 +10,7 @@ import time
 from collections import deque
 
 START = 8
-# When answers are this many times slower than at best, more requests at once would only wait longer.
+# The number of requests in flight grows no more when answers are so many times slower than at best.
 SLOW = 3.0
 _SMOOTHING = 0.1
 

@@ -56,7 +56,7 @@ class ChatRequest:
     seed: int | None = None
 
     def key(self, teacher: Teacher) -> str:
-        """The key of the answer in the journal: a hash of everything that may change it."""
+        """Return the key of the answer in the journal: a hash of everything that may change it."""
         parts = asdict(self) | {"model": teacher.model, "address": teacher.address}
         del parts["row_id"]
         text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -100,7 +100,7 @@ class Teacher(Protocol):
 
     Attributes:
         model: The name of the model.
-        address: What else an answer depends on, such as base URLs or weights; never an API key.
+        address: Whatever else an answer depends on, such as base URLs or weights; never an API key.
     """
 
     model: str
@@ -138,10 +138,9 @@ class Teacher(Protocol):
 
 
 class TryAgain(Exception):
-    """An attempt failed, and a later one may succeed.
+    """An attempt failed, and a later one may succeed; the message is short, such as "status 429".
 
     Attributes:
-        reason: Such as "429 Too Many Requests".
         congestion: Whether too many requests were in flight.
         turned_away: Whether the endpoint rejected the request unread, so that it does not count as an attempt.
         retry_after: Seconds that the endpoint asks to wait; None if it does not say.
@@ -151,7 +150,6 @@ class TryAgain(Exception):
         self, reason: str, *, congestion: bool = False, turned_away: bool = False, retry_after: float | None = None
     ):
         super().__init__(reason)
-        self.reason = reason
         self.congestion = congestion
         self.turned_away = turned_away
         self.retry_after = retry_after

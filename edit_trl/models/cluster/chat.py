@@ -46,17 +46,17 @@ def on_ray(teachers: Mapping[str, Teacher], actors: int | None, calls: int) -> d
     """
     connect()
     moved: dict[str, Teacher] = {}
-    local = {who: one for who, one in teachers.items() if not isinstance(one, OpenAICompatibleTeacher)}
+    local = {role: teacher for role, teacher in teachers.items() if not isinstance(teacher, OpenAICompatibleTeacher)}
     if local:
         count, resources = places(actors)
-        make = partial(host, {who: (one.makers()[0], one.address) for who, one in local.items()})
+        make = partial(host, {role: (teacher.makers()[0], teacher.address) for role, teacher in local.items()})
         pool = RayPool([make] * count, resources, calls=calls, errors=_ERRORS)
-        moved |= {who: RayTeacher(one, pool, who) for who, one in local.items()}
-    for who, one in teachers.items():
-        if who not in local:
-            makers = [partial(host, {who: (make, None)}) for make in one.makers()]
+        moved |= {role: RayTeacher(teacher, pool, role) for role, teacher in local.items()}
+    for role, teacher in teachers.items():
+        if role not in local:
+            makers = [partial(host, {role: (make, None)}) for make in teacher.makers()]
             pool = RayPool(makers, {}, calls=calls, errors=_ERRORS, passing=(TryAgain,))
-            moved[who] = RayTeacher(one, pool, who, everywhere=True)
+            moved[role] = RayTeacher(teacher, pool, role, everywhere=True)
     return moved
 
 
@@ -66,13 +66,13 @@ class RayTeacher:
     Args:
         here: The same teacher in this process, which reads the answers.
         pool: A pool of `TeacherHost`s.
-        who: The teacher's role in them.
+        role: The teacher's role in them.
         everywhere: Whether all hosts must be ready before the first request.
     """
 
-    def __init__(self, here: Teacher, pool: RayPool, who: str, *, everywhere: bool = False):
+    def __init__(self, here: Teacher, pool: RayPool, role: str, *, everywhere: bool = False):
         self.model, self.address = here.model, here.address
-        self._here, self._pool, self._who, self._everywhere = here, pool, who, everywhere
+        self._here, self._pool, self._role, self._everywhere = here, pool, role, everywhere
 
     async def check(self) -> None:
         """See `Teacher.check`."""
@@ -80,7 +80,7 @@ class RayTeacher:
 
     async def attempt(self, request: ChatRequest) -> RawResponse:
         """See `Teacher.attempt`."""
-        return await self._pool.call("attempt", self._who, request)
+        return await self._pool.call("attempt", self._role, request)
 
     def read(self, raw: RawResponse) -> ChatResponse:
         """See `Teacher.read`."""
@@ -93,18 +93,14 @@ class RayTeacher:
 
 
 class TeacherHost:
-    """The teachers of one actor.
-
-    Args:
-        teachers: The teachers by role.
-    """
+    """The teachers of one actor, by role."""
 
     def __init__(self, teachers: Mapping[str, Teacher]):
         self._teachers = teachers
 
-    async def attempt(self, who: str, request: ChatRequest) -> RawResponse:
+    async def attempt(self, role: str, request: ChatRequest) -> RawResponse:
         """See `Teacher.attempt`."""
-        return await self._teachers[who].attempt(request)
+        return await self._teachers[role].attempt(request)
 
 
 async def host(makers: Mapping[str, tuple[Callable[[], Teacher], str | None]]) -> TeacherHost:
@@ -117,11 +113,11 @@ async def host(makers: Mapping[str, tuple[Callable[[], Teacher], str | None]]) -
     Raises:
         InputError: A teacher cannot be reached or loaded, or has another address here.
     """
-    teachers = {who: make() for who, (make, _) in makers.items()}
-    for who, (_, address) in makers.items():
-        if address not in (None, teachers[who].address):
+    teachers = {role: make() for role, (make, _) in makers.items()}
+    for role, (_, address) in makers.items():
+        if address not in (None, teachers[role].address):
             raise InputError(
-                f"{teachers[who].model} has other weights than where the command runs; put the same on every "
+                f"{teachers[role].model} has other weights than where the command runs; put the same on every "
                 "machine, or a folder that all of them share"
             )
     await asyncio.gather(*(teacher.check() for teacher in teachers.values()))

@@ -20,7 +20,7 @@ _START = "`ray start --head` starts one here, `ray start --address HEAD:6379` ad
 
 
 def engine_problems(engine: Engine, actors: int | None, device: str | None = None) -> Iterator[str]:
-    """The error messages for these options, judged by themselves."""
+    """Yield the error messages of these options, as far as they depend on no cluster."""
     if actors is not None and engine != "ray":
         yield "`actors` is for `engine: ray`"
     yield from at_least(1, actors=actors)
@@ -69,14 +69,14 @@ def _knock(address: str) -> None:
 
 
 def places(actors: int | None, *, cpu: bool = False) -> tuple[int, dict[str, float]]:
-    """How many actors a model gets, and the resources that each takes.
+    """Return how many actors a model gets, and the resources that each takes.
 
     Args:
-        actors: How many are asked for. Where None, one per GPU; in a cluster without GPUs, one per machine with CPUs.
+        actors: How many the recipe sets. Where None, one per GPU; in a cluster without GPUs, one per machine with CPUs.
         cpu: Use CPUs only.
 
     Returns:
-        The number of actors, and Ray's options for the resources of each.
+        The number of actors, and the resources of each as options of Ray.
 
     Raises:
         InputError: There is no room for so many.
@@ -97,7 +97,7 @@ def places(actors: int | None, *, cpu: bool = False) -> tuple[int, dict[str, flo
 
 
 def nodes_of_cluster() -> dict[str, dict[str, float]]:
-    """The resources of each machine of the cluster, by its node id."""
+    """Return the resources of each machine of the cluster, by its node id."""
     import ray
 
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}

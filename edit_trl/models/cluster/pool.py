@@ -133,14 +133,9 @@ class RayPool:
         passing: tuple[type[Exception], ...] = (),
     ):
         connect()
-        from ray import exceptions
+        from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
 
-        self._lost = (
-            exceptions.RayActorError,
-            exceptions.NodeDiedError,
-            exceptions.ObjectLostError,
-            exceptions.OutOfMemoryError,
-        )
+        self._lost = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)
         self._resources, self._calls, self._errors, self._passing = resources, calls, errors, passing
         nodes = itertools.cycle([None] if resources else sorted(nodes_of_cluster()))
         self._seats = [_Seat(make, node) for make, node in zip(makers, nodes, strict=False)]

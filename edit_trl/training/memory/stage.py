@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, brief
 from edit_trl.training.memory.estimate import MemoryEstimate, estimate_memory
 
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ def _student_config(run: "RunArguments") -> PretrainedConfig:
             student, revision=run.model.model_revision, trust_remote_code=run.training.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split("\n")[:2])
-        raise InputError(f"`model_name_or_path: {student}`: its configuration cannot be read: {reason}") from error
+        raise InputError(
+            f"`model_name_or_path: {student}`: its configuration cannot be read: {brief(error)}"
+        ) from error
 
 
 def _mixed_precision(run: "RunArguments") -> torch.dtype | None:
