@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.hub_ids import refuse_missing_path
-from edit_trl.data.answers import AnswerType, check_answer
+from edit_trl.data.answers import AnswerType, check_answer, infer_answer_type
 from edit_trl.data.files import load_folder, load_from_hub, read_parquet, read_rows
 from edit_trl.data.row import rows_of
 from edit_trl.data.row_checks import checked_mapping
@@ -38,6 +38,11 @@ class Question:
     answer_type: AnswerType | None = None
     task: str | None = None
     task_description: str | None = None
+
+    @property
+    def kind(self) -> AnswerType:
+        """The type of the answer, inferred where the question does not name it."""
+        return self.answer_type or infer_answer_type(self.answer)
 
 
 def read_questions(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edit_trl.common.checks import at_least
 from edit_trl.common.errors import InputError
-from edit_trl.data.answers import extract_answer, infer_answer_type
+from edit_trl.data.answers import extract_answer
 from edit_trl.data.questions import Question
 from edit_trl.key_steps import locate_key_steps
 
@@ -98,8 +98,7 @@ def filter_pairs(pairs: Sequence[ChainPair], bounds: Bounds) -> tuple[list[Chain
 def _reason(pair: ChainPair, bounds: Bounds) -> str | None:
     if pair.chosen == pair.rejected:
         return "chosen equals rejected"
-    kind = pair.question.answer_type or infer_answer_type(pair.question.answer)
-    answers = [extract_answer(chain, kind) for chain in (pair.chosen, pair.rejected)]
+    answers = [extract_answer(chain, pair.question.kind) for chain in (pair.chosen, pair.rejected)]
     if all(answers) and answers[0].value == answers[1].value:
         return "same answer on both sides"
     shorter, longer = sorted((len(pair.chosen), len(pair.rejected)))

@@ -81,7 +81,7 @@ async def make_pivots(
         tallies[chain.question, ""].add(chain.text, chain.outcome)
     reasons = _unsearchable(questions, open_questions, tallies, pivots.right_after)
     for question, reason in reasons.items():
-        generation.dropped.setdefault(reason, []).append(question.id)
+        generation.drop(reason, [question.id])
     searches = [Search(chain, step_ends(chain.text)) for chain in wrong if chain.question not in reasons]
     await _bisect(searches, tallies, rollouts, pivots.right_after)
     if pivots.confirm_pivots:
@@ -240,8 +240,7 @@ def _collect(searches: Sequence[Search], tallies: Mapping[Place, Tally], generat
     for search in searches:
         pair = None if search.dropped else search.pair(tallies)
         if pair is None:
-            reason = search.dropped or "every right continuation repeats the step"
-            generation.dropped.setdefault(reason, []).append(search.id)
+            generation.drop(search.dropped or "every right continuation repeats the step", [search.id])
             continue
         generation.pairs.append(pair)
         generation.pivots.append(search.pivot(tallies))

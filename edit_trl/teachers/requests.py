@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edit_trl.common.errors import InputError
-from edit_trl.data.answers import AnswerType, check_answer, extract_answer, infer_answer_type
+from edit_trl.data.answers import check_answer
+from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.dispatch import Answer, Dispatcher
 from edit_trl.models.chat.display import Watcher
 from edit_trl.models.chat.protocol import ChatRequest, ChatResponse, Sampling, Stage
 from edit_trl.teachers.generation import Chain, Generation, Outcome, PipelineOptions
 from edit_trl.teachers.prompts import TemplateName, Templates, read_chain
+
+# The stages of the templates that are not called as their stage is.
+_STAGES: dict[TemplateName, Stage] = {"rectify_minimal": "rectify", "conclude": "check", "judge": "check"}
 
 Slot = tuple[Question, int]
 """Identifies a request of a stage: its question, and its number among the requests of that question."""
@@ -48,27 +52,37 @@ class Requests:
 
     def make(
         self,
-        stage: Stage,
         template: TemplateName,
         question: Question,
-        prompt: str,
         sample: int,
+        *,
         number: int | None = None,
         temperature: float | None = None,
+        exemplars: Iterable[Exemplar] = (),
+        **values: str,
     ) -> ChatRequest:
-        """Make a request; `number` is that of its slot, `sample` by default."""
-        options = self.options
+        """Make a request.
+
+        Args:
+            template: The template of its prompt.
+            question: The question.
+            sample: Number of the request among those with the same prompt.
+            number: The number of its slot, `sample` by default.
+            temperature: The temperature; by default that of the template.
+            exemplars: See `Templates.fill`.
+            values: See `Templates.fill`.
+        """
+        options, is_student = self.options, template == "student"
         # No system prompt for the student: rows have none, and its mistakes should be those it makes on rows.
-        system = [("system", options.system_prompt)] if options.system_prompt and stage != "student" else []
+        system = [("system", options.system_prompt)] if options.system_prompt and not is_student else []
         if temperature is None:
-            temperature = options.student_temperature if stage == "student" else options.temperature
-            temperature = 0.0 if stage == "label" else temperature
+            temperature = options.student_temperature if is_student else options.temperature
         return ChatRequest(
-            stage=stage,
+            stage=_STAGES.get(template, template),
             # The number tells requests of one question apart; it is neither sent nor part of the journal's key.
             row_id=f"{sample if number is None else number}\t{question.id}",
             template=self.templates.version(template),
-            messages=(*system, ("user", prompt)),
+            messages=(*system, ("user", self.templates.fill(template, question, exemplars, **values))),
             sampling=Sampling(temperature, options.top_p, options.max_tokens),
             sample=sample,
             seed=options.seed + sample if options.send_seed else None,
@@ -121,16 +135,7 @@ def answer_outcome(slot: Slot, response: ChatResponse, prefix: str = "") -> Outc
     if response.finish_reason == "length":
         return "cut off"
     question = slot[0]
-    kind = answer_type_of(question)
-    text = read_chain(prefix + response.text)
-    if extract_answer(text, kind) is None:
-        return "unparsed"
-    return check_answer(text, question.answer, kind).verdict
-
-
-def answer_type_of(question: Question) -> AnswerType:
-    """The type of a question's answer; inferred where the question does not name it."""
-    return question.answer_type or infer_answer_type(question.answer)
+    return check_answer(read_chain(prefix + response.text), question.answer, question.answer_type).verdict
 
 
 def chains_of(answers: Mapping[Slot, ChatResponse], source: str) -> list[Chain]:

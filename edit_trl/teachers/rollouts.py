@@ -88,11 +88,10 @@ class Rollouts:
     def _make(self, places: Sequence[Place], count: int) -> dict[Slot, tuple[Place, ChatRequest]]:
         requests: dict[Slot, tuple[Place, ChatRequest]] = {}
         for index, (question, prefix) in enumerate(places):
-            prompt = self.requests.templates.student(question)
             first = self._next_sample[question, prefix]
             for draw in range(count):
                 number = index * count + draw
-                request = self.requests.make("student", "student", question, prompt, first + draw, number)
+                request = self.requests.make("student", question, first + draw, number=number)
                 if prefix:
                     request = replace(request, messages=(*request.messages, ("assistant", prefix)))
                 requests[question, number] = (question, prefix), request
