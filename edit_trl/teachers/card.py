@@ -78,7 +78,7 @@ def _pivot_values(generation: Generation, stats: Mapping[str, DispatchStats]) ->
         "samples": samples.total(),
         "correct": samples["correct"],
         "wrong": samples["wrong"],
-        "rollouts": sum(of.total() for stage, of in generation.counts.items() if stage != "samples"),
+        "rollouts": sum(outcomes.total() for stage, outcomes in generation.counts.items() if stage != "samples"),
         "steps": len(pivots),
         "tokens": stats["student"].completion_tokens,
         "right_before": sum(pivot.right_before for pivot in pivots) / sum(pivot.drawn_before for pivot in pivots),

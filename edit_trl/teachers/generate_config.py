@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError
-from edit_trl.common.options import convert, hints_of, read_yaml
+from edit_trl.common.options import build, convert, find_beside, hints_of, read_yaml
 from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.questions import Question, read_questions
 from edit_trl.models.chat.dispatch import Limits
@@ -32,7 +33,7 @@ _TEACHER_OPTIONS = (
     *("prompt_price", "completion_price", "max_cost"),
 )
 _PROBLEM_OPTIONS = ("families", "rows", "difficulty")
-
+_FILES = ("dataset_name", "task_descriptions", "exemplars")
 
 CLASSES = (EndpointArguments, GenerateArguments, PipelineOptions, PivotOptions, Bounds, Limits)
 HIDDEN = ("bounds",)  # its fields are options themselves
@@ -66,33 +67,29 @@ class GenerateConfig:
         Raises:
             InputError: Rows that are not questions; all of them.
         """
-        limit = self.arguments.limit
-        if self.arguments.teacher == "procedural":
-            return teacher.questions()[:limit] if isinstance(teacher, ProceduralChat) else []
-        if self.arguments.dataset_name is None:
-            return self._problems().questions()[:limit]
-        configs = self.arguments.dataset_config
-        if not isinstance(configs, list):
-            return self._read(configs, self.arguments.task)
-        return [
-            replace(question, id=f"{config}/{question.id}")
-            for config in configs
-            for question in self._read(config, config)
-        ]
-
-    def _read(self, config: str | None, task: str | None) -> list[Question]:
         arguments = self.arguments
-        return read_questions(
+        if arguments.teacher == "procedural":
+            return teacher.questions()[: arguments.limit] if isinstance(teacher, ProceduralChat) else []
+        if arguments.dataset_name is None:
+            return self._problems().questions()[: arguments.limit]
+        read = partial(
+            read_questions,
             arguments.dataset_name,
-            name=config,
             split=arguments.dataset_split,
             column_mapping=arguments.column_mapping,
             answer_after=arguments.answer_after,
             answer_type=arguments.answer_type,
-            task=task,
             task_descriptions=_descriptions(arguments.task_descriptions),
             limit=arguments.limit,
         )
+        configs = arguments.dataset_config
+        if not isinstance(configs, list):
+            return read(name=configs, task=arguments.task)
+        return [
+            replace(question, id=f"{config}/{question.id}")
+            for config in configs
+            for question in read(name=config, task=config)
+        ]
 
     def templates(self) -> Templates:
         """The prompt templates: the package's, or the recipe's where it names one."""
@@ -156,27 +153,20 @@ def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) ->
         InputError: Everything that is wrong with the recipe.
     """
     values = {**(read_yaml(path) if path else {}), **options}
-    if "stages" in values or "model_name_or_path" in values:
-        raise InputError(f"{path or 'these options'}: this is a recipe of `edit-trl train`, not of generate")
-    if "runs" in values:
-        raise InputError(f"{path or 'these options'}: this is a recipe of `edit-trl judge`, not of generate")
+    for name, command in (("stages", "train"), ("model_name_or_path", "train"), ("runs", "judge")):
+        if name in values:
+            raise InputError(f"{path or 'these options'}: this is a recipe of `edit-trl {command}`, not of generate")
     converted, problems = convert(values, OPTIONS)
     if converted.get("pivots"):
         converted.setdefault("teacher", "none")
+    classes = (GenerateArguments, Bounds, Limits, PipelineOptions, PivotOptions)
     problems += _misplaced(converted)
-    built: dict[type, Any] = {}
-    # PipelineOptions hold the bounds, so the bounds come first.
-    for cls in (GenerateArguments, Bounds, Limits, PipelineOptions, PivotOptions):
-        names = {field.name for field in fields(cls)} - {"bounds"}
-        more = {"bounds": built[Bounds]} if cls is PipelineOptions and Bounds in built else {}
-        try:
-            built[cls] = cls(**{name: value for name, value in converted.items() if name in names}, **more)
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(problems, heading=f"{path or 'command line'}:")
-    arguments = _beside(built[GenerateArguments], Path(path).parent if path else Path())
-    return GenerateConfig(converted, arguments, built[PipelineOptions], built[PivotOptions], built[Limits])
+    arguments, bounds, limits, pipeline, pivots = build(classes, converted, problems, f"{path or 'command line'}:")
+    folder = Path(path).parent if path else Path()
+    files = {name: find_beside(getattr(arguments, name), folder) for name in _FILES}
+    if arguments.templates:
+        files["templates"] = {name: find_beside(file, folder) for name, file in arguments.templates.items()}
+    return GenerateConfig(converted, replace(arguments, **files), replace(pipeline, bounds=bounds), pivots, limits)
 
 
 def is_generate_recipe(path: str | Path) -> bool:
@@ -206,22 +196,6 @@ def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _named(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _beside(arguments: GenerateArguments, folder: Path) -> GenerateArguments:
-    """The arguments with files that only exist beside the recipe named by their path there."""
-
-    def find(file: str | None) -> str | None:
-        if file is None or Path(file).exists() or not (folder / file).exists():
-            return file
-        return str(folder / file)
-
-    values = {field.name: getattr(arguments, field.name) for field in fields(arguments)}
-    for name in ("dataset_name", "task_descriptions", "exemplars"):
-        values[name] = find(values[name])
-    if values["templates"]:
-        values["templates"] = {name: find(file) for name, file in values["templates"].items()}
-    return GenerateArguments(**values)
 
 
 def _descriptions(file: str | None) -> dict[str, str]:

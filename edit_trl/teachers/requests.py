@@ -61,17 +61,7 @@ class Requests:
         exemplars: Iterable[Exemplar] = (),
         **values: str,
     ) -> ChatRequest:
-        """Make a request.
-
-        Args:
-            template: The template of its prompt.
-            question: The question.
-            sample: Number of the request among those with the same prompt.
-            number: The number of its slot, `sample` by default.
-            temperature: The temperature; by default that of the template.
-            exemplars: See `Templates.fill`.
-            values: See `Templates.fill`.
-        """
+        """Make a request; `number` is that of its slot, `sample` by default. For the prompt see `Templates.fill`."""
         options, is_student = self.options, template == "student"
         # No system prompt for the student: rows have none, and its mistakes should be those it makes on rows.
         system = [("system", options.system_prompt)] if options.system_prompt and not is_student else []
