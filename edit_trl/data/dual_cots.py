@@ -68,7 +68,11 @@ def load_dual_cots(
         refuse_missing_path(where)
         dataset = load_from_hub(where, name, split, revision)
     else:
-        _refuse_hub_options(where, {"name": name, "revision": revision})
+        hub_options = [f"{key}={value!r}" for key, value in {"name": name, "revision": revision}.items() if value is not None]
+        if hub_options:
+            raise InputError(
+                f"{where} is on this machine: {', '.join(hub_options)} only applies to a dataset on the Hub"
+            )
         if path.is_file():
             pick_split({"train": path}, split, where)
             if path.suffix.lower() != ".parquet":
@@ -102,12 +106,6 @@ class DatasetSource:
         return load_dual_cots(
             self.name, name=self.config, split=self.split, revision=self.revision, column_mapping=self.column_mapping
         )
-
-
-def _refuse_hub_options(source: str, options: Mapping[str, str | None]) -> None:
-    given = [f"{option}={value!r}" for option, value in options.items() if value is not None]
-    if given:
-        raise InputError(f"{source} is on this machine: {', '.join(given)} only applies to a dataset on the Hub")
 
 
 def _parse_csv_cell(column: str, text: str) -> Any:

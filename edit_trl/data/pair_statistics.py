@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
+from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
 from edit_trl.common.steps import WORD
 from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of
@@ -131,8 +132,7 @@ def _pair(
             rejected_spans=pair.get("rejected_key_spans"),
         )
         spans, fraction = (steps.chosen_spans, steps.rejected_spans), steps.key_fraction
-        same = next((i for i, (a, b) in enumerate(zip(*units, strict=False)) if a != b), min(map(len, units)))
-        shared = same / len(units[0]) if units[0] else 0.0
+        shared = common_prefix(*units) / len(units[0]) if units[0] else 0.0
     return Pair(
         row=number,
         mistake=pair.get("mistake") or [],

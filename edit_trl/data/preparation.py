@@ -1,6 +1,8 @@
 """A dataset of dual CoTs, tokenized: pairs that cannot teach are dropped and counted."""
 
+import inspect
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -9,12 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers.utils import logging
 
-import edit_trl.common.alignment
-import edit_trl.common.spans
-import edit_trl.common.steps
-import edit_trl.data.row
-import edit_trl.data.tokenization
-import edit_trl.key_steps
 from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
 from edit_trl.data.row import pairs_of
@@ -117,7 +113,7 @@ class RowPreparation:
 
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         settings["tokenizer"] = _tokenizer_state(self.tokenizer)
-        code = [Path(source).read_bytes() for source in _SOURCES]
+        code = [inspect.getsource(sys.modules[name]) for name in _SOURCES]
         return Hasher.hash((dataset._fingerprint, settings, code))
 
     def _prepare(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -136,7 +132,8 @@ class RowPreparation:
         output["length"] = prompt + max(map(len, chains))
         output["prompt_length"] = prompt
         output["unique_length"] = prompt + sum(map(len, chains)) - common_prefix(*chains)
-        output["key_fraction"] = _key_fraction(output)
+        masks = output["chosen_key_mask"] + output["rejected_key_mask"]
+        output["key_fraction"] = sum(masks) / len(masks)
         output["problem"] = self._problem(output, room, too_long, is_alone(row))
         return output
 
@@ -154,13 +151,10 @@ class RowPreparation:
 
 # The modules that decide what a prepared pair is; rows prepared by other code are not taken from the cache.
 _SOURCES = (
-    __file__,
-    edit_trl.key_steps.__file__,
-    edit_trl.common.alignment.__file__,
-    edit_trl.common.spans.__file__,
-    edit_trl.common.steps.__file__,
-    edit_trl.data.row.__file__,
-    edit_trl.data.tokenization.__file__,
+    __name__,
+    "edit_trl.key_steps",
+    *("edit_trl.common.alignment", "edit_trl.common.spans", "edit_trl.common.steps"),
+    *("edit_trl.data.row", "edit_trl.data.tokenization"),
 )
 
 
@@ -185,11 +179,6 @@ def _truncate(output: dict[str, Any], room: int) -> int:
             output[f"{side}_{name}"] = output[f"{side}_{name}"][:room]
     output["fork"] = min(output["fork"], len(output["chosen_ids"]) - 1)
     return lost
-
-
-def _key_fraction(output: Mapping[str, Any]) -> float:
-    masks = output["chosen_key_mask"] + output["rejected_key_mask"]
-    return sum(masks) / len(masks)
 
 
 def prepare_dual_cots(

@@ -145,10 +145,6 @@ def apply_view(rows: Iterable[Mapping[str, Any]], view: View, source: str = "dat
 # --- Views -----------------------------------------------------------------------------------------
 
 
-def _pairs(rows: list[Row]) -> Iterator[Row]:
-    yield from rows
-
-
 def _rectified(rows: list[Row]) -> Iterator[Row]:
     """D⁻ of the paper's table 2: what the teacher got wrong, and its rectification."""
     return (row for row in rows if not is_chosen_alone(row) and row.get("source") in RECTIFIED_SOURCES)
@@ -227,7 +223,7 @@ def _scott(rows: list[Row]) -> Iterator[Row]:
 
 
 _VIEWS = {
-    "pairs": _pairs,
+    "pairs": iter,
     "rectified": _rectified,
     "corrupted": _corrupted,
     # Std-CoT (Magister et al. 2023, arXiv 2212.08410) on the correct chains, original and rectified.

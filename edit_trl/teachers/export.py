@@ -31,11 +31,8 @@ def dual_rows(pairs: Sequence[ChainPair], conversational: bool) -> list[dict[str
     rows = []
     for pair in pairs:
         row = _row(pair, pair.chosen, pair.rejected, conversational)
-        row |= {"mistake": pair.mistake and list(pair.mistake), "mistake_text": pair.mistake_text}
-        if has_spans:
-            spans = {column: getattr(pair, column) for column in SPAN_COLUMNS}
-            row |= {column: value and [list(span) for span in value] for column, value in spans.items()}
-        rows.append(row)
+        row |= {"mistake": pair.mistake, "mistake_text": pair.mistake_text}
+        rows.append(row | ({column: getattr(pair, column) for column in SPAN_COLUMNS} if has_spans else {}))
     return rows
 
 
