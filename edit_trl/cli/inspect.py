@@ -22,10 +22,7 @@ FILTERS = ("task", "mistake", "source", "id")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `edit-trl inspect`.
-
-    Args:
-        argv: The options; those of the process by default.
+    """Run `edit-trl inspect` with these options; with those of the process by default.
 
     Raises:
         InputError: A bad option, rows that are not dual CoTs, or filters that leave no pair.
@@ -107,11 +104,7 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _filtered(pairs: list[Pair], options: argparse.Namespace) -> list[Pair]:
-    """The pairs that match every filter.
-
-    Raises:
-        InputError: No pair matches; lists the values that a filter could have.
-    """
+    """Return the pairs that match every filter; if none does, raise an InputError with the possible values."""
     from edit_trl.common.options import nearest
 
     wanted = {name: getattr(options, name) for name in FILTERS if getattr(options, name)}

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.files import replacing
-from edit_trl.common.hub_ids import looks_like_file, refuse_missing_path
-from edit_trl.data.files import load_folder, load_from_hub, pick_split, read_parquet, read_rows
+from edit_trl.common.hub_ids import looks_like_file
+from edit_trl.data.files import is_text_file, load_table, pick_split, read_rows
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
@@ -64,20 +64,17 @@ def load_dual_cots(
         InputError: A source that cannot be found, read or mapped, or rows that are not dual CoTs.
     """
     path, where = Path(source).expanduser(), str(source)
-    if not path.exists():
-        refuse_missing_path(where)
-        dataset = load_from_hub(where, name, split, revision)
-    else:
-        hub_options = [f"{key}={value!r}" for key, value in {"name": name, "revision": revision}.items() if value is not None]
+    if path.exists():
+        given = {"name": name, "revision": revision}
+        hub_options = [f"{option}={value!r}" for option, value in given.items() if value is not None]
         if hub_options:
-            raise InputError(
-                f"{where} is on this machine: {', '.join(hub_options)} only applies to a dataset on the Hub"
-            )
-        if path.is_file():
-            pick_split({"train": path}, split, where)
-            if path.suffix.lower() != ".parquet":
-                return _dataset_of_rows(path, column_mapping or {})
-        dataset = load_folder(path, split) if path.is_dir() else read_parquet(path)
+            listed = ", ".join(hub_options)
+            raise InputError(f"{where} is on this machine: {listed} only applies to a dataset on the Hub")
+    if path.is_file():
+        pick_split({"train": path}, split, where)
+    if is_text_file(path):
+        return _dataset_of_rows(path, column_mapping or {})
+    dataset = load_table(where, name, split, revision)
     dataset = dataset.rename_columns(checked_mapping(column_mapping or {}, dataset.column_names, where))
     validate_dual_cots(dataset, source=where)
     return dataset

@@ -221,16 +221,9 @@ def prepare_dual_cots(
 def prepare_for_training(
     dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", options: "PreparationOptions", name: str
 ) -> tuple["Dataset", PreparationReport]:
-    """Check and prepare the rows of a training run; the main process works, the others read its cache.
+    """Check and prepare the rows of a training run, and log what was dropped.
 
-    Args:
-        dataset: Dual CoTs.
-        tokenizer: The student's tokenizer; gets the EOS token of the options.
-        options: The options of the run.
-        name: The name of the dataset in progress bars and messages.
-
-    Returns:
-        The prepared dataset and what became of its pairs, which is logged too.
+    The main process works and the others read its cache. The tokenizer gets the EOS token of the options.
 
     Raises:
         InputError: Rows that are not dual CoTs, or none that can teach.

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from edit_trl.common.errors import InputError, raise_problems, show
-from edit_trl.common.hub_ids import refuse_missing_path
 from edit_trl.data.answers import AnswerType, check_answer, infer_answer_type
-from edit_trl.data.files import load_folder, load_from_hub, read_parquet, read_rows
+from edit_trl.data.files import is_text_file, load_table, read_rows
 from edit_trl.data.row import rows_of
 from edit_trl.data.row_checks import checked_mapping
 
@@ -113,15 +112,7 @@ def read_table(source: str | Path, name: str | None, split: str | None) -> tuple
         InputError: It cannot be found or read.
     """
     path = Path(source).expanduser()
-    if path.is_file() and path.suffix.lower() != ".parquet":
-        rows = read_rows(path)
-    elif path.is_file():
-        rows = list(rows_of(read_parquet(path)))
-    elif path.is_dir():
-        rows = list(rows_of(load_folder(path, split)))
-    else:
-        refuse_missing_path(str(source))
-        rows = list(rows_of(load_from_hub(str(source), name, split, None)))
+    rows = read_rows(path) if is_text_file(path) else list(rows_of(load_table(str(source), name, split)))
     columns = dict.fromkeys(column for row in rows for column in row)
     # Skip columns without a value: AGIEval's files have an empty `answer` beside `label`.
     return rows, [column for column in columns if any(row.get(column) is not None for row in rows)]

@@ -34,13 +34,7 @@ class Provenance:
 def generation_card(
     generation: Generation, provenance: Provenance, rows: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> str:
-    """The card: what is in the files, where it comes from and what it cost.
-
-    Args:
-        generation: The chains and pairs, and what became of every answer.
-        provenance: Who made them.
-        rows: The rows of each file, by file name.
-    """
+    """Return the card: what is in the files (`rows` by file name), where it comes from and what it cost."""
     dual = rows[DUAL]
     counts = {
         "source": Counter(row["source"] for row in dual),

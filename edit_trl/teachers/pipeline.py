@@ -81,12 +81,7 @@ async def make_dual_cots(
 
 @dataclass
 class Pipeline:
-    """The stages of one generation; each makes its prompts and turns the answers into chains or pairs.
-
-    Attributes:
-        requests: Makes and runs the requests; holds the generation.
-        exemplars: The worked examples.
-    """
+    """The stages of one generation; each makes its prompts and turns the answers into chains or pairs."""
 
     requests: Requests
     exemplars: Sequence[Exemplar]

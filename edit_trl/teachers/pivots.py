@@ -78,7 +78,7 @@ async def make_pivots(
     samples += await rollouts.sample(open_questions, missing, "rollouts 0")
     tallies: dict[Place, Tally] = {(question, ""): Tally() for question in questions}
     for chain in samples:
-        tallies[chain.question, ""].add(chain.text, chain.outcome)
+        tallies[chain.question, ""].add(chain)
     reasons = _unsearchable(questions, open_questions, tallies, pivots.right_after)
     for question, reason in reasons.items():
         generation.drop(reason, [question.id])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from edit_trl.models.chat.protocol import Teacher
 from edit_trl.teachers.card import Provenance
 from edit_trl.teachers.export import save_generation
 from edit_trl.teachers.generate_config import GenerateConfig
-from edit_trl.teachers.generation import DUAL, Generation
+from edit_trl.teachers.generation import Generation
 from edit_trl.teachers.pipeline import make_dual_cots
 from edit_trl.teachers.pivots import make_pivots
 from edit_trl.teachers.prompts import TemplateName, Templates
@@ -76,10 +76,7 @@ class GenerationPlan:
         )
 
     async def run(self, folder: Path) -> tuple[Generation, dict[str, int]]:
-        """Make the dual CoTs and save them.
-
-        Args:
-            folder: The folder for the result. The journal is in the recipe's `output_dir`.
+        """Make the dual CoTs and save them to a folder; the journal is in the recipe's `output_dir`.
 
         Returns:
             The generation, and the number of rows in each file.
@@ -146,23 +143,3 @@ class GenerationPlan:
         versions = {name: self.templates.version(name) for name in names}
         author = self.config.arguments.student if self.teacher is None else self.teacher.model
         return Provenance(author, stats, versions, values)
-
-
-def training_rounds(
-    config: GenerateConfig, train: Callable[[str, Path, Path], str]
-) -> Iterator[tuple[GenerateConfig, Path]]:
-    """Alternate between generating and training.
-
-    Each item is what to generate in a round: the recipe with the student of the round before, and the folder
-    for the result. When the next item is asked for, that student is trained on the dual CoTs in the folder.
-
-    Args:
-        config: The recipe; `rounds` is the number of rounds.
-        train: Called with a student (a path or Hub id), a file of rows and an output folder; trains and
-            returns the path of the trained student.
-    """
-    student = config.arguments.student
-    for number in range(1, config.arguments.rounds + 1):
-        folder = Path(config.arguments.output_dir) / f"round_{number}"
-        yield replace(config, arguments=replace(config.arguments, student=student)), folder
-        student = train(student, folder / DUAL, folder / "student")
