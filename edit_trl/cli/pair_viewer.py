@@ -107,7 +107,9 @@ def browse(source: str, pairs: Sequence[Pair], selection: Sequence[Pair], unit: 
             lines = console.render_lines(view, console.options.update(width=width, height=None), pad=False)
             lowest = max(len(lines) - height, 0)
             offset = min(max(offset, 0), lowest)
-            screen.update(_window(lines[offset : offset + height], height, _footer(page, len(selection), lowest)))
+            scroll = "  \u2191 \u2193 scroll" if lowest else ""
+            footer = f" {page}/{len(selection)}  \u2190 \u2192 or p n: pairs{scroll}  g G: first, last  q: leave"
+            screen.update(_window(lines[offset : offset + height], height, footer))
             key = next(keys, "q")
             if key in _LEAVE:
                 return
@@ -127,11 +129,6 @@ def _page_after(key: str, page: int, last: int) -> int:
 def _scroll(key: str, height: int) -> int:
     down = (key in _DOWN) - (key in _UP)
     return down + max(height - 2, 1) * ((key in _PAGE_DOWN) - (key in _PAGE_UP))
-
-
-def _footer(page: int, last: int, lowest: int) -> str:
-    scroll = "  \u2191 \u2193 scroll" if lowest else ""
-    return f" {page}/{last}  \u2190 \u2192 or p n: pairs{scroll}  g G: first, last  q: leave"
 
 
 def _window(lines: list[list[Segment]], height: int, footer: str) -> Segments:

@@ -25,12 +25,7 @@ class Pair:
 
     Attributes:
         row: Number of the row, from 1; pairs of one row share it where `rejected` is a list.
-        id: The row's id.
-        task: The row's task.
-        source: The row's source.
-        mistake: Kinds of mistake of the wrong chain.
-        answer: The known answer.
-        prompt: Text, or messages.
+        id, task, source, mistake, answer, prompt: As in the row.
         chosen: Text of the correct chain.
         rejected: Text of the wrong chain; None for a correct chain alone.
         chosen_spans: Key steps of the correct chain, as [start, end) characters.
@@ -104,22 +99,20 @@ def locate_pairs(
     pairs = []
     for number, row in enumerate(rows, 1):
         try:
-            pairs += [_pair(number, row, pair, method, tokenizer) for pair in pairs_of(row)]
+            pairs += [_pair(number, pair, is_chosen_alone(row), method, tokenizer) for pair in pairs_of(row)]
         except InputError as error:
             raise InputError(f"row {number}: {error}") from error
     return pairs
 
 
 def _pair(
-    number: int,
-    row: Mapping[str, Any],
-    pair: Mapping[str, Any],
-    method: KeyStepMethod,
-    tokenizer: PreTrainedTokenizerBase | None,
+    number: int, pair: Mapping[str, Any], alone: bool, method: KeyStepMethod, tokenizer: PreTrainedTokenizerBase | None
 ) -> Pair:
     chosen, rejected = chain_text(pair["chosen"]), chain_text(pair["rejected"])
-    alone = is_chosen_alone(row)
-    units = [_units(text, tokenizer) for text in (chosen, rejected)]
+    if tokenizer is None:
+        units = [WORD.findall(text) for text in (chosen, rejected)]
+    else:
+        units = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (chosen, rejected)]
     spans: tuple[list[Span], list[Span]] = ([], [])
     fraction = shared = None
     if not alone:
@@ -147,12 +140,6 @@ def _pair(
         shared_prefix=shared,
         **{name: pair.get(name) for name in ("id", "task", "source", "answer")},
     )
-
-
-def _units(text: str, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[Any]:
-    if tokenizer is None:
-        return WORD.findall(text)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def pair_statistics(pairs: Sequence[Pair]) -> Statistics:

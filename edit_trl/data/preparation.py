@@ -191,9 +191,9 @@ def prepare_dual_cots(
 
     Args:
         dataset: Validated dual CoTs.
-        preparation: What is done to each row.
+        preparation: How each row is tokenized.
         name: The dataset's name in progress bars and messages.
-        num_proc: Number of processes to use.
+        num_proc: Number of processes.
 
     Returns:
         The prepared dataset, one pair per row (columns of `TokenizedDualCoT`, `row`, `row_id`, lengths), and

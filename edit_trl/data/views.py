@@ -28,7 +28,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from edit_trl.common.errors import InputError
@@ -117,12 +117,7 @@ def select_rows(
 
 
 def apply_view(rows: Iterable[Mapping[str, Any]], view: View, source: str = "dataset") -> list[Row]:
-    """The rows of a view.
-
-    Args:
-        rows: Validated dual CoTs.
-        view: The name of the view.
-        source: Name of the rows in messages.
+    """Return the rows of a view of validated dual CoTs; messages name the rows by their `source`.
 
     Raises:
         InputError: An unknown view, or one that leaves no row.
@@ -145,14 +140,9 @@ def apply_view(rows: Iterable[Mapping[str, Any]], view: View, source: str = "dat
 # --- Views -----------------------------------------------------------------------------------------
 
 
-def _rectified(rows: list[Row]) -> Iterator[Row]:
-    """D⁻ of the paper's table 2: what the teacher got wrong, and its rectification."""
-    return (row for row in rows if not is_chosen_alone(row) and row.get("source") in RECTIFIED_SOURCES)
-
-
-def _corrupted(rows: list[Row]) -> Iterator[Row]:
-    """D⁺ of the paper's table 2: what the teacher got right, and its corruption."""
-    return (row for row in rows if not is_chosen_alone(row) and row.get("source") in CORRUPTED_SOURCES)
+def _pairs_from(sources: Sequence[str]) -> Callable[[list[Row]], Iterator[Row]]:
+    """A view of the pairs whose `source` is one of these."""
+    return lambda rows: (row for row in rows if not is_chosen_alone(row) and row.get("source") in sources)
 
 
 def _unrectified(rows: list[Row]) -> Iterator[Row]:
@@ -224,8 +214,9 @@ def _scott(rows: list[Row]) -> Iterator[Row]:
 
 _VIEWS = {
     "pairs": iter,
-    "rectified": _rectified,
-    "corrupted": _corrupted,
+    # D⁻ and D⁺ of the paper's table 2: the teacher's wrong chains rectified, and its correct chains corrupted.
+    "rectified": _pairs_from(RECTIFIED_SOURCES),
+    "corrupted": _pairs_from(CORRUPTED_SOURCES),
     # Std-CoT (Magister et al. 2023, arXiv 2212.08410) on the correct chains, original and rectified.
     "chosen": chosen_alone,
     "unrectified": _unrectified,

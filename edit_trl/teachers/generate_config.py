@@ -45,15 +45,7 @@ FLAGS = tuple(name for name, hint in OPTIONS.items() if hint is bool)
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """A checked recipe.
-
-    Attributes:
-        values: The given options, converted to their types.
-        arguments: The models, questions and files.
-        options: How dual CoTs are made.
-        pivots: How pivotal steps are found.
-        limits: Limits on concurrency, retries and cost.
-    """
+    """A checked recipe; `values` are the given options, converted to their types."""
 
     values: Mapping[str, Any]
     arguments: GenerateArguments

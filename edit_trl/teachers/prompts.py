@@ -154,7 +154,8 @@ def without_conclusion(chain: str, answer_type: AnswerType) -> str:
     """
     final = answer = extract_answer(chain, answer_type)
     while answer is not None and answer.value == final.value:
-        chain = _sentences_before(chain, answer.start)
+        ends = [match.end() for match in re.finditer(r"[.!?]\s+|\n", chain[: answer.start])]
+        chain = chain[: ends[-1]].rstrip() if ends else ""
         answer = extract_answer(chain, answer_type)
     return chain
 
@@ -182,8 +183,3 @@ def read_kinds(text: str, kinds: LabelSet) -> list[str] | None:
     if not all(name in KINDS[kinds] for name in names):
         return None
     return [kind for kind in KINDS[kinds] if kind in names]
-
-
-def _sentences_before(text: str, position: int) -> str:
-    ends = [match.end() for match in re.finditer(r"[.!?]\s+|\n", text[:position])]
-    return text[: ends[-1]].rstrip() if ends else ""

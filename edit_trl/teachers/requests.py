@@ -23,16 +23,21 @@ Slot = tuple[Question, int]
 """Identifies a request of a stage: its question, and its number among the requests of that question."""
 
 
+def answer_outcome(slot: Slot, response: ChatResponse, prefix: str = "") -> Outcome:
+    """What the final answer of a response is worth; `prefix` is the part of the chain that it continues."""
+    if response.finish_reason == "refused":
+        return "refused"
+    if response.finish_reason == "length":
+        return "cut off"
+    question = slot[0]
+    return check_answer(read_chain(prefix + response.text), question.answer, question.answer_type).verdict
+
+
 @dataclass
 class Requests:
-    """Makes the requests of one generation and runs them, stage by stage.
+    """Makes the requests of one generation and runs them, stage by stage; the ids of questions tell them apart.
 
-    Attributes:
-        questions: The questions; their ids tell the requests apart.
-        options: Sampling, system prompt and seed.
-        templates: The prompt templates.
-        watcher: Receives the progress.
-        generation: The result so far, with the outcomes and failures of every stage.
+    `generation` is the result so far, with the outcomes and failures of every stage; `watcher` receives the progress.
 
     Raises:
         InputError: Two questions have the same id.
@@ -83,20 +88,13 @@ class Requests:
         dispatcher: Dispatcher,
         requests: Mapping[Slot, ChatRequest],
         name: str,
-        outcome: Callable[[Slot, ChatResponse], str] | None = None,
+        outcome: Callable[[Slot, ChatResponse], str] = answer_outcome,
     ) -> dict[Slot, ChatResponse]:
-        """Send requests; outcomes are counted and failures recorded in the generation.
-
-        Args:
-            dispatcher: The model that is asked.
-            requests: The requests, by slot.
-            name: The name of the stage in counts and on the display.
-            outcome: Says what an answer is counted as; `answer_outcome` where None.
+        """Send requests; outcomes are counted and failures recorded in the generation, under the stage's `name`.
 
         Returns:
             The answers, in the order of the requests; requests that failed are missing.
         """
-        outcome = outcome or answer_outcome
         counts = self.generation.counts.setdefault(name, Counter())
         if self.watcher:
             self.watcher.stage(name, len(requests))
@@ -116,16 +114,6 @@ class Requests:
                 self.watcher.step(label, isinstance(result, Answer) and result.fresh)
         self.generation.failures += sorted(failures)
         return {slot: answers[slot] for slot in requests if slot in answers}
-
-
-def answer_outcome(slot: Slot, response: ChatResponse, prefix: str = "") -> Outcome:
-    """What the final answer of a response is worth; `prefix` is the part of the chain that it continues."""
-    if response.finish_reason == "refused":
-        return "refused"
-    if response.finish_reason == "length":
-        return "cut off"
-    question = slot[0]
-    return check_answer(read_chain(prefix + response.text), question.answer, question.answer_type).verdict
 
 
 def chains_of(answers: Mapping[Slot, ChatResponse], source: str) -> list[Chain]:

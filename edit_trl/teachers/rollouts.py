@@ -20,12 +20,7 @@ Place = tuple[Question, str]
 
 @dataclass
 class Tally:
-    """The result of the rollouts from one place.
-
-    Attributes:
-        right: The whole chains, prefix included, that reach the right answer.
-        count: Number of rollouts, right or wrong.
-    """
+    """The rollouts from one place: those that reach the right answer, prefix included, and the number of all."""
 
     right: list[str] = field(default_factory=list)
     count: int = 0

@@ -34,14 +34,7 @@ _INCIDENTAL = {
 class GenerationPlan:
     """A recipe with everything it names, read and checked before any request is sent.
 
-    Args:
-        config: The recipe.
-
-    Attributes:
-        templates: The prompt templates.
-        exemplars: The worked examples.
-        teacher: The model that is asked; None where only the student is.
-        questions: The questions that are asked.
+    `teacher` is None where only the student is asked.
 
     Raises:
         InputError: Questions, exemplars, templates or a teacher that cannot be used; all at once.
