@@ -116,15 +116,14 @@ def _set_summary(dataset: Dataset, path: Path) -> str:
 
 
 def _example(row: dict) -> str:
-    from edit_trl.cli.pair_text import bracketed
-    from edit_trl.data.row import chain_text, is_conversational
+    from edit_trl.cli.pair_text import bracketed, prompt_text
+    from edit_trl.data.row import chain_text
 
-    prompt = row["prompt"][-1]["content"] if is_conversational(row) else row["prompt"]
     chosen, rejected = chain_text(row["chosen"]), chain_text(row["rejected"])
     return "\n".join(
         [
             f"example ({row['id']}, key steps in [brackets]):",
-            f"  prompt    {prompt}",
+            f"  prompt    {prompt_text(row['prompt'])}",
             f"  chosen    {bracketed(chosen, row['chosen_key_spans'])}",
             f"  rejected  {bracketed(rejected, row['rejected_key_spans'])}",
             f"  mistake   {', '.join(row['mistake'])}",

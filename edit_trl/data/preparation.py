@@ -212,7 +212,15 @@ def prepare_dual_cots(
             "be left; raise `max_length` or remove these rows"
         )
     kept = prepared.select([i for i, problem in enumerate(problems) if not problem])
-    report = _report(kept, problems)
+    cut = [lost for lost in kept["truncated_key_tokens"] if lost >= 0]
+    report = PreparationReport(
+        rows=len(problems),
+        kept=len(kept),
+        dropped=dict(Counter(filter(None, problems))),
+        truncated=len(cut),
+        truncated_key_tokens=sum(cut),
+        key_fraction=sum(kept["key_fraction"]) / max(len(kept), 1),
+    )
     if not len(kept):
         raise InputError(f"{name} dataset: no pair is left to train on ({report})")
     return kept.remove_columns(["problem", "key_fraction", "truncated_key_tokens"]), report
@@ -280,17 +288,4 @@ def _map(dataset: "Dataset", preparation: RowPreparation, desc: str, num_proc: i
         cache_file_name=cache_file,
         new_fingerprint=fingerprint,
         desc=desc,
-    )
-
-
-def _report(kept: "Dataset", problems: list[str]) -> PreparationReport:
-    fractions = kept["key_fraction"][:]
-    cut = [lost for lost in kept["truncated_key_tokens"] if lost >= 0]
-    return PreparationReport(
-        rows=len(problems),
-        kept=len(kept),
-        dropped=dict(Counter(filter(None, problems))),
-        truncated=len(cut),
-        truncated_key_tokens=sum(cut),
-        key_fraction=sum(fractions) / max(len(fractions), 1),
     )

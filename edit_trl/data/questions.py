@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, get_args
 
 from edit_trl.common.errors import InputError, raise_problems, show
@@ -15,7 +16,6 @@ from edit_trl.data.row import rows_of
 from edit_trl.data.row_checks import checked_mapping
 
 COLUMNS = ("question", "answer", "id", "task", "task_description", "answer_type", "choices", "context")
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,12 @@ def read_questions(
     errors: list[str] = []
     for number, row in enumerate(rows[:limit], 1):
         row = {name: row[column] for column, name in names.items() if column in row}
-        row_errors = list(_row_errors(row, answer_after, answer_type))
+        row["answer_type"] = answer_type or row.get("answer_type")
+        row["task"] = task if row.get("task") in (None, "") else row["task"]
+        row_errors = list(_row_errors(row, answer_after))
         errors += [f"{where}, row {number}, column {column!r}: {error}" for column, error in row_errors]
         if not row_errors:
-            questions.append(_question(row, f"row {number}", answer_after, answer_type, task, task_descriptions or {}))
+            questions.append(_question(row, f"row {number}", answer_after, task_descriptions or {}))
     counts = Counter(question.id for question in questions)
     errors += [f"{where}: id {name!r} occurs {count} times" for name, count in counts.items() if count > 1]
     raise_problems(errors, where)
@@ -118,14 +120,14 @@ def read_table(source: str | Path, name: str | None, split: str | None) -> tuple
     return rows, [column for column in columns if any(row.get(column) is not None for row in rows)]
 
 
-def _row_errors(row: Mapping[str, Any], after: str | None, answer_type: AnswerType | None) -> Iterator[tuple[str, str]]:
+def _row_errors(row: Mapping[str, Any], after: str | None) -> Iterator[tuple[str, str]]:
     question, choices = row.get("question"), _choices(row.get("choices"))
     if not isinstance(question, str) or not question.strip():
         yield "question", f"must be a text, got {show(question)}"
     for column in ("id", "task", "task_description", "context"):
         if not isinstance(row.get(column), str | None):
             yield column, f"must be a text, got {show(row[column])}"
-    kind = answer_type or row.get("answer_type")
+    kind = row["answer_type"]
     if kind is not None and kind not in get_args(AnswerType):
         yield "answer_type", f"must be one of {', '.join(get_args(AnswerType))}, got {show(kind)}"
         return
@@ -150,32 +152,19 @@ def _row_errors(row: Mapping[str, Any], after: str | None, answer_type: AnswerTy
         yield "answer", str(error)
 
 
-def _question(
-    row: Mapping[str, Any],
-    name: str,
-    after: str | None,
-    answer_type: AnswerType | None,
-    task: str | None,
-    descriptions: Mapping[str, str],
-) -> Question:
-    choices = _choices(row.get("choices"))
-    text, kind = row["question"].strip(), answer_type or row.get("answer_type")
+def _question(row: Mapping[str, Any], name: str, after: str | None, descriptions: Mapping[str, str]) -> Question:
+    choices, text = _choices(row.get("choices")), row["question"].strip()
     if row.get("context"):
         text = f"{row['context'].strip()}\n{text}"
-    answer = row["answer"]
     if choices:
         text += "\nOptions:\n" + "\n".join(f"({label}) {choice}" for label, choice in choices)
-        answer, kind = f"({_label(answer, choices)})", kind or "choice"
-    else:
-        answer = _final_part(answer, after)
-    task = row.get("task") or task
     return Question(
         id=row.get("id") or name,
         question=text,
-        answer=answer,
-        answer_type=kind,
-        task=task,
-        task_description=row.get("task_description") or descriptions.get(task or ""),
+        answer=f"({_label(row['answer'], choices)})" if choices else _final_part(row["answer"], after),
+        answer_type=row["answer_type"] or ("choice" if choices else None),
+        task=row["task"],
+        task_description=row.get("task_description") or descriptions.get(row["task"] or ""),
     )
 
 
@@ -191,9 +180,8 @@ def _choices(value: Any) -> list[tuple[str, str]]:
         texts, labels = value, None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         return []
-    letters = list(_LETTERS[: len(texts)])
     if not isinstance(labels, list) or len(labels) != len(texts) or any(str(x).isdigit() for x in labels):
-        labels = letters
+        labels = list(ascii_uppercase[: len(texts)])
     return [
         # Some datasets have "(A) text" as the text of a choice.
         (str(label), text.strip().removeprefix(f"({label})").strip())

@@ -136,7 +136,12 @@ def _row_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[st
                 differs = column == "rejected" or column in SPAN_COLUMNS
                 if differs or number == 0:  # the other columns are the same in all pairs of the row
                     yield f"{column}[{number}]" if differs else column, error
-    yield from _extra_column_errors(row)
+    for column in TEXT_COLUMNS:
+        if not isinstance(row.get(column), str | None):
+            yield column, f"must be text, got {show(row[column])}"
+    mistake = row.get("mistake")
+    if mistake is not None and not (isinstance(mistake, list) and all(isinstance(kind, str) for kind in mistake)):
+        yield "mistake", f'must be a list of texts, such as ["arithmetic"], got {show(mistake)}'
 
 
 def _span_list_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -163,16 +168,6 @@ def _pair_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[s
             error = _spans_error(row[column], len(chains[chain]))
             if error:
                 yield column, error
-
-
-def _extra_column_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for column in TEXT_COLUMNS:
-        value = row.get(column)
-        if value is not None and not isinstance(value, str):
-            yield column, f"must be text, got {show(value)}"
-    mistake = row.get("mistake")
-    if mistake is not None and not (isinstance(mistake, list) and all(isinstance(kind, str) for kind in mistake)):
-        yield "mistake", f'must be a list of texts, such as ["arithmetic"], got {show(mistake)}'
 
 
 def _turns_error(column: str, value: Any) -> str | None:

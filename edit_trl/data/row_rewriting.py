@@ -64,8 +64,14 @@ def answer_task(row: Row, marker: str) -> Row | None:
 
 def task(row: Row, marker: str, chain: str) -> Row:
     """The row with a marker after its prompt and another chain."""
+
+    def ask(text: str) -> str:
+        question = text.rstrip()
+        # What separates the prompt from the chain stays at the end.
+        return f"{question}\n{marker}{text[len(question) :]}"
+
     chosen = chain if isinstance(row["chosen"], str) else [{**row["chosen"][-1], "content": chain}]
-    return row | {"prompt": _marked_after(row["prompt"], marker), "chosen": chosen}
+    return row | {"prompt": _with_question(row["prompt"], ask), "chosen": chosen}
 
 
 def marked(row: Row, marker: str) -> Row:
@@ -80,15 +86,6 @@ def renamed(row: Row, suffix: str) -> Row:
 
 def _without_rejected(row: Row) -> Row:
     return {**row, "rejected": []} | dict.fromkeys(SPAN_COLUMNS)
-
-
-def _marked_after(prompt: Any, marker: str) -> Any:
-    def change(text: str) -> str:
-        question = text.rstrip()
-        # What separates the prompt from the chain stays at the end.
-        return f"{question}\n{marker}{text[len(question) :]}"
-
-    return _with_question(prompt, change)
 
 
 def _with_question(prompt: Any, change: Callable[[str], str]) -> Any:
