@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,12 +67,13 @@ def _show(pairs: list[Pair], selection: list[Pair], options: argparse.Namespace)
 
 
 def _print_plain(source: str, pairs: list[Pair], selection: list[Pair], unit: str, method: str) -> None:
-    from edit_trl.cli.pair_text import group_tables, overview, pair_lines, plain_table
+    from edit_trl.cli.pair_text import HEADINGS, group_tables, overview, pair_lines
+    from edit_trl.common.tables import aligned
 
     print("\n  ".join(overview(source, pairs, unit, method)))
     for group, rows in group_tables(pairs).items():
         print()
-        print("\n".join(plain_table(group, rows)))
+        print(textwrap.indent(aligned([[[group, *HEADINGS], *rows]]), "  "))
     print("\nkey steps in [brackets]")
     for number, pair in enumerate(selection, 1):
         print()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from edit_trl.common.tables import aligned
 from edit_trl.common.terminal import visible, visible_line
 
 if TYPE_CHECKING:
@@ -97,8 +96,3 @@ def group_tables(pairs: Sequence[Pair]) -> dict[str, list[list[str]]]:
             if len(rows) > MOST_GROUPS:
                 tables[group].append([f"... and {len(rows) - MOST_GROUPS} more", *[""] * len(HEADINGS)])
     return tables
-
-
-def plain_table(title: str, rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table as lines of text."""
-    return [f"  {line}" for line in aligned([[[title, *HEADINGS], *rows]]).splitlines()]

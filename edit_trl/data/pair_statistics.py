@@ -86,12 +86,9 @@ class Statistics:
 def locate_pairs(
     rows: Iterable[Mapping[str, Any]], method: KeyStepMethod = "words", tokenizer: PreTrainedTokenizerBase | None = None
 ) -> list[Pair]:
-    """Find the key steps of rows.
+    """Find the key steps of valid dual CoTs.
 
-    Args:
-        rows: Valid dual CoTs.
-        method: The method of `edit_trl.key_steps`.
-        tokenizer: A fast tokenizer whose tokens are aligned and counted; words where None.
+    Tokens of the (fast) tokenizer are aligned and counted; words where there is none.
 
     Raises:
         InputError: A row lacks what the method needs.

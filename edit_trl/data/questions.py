@@ -108,11 +108,7 @@ def read_questions(
 
 
 def read_table(source: str | Path, name: str | None, split: str | None) -> tuple[Sequence[dict], list[str]]:
-    """The rows and columns of a file, a folder saved by `datasets` or a Hub dataset, unchecked.
-
-    Raises:
-        InputError: It cannot be found or read.
-    """
+    """Return the unchecked rows and columns of a source; raise an InputError if it cannot be found or read."""
     path = Path(source).expanduser()
     rows = read_rows(path) if is_text_file(path) else list(rows_of(load_table(str(source), name, split)))
     columns = dict.fromkeys(column for row in rows for column in row)

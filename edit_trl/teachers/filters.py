@@ -74,11 +74,7 @@ class Bounds:
 
 
 def filter_pairs(pairs: Sequence[ChainPair], bounds: Bounds) -> tuple[list[ChainPair], dict[str, list[str]]]:
-    """Keep the pairs that respect the bounds and occur once.
-
-    Returns:
-        The remaining pairs, in order, and the ids of the dropped ones by reason.
-    """
+    """Return the pairs that respect the bounds, each once and in order, and the ids of the others, by reason."""
     remaining: list[ChainPair] = []
     dropped: dict[str, list[str]] = {}
     seen: set[tuple[str, str, str]] = set()

@@ -93,12 +93,10 @@ class GenerateArguments(EndpointArguments):
     train_recipe: str | None = None
 
     def __post_init__(self) -> None:
-        errors = [*self._model_errors(), *self._option_errors()]
-        if errors:
+        if errors := list(self._errors()):
             raise InputError(errors)
 
-    def _model_errors(self) -> Iterator[str]:
-        """What is wrong with the choice of teacher, student and questions."""
+    def _errors(self) -> Iterator[str]:
         endpoint = self.teacher == "openai_compatible"
         if self.pivots and self.teacher != "none":
             yield f"`pivots` asks no teacher: write `teacher: none`, or leave it out; got {self.teacher}"
@@ -122,9 +120,6 @@ class GenerateArguments(EndpointArguments):
             yield "`labeller` is a model at the teacher's endpoints; it needs `teacher: openai_compatible`"
         if self.student_base_urls and not self.student:
             yield "`student_base_urls` needs `student`, its name there"
-
-    def _option_errors(self) -> Iterator[str]:
-        """What is wrong with the other options."""
         yield from self.not_positive("timeout", "batch_size", "rows", "rounds", "limit")
         yield from engine_problems(self.engine, self.actors)
         if self.engine == "ray" and self.teacher == "procedural":

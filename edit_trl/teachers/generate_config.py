@@ -54,11 +54,7 @@ class GenerateConfig:
     limits: Limits
 
     def questions(self, teacher: Teacher | None) -> list[Question]:
-        """The questions that are asked.
-
-        Raises:
-            InputError: Rows that are not questions; all of them.
-        """
+        """The questions that are asked; raises an InputError that names all rows that are none."""
         arguments = self.arguments
         if arguments.teacher == "procedural":
             return teacher.questions()[: arguments.limit] if isinstance(teacher, ProceduralChat) else []
@@ -113,11 +109,7 @@ class GenerateConfig:
         )
 
     def make_student(self) -> Teacher | None:
-        """The student, or None.
-
-        Raises:
-            InputError: Its folder does not exist.
-        """
+        """The student, or None; raises an InputError if its folder does not exist."""
         arguments = self.arguments
         if arguments.student is None:
             return None
@@ -134,12 +126,9 @@ class GenerateConfig:
 
 
 def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) -> GenerateConfig:
-    """Read and check a recipe.
+    """Read and check a recipe, a YAML file of `key: value`, and the options that override it.
 
-    Args:
-        path: A YAML file of `key: value`. Files that it names are searched in the working directory, then in
-            the recipe's own folder.
-        options: Values that override those of the file.
+    Files that the recipe names are searched in the working directory, then in the recipe's own folder.
 
     Raises:
         InputError: Everything that is wrong with the recipe.

@@ -50,7 +50,7 @@ async def make_dual_cots(
     Args:
         questions: Questions with known answers and unique ids.
         teacher: Writes, rectifies and corrupts chains.
-        options: See `PipelineOptions`.
+        options: How dual CoTs are made.
         templates: The prompt templates; the package's own where None.
         exemplars: Worked examples for the teacher's prompts. Those with a wrong chain are also used to corrupt.
         student: Where given, the teacher also rectifies the student's own wrong chains (`on_policy`).

@@ -85,10 +85,7 @@ class Templates:
 
     @classmethod
     def load(cls, files: Mapping[str, str | Path] | None = None) -> Templates:
-        """Load the package's templates, some of them replaced by files.
-
-        Args:
-            files: Template name -> text file.
+        """Load the package's templates, some of them replaced by `files` (template name -> text file).
 
         Raises:
             InputError: Unknown names, unknown or missing placeholders, and files that cannot be read; all at once.

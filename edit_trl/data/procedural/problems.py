@@ -119,7 +119,7 @@ def follow(
 
     Args:
         state: The state before the first step.
-        instructions: One instruction per step.
+        instructions: One per step.
         take: Takes one step; returns its pieces (always the same number) and the state after it.
         slip: The mistake to make, if any.
 
