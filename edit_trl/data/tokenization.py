@@ -161,7 +161,8 @@ def _mark(chosen: Chain, rejected: Chain, method: KeyStepMethod, seed: int) -> K
         return steps
     unmarked = [False] * len(chosen.ids)
     weighted = method == "spans" and chosen.key_spans
-    return KeySteps(_weighted_alone(chosen) if weighted else unmarked, unmarked, unmarked, unmarked)
+    marked = _weighted_alone(chosen) if weighted else unmarked
+    return KeySteps(chosen=marked, rejected=unmarked, chosen_fork=unmarked, rejected_fork=unmarked)
 
 
 def _weighted_alone(chain: Chain) -> list[bool]:
