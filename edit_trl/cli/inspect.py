@@ -101,8 +101,7 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:  # the latter: a folder without a known tokenizer
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--tokenizer {name} cannot be loaded: {reason}") from error
+        raise InputError(f"--tokenizer {name} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def _filtered(pairs: list[Pair], options: argparse.Namespace) -> list[Pair]:

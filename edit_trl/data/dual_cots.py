@@ -150,9 +150,8 @@ def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str]) -> Dataset:
         try:
             arrays[column] = pa.array([row.get(column) for row in rows], type=types.get(column))
         except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
-            raise InputError(
-                f"{path}: column {column!r} cannot be stored, its values must be of one type: {error}"
-            ) from error
+            reason = f"cannot be stored, its values must be of one type: {error}"
+            raise InputError(f"{path}: column {column!r} {reason}") from error
     return Dataset(InMemoryTable.from_pydict(arrays))
 
 
@@ -175,9 +174,8 @@ def save_dual_cots(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     suffix = path.suffix.lower()
     writers = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": type(dataset).to_parquet}
     if looks_like_file(path) and suffix not in writers:
-        raise InputError(
-            f"{path}: cannot write a {path.suffix!r} file; use one of {', '.join(writers)} or a folder (no suffix)"
-        )
+        formats = ", ".join(writers)
+        raise InputError(f"{path}: cannot write a {path.suffix!r} file; use one of {formats} or a folder (no suffix)")
     write = writers.get(suffix, type(dataset).save_to_disk)
     if path.is_dir() if suffix in writers else path.is_file():
         raise InputError(f"{path} exists and is {'a folder' if path.is_dir() else 'a file'}")

@@ -102,10 +102,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: The file is of another format, broken or empty.
     """
-    if path.suffix.lower() not in _ROW_READERS:
+    read = _ROW_READERS.get(path.suffix.lower())
+    if read is None:
         formats = ", ".join([*_ROW_READERS, ".parquet"])
         raise InputError(f"{path}: cannot read a {path.suffix!r} file; use one of {formats}")
-    rows = _ROW_READERS[path.suffix.lower()](path)
+    rows = read(path)
     wrong = [
         f"{path}, row {number}: must be an object with named columns, got {show(row)}"
         for number, row in enumerate(rows, 1)

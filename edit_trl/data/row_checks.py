@@ -103,12 +103,9 @@ def checked_mapping(
     for old, new in mapping.items():
         where = f"{source}: column_mapping {json.dumps({old: new}, ensure_ascii=False)}"
         if old not in columns:
-            is_reversed = new in columns and old in ours
-            hint = (
-                f"; it reads theirs -> ours: {json.dumps({new: old}, ensure_ascii=False)}"
-                if is_reversed
-                else nearest(str(old), columns)
-            )
+            hint = nearest(str(old), columns)
+            if new in columns and old in ours:
+                hint = f"; it reads theirs -> ours: {json.dumps({new: old}, ensure_ascii=False)}"
             errors.append(f"{where}: no column {old!r} (columns: {', '.join(columns)}){hint}")
         elif new not in ours:
             errors.append(f"{where}: {new!r} is none of {', '.join(ours)}{nearest(str(new), ours)}")

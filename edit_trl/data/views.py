@@ -108,10 +108,9 @@ def select_rows(
     if rows is None:
         return dataset
     if not 1 <= rows <= len(dataset):
+        selection = f"view {view}" + (f", mistake {', '.join(mistake)}" if mistake and view in PAIR_VIEWS else "")
         raise InputError(
-            f"`rows: {rows}`, but {source} has {len(dataset)} rows here (view {view}"
-            + (f", mistake {', '.join(mistake)}" if mistake and view in PAIR_VIEWS else "")
-            + "); ask for at least 1 and at most so many"
+            f"`rows: {rows}`, but {source} has {len(dataset)} rows here ({selection}); ask for 1 to {len(dataset)}"
         )
     return dataset.select(sorted(random.Random(f"rows {seed}").sample(range(len(dataset)), rows)))
 

@@ -61,12 +61,10 @@ class GenerationPlan:
         tasks = {question.task for question in self.questions}
         task_count = f" of {len(tasks)} tasks" if len(tasks) > 1 else ""
         questions = f"{len(self.questions)} questions{task_count}"
+        arguments = self.config.arguments
         if self.teacher is None:
-            return f"{questions}; student {self.config.arguments.student!r}, no teacher"
-        return (
-            f"{questions}, {len(self.exemplars)} exemplars; teacher "
-            f"{self.teacher.model!r} ({self.config.arguments.teacher})"
-        )
+            return f"{questions}; student {arguments.student!r}, no teacher"
+        return f"{questions}, {len(self.exemplars)} exemplars; teacher {self.teacher.model!r} ({arguments.teacher})"
 
     async def run(self, folder: Path) -> tuple[Generation, dict[str, int]]:
         """Make the dual CoTs and save them to a folder; the journal is in the recipe's `output_dir`.

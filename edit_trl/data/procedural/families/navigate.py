@@ -138,11 +138,10 @@ def _follow_order(place: Place, order: Order) -> Place:
 
 
 def _draw_slip(rng: random.Random, walk: list[Order], turning: bool) -> tuple[list[Order], list[Order], Slip]:
-    """The orders of the question, the orders as the wrong chain reads them, and the slip.
+    """Return the orders of the question, the orders as the wrong chain reads them, and the slip.
 
-    The walk leads back. In about half of the problems the question has this walk ("Yes" is right) and the
-    wrong chain another; in the others the question has the other walk ("No" is right) and the slip leads
-    back.
+    The walk leads back. In about half of the problems the question has this walk ("Yes" is right) and the wrong chain
+    another; in the others the question has the other walk ("No" is right) and the slip leads back.
     """
     index = rng.randrange(len(walk))
     order = walk[index]
