@@ -34,7 +34,7 @@ RECIPE_DESCRIPTION = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `edit-trl generate` with these options; with those of the process by default.
+    """Run `edit-trl generate`; `argv` is the options, those of the process by default.
 
     Raises:
         InputError: A bad option or recipe, before any request is sent; an output that exists and may not be
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _set_summary(dataset: Dataset, path: Path) -> str:
-    """Rows per family and per kind of mistake, as plain text."""
+    """Return rows per family and per kind of mistake, as plain text."""
     mistakes = Counter(kind for kinds in dataset["mistake"] for kind in kinds)
     blocks = [("family", Counter(dataset["task"])), ("mistake", mistakes)]
     lines = [f"{path}: {len(dataset)} rows"]

@@ -23,7 +23,7 @@ FILTERS = ("task", "mistake", "source", "id")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `edit-trl inspect` with these options; with those of the process by default.
+    """Run `edit-trl inspect`; `argv` is the options, those of the process by default.
 
     Raises:
         InputError: A bad option, rows that are not dual CoTs, or filters that leave no pair.

@@ -106,7 +106,7 @@ class DatasetSource:
 
 
 def _parse_csv_cell(column: str, text: str) -> Any:
-    """The value of a CSV cell; text that cannot be parsed stays, and validation reports it."""
+    """Return the value of a CSV cell; text that cannot be parsed stays, and validation reports it."""
     if column in OPTIONAL_COLUMNS and not text:
         return None
     if column == "rejected" and text == "[]":

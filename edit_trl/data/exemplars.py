@@ -92,7 +92,7 @@ def _entry_errors(entry: Any) -> Iterator[str]:
 
 
 def _text(value: Any) -> str | None:
-    """A text without surrounding space, or None; YAML reads an unquoted answer as a number or a boolean."""
+    """Return a text without surrounding space, or None; YAML reads an unquoted answer as a number or a boolean."""
     if isinstance(value, int | float):
         return str(value)
     return value.strip() if isinstance(value, str) and value.strip() else None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> Any:
-    """The value of a split, "train" by default; raises InputError if there is no such split."""
+    """Return the value of a split, "train" by default; raises InputError if there is no such split."""
     wanted = split or "train"
     if wanted not in splits:
         listed = ", ".join(splits)
@@ -89,7 +89,7 @@ def load_table(source: str, name: str | None, split: str | None, revision: str |
 
 
 def is_text_file(path: Path) -> bool:
-    """Whether a path is a file that `read_rows` reads, or refuses: any file that is not Parquet."""
+    """Return whether a path is a file that `read_rows` reads, or refuses: any file that is not Parquet."""
     return path.is_file() and path.suffix.lower() != ".parquet"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -53,7 +54,7 @@ class Pair:
     shared_prefix: float | None
 
     def names(self, group: str) -> list[str]:
-        """The pair's tasks, mistakes or sources."""
+        """Return the pair's tasks, mistakes or sources."""
         value = getattr(self, group)
         return value if isinstance(value, list) else [value] if value is not None else []
 
@@ -140,7 +141,7 @@ def _pair(
 
 
 def pair_statistics(pairs: Sequence[Pair]) -> Statistics:
-    """The statistics of at least one pair."""
+    """Return the statistics of at least one pair."""
     both = [pair for pair in pairs if pair.rejected is not None]
     lengths = [pair.chosen_length for pair in pairs] + [pair.rejected_length for pair in both]
     return Statistics(
@@ -156,9 +157,9 @@ def pair_statistics(pairs: Sequence[Pair]) -> Statistics:
 
 
 def grouped_pairs(pairs: Sequence[Pair], group: str) -> dict[str, list[Pair]]:
-    """Pairs by task, mistake or source, largest group first; a pair with two mistakes is in both groups."""
-    members: dict[str, list[Pair]] = {}
+    """Return pairs by task, mistake or source, largest group first; a pair with two mistakes is in both groups."""
+    members = defaultdict(list)
     for pair in pairs:
         for name in pair.names(group):
-            members.setdefault(name, []).append(pair)
+            members[name].append(pair)
     return dict(sorted(members.items(), key=lambda entry: -len(entry[1])))

@@ -85,8 +85,7 @@ def read_questions(
     missing = [column for column in ("question", "answer") if column not in names.values()]
     if missing:
         raise InputError(
-            f"{where}: no column {' and no column '.join(map(repr, missing))}; it has "
-            f"{', '.join(names.values())}. "
+            f"{where}: no column {' and no column '.join(map(repr, missing))}; it has {', '.join(names.values())}. "
             'Name what they are called with `column_mapping: {"theirs": "ours"}`'
         )
     questions: list[Question] = []
@@ -169,7 +168,7 @@ def _final_part(answer: str, after: str | None) -> str:
 
 
 def _choices(value: Any) -> list[tuple[str, str]]:
-    """The (label, text) of each choice; labels that are digits become letters."""
+    """Return the (label, text) of each choice; labels that are digits become letters."""
     if isinstance(value, Mapping):
         texts, labels = value.get("text"), value.get("label")
     else:
@@ -186,7 +185,7 @@ def _choices(value: Any) -> list[tuple[str, str]]:
 
 
 def _label(answer: Any, choices: Sequence[tuple[str, str]]) -> str | None:
-    """The label of the choice that an answer names.
+    """Return the label of the choice that an answer names.
 
     The answer may be the label, the text, the number from 0 (an integer) or from 1 (digits, as in ARC).
     """

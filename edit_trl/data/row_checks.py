@@ -58,7 +58,7 @@ def validate_dual_cots(dataset: Dataset, source: str = "dataset", max_problems: 
 
 
 def find_row_errors(rows: Iterable[Mapping[str, Any]], columns: list[str], source: str) -> Iterator[str]:
-    """The errors of all rows, each with source, row and column."""
+    """Yield the errors of all rows, each with source, row and column."""
     missing = [column for column in REQUIRED_COLUMNS if column not in columns]
     if missing:
         yield _missing_columns(missing, columns, source)
@@ -120,7 +120,7 @@ def _kind(value: Any) -> str:
 
 
 def _row_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[str, str]]:
-    """The (column, error) pairs of a row, except for columns that are missing in all rows."""
+    """Yield the (column, error) pairs of a row, except for columns that are missing in all rows."""
     if is_chosen_alone(row):
         yield from _pair_errors(row, [*missing, "rejected"])
     elif not has_several_rejected(row):
@@ -168,7 +168,7 @@ def _pair_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[s
 
 
 def _turns_error(column: str, value: Any) -> str | None:
-    """What is wrong with a prompt or a chain, plain or conversational."""
+    """Return what is wrong with a prompt or a chain, plain or conversational; None if nothing is."""
     if value is None:
         return "is missing"
     if isinstance(value, str):
@@ -189,7 +189,7 @@ def _turns_error(column: str, value: Any) -> str | None:
 
 
 def _spans_error(spans: Any, length: int) -> str | None:
-    """What is wrong with [start, end) offsets into a chain of `length` characters."""
+    """Return what is wrong with [start, end) offsets into a chain of `length` characters; None if nothing is."""
     if not isinstance(spans, list):
         return f"must be a list of [start, end], got {show(spans)}"
     previous = [0, 0]

@@ -125,13 +125,12 @@ def _encode_chain(row: Mapping[str, Any], side: str, tokenizer: "PreTrainedToken
         eos = "" if chain.endswith(tokenizer.eos_token) else tokenizer.eos_token
         text, begin, special = row["prompt"] + chain + eos, len(row["prompt"]), True
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=tokenizer.is_fast)
-    if not tokenizer.is_fast:
-        return Chain(chain, encoded["input_ids"], None, spans)
-    end = begin + len(chain)
-    offsets = [
-        (max(a, begin) - begin, min(b, end) - begin) if a < end and b > begin else (0, 0)
-        for a, b in encoded["offset_mapping"]
-    ]
+    end, offsets = begin + len(chain), None
+    if tokenizer.is_fast:
+        offsets = [
+            (max(a, begin) - begin, min(b, end) - begin) if a < end and b > begin else (0, 0)
+            for a, b in encoded["offset_mapping"]
+        ]
     return Chain(chain, encoded["input_ids"], offsets, spans)
 
 
@@ -179,5 +178,5 @@ def _weighted_alone(chain: Chain) -> list[bool]:
 
 
 def is_alone(row: Mapping[str, Any]) -> bool:
-    """Whether a pair (see `edit_trl.data.row.pairs_of`) is a correct chain alone."""
+    """Return whether a pair (see `edit_trl.data.row.pairs_of`) is a correct chain alone."""
     return chain_text(row["chosen"]) == chain_text(row["rejected"])

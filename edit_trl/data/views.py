@@ -140,7 +140,7 @@ def apply_view(rows: Iterable[Mapping[str, Any]], view: View, source: str = "dat
 
 
 def _pairs_from(sources: Sequence[str]) -> Callable[[list[Row]], Iterator[Row]]:
-    """A view of the pairs whose `source` is one of these."""
+    """Return a view of the pairs whose `source` is one of these."""
     return lambda rows: (row for row in rows if not is_chosen_alone(row) and row.get("source") in sources)
 
 
@@ -261,7 +261,7 @@ def _with_mistake(dataset: Dataset, wanted: Sequence[str], source: str) -> Datas
 
 
 def _dataset(rows: list[Row], dataset: Dataset) -> Dataset:
-    """A dataset of the rows, with the columns of the dataset that they come from."""
+    """Return a dataset of the rows, with the columns of the dataset that they come from."""
     from datasets import Dataset, Features, List, Value
 
     features = dict(dataset.features)

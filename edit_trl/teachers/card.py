@@ -64,7 +64,7 @@ def generation_card(
 
 
 def _pivot_values(generation: Generation, stats: Mapping[str, DispatchStats]) -> dict[str, Any]:
-    """Values for the section on pivotal steps: what the rollouts cost, and what they showed."""
+    """Return the values for the section on pivotal steps: what the rollouts cost, and what they showed."""
     pivots, samples = generation.pivots, generation.counts["samples"]
     drawn_after = sum(pivot.drawn_after for pivot in pivots)
     places = Counter((pivot.step, pivot.steps) for pivot in pivots)

@@ -107,9 +107,8 @@ class GenerateArguments(EndpointArguments):
                 yield "`student` is missing: the model whose chains `pivots` searches, as a path or Hub id"
         elif self.teacher != "procedural":
             if not self.model:
-                yield "`model` is missing: the teacher, " + (
-                    "as the endpoint names it" if endpoint else "as a path or Hub id"
-                )
+                form = "as the endpoint names it" if endpoint else "as a path or Hub id"
+                yield f"`model` is missing: the teacher, {form}"
             if not self.dataset_name:
                 yield "`dataset_name` is missing: questions with answers, as a file, a folder or a Hub id"
         elif self.dataset_name:

@@ -54,7 +54,7 @@ class GenerateConfig:
     limits: Limits
 
     def questions(self, teacher: Teacher | None) -> list[Question]:
-        """The questions that are asked; raises an InputError that names all rows that are none."""
+        """Return the questions that are asked; raises an InputError that names all rows that are none."""
         arguments = self.arguments
         if arguments.teacher == "procedural":
             return teacher.questions()[: arguments.limit] if isinstance(teacher, ProceduralChat) else []
@@ -80,15 +80,15 @@ class GenerateConfig:
         ]
 
     def templates(self) -> Templates:
-        """The prompt templates: the package's, or the recipe's where it names one."""
+        """Return the prompt templates: the package's, or the recipe's where it names one."""
         return Templates.load(self.arguments.templates)
 
     def exemplars(self) -> list[Exemplar]:
-        """The worked examples."""
+        """Return the worked examples."""
         return load_exemplars(self.arguments.exemplars) if self.arguments.exemplars else []
 
     def make_teacher(self) -> Teacher | None:
-        """The teacher, or None. Nothing is sent or loaded yet."""
+        """Return the teacher, or None. Nothing is sent or loaded yet."""
         arguments = self.arguments
         if arguments.teacher == "none":
             return None
@@ -109,7 +109,7 @@ class GenerateConfig:
         )
 
     def make_student(self) -> Teacher | None:
-        """The student, or None; raises an InputError if its folder does not exist."""
+        """Return the student, or None; raises an InputError if its folder does not exist."""
         arguments = self.arguments
         if arguments.student is None:
             return None
@@ -119,7 +119,7 @@ class GenerateConfig:
         return _local(arguments.student, arguments.batch_size)
 
     def make_labeller(self) -> Teacher | None:
-        """The model that labels mistakes; None where the teacher does."""
+        """Return the model that labels mistakes; None where the teacher does."""
         if self.arguments.labeller is None or self.options.label == "none":
             return None
         return self.arguments.endpoint(self.arguments.labeller)
@@ -151,7 +151,7 @@ def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) ->
 
 
 def is_generate_recipe(path: str | Path) -> bool:
-    """Whether a YAML file is a recipe of `edit-trl generate` rather than of `edit-trl train`."""
+    """Return whether a YAML file is a recipe of `edit-trl generate` rather than of `edit-trl train`."""
     try:
         values = read_yaml(path)
     except InputError:
@@ -160,7 +160,7 @@ def is_generate_recipe(path: str | Path) -> bool:
 
 
 def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
-    """Errors for options that would have no effect."""
+    """Yield errors for options that would have no effect."""
     if values.get("teacher") != "none":
         given = [field.name for field in fields(PivotOptions) if field.name in values]
         if given:

@@ -87,7 +87,7 @@ class Pipeline:
     exemplars: Sequence[Exemplar]
 
     async def annotate(self, writer: Dispatcher, *, by_student: bool = False) -> list[Chain]:
-        """`samples` chains of every question, in the order of the questions."""
+        """Ask for `samples` chains of every question; return them in the order of the questions."""
         template: TemplateName = "student" if by_student else "annotate"
         requests = {
             (question, sample): self.requests.make(template, question, sample, exemplars=self._exemplars_for(question))
@@ -138,7 +138,7 @@ class Pipeline:
         ]
 
     async def label(self, labeller: Dispatcher, kinds: LabelSet) -> list[ChainPair]:
-        """The pairs with their kinds of mistake; None where the answer does not have the required form."""
+        """Return the pairs with their kinds of mistake; None where the answer does not have the required form."""
         pairs = list(self.requests.generation.pairs)
         requests = {}
         for number, pair in enumerate(pairs):
@@ -157,12 +157,12 @@ class Pipeline:
         return pairs
 
     def _by_slot(self, chains: Sequence[Chain], outcome: str) -> dict[Slot, Chain]:
-        """The chains of an outcome that are used, at most `pairs_per_question` of each question."""
+        """Return the chains of an outcome that are used, at most `pairs_per_question` of each question."""
         matches = (chain for chain in chains if chain.outcome == outcome)
         return {chain.slot: chain for chain in distinct_chains(matches, self.requests.options.pairs_per_question)}
 
     async def _confirmed(self, teacher: Dispatcher, chains: Sequence[Chain], source: str) -> list[Chain]:
-        """The rectified chains that `rectify_check` confirms; its prompts do not tell the known answer."""
+        """Return the rectified chains that `rectify_check` confirms; its prompts do not tell the known answer."""
         check = self.requests.options.rectify_check
         if check == "none":
             return list(chains)
@@ -199,7 +199,7 @@ class Pipeline:
         return confirmed
 
     def _exemplars_for(self, question: Question, *, pairs: bool = False) -> list[Exemplar]:
-        """The exemplars of the question's task, else those of no task; never the question itself."""
+        """Return the exemplars of the question's task, else those of no task; never the question itself."""
         others = [
             exemplar
             for exemplar in self.exemplars
@@ -210,7 +210,7 @@ class Pipeline:
         return exemplars[: self.requests.options.exemplars_per_prompt]
 
     def _contrasts(self, chain: Chain, examples: Sequence[Exemplar]) -> list[Exemplar]:
-        """Exemplars with both chains: a draw from the task's own pairs, filled up with given exemplars."""
+        """Return exemplars with both chains: a draw from the task's own pairs, filled up with given exemplars."""
         count = self.requests.options.exemplars_per_prompt
         pool = [example for example in examples if example.question != chain.question.question]
         rng = random.Random(f"{self.requests.options.seed}/{chain.question.id}/{chain.sample}")

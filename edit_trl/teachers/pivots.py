@@ -100,10 +100,7 @@ async def make_pivots(
 
 
 def step_ends(chain: str) -> list[int]:
-    """Where each step of a chain ends: after its sentence and the line breaks that follow it.
-
-    The last end is the end of the chain.
-    """
+    """Return where each step of a chain ends: after its sentence and line breaks, the last at the end of the chain."""
     ends: list[int] = []
     start, last = 0, len(chain.rstrip())
     while start < last:
@@ -143,15 +140,15 @@ class Search:
         return (self.low + self.high) // 2
 
     def place(self, steps: int) -> Place:
-        """The prefix of so many steps."""
+        """Return the question and its prefix of that many steps."""
         return self.chain.question, self.chain.text[: self.ends[steps - 1]] if steps else ""
 
     def sides(self) -> list[int]:
-        """The numbers of steps before and after the pivotal one; after the last step nothing can be drawn."""
+        """Return the numbers of steps before and after the pivotal one; after the last step nothing can be drawn."""
         return [self.low] if self.high == len(self.ends) else [self.low, self.high]
 
     def pivot(self, tallies: Mapping[Place, Tally]) -> Pivot:
-        """The pivotal step and its rollouts."""
+        """Return the pivotal step and its rollouts."""
         before, after = tallies[self.place(self.low)], Tally()
         if self.high in self.sides():
             after = tallies[self.place(self.high)]
@@ -159,7 +156,7 @@ class Search:
         return Pivot(self.id, self.high, len(self.ends), *counts)
 
     def pair(self, tallies: Mapping[Place, Tally]) -> ChainPair | None:
-        """The chain and its closest right continuation; None where every one repeats the whole step.
+        """Return the chain and its closest right continuation; None where every one repeats the whole step.
 
         A continuation that repeats the step and is right nevertheless does not show what is wrong with it.
         """
@@ -230,7 +227,7 @@ def _collect(searches: Sequence[Search], tallies: Mapping[Place, Tally], generat
 
 
 def _step_spans(chain: str, start: int) -> tuple[tuple[int, int], ...]:
-    """The spans of the step that begins at `start`; none at the end of the chain."""
+    """Return the spans of the step that begins at `start`; none at the end of the chain."""
     first = _text_start(chain, start)
     return ((first, step_end(chain, first)),) if first < len(chain) else ()
 

@@ -43,7 +43,7 @@ class ProceduralChat:
         self.address = f"seed {seed}, difficulty {difficulty}, wrong share {wrong_share}"
 
     def questions(self) -> list[Question]:
-        """The questions of the problems."""
+        """Return the questions of the problems."""
         return [question_of(row) for row in self._rows]
 
     async def check(self) -> None:

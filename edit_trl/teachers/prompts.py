@@ -108,7 +108,7 @@ class Templates:
         return cls(texts)
 
     def version(self, name: TemplateName) -> str:
-        """A hash of the template's text."""
+        """Return a hash of the template's text."""
         return hashlib.sha256(self.texts[name].encode()).hexdigest()[:12]
 
     def fill(self, name: TemplateName, question: Question, exemplars: Iterable[Exemplar] = (), **values: str) -> str:
@@ -133,7 +133,7 @@ class Templates:
 
 
 def read_chain(text: str) -> str:
-    """The chain in an answer, as it goes into a row.
+    """Return the chain in an answer, as it goes into a row.
 
     Removes thoughts in <think> tags, words of the prompt that the model repeats, and further questions that
     it writes after the chain.
@@ -145,7 +145,7 @@ def read_chain(text: str) -> str:
 
 
 def without_conclusion(chain: str, answer_type: AnswerType) -> str:
-    """A chain up to the sentence that first states its final answer.
+    """Return a chain up to the sentence that first states its final answer.
 
     Of a chain that begins with its answer and then gives reasons, nothing is left.
     """
@@ -158,7 +158,7 @@ def without_conclusion(chain: str, answer_type: AnswerType) -> str:
 
 
 def read_verdict(text: str) -> bool | None:
-    """Whether the answer calls a chain sound; None where it does not have the required form."""
+    """Return whether the answer calls a chain sound; None where it does not have the required form."""
     verdicts = _VERDICT_LINE.findall(text)
     return {"sound": True, "flawed": False}.get(verdicts[-1].lower()) if verdicts else None
 
@@ -169,7 +169,7 @@ def listed_kinds(kinds: LabelSet) -> str:
 
 
 def read_kinds(text: str, kinds: LabelSet) -> list[str] | None:
-    """The kinds of mistake that an answer names; None where it does not have the required form.
+    """Return the kinds of mistake that an answer names; None where it does not have the required form.
 
     An answer with a name outside the set is not used at all.
     """

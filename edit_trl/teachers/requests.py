@@ -24,7 +24,7 @@ Slot = tuple[Question, int]
 
 
 def answer_outcome(slot: Slot, response: ChatResponse, prefix: str = "") -> Outcome:
-    """What the final answer of a response is worth; `prefix` is the part of the chain that it continues."""
+    """Return the outcome of a response; `prefix` is the part of the chain that it continues."""
     if response.finish_reason == "refused":
         return "refused"
     if response.finish_reason == "length":
@@ -117,7 +117,7 @@ class Requests:
 
 
 def chains_of(answers: Mapping[Slot, ChatResponse], source: str) -> list[Chain]:
-    """The chains that answers consist of, with their outcomes."""
+    """Return the chains that answers consist of, with their outcomes."""
     return [
         Chain(slot[0], read_chain(response.text), answer_outcome(slot, response), source, slot[1])
         for slot, response in answers.items()
@@ -125,7 +125,7 @@ def chains_of(answers: Mapping[Slot, ChatResponse], source: str) -> list[Chain]:
 
 
 def distinct_chains(chains: Iterable[Chain], most: int) -> list[Chain]:
-    """The first `most` chains of each question that differ in text."""
+    """Return the first `most` chains of each question that differ in text."""
     by_question: dict[str, dict[str, Chain]] = {}
     for chain in chains:
         texts = by_question.setdefault(chain.question.id, {})

@@ -32,7 +32,7 @@ class Tally:
             self.right.append(chain.text)
 
     def is_lost(self, right_after: float) -> bool:
-        """Whether at most the share `right_after` of the rollouts is right."""
+        """Return whether at most the share `right_after` of the rollouts is right."""
         return len(self.right) <= right_after * self.count
 
 
@@ -96,6 +96,6 @@ class Rollouts:
 
 
 def _without_tail(text: str) -> str:
-    """A chain without what follows it. What precedes it stays: prefixes must be the student's own text."""
+    """Return a chain without what follows it. What precedes it stays: prefixes must be the student's own text."""
     chain = read_chain(text)
     return chain if text.startswith(chain) else text

@@ -96,7 +96,7 @@ class GenerationPlan:
         return generation, rows
 
     def _models(self) -> dict[str, Teacher]:
-        """The models that are asked, by role; on a Ray cluster where the recipe says so."""
+        """Return the models that are asked, by role; on a Ray cluster where the recipe says so."""
         config = self.config
         models = {"teacher": self.teacher, "student": config.make_student(), "labeller": config.make_labeller()}
         models = {role: model for role, model in models.items() if model is not None}

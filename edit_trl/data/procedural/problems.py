@@ -141,5 +141,5 @@ def follow(
 
 
 def off_by(rng: random.Random, *amounts: int) -> int:
-    """One of the amounts with a random sign, so that wrong numbers are too low as often as too high."""
+    """Return one of the amounts with a random sign, so that wrong numbers are too low as often as too high."""
     return rng.choice(amounts) * rng.choice((-1, 1))

@@ -89,7 +89,7 @@ class ProceduralTeacher:
 
 
 def question_of(row: DualCoT) -> Question:
-    """The question of a row from `ProceduralTeacher.rows`, with its answer and answer type."""
+    """Return the question of a row from `ProceduralTeacher.rows`, with its answer and answer type."""
     return Question(row["id"], row["prompt"], row["answer"], ANSWER_TYPES[row["task"]], row["task"])
 
 

@@ -51,7 +51,7 @@ SORTABLE = (
 
 
 def in_number(count: int, noun: str) -> str:
-    """The noun in the number that `count` needs: "1 step", but "3 steps"."""
+    """Return the noun in the number that `count` needs: "1 step", but "3 steps"."""
     if count == 1:
         return noun
     irregular = {"cherry": "cherries", "butterfly": "butterflies", "knife": "knives"}
@@ -60,5 +60,5 @@ def in_number(count: int, noun: str) -> str:
 
 
 def joined(items: list[str]) -> str:
-    """A list as prose: "a, b and c"."""
+    """Return a list as prose: "a, b and c"."""
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))

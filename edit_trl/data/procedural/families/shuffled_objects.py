@@ -72,7 +72,7 @@ def _draw_swaps(rng: random.Random, people: list[str], count: int) -> list[Swap]
 
 
 def _draw_slip(rng: random.Random, people: list[str], swaps: list[Swap]) -> tuple[Slip, list[Swap]]:
-    """The slip, and the swaps as the wrong chain reads them."""
+    """Return the slip, and the swaps as the wrong chain reads them."""
     slip = Slip(rng.choice(_MISTAKES), rng.randrange(len(swaps)))
     if slip.kind != "context value":
         return slip, swaps
