@@ -10,7 +10,8 @@ import argparse
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,10 +34,7 @@ RECIPE_DESCRIPTION = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `edit-trl generate`.
-
-    Args:
-        argv: The options; those of the process by default.
+    """Run `edit-trl generate`; `argv` is the options, those of the process by default.
 
     Raises:
         InputError: A bad option or recipe, before any request is sent; an output that exists and may not be
@@ -106,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _set_summary(dataset: Dataset, path: Path) -> str:
-    """Rows per family and per kind of mistake, as plain text."""
+    """Return rows per family and per kind of mistake, as plain text."""
     mistakes = Counter(kind for kinds in dataset["mistake"] for kind in kinds)
     blocks = [("family", Counter(dataset["task"])), ("mistake", mistakes)]
     lines = [f"{path}: {len(dataset)} rows"]
@@ -118,15 +116,14 @@ def _set_summary(dataset: Dataset, path: Path) -> str:
 
 
 def _example(row: dict) -> str:
-    from edit_trl.cli.pair_text import bracketed
-    from edit_trl.data.row import chain_text, is_conversational
+    from edit_trl.cli.pair_text import bracketed, prompt_text
+    from edit_trl.data.row import chain_text
 
-    prompt = row["prompt"][-1]["content"] if is_conversational(row) else row["prompt"]
     chosen, rejected = chain_text(row["chosen"]), chain_text(row["rejected"])
     return "\n".join(
         [
             f"example ({row['id']}, key steps in [brackets]):",
-            f"  prompt    {prompt}",
+            f"  prompt    {prompt_text(row['prompt'])}",
             f"  chosen    {bracketed(chosen, row['chosen_key_spans'])}",
             f"  rejected  {bracketed(rejected, row['rejected_key_spans'])}",
             f"  mistake   {', '.join(row['mistake'])}",
@@ -138,7 +135,6 @@ def _generate_by_recipe(argv: Sequence[str]) -> int:
     from edit_trl.common.options import format_help, read_options
     from edit_trl.models.chat.dispatch import Interrupted
     from edit_trl.teachers.generate_config import CLASSES, FLAGS, HIDDEN, OPTIONS, read_generate_config
-    from edit_trl.teachers.run import training_rounds
 
     if "--help" in argv or "-h" in argv:
         print(format_help(RECIPE_USAGE, RECIPE_DESCRIPTION, CLASSES, HIDDEN))
@@ -149,11 +145,7 @@ def _generate_by_recipe(argv: Sequence[str]) -> int:
         if config.arguments.rounds == 1:
             _generate(config, Path(config.arguments.output_dir))
         else:
-            train = _trainer(config.arguments.train_recipe)
-            for number, (round_config, folder) in enumerate(training_rounds(config, train), 1):
-                arguments = round_config.arguments
-                print(f"round {number} of {arguments.rounds}: student {arguments.student}", file=sys.stderr)
-                _generate(round_config, folder)
+            _generate_and_train(config)
     except Interrupted as interruption:
         print(f"{interruption}:\n  edit-trl generate {' '.join(argv)}", file=sys.stderr)
         return 130
@@ -174,22 +166,26 @@ def _generate(config: GenerateConfig, folder: Path) -> None:
         print(f"pushed to {repository}")
 
 
-def _trainer(recipe: str) -> Callable[[str, Path, Path], str]:
-    """A function that trains a student on rows into a folder and returns the folder of the last stage."""
+def _generate_and_train(config: GenerateConfig) -> None:
+    """Alternate between generating and training the student, which is then the student of the next round."""
     from edit_trl.cli.train import main
+    from edit_trl.teachers.generation import DUAL
     from edit_trl.training.recipe.resolving import read_recipe
 
-    stages = read_recipe(recipe).stages  # before the first request: a bad recipe costs nothing
-
-    def train(student: str, rows: Path, output: Path) -> str:
-        options = {"--config": recipe, "--model_name_or_path": student}
-        options |= {"--dataset_name": str(rows), "--output_dir": str(output)}
+    arguments = config.arguments
+    stages = read_recipe(arguments.train_recipe).stages  # before the first request: a bad recipe costs nothing
+    student = arguments.student
+    for number in range(1, arguments.rounds + 1):
+        print(f"round {number} of {arguments.rounds}: student {student}", file=sys.stderr)
+        folder = Path(arguments.output_dir) / f"round_{number}"
+        _generate(replace(config, arguments=replace(arguments, student=student)), folder)
+        output = folder / "student"
+        options = {"--config": arguments.train_recipe, "--model_name_or_path": student}
+        options |= {"--dataset_name": str(folder / DUAL), "--output_dir": str(output)}
         code = main([word for option in options.items() for word in option])
         if code:
             raise InputError(f"training to {output} ended with exit code {code}; run again to resume it")
-        return str(output / stages[-1][0] if stages else output)
-
-    return train
+        student = str(output / stages[-1][0] if stages else output)
 
 
 def _generation_summary(generation: Generation, folder: Path, rows: dict[str, int]) -> str:

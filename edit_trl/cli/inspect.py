@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,10 +23,7 @@ FILTERS = ("task", "mistake", "source", "id")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `edit-trl inspect`.
-
-    Args:
-        argv: The options; those of the process by default.
+    """Run `edit-trl inspect`; `argv` is the options, those of the process by default.
 
     Raises:
         InputError: A bad option, rows that are not dual CoTs, or filters that leave no pair.
@@ -69,12 +67,13 @@ def _show(pairs: list[Pair], selection: list[Pair], options: argparse.Namespace)
 
 
 def _print_plain(source: str, pairs: list[Pair], selection: list[Pair], unit: str, method: str) -> None:
-    from edit_trl.cli.pair_text import group_tables, overview, pair_lines, plain_table
+    from edit_trl.cli.pair_text import HEADINGS, group_tables, overview, pair_lines
+    from edit_trl.common.tables import aligned
 
     print("\n  ".join(overview(source, pairs, unit, method)))
     for group, rows in group_tables(pairs).items():
         print()
-        print("\n".join(plain_table(group, rows)))
+        print(textwrap.indent(aligned([[[group, *HEADINGS], *rows]]), "  "))
     print("\nkey steps in [brackets]")
     for number, pair in enumerate(selection, 1):
         print()
@@ -102,16 +101,11 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:  # the latter: a folder without a known tokenizer
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--tokenizer {name} cannot be loaded: {reason}") from error
+        raise InputError(f"--tokenizer {name} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def _filtered(pairs: list[Pair], options: argparse.Namespace) -> list[Pair]:
-    """The pairs that match every filter.
-
-    Raises:
-        InputError: No pair matches; lists the values that a filter could have.
-    """
+    """Return the pairs that match every filter; if none does, raise an InputError with the possible values."""
     from edit_trl.common.options import nearest
 
     wanted = {name: getattr(options, name) for name in FILTERS if getattr(options, name)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from edit_trl.common.tables import aligned
 from edit_trl.common.terminal import visible, visible_line
 
 if TYPE_CHECKING:
@@ -17,14 +16,14 @@ HEADINGS = ("pairs", "key", "shared prefix", "correct", "wrong")
 
 
 def bracketed(text: str, spans: Sequence[Sequence[int]]) -> str:
-    """The text with its spans in [brackets]."""
+    """Return the text with its spans in [brackets]."""
     for start, end in reversed(spans):
         text = f"{text[:start]}[{text[start:end]}]{text[end:]}"
     return text
 
 
 def prompt_text(prompt: str | list[dict[str, str]]) -> str:
-    """A prompt as text; several messages are written with their roles."""
+    """Return a prompt as text; several messages are written with their roles."""
     if isinstance(prompt, str):
         return prompt.strip()
     if len(prompt) == 1:
@@ -33,7 +32,7 @@ def prompt_text(prompt: str | list[dict[str, str]]) -> str:
 
 
 def pair_tags(pair: Pair) -> str:
-    """The task, source, mistakes and shares of a pair, in one line."""
+    """Return the task, source, mistakes and shares of a pair, in one line."""
     parts = [pair.task, pair.source, f"mistake: {', '.join(pair.mistake)}" if pair.mistake else None]
     if pair.key_fraction is not None:
         parts.append(f"key {pair.key_fraction:.0%}, shared prefix {pair.shared_prefix:.0%}")
@@ -41,7 +40,7 @@ def pair_tags(pair: Pair) -> str:
 
 
 def pair_lines(pair: Pair, place: str) -> Iterator[str]:
-    """A pair with its key steps in [brackets]."""
+    """Yield a pair with its key steps in [brackets]."""
     yield f"{place}  {visible(pair.id or f'row {pair.row}')}  ({visible(pair_tags(pair))})"
     fields = {"prompt": prompt_text(pair.prompt), "chosen": bracketed(pair.chosen, pair.chosen_spans)}
     if pair.rejected is not None:
@@ -54,7 +53,7 @@ def pair_lines(pair: Pair, place: str) -> Iterator[str]:
 
 
 def overview(source: str, pairs: Sequence[Pair], unit: str, method: str) -> list[str]:
-    """Statistics of all pairs, in a few lines."""
+    """Return statistics of all pairs, in a few lines."""
     from edit_trl.data.pair_statistics import pair_statistics
 
     statistics = pair_statistics(pairs)
@@ -74,7 +73,7 @@ def overview(source: str, pairs: Sequence[Pair], unit: str, method: str) -> list
 
 
 def group_tables(pairs: Sequence[Pair]) -> dict[str, list[list[str]]]:
-    """A table per group (task, mistake, source) that has several values: the value, then `HEADINGS`."""
+    """Return a table per group (task, mistake, source) that has several values: the value, then `HEADINGS`."""
     from edit_trl.data.pair_statistics import GROUPS, grouped_pairs, pair_statistics
 
     def cells(name: str, members: list[Pair]) -> list[str]:
@@ -97,8 +96,3 @@ def group_tables(pairs: Sequence[Pair]) -> dict[str, list[list[str]]]:
             if len(rows) > MOST_GROUPS:
                 tables[group].append([f"... and {len(rows) - MOST_GROUPS} more", *[""] * len(HEADINGS)])
     return tables
-
-
-def plain_table(title: str, rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table as lines of text."""
-    return [f"  {line}" for line in aligned([[[title, *HEADINGS], *rows]]).splitlines()]

@@ -39,7 +39,7 @@ _KEY = re.compile(r"\x1b\[[0-9;]*[~A-Za-z]|\x1bO.|.", re.DOTALL)
 
 
 def statistics_view(source: str, pairs: Sequence[Pair], unit: str, method: str) -> RenderableType:
-    """Statistics of the pairs."""
+    """Return statistics of the pairs."""
     first, *others = overview(source, pairs, unit, method)
     parts: list[RenderableType] = [Text(visible(first), style="bold"), *map(Text, others)]
     for group, rows in group_tables(pairs).items():
@@ -54,7 +54,7 @@ def statistics_view(source: str, pairs: Sequence[Pair], unit: str, method: str) 
 
 
 def pair_view(pair: Pair, place: str, width: int) -> RenderableType:
-    """A pair: its prompt, then both chains with their key steps underlined, side by side if there is room."""
+    """Return a pair: its prompt, then both chains with their key steps underlined, side by side if there is room."""
     title = Text.assemble((visible(pair.id or f"row {pair.row}"), "bold"), f"  {place}")
     parts: list[RenderableType] = [Rule(title, align="left", style="dim")]
     parts.append(Text(visible(pair_tags(pair)), style="dim"))
@@ -107,12 +107,16 @@ def browse(source: str, pairs: Sequence[Pair], selection: Sequence[Pair], unit: 
             lines = console.render_lines(view, console.options.update(width=width, height=None), pad=False)
             lowest = max(len(lines) - height, 0)
             offset = min(max(offset, 0), lowest)
-            screen.update(_window(lines[offset : offset + height], height, _footer(page, len(selection), lowest)))
+            scroll = "  \u2191 \u2193 scroll" if lowest else ""
+            footer = f" {page}/{len(selection)}  \u2190 \u2192 or p n: pairs{scroll}  g G: first, last  q: leave"
+            screen.update(_window(lines[offset : offset + height], height, footer))
             key = next(keys, "q")
             if key in _LEAVE:
                 return
             goal = _page_after(key, page, len(selection))
-            offset = 0 if goal != page else offset + _scroll(key, height)
+            lines_down = (key in _DOWN) - (key in _UP)
+            pages_down = (key in _PAGE_DOWN) - (key in _PAGE_UP)
+            offset = 0 if goal != page else offset + lines_down + pages_down * max(height - 2, 1)
             page = goal
 
 
@@ -124,16 +128,6 @@ def _page_after(key: str, page: int, last: int) -> int:
     return 0 if key in _FIRST else last if key in _LAST else page
 
 
-def _scroll(key: str, height: int) -> int:
-    down = (key in _DOWN) - (key in _UP)
-    return down + max(height - 2, 1) * ((key in _PAGE_DOWN) - (key in _PAGE_UP))
-
-
-def _footer(page: int, last: int, lowest: int) -> str:
-    scroll = "  \u2191 \u2193 scroll" if lowest else ""
-    return f" {page}/{last}  \u2190 \u2192 or p n: pairs{scroll}  g G: first, last  q: leave"
-
-
 def _window(lines: list[list[Segment]], height: int, footer: str) -> Segments:
     segments: list[Segment] = []
     for line in [*lines, *[[]] * (height - len(lines))]:
@@ -143,7 +137,7 @@ def _window(lines: list[list[Segment]], height: int, footer: str) -> Segments:
 
 @contextmanager
 def _keys() -> Iterator[Iterator[str]]:
-    """The keys that are pressed; an empty string when the size of the terminal has changed."""
+    """Yield the keys that are pressed; an empty string when the size of the terminal has changed."""
     import termios
     import tty
 

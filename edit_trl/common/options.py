@@ -129,7 +129,22 @@ def build_options(
     """
     hints = {name: hint for name, hint in hints_of(classes).items() if name not in set(hidden)}
     values, problems = convert({**(read_yaml(path) if path else {}), **options}, hints)
-    built = []
+    return build(classes, values, problems, f"{path or 'command line'}:")
+
+
+def build(classes: Sequence[type], values: Mapping[str, Any], problems: Sequence[str], heading: str) -> list[Any]:
+    """Build one object of each class from converted values.
+
+    Args:
+        classes: Dataclasses whose checks raise InputError.
+        values: Values by name.
+        problems: What is already known to be wrong with the values.
+        heading: The first line of the error.
+
+    Raises:
+        InputError: The problems, and those that the classes find.
+    """
+    problems, built = list(problems), []
     for cls in classes:
         names = {field.name for field in dataclasses.fields(cls)}
         try:
@@ -137,7 +152,7 @@ def build_options(
         except InputError as error:
             problems += error.problems
     if problems:
-        raise InputError(problems, heading=f"{path or 'command line'}:")
+        raise InputError(problems, heading=heading)
     return built
 
 

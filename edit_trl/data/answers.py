@@ -182,7 +182,7 @@ def _known_answer(text: str, answer_type: AnswerType) -> Extraction:
 
 
 def _after(response: str, start: int, limit: int) -> tuple[int, int]:
-    """The [start, end) of the text that a marker refers to: the braces after it, or the rest of its sentence.
+    """Return the [start, end) of the text that a marker refers to: the braces after it, or the rest of its sentence.
 
     The end is never beyond `limit`.
     """

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.files import replacing
-from edit_trl.common.hub_ids import looks_like_file, refuse_missing_path
-from edit_trl.data.files import load_folder, load_from_hub, pick_split, read_parquet, read_rows
+from edit_trl.common.hub_ids import looks_like_file
+from edit_trl.data.files import is_text_file, load_table, pick_split, read_rows
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
@@ -64,16 +64,17 @@ def load_dual_cots(
         InputError: A source that cannot be found, read or mapped, or rows that are not dual CoTs.
     """
     path, where = Path(source).expanduser(), str(source)
-    if not path.exists():
-        refuse_missing_path(where)
-        dataset = load_from_hub(where, name, split, revision)
-    else:
-        _refuse_hub_options(where, {"name": name, "revision": revision})
-        if path.is_file():
-            pick_split({"train": path}, split, where)
-            if path.suffix.lower() != ".parquet":
-                return _dataset_of_rows(path, column_mapping or {})
-        dataset = load_folder(path, split) if path.is_dir() else read_parquet(path)
+    if path.exists():
+        given = {"name": name, "revision": revision}
+        hub_options = [f"{option}={value!r}" for option, value in given.items() if value is not None]
+        if hub_options:
+            listed = ", ".join(hub_options)
+            raise InputError(f"{where} is on this machine: {listed} only applies to a dataset on the Hub")
+    if path.is_file():
+        pick_split({"train": path}, split, where)
+    if is_text_file(path):
+        return _dataset_of_rows(path, column_mapping or {})
+    dataset = load_table(where, name, split, revision)
     dataset = dataset.rename_columns(checked_mapping(column_mapping or {}, dataset.column_names, where))
     validate_dual_cots(dataset, source=where)
     return dataset
@@ -104,14 +105,8 @@ class DatasetSource:
         )
 
 
-def _refuse_hub_options(source: str, options: Mapping[str, str | None]) -> None:
-    given = [f"{option}={value!r}" for option, value in options.items() if value is not None]
-    if given:
-        raise InputError(f"{source} is on this machine: {', '.join(given)} only applies to a dataset on the Hub")
-
-
 def _parse_csv_cell(column: str, text: str) -> Any:
-    """The value of a CSV cell; text that cannot be parsed stays, and validation reports it."""
+    """Return the value of a CSV cell; text that cannot be parsed stays, and validation reports it."""
     if column in OPTIONAL_COLUMNS and not text:
         return None
     if column == "rejected" and text == "[]":
@@ -155,9 +150,8 @@ def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str]) -> Dataset:
         try:
             arrays[column] = pa.array([row.get(column) for row in rows], type=types.get(column))
         except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
-            raise InputError(
-                f"{path}: column {column!r} cannot be stored, its values must be of one type: {error}"
-            ) from error
+            reason = f"cannot be stored, its values must be of one type: {error}"
+            raise InputError(f"{path}: column {column!r} {reason}") from error
     return Dataset(InMemoryTable.from_pydict(arrays))
 
 
@@ -180,9 +174,8 @@ def save_dual_cots(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     suffix = path.suffix.lower()
     writers = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": type(dataset).to_parquet}
     if looks_like_file(path) and suffix not in writers:
-        raise InputError(
-            f"{path}: cannot write a {path.suffix!r} file; use one of {', '.join(writers)} or a folder (no suffix)"
-        )
+        formats = ", ".join(writers)
+        raise InputError(f"{path}: cannot write a {path.suffix!r} file; use one of {formats} or a folder (no suffix)")
     write = writers.get(suffix, type(dataset).save_to_disk)
     if path.is_dir() if suffix in writers else path.is_file():
         raise InputError(f"{path} exists and is {'a folder' if path.is_dir() else 'a file'}")

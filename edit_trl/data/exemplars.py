@@ -42,14 +42,12 @@ def load_exemplars(path: str | Path) -> list[Exemplar]:
             answer, or a wrong chain that does.
     """
     path = Path(path)
-    errors, exemplars = [], []
-    for number, entry in enumerate(_read(path), 1):
-        entry_errors = [f"{path}, entry {number}, {error}" for error in _entry_errors(entry)]
-        if not entry_errors:
-            exemplars.append(Exemplar(**{name: _text(value) for name, value in entry.items()}))
-        errors += entry_errors
+    entries = _read(path)
+    errors = [
+        f"{path}, entry {number}, {error}" for number, entry in enumerate(entries, 1) for error in _entry_errors(entry)
+    ]
     raise_problems(errors, str(path))
-    return exemplars
+    return [Exemplar(**{name: _text(value) for name, value in entry.items()}) for entry in entries]
 
 
 def _read(path: Path) -> list[Any]:
@@ -94,7 +92,7 @@ def _entry_errors(entry: Any) -> Iterator[str]:
 
 
 def _text(value: Any) -> str | None:
-    """A text without surrounding space, or None; YAML reads an unquoted answer as a number or a boolean."""
+    """Return a text without surrounding space, or None; YAML reads an unquoted answer as a number or a boolean."""
     if isinstance(value, int | float):
         return str(value)
     return value.strip() if isinstance(value, str) and value.strip() else None

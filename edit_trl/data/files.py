@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError, raise_problems, show
-from edit_trl.common.hub_ids import looks_like_file
+from edit_trl.common.hub_ids import looks_like_file, refuse_missing_path
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 def pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> Any:
-    """The value of a split, "train" by default; raises InputError if there is no such split."""
+    """Return the value of a split, "train" by default; raises InputError if there is no such split."""
     wanted = split or "train"
     if wanted not in splits:
         listed = ", ".join(splits)
@@ -26,7 +26,7 @@ def pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> Any
     return splits[wanted]
 
 
-def load_from_hub(source: str, name: str | None, split: str | None, revision: str | None) -> Dataset:
+def _load_from_hub(source: str, name: str | None, split: str | None, revision: str | None) -> Dataset:
     """Load a dataset from the Hub; raises InputError if that fails."""
     from datasets import DatasetDict, load_dataset
     from datasets.exceptions import DatasetsError
@@ -43,13 +43,13 @@ def load_from_hub(source: str, name: str | None, split: str | None, revision: st
     return pick_split(loaded, None, source) if isinstance(loaded, DatasetDict) else loaded
 
 
-def load_folder(path: Path, split: str | None) -> Dataset:
+def _load_folder(path: Path, split: str | None) -> Dataset:
     """Load a folder of `datasets.save_to_disk` or `edit-trl generate`; raises InputError if that fails."""
     from datasets import DatasetDict, load_from_disk
 
     if (path / "dual.parquet").is_file() and (path / "warm_up.parquet").is_file():  # `edit-trl generate`
         name = pick_split({"train": "dual", "dual": "dual", "warm_up": "warm_up"}, split, str(path))
-        return read_parquet(path / f"{name}.parquet")
+        return _read_parquet(path / f"{name}.parquet")
     if not any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
         files = sorted(file.name for file in path.iterdir() if looks_like_file(file))
         raise InputError(
@@ -64,7 +64,7 @@ def load_folder(path: Path, split: str | None) -> Dataset:
     return pick_split(splits, split, str(path))
 
 
-def read_parquet(path: Path) -> Dataset:
+def _read_parquet(path: Path) -> Dataset:
     """Read a Parquet file; raises InputError if that fails."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -77,6 +77,22 @@ def read_parquet(path: Path) -> Dataset:
         raise InputError(f"{path}: not a Parquet file that can be read: {error}") from error
 
 
+def load_table(source: str, name: str | None, split: str | None, revision: str | None = None) -> Dataset:
+    """Load a Parquet file, a folder or a dataset on the Hub; raises InputError if that fails."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _read_parquet(path)
+    if path.is_dir():
+        return _load_folder(path, split)
+    refuse_missing_path(source)
+    return _load_from_hub(source, name, split, revision)
+
+
+def is_text_file(path: Path) -> bool:
+    """Return whether a path is a file that `read_rows` reads, or refuses: any file that is not Parquet."""
+    return path.is_file() and path.suffix.lower() != ".parquet"
+
+
 # --- Files of rows ---------------------------------------------------------------------------
 
 
@@ -86,10 +102,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: The file is of another format, broken or empty.
     """
-    if path.suffix.lower() not in _ROW_READERS:
+    read = _ROW_READERS.get(path.suffix.lower())
+    if read is None:
         formats = ", ".join([*_ROW_READERS, ".parquet"])
         raise InputError(f"{path}: cannot read a {path.suffix!r} file; use one of {formats}")
-    rows = _ROW_READERS[path.suffix.lower()](path)
+    rows = read(path)
     wrong = [
         f"{path}, row {number}: must be an object with named columns, got {show(row)}"
         for number, row in enumerate(rows, 1)
@@ -137,14 +154,13 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: not CSV: {error}") from error
     if len(set(header)) < len(header):
         raise InputError(f"{path}: the header names a column twice: {', '.join(header)}")
-    rows, errors = [], []
-    for number, cells in enumerate(lines, 1):
-        if len(cells) != len(header):
-            errors.append(f"{path}, row {number}: {len(cells)} cells, but the header has {len(header)}")
-            continue
-        rows.append(dict(zip(header, cells, strict=True)))
+    errors = [
+        f"{path}, row {number}: {len(cells)} cells, but the header has {len(header)}"
+        for number, cells in enumerate(lines, 1)
+        if len(cells) != len(header)
+    ]
     raise_problems(errors, str(path))
-    return rows
+    return [dict(zip(header, cells, strict=True)) for cells in lines]
 
 
 _ROW_READERS: dict[str, Callable[[Path], list[Any]]] = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}

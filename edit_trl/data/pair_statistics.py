@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
+from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
 from edit_trl.common.steps import WORD
 from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of
@@ -24,12 +26,7 @@ class Pair:
 
     Attributes:
         row: Number of the row, from 1; pairs of one row share it where `rejected` is a list.
-        id: The row's id.
-        task: The row's task.
-        source: The row's source.
-        mistake: Kinds of mistake of the wrong chain.
-        answer: The known answer.
-        prompt: Text, or messages.
+        id, task, source, mistake, answer, prompt: As in the row.
         chosen: Text of the correct chain.
         rejected: Text of the wrong chain; None for a correct chain alone.
         chosen_spans: Key steps of the correct chain, as [start, end) characters.
@@ -57,7 +54,7 @@ class Pair:
     shared_prefix: float | None
 
     def names(self, group: str) -> list[str]:
-        """The pair's tasks, mistakes or sources."""
+        """Return the pair's tasks, mistakes or sources."""
         value = getattr(self, group)
         return value if isinstance(value, list) else [value] if value is not None else []
 
@@ -90,12 +87,9 @@ class Statistics:
 def locate_pairs(
     rows: Iterable[Mapping[str, Any]], method: KeyStepMethod = "words", tokenizer: PreTrainedTokenizerBase | None = None
 ) -> list[Pair]:
-    """Find the key steps of rows.
+    """Find the key steps of valid dual CoTs.
 
-    Args:
-        rows: Valid dual CoTs.
-        method: The method of `edit_trl.key_steps`.
-        tokenizer: A fast tokenizer whose tokens are aligned and counted; words where None.
+    Tokens of the (fast) tokenizer are aligned and counted; words where there is none.
 
     Raises:
         InputError: A row lacks what the method needs.
@@ -103,22 +97,20 @@ def locate_pairs(
     pairs = []
     for number, row in enumerate(rows, 1):
         try:
-            pairs += [_pair(number, row, pair, method, tokenizer) for pair in pairs_of(row)]
+            pairs += [_pair(number, pair, is_chosen_alone(row), method, tokenizer) for pair in pairs_of(row)]
         except InputError as error:
             raise InputError(f"row {number}: {error}") from error
     return pairs
 
 
 def _pair(
-    number: int,
-    row: Mapping[str, Any],
-    pair: Mapping[str, Any],
-    method: KeyStepMethod,
-    tokenizer: PreTrainedTokenizerBase | None,
+    number: int, pair: Mapping[str, Any], alone: bool, method: KeyStepMethod, tokenizer: PreTrainedTokenizerBase | None
 ) -> Pair:
     chosen, rejected = chain_text(pair["chosen"]), chain_text(pair["rejected"])
-    alone = is_chosen_alone(row)
-    units = [_units(text, tokenizer) for text in (chosen, rejected)]
+    if tokenizer is None:
+        units = [WORD.findall(text) for text in (chosen, rejected)]
+    else:
+        units = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (chosen, rejected)]
     spans: tuple[list[Span], list[Span]] = ([], [])
     fraction = shared = None
     if not alone:
@@ -131,8 +123,7 @@ def _pair(
             rejected_spans=pair.get("rejected_key_spans"),
         )
         spans, fraction = (steps.chosen_spans, steps.rejected_spans), steps.key_fraction
-        same = next((i for i, (a, b) in enumerate(zip(*units, strict=False)) if a != b), min(map(len, units)))
-        shared = same / len(units[0]) if units[0] else 0.0
+        shared = common_prefix(*units) / len(units[0]) if units[0] else 0.0
     return Pair(
         row=number,
         mistake=pair.get("mistake") or [],
@@ -149,14 +140,8 @@ def _pair(
     )
 
 
-def _units(text: str, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[Any]:
-    if tokenizer is None:
-        return WORD.findall(text)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
 def pair_statistics(pairs: Sequence[Pair]) -> Statistics:
-    """The statistics of at least one pair."""
+    """Return the statistics of at least one pair."""
     both = [pair for pair in pairs if pair.rejected is not None]
     lengths = [pair.chosen_length for pair in pairs] + [pair.rejected_length for pair in both]
     return Statistics(
@@ -172,9 +157,9 @@ def pair_statistics(pairs: Sequence[Pair]) -> Statistics:
 
 
 def grouped_pairs(pairs: Sequence[Pair], group: str) -> dict[str, list[Pair]]:
-    """Pairs by task, mistake or source, largest group first; a pair with two mistakes is in both groups."""
-    members: dict[str, list[Pair]] = {}
+    """Return pairs by task, mistake or source, largest group first; a pair with two mistakes is in both groups."""
+    members = defaultdict(list)
     for pair in pairs:
         for name in pair.names(group):
-            members.setdefault(name, []).append(pair)
+            members[name].append(pair)
     return dict(sorted(members.items(), key=lambda entry: -len(entry[1])))

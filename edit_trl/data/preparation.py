@@ -1,6 +1,8 @@
 """A dataset of dual CoTs, tokenized: pairs that cannot teach are dropped and counted."""
 
+import inspect
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -9,12 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers.utils import logging
 
-import edit_trl.common.alignment
-import edit_trl.common.spans
-import edit_trl.common.steps
-import edit_trl.data.row
-import edit_trl.data.tokenization
-import edit_trl.key_steps
 from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
 from edit_trl.data.row import pairs_of
@@ -117,7 +113,7 @@ class RowPreparation:
 
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         settings["tokenizer"] = _tokenizer_state(self.tokenizer)
-        code = [Path(source).read_bytes() for source in _SOURCES]
+        code = [inspect.getsource(sys.modules[name]) for name in _SOURCES]
         return Hasher.hash((dataset._fingerprint, settings, code))
 
     def _prepare(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -136,7 +132,8 @@ class RowPreparation:
         output["length"] = prompt + max(map(len, chains))
         output["prompt_length"] = prompt
         output["unique_length"] = prompt + sum(map(len, chains)) - common_prefix(*chains)
-        output["key_fraction"] = _key_fraction(output)
+        masks = output["chosen_key_mask"] + output["rejected_key_mask"]
+        output["key_fraction"] = sum(masks) / len(masks)
         output["problem"] = self._problem(output, room, too_long, is_alone(row))
         return output
 
@@ -154,13 +151,10 @@ class RowPreparation:
 
 # The modules that decide what a prepared pair is; rows prepared by other code are not taken from the cache.
 _SOURCES = (
-    __file__,
-    edit_trl.key_steps.__file__,
-    edit_trl.common.alignment.__file__,
-    edit_trl.common.spans.__file__,
-    edit_trl.common.steps.__file__,
-    edit_trl.data.row.__file__,
-    edit_trl.data.tokenization.__file__,
+    __name__,
+    "edit_trl.key_steps",
+    *("edit_trl.common.alignment", "edit_trl.common.spans", "edit_trl.common.steps"),
+    *("edit_trl.data.row", "edit_trl.data.tokenization"),
 )
 
 
@@ -187,11 +181,6 @@ def _truncate(output: dict[str, Any], room: int) -> int:
     return lost
 
 
-def _key_fraction(output: Mapping[str, Any]) -> float:
-    masks = output["chosen_key_mask"] + output["rejected_key_mask"]
-    return sum(masks) / len(masks)
-
-
 def prepare_dual_cots(
     dataset: "Dataset", preparation: RowPreparation, *, name: str = "train", num_proc: int | None = None
 ) -> tuple["Dataset", PreparationReport]:
@@ -202,9 +191,9 @@ def prepare_dual_cots(
 
     Args:
         dataset: Validated dual CoTs.
-        preparation: What is done to each row.
+        preparation: How each row is tokenized.
         name: The dataset's name in progress bars and messages.
-        num_proc: Number of processes to use.
+        num_proc: Number of processes.
 
     Returns:
         The prepared dataset, one pair per row (columns of `TokenizedDualCoT`, `row`, `row_id`, lengths), and
@@ -223,7 +212,15 @@ def prepare_dual_cots(
             "be left; raise `max_length` or remove these rows"
         )
     kept = prepared.select([i for i, problem in enumerate(problems) if not problem])
-    report = _report(kept, problems)
+    cut = [lost for lost in kept["truncated_key_tokens"] if lost >= 0]
+    report = PreparationReport(
+        rows=len(problems),
+        kept=len(kept),
+        dropped=dict(Counter(filter(None, problems))),
+        truncated=len(cut),
+        truncated_key_tokens=sum(cut),
+        key_fraction=sum(kept["key_fraction"]) / max(len(kept), 1),
+    )
     if not len(kept):
         raise InputError(f"{name} dataset: no pair is left to train on ({report})")
     return kept.remove_columns(["problem", "key_fraction", "truncated_key_tokens"]), report
@@ -232,16 +229,9 @@ def prepare_dual_cots(
 def prepare_for_training(
     dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", options: "PreparationOptions", name: str
 ) -> tuple["Dataset", PreparationReport]:
-    """Check and prepare the rows of a training run; the main process works, the others read its cache.
+    """Check and prepare the rows of a training run, and log what was dropped.
 
-    Args:
-        dataset: Dual CoTs.
-        tokenizer: The student's tokenizer; gets the EOS token of the options.
-        options: The options of the run.
-        name: The name of the dataset in progress bars and messages.
-
-    Returns:
-        The prepared dataset and what became of its pairs, which is logged too.
+    The main process works and the others read its cache. The tokenizer gets the EOS token of the options.
 
     Raises:
         InputError: Rows that are not dual CoTs, or none that can teach.
@@ -298,17 +288,4 @@ def _map(dataset: "Dataset", preparation: RowPreparation, desc: str, num_proc: i
         cache_file_name=cache_file,
         new_fingerprint=fingerprint,
         desc=desc,
-    )
-
-
-def _report(kept: "Dataset", problems: list[str]) -> PreparationReport:
-    fractions = kept["key_fraction"][:]
-    cut = [lost for lost in kept["truncated_key_tokens"] if lost >= 0]
-    return PreparationReport(
-        rows=len(problems),
-        kept=len(kept),
-        dropped=dict(Counter(filter(None, problems))),
-        truncated=len(cut),
-        truncated_key_tokens=sum(cut),
-        key_fraction=sum(fractions) / max(len(fractions), 1),
     )

@@ -6,17 +6,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, get_args
 
 from edit_trl.common.errors import InputError, raise_problems, show
-from edit_trl.common.hub_ids import refuse_missing_path
-from edit_trl.data.answers import AnswerType, check_answer
-from edit_trl.data.files import load_folder, load_from_hub, read_parquet, read_rows
+from edit_trl.data.answers import AnswerType, check_answer, infer_answer_type
+from edit_trl.data.files import is_text_file, load_table, read_rows
 from edit_trl.data.row import rows_of
 from edit_trl.data.row_checks import checked_mapping
 
 COLUMNS = ("question", "answer", "id", "task", "task_description", "answer_type", "choices", "context")
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,11 @@ class Question:
     answer_type: AnswerType | None = None
     task: str | None = None
     task_description: str | None = None
+
+    @property
+    def kind(self) -> AnswerType:
+        """The type of the answer, inferred where the question does not name it."""
+        return self.answer_type or infer_answer_type(self.answer)
 
 
 def read_questions(
@@ -81,18 +85,19 @@ def read_questions(
     missing = [column for column in ("question", "answer") if column not in names.values()]
     if missing:
         raise InputError(
-            f"{where}: no column {' and no column '.join(map(repr, missing))}; it has "
-            f"{', '.join(names.values())}. "
+            f"{where}: no column {' and no column '.join(map(repr, missing))}; it has {', '.join(names.values())}. "
             'Name what they are called with `column_mapping: {"theirs": "ours"}`'
         )
     questions: list[Question] = []
     errors: list[str] = []
     for number, row in enumerate(rows[:limit], 1):
         row = {name: row[column] for column, name in names.items() if column in row}
-        row_errors = list(_row_errors(row, answer_after, answer_type))
+        row["answer_type"] = answer_type or row.get("answer_type")
+        row["task"] = task if row.get("task") in (None, "") else row["task"]
+        row_errors = list(_row_errors(row, answer_after))
         errors += [f"{where}, row {number}, column {column!r}: {error}" for column, error in row_errors]
         if not row_errors:
-            questions.append(_question(row, f"row {number}", answer_after, answer_type, task, task_descriptions or {}))
+            questions.append(_question(row, f"row {number}", answer_after, task_descriptions or {}))
     counts = Counter(question.id for question in questions)
     errors += [f"{where}: id {name!r} occurs {count} times" for name, count in counts.items() if count > 1]
     raise_problems(errors, where)
@@ -102,34 +107,22 @@ def read_questions(
 
 
 def read_table(source: str | Path, name: str | None, split: str | None) -> tuple[Sequence[dict], list[str]]:
-    """The rows and columns of a file, a folder saved by `datasets` or a Hub dataset, unchecked.
-
-    Raises:
-        InputError: It cannot be found or read.
-    """
+    """Return the unchecked rows and columns of a source; raise an InputError if it cannot be found or read."""
     path = Path(source).expanduser()
-    if path.is_file() and path.suffix.lower() != ".parquet":
-        rows = read_rows(path)
-    elif path.is_file():
-        rows = list(rows_of(read_parquet(path)))
-    elif path.is_dir():
-        rows = list(rows_of(load_folder(path, split)))
-    else:
-        refuse_missing_path(str(source))
-        rows = list(rows_of(load_from_hub(str(source), name, split, None)))
+    rows = read_rows(path) if is_text_file(path) else list(rows_of(load_table(str(source), name, split)))
     columns = dict.fromkeys(column for row in rows for column in row)
     # Skip columns without a value: AGIEval's files have an empty `answer` beside `label`.
     return rows, [column for column in columns if any(row.get(column) is not None for row in rows)]
 
 
-def _row_errors(row: Mapping[str, Any], after: str | None, answer_type: AnswerType | None) -> Iterator[tuple[str, str]]:
+def _row_errors(row: Mapping[str, Any], after: str | None) -> Iterator[tuple[str, str]]:
     question, choices = row.get("question"), _choices(row.get("choices"))
     if not isinstance(question, str) or not question.strip():
         yield "question", f"must be a text, got {show(question)}"
     for column in ("id", "task", "task_description", "context"):
         if not isinstance(row.get(column), str | None):
             yield column, f"must be a text, got {show(row[column])}"
-    kind = answer_type or row.get("answer_type")
+    kind = row["answer_type"]
     if kind is not None and kind not in get_args(AnswerType):
         yield "answer_type", f"must be one of {', '.join(get_args(AnswerType))}, got {show(kind)}"
         return
@@ -154,32 +147,19 @@ def _row_errors(row: Mapping[str, Any], after: str | None, answer_type: AnswerTy
         yield "answer", str(error)
 
 
-def _question(
-    row: Mapping[str, Any],
-    name: str,
-    after: str | None,
-    answer_type: AnswerType | None,
-    task: str | None,
-    descriptions: Mapping[str, str],
-) -> Question:
-    choices = _choices(row.get("choices"))
-    text, kind = row["question"].strip(), answer_type or row.get("answer_type")
+def _question(row: Mapping[str, Any], name: str, after: str | None, descriptions: Mapping[str, str]) -> Question:
+    choices, text = _choices(row.get("choices")), row["question"].strip()
     if row.get("context"):
         text = f"{row['context'].strip()}\n{text}"
-    answer = row["answer"]
     if choices:
         text += "\nOptions:\n" + "\n".join(f"({label}) {choice}" for label, choice in choices)
-        answer, kind = f"({_label(answer, choices)})", kind or "choice"
-    else:
-        answer = _final_part(answer, after)
-    task = row.get("task") or task
     return Question(
         id=row.get("id") or name,
         question=text,
-        answer=answer,
-        answer_type=kind,
-        task=task,
-        task_description=row.get("task_description") or descriptions.get(task or ""),
+        answer=f"({_label(row['answer'], choices)})" if choices else _final_part(row["answer"], after),
+        answer_type=row["answer_type"] or ("choice" if choices else None),
+        task=row["task"],
+        task_description=row.get("task_description") or descriptions.get(row["task"] or ""),
     )
 
 
@@ -188,16 +168,15 @@ def _final_part(answer: str, after: str | None) -> str:
 
 
 def _choices(value: Any) -> list[tuple[str, str]]:
-    """The (label, text) of each choice; labels that are digits become letters."""
+    """Return the (label, text) of each choice; labels that are digits become letters."""
     if isinstance(value, Mapping):
         texts, labels = value.get("text"), value.get("label")
     else:
         texts, labels = value, None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         return []
-    letters = list(_LETTERS[: len(texts)])
     if not isinstance(labels, list) or len(labels) != len(texts) or any(str(x).isdigit() for x in labels):
-        labels = letters
+        labels = list(ascii_uppercase[: len(texts)])
     return [
         # Some datasets have "(A) text" as the text of a choice.
         (str(label), text.strip().removeprefix(f"({label})").strip())
@@ -206,7 +185,7 @@ def _choices(value: Any) -> list[tuple[str, str]]:
 
 
 def _label(answer: Any, choices: Sequence[tuple[str, str]]) -> str | None:
-    """The label of the choice that an answer names.
+    """Return the label of the choice that an answer names.
 
     The answer may be the label, the text, the number from 0 (an integer) or from 1 (digits, as in ARC).
     """

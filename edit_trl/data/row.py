@@ -58,7 +58,7 @@ OPTIONAL_COLUMNS = ("answer", "task", "mistake", "source", "id", *SPAN_COLUMNS)
 
 
 def column_types(conversational: bool) -> dict[str, Any]:
-    """The type of every column, as a feature of `datasets`, for rows with one wrong chain each."""
+    """Return the type of every column, as a feature of `datasets`, for rows with one wrong chain each."""
     from datasets import List, Value
 
     text, spans = Value("string"), List(List(Value("int64")))
@@ -68,23 +68,23 @@ def column_types(conversational: bool) -> dict[str, Any]:
 
 
 def is_conversational(row: Mapping[str, Any]) -> bool:
-    """Whether a valid row holds lists of messages rather than plain text."""
+    """Return whether a valid row holds lists of messages rather than plain text."""
     return isinstance(row["prompt"], list)
 
 
 def has_several_rejected(row: Mapping[str, Any]) -> bool:
-    """Whether a row's `rejected` is a list of chains rather than one chain."""
+    """Return whether a row's `rejected` is a list of chains rather than one chain."""
     rejected = row.get("rejected")
     return isinstance(rejected, list) and bool(rejected) and not isinstance(rejected[0], dict)
 
 
 def is_chosen_alone(row: Mapping[str, Any]) -> bool:
-    """Whether a row has a correct chain and no wrong chain."""
+    """Return whether a row has a correct chain and no wrong chain."""
     return row.get("rejected") == []
 
 
 def pairs_of(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The pairs of a valid row: the row itself, or one pair per wrong chain.
+    """Yield the pairs of a valid row: the row itself, or one pair per wrong chain.
 
     A correct chain alone is paired with itself. The two do not differ, so no term of the loss that compares
     chains applies. Its `chosen_key_spans` stay: they mark the part that gets `chosen_key_weight`.
@@ -101,7 +101,7 @@ def pairs_of(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def chain_text(value: str | list[Message]) -> str:
-    """The text of a chain: the plain string, or the content of the last assistant message.
+    """Return the text of a chain: the plain string, or the content of the last assistant message.
 
     Raises:
         InputError: A conversational chain without an assistant message.
@@ -115,7 +115,7 @@ def chain_text(value: str | list[Message]) -> str:
 
 
 def rows_of(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """The rows of a dataset, read in batches: reading an Arrow table row by row is many times slower."""
+    """Yield the rows of a dataset, read in batches: reading an Arrow table row by row is many times slower."""
     for batch in dataset.with_format(None).iter(batch_size=1000):
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))

@@ -58,7 +58,7 @@ def validate_dual_cots(dataset: Dataset, source: str = "dataset", max_problems: 
 
 
 def find_row_errors(rows: Iterable[Mapping[str, Any]], columns: list[str], source: str) -> Iterator[str]:
-    """The errors of all rows, each with source, row and column."""
+    """Yield the errors of all rows, each with source, row and column."""
     missing = [column for column in REQUIRED_COLUMNS if column not in columns]
     if missing:
         yield _missing_columns(missing, columns, source)
@@ -103,12 +103,9 @@ def checked_mapping(
     for old, new in mapping.items():
         where = f"{source}: column_mapping {json.dumps({old: new}, ensure_ascii=False)}"
         if old not in columns:
-            is_reversed = new in columns and old in ours
-            hint = (
-                f"; it reads theirs -> ours: {json.dumps({new: old}, ensure_ascii=False)}"
-                if is_reversed
-                else nearest(str(old), columns)
-            )
+            hint = nearest(str(old), columns)
+            if new in columns and old in ours:
+                hint = f"; it reads theirs -> ours: {json.dumps({new: old}, ensure_ascii=False)}"
             errors.append(f"{where}: no column {old!r} (columns: {', '.join(columns)}){hint}")
         elif new not in ours:
             errors.append(f"{where}: {new!r} is none of {', '.join(ours)}{nearest(str(new), ours)}")
@@ -123,7 +120,7 @@ def _kind(value: Any) -> str:
 
 
 def _row_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[str, str]]:
-    """The (column, error) pairs of a row, except for columns that are missing in all rows."""
+    """Yield the (column, error) pairs of a row, except for columns that are missing in all rows."""
     if is_chosen_alone(row):
         yield from _pair_errors(row, [*missing, "rejected"])
     elif not has_several_rejected(row):
@@ -136,7 +133,12 @@ def _row_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[st
                 differs = column == "rejected" or column in SPAN_COLUMNS
                 if differs or number == 0:  # the other columns are the same in all pairs of the row
                     yield f"{column}[{number}]" if differs else column, error
-    yield from _extra_column_errors(row)
+    for column in TEXT_COLUMNS:
+        if not isinstance(row.get(column), str | None):
+            yield column, f"must be text, got {show(row[column])}"
+    mistake = row.get("mistake")
+    if mistake is not None and not (isinstance(mistake, list) and all(isinstance(kind, str) for kind in mistake)):
+        yield "mistake", f'must be a list of texts, such as ["arithmetic"], got {show(mistake)}'
 
 
 def _span_list_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -165,18 +167,8 @@ def _pair_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[s
                 yield column, error
 
 
-def _extra_column_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for column in TEXT_COLUMNS:
-        value = row.get(column)
-        if value is not None and not isinstance(value, str):
-            yield column, f"must be text, got {show(value)}"
-    mistake = row.get("mistake")
-    if mistake is not None and not (isinstance(mistake, list) and all(isinstance(kind, str) for kind in mistake)):
-        yield "mistake", f'must be a list of texts, such as ["arithmetic"], got {show(mistake)}'
-
-
 def _turns_error(column: str, value: Any) -> str | None:
-    """What is wrong with a prompt or a chain, plain or conversational."""
+    """Return what is wrong with a prompt or a chain, plain or conversational; None if nothing is."""
     if value is None:
         return "is missing"
     if isinstance(value, str):
@@ -197,7 +189,7 @@ def _turns_error(column: str, value: Any) -> str | None:
 
 
 def _spans_error(spans: Any, length: int) -> str | None:
-    """What is wrong with [start, end) offsets into a chain of `length` characters."""
+    """Return what is wrong with [start, end) offsets into a chain of `length` characters; None if nothing is."""
     if not isinstance(spans, list):
         return f"must be a list of [start, end], got {show(spans)}"
     previous = [0, 0]

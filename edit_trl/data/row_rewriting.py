@@ -29,7 +29,7 @@ def answer_statement(row: Mapping[str, Any], chain: str) -> tuple[int, int] | No
 
 
 def chosen_alone(rows: Iterable[Row]) -> Iterator[Row]:
-    """Each correct chain of a question once, without its wrong chains."""
+    """Yield each correct chain of a question once, without its wrong chains."""
     seen = set()
     for row in rows:
         key = _prompt_text(row["prompt"]), chain_text(row["chosen"])
@@ -39,7 +39,7 @@ def chosen_alone(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def rejected_alone(rows: Iterable[Row]) -> Iterator[Row]:
-    """Each wrong chain of a question once, in the column of the correct one."""
+    """Yield each wrong chain of a question once, in the column of the correct one."""
     seen = set()
     for row in rows:
         if is_chosen_alone(row):
@@ -53,7 +53,7 @@ def rejected_alone(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def answer_task(row: Row, marker: str) -> Row | None:
-    """The row that asks for the answer only, all of it key; None where the chain states no answer."""
+    """Return the row that asks for the answer only, all of it key; None where the chain states no answer."""
     chain = chain_text(row["chosen"])
     statement = answer_statement(row, chain)
     if statement is None:
@@ -63,32 +63,29 @@ def answer_task(row: Row, marker: str) -> Row | None:
 
 
 def task(row: Row, marker: str, chain: str) -> Row:
-    """The row with a marker after its prompt and another chain."""
+    """Return the row with a marker after its prompt and another chain."""
+
+    def ask(text: str) -> str:
+        question = text.rstrip()
+        # What separates the prompt from the chain stays at the end.
+        return f"{question}\n{marker}{text[len(question) :]}"
+
     chosen = chain if isinstance(row["chosen"], str) else [{**row["chosen"][-1], "content": chain}]
-    return row | {"prompt": _marked_after(row["prompt"], marker), "chosen": chosen}
+    return row | {"prompt": _with_question(row["prompt"], ask), "chosen": chosen}
 
 
 def marked(row: Row, marker: str) -> Row:
-    """The row with a marker before its prompt."""
+    """Return the row with a marker before its prompt."""
     return row | {"prompt": _with_question(row["prompt"], lambda text: f"{marker} {text}")}
 
 
 def renamed(row: Row, suffix: str) -> Row:
-    """The row with a suffix on its id, since ids are unique in a dataset."""
+    """Return the row with a suffix on its id, since ids are unique in a dataset."""
     return row if row.get("id") is None else row | {"id": f"{row['id']}/{suffix}"}
 
 
 def _without_rejected(row: Row) -> Row:
     return {**row, "rejected": []} | dict.fromkeys(SPAN_COLUMNS)
-
-
-def _marked_after(prompt: Any, marker: str) -> Any:
-    def change(text: str) -> str:
-        question = text.rstrip()
-        # What separates the prompt from the chain stays at the end.
-        return f"{question}\n{marker}{text[len(question) :]}"
-
-    return _with_question(prompt, change)
 
 
 def _with_question(prompt: Any, change: Callable[[str], str]) -> Any:

@@ -6,13 +6,13 @@ get the EOS token; conversational rows get what the chat template puts at the en
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
 from edit_trl.data.row import chain_text, is_conversational
-from edit_trl.key_steps import Chain, KeyStepMethod, KeySteps, mark
+from edit_trl.key_steps import SIDES, Chain, KeyStepMethod, KeySteps, mark
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,20 +29,6 @@ class TokenizedDualCoT(TypedDict):
     chosen_fork_mask: list[bool]
     rejected_fork_mask: list[bool]
     fork: int
-
-
-@dataclass
-class Completion:
-    """A tokenized chain after its prompt.
-
-    Attributes:
-        ids: Token ids of prompt and completion.
-        offsets: For each token its [start, end) characters in the chain's text; empty for tokens outside
-            it (prompt, EOS, template). None where the tokenizer has no offsets.
-    """
-
-    ids: list[int]
-    offsets: list[tuple[int, int]] | None
 
 
 def tokenize_dual_cot(
@@ -85,37 +71,31 @@ def tokenize_with_offsets(
         template); None where the tokenizer has no offsets.
     """
     prompt_ids = _encode_prompt(row, tokenizer)
-    sides = {side: _encode_chain(row, side, tokenizer) for side in ("chosen", "rejected")}
-    start = min(common_prefix(prompt_ids, side.ids) for side in sides.values())
+    chains = {side: _encode_chain(row, side, tokenizer) for side in SIDES}
+    start = min(common_prefix(prompt_ids, chain.ids) for chain in chains.values())
     if start == 0:
         raise InputError(
             f"the tokenized prompt {chain_text(row['prompt'])[:40]!r} shares no token with prompt + "
             "chain, so the first token of the completion cannot be predicted; use a tokenizer that "
             "adds a BOS token, or put a space or newline at the end of the prompt"
         )
-    chains = {
-        name: Chain(
-            text=chain_text(row[name]),
-            ids=side.ids[start:],
-            offsets=None if side.offsets is None else side.offsets[start:],
-            key_spans=row.get(f"{name}_key_spans"),
-        )
-        for name, side in sides.items()
-    }
-    steps = _mark(chains["chosen"], chains["rejected"], key_step_method, key_step_seed)
-    chosen_ids, rejected_ids = chains["chosen"].ids, chains["rejected"].ids
+    chosen, rejected = (
+        replace(chain, ids=chain.ids[start:], offsets=chain.offsets and chain.offsets[start:])
+        for chain in chains.values()
+    )
+    steps = _mark(chosen, rejected, key_step_method, key_step_seed)
     output: TokenizedDualCoT = {
         "prompt_ids": prompt_ids[:start],
-        "chosen_ids": chosen_ids,
-        "rejected_ids": rejected_ids,
+        "chosen_ids": chosen.ids,
+        "rejected_ids": rejected.ids,
         "chosen_key_mask": steps.chosen,
         "rejected_key_mask": steps.rejected,
         "chosen_fork_mask": steps.chosen_fork,
         "rejected_fork_mask": steps.rejected_fork,
         # A correct chain alone is paired with itself and has no fork; its last token stands in for it.
-        "fork": min(common_prefix(chosen_ids, rejected_ids), len(chosen_ids) - 1),
+        "fork": min(common_prefix(chosen.ids, rejected.ids), len(chosen.ids) - 1),
     }
-    return output, {name: chain.offsets for name, chain in chains.items()}
+    return output, {"chosen": chosen.offsets, "rejected": rejected.offsets}
 
 
 def _encode_prompt(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -130,8 +110,9 @@ def _encode_prompt(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase")
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _encode_chain(row: Mapping[str, Any], side: str, tokenizer: "PreTrainedTokenizerBase") -> Completion:
-    chain = chain_text(row[side])
+def _encode_chain(row: Mapping[str, Any], side: str, tokenizer: "PreTrainedTokenizerBase") -> Chain:
+    """Encode a chain with its prompt, whose tokens have empty offsets."""
+    chain, spans = chain_text(row[side]), row.get(f"{side}_key_spans")
     if is_conversational(row):
         text = tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=False)
         begin, special = _chain_start(text, row, side, tokenizer), False
@@ -144,14 +125,13 @@ def _encode_chain(row: Mapping[str, Any], side: str, tokenizer: "PreTrainedToken
         eos = "" if chain.endswith(tokenizer.eos_token) else tokenizer.eos_token
         text, begin, special = row["prompt"] + chain + eos, len(row["prompt"]), True
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=tokenizer.is_fast)
-    if not tokenizer.is_fast:
-        return Completion(encoded["input_ids"], None)
-    end = begin + len(chain)
-    offsets = [
-        (max(a, begin) - begin, min(b, end) - begin) if a < end and b > begin else (0, 0)
-        for a, b in encoded["offset_mapping"]
-    ]
-    return Completion(encoded["input_ids"], offsets)
+    end, offsets = begin + len(chain), None
+    if tokenizer.is_fast:
+        offsets = [
+            (max(a, begin) - begin, min(b, end) - begin) if a < end and b > begin else (0, 0)
+            for a, b in encoded["offset_mapping"]
+        ]
+    return Chain(chain, encoded["input_ids"], offsets, spans)
 
 
 def _chain_start(text: str, row: Mapping[str, Any], side: str, tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -180,12 +160,8 @@ def _mark(chosen: Chain, rejected: Chain, method: KeyStepMethod, seed: int) -> K
         return steps
     unmarked = [False] * len(chosen.ids)
     weighted = method == "spans" and chosen.key_spans
-    return KeySteps(
-        chosen=_weighted_alone(chosen) if weighted else unmarked,
-        rejected=[False] * len(rejected.ids),
-        chosen_fork=unmarked,
-        rejected_fork=[False] * len(rejected.ids),
-    )
+    marked = _weighted_alone(chosen) if weighted else unmarked
+    return KeySteps(chosen=marked, rejected=unmarked, chosen_fork=unmarked, rejected_fork=unmarked)
 
 
 def _weighted_alone(chain: Chain) -> list[bool]:
@@ -202,5 +178,5 @@ def _weighted_alone(chain: Chain) -> list[bool]:
 
 
 def is_alone(row: Mapping[str, Any]) -> bool:
-    """Whether a pair (see `edit_trl.data.row.pairs_of`) is a correct chain alone."""
+    """Return whether a pair (see `edit_trl.data.row.pairs_of`) is a correct chain alone."""
     return chain_text(row["chosen"]) == chain_text(row["rejected"])

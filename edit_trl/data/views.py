@@ -28,7 +28,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from edit_trl.common.errors import InputError
@@ -108,21 +108,15 @@ def select_rows(
     if rows is None:
         return dataset
     if not 1 <= rows <= len(dataset):
+        selection = f"view {view}" + (f", mistake {', '.join(mistake)}" if mistake and view in PAIR_VIEWS else "")
         raise InputError(
-            f"`rows: {rows}`, but {source} has {len(dataset)} rows here (view {view}"
-            + (f", mistake {', '.join(mistake)}" if mistake and view in PAIR_VIEWS else "")
-            + "); ask for at least 1 and at most so many"
+            f"`rows: {rows}`, but {source} has {len(dataset)} rows here ({selection}); ask for 1 to {len(dataset)}"
         )
     return dataset.select(sorted(random.Random(f"rows {seed}").sample(range(len(dataset)), rows)))
 
 
 def apply_view(rows: Iterable[Mapping[str, Any]], view: View, source: str = "dataset") -> list[Row]:
-    """The rows of a view.
-
-    Args:
-        rows: Validated dual CoTs.
-        view: The name of the view.
-        source: Name of the rows in messages.
+    """Return the rows of a view of validated dual CoTs; messages name the rows by their `source`.
 
     Raises:
         InputError: An unknown view, or one that leaves no row.
@@ -145,18 +139,9 @@ def apply_view(rows: Iterable[Mapping[str, Any]], view: View, source: str = "dat
 # --- Views -----------------------------------------------------------------------------------------
 
 
-def _pairs(rows: list[Row]) -> Iterator[Row]:
-    yield from rows
-
-
-def _rectified(rows: list[Row]) -> Iterator[Row]:
-    """D⁻ of the paper's table 2: what the teacher got wrong, and its rectification."""
-    return (row for row in rows if not is_chosen_alone(row) and row.get("source") in RECTIFIED_SOURCES)
-
-
-def _corrupted(rows: list[Row]) -> Iterator[Row]:
-    """D⁺ of the paper's table 2: what the teacher got right, and its corruption."""
-    return (row for row in rows if not is_chosen_alone(row) and row.get("source") in CORRUPTED_SOURCES)
+def _pairs_from(sources: Sequence[str]) -> Callable[[list[Row]], Iterator[Row]]:
+    """Return a view of the pairs whose `source` is one of these."""
+    return lambda rows: (row for row in rows if not is_chosen_alone(row) and row.get("source") in sources)
 
 
 def _unrectified(rows: list[Row]) -> Iterator[Row]:
@@ -227,9 +212,10 @@ def _scott(rows: list[Row]) -> Iterator[Row]:
 
 
 _VIEWS = {
-    "pairs": _pairs,
-    "rectified": _rectified,
-    "corrupted": _corrupted,
+    "pairs": iter,
+    # D⁻ and D⁺ of the paper's table 2: the teacher's wrong chains rectified, and its correct chains corrupted.
+    "rectified": _pairs_from(RECTIFIED_SOURCES),
+    "corrupted": _pairs_from(CORRUPTED_SOURCES),
     # Std-CoT (Magister et al. 2023, arXiv 2212.08410) on the correct chains, original and rectified.
     "chosen": chosen_alone,
     "unrectified": _unrectified,
@@ -275,7 +261,7 @@ def _with_mistake(dataset: Dataset, wanted: Sequence[str], source: str) -> Datas
 
 
 def _dataset(rows: list[Row], dataset: Dataset) -> Dataset:
-    """A dataset of the rows, with the columns of the dataset that they come from."""
+    """Return a dataset of the rows, with the columns of the dataset that they come from."""
     from datasets import Dataset, Features, List, Value
 
     features = dict(dataset.features)

@@ -34,13 +34,7 @@ class Provenance:
 def generation_card(
     generation: Generation, provenance: Provenance, rows: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> str:
-    """The card: what is in the files, where it comes from and what it cost.
-
-    Args:
-        generation: The chains and pairs, and what became of every answer.
-        provenance: Who made them.
-        rows: The rows of each file, by file name.
-    """
+    """Return the card: what is in the files (`rows` by file name), where it comes from and what it cost."""
     dual = rows[DUAL]
     counts = {
         "source": Counter(row["source"] for row in dual),
@@ -70,7 +64,7 @@ def generation_card(
 
 
 def _pivot_values(generation: Generation, stats: Mapping[str, DispatchStats]) -> dict[str, Any]:
-    """Values for the section on pivotal steps: what the rollouts cost, and what they showed."""
+    """Return the values for the section on pivotal steps: what the rollouts cost, and what they showed."""
     pivots, samples = generation.pivots, generation.counts["samples"]
     drawn_after = sum(pivot.drawn_after for pivot in pivots)
     places = Counter((pivot.step, pivot.steps) for pivot in pivots)
@@ -78,7 +72,7 @@ def _pivot_values(generation: Generation, stats: Mapping[str, DispatchStats]) ->
         "samples": samples.total(),
         "correct": samples["correct"],
         "wrong": samples["wrong"],
-        "rollouts": sum(of.total() for stage, of in generation.counts.items() if stage != "samples"),
+        "rollouts": sum(outcomes.total() for stage, outcomes in generation.counts.items() if stage != "samples"),
         "steps": len(pivots),
         "tokens": stats["student"].completion_tokens,
         "right_before": sum(pivot.right_before for pivot in pivots) / sum(pivot.drawn_before for pivot in pivots),

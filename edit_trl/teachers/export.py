@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
 from edit_trl.data.dual_cots import save_dual_cots
-from edit_trl.data.row import column_types
+from edit_trl.data.row import REQUIRED_COLUMNS, SPAN_COLUMNS, column_types
 from edit_trl.hub.repository import open_repository, upload
 from edit_trl.teachers.card import Provenance, generation_card
 from edit_trl.teachers.filters import ChainPair
@@ -21,44 +21,36 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def dual_rows(pairs: Iterable[ChainPair], conversational: bool) -> list[dict[str, Any]]:
-    """The rows of pairs: dual CoTs with the column `mistake_text` beside `mistake`.
+# The order of the columns in the files; `mistake_text` is the labeller's whole answer.
+_COLUMNS = (*REQUIRED_COLUMNS, "answer", "task", "mistake", "mistake_text", "source", "id", *SPAN_COLUMNS)
 
-    There are span columns if the key steps of any pair are known.
-    """
-    pairs = list(pairs)
-    spans = any(pair.rejected_key_spans is not None for pair in pairs)
-    return [
-        _texts(pair.question.question, pair.chosen, pair.rejected, conversational)
-        | {
-            "answer": pair.question.answer,
-            "task": pair.question.task,
-            "mistake": list(pair.mistake) if pair.mistake is not None else None,
-            "mistake_text": pair.mistake_text,
-            "source": pair.source,
-            "id": pair.id,
-        }
-        | (_spans(pair) if spans else {})
-        for pair in pairs
-    ]
+
+def dual_rows(pairs: Sequence[ChainPair], conversational: bool) -> list[dict[str, Any]]:
+    """Return the rows of pairs; they have span columns if the key steps of any pair are known."""
+    has_spans = any(pair.rejected_key_spans is not None for pair in pairs)
+    rows = []
+    for pair in pairs:
+        row = _row(pair, pair.chosen, pair.rejected, conversational)
+        row |= {"mistake": pair.mistake, "mistake_text": pair.mistake_text}
+        rows.append(row | ({column: getattr(pair, column) for column in SPAN_COLUMNS} if has_spans else {}))
+    return rows
 
 
 def warm_up_rows(generation: Generation, conversational: bool) -> list[dict[str, Any]]:
-    """The rows for the warm-up: correct chains of the teacher (or student), and rectified ones.
+    """Return the rows for the warm-up: correct chains of the teacher (or student), and rectified ones.
 
     `rejected` is the list of the question's wrong chains among the pairs; it may be empty.
     """
-    wrong: dict[str, list[str]] = {}
+    wrong: dict[str, dict[str, None]] = {}
     for pair in generation.pairs:
-        chains = wrong.setdefault(pair.question.id, [])
-        if pair.rejected not in chains:
-            chains.append(pair.rejected)
-    rows, seen = [], set()
+        wrong.setdefault(pair.question.id, {})[pair.rejected] = None
+    chains: dict[tuple[str, str], Chain] = {}
     for chain in (*generation.correct, *generation.rectified):
-        if (chain.question.id, chain.text) not in seen:
-            seen.add((chain.question.id, chain.text))
-            rows.append(_warm_up_row(chain, wrong.get(chain.question.id, []), conversational))
-    return rows
+        chains.setdefault((chain.question.id, chain.text), chain)
+    return [
+        _row(chain, text, [other for other in wrong.get(question, ()) if other != text], conversational)
+        for (question, text), chain in chains.items()
+    ]
 
 
 def save_generation(
@@ -118,33 +110,20 @@ def push_generation(folder: str | Path, repo_id: str, *, private: bool | None = 
         raise InputError(f"could not push to {repo_id}: {error}. The files are in {folder}") from error
 
 
-def _spans(pair: ChainPair) -> dict[str, list[list[int]] | None]:
-    both = {"chosen_key_spans": pair.chosen_key_spans, "rejected_key_spans": pair.rejected_key_spans}
-    return {name: None if spans is None else [list(span) for span in spans] for name, spans in both.items()}
+def _row(item: ChainPair | Chain, chosen: str, rejected: str | list[str], conversational: bool) -> dict[str, Any]:
+    question = item.question
 
-
-def _texts(question: str, chosen: str, rejected: str | list[str], conversational: bool) -> dict[str, Any]:
-    if not conversational:
-        return {"prompt": f"{question}\n", "chosen": chosen, "rejected": rejected}
-
-    def turn(text: str) -> list[dict[str, str]]:
-        return [{"role": "assistant", "content": text}]
+    def turn(text: str) -> str | list[dict[str, str]]:
+        return [{"role": "assistant", "content": text}] if conversational else text
 
     return {
-        "prompt": [{"role": "user", "content": question}],
+        "prompt": [{"role": "user", "content": question.question}] if conversational else f"{question.question}\n",
         "chosen": turn(chosen),
-        "rejected": [turn(text) for text in rejected] if isinstance(rejected, list) else turn(rejected),
-    }
-
-
-def _warm_up_row(chain: Chain, wrong: list[str], conversational: bool) -> dict[str, Any]:
-    question = chain.question
-    others = [text for text in wrong if text != chain.text]
-    return _texts(question.question, chain.text, others, conversational) | {
+        "rejected": list(map(turn, rejected)) if isinstance(rejected, list) else turn(rejected),
         "answer": question.answer,
         "task": question.task,
-        "source": chain.source,
-        "id": chain.id,
+        "source": item.source,
+        "id": item.id,
     }
 
 
@@ -152,9 +131,10 @@ def _dataset(rows: list[dict[str, Any]], conversational: bool) -> Dataset:
     from datasets import Dataset, Features, List, Value
 
     types = column_types(conversational) | {"mistake_text": Value("string")}
-    if isinstance(rows[0]["rejected"], list) and "mistake" not in rows[0]:  # the warm-up: a list of chains
+    if "mistake" not in rows[0]:  # the warm-up: a list of chains
         types["rejected"] = List(types["chosen"])
-    return Dataset.from_list(rows, features=Features({name: types[name] for name in rows[0]}))
+    columns = {name: [row[name] for row in rows] for name in _COLUMNS if name in rows[0]}
+    return Dataset.from_dict(columns, features=Features({name: types[name] for name in columns}))
 
 
 def _why(generation: Generation) -> str:
@@ -165,9 +145,3 @@ def _why(generation: Generation) -> str:
     )
     dropped = ", ".join(f"{len(ids)} {reason}" for reason, ids in generation.dropped.items())
     return counts + (f"; dropped: {dropped}" if dropped else "")
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

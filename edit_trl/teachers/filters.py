@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edit_trl.common.checks import at_least
 from edit_trl.common.errors import InputError
-from edit_trl.data.answers import extract_answer, infer_answer_type
+from edit_trl.data.answers import extract_answer
 from edit_trl.data.questions import Question
 from edit_trl.key_steps import locate_key_steps
 
@@ -74,11 +74,7 @@ class Bounds:
 
 
 def filter_pairs(pairs: Sequence[ChainPair], bounds: Bounds) -> tuple[list[ChainPair], dict[str, list[str]]]:
-    """Keep the pairs that respect the bounds and occur once.
-
-    Returns:
-        The remaining pairs, in order, and the ids of the dropped ones by reason.
-    """
+    """Return the pairs that respect the bounds, each once and in order, and the ids of the others, by reason."""
     remaining: list[ChainPair] = []
     dropped: dict[str, list[str]] = {}
     seen: set[tuple[str, str, str]] = set()
@@ -98,8 +94,7 @@ def filter_pairs(pairs: Sequence[ChainPair], bounds: Bounds) -> tuple[list[Chain
 def _reason(pair: ChainPair, bounds: Bounds) -> str | None:
     if pair.chosen == pair.rejected:
         return "chosen equals rejected"
-    kind = pair.question.answer_type or infer_answer_type(pair.question.answer)
-    answers = [extract_answer(chain, kind) for chain in (pair.chosen, pair.rejected)]
+    answers = [extract_answer(chain, pair.question.kind) for chain in (pair.chosen, pair.rejected)]
     if all(answers) and answers[0].value == answers[1].value:
         return "same answer on both sides"
     shorter, longer = sorted((len(pair.chosen), len(pair.rejected)))

@@ -94,12 +94,10 @@ class GenerateArguments(EndpointArguments):
     train_recipe: str | None = None
 
     def __post_init__(self) -> None:
-        errors = [*self._model_errors(), *self._option_errors()]
-        if errors:
+        if errors := list(self._errors()):
             raise InputError(errors)
 
-    def _model_errors(self) -> Iterator[str]:
-        """What is wrong with the choice of teacher, student and questions."""
+    def _errors(self) -> Iterator[str]:
         endpoint = self.teacher == "openai_compatible"
         if self.pivots and self.teacher != "none":
             yield f"`pivots` asks no teacher: write `teacher: none`, or leave it out; got {self.teacher}"
@@ -110,9 +108,8 @@ class GenerateArguments(EndpointArguments):
                 yield "`student` is missing: the model whose chains `pivots` searches, as a path or Hub id"
         elif self.teacher != "procedural":
             if not self.model:
-                yield "`model` is missing: the teacher, " + (
-                    "as the endpoint names it" if endpoint else "as a path or Hub id"
-                )
+                form = "as the endpoint names it" if endpoint else "as a path or Hub id"
+                yield f"`model` is missing: the teacher, {form}"
             if not self.dataset_name:
                 yield "`dataset_name` is missing: questions with answers, as a file, a folder or a Hub id"
         elif self.dataset_name:
@@ -123,9 +120,6 @@ class GenerateArguments(EndpointArguments):
             yield "`labeller` is a model at the teacher's endpoints; it needs `teacher: openai_compatible`"
         if self.student_base_urls and not self.student:
             yield "`student_base_urls` needs `student`, its name there"
-
-    def _option_errors(self) -> Iterator[str]:
-        """What is wrong with the other options."""
         names = ("timeout", "batch_size", "rows", "rounds", "limit")
         yield from positive(**{name: getattr(self, name) for name in names})
         yield from engine_problems(self.engine, self.actors)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.hub_ids import refuse_missing_folder
-from edit_trl.common.options import convert, hints_of, read_yaml
+from edit_trl.common.options import build, convert, find_beside, hints_of, read_yaml
 from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.questions import Question, read_questions
 from edit_trl.models.chat.dispatch import Limits
@@ -32,7 +33,7 @@ _TEACHER_OPTIONS = (
     *("prompt_price", "completion_price", "max_cost"),
 )
 _PROBLEM_OPTIONS = ("families", "rows", "difficulty")
-
+_FILES = ("dataset_name", "task_descriptions", "exemplars")
 
 CLASSES = (EndpointArguments, GenerateArguments, PipelineOptions, PivotOptions, Bounds, Limits)
 HIDDEN = ("bounds",)  # its fields are options themselves
@@ -44,15 +45,7 @@ FLAGS = tuple(name for name, hint in OPTIONS.items() if hint is bool)
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """A checked recipe.
-
-    Attributes:
-        values: The given options, converted to their types.
-        arguments: The models, questions and files.
-        options: How dual CoTs are made.
-        pivots: How pivotal steps are found.
-        limits: Limits on concurrency, retries and cost.
-    """
+    """A checked recipe; `values` are the given options, converted to their types."""
 
     values: Mapping[str, Any]
     arguments: GenerateArguments
@@ -61,49 +54,41 @@ class GenerateConfig:
     limits: Limits
 
     def questions(self, teacher: Teacher | None) -> list[Question]:
-        """The questions that are asked.
-
-        Raises:
-            InputError: Rows that are not questions; all of them.
-        """
-        limit = self.arguments.limit
-        if self.arguments.teacher == "procedural":
-            return teacher.questions()[:limit] if isinstance(teacher, ProceduralChat) else []
-        if self.arguments.dataset_name is None:
-            return self._problems().questions()[:limit]
-        configs = self.arguments.dataset_config
-        if not isinstance(configs, list):
-            return self._read(configs, self.arguments.task)
-        return [
-            replace(question, id=f"{config}/{question.id}")
-            for config in configs
-            for question in self._read(config, config)
-        ]
-
-    def _read(self, config: str | None, task: str | None) -> list[Question]:
+        """Return the questions that are asked; raises an InputError that names all rows that are none."""
         arguments = self.arguments
-        return read_questions(
+        if arguments.teacher == "procedural":
+            return teacher.questions()[: arguments.limit] if isinstance(teacher, ProceduralChat) else []
+        if arguments.dataset_name is None:
+            return self._problems().questions()[: arguments.limit]
+        read = partial(
+            read_questions,
             arguments.dataset_name,
-            name=config,
             split=arguments.dataset_split,
             column_mapping=arguments.column_mapping,
             answer_after=arguments.answer_after,
             answer_type=arguments.answer_type,
-            task=task,
             task_descriptions=_descriptions(arguments.task_descriptions),
             limit=arguments.limit,
         )
+        configs = arguments.dataset_config
+        if not isinstance(configs, list):
+            return read(name=configs, task=arguments.task)
+        return [
+            replace(question, id=f"{config}/{question.id}")
+            for config in configs
+            for question in read(name=config, task=config)
+        ]
 
     def templates(self) -> Templates:
-        """The prompt templates: the package's, or the recipe's where it names one."""
+        """Return the prompt templates: the package's, or the recipe's where it names one."""
         return Templates.load(self.arguments.templates)
 
     def exemplars(self) -> list[Exemplar]:
-        """The worked examples."""
+        """Return the worked examples."""
         return load_exemplars(self.arguments.exemplars) if self.arguments.exemplars else []
 
     def make_teacher(self) -> Teacher | None:
-        """The teacher, or None. Nothing is sent or loaded yet."""
+        """Return the teacher, or None. Nothing is sent or loaded yet."""
         arguments = self.arguments
         if arguments.teacher == "none":
             return None
@@ -124,11 +109,7 @@ class GenerateConfig:
         )
 
     def make_student(self) -> Teacher | None:
-        """The student, or None.
-
-        Raises:
-            InputError: Its folder does not exist.
-        """
+        """Return the student, or None; raises an InputError if its folder does not exist."""
         arguments = self.arguments
         if arguments.student is None:
             return None
@@ -138,49 +119,39 @@ class GenerateConfig:
         return _local(arguments.student, arguments.batch_size)
 
     def make_labeller(self) -> Teacher | None:
-        """The model that labels mistakes; None where the teacher does."""
+        """Return the model that labels mistakes; None where the teacher does."""
         if self.arguments.labeller is None or self.options.label == "none":
             return None
         return self.arguments.endpoint(self.arguments.labeller)
 
 
 def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) -> GenerateConfig:
-    """Read and check a recipe.
+    """Read and check a recipe, a YAML file of `key: value`, and the options that override it.
 
-    Args:
-        path: A YAML file of `key: value`. Files that it names are searched in the working directory, then in
-            the recipe's own folder.
-        options: Values that override those of the file.
+    Files that the recipe names are searched in the working directory, then in the recipe's own folder.
 
     Raises:
         InputError: Everything that is wrong with the recipe.
     """
     values = {**(read_yaml(path) if path else {}), **options}
-    if "stages" in values or "model_name_or_path" in values:
-        raise InputError(f"{path or 'these options'}: this is a recipe of `edit-trl train`, not of generate")
-    if "runs" in values:
-        raise InputError(f"{path or 'these options'}: this is a recipe of `edit-trl judge`, not of generate")
+    for name, command in (("stages", "train"), ("model_name_or_path", "train"), ("runs", "judge")):
+        if name in values:
+            raise InputError(f"{path or 'these options'}: this is a recipe of `edit-trl {command}`, not of generate")
     converted, problems = convert(values, OPTIONS)
     if converted.get("pivots"):
         converted.setdefault("teacher", "none")
+    classes = (GenerateArguments, Bounds, Limits, PipelineOptions, PivotOptions)
     problems += _misplaced(converted)
-    built: dict[type, Any] = {}
-    # PipelineOptions hold the bounds, so the bounds come first.
-    for cls in (GenerateArguments, Bounds, Limits, PipelineOptions, PivotOptions):
-        names = {field.name for field in fields(cls)} - {"bounds"}
-        more = {"bounds": built[Bounds]} if cls is PipelineOptions and Bounds in built else {}
-        try:
-            built[cls] = cls(**{name: value for name, value in converted.items() if name in names}, **more)
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(problems, heading=f"{path or 'command line'}:")
-    arguments = _beside(built[GenerateArguments], Path(path).parent if path else Path())
-    return GenerateConfig(converted, arguments, built[PipelineOptions], built[PivotOptions], built[Limits])
+    arguments, bounds, limits, pipeline, pivots = build(classes, converted, problems, f"{path or 'command line'}:")
+    folder = Path(path).parent if path else Path()
+    files = {name: find_beside(getattr(arguments, name), folder) for name in _FILES}
+    if arguments.templates:
+        files["templates"] = {name: find_beside(file, folder) for name, file in arguments.templates.items()}
+    return GenerateConfig(converted, replace(arguments, **files), replace(pipeline, bounds=bounds), pivots, limits)
 
 
 def is_generate_recipe(path: str | Path) -> bool:
-    """Whether a YAML file is a recipe of `edit-trl generate` rather than of `edit-trl train`."""
+    """Return whether a YAML file is a recipe of `edit-trl generate` rather than of `edit-trl train`."""
     try:
         values = read_yaml(path)
     except InputError:
@@ -189,7 +160,7 @@ def is_generate_recipe(path: str | Path) -> bool:
 
 
 def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
-    """Errors for options that would have no effect."""
+    """Yield errors for options that would have no effect."""
     if values.get("teacher") != "none":
         given = [field.name for field in fields(PivotOptions) if field.name in values]
         if given:
@@ -206,22 +177,6 @@ def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _named(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _beside(arguments: GenerateArguments, folder: Path) -> GenerateArguments:
-    """The arguments with files that only exist beside the recipe named by their path there."""
-
-    def find(file: str | None) -> str | None:
-        if file is None or Path(file).exists() or not (folder / file).exists():
-            return file
-        return str(folder / file)
-
-    values = {field.name: getattr(arguments, field.name) for field in fields(arguments)}
-    for name in ("dataset_name", "task_descriptions", "exemplars"):
-        values[name] = find(values[name])
-    if values["templates"]:
-        values["templates"] = {name: find(file) for name, file in values["templates"].items()}
-    return GenerateArguments(**values)
 
 
 def _descriptions(file: str | None) -> dict[str, str]:

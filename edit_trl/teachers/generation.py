@@ -66,10 +66,9 @@ class PipelineOptions:
 
     def __post_init__(self) -> None:
         problems = [
-            *at_least(1, samples=self.samples, pairs_per_question=self.pairs_per_question),
-            *at_least(1, max_tokens=self.max_tokens),
-            *at_least(0, exemplars_per_prompt=self.exemplars_per_prompt, temperature=self.temperature),
-            *at_least(0, student_temperature=self.student_temperature),
+            *at_least(1, samples=self.samples, pairs_per_question=self.pairs_per_question, max_tokens=self.max_tokens),
+            *at_least(0, exemplars_per_prompt=self.exemplars_per_prompt),
+            *at_least(0, temperature=self.temperature, student_temperature=self.student_temperature),
             *share(top_p=self.top_p),
         ]
         if problems:
@@ -185,4 +184,9 @@ class Generation:
         self.pairs.sort(key=lambda pair: order[pair.question.id])
         self.pairs, dropped = filter_pairs(self.pairs, bounds)
         for reason, ids in dropped.items():
+            self.drop(reason, ids)
+
+    def drop(self, reason: str, ids: Sequence[str]) -> None:
+        """Record why questions or pairs are dropped."""
+        if ids:
             self.dropped.setdefault(reason, []).extend(ids)

@@ -16,11 +16,19 @@ from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.dispatch import Dispatcher
 from edit_trl.models.chat.display import Watcher
-from edit_trl.models.chat.protocol import ChatRequest, ChatResponse
+from edit_trl.models.chat.protocol import ChatResponse
 from edit_trl.teachers.filters import ChainPair
 from edit_trl.teachers.generation import Chain, Generation, PipelineOptions
-from edit_trl.teachers.prompts import LabelSet, TemplateName, Templates, read_kinds, read_verdict, without_conclusion
-from edit_trl.teachers.requests import Requests, Slot, answer_outcome, answer_type_of, chains_of, distinct_chains
+from edit_trl.teachers.prompts import (
+    LabelSet,
+    TemplateName,
+    Templates,
+    listed_kinds,
+    read_kinds,
+    read_verdict,
+    without_conclusion,
+)
+from edit_trl.teachers.requests import Requests, Slot, answer_outcome, chains_of, distinct_chains
 
 # The number of conclusions that a self-consistency check draws, and their temperature.
 _DRAWS, _DRAW_TEMPERATURE = 3, 0.7
@@ -42,7 +50,7 @@ async def make_dual_cots(
     Args:
         questions: Questions with known answers and unique ids.
         teacher: Writes, rectifies and corrupts chains.
-        options: See `PipelineOptions`.
+        options: How dual CoTs are made.
         templates: The prompt templates; the package's own where None.
         exemplars: Worked examples for the teacher's prompts. Those with a wrong chain are also used to corrupt.
         student: Where given, the teacher also rectifies the student's own wrong chains (`on_policy`).
@@ -73,28 +81,20 @@ async def make_dual_cots(
 
 @dataclass
 class Pipeline:
-    """The stages of one generation; each makes its prompts and turns the answers into chains or pairs.
-
-    Attributes:
-        requests: Makes and runs the requests; holds the generation.
-        exemplars: The worked examples.
-    """
+    """The stages of one generation; each makes its prompts and turns the answers into chains or pairs."""
 
     requests: Requests
     exemplars: Sequence[Exemplar]
 
     async def annotate(self, writer: Dispatcher, *, by_student: bool = False) -> list[Chain]:
-        """`samples` chains of every question, in the order of the questions."""
-        stage = "student" if by_student else "annotate"
-        requests = {}
-        for question in self.requests.questions:
-            if by_student:
-                prompt = self.requests.templates.student(question)
-            else:
-                prompt = self.requests.templates.annotate(question, self._prompt_exemplars(question))
-            for sample in range(self.requests.options.samples):
-                requests[question, sample] = self.requests.make(stage, stage, question, prompt, sample)
-        answers = await self.requests.run(writer, requests, stage)
+        """Ask for `samples` chains of every question; return them in the order of the questions."""
+        template: TemplateName = "student" if by_student else "annotate"
+        requests = {
+            (question, sample): self.requests.make(template, question, sample, exemplars=self._exemplars_for(question))
+            for question in self.requests.questions
+            for sample in range(self.requests.options.samples)
+        }
+        answers = await self.requests.run(writer, requests, template)
         return chains_of(answers, "on_policy" if by_student else "annotated")
 
     async def rectify(
@@ -105,12 +105,8 @@ class Pipeline:
         wrong = self._by_slot(chains, "wrong")
         requests = {}
         for slot, chain in wrong.items():
-            if minimal:
-                prompt = self.requests.templates.rectify_minimal(chain.question, chain.text)
-            else:
-                exemplars = self._prompt_exemplars(chain.question)
-                prompt = self.requests.templates.rectify(chain.question, exemplars)
-            requests[slot] = self.requests.make("rectify", template, chain.question, prompt, chain.sample)
+            exemplars = self._exemplars_for(chain.question)
+            requests[slot] = self.requests.make(template, *slot, exemplars=exemplars, chain=chain.text)
         stage = f"{template} ({source})" if source else template
         answers = await self.requests.run(teacher, requests, stage)
         source = source or ("rectified_minimal" if minimal else "rectified")
@@ -133,8 +129,7 @@ class Pipeline:
         requests = {}
         for slot, chain in correct.items():
             contrasts = self._contrasts(chain, examples.get(chain.question.task, ()))
-            prompt = self.requests.templates.corrupt(chain.question, chain.text, contrasts)
-            requests[slot] = self.requests.make("corrupt", "corrupt", chain.question, prompt, chain.sample)
+            requests[slot] = self.requests.make("corrupt", *slot, exemplars=contrasts, chain=chain.text)
         answers = await self.requests.run(teacher, requests, "corrupt")
         return [
             ChainPair(chain.question, correct[chain.slot].text, chain.text, "corrupted", chain.sample)
@@ -143,12 +138,12 @@ class Pipeline:
         ]
 
     async def label(self, labeller: Dispatcher, kinds: LabelSet) -> list[ChainPair]:
-        """The pairs with their kinds of mistake; None where the answer does not have the required form."""
+        """Return the pairs with their kinds of mistake; None where the answer does not have the required form."""
         pairs = list(self.requests.generation.pairs)
         requests = {}
         for number, pair in enumerate(pairs):
-            prompt = self.requests.templates.label(pair.question, pair.chosen, pair.rejected, kinds)
-            request = self.requests.make("label", "label", pair.question, prompt, 0, number)
+            values = {"chosen": pair.chosen, "rejected": pair.rejected, "kinds": listed_kinds(kinds)}
+            request = self.requests.make("label", pair.question, 0, number=number, temperature=0.0, **values)
             requests[pair.question, number] = request
 
         def outcome(_: Slot, response: ChatResponse) -> str:
@@ -162,68 +157,60 @@ class Pipeline:
         return pairs
 
     def _by_slot(self, chains: Sequence[Chain], outcome: str) -> dict[Slot, Chain]:
-        """The chains of an outcome that are used, at most `pairs_per_question` of each question."""
+        """Return the chains of an outcome that are used, at most `pairs_per_question` of each question."""
         matches = (chain for chain in chains if chain.outcome == outcome)
         return {chain.slot: chain for chain in distinct_chains(matches, self.requests.options.pairs_per_question)}
 
     async def _confirmed(self, teacher: Dispatcher, chains: Sequence[Chain], source: str) -> list[Chain]:
-        """The rectified chains that `rectify_check` confirms; its prompts do not tell the known answer."""
+        """Return the rectified chains that `rectify_check` confirms; its prompts do not tell the known answer."""
         check = self.requests.options.rectify_check
         if check == "none":
             return list(chains)
-        draws = 1 if check == "judge" else _DRAWS
+        by_judge = check == "judge"
+        draws = 1 if by_judge else _DRAWS
+        requests = {}
+        for number, chain in enumerate(chains):
+            question = chain.question
+            text = chain.text if by_judge else without_conclusion(chain.text, question.kind)
+            for draw in range(draws):
+                slot = question, number * draws + draw
+                requests[slot] = self.requests.make(
+                    "judge" if by_judge else "conclude",
+                    question,
+                    draw,
+                    number=slot[1],
+                    temperature=0.0 if by_judge else _DRAW_TEMPERATURE,
+                    chain=text,
+                )
 
         def outcome(slot: Slot, response: ChatResponse) -> str:
-            if check != "judge":
+            if not by_judge:
                 return answer_outcome(slot, response)
             verdict = read_verdict(response.text)
             return "unparsed" if verdict is None else "sound" if verdict else "flawed"
 
-        requests = self._check_requests(chains, draws)
         answers = await self.requests.run(teacher, requests, f"check ({source})", outcome)
         votes: Counter[int] = Counter()
         for slot, answer in answers.items():
             votes[slot[1] // draws] += outcome(slot, answer) in ("sound", "correct")
-        is_confirmed = [2 * votes[number] > draws for number in range(len(chains))]
-        ids = [chain.id for chain, confirmed in zip(chains, is_confirmed, strict=True) if not confirmed]
-        if ids:
-            self.requests.generation.dropped.setdefault(f"the {check} check disagrees", []).extend(ids)
-        return [chain for chain, confirmed in zip(chains, is_confirmed, strict=True) if confirmed]
-
-    def _check_requests(self, chains: Sequence[Chain], draws: int) -> dict[Slot, ChatRequest]:
-        by_judge = self.requests.options.rectify_check == "judge"
-        template: TemplateName = "judge" if by_judge else "conclude"
-        temperature = 0.0 if by_judge else _DRAW_TEMPERATURE
-        requests = {}
-        for first, chain in enumerate(chains):
-            question = chain.question
-            if by_judge:
-                prompt = self.requests.templates.judge(question, chain.text)
-            else:
-                premises = without_conclusion(chain.text, answer_type_of(question))
-                prompt = self.requests.templates.conclude(question, premises)
-            for draw in range(draws):
-                number = first * draws + draw
-                requests[question, number] = self.requests.make(
-                    "check", template, question, prompt, draw, number, temperature
-                )
-        return requests
-
-    def _prompt_exemplars(self, question: Question) -> list[Exemplar]:
-        return self._exemplars_for(question)[: self.requests.options.exemplars_per_prompt]
+        confirmed = [chain for number, chain in enumerate(chains) if 2 * votes[number] > draws]
+        ids = [chain.id for number, chain in enumerate(chains) if 2 * votes[number] <= draws]
+        self.requests.generation.drop(f"the {check} check disagrees", ids)
+        return confirmed
 
     def _exemplars_for(self, question: Question, *, pairs: bool = False) -> list[Exemplar]:
-        """The exemplars of the question's task, else those of no task; never the question itself."""
+        """Return the exemplars of the question's task, else those of no task; never the question itself."""
         others = [
             exemplar
             for exemplar in self.exemplars
             if exemplar.question != question.question and (exemplar.wrong_chain is not None or not pairs)
         ]
         same_task = [exemplar for exemplar in others if exemplar.task == question.task]
-        return same_task or [exemplar for exemplar in others if exemplar.task is None]
+        exemplars = same_task or [exemplar for exemplar in others if exemplar.task is None]
+        return exemplars[: self.requests.options.exemplars_per_prompt]
 
     def _contrasts(self, chain: Chain, examples: Sequence[Exemplar]) -> list[Exemplar]:
-        """Exemplars with both chains: a draw from the task's own pairs, filled up with given exemplars."""
+        """Return exemplars with both chains: a draw from the task's own pairs, filled up with given exemplars."""
         count = self.requests.options.exemplars_per_prompt
         pool = [example for example in examples if example.question != chain.question.question]
         rng = random.Random(f"{self.requests.options.seed}/{chain.question.id}/{chain.sample}")

@@ -54,7 +54,7 @@ async def make_pivots(
         student: Writes chains and continues the prefixes of wrong ones.
         options: `samples`, `pairs_per_question`, `student_temperature`, `top_p`, `max_tokens` (of a chain and
             of a continuation), `seed` and `bounds` are used as in `make_dual_cots`; the others are not.
-        pivots: See `PivotOptions`.
+        pivots: How pivotal steps are found.
         templates: The prompt templates; the package's own where None.
         watcher: Receives the progress.
 
@@ -72,17 +72,23 @@ async def make_pivots(
     generation.correct = [chain for chain in samples if chain.outcome == "correct"]
     wrong = [chain for chain in samples if chain.outcome == "wrong"]
     wrong = distinct_chains(wrong, options.pairs_per_question)
-    open_questions = list(dict.fromkeys(chain.question for chain in wrong))
+    searchable = dict.fromkeys(chain.question for chain in wrong)
     # Samples are rollouts from the beginning of a chain; draw what is missing to as many as elsewhere.
     missing = max(0, pivots.rollouts - options.samples)
-    samples += await rollouts.sample(open_questions, missing, "rollouts 0")
+    samples += await rollouts.sample(searchable, missing, "rollouts 0")
     tallies: dict[Place, Tally] = {(question, ""): Tally() for question in questions}
     for chain in samples:
-        tallies[chain.question, ""].add(chain.text, chain.outcome)
-    reasons = _unsearchable(questions, open_questions, tallies, pivots.right_after)
-    for question, reason in reasons.items():
-        generation.dropped.setdefault(reason, []).append(question.id)
-    searches = [Search(chain, step_ends(chain.text)) for chain in wrong if chain.question not in reasons]
+        tallies[chain.question, ""].add(chain)
+    for question in questions:
+        start = tallies[question, ""]
+        if question not in searchable:
+            all_right = 0 < start.count == len(start.right)
+            reason = "every sample is right" if all_right else "no sample ends in a wrong answer"
+            generation.drop(reason, [question.id])
+        elif start.is_lost(pivots.right_after):
+            generation.drop("too few rollouts from the start are right", [question.id])
+            del searchable[question]
+    searches = [Search(chain, step_ends(chain.text)) for chain in wrong if chain.question in searchable]
     await _bisect(searches, tallies, rollouts, pivots.right_after)
     if pivots.confirm_pivots:
         await _confirm(searches, tallies, rollouts, pivots.right_after)
@@ -94,10 +100,7 @@ async def make_pivots(
 
 
 def step_ends(chain: str) -> list[int]:
-    """Where each step of a chain ends: after its sentence and the line breaks that follow it.
-
-    The last end is the end of the chain.
-    """
+    """Return where each step of a chain ends: after its sentence and line breaks, the last at the end of the chain."""
     ends: list[int] = []
     start, last = 0, len(chain.rstrip())
     while start < last:
@@ -111,18 +114,12 @@ def step_ends(chain: str) -> list[int]:
 
 @dataclass
 class Search:
-    """The search in one wrong chain: its prefix of `low` steps is not lost, its prefix of `high` steps is.
-
-    Attributes:
-        chain: The wrong chain.
-        ends: The ends of its steps.
-        dropped: Why the chain gives no pair; None while it may.
-    """
+    """The search in one wrong chain: its prefix of `low` steps is not lost, its prefix of `high` steps is."""
 
     chain: Chain
-    ends: list[int]
+    ends: list[int]  # of its steps
     low: int = 0
-    dropped: str | None = None
+    dropped: str | None = None  # why the chain gives no pair
 
     def __post_init__(self) -> None:
         self.high = len(self.ends)
@@ -143,15 +140,15 @@ class Search:
         return (self.low + self.high) // 2
 
     def place(self, steps: int) -> Place:
-        """The prefix of so many steps."""
+        """Return the question and its prefix of that many steps."""
         return self.chain.question, self.chain.text[: self.ends[steps - 1]] if steps else ""
 
     def sides(self) -> list[int]:
-        """The numbers of steps before and after the pivotal one; after the last step nothing can be drawn."""
+        """Return the numbers of steps before and after the pivotal one; after the last step nothing can be drawn."""
         return [self.low] if self.high == len(self.ends) else [self.low, self.high]
 
     def pivot(self, tallies: Mapping[Place, Tally]) -> Pivot:
-        """The pivotal step and its rollouts."""
+        """Return the pivotal step and its rollouts."""
         before, after = tallies[self.place(self.low)], Tally()
         if self.high in self.sides():
             after = tallies[self.place(self.high)]
@@ -159,7 +156,7 @@ class Search:
         return Pivot(self.id, self.high, len(self.ends), *counts)
 
     def pair(self, tallies: Mapping[Place, Tally]) -> ChainPair | None:
-        """The chain and its closest right continuation; None where every one repeats the whole step.
+        """Return the chain and its closest right continuation; None where every one repeats the whole step.
 
         A continuation that repeats the step and is right nevertheless does not show what is wrong with it.
         """
@@ -174,24 +171,6 @@ class Search:
             chosen_key_spans=_step_spans(chosen, len(prefix)),
             rejected_key_spans=_step_spans(wrong, len(prefix)),
         )
-
-
-def _unsearchable(
-    questions: Sequence[Question],
-    open_questions: Sequence[Question],
-    tallies: Mapping[Place, Tally],
-    right_after: float,
-) -> dict[Question, str]:
-    """The questions without a chain that can be searched, and why."""
-    reasons = {}
-    for question in questions:
-        start = tallies[question, ""]
-        if question not in open_questions:
-            all_right = 0 < start.count == len(start.right)
-            reasons[question] = "every sample is right" if all_right else "no sample ends in a wrong answer"
-        elif start.is_lost(right_after):
-            reasons[question] = "too few rollouts from the start are right"
-    return reasons
 
 
 async def _bisect(
@@ -240,8 +219,7 @@ def _collect(searches: Sequence[Search], tallies: Mapping[Place, Tally], generat
     for search in searches:
         pair = None if search.dropped else search.pair(tallies)
         if pair is None:
-            reason = search.dropped or "every right continuation repeats the step"
-            generation.dropped.setdefault(reason, []).append(search.id)
+            generation.drop(search.dropped or "every right continuation repeats the step", [search.id])
             continue
         generation.pairs.append(pair)
         generation.pivots.append(search.pivot(tallies))
@@ -249,7 +227,7 @@ def _collect(searches: Sequence[Search], tallies: Mapping[Place, Tally], generat
 
 
 def _step_spans(chain: str, start: int) -> tuple[tuple[int, int], ...]:
-    """The spans of the step that begins at `start`; none at the end of the chain."""
+    """Return the spans of the step that begins at `start`; none at the end of the chain."""
     first = _text_start(chain, start)
     return ((first, step_end(chain, first)),) if first < len(chain) else ()
 

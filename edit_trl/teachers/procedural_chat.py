@@ -19,14 +19,7 @@ from edit_trl.models.chat.protocol import ChatRequest, ChatResponse, NoAnswer, R
 
 
 class ProceduralChat:
-    """Answers prompts about its own problems.
-
-    Args:
-        families: Families of problems; all by default.
-        rows: Number of problems.
-        seed: Another seed gives other problems.
-        difficulty: Difficulty of the problems, 1 to 5.
-        wrong_share: Share of annotations with the wrong chain, 0 to 1.
+    """Answers prompts about `rows` problems of `ProceduralTeacher`; a share of its annotations is wrong.
 
     Raises:
         InputError: See `ProceduralTeacher`; or a share out of range.
@@ -50,7 +43,7 @@ class ProceduralChat:
         self.address = f"seed {seed}, difficulty {difficulty}, wrong share {wrong_share}"
 
     def questions(self) -> list[Question]:
-        """The questions of the problems."""
+        """Return the questions of the problems."""
         return [question_of(row) for row in self._rows]
 
     async def check(self) -> None:

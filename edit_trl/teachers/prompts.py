@@ -64,6 +64,14 @@ KINDS: dict[LabelSet, dict[str, str]] = {
     },
 }
 
+# How an exemplar is written; the other templates have none.
+_EXEMPLARS: dict[TemplateName, str] = dict.fromkeys(PLACEHOLDERS, "") | {
+    "annotate": "Question: {e.question}\nAnswer: Let's think step by step. {e.chain}\n\n",
+    "rectify": "Question: {e.question}\nHint: the right answer is {e.answer}.\n"
+    "Answer: Let's think step by step. {e.chain}\n\n",
+    "corrupt": "Question: {e.question}\nRight reasoning: {e.chain}\nWrong reasoning: {e.wrong_chain}\n\n",
+}
+
 _KINDS_LINE = re.compile(r"^[\s*_]*kinds?[\s*_]*:(?P<names>.*)$", re.IGNORECASE | re.MULTILINE)
 
 _VERDICT_LINE = re.compile(r"^[\s*_]*verdict[\s*_]*:[\s*_]*(?P<verdict>\w+)", re.IGNORECASE | re.MULTILINE)
@@ -77,10 +85,7 @@ class Templates:
 
     @classmethod
     def load(cls, files: Mapping[str, str | Path] | None = None) -> Templates:
-        """Load the package's templates, some of them replaced by files.
-
-        Args:
-            files: Template name -> text file.
+        """Load the package's templates, some of them replaced by `files` (template name -> text file).
 
         Raises:
             InputError: Unknown names, unknown or missing placeholders, and files that cannot be read; all at once.
@@ -103,62 +108,32 @@ class Templates:
         return cls(texts)
 
     def version(self, name: TemplateName) -> str:
-        """A hash of the template's text."""
+        """Return a hash of the template's text."""
         return hashlib.sha256(self.texts[name].encode()).hexdigest()[:12]
 
-    def annotate(self, question: Question, exemplars: Iterable[Exemplar]) -> str:
-        """The prompt for a chain."""
-        examples = "".join(
-            f"Question: {e.question}\nAnswer: Let's think step by step. {e.chain}\n\n" for e in exemplars
-        )
-        return self._fill("annotate", question, exemplars=examples)
+    def fill(self, name: TemplateName, question: Question, exemplars: Iterable[Exemplar] = (), **values: str) -> str:
+        """Return a prompt. The known answer is only in the prompts whose `PLACEHOLDERS` include it.
 
-    def rectify(self, question: Question, exemplars: Iterable[Exemplar]) -> str:
-        """The prompt for a chain that ends in the known answer; the exemplars have the hint as well."""
-        examples = "".join(
-            f"Question: {e.question}\nHint: the right answer is {e.answer}.\n"
-            f"Answer: Let's think step by step. {e.chain}\n\n"
-            for e in exemplars
-        )
-        return self._fill("rectify", question, exemplars=examples, answer=question.answer)
-
-    def rectify_minimal(self, question: Question, wrong_chain: str) -> str:
-        """The prompt to correct a wrong chain with as few changes as possible."""
-        return self._fill("rectify_minimal", question, chain=wrong_chain, answer=question.answer)
-
-    def corrupt(self, question: Question, chain: str, pairs: Iterable[Exemplar]) -> str:
-        """The prompt for a similar wrong chain; each exemplar has a wrong chain."""
-        examples = "".join(
-            f"Question: {e.question}\nRight reasoning: {e.chain}\nWrong reasoning: {e.wrong_chain}\n\n" for e in pairs
-        )
-        return self._fill("corrupt", question, exemplars=examples, chain=chain)
-
-    def conclude(self, question: Question, premises: str) -> str:
-        """The prompt for the conclusion of a chain; it does not tell the known answer."""
-        return self._fill("conclude", question, chain=premises)
-
-    def judge(self, question: Question, chain: str) -> str:
-        """The prompt that asks whether a chain is sound; it does not tell the known answer."""
-        return self._fill("judge", question, chain=chain)
-
-    def label(self, question: Question, chosen: str, rejected: str, kinds: LabelSet) -> str:
-        """The prompt for the kinds of mistake in the wrong chain."""
-        names = "\n".join(f"- {name}: {meaning}" for name, meaning in KINDS[kinds].items())
-        return self._fill("label", question, kinds=names, chosen=chosen, rejected=rejected)
-
-    def student(self, question: Question) -> str:
-        """The student's prompt: the question as in the rows that it is trained on."""
-        return self._fill("student", question)
-
-    def _fill(self, name: TemplateName, question: Question, **values: str) -> str:
+        Args:
+            name: The template.
+            question: The question, with its answer and the description of its task.
+            exemplars: Worked examples; those for `corrupt` have a wrong chain.
+            values: The other placeholders: the `chain`, or the `chosen` and `rejected` chains and the `kinds` of
+                mistake. Those that the template does not have are ignored.
+        """
         description = question.task_description
-        values |= {"question": question.question, "task_description": f"{description.strip()}\n" if description else ""}
+        values |= {
+            "question": question.question,
+            "answer": question.answer,
+            "task_description": f"{description.strip()}\n" if description else "",
+            "exemplars": "".join(_EXEMPLARS[name].format(e=exemplar) for exemplar in exemplars),
+        }
         # One pass, so that braces in a question or a chain stay text.
         return self.texts[name].format(**{key: values[key] for key in PLACEHOLDERS[name]})
 
 
 def read_chain(text: str) -> str:
-    """The chain in an answer, as it goes into a row.
+    """Return the chain in an answer, as it goes into a row.
 
     Removes thoughts in <think> tags, words of the prompt that the model repeats, and further questions that
     it writes after the chain.
@@ -170,25 +145,31 @@ def read_chain(text: str) -> str:
 
 
 def without_conclusion(chain: str, answer_type: AnswerType) -> str:
-    """A chain up to the sentence that first states its final answer.
+    """Return a chain up to the sentence that first states its final answer.
 
     Of a chain that begins with its answer and then gives reasons, nothing is left.
     """
     final = answer = extract_answer(chain, answer_type)
     while answer is not None and answer.value == final.value:
-        chain = _sentences_before(chain, answer.start)
+        ends = [match.end() for match in re.finditer(r"[.!?]\s+|\n", chain[: answer.start])]
+        chain = chain[: ends[-1]].rstrip() if ends else ""
         answer = extract_answer(chain, answer_type)
     return chain
 
 
 def read_verdict(text: str) -> bool | None:
-    """Whether the answer calls a chain sound; None where it does not have the required form."""
+    """Return whether the answer calls a chain sound; None where it does not have the required form."""
     verdicts = _VERDICT_LINE.findall(text)
     return {"sound": True, "flawed": False}.get(verdicts[-1].lower()) if verdicts else None
 
 
+def listed_kinds(kinds: LabelSet) -> str:
+    """Return the list of the kinds of mistake for the `label` prompt."""
+    return "\n".join(f"- {name}: {meaning}" for name, meaning in KINDS[kinds].items())
+
+
 def read_kinds(text: str, kinds: LabelSet) -> list[str] | None:
-    """The kinds of mistake that an answer names; None where it does not have the required form.
+    """Return the kinds of mistake that an answer names; None where it does not have the required form.
 
     An answer with a name outside the set is not used at all.
     """
@@ -199,8 +180,3 @@ def read_kinds(text: str, kinds: LabelSet) -> list[str] | None:
     if not all(name in KINDS[kinds] for name in names):
         return None
     return [kind for kind in KINDS[kinds] if kind in names]
-
-
-def _sentences_before(text: str, position: int) -> str:
-    ends = [match.end() for match in re.finditer(r"[.!?]\s+|\n", text[:position])]
-    return text[: ends[-1]].rstrip() if ends else ""

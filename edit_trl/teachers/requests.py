@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edit_trl.common.errors import InputError
-from edit_trl.data.answers import AnswerType, check_answer, extract_answer, infer_answer_type
+from edit_trl.data.answers import check_answer
+from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.dispatch import Answer, Dispatcher
 from edit_trl.models.chat.display import Watcher
@@ -15,20 +16,28 @@ from edit_trl.models.chat.protocol import ChatRequest, ChatResponse, Sampling, S
 from edit_trl.teachers.generation import Chain, Generation, Outcome, PipelineOptions
 from edit_trl.teachers.prompts import TemplateName, Templates, read_chain
 
+# The stages of the templates that are not called as their stage is.
+_STAGES: dict[TemplateName, Stage] = {"rectify_minimal": "rectify", "conclude": "check", "judge": "check"}
+
 Slot = tuple[Question, int]
 """Identifies a request of a stage: its question, and its number among the requests of that question."""
 
 
+def answer_outcome(slot: Slot, response: ChatResponse, prefix: str = "") -> Outcome:
+    """Return the outcome of a response; `prefix` is the part of the chain that it continues."""
+    if response.finish_reason == "refused":
+        return "refused"
+    if response.finish_reason == "length":
+        return "cut off"
+    question = slot[0]
+    return check_answer(read_chain(prefix + response.text), question.answer, question.answer_type).verdict
+
+
 @dataclass
 class Requests:
-    """Makes the requests of one generation and runs them, stage by stage.
+    """Makes the requests of one generation and runs them, stage by stage; the ids of questions tell them apart.
 
-    Attributes:
-        questions: The questions; their ids tell the requests apart.
-        options: Sampling, system prompt and seed.
-        templates: The prompt templates.
-        watcher: Receives the progress.
-        generation: The result so far, with the outcomes and failures of every stage.
+    `generation` is the result so far, with the outcomes and failures of every stage; `watcher` receives the progress.
 
     Raises:
         InputError: Two questions have the same id.
@@ -48,27 +57,27 @@ class Requests:
 
     def make(
         self,
-        stage: Stage,
         template: TemplateName,
         question: Question,
-        prompt: str,
         sample: int,
+        *,
         number: int | None = None,
         temperature: float | None = None,
+        exemplars: Iterable[Exemplar] = (),
+        **values: str,
     ) -> ChatRequest:
-        """Make a request; `number` is that of its slot, `sample` by default."""
-        options = self.options
+        """Make a request; `number` is that of its slot, `sample` by default. For the prompt see `Templates.fill`."""
+        options, is_student = self.options, template == "student"
         # No system prompt for the student: rows have none, and its mistakes should be those it makes on rows.
-        system = [("system", options.system_prompt)] if options.system_prompt and stage != "student" else []
+        system = [("system", options.system_prompt)] if options.system_prompt and not is_student else []
         if temperature is None:
-            temperature = options.student_temperature if stage == "student" else options.temperature
-            temperature = 0.0 if stage == "label" else temperature
+            temperature = options.student_temperature if is_student else options.temperature
         return ChatRequest(
-            stage=stage,
+            stage=_STAGES.get(template, template),
             # The number tells requests of one question apart; it is neither sent nor part of the journal's key.
             row_id=f"{sample if number is None else number}\t{question.id}",
             template=self.templates.version(template),
-            messages=(*system, ("user", prompt)),
+            messages=(*system, ("user", self.templates.fill(template, question, exemplars, **values))),
             sampling=Sampling(temperature, options.top_p, options.max_tokens),
             sample=sample,
             seed=options.seed + sample if options.send_seed else None,
@@ -79,20 +88,13 @@ class Requests:
         dispatcher: Dispatcher,
         requests: Mapping[Slot, ChatRequest],
         name: str,
-        outcome: Callable[[Slot, ChatResponse], str] | None = None,
+        outcome: Callable[[Slot, ChatResponse], str] = answer_outcome,
     ) -> dict[Slot, ChatResponse]:
-        """Send requests; outcomes are counted and failures recorded in the generation.
-
-        Args:
-            dispatcher: The model that is asked.
-            requests: The requests, by slot.
-            name: The name of the stage in counts and on the display.
-            outcome: Says what an answer is counted as; `answer_outcome` where None.
+        """Send requests; outcomes are counted and failures recorded in the generation, under the stage's `name`.
 
         Returns:
             The answers, in the order of the requests; requests that failed are missing.
         """
-        outcome = outcome or answer_outcome
         counts = self.generation.counts.setdefault(name, Counter())
         if self.watcher:
             self.watcher.stage(name, len(requests))
@@ -114,27 +116,8 @@ class Requests:
         return {slot: answers[slot] for slot in requests if slot in answers}
 
 
-def answer_outcome(slot: Slot, response: ChatResponse, prefix: str = "") -> Outcome:
-    """What the final answer of a response is worth; `prefix` is the part of the chain that it continues."""
-    if response.finish_reason == "refused":
-        return "refused"
-    if response.finish_reason == "length":
-        return "cut off"
-    question = slot[0]
-    kind = answer_type_of(question)
-    text = read_chain(prefix + response.text)
-    if extract_answer(text, kind) is None:
-        return "unparsed"
-    return check_answer(text, question.answer, kind).verdict
-
-
-def answer_type_of(question: Question) -> AnswerType:
-    """The type of a question's answer; inferred where the question does not name it."""
-    return question.answer_type or infer_answer_type(question.answer)
-
-
 def chains_of(answers: Mapping[Slot, ChatResponse], source: str) -> list[Chain]:
-    """The chains that answers consist of, with their outcomes."""
+    """Return the chains that answers consist of, with their outcomes."""
     return [
         Chain(slot[0], read_chain(response.text), answer_outcome(slot, response), source, slot[1])
         for slot, response in answers.items()
@@ -142,7 +125,7 @@ def chains_of(answers: Mapping[Slot, ChatResponse], source: str) -> list[Chain]:
 
 
 def distinct_chains(chains: Iterable[Chain], most: int) -> list[Chain]:
-    """The first `most` chains of each question that differ in text."""
+    """Return the first `most` chains of each question that differ in text."""
     by_question: dict[str, dict[str, Chain]] = {}
     for chain in chains:
         texts = by_question.setdefault(chain.question.id, {})

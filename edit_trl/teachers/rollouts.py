@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from edit_trl.common.errors import InputError
@@ -20,36 +20,25 @@ Place = tuple[Question, str]
 
 @dataclass
 class Tally:
-    """The result of the rollouts from one place.
-
-    Attributes:
-        right: The whole chains, prefix included, that reach the right answer.
-        count: Number of rollouts, right or wrong.
-    """
+    """The rollouts from one place: those that reach the right answer, prefix included, and the number of all."""
 
     right: list[str] = field(default_factory=list)
     count: int = 0
 
-    def add(self, chain: str, outcome: str) -> None:
+    def add(self, chain: Chain) -> None:
         """Count a rollout."""
         self.count += 1
-        if outcome == "correct":
-            self.right.append(chain)
+        if chain.outcome == "correct":
+            self.right.append(chain.text)
 
     def is_lost(self, right_after: float) -> bool:
-        """Whether at most the share `right_after` of the rollouts is right."""
+        """Return whether at most the share `right_after` of the rollouts is right."""
         return len(self.right) <= right_after * self.count
 
 
 @dataclass
 class Rollouts:
-    """Draws chains and their continuations, for all questions at once.
-
-    Attributes:
-        requests: Makes and runs the requests.
-        student: The model that writes the chains.
-        count: Number of rollouts from each place.
-    """
+    """Draws chains and their continuations, for all questions at once; `count` rollouts from each place."""
 
     requests: Requests
     student: Dispatcher
@@ -58,12 +47,7 @@ class Rollouts:
 
     async def sample(self, questions: Iterable[Question], count: int, name: str) -> list[Chain]:
         """Draw `count` more chains of each question; `name` is the stage in counts and on the display."""
-        requests = self._make([(question, "") for question in questions], count)
-        answers = await self._run(requests, name)
-        return [
-            Chain(slot[0], text, outcome, "student", requests[slot][1].sample)
-            for slot, (text, outcome) in answers.items()
-        ]
+        return [chain for _, chain in await self._draw([(question, "") for question in questions], count, name)]
 
     async def draw(self, places: Sequence[Place], name: str) -> dict[Place, Tally]:
         """Draw rollouts from each place.
@@ -72,52 +56,46 @@ class Rollouts:
             InputError: No request was answered.
         """
         tallies = {place: Tally() for place in places}
-        requests = self._make(places, self.count)
-        answers = await self._run(requests, name)
-        if requests and not answers:
+        rollouts = await self._draw(places, self.count, name)
+        if places and not rollouts:
             raise InputError(
                 f"{self.student.teacher.model} continued no prefix of an answer "
                 f"({self.requests.generation.failures[-1][2]}); the model's context must have room for a "
                 "chain and `max_tokens` more, and an endpoint must accept `continue_final_message`, as vLLM "
                 "and SGLang do"
             )
-        for slot, (text, outcome) in answers.items():
-            tallies[requests[slot][0]].add(text, outcome)
+        for place, chain in rollouts:
+            tallies[place].add(chain)
         return tallies
 
-    def _make(self, places: Sequence[Place], count: int) -> dict[Slot, tuple[Place, ChatRequest]]:
-        requests: dict[Slot, tuple[Place, ChatRequest]] = {}
+    async def _draw(self, places: Sequence[Place], count: int, name: str) -> list[tuple[Place, Chain]]:
+        """Draw `count` chains from each place; they begin with its prefix."""
+        requests: dict[Slot, ChatRequest] = {}
+        prefixes: dict[Slot, str] = {}
         for index, (question, prefix) in enumerate(places):
-            prompt = self.requests.templates.student(question)
-            first = self._next_sample[question, prefix]
-            for draw in range(count):
-                number = index * count + draw
-                request = self.requests.make("student", "student", question, prompt, first + draw, number)
+            for number in range(index * count, (index + 1) * count):
+                sample = self._next_sample[question, prefix]
+                self._next_sample[question, prefix] += 1
+                request = self.requests.make("student", question, sample, number=number)
                 if prefix:
                     request = replace(request, messages=(*request.messages, ("assistant", prefix)))
-                requests[question, number] = (question, prefix), request
-            self._next_sample[question, prefix] += count
-        return requests
-
-    async def _run(
-        self, requests: Mapping[Slot, tuple[Place, ChatRequest]], name: str
-    ) -> dict[Slot, tuple[str, Outcome]]:
-        """The whole chains, prefix included, and their outcomes."""
+                requests[question, number], prefixes[question, number] = request, prefix
         if not requests:
-            return {}
+            return []
 
         def outcome(slot: Slot, response: ChatResponse) -> Outcome:
-            return answer_outcome(slot, response, prefix=requests[slot][0][1])
+            return answer_outcome(slot, response, prefixes[slot])
 
-        messages = {slot: request for slot, (_, request) in requests.items()}
-        answers = await self.requests.run(self.student, messages, name, outcome)
-        return {
-            slot: (_without_tail(requests[slot][0][1] + response.text), outcome(slot, response))
-            for slot, response in answers.items()
-        }
+        rollouts = []
+        for slot, response in (await self.requests.run(self.student, requests, name, outcome)).items():
+            question, prefix = slot[0], prefixes[slot]
+            text = _without_tail(prefix + response.text)
+            chain = Chain(question, text, outcome(slot, response), "student", requests[slot].sample)
+            rollouts.append(((question, prefix), chain))
+        return rollouts
 
 
 def _without_tail(text: str) -> str:
-    """A chain without what follows it. What precedes it stays: prefixes must be the student's own text."""
+    """Return a chain without what follows it. What precedes it stays: prefixes must be the student's own text."""
     chain = read_chain(text)
     return chain if text.startswith(chain) else text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from edit_trl.models.chat.protocol import Teacher
 from edit_trl.teachers.card import Provenance
 from edit_trl.teachers.export import save_generation
 from edit_trl.teachers.generate_config import GenerateConfig
-from edit_trl.teachers.generation import DUAL, Generation
+from edit_trl.teachers.generation import Generation
 from edit_trl.teachers.pipeline import make_dual_cots
 from edit_trl.teachers.pivots import make_pivots
 from edit_trl.teachers.prompts import TemplateName, Templates
@@ -34,14 +34,7 @@ _INCIDENTAL = {
 class GenerationPlan:
     """A recipe with everything it names, read and checked before any request is sent.
 
-    Args:
-        config: The recipe.
-
-    Attributes:
-        templates: The prompt templates.
-        exemplars: The worked examples.
-        teacher: The model that is asked; None where only the student is.
-        questions: The questions that are asked.
+    `teacher` is None where only the student is asked.
 
     Raises:
         InputError: Questions, exemplars, templates or a teacher that cannot be used; all at once.
@@ -68,18 +61,13 @@ class GenerationPlan:
         tasks = {question.task for question in self.questions}
         task_count = f" of {len(tasks)} tasks" if len(tasks) > 1 else ""
         questions = f"{len(self.questions)} questions{task_count}"
+        arguments = self.config.arguments
         if self.teacher is None:
-            return f"{questions}; student {self.config.arguments.student!r}, no teacher"
-        return (
-            f"{questions}, {len(self.exemplars)} exemplars; teacher "
-            f"{self.teacher.model!r} ({self.config.arguments.teacher})"
-        )
+            return f"{questions}; student {arguments.student!r}, no teacher"
+        return f"{questions}, {len(self.exemplars)} exemplars; teacher {self.teacher.model!r} ({arguments.teacher})"
 
     async def run(self, folder: Path) -> tuple[Generation, dict[str, int]]:
-        """Make the dual CoTs and save them.
-
-        Args:
-            folder: The folder for the result. The journal is in the recipe's `output_dir`.
+        """Make the dual CoTs and save them to a folder; the journal is in the recipe's `output_dir`.
 
         Returns:
             The generation, and the number of rows in each file.
@@ -108,7 +96,7 @@ class GenerationPlan:
         return generation, rows
 
     def _models(self) -> dict[str, Teacher]:
-        """The models that are asked, by role; on a Ray cluster where the recipe says so."""
+        """Return the models that are asked, by role; on a Ray cluster where the recipe says so."""
         config = self.config
         models = {"teacher": self.teacher, "student": config.make_student(), "labeller": config.make_labeller()}
         models = {role: model for role, model in models.items() if model is not None}
@@ -146,23 +134,3 @@ class GenerationPlan:
         versions = {name: self.templates.version(name) for name in names}
         author = self.config.arguments.student if self.teacher is None else self.teacher.model
         return Provenance(author, stats, versions, values)
-
-
-def training_rounds(
-    config: GenerateConfig, train: Callable[[str, Path, Path], str]
-) -> Iterator[tuple[GenerateConfig, Path]]:
-    """Alternate between generating and training.
-
-    Each item is what to generate in a round: the recipe with the student of the round before, and the folder
-    for the result. When the next item is asked for, that student is trained on the dual CoTs in the folder.
-
-    Args:
-        config: The recipe; `rounds` is the number of rounds.
-        train: Called with a student (a path or Hub id), a file of rows and an output folder; trains and
-            returns the path of the trained student.
-    """
-    student = config.arguments.student
-    for number in range(1, config.arguments.rounds + 1):
-        folder = Path(config.arguments.output_dir) / f"round_{number}"
-        yield replace(config, arguments=replace(config.arguments, student=student)), folder
-        student = train(student, folder / DUAL, folder / "student")

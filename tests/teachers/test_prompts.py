@@ -30,7 +30,7 @@ def test_every_template_is_there_and_has_its_placeholders():
 
 
 def test_annotate():
-    prompt = Templates.load().annotate(QUESTION, [EXEMPLAR])
+    prompt = Templates.load().fill("annotate", QUESTION, [EXEMPLAR])
     assert prompt.startswith("Do {sums}.\n")
     assert prompt.endswith(
         "Question: Q?\nAnswer: Let's think step by step. So 3. Therefore, the answer is 3.\n\n"
@@ -39,35 +39,29 @@ def test_annotate():
 
 
 def test_rectify_hints_at_every_answer():
-    prompt = Templates.load().rectify(QUESTION, [EXEMPLAR])
+    prompt = Templates.load().fill("rectify", QUESTION, [EXEMPLAR])
     assert "Hint: the right answer is 3.\nAnswer: Let's think step by step. So 3." in prompt
     assert prompt.endswith("Hint: the right answer is 4.\nAnswer: Let's think step by step.")
-    minimal = Templates.load().rectify_minimal(QUESTION, "Wrong {chain}.")
+    minimal = Templates.load().fill("rectify_minimal", QUESTION, chain="Wrong {chain}.")
     assert "Right answer: 4\nWrong reasoning: Wrong {chain}.\nMended reasoning:" in minimal
 
 
 def test_corrupt_shows_pairs():
-    prompt = Templates.load().corrupt(QUESTION, "Right.", [EXEMPLAR])
+    prompt = Templates.load().fill("corrupt", QUESTION, [EXEMPLAR], chain="Right.")
     assert f"Right reasoning: {EXEMPLAR.chain}\nWrong reasoning: {EXEMPLAR.wrong_chain}\n\n" in prompt
     assert prompt.endswith("Right reasoning: Right.\nWrong reasoning:")
 
 
 @pytest.mark.parametrize("name", ["conclude", "judge", "student"])
 def test_a_second_look_is_not_told_the_answer(name):
-    templates = Templates.load()
-    made = {
-        "conclude": lambda: templates.conclude(QUESTION, "Chain"),
-        "judge": lambda: templates.judge(QUESTION, "Chain"),
-        "student": lambda: templates.student(QUESTION),
-    }
-    assert "4" not in made[name]()
+    assert "4" not in Templates.load().fill(name, QUESTION, chain="Chain")
 
 
 def test_versions_follow_the_text(tmp_path):
     file = tmp_path / "mine.txt"
     file.write_text("My {question}\n")
     own, mine = Templates.load(), Templates.load({"annotate": file})
-    assert mine.annotate(QUESTION, [EXEMPLAR]) == "My What is {x} + 2?"
+    assert mine.fill("annotate", QUESTION, [EXEMPLAR]) == "My What is {x} + 2?"
     assert mine.version("annotate") != own.version("annotate")
     assert mine.version("corrupt") == own.version("corrupt")
 

@@ -119,7 +119,7 @@ def follow(
 
     Args:
         state: The state before the first step.
-        instructions: One instruction per step.
+        instructions: One per step.
         take: Takes one step; returns its pieces (always the same number) and the state after it.
         slip: The mistake to make, if any.
 
@@ -141,5 +141,5 @@ def follow(
 
 
 def off_by(rng: random.Random, *amounts: int) -> int:
-    """One of the amounts with a random sign, so that wrong numbers are too low as often as too high."""
+    """Return one of the amounts with a random sign, so that wrong numbers are too low as often as too high."""
     return rng.choice(amounts) * rng.choice((-1, 1))

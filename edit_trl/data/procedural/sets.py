@@ -17,11 +17,8 @@ if TYPE_CHECKING:
 def plan_sets(output: Path, rows: int, held_out: int | None = None, *, force: bool = False) -> dict[Path, int]:
     """Decide where each set is saved and how many rows it has, before any problem is made.
 
-    Args:
-        output: The file or folder of the one set; the parent folder of both where `held_out` is given.
-        rows: The rows to train on.
-        held_out: The rows of a test set.
-        force: Allow `output` to be replaced.
+    `output` is the file or folder of the training set; with `held_out` rows for a test set, the folder of both.
+    `force` allows it to be replaced.
 
     Raises:
         InputError: A size below 1, a file name for two sets, or an output that may not be replaced.

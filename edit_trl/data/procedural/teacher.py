@@ -89,7 +89,7 @@ class ProceduralTeacher:
 
 
 def question_of(row: DualCoT) -> Question:
-    """The question of a row from `ProceduralTeacher.rows`, with its answer and answer type."""
+    """Return the question of a row from `ProceduralTeacher.rows`, with its answer and answer type."""
     return Question(row["id"], row["prompt"], row["answer"], ANSWER_TYPES[row["task"]], row["task"])
 
 
@@ -120,15 +120,13 @@ def _family_errors(families: Sequence[str]) -> list[str]:
     names = get_args(Family)
     if isinstance(families, str):
         return [f"families must be a list of names, got {families!r}; try [{families!r}]"]
-    errors = [
-        f"unknown family {name!r}{nearest(str(name), names)}; all families: {', '.join(names)}"
-        for name in families
-        if name not in names
-    ]
+    listed = ", ".join(names)
+    unknown = [name for name in families if name not in names]
+    errors = [f"unknown family {name!r}{nearest(str(name), names)}; all families: {listed}" for name in unknown]
     repeated = sorted({str(name) for name in families if list(families).count(name) > 1})
     errors += [f"family {name!r} is named twice" for name in repeated]
     if not families:
-        errors.append(f"no family named; choose from: {', '.join(names)}")
+        errors.append(f"no family named; choose from: {listed}")
     return errors
 
 

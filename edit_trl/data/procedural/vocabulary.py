@@ -1,13 +1,12 @@
 """Words for procedural problems, shared by their generators and solvers."""
 
 NUMBER_WORDS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    "eleven", "twelve",
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
 )  # fmt: skip
 
 MONTHS = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
 )  # fmt: skip
 
 # Items of one group are hidden among those of another group that is easily confused with it (GROUP_PAIRS).
@@ -30,31 +29,29 @@ GROUP_PAIRS = (
 )
 
 NAMES = (
-    "Alice", "Ben", "Carla", "Dan", "Emma", "Farid", "Grace", "Hugo", "Ines", "Jack", "Kira",
-    "Leo", "Maya", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tara", "Vera",
+    "Alice", "Ben", "Carla", "Dan", "Emma", "Farid", "Grace", "Hugo", "Ines", "Jack", "Kira", "Leo", "Maya", "Noah",
+    "Olga", "Paul", "Rosa", "Sam", "Tara", "Vera",
 )  # fmt: skip
 
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "orange", "purple")
 
 SORTABLE = (
-    "acorn", "amber", "anchor", "apron", "arrow", "bacon", "basket", "beacon", "blanket", "bridge",
-    "butter", "cabin", "candle", "carpet", "cellar", "circle", "clover", "copper", "dagger",
-    "desert", "dinner", "dolphin", "dragon", "eagle", "echo", "elbow", "engine", "fabric",
-    "feather", "fiddle", "flower", "forest", "garden", "ginger", "glacier", "grape", "guitar",
-    "hammer", "harbour", "helmet", "honey", "hunter", "igloo", "insect", "island", "ivory",
-    "jacket", "jersey", "jigsaw", "jungle", "kettle", "kitchen", "kitten", "ladder", "lantern",
-    "lemon", "lizard", "lumber", "magnet", "marble", "meadow", "mirror", "monkey", "mustard",
-    "napkin", "needle", "nickel", "nutmeg", "oasis", "onion", "orchard", "oyster", "paddle",
-    "parade", "pebble", "pigeon", "planet", "pocket", "puzzle", "quarry", "quilt", "rabbit",
-    "ribbon", "river", "rocket", "rubber", "saddle", "salmon", "school", "shadow", "silver",
-    "spider", "summer", "table", "temple", "ticket", "tractor", "tunnel", "umbrella", "valley",
-    "velvet", "violin", "volcano", "wagon", "walnut", "whistle", "window", "wizard", "yellow",
-    "yogurt", "zebra", "zipper",
+    "acorn", "amber", "anchor", "apron", "arrow", "bacon", "basket", "beacon", "blanket", "bridge", "butter", "cabin",
+    "candle", "carpet", "cellar", "circle", "clover", "copper", "dagger", "desert", "dinner", "dolphin", "dragon",
+    "eagle", "echo", "elbow", "engine", "fabric", "feather", "fiddle", "flower", "forest", "garden", "ginger",
+    "glacier", "grape", "guitar", "hammer", "harbour", "helmet", "honey", "hunter", "igloo", "insect", "island",
+    "ivory", "jacket", "jersey", "jigsaw", "jungle", "kettle", "kitchen", "kitten", "ladder", "lantern", "lemon",
+    "lizard", "lumber", "magnet", "marble", "meadow", "mirror", "monkey", "mustard", "napkin", "needle", "nickel",
+    "nutmeg", "oasis", "onion", "orchard", "oyster", "paddle", "parade", "pebble", "pigeon", "planet", "pocket",
+    "puzzle", "quarry", "quilt", "rabbit", "ribbon", "river", "rocket", "rubber", "saddle", "salmon", "school",
+    "shadow", "silver", "spider", "summer", "table", "temple", "ticket", "tractor", "tunnel", "umbrella", "valley",
+    "velvet", "violin", "volcano", "wagon", "walnut", "whistle", "window", "wizard", "yellow", "yogurt", "zebra",
+    "zipper",
 )  # fmt: skip
 
 
 def in_number(count: int, noun: str) -> str:
-    """The noun in the number that `count` needs: "1 step", but "3 steps"."""
+    """Return the noun in the number that `count` needs: "1 step", but "3 steps"."""
     if count == 1:
         return noun
     irregular = {"cherry": "cherries", "butterfly": "butterflies", "knife": "knives"}
@@ -63,5 +60,5 @@ def in_number(count: int, noun: str) -> str:
 
 
 def joined(items: list[str]) -> str:
-    """A list as prose: "a, b and c"."""
+    """Return a list as prose: "a, b and c"."""
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))

@@ -6,8 +6,9 @@ injected mistake does not change the answer, and a solver in `edit_trl.data.proc
 
 import random
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from edit_trl.data.answers import AnswerType
 from edit_trl.data.procedural.families import (
     date_understanding,
     expressions,
@@ -17,9 +18,6 @@ from edit_trl.data.procedural.families import (
     word_sorting,
 )
 from edit_trl.data.procedural.problems import Problem
-
-if TYPE_CHECKING:
-    from edit_trl.data.answers import AnswerType
 
 Family = Literal[
     "object_counting",
@@ -41,7 +39,7 @@ MAKERS: Mapping[Family, Callable[[random.Random, int], Problem | None]] = {
     "date_understanding": date_understanding.make,
 }
 
-ANSWER_TYPES: "Mapping[Family, AnswerType]" = {
+ANSWER_TYPES: Mapping[Family, AnswerType] = {
     "object_counting": "number",
     "arithmetic": "number",
     "shuffled_objects": "choice",

@@ -9,6 +9,7 @@ Count from one day to the next. 10 days after March 25: 25 + 10 = 35; March has 
 """
 
 import random
+from calendar import monthrange
 from typing import NamedTuple
 
 from edit_trl.data.procedural.problems import Problem, Slip, follow, off_by
@@ -71,15 +72,9 @@ def make(rng: random.Random, difficulty: int) -> Problem | None:
     )
 
 
-def _days_in(year: int, month: int) -> int:
-    if month == 2:
-        return 29 if year % 4 == 0 and (year % 100 or year % 400 == 0) else 28
-    return 30 if month in (4, 6, 9, 11) else 31
-
-
 def _draw_date(rng: random.Random) -> Date:
     year, month = rng.randint(1985, 2035), rng.randint(1, 12)
-    return Date(year, month, rng.randint(1, _days_in(year, month)))
+    return Date(year, month, rng.randint(1, monthrange(year, month)[1]))
 
 
 def _draw_days(rng: random.Random, difficulty: int) -> int:
@@ -90,7 +85,7 @@ def _draw_days(rng: random.Random, difficulty: int) -> int:
 
 
 def _draw_slip(rng: random.Random, hops: list[int]) -> tuple[Slip, list[int]]:
-    """The slip, and the hops as the wrong chain reads them."""
+    """Return the slip, and the hops as the wrong chain reads them."""
     kind = rng.choice(_MISTAKES)
     step = rng.randrange(kind == "previous-step value", len(hops))
     slip = Slip(kind, step, off_by(rng, 1))
@@ -107,7 +102,7 @@ def _hop(date: Date, days: int, slip: Slip | None) -> tuple[list[str], Date]:
     kind, delta = (slip.kind, slip.delta) if slip else (None, 0)
     day = date.day
     if kind == "previous-step value":
-        day += delta if 0 < day + delta <= _days_in(date.year, date.month) else -delta
+        day += delta if 0 < day + delta <= monthrange(date.year, date.month)[1] else -delta
     total = day + days + (delta if kind == "calculation" else 0)
     after, change = _settle(date, total, kind == "knowledge")
     forward, count = days > 0, abs(days)
@@ -123,7 +118,7 @@ def _hop(date: Date, days: int, slip: Slip | None) -> tuple[list[str], Date]:
 def _settle(date: Date, total: int, misremembered: bool) -> tuple[Date, list[str]]:
     """Turn a day count that may lie outside the month into a date, with the pieces that explain it."""
     month_of = date if total > 0 else _months_on(date, -1)
-    length = _days_in(month_of.year, month_of.month)
+    length = monthrange(month_of.year, month_of.month)[1]
     if misremembered:
         length = {31: 30, 30: 31, 29: 28, 28: 29}[length]
     sign, day = ("-", total - length) if total > 0 else ("+", total + length)
@@ -150,7 +145,7 @@ def _written(rng: random.Random, date: Date) -> str:
 
 
 def _span_of_days(rng: random.Random, days: int) -> str:
-    """A duration such as "10 days", "2 weeks" or "one week"; whole weeks are given in weeks."""
+    """Return a duration such as "10 days", "2 weeks" or "one week"; whole weeks are given in weeks."""
     if days % 7:
         return f"{days} {in_number(days, 'day')}"
     weeks = days // 7

@@ -110,7 +110,7 @@ class _Working:
         return result
 
     def _misquoted(self, node: Node, left: Value, right: Value, delta: int) -> tuple[Value, Value]:
-        """The operands, one inner result replaced by another inner result or by a number close to it."""
+        """Return the operands, one inner result replaced by another inner result or by a number close to it."""
         if isinstance(node.left, Node):
             return self._instead_of(left, delta), right
         if isinstance(node.right, Node):
@@ -175,7 +175,7 @@ def _problem(rng: random.Random, tree: Tree, slip: Slip, equals: str, questions:
 
 
 def _face_each_other(right: list[str], wrong: list[str]) -> bool:
-    """Whether step i of one chain corresponds to step i of the other: each "not" faces a "not".
+    """Return whether step i of one chain corresponds to step i of the other: each "not" faces a "not".
 
     The same sum must not be in both chains at different places, or shared text would be marked as key.
     Boolean steps may coincide, because there are few different ones.
@@ -188,7 +188,7 @@ def _face_each_other(right: list[str], wrong: list[str]) -> bool:
 
 
 def _steps(pieces: list[str]) -> list[str]:
-    """The steps, without "First" and "Then"."""
+    """Return the steps, without "First" and "Then"."""
     return ["".join(pieces[i + 1 : i + _STEP]) for i in range(0, len(pieces), _STEP)]
 
 
@@ -204,7 +204,7 @@ def _draw_tree(rng: random.Random, operations: int, ops: Sequence[str], leaf: Ca
 
 
 def _negated_somewhere(rng: random.Random, tree: Tree, negated: bool = False) -> Tree:
-    """The tree with a "not" before a random part of it, but not next to another "not"."""
+    """Return the tree with a "not" before a random part of it, but not next to another "not"."""
     if isinstance(tree, Node) and tree.left is None:
         return Node("not", None, _negated_somewhere(rng, tree.right, negated=True))
     if not negated and (not isinstance(tree, Node) or rng.random() < 0.3):
@@ -221,7 +221,7 @@ def _count(tree: Tree | None) -> int:
 
 
 def _tokens(tree: Tree, binding: int = 0) -> list[str]:
-    """The symbols of the expression, with the brackets it needs inside an operator of strength `binding`."""
+    """Return the symbols of the expression, with the brackets it needs inside an operator of strength `binding`."""
     if not isinstance(tree, Node):
         return [str(tree)]
     if tree.left is None:
@@ -232,7 +232,7 @@ def _tokens(tree: Tree, binding: int = 0) -> list[str]:
 
 
 def _left_to_right(tokens: list[str]) -> Tree:
-    """The tree as read with brackets, but without operator precedence."""
+    """Return the tree as read with brackets, but without operator precedence."""
     tree = _operand(tokens)
     while tokens and tokens[0] != ")":
         op = tokens.pop(0)
@@ -252,7 +252,7 @@ def _operand(tokens: list[str]) -> Tree:
 
 
 def _misread(node: Node, left: Value, right: Value, delta: int) -> tuple[Value, Value]:
-    """The operands, one that the question itself gives misread."""
+    """Return the operands, one that the question itself gives misread."""
     if not isinstance(node.right, Node):
         return left, _slightly_off(right, delta)
     if not isinstance(node.left, Node):
@@ -261,7 +261,7 @@ def _misread(node: Node, left: Value, right: Value, delta: int) -> tuple[Value, 
 
 
 def _slightly_off(value: Value, delta: int) -> Value:
-    """A plausible wrong value: off by ten only if the number has tens."""
+    """Return a plausible wrong value: off by ten only if the number has tens."""
     if isinstance(value, bool):
         return not value
     return value + (delta if abs(value) > 20 or abs(delta) < 10 else delta // 10)

@@ -11,6 +11,7 @@ In half of the problems the person always faces forward; the others have turns.
 
 import random
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import NamedTuple
 
 from edit_trl.data.procedural.problems import Mistake, Problem, Slip, follow, off_by
@@ -72,7 +73,7 @@ def make(rng: random.Random, difficulty: int) -> Problem | None:
     walk = (_walk_with_turns if turning else _walk_facing_forward)(rng, difficulty)
     orders, read, slip = _draw_slip(rng, walk, turning)
     opening = "Start at (0, 0), facing north." if turning else "Start at (0, 0)."
-    take = _take_turning if turning else _take
+    take = partial(_take, turning)
     right, end = follow(_START, orders, take)
     wrong, wrong_end = follow(_START, read, take, slip)
     if end.is_start == wrong_end.is_start:
@@ -126,10 +127,7 @@ def _walk_with_turns(rng: random.Random, difficulty: int) -> list[Order]:
 
 
 def _end(walk: list[Order]) -> Place:
-    place = _START
-    for order in walk:
-        place = _follow_order(place, order)
-    return place
+    return reduce(_follow_order, walk, _START)
 
 
 def _follow_order(place: Place, order: Order) -> Place:
@@ -140,11 +138,10 @@ def _follow_order(place: Place, order: Order) -> Place:
 
 
 def _draw_slip(rng: random.Random, walk: list[Order], turning: bool) -> tuple[list[Order], list[Order], Slip]:
-    """The orders of the question, the orders as the wrong chain reads them, and the slip.
+    """Return the orders of the question, the orders as the wrong chain reads them, and the slip.
 
-    The walk leads back. In about half of the problems the question has this walk ("Yes" is right) and the
-    wrong chain another; in the others the question has the other walk ("No" is right) and the slip leads
-    back.
+    The walk leads back. In about half of the problems the question has this walk ("Yes" is right) and the wrong chain
+    another; in the others the question has the other walk ("No" is right) and the slip leads back.
     """
     index = rng.randrange(len(walk))
     order = walk[index]
@@ -185,17 +182,12 @@ def _changed(rng: random.Random, order: Order, kind: Mistake) -> Order:
     return _move(max(1, order.count + off_by(rng, 1)), order.way)
 
 
-def _take(place: Place, order: Order, slip: Slip | None) -> tuple[list[str], Place]:
-    after = _follow_order(place, order)
-    steps = [" ", str(order.written), " ", in_number(order.written, "step"), " ", _WAYS[order.way]]
-    return [*steps, ": (", str(after.x), ", ", str(after.y), ")."], after
-
-
-def _take_turning(place: Place, order: Order, slip: Slip | None) -> tuple[list[str], Place]:
+def _take(turning: bool, place: Place, order: Order, slip: Slip | None) -> tuple[list[str], Place]:
     after = _follow_order(place, order)
     if isinstance(order, Turn):
         return [" Turn ", _TURNS[order.quarters], ": facing ", _COMPASS[after.facing], "."], after
-    steps = [" ", str(order.written), " ", in_number(order.written, "step"), " ", _COMPASS[after.facing]]
+    way = _COMPASS[after.facing] if turning else _WAYS[order.way]
+    steps = [" ", str(order.written), " ", in_number(order.written, "step"), " ", way]
     return [*steps, ": (", str(after.x), ", ", str(after.y), ")."], after
 
 

@@ -57,7 +57,7 @@ def _draw_items(rng: random.Random, difficulty: int) -> tuple[str, list[Item]]:
 
 
 def _draw_slip(rng: random.Random, items: list[Item]) -> tuple[Slip, list[Item]]:
-    """The slip, and the items as the wrong chain reads them."""
+    """Return the slip, and the items as the wrong chain reads them."""
     kind = rng.choice(_MISTAKES)
     members = [i for i, (_, _, belongs) in enumerate(items) if belongs]
     if kind == "counting":

@@ -13,6 +13,7 @@ swap: Ben green, Carla red. So Ben has the green hat, option (A). Therefore, the
 """
 
 import random
+from string import ascii_uppercase
 
 from edit_trl.data.procedural.problems import Problem, Slip, follow
 from edit_trl.data.procedural.vocabulary import COLOURS, NAMES, joined
@@ -71,7 +72,7 @@ def _draw_swaps(rng: random.Random, people: list[str], count: int) -> list[Swap]
 
 
 def _draw_slip(rng: random.Random, people: list[str], swaps: list[Swap]) -> tuple[Slip, list[Swap]]:
-    """The slip, and the swaps as the wrong chain reads them."""
+    """Return the slip, and the swaps as the wrong chain reads them."""
     slip = Slip(rng.choice(_MISTAKES), rng.randrange(len(swaps)))
     if slip.kind != "context value":
         return slip, swaps
@@ -90,7 +91,7 @@ def _swap(holdings: Holdings, swap: Swap, slip: Slip | None) -> tuple[list[str],
 
 
 def _letter(options: list[str], colour: str) -> str:
-    return "ABCDEFGH"[options.index(colour)]
+    return ascii_uppercase[options.index(colour)]
 
 
 def _conclusion(owner: str, thing: str, colour: str, letter: str) -> list[str]:
@@ -102,11 +103,9 @@ def _question(
 ) -> str:
     holdings = joined([f"{person} has the {colour} {thing}" for person, colour in start.items()])
     swap = rng.choice(_SWAPS)
-    adverbs = ["First, ", *["Then "] * (len(swaps) - 1)]
-    story = " ".join(
-        f"{adverb}{swap.format(a=a, b=b, thing=thing)}." for adverb, (a, b) in zip(adverbs, swaps, strict=True)
-    )
+    steps = [f"{swap.format(a=a, b=b, thing=thing)}." for a, b in swaps]
+    story = f"First, {' Then '.join(steps)}"
     beginning = rng.choice(_STARTS).format(people=joined(list(start)), thing=thing, holdings=holdings)
     ending = rng.choice(_ENDS).format(thing=thing, owner=owner)
-    listed = "\n".join(f"({'ABCDEFGH'[i]}) {colour}" for i, colour in enumerate(options))
+    listed = "\n".join(f"({_letter(options, colour)}) {colour}" for colour in options)
     return f"{beginning} {story} {ending}\nOptions:\n{listed}"

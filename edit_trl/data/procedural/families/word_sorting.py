@@ -55,7 +55,7 @@ def _draw_words(rng: random.Random, count: int, ties: int) -> list[str]:
 def _slots(
     rng: random.Random, order: list[str], mistake: Mistake, confused: tuple[str, str] | None
 ) -> tuple[list[str], list[str]]:
-    """The order of the words in each chain; "" where only the other chain has a word."""
+    """Return the order of the words in each chain; "" where only the other chain has a word."""
     letters = [word[0] for word in order]
     if mistake in ("missing step", "repeated step"):
         # Not a word that is compared with another: the chain mentions it again.
@@ -71,7 +71,7 @@ def _slots(
 
 
 def _listed(slots: list[str]) -> list[str]:
-    """The pieces of a list with commas; the first slot is never empty."""
+    """Return the pieces of a list with commas; the first slot is never empty."""
     pieces = [slots[0]]
     for slot in slots[1:]:
         pieces += [", " if slot else "", slot]
@@ -83,7 +83,7 @@ def _letters(slots: list[str]) -> list[str]:
 
 
 def _compared(ties: list[tuple[str, str]], confused: tuple[str, str] | None) -> list[str]:
-    """The pieces that say, for each two words with the same first letter, which one comes first."""
+    """Return the pieces that say, for each two words with the same first letter, which one comes first."""
     pieces = []
     for first, second in ties:
         at = next(i for i, (x, y) in enumerate(zip(first, second, strict=False)) if x != y)
