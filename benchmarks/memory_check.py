@@ -195,8 +195,8 @@ def run_once(case: dict) -> dict:
 
 def recipe_stages(recipe: str, options: list[str], threads: int | None, folder: str) -> list[dict]:
     """Estimate each stage of a recipe, and train it, in a process of its own."""
+    from edit_trl.training.memory.estimate import estimate_stage
     from edit_trl.training.memory.longest_batch import longest_batch
-    from edit_trl.training.memory.stage import estimate_stage
     from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
 
     options = [*options, "--output_dir", folder]

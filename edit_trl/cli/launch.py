@@ -21,16 +21,6 @@ TRAIN_MODULE = "edit_trl.cli.train"
 GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvhost-gpu", "/dev/kfd", "/dev/dxg")
 
 
-def add_launch_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--accelerate_config` and `--num_processes`."""
-    parser.add_argument(
-        "--accelerate_config",
-        metavar="FILE",
-        help="An accelerate configuration: a file, or a name in recipes/accelerate.",
-    )
-    parser.add_argument("--num_processes", type=int, metavar="N", help="Processes to launch, as in accelerate launch.")
-
-
 class SignalRelay:
     """Passes signals on to the processes that train; `with handled(relay.pass_on)` listens.
 
@@ -69,7 +59,7 @@ def launch(own: argparse.Namespace, options: Sequence[str]) -> int:
     """Run a stage.
 
     Args:
-        own: The options of `add_launch_options`, and `config`, the recipe.
+        own: The options `accelerate_config`, `num_processes` and `config`, the recipe.
         options: The command-line options of the stage's processes.
 
     Returns:
@@ -81,8 +71,7 @@ def launch(own: argparse.Namespace, options: Sequence[str]) -> int:
     file = accelerate_config(own)
     if file is None and not _has_default_config() and (own.num_processes or _count_gpus()) <= 1:
         return _run(options)
-    chosen = launch_options(file, own.num_processes, own.config, options)
-    return _accelerate_launch(chosen, options)
+    return _accelerate_launch(launch_options(file, own.num_processes, own.config, options), options)
 
 
 def _count_gpus() -> int:
@@ -132,13 +121,13 @@ def accelerate_config(own: argparse.Namespace) -> Path | None:
     return named[name]
 
 
-def _accelerate_launch(chosen: Sequence[str], options: Sequence[str]) -> int:
+def _accelerate_launch(launcher_options: Sequence[str], options: Sequence[str]) -> int:
     import subprocess
 
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    arguments = launch_command_parser().parse_args([*chosen, "-m", TRAIN_MODULE, *options])
+    arguments = launch_command_parser().parse_args([*launcher_options, "-m", TRAIN_MODULE, *options])
     # On SIGTERM torchrun would give the processes 30 s, and SIGUSR1 would end it: the relay passes both on.
     arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.options import read_yaml
 
 if TYPE_CHECKING:
     from edit_trl.training.config import DualCoTConfig
@@ -69,11 +70,7 @@ def shards(accelerate_config: Path | None, num_processes: int | None) -> int:
 
 
 def _read_config(file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
-    from edit_trl.common.options import read_yaml
-
-    config = read_yaml(file, "accelerate configuration")
+    config = {} if file is None else read_yaml(file, "accelerate configuration")
     for name in ("num_processes", "num_machines"):
         if not isinstance(config.get(name, 1), int):
             raise InputError(f"{file}: `{name}` must be a whole number, got {config[name]!r}")
@@ -81,22 +78,14 @@ def _read_config(file: Path | None) -> dict[str, Any]:
 
 
 def _asks_for_cpu(recipe: str | None, options: Sequence[str]) -> bool:
-    """Whether the options or the recipe set `use_cpu: true`; the launched processes check the value."""
-    import yaml
-
+    """Return whether the options or the recipe set `use_cpu: true`; the launched processes check the value."""
     for place, word in enumerate(options):
         name, _, value = word.partition("=")
         if name in ("--use_cpu", "--use-cpu"):
             following = options[place + 1] if place + 1 < len(options) else "true"
             value = value or ("true" if following.startswith("--") else following)
             return value.lower() in ("true", "1", "yes")
-    if not recipe or not Path(recipe).is_file():
-        return False
-    try:
-        values = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return False  # reported when the recipe is read
-    return isinstance(values, dict) and values.get("use_cpu") is True
+    return recipe is not None and read_yaml(recipe).get("use_cpu") is True
 
 
 def _check_devices(file: Path | None, config: dict[str, Any], processes: int, gpus: int, on_cpu: bool) -> None:
