@@ -1,4 +1,4 @@
-"""`edit-trl train --dry_run`: how much memory each stage will need, and which GPUs have it."""
+"""`edit-trl train --dry_run`: the memory that each stage will need, and the GPUs that have it."""
 
 import os
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Launches a stage in processes of its own, and passes on the signals that stop it.
 
-A single process without an accelerate configuration is started directly, in the way of `accelerate launch`:
+A single process without an accelerate configuration is started directly, as `accelerate launch` would start it:
 the launcher would import torch and accelerate only to start a second interpreter that imports them again.
 """
 
@@ -50,7 +50,7 @@ class SignalRelay:
                 continue
 
     def exit_code(self, code: int) -> int:
-        """A stage's exit code; `EXIT_CODE` for a stage that failed after a signal was received."""
+        """Return a stage's exit code; `EXIT_CODE` for a stage that failed after a signal was received."""
         stopped = self.received and code not in (0, 2)
         return EXIT_CODE if stopped else code
 
@@ -83,7 +83,7 @@ def _count_gpus() -> int:
 
 
 def _has_default_config() -> bool:
-    """Whether there is a configuration written by `accelerate config`, which `accelerate launch` uses."""
+    """Return whether `accelerate config` has written a configuration, which `accelerate launch` uses."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = Path(os.environ.get("HF_HOME", f"{cache}/huggingface")).expanduser()
     return any((home / "accelerate" / f"default_config.{end}").is_file() for end in ("yaml", "json"))
@@ -103,8 +103,9 @@ def _run(options: Sequence[str]) -> int:
 
 
 def accelerate_config(own: argparse.Namespace) -> Path | None:
-    """The file that `--accelerate_config` names: a path, or a name in an `accelerate/` folder above the
-    recipe or in recipes/; None without the option.
+    """Return the file that `--accelerate_config` names; None without the option.
+
+    The option is a path, or a name in recipes/accelerate or in an `accelerate/` folder above the recipe.
 
     Raises:
         InputError: There is no such file (lists the names that exist).

@@ -1,9 +1,8 @@
 """TRL's own preference trainers on dual CoTs: the baselines of key-step learning.
 
-The pairs are those that `DualCoTTrainer` would train on: the same rows, dropped for the same reasons. Saving
-and resuming are those of `transformers.Trainer`, without the guarantees of
-`edit_trl.training.resuming.resumable`: an incomplete checkpoint is not recognised, and a resumed run need not
-end with the same bits.
+They train on the pairs that `DualCoTTrainer` would train on. They save and resume as `transformers.Trainer` does,
+without the guarantees of `edit_trl.training.resuming.resumable`: an incomplete checkpoint is not recognised, and a
+resumed run need not end with the same weights.
 """
 
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 from transformers.utils import logging
@@ -25,6 +23,7 @@ from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
 from edit_trl.data.row import REQUIRED_COLUMNS, is_chosen_alone, pairs_of, rows_of
 from edit_trl.models.loading import load_trainable
 from edit_trl.training.quantization import settle_adapter_dtype
+from edit_trl.training.resuming.resumable import StopCallback
 from edit_trl.training.resuming.stopping import StopSignals
 from edit_trl.training.trainer_choice import TrainerName, trl_trainer
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 REFERENCE_ADAPTER = "ref"
-"""TRL's DPOTrainer's name for its reference copy of an adapter that is trained further."""
+"""The name that `trl.DPOTrainer` gives its reference copy of an adapter that is trained further."""
 
 
 def preference_pairs(
@@ -123,7 +122,7 @@ def preference_trainer(
         "eval_dataset": eval_dataset,
         "processing_class": tokenizer,
         "peft_config": peft_config,
-        "callbacks": [_StopCallback(stop_signals)] if stop_signals is not None else None,
+        "callbacks": [StopCallback(stop_signals)],
     }
     cls = trl_trainer(trainer)
     preference = cls(ref_model=reference, **shared) if trainer == "dpo" else cls(**shared)
@@ -152,22 +151,3 @@ def load_student(
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         options["device_map"] = None  # each process holds the whole model
     return load_trainable(student, options)
-
-
-class _StopCallback(TrainerCallback):
-    """Saves after the step in which a signal was received, and ends the run."""
-
-    def __init__(self, signals: StopSignals):
-        self._signals = signals
-        self._stopping = False
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._signals.training = True
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self._signals.agreed():
-            self._stopping = control.should_save = True
-
-    def on_save(self, args, state, control, **kwargs):
-        if self._stopping:
-            raise self._signals.stopped(args, state)

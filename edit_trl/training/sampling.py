@@ -1,7 +1,7 @@
 """Which pairs make a batch: grouped by length, or filled up to a number of tokens."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,15 +29,13 @@ class LengthGroups(Sampler[int]):
     process, has in another place.
 
     Args:
-        lengths: Of each pair.
-        batch_size: How many pairs are to be of a similar length.
-        seed: For the shuffling.
+        lengths: The length of each pair.
+        batch_size: Number of pairs of a similar length.
+        seed: Seed of the order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
-        self._lengths = lengths
-        self._batch_size = batch_size
-        self._seed = seed
+        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -59,17 +57,17 @@ class TokenBudgetBatches(Sampler[list[int]]):
     steps. Pairs of one source row stay together where they fit, since in the tree layout they share a prompt.
 
     Args:
-        columns: `length`, `unique_length`, `prompt_length` and `row` of a prepared dataset, an item a pair.
+        columns: `length`, `unique_length`, `prompt_length` and `row` of a prepared dataset, one item per pair.
         max_tokens: The budget of one batch on one device: unique tokens in the tree layout, rows times
             width in the padded one.
-        layout: How the batches will be laid out.
+        layout: The layout of the batches.
         shuffle: Whether pairs and batches are shuffled.
-        seed: For the shuffling.
-        processes: How many processes share the batches; each gets as many as the others.
-        rank: Which of them this is.
+        seed: Seed of the order.
+        processes: Number of processes that share the batches; each gets as many as the others.
+        rank: The number of this process.
 
     Raises:
-        InputError: Pairs that alone exceed the budget, by their rows.
+        InputError: Some pairs alone exceed the budget; the message names their rows.
     """
 
     def __init__(
@@ -83,14 +81,9 @@ class TokenBudgetBatches(Sampler[list[int]]):
         processes: int = 1,
         rank: int = 0,
     ):
-        self._columns = columns
-        self._max_tokens = max_tokens
-        self._tree = layout == "tree"
-        self._shuffle = shuffle
-        self._seed = seed
-        self._processes = processes
-        self._rank = rank
-        self._epoch = 0
+        self._columns, self._max_tokens, self._tree = columns, max_tokens, layout == "tree"
+        self._shuffle, self._seed, self._epoch = shuffle, seed, 0
+        self._processes, self._rank = processes, rank
         check_budget(columns, max_tokens, layout)
         self.batches = self._even(self._fill(self._order()))
 
@@ -109,13 +102,9 @@ class TokenBudgetBatches(Sampler[list[int]]):
             yield self.batches[number]
 
     def _order(self) -> list[int]:
-        """All pairs, those of one row after one another, rows shuffled."""
-        rows, groups = self._columns["row"], []
-        for pair, row in enumerate(rows):
-            if pair and rows[pair - 1] == row:
-                groups[-1].append(pair)
-            else:
-                groups.append([pair])
+        """Return all pairs, those of one row after one another, rows shuffled."""
+        rows = self._columns["row"]
+        groups = [list(group) for _, group in groupby(range(len(rows)), key=rows.__getitem__)]
         if self._shuffle:
             groups = [groups[i] for i in _permutation(len(groups), self._seed)]
         pairs = [pair for group in groups for pair in group]
@@ -146,7 +135,7 @@ class TokenBudgetBatches(Sampler[list[int]]):
         return sum(self._columns["unique_length"][pair] for pair in pairs) - shared
 
     def _even(self, batches: list[list[int]]) -> list[list[int]]:
-        """As many batches for each process: the largest are halved, or else the first come twice."""
+        """Return as many batches for each process: the largest are halved, or else the first come twice."""
         while len(batches) % self._processes:
             largest = max(range(len(batches)), key=lambda number: len(batches[number]))
             pairs = batches[largest]
@@ -163,12 +152,9 @@ def pair_lengths(dataset: Dataset) -> dict[str, list[int]]:
 
 
 def length_groups(lengths: Sequence[int], args: "DualCoTConfig", layout: BatchLayoutName) -> LengthGroups | None:
-    """Return the sampler that groups pairs of a similar length; None where another order is asked for.
+    """Return the sampler that groups pairs of a similar length; None for another order.
 
-    Args:
-        lengths: The length of each pair.
-        args: The options of the run.
-        layout: How the batches are laid out; padded rows are grouped unless an order is asked for.
+    Padded batches are grouped unless `train_sampling_strategy` sets an order.
     """
     strategy = args.train_sampling_strategy
     if strategy == "group_by_length" or (layout == "padded" and strategy == "random"):
@@ -187,10 +173,10 @@ def train_batches(
 
     Args:
         dataset: The prepared rows, without the columns that are no part of a batch.
-        lengths: As `pair_lengths` returns them.
-        collator: Turns examples into a batch.
+        lengths: See `pair_lengths`.
+        collator: The collator, whose layout decides how many tokens a pair has.
         args: The options of the run.
-        accelerator: Knows the processes that share the batches.
+        accelerator: The accelerator, whose processes share the batches.
     """
     batches = TokenBudgetBatches(
         lengths,
@@ -228,7 +214,7 @@ def own_pairs(pairs: int, batch_size: int, accelerator: Accelerator, dataset_siz
     Args:
         pairs: Pairs in the batch.
         batch_size: Pairs in a full batch of one process.
-        accelerator: Knows where the epoch is.
+        accelerator: The accelerator, which keeps the state of the epoch.
         dataset_size: Pairs of the dataset, in training: after a resume accelerate does not know how many are
             left over (its `SkipBatchSampler` has no `batch_size`).
     """
