@@ -70,7 +70,7 @@ class KeySteps:
 
     Attributes:
         chosen: One bool per token of the correct chain, True where the token is key. All False where the
-            wrong chain only adds something.
+            wrong chain only adds tokens.
         rejected: One bool per token of the wrong chain.
         chosen_spans: The key steps as characters of the correct chain, sorted; adjacent key tokens of one
             line are merged. None where only token ids were given.

@@ -1,8 +1,8 @@
 """The memory of one training step, traced on fake tensors.
 
 torch's fake tensors have shapes and dtypes but no content. The whole step runs on them, forward and backward:
-the model's own code, the adapter, gradient checkpointing, the layout and TRL's head. So whatever an
-architecture keeps for its backward pass is counted, not guessed.
+the model's own code, the adapter, gradient checkpointing, the layout and TRL's head. So the tensors that an
+architecture keeps for its backward pass are counted, not guessed.
 """
 
 import weakref
@@ -45,7 +45,7 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        """The sum of the three."""
+        """The sum of the parts."""
         return self.activations + self.head + self.gradients
 
 
@@ -86,10 +86,10 @@ class _Ledger(TorchDispatchMode):
         self._pools[pool] += size
         self._pool_peaks[pool] = max(self._pool_peaks[pool], self._pools[pool])
         weakref.finalize(storage, self._leave, key, size, phase)
-        if sum(self._live.values()) > self.peak.total:
-            gradients = min(self.gradients, sum(self._live.values()))
-            head = self._live["head"]
-            self.peak = StepMemory(sum(self._live.values()) - gradients - head, head, gradients)
+        total, head = sum(self._live.values()), self._live["head"]
+        gradients = min(self.gradients, total)
+        if total > self.peak.total:
+            self.peak = StepMemory(total - gradients - head, head, gradients)
 
     def _leave(self, key: int, size: int, phase: str) -> None:
         self._counted.discard(key)
@@ -100,7 +100,7 @@ class _Ledger(TorchDispatchMode):
         return "heap" if size <= self.largest_in_heap else "mapped"
 
     def peak_on_cpu(self) -> StepMemory:
-        """The peak of the process: the heap keeps its largest size, and mapped blocks come on top of it."""
+        """Return the peak of the process: the heap keeps its largest size, and mapped blocks come on top of it."""
         retained = sum(self._pool_peaks.values()) - self.peak.total
         return replace(self.peak, activations=self.peak.activations + retained)
 
@@ -221,7 +221,7 @@ def _record_gradients(trained: Sequence[nn.Parameter], ledger: _Ledger) -> Itera
 
 
 def _as_on_a_gpu() -> AbstractContextManager:
-    """Replace what TRL runs without Triton, which copies a tile of logits; its kernels work in place.
+    """Replace TRL's functions for devices without Triton, which copy a tile of logits; its kernels work in place.
 
     Private names of `trl.kernels.chunked_logprob`, read in TRL 1.16: `_forward_tile` and `_backward_tile` for
     devices without Triton, and `_addmm_fp32`, which makes no copy on a GPU.

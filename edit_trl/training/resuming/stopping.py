@@ -76,7 +76,7 @@ class StopSignals:
         self.received = self.received or name
 
     def stopped(self, args: "TrainingArguments", state: "TrainerState") -> TrainingStopped:
-        """The exception to raise once the run has saved a checkpoint."""
+        """Return the exception to raise once the run has saved a checkpoint."""
         name = self.received or "a signal to another process"
         return TrainingStopped(
             f"stopped by {name} after step {state.global_step} of {state.max_steps}; "
@@ -84,9 +84,9 @@ class StopSignals:
         )
 
     def agreed(self) -> bool:
-        """Whether any process of the run has received a signal; every process asks after every step.
+        """Return whether any process of the run has received a signal; every process calls this after every step.
 
-        The processes ask each other over gloo, so that nothing waits for a GPU.
+        The processes communicate over gloo, so that nothing waits for a GPU.
         """
         import torch  # here, since the launcher imports this module and needs no torch
         from torch import distributed
