@@ -104,9 +104,10 @@ def _pushing(run: RunArguments, folder: Path) -> AbstractContextManager[None]:
 
 
 def _suite_callbacks(run: RunArguments) -> list[SuiteCallback]:
-    data, method = run.data, run.training.key_step_method
+    data = run.data
     if data.suite_eval_steps is None:
         return []
+    method = run.training.key_step_method
     # A random mask is no key step, and a view of single chains has spans that its suite does not have.
     if method == "random" or data.view not in PAIR_VIEWS:
         method = "words"
