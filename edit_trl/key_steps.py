@@ -1,4 +1,4 @@
-r"""Key steps: where the two chains of a dual CoT really differ.
+r"""Key steps: the parts of a dual CoT in which its two chains differ.
 
 Both chains are aligned by minimum edit distance (insert, delete, replace: cost 1 each); a token that is
 deleted or replaced on its side is a key token. The methods:
@@ -286,7 +286,7 @@ def _fork_mask(mask: list[bool], chain: Chain) -> list[bool]:
 
 
 def _within_step(mask: Sequence[bool], offsets: Sequence[Span], text: str, start: int) -> list[bool]:
-    """Keep what a mask marks from the character `start` to the end of the step that holds it."""
+    """Keep the marked tokens from the character `start` to the end of the step that holds it."""
     end = step_end(text, start)
     return [
         key and span[0] < span[1] and start <= visible_start(span, text) < end

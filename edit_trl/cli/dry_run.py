@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from edit_trl.training.memory.estimate import CARDS, MemoryEstimate, estimate_stage
+from edit_trl.training.memory.estimate import GPU_SIZES, MemoryEstimate, estimate_stage
 from edit_trl.training.memory.longest_batch import longest_batch
 from edit_trl.training.objective import Objective
 from edit_trl.training.recipe.resolving import RunArguments, parse_options, pick_run, read_recipe, resolve_runs
@@ -68,15 +68,15 @@ def _table(estimate: MemoryEstimate, on_cpu: bool) -> list[str]:
     lines.append(f"  {'peak':12}{_gib(estimate.peak):>10}")
     if on_cpu:
         memory = _machine_memory()
-        here = f"this machine has {_gib(memory)}" if memory else "this machine does not tell what it has"
+        here = f"this machine has {_gib(memory)}" if memory else "the memory of this machine is unknown"
         return [*lines, f"  of the memory of one process; {here}"]
     fits = estimate.fits()
-    sizes = ", ".join(map(str, fits)) + " GB" if fits else f"none of {', '.join(map(str, CARDS))} GB"
-    return [*lines, f"  fits cards of: {sizes}"]
+    sizes = ", ".join(map(str, fits)) + " GB" if fits else f"none of {', '.join(map(str, GPU_SIZES))} GB"
+    return [*lines, f"  fits GPUs of: {sizes}"]
 
 
 def _machine_memory() -> int:
-    """Return the memory of this machine in bytes; 0 if the system does not tell."""
+    """Return the memory of this machine in bytes; 0 if it is unknown."""
     names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
     return os.sysconf(names[0]) * os.sysconf(names[1]) if set(names) <= os.sysconf_names.keys() else 0
 

@@ -1,4 +1,4 @@
-"""Launches a stage in processes of its own, and passes on the signals that stop it.
+"""The launcher of a stage in processes of its own, which receive the signals that stop it.
 
 A single process without an accelerate configuration is started directly, as `accelerate launch` would start it:
 the launcher would import torch and accelerate only to start a second interpreter that imports them again.
@@ -32,7 +32,7 @@ class SignalRelay:
         self.received: str | None = None
 
     def pass_on(self, number: int, _frame: FrameType | None) -> None:
-        """Handle a signal.
+        """Send a signal on as SIGTERM.
 
         Raises:
             TrainingStopped: No process has been started yet.
@@ -56,7 +56,7 @@ class SignalRelay:
 
 
 def launch(own: argparse.Namespace, options: Sequence[str]) -> int:
-    """Run a stage.
+    """Run a stage in processes of its own.
 
     Args:
         own: The options `accelerate_config`, `num_processes` and `config`, the recipe.

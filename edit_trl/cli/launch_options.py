@@ -1,4 +1,4 @@
-"""The options with which a stage's processes are launched, and checks that they train together.
+"""The options of `accelerate launch` for a stage, and checks that its processes train together.
 
 accelerate 1.15 launches several processes on a CPU only by `mpirun` or as if they were for GPUs; the latter
 is done here. It supports FSDP and DeepSpeed on GPUs alone: on a CPU `AcceleratorState` leaves the distributed
@@ -111,7 +111,7 @@ def _check_devices(file: Path | None, config: dict[str, Any], processes: int, gp
 
 
 def check_processes(training: "DualCoTConfig") -> None:
-    """Check that the processes train together, as they were launched.
+    """Check that the launched processes train together.
 
     Raises:
         InputError: Each process would train alone, or would train a whole copy instead of a shard.

@@ -1,4 +1,4 @@
-"""`edit-trl`: finds the command and runs it. Imports only the standard library, so that `--help` is quick."""
+"""`edit-trl`: the command line. This module imports the standard library alone, so that `--help` is quick."""
 
 import difflib
 import logging

@@ -1,4 +1,4 @@
-"""DualCoTConfig and all its checks."""
+"""DualCoTConfig: the options of `DualCoTTrainer`, and their checks."""
 
 import math
 from dataclasses import dataclass, field

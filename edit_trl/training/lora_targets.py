@@ -1,4 +1,4 @@
-"""The layers of a student that get adapters, from its configuration, before its weights are loaded."""
+"""The target layers of LoRA adapters, found from a student's configuration before its weights are loaded."""
 
 import re
 

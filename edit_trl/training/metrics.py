@@ -118,7 +118,7 @@ class MetricTotals:
             self._totals[name] = self._totals[name] + pair if name in self._totals else pair
 
     def read(self, reduce) -> dict[str, float]:
-        """Return the ratios over everything added since the last reading, without metrics that had no case.
+        """Return the ratios since the last reading, without metrics whose denominator is 0.
 
         Args:
             reduce: Sums a tensor of shape (metrics, 2) over processes, such as

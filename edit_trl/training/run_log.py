@@ -49,14 +49,14 @@ class RunLog:
         step: int,
         mode: str,
     ) -> None:
-        """Add a batch.
+        """Add the metrics, tokens and loss of a batch.
 
         Args:
             loss: The loss of the batch, a scalar.
             parts: The objective's parts, each of shape (B,).
             logps: Log-probabilities of both chains, or of the correct ones alone.
             batch: As `edit_trl.models.pairs.collation` describes it.
-            own: How many of the pairs count, the first ones; None for all.
+            own: Number of pairs that count, the first ones; None for all.
             step: The optimizer step.
             mode: `train` or `eval`.
         """
@@ -111,7 +111,7 @@ class RunLog:
             totals.restore(state["totals"][mode], device)
 
     def _drift(self, mode: str, logp: float, log_history: list[dict[str, float]]) -> float:
-        """Return how far the correct chains' mean log-probability has moved since the first log.
+        """Return the change of the correct chains' mean log-probability since the first log.
 
         The start is read from the log history, which checkpoints keep.
         """

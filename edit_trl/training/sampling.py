@@ -1,4 +1,4 @@
-"""Which pairs make a batch: grouped by length, or filled up to a number of tokens."""
+"""Samplers of training batches: pairs grouped by length, or batches filled up to a number of tokens."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
@@ -23,7 +23,7 @@ SORT_WINDOW = 50
 
 
 class LengthGroups(Sampler[int]):
-    """Pairs of a similar length together, in an order that the seed and the epoch alone decide.
+    """A sampler that groups pairs of a similar length, in an order that depends on the seed and the epoch alone.
 
     `transformers.LengthGroupedSampler` draws from the process's random state, which a resumed run, or another
     process, has in another place.
@@ -39,7 +39,7 @@ class LengthGroups(Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order."""
+        """Set the epoch, which decides the order."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class LengthGroups(Sampler[int]):
 
 
 class TokenBudgetBatches(Sampler[list[int]]):
-    """Batches of as many pairs as a number of tokens holds; a pair is never split.
+    """A sampler that fills each batch with pairs up to a number of tokens; a pair is never split.
 
     The batches are made once and come in another order each epoch, so that every epoch has the same number of
     steps. Pairs of one source row stay together where they fit, since in the tree layout they share a prompt.
@@ -88,7 +88,7 @@ class TokenBudgetBatches(Sampler[list[int]]):
         self.batches = self._even(self._fill(self._order()))
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the batches."""
+        """Set the epoch, which decides the order of the batches."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -135,7 +135,7 @@ class TokenBudgetBatches(Sampler[list[int]]):
         return sum(self._columns["unique_length"][pair] for pair in pairs) - shared
 
     def _even(self, batches: list[list[int]]) -> list[list[int]]:
-        """Return as many batches for each process: the largest are halved, or else the first come twice."""
+        """Make the number of batches equal for all processes: halve the largest, or else repeat the first."""
         while len(batches) % self._processes:
             largest = max(range(len(batches)), key=lambda number: len(batches[number]))
             pairs = batches[largest]
@@ -206,7 +206,7 @@ def data_seed(args: "DualCoTConfig") -> int:
 
 
 def own_pairs(pairs: int, batch_size: int, accelerator: Accelerator, dataset_size: int | None = None) -> int | None:
-    """Return how many of a batch's pairs count; None for all. They come first.
+    """Return the number of a batch's pairs that count, the first ones; None for all.
 
     Where the last pairs of an epoch are too few for all processes, accelerate fills their batches with pairs
     from its beginning, so that all processes make the step. Those pairs must not count twice.

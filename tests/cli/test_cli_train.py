@@ -15,8 +15,8 @@ from train_recipe_runs import run_file, stage
 from edit_trl.cli.main import main
 from edit_trl.common.options import hints_of
 from edit_trl.training.config import DualCoTConfig
-from edit_trl.training.recipe import stage as stage_module
 from edit_trl.training.memory.heap import map_large_blocks
+from edit_trl.training.recipe import stage as stage_module
 from edit_trl.training.recipe.data_arguments import DataArguments
 from edit_trl.training.recipe.resolving import argument_classes
 from edit_trl.training.trainer_choice import TrainerName

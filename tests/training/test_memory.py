@@ -247,7 +247,7 @@ def dry_run(recipe, capfd, *options: str) -> tuple[int, str, str]:
 def test_dry_run_tells_every_stage(recipe, tmp_path, capfd):
     code, out, _ = dry_run(recipe, capfd)
     assert code == 0
-    assert out.count("fits cards of: 8, 12, 16, 24, 48, 80 GB") == 2
+    assert out.count("fits GPUs of: 8, 12, 16, 24, 48, 80 GB") == 2
     for part in ("weights", "adapter", "optimizer", "activations", "overhead", "peak"):
         assert out.count(f"\n  {part} ") == 2, part
     assert "as if every chain had 200 tokens (no rows here)" in out

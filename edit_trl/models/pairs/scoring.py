@@ -50,7 +50,7 @@ class PairLogps:
 
 @dataclass(frozen=True)
 class TreeCheck:
-    """How the first batch in the tree layout is checked against the padded layout.
+    """The check of the tree layout against the padded layout, made at the first batch in the tree layout.
 
     Attributes:
         example: The pair that is scored in both layouts; the longest of the dataset, so that every sliding
@@ -119,11 +119,11 @@ class PairScorer:
             self._given_tree.remove()
 
     def __call__(self, model: nn.Module, batch: dict[str, Any], with_rejected: bool = True) -> PairLogps:
-        """Run the chains of a batch.
+        """Return the log-probabilities of the chains of a batch.
 
         Args:
             model: The student; it may be wrapped for distributed training.
-            batch: As `edit_trl.models.pairs.collation` describes it.
+            batch: See `DualCoTCollator`.
             with_rejected: Whether to run the wrong chains too.
 
         Raises:
@@ -271,7 +271,7 @@ def make_pair_scorer(
     obstacle: str | None = None,
     with_best: bool = False,
 ) -> PairScorer:
-    """Choose the layout for a model and make its scorer; log once where `auto` cannot use the tree.
+    """Choose the layout for a model and make its scorer; log where `auto` cannot use the tree.
 
     Args:
         model: The student, as for `PairScorer`.

@@ -1,4 +1,4 @@
-"""Attention along a tree: the one module that knows about a model's attention.
+"""Attention along a tree; no other module depends on how a model implements attention.
 
 A batch in the tree layout is one row in which a token attends to its ancestors only, not to everything before
 it. How that is done depends on the attention the model was loaded with:
@@ -140,7 +140,7 @@ class TreeAttention:
 
 
 def dense_tree_mask(stretches: Sequence[Stretch], position_ids: Tensor, window: int | None = None) -> Tensor:
-    """Return which token attends to which: bool, shape (T, T), query by key.
+    """Return the mask of the tokens that each token attends to: bool, shape (T, T), query by key.
 
     Args:
         stretches: The tree.

@@ -34,7 +34,7 @@ Device = Literal["cuda", "cpu"]
 
 GIB = 2**30
 
-CARDS = (8, 12, 16, 24, 48, 80)
+GPU_SIZES = (8, 12, 16, 24, 48, 80)
 """Memory of common GPUs, in GiB."""
 
 # The share of a GPU's memory that a process can use: firmware, and a display if there is one, use the rest.
@@ -82,7 +82,7 @@ class MemoryEstimate:
 
     def fits(self) -> list[int]:
         """The common GPUs that have enough memory, in GiB."""
-        return [card for card in CARDS if self.peak <= card * GIB * USABLE]
+        return [size for size in GPU_SIZES if self.peak <= size * GIB * USABLE]
 
 
 def estimate_stage(run: RunArguments, examples: Sequence[dict[str, Any]], shards: int = 1) -> MemoryEstimate:
@@ -124,7 +124,7 @@ def estimate_memory(
     mixed: torch.dtype | None = None,
     shards: int = 1,
 ) -> MemoryEstimate:
-    """Estimate a run's peak.
+    """Estimate the peak memory of a run.
 
     Args:
         config: The student's configuration.

@@ -228,7 +228,7 @@ def _as_on_a_gpu() -> AbstractContextManager:
     """
 
     def in_place(*args: Any, **kwargs: Any) -> None:
-        """Allocates nothing."""
+        """Allocate nothing."""
 
     names = ("_forward_tile", "_backward_tile", "_addmm_fp32")
     return patch.multiple(trl_head, **dict.fromkeys(names, in_place))

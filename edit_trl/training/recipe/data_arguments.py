@@ -13,7 +13,7 @@ from edit_trl.training.trainer_choice import TrainerName
 
 @dataclass
 class DataArguments:
-    """Where the dual CoTs come from and which of them are used: TRL's names, and ours for what it lacks.
+    """The options of a recipe that choose its dual CoTs and its trainer, under TRL's names where TRL has them.
 
     Each field's meaning is in its `metadata["help"]`, which `edit-trl train --help` prints.
     """

@@ -192,12 +192,12 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
     runs, problems = [], []
     trainers = [({**recipe.values, **stage, **options}).get("trainer") or "dual_cot" for _, stage in recipe.runs]
     for (stage, overrides), trainer in zip(recipe.runs, trainers, strict=True):
-        taken = _options_of(trainer, trainers, options)
-        values = {**recipe.values, **overrides, **taken}
+        own_options = _options_of(trainer, trainers, options)
+        values = {**recipe.values, **overrides, **own_options}
         if stage is not None:
             values["output_dir"] = str(Path(values.get("output_dir") or "outputs") / stage)
         try:
-            left_out = tuple(name for name in options if name not in taken)
+            left_out = tuple(name for name in options if name not in own_options)
             runs.append(_resolve(stage, values, left_out))
             problems.append([])
         except InputError as error:

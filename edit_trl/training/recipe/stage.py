@@ -31,7 +31,7 @@ from edit_trl.training.trainer import DualCoTTrainer
 
 @dataclass(frozen=True)
 class StageStart:
-    """Where a stage starts.
+    """The starting point of a stage.
 
     Attributes:
         folder: The stage's folder.
@@ -105,7 +105,7 @@ def train_stage(
 
     Args:
         run: The stage's arguments.
-        start: Where it starts.
+        start: Its starting point, from `find_start`.
         stop_signals: If given, the run saves and raises `TrainingStopped` once a signal is received.
         callbacks: Passed to `DualCoTTrainer`. The attribute `trainer` of each is set to the trainer, so that
             it can log.

@@ -191,7 +191,7 @@ def _flush_folder(folder: Path) -> None:
 
 @contextmanager
 def written_whole(what: str, folder: str | Path) -> Iterator[None]:
-    """Turn errors of the disk, most often a full one, into one line.
+    """Turn errors of the disk, such as a full one, into an `InputError` of one line.
 
     Args:
         what: The name of the files that the block writes, for the message.

@@ -58,7 +58,7 @@ class ResumableTrainer(SFTTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ):
-        """As in `transformers.Trainer`.
+        """Train, as in `transformers.Trainer`.
 
         Raises:
             InputError: The checkpoint is missing, incomplete or belongs to another run; or the disk is full.
@@ -66,7 +66,7 @@ class ResumableTrainer(SFTTrainer):
         """
         folder = self.args.output_dir
         if self.args.should_save and clear_unfinished(folder):
-            logger.warning(f"removed from {folder} what was being saved when the run was cut off")
+            logger.warning(f"removed from {folder} the unfinished files of a run that was cut off")
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(folder)
             if resume_from_checkpoint is None:
@@ -77,7 +77,7 @@ class ResumableTrainer(SFTTrainer):
             check_checkpoint(self._resumed_from, self._description())
             self.args.eval_on_start = False  # its result is in the log already
         else:
-            set_seed(self.args.seed)  # undo whatever was drawn since `__init__`, or not drawn thanks to a cache
+            set_seed(self.args.seed)  # the random state must not depend on work before training, which may be cached
         try:
             output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
         finally:
