@@ -99,7 +99,7 @@ def recipes_table() -> dict[str, dict]:
     import torch
     from transformers import LlamaConfig
 
-    from edit_trl.training.memory.estimate import CARDS, GIB, estimate_memory
+    from edit_trl.training.memory.estimate import GIB, GPU_SIZES, estimate_memory
     from edit_trl.training.memory.longest_batch import made_up_examples
     from edit_trl.training.recipe.resolving import read_recipe, resolve_runs
 
@@ -131,7 +131,7 @@ def recipes_table() -> dict[str, dict]:
                 break
         result = {"peak": estimate.peak, "parts": estimate.parts, "card": cards[0] if cards else None}
         found[f"{name} {path.stem}"] = result | {"shards": shards}
-        holder = f"{shards} x {cards[0]}" if shards > 1 else str(cards[0] if cards else f"over {CARDS[-1]}")
+        holder = f"{shards} x {cards[0]}" if shards > 1 else str(cards[0] if cards else f"over {GPU_SIZES[-1]}")
         print(f"{name:26} {path.stem:14} {estimate.peak / GIB:7.2f} GiB  {holder}", flush=True)
     return found
 
@@ -195,8 +195,8 @@ def run_once(case: dict) -> dict:
 
 def recipe_stages(recipe: str, options: list[str], threads: int | None, folder: str) -> list[dict]:
     """Estimate each stage of a recipe, and train it, in a process of its own."""
+    from edit_trl.training.memory.estimate import estimate_stage
     from edit_trl.training.memory.longest_batch import longest_batch
-    from edit_trl.training.memory.stage import estimate_stage
     from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
 
     options = [*options, "--output_dir", folder]

@@ -1,4 +1,4 @@
-r"""Key steps: where the two chains of a dual CoT really differ.
+r"""Key steps: the parts of a dual CoT in which its two chains differ.
 
 Both chains are aligned by minimum edit distance (insert, delete, replace: cost 1 each); a token that is
 deleted or replaced on its side is a key token. The methods:
@@ -70,7 +70,7 @@ class KeySteps:
 
     Attributes:
         chosen: One bool per token of the correct chain, True where the token is key. All False where the
-            wrong chain only adds something.
+            wrong chain only adds tokens.
         rejected: One bool per token of the wrong chain.
         chosen_spans: The key steps as characters of the correct chain, sorted; adjacent key tokens of one
             line are merged. None where only token ids were given.
@@ -94,12 +94,12 @@ class KeySteps:
 
 
 def mark(chosen: Chain, rejected: Chain, method: KeyStepMethod = "words", *, seed: int = 0) -> KeySteps:
-    """Mark the key tokens of a pair of chains. Every other way to key steps leads through this function.
+    """Mark the key tokens of a pair of chains.
 
     Args:
         chosen: The correct chain.
         rejected: The wrong chain.
-        method: How key steps are found, see the module.
+        method: The method, see the module's docstring.
         seed: Seed of the positions that `random` draws.
 
     Returns:
@@ -123,10 +123,17 @@ def mark(chosen: Chain, rejected: Chain, method: KeyStepMethod = "words", *, see
         spans = _given_spans(chains) if method == "spans" else _word_spans(chains, method)
         masks = [masks_from_spans(s, chain.offsets) for s, chain in zip(spans, chains, strict=True)]
     else:
-        masks, spans = _align_ids(chains, method), (None, None)
+        if method == "reference":
+            masks = authors_mask(chosen.ids, rejected.ids), authors_mask(rejected.ids, chosen.ids)
+        else:
+            masks = edit_masks(chosen.ids, rejected.ids)
+        spans = None, None
         if all(chain.offsets is not None for chain in chains):
-            # EOS and the template's tokens are no steps, even where an alignment of ids says so.
-            masks = [_inside_text(m, chain.offsets) for m, chain in zip(masks, chains, strict=True)]
+            # EOS and the template's tokens are never key, even where an alignment of ids marks them.
+            masks = [
+                [key and start < end for key, (start, end) in zip(mask, chain.offsets, strict=True)]
+                for mask, chain in zip(masks, chains, strict=True)
+            ]
             spans = [merged_spans(m, c.offsets, c.text) for m, c in zip(masks, chains, strict=True)]
     forks = [_fork_mask(m, chain) for m, chain in zip(masks, chains, strict=True)]
     return KeySteps(*masks, *spans, *forks)
@@ -135,7 +142,7 @@ def mark(chosen: Chain, rejected: Chain, method: KeyStepMethod = "words", *, see
 def key_step_masks(chosen_ids: Sequence[int], rejected_ids: Sequence[int], method: KeyStepMethod = "edit") -> KeySteps:
     """Mark the key tokens of two unpadded sequences of token ids.
 
-    Leave padding out: a difference in length would be made up for by pad tokens, and a tail that both chains
+    Leave padding out: pad tokens would be aligned with tokens of the longer chain, and a tail that both chains
     share would be marked as key.
 
     Args:
@@ -176,7 +183,7 @@ def locate_key_steps(
         rejected: The wrong chain.
         tokenizer: A fast tokenizer; the masks are over its tokens, without special tokens. Without a
             tokenizer the masks are over words, and `edit` is the same as `words`.
-        method: How key steps are found, see the module.
+        method: The method, see the module's docstring.
         chosen_spans: Key steps of the correct chain for the method `spans`: sorted [start, end) character
             offsets. Other methods do not read them.
         rejected_spans: Key steps of the wrong chain for the method `spans`.
@@ -189,7 +196,6 @@ def locate_key_steps(
         InputError: Unknown method, a tokenizer without offsets, or spans that are missing, out of range,
             unsorted or overlapping.
     """
-    check_method(method)
     texts = (chosen, rejected)
     chains = map(Chain, texts, *_tokenize(texts, tokenizer), (chosen_spans, rejected_spans))
     return mark(*chains, method, seed=seed)
@@ -219,13 +225,6 @@ def check_method(method: str) -> None:
     """Raise InputError for an unknown key-step method."""
     if method not in get_args(KeyStepMethod):
         raise InputError(f"unknown key-step method {method!r}; choose one of {', '.join(get_args(KeyStepMethod))}")
-
-
-def _align_ids(chains: Sequence[Chain], method: KeyStepMethod) -> list[list[bool]]:
-    chosen, rejected = (chain.ids for chain in chains)
-    if method == "reference":
-        return [authors_mask(chosen, rejected), authors_mask(rejected, chosen)]
-    return list(edit_masks(chosen, rejected))
 
 
 def _word_spans(chains: Sequence[Chain], method: KeyStepMethod) -> list[list[Span]]:
@@ -286,12 +285,8 @@ def _fork_mask(mask: list[bool], chain: Chain) -> list[bool]:
     return [start <= i < end for i in range(len(mask))]
 
 
-def _inside_text(mask: Sequence[bool], offsets: Sequence[Span]) -> list[bool]:
-    return [key and start < end for key, (start, end) in zip(mask, offsets, strict=True)]
-
-
 def _within_step(mask: Sequence[bool], offsets: Sequence[Span], text: str, start: int) -> list[bool]:
-    """Keep what a mask marks from the character `start` to the end of the step that holds it."""
+    """Keep the marked tokens from the character `start` to the end of the step that holds it."""
     end = step_end(text, start)
     return [
         key and span[0] < span[1] and start <= visible_start(span, text) < end

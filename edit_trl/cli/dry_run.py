@@ -1,11 +1,10 @@
-"""`edit-trl train --dry_run`: how much memory each stage will need, and which GPUs have it."""
+"""`edit-trl train --dry_run`: the memory that each stage will need, and the GPUs that have it."""
 
 import os
 from collections.abc import Sequence
 
-from edit_trl.training.memory.estimate import CARDS, MemoryEstimate
+from edit_trl.training.memory.estimate import GPU_SIZES, MemoryEstimate, estimate_stage
 from edit_trl.training.memory.longest_batch import longest_batch
-from edit_trl.training.memory.stage import estimate_stage
 from edit_trl.training.objective import Objective
 from edit_trl.training.recipe.resolving import RunArguments, parse_options, pick_run, read_recipe, resolve_runs
 
@@ -20,7 +19,7 @@ NOTES = {
 
 
 def dry_run(config: str | None, stage: str | None, options: Sequence[str], shards: int = 1) -> int:
-    """Print the estimate of every stage; only tokenizer and rows are loaded, if they are here.
+    """Print the estimate of every stage; only tokenizer and rows are loaded, if they are local.
 
     Args:
         config: The recipe's file.
@@ -63,21 +62,21 @@ def _describe(run: RunArguments, shards: int) -> list[str]:
 
 
 def _table(estimate: MemoryEstimate, on_cpu: bool) -> list[str]:
-    """The parts of an estimate, their sum and the devices that have enough memory, as lines of text."""
+    """Return the parts of an estimate, their sum and the devices that have enough memory, as lines of text."""
     notes = NOTES | {"overhead": "Python and its libraries" if on_cpu else "CUDA context, fragmentation"}
     lines = [f"  {part:12}{_gib(size):>10}  {notes[part]}".rstrip() for part, size in estimate.parts.items() if size]
     lines.append(f"  {'peak':12}{_gib(estimate.peak):>10}")
     if on_cpu:
         memory = _machine_memory()
-        here = f"this machine has {_gib(memory)}" if memory else "this machine does not tell what it has"
+        here = f"this machine has {_gib(memory)}" if memory else "the memory of this machine is unknown"
         return [*lines, f"  of the memory of one process; {here}"]
     fits = estimate.fits()
-    sizes = ", ".join(map(str, fits)) + " GB" if fits else f"none of {', '.join(map(str, CARDS))} GB"
-    return [*lines, f"  fits cards of: {sizes}"]
+    sizes = ", ".join(map(str, fits)) + " GB" if fits else f"none of {', '.join(map(str, GPU_SIZES))} GB"
+    return [*lines, f"  fits GPUs of: {sizes}"]
 
 
 def _machine_memory() -> int:
-    """The memory of this machine in bytes; 0 if the system does not tell."""
+    """Return the memory of this machine in bytes; 0 if it is unknown."""
     names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
     return os.sysconf(names[0]) * os.sysconf(names[1]) if set(names) <= os.sysconf_names.keys() else 0
 

@@ -1,6 +1,6 @@
-"""Launches a stage in processes of its own, and passes on the signals that stop it.
+"""The launcher of a stage in processes of its own, which receive the signals that stop it.
 
-A single process without an accelerate configuration is started directly, in the way of `accelerate launch`:
+A single process without an accelerate configuration is started directly, as `accelerate launch` would start it:
 the launcher would import torch and accelerate only to start a second interpreter that imports them again.
 """
 
@@ -21,16 +21,6 @@ TRAIN_MODULE = "edit_trl.cli.train"
 GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvhost-gpu", "/dev/kfd", "/dev/dxg")
 
 
-def add_launch_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--accelerate_config` and `--num_processes`."""
-    parser.add_argument(
-        "--accelerate_config",
-        metavar="FILE",
-        help="An accelerate configuration: a file, or a name in recipes/accelerate.",
-    )
-    parser.add_argument("--num_processes", type=int, metavar="N", help="Processes to launch, as in accelerate launch.")
-
-
 class SignalRelay:
     """Passes signals on to the processes that train; `with handled(relay.pass_on)` listens.
 
@@ -42,7 +32,7 @@ class SignalRelay:
         self.received: str | None = None
 
     def pass_on(self, number: int, _frame: FrameType | None) -> None:
-        """Handle a signal.
+        """Send a signal on as SIGTERM.
 
         Raises:
             TrainingStopped: No process has been started yet.
@@ -60,16 +50,16 @@ class SignalRelay:
                 continue
 
     def exit_code(self, code: int) -> int:
-        """A stage's exit code; `EXIT_CODE` for a stage that failed after a signal was received."""
+        """Return a stage's exit code; `EXIT_CODE` for a stage that failed after a signal was received."""
         stopped = self.received and code not in (0, 2)
         return EXIT_CODE if stopped else code
 
 
 def launch(own: argparse.Namespace, options: Sequence[str]) -> int:
-    """Run a stage.
+    """Run a stage in processes of its own.
 
     Args:
-        own: The options of `add_launch_options`, and `config`, the recipe.
+        own: The options `accelerate_config`, `num_processes` and `config`, the recipe.
         options: The command-line options of the stage's processes.
 
     Returns:
@@ -81,8 +71,7 @@ def launch(own: argparse.Namespace, options: Sequence[str]) -> int:
     file = accelerate_config(own)
     if file is None and not _has_default_config() and (own.num_processes or _count_gpus()) <= 1:
         return _run(options)
-    chosen = launch_options(file, own.num_processes, own.config, options)
-    return _accelerate_launch(chosen, options)
+    return _accelerate_launch(launch_options(file, own.num_processes, own.config, options), options)
 
 
 def _count_gpus() -> int:
@@ -94,7 +83,7 @@ def _count_gpus() -> int:
 
 
 def _has_default_config() -> bool:
-    """Whether there is a configuration written by `accelerate config`, which `accelerate launch` uses."""
+    """Return whether `accelerate config` has written a configuration, which `accelerate launch` uses."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = Path(os.environ.get("HF_HOME", f"{cache}/huggingface")).expanduser()
     return any((home / "accelerate" / f"default_config.{end}").is_file() for end in ("yaml", "json"))
@@ -114,8 +103,9 @@ def _run(options: Sequence[str]) -> int:
 
 
 def accelerate_config(own: argparse.Namespace) -> Path | None:
-    """The file that `--accelerate_config` names: a path, or a name in an `accelerate/` folder above the
-    recipe or in recipes/; None without the option.
+    """Return the file that `--accelerate_config` names; None without the option.
+
+    The option is a path, or a name in recipes/accelerate or in an `accelerate/` folder above the recipe.
 
     Raises:
         InputError: There is no such file (lists the names that exist).
@@ -132,13 +122,13 @@ def accelerate_config(own: argparse.Namespace) -> Path | None:
     return named[name]
 
 
-def _accelerate_launch(chosen: Sequence[str], options: Sequence[str]) -> int:
+def _accelerate_launch(launcher_options: Sequence[str], options: Sequence[str]) -> int:
     import subprocess
 
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    arguments = launch_command_parser().parse_args([*chosen, "-m", TRAIN_MODULE, *options])
+    arguments = launch_command_parser().parse_args([*launcher_options, "-m", TRAIN_MODULE, *options])
     # On SIGTERM torchrun would give the processes 30 s, and SIGUSR1 would end it: the relay passes both on.
     arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
     try:

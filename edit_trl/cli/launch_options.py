@@ -1,4 +1,4 @@
-"""The options with which a stage's processes are launched, and checks that they train together.
+"""The options of `accelerate launch` for a stage, and checks that its processes train together.
 
 accelerate 1.15 launches several processes on a CPU only by `mpirun` or as if they were for GPUs; the latter
 is done here. It supports FSDP and DeepSpeed on GPUs alone: on a CPU `AcceleratorState` leaves the distributed
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.options import read_yaml
 
 if TYPE_CHECKING:
     from edit_trl.training.config import DualCoTConfig
@@ -21,16 +22,16 @@ SHARDED = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed"}
 def launch_options(
     accelerate_config: Path | None, num_processes: int | None, recipe: str | None, options: Sequence[str]
 ) -> list[str]:
-    """Options for `accelerate launch`.
+    """Return the options for `accelerate launch`.
 
     Args:
         accelerate_config: accelerate's configuration file; None to use the devices of the machine.
         num_processes: The number of processes; None for that of the configuration or the machine.
-        recipe: The recipe's file, which may ask for the CPU.
+        recipe: The recipe's file, which may set `use_cpu`.
         options: Options that win over the recipe.
 
     Raises:
-        InputError: More GPUs are asked for than there are, or sharding on a CPU.
+        InputError: The options need more GPUs than there are, or sharding on a CPU.
     """
     import torch
 
@@ -61,7 +62,7 @@ def launch_options(
 
 
 def shards(accelerate_config: Path | None, num_processes: int | None) -> int:
-    """The number of devices over which an accelerate configuration shards what a run holds in memory."""
+    """Return the number of devices over which an accelerate configuration shards the memory of a run."""
     config = _read_config(accelerate_config)
     kind = str(config.get("distributed_type", "NO")).upper()
     whole = kind == "DEEPSPEED" and (config.get("deepspeed_config") or {}).get("zero_stage") != 3
@@ -69,11 +70,7 @@ def shards(accelerate_config: Path | None, num_processes: int | None) -> int:
 
 
 def _read_config(file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
-    from edit_trl.common.options import read_yaml
-
-    config = read_yaml(file, "accelerate configuration")
+    config = {} if file is None else read_yaml(file, "accelerate configuration")
     for name in ("num_processes", "num_machines"):
         if not isinstance(config.get(name, 1), int):
             raise InputError(f"{file}: `{name}` must be a whole number, got {config[name]!r}")
@@ -81,22 +78,14 @@ def _read_config(file: Path | None) -> dict[str, Any]:
 
 
 def _asks_for_cpu(recipe: str | None, options: Sequence[str]) -> bool:
-    """Whether the options or the recipe set `use_cpu: true`; the launched processes check the value."""
-    import yaml
-
+    """Return whether the options or the recipe set `use_cpu: true`; the launched processes check the value."""
     for place, word in enumerate(options):
         name, _, value = word.partition("=")
         if name in ("--use_cpu", "--use-cpu"):
             following = options[place + 1] if place + 1 < len(options) else "true"
             value = value or ("true" if following.startswith("--") else following)
             return value.lower() in ("true", "1", "yes")
-    if not recipe or not Path(recipe).is_file():
-        return False
-    try:
-        values = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return False  # reported when the recipe is read
-    return isinstance(values, dict) and values.get("use_cpu") is True
+    return recipe is not None and read_yaml(recipe).get("use_cpu") is True
 
 
 def _check_devices(file: Path | None, config: dict[str, Any], processes: int, gpus: int, on_cpu: bool) -> None:
@@ -113,18 +102,16 @@ def _check_devices(file: Path | None, config: dict[str, Any], processes: int, gp
     allowed = gpus if ids == "all" else len(ids.split(","))
     # One process without a GPU takes the CPU, unless a GPU was asked for by its number.
     if processes > min(gpus, allowed) and not (processes == 1 and not gpus):
-        asked = f"{processes} GPU{'s' if processes > 1 else ''}"
-        there = "none" if not gpus else f"{min(gpus, allowed)}"
-        where = f" by {file}" if file else " by --num_processes"
+        there = f"{min(gpus, allowed)} of them" if gpus else "none"
         raise InputError(
-            f"{asked} asked for{where}, but this machine has {there}"
-            f"{' of them' if gpus else ''}; lower --num_processes, or "
-            "`--use_cpu true --accelerate_config cpu --num_processes N` to train on the CPU"
+            f"{processes} GPU{'s' if processes > 1 else ''} asked for by {file or '--num_processes'}, but this "
+            f"machine has {there}; lower --num_processes, or `--use_cpu true --accelerate_config cpu "
+            "--num_processes N` to train on the CPU"
         )
 
 
 def check_processes(training: "DualCoTConfig") -> None:
-    """Check that the processes train together, as they were launched.
+    """Check that the launched processes train together.
 
     Raises:
         InputError: Each process would train alone, or would train a whole copy instead of a shard.
@@ -135,11 +122,7 @@ def check_processes(training: "DualCoTConfig") -> None:
             f"{launched} processes were launched, but there is no GPU for them and each would train alone; "
             "set `use_cpu: true` (or ACCELERATE_USE_CPU=true) to train together on the CPU"
         )
-    sharded = [
-        name
-        for key, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"))
-        if os.environ.get(key, "false").lower() == "true"
-    ]
+    sharded = [name for k, name in SHARDED.items() if os.environ.get(f"ACCELERATE_USE_{k}", "").lower() == "true"]
     if sharded and launched > 1 and training.device.type == "cpu" and training.use_cpu:
         raise InputError(
             f"launched for {sharded[0]}, which accelerate has for GPUs only; on a CPU every process would "

@@ -1,4 +1,4 @@
-"""`edit-trl`: finds the command and runs it. Imports only the standard library, so that `--help` is quick."""
+"""`edit-trl`: the command line. This module imports the standard library alone, so that `--help` is quick."""
 
 import difflib
 import logging
@@ -27,6 +27,16 @@ COMMANDS = {
     "push": "push a trained model to the Hub",
     "chat": "try a model in the terminal",
 }
+
+HELP = """\
+usage: edit-trl [--help] [--version] COMMAND ...
+
+Distil reasoning into small models by learning from mistakes.
+
+commands:
+{commands}
+
+`edit-trl COMMAND --help` lists the options of a command."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,7 +76,7 @@ def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:
 
 
 def _reader_has_left() -> bool:
-    """Whether standard output is a pipe whose reader has left, such as `| head`."""
+    """Return whether standard output is a pipe whose reader has left, such as `| head`."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
@@ -98,31 +108,16 @@ def _run(argv: list[str]) -> int:
         print(f"edit-trl {version('edit_trl')}")
         return 0
     if command not in COMMANDS:
-        raise InputError(_unknown(command))
+        nearest = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
+        raise InputError(f"unknown command {command!r}; {hint}")
     return import_module(f"edit_trl.cli.{command}").main(rest)
 
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {command:<{width}}  {line}" for command, line in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: edit-trl [--help] [--version] COMMAND ...",
-            "",
-            "Distil reasoning into small models by learning from mistakes.",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "`edit-trl COMMAND --help` lists the options of a command.",
-        ]
-    )
-
-
-def _unknown(command: str) -> str:
-    nearest = difflib.get_close_matches(command, COMMANDS, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
-    return f"unknown command {command!r}; {hint}"
+    commands = "\n".join(f"  {command:<{width}}  {line}" for command, line in COMMANDS.items())
+    return HELP.format(commands=commands)
 
 
 if __name__ == "__main__":

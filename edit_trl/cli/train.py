@@ -8,13 +8,11 @@ import argparse
 import shlex
 import shutil
 import sys
-from pathlib import Path
 
-from edit_trl.cli.launch import SignalRelay, accelerate_config, add_launch_options, end_with_launcher, launch
+from edit_trl.cli.launch import SignalRelay, accelerate_config, end_with_launcher, launch
 from edit_trl.cli.launch_options import shards
 from edit_trl.cli.train_help import full_help, short_help
-from edit_trl.cli.train_recipe import run_stage
-from edit_trl.common.errors import InputError
+from edit_trl.common.options import read_yaml
 from edit_trl.training.resuming.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
 
 STOPPING = (
@@ -79,12 +77,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry_run", action="store_true", help="Print how much memory each stage will need and which GPUs have it."
     )
-    add_launch_options(parser)
+    parser.add_argument(
+        "--accelerate_config",
+        metavar="FILE",
+        help="An accelerate configuration: a file, or a name in recipes/accelerate.",
+    )
+    parser.add_argument("--num_processes", type=int, metavar="N", help="Processes to launch, as in accelerate launch.")
     return parser
 
 
 def _print_help(own: argparse.Namespace) -> bool:
-    """Print the help that was asked for, if any was."""
+    """Print the help that the options request; return whether they request any."""
     if own.help_all:
         print(full_help(_parser()))
     elif own.help:
@@ -93,18 +96,10 @@ def _print_help(own: argparse.Namespace) -> bool:
 
 
 def _stage_names(config: str | None, stage: str | None) -> list[str | None]:
-    # Reads the recipe's outline alone: checks need the libraries that the launched process imports.
-    import yaml
-
-    if stage or not config or not Path(config).is_file():
-        return [stage]
-    try:
-        values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{config} is not YAML: {error}") from error
-    stages = values.get("stages") if isinstance(values, dict) else None
+    # The names alone: the checks need the libraries that the launched process imports.
+    stages = None if stage or not config else read_yaml(config).get("stages")
     named = isinstance(stages, list) and all(isinstance(s, dict) and s.get("name") for s in stages)
-    return [s["name"] for s in stages] if named else [None]
+    return [s["name"] for s in stages] if named else [stage]
 
 
 def train_stage(argv: list[str]) -> int:
@@ -113,14 +108,15 @@ def train_stage(argv: list[str]) -> int:
     Returns:
         0, or `EXIT_CODE` for a run that was stopped by a signal.
     """
-    from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_run
-
     own, options = _parser().parse_known_args(argv)
     if _print_help(own):
         return 0
     stop_signals = StopSignals()
     try:
         with handled(stop_signals.receive):
+            from edit_trl.cli.train_recipe import run_stage
+            from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_run
+
             recipe = read_recipe(own.config)
             run = resolve_run(recipe, parse_options(options, recipe), own.stage)
             run_stage(recipe, run, stop_signals)

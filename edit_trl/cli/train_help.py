@@ -1,4 +1,4 @@
-"""`edit-trl train --help`: our own options, read from the source of their classes.
+"""`edit-trl train --help`: the options of edit_trl, read from the source of their classes.
 
 Importing the classes would import TRL and torch, which takes several seconds.
 """
@@ -28,11 +28,9 @@ class Option(NamedTuple):
 
 
 def own_options(file: Path, class_name: str) -> Iterator[Option]:
-    """The fields that a dataclass itself defines, without those of its bases.
+    """Yield the fields that a dataclass itself defines, without those of its bases.
 
-    Args:
-        file: The source of its module.
-        class_name: The dataclass, whose fields are all `field(default=..., metadata={"help": ...})`.
+    The fields are all `field(default=..., metadata={"help": ...})`.
     """
     tree = ast.parse(file.read_text(encoding="utf-8"))
     [cls] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name]
@@ -43,22 +41,18 @@ def own_options(file: Path, class_name: str) -> Iterator[Option]:
 
 
 def short_help(parser: argparse.ArgumentParser) -> str:
-    """The command's options and our own, with their defaults.
-
-    Args:
-        parser: The command's; our options are added to it.
-    """
+    """Return the help of a parser and of edit_trl's own options, which are added to the parser."""
     for title, source in GROUPS.items():
         group = parser.add_argument_group(title)
         for name, default, text in own_options(*source):
-            shown = "" if default is None else f" (default: {default})"
-            # It is printed only: an action without a value takes no place for its name.
-            group.add_argument(f"--{name}", action="store_true", help=f"{text}{shown}".replace("%", "%%"))
+            suffix = "" if default is None else f" (default: {default})"
+            # For printing alone: `store_true` prints no placeholder for a value.
+            group.add_argument(f"--{name}", action="store_true", help=f"{text}{suffix}".replace("%", "%%"))
     return f"{parser.format_help()}\n{OTHERS}"
 
 
 def full_help(parser: argparse.ArgumentParser) -> str:
-    """The command's options and those of every trainer."""
+    """Return the help of a parser and of the options of every trainer."""
     from edit_trl.training.recipe.resolving import make_parser
     from edit_trl.training.trainer_choice import TrainerName
 

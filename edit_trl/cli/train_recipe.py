@@ -1,22 +1,24 @@
 """The stages of a recipe, trained in this process: `edit_trl.train_recipe`, and a launched `edit-trl train`.
 
-What stands above `training` is handed to it here: the suite of `evaluation`, and the push of the result.
+This module connects training with the suite of `edit_trl.evaluation` and with the push of the result.
 """
 
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from accelerate.utils import release_memory
 
 from edit_trl.cli.launch_options import check_processes
+from edit_trl.cli.push import find_evaluations
+from edit_trl.data.views import PAIR_VIEWS
+from edit_trl.evaluation.suite.callback import SuiteCallback
+from edit_trl.hub.push import pushing
+from edit_trl.training.recipe.resolving import Recipe, RunArguments, pick_run, read_recipe, resolve_run, resolve_runs
 from edit_trl.training.recipe.stage import find_start, is_last_stage, train_stage
 from edit_trl.training.resuming.stopping import StopSignals
-
-if TYPE_CHECKING:
-    from edit_trl.evaluation.suite.callback import SuiteCallback
-    from edit_trl.key_steps import KeyStepMethod
-    from edit_trl.training.recipe.resolving import Recipe, RunArguments
 
 
 def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = None, **options: Any) -> Path:
@@ -35,7 +37,7 @@ def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = N
             recipe, of `DualCoTConfig` (or of the stage's trainer) and of TRL's `ModelConfig`.
 
     Returns:
-        The folder of the last stage that was asked for, with the trained student.
+        The folder of the last trained stage, with its student.
 
     Raises:
         InputError: All problems of the recipe and the options, before any stage starts; or what a stage
@@ -49,10 +51,6 @@ def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = N
         folder = train_recipe("recipe.yaml", dataset_name="pairs.jsonl", learning_rate=1e-4)
         ```
     """
-    from accelerate.utils import release_memory
-
-    from edit_trl.training.recipe.resolving import pick_run, read_recipe, resolve_run, resolve_runs
-
     outline = read_recipe(recipe)
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     runs = resolve_runs(outline, values)
@@ -63,7 +61,7 @@ def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = N
     return folder
 
 
-def run_stage(recipe: "Recipe", run: "RunArguments", stop_signals: StopSignals | None = None) -> Path:
+def run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | None = None) -> Path:
     """Train one stage with its suite, and push it if it is the last; a finished stage is left as it is.
 
     Args:
@@ -92,10 +90,7 @@ def run_stage(recipe: "Recipe", run: "RunArguments", stop_signals: StopSignals |
     return start.folder
 
 
-def _pushing(run: "RunArguments", folder: Path) -> AbstractContextManager[None]:
-    from edit_trl.cli.push import find_evaluations
-    from edit_trl.hub.push import pushing
-
+def _pushing(run: RunArguments, folder: Path) -> AbstractContextManager[None]:
     training = run.training
     return pushing(
         folder,
@@ -108,27 +103,21 @@ def _pushing(run: "RunArguments", folder: Path) -> AbstractContextManager[None]:
     )
 
 
-def _suite_callbacks(run: "RunArguments") -> list["SuiteCallback"]:
-    if run.data.suite_eval_steps is None:
+def _suite_callbacks(run: RunArguments) -> list[SuiteCallback]:
+    data = run.data
+    if data.suite_eval_steps is None:
         return []
-    from edit_trl.evaluation.suite.callback import SuiteCallback
-
-    return [
-        SuiteCallback(
-            run.data.load(*run.data.suite_source),
-            steps=run.data.suite_eval_steps,
-            rows=run.data.suite_rows,
-            accuracy_rows=run.data.suite_accuracy_rows,
-            max_new_tokens=run.data.suite_max_new_tokens,
-            key_step_method=_suite_method(run),
-        )
-    ]
-
-
-def _suite_method(run: "RunArguments") -> "KeyStepMethod":
-    """The suite's key steps are marked as those that are trained on, if these are marks of key steps."""
-    from edit_trl.data.views import PAIR_VIEWS
-
     method = run.training.key_step_method
     # A random mask is no key step, and a view of single chains has spans that its suite does not have.
-    return "words" if method == "random" or run.data.view not in PAIR_VIEWS else method
+    if method == "random" or data.view not in PAIR_VIEWS:
+        method = "words"
+    return [
+        SuiteCallback(
+            data.suite_source.load(),
+            steps=data.suite_eval_steps,
+            rows=data.suite_rows,
+            accuracy_rows=data.suite_accuracy_rows,
+            max_new_tokens=data.suite_max_new_tokens,
+            key_step_method=method,
+        )
+    ]

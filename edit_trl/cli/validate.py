@@ -10,7 +10,7 @@ from edit_trl.common.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from edit_trl.training.recipe.data_arguments import DataArguments
+    from edit_trl.data.dual_cots import DatasetSource
     from edit_trl.training.recipe.resolving import RunArguments
 
 
@@ -25,18 +25,21 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     own, words = _parser().parse_known_args(argv)
-    if own.config is not None and _is_generation(own.config):
+    from edit_trl.teachers.generate_config import is_generate_recipe
+
+    if own.config is not None and is_generate_recipe(own.config):
         return _check_generation(argv)
     from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
 
     if own.config is None and own.dataset is None:
         raise InputError("nothing to check: give --config RECIPE.yaml, --dataset DATA, or both")
     problems: list[str] = []
-    runs, values = [], {}
+    named = {"dataset_name": own.dataset} if own.dataset else {}
+    runs, values = [], named
     try:
         recipe = read_recipe(own.config)
-        values |= recipe.values
-        options = parse_options(words, recipe) | ({"dataset_name": own.dataset} if own.dataset else {})
+        values = recipe.values | values
+        options = parse_options(words, recipe) | named
         values |= options
         if own.config:
             runs = resolve_runs(recipe, options)
@@ -44,17 +47,17 @@ def main(argv: list[str] | None = None) -> int:
         problems += [f"{own.config or 'options'}: {problem}" for problem in error.problems]
     # A recipe with problems may still name its rows: they are checked in the same go.
     try:
-        datasets = _datasets(runs) or _named_dataset(own.dataset, values)
+        sources = _sources(runs) or _named_source(values)
     except InputError as error:
-        datasets, problems = {}, problems + error.problems
-    for (source, split), data in datasets.items():
+        sources, problems = [], problems + error.problems
+    for source in sources:
         try:
-            rows = data.load(source, split)
-            print(f"{source}{f' ({split})' if split else ''}: {len(rows)} dual CoTs")
+            rows = source.load()
+            print(f"{source.name}{f' ({source.split})' if source.split else ''}: {len(rows)} dual CoTs")
         except InputError as error:
             problems += error.problems
             continue
-        problems += _check_selection(rows, source, split, runs)
+        problems += _check_selection(rows, source, runs)
     if problems:
         raise InputError(problems, heading="not valid:")
     for run in runs:
@@ -76,12 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _is_generation(config: str) -> bool:
-    from edit_trl.teachers.generate_config import is_generate_recipe
-
-    return is_generate_recipe(config)
-
-
 def _check_generation(argv: list[str]) -> int:
     """Check a recipe of `edit-trl generate` and all files that it names; no teacher is asked."""
     from edit_trl.common.options import read_options
@@ -94,35 +91,33 @@ def _check_generation(argv: list[str]) -> int:
     return 0
 
 
-def _datasets(runs: "Sequence[RunArguments]") -> "dict[tuple[str, str | None], DataArguments]":
-    """Every (source, split) that the runs would load, with the options to load it."""
-    datasets = {}
+def _sources(runs: "Sequence[RunArguments]") -> "list[DatasetSource]":
+    """Return every dataset that the runs would load, each once."""
+    sources = []
     for run in runs:
-        datasets[run.data.dataset_name, run.data.dataset_train_split] = run.data
+        sources.append(run.data.train_source)
         if run.training.eval_strategy != "no":
-            datasets[run.data.eval_source] = run.data
+            sources.append(run.data.eval_source)
         if run.data.suite_eval_steps is not None:
-            datasets[run.data.suite_source] = run.data
-    return datasets
+            sources.append(run.data.suite_source)
+    return [source for number, source in enumerate(sources) if source not in sources[:number]]
 
 
-def _named_dataset(dataset: str | None, values: Mapping[str, Any]) -> "dict[tuple[str, str | None], DataArguments]":
-    """The dataset that options name which are not checked, or could not be."""
+def _named_source(values: Mapping[str, Any]) -> "list[DatasetSource]":
+    """Return the training dataset that unchecked options name, if they do."""
     from edit_trl.training.recipe.data_arguments import DataArguments
 
-    source, split = dataset or values.get("dataset_name"), values.get("dataset_train_split")
-    if not isinstance(source, str):
-        return {}
-    names = ("dataset_config", "dataset_revision", "column_mapping")
-    return {(source, split): DataArguments(**{name: values[name] for name in names if name in values})}
+    names = ("dataset_name", "dataset_train_split", "dataset_config", "dataset_revision", "column_mapping")
+    options = {name: values[name] for name in names if name in values}
+    return [DataArguments(**options).train_source] if isinstance(options.get("dataset_name"), str) else []
 
 
-def _check_selection(rows: "Dataset", source: str, split: str | None, runs: "Sequence[RunArguments]") -> list[str]:
-    """The problems of the views of each run that trains on the rows; prints how many rows it trains on."""
+def _check_selection(rows: "Dataset", source: "DatasetSource", runs: "Sequence[RunArguments]") -> list[str]:
+    """Return the problems of each run that trains on the rows, and print how many rows its view has."""
     problems = []
     for run in runs:
         data = run.data
-        if (data.dataset_name, data.dataset_train_split) != (source, split):
+        if data.train_source != source:
             continue
         stage = f"stage {run.stage}" if run.stage else ""
         try:

@@ -7,7 +7,7 @@ from rapidfuzz.distance import Levenshtein
 
 
 def common_prefix(first: Sequence, second: Sequence) -> int:
-    """Return how many leading items the two sequences share."""
+    """Return the number of leading items that two sequences share."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 

@@ -49,6 +49,6 @@ def step_start(text: str, position: int) -> int:
 
 
 def visible_start(span: tuple[int, int], text: str) -> int:
-    """Return where a token's text begins, after the white space that tokenizers put in front of it."""
+    """Return the position of a token's text, after the white space that tokenizers put in front of it."""
     piece = text[slice(*span)]
     return span[0] + (len(piece) - len(piece.lstrip()) if piece.strip() else 0)

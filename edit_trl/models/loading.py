@@ -92,24 +92,23 @@ class ModelSource:
         return load_tokenizer(self.model, adapter_base(self.model), trust_remote_code=self.trust_remote_code)
 
 
-def load_trainable_adapter(adapter: str, options: Mapping[str, Any]) -> PeftModel:
-    """Load an adapter's base model the way TRL loads a student, and put the adapter on it, trainable.
+def load_trainable(model: str, options: Mapping[str, Any]) -> PreTrainedModel | PeftModel:
+    """Load a model the way TRL loads a student; an adapter is put on its base model, trainable.
 
     Args:
-        adapter: The folder or Hub id of a PEFT adapter.
-        options: Keyword arguments of `from_pretrained` for the base model, such as `dtype`.
+        model: A path or Hub id, of a model or of a PEFT adapter.
+        options: Keyword arguments of `from_pretrained` for the weights, such as `dtype`.
 
     Raises:
-        InputError: The adapter does not name its base, holds pickles, or belongs to another model.
+        InputError: The model cannot be loaded; or the adapter does not name its base, holds pickles, or
+            belongs to another model.
     """
     from trl.trainer.utils import create_model_from_path
 
-    base = adapter_base(adapter)
-    if base is None:
-        raise InputError(f"{adapter} is not an adapter: it has no {ADAPTER_CONFIG}")
-    with one_line_errors(f"the base model {base} of {adapter}"), _ONE_LOAD:
-        loaded = create_model_from_path(base, **{**options, "use_safetensors": True})
-    return put_on(loaded, adapter, is_trainable=True)
+    base = adapter_base(model)
+    with one_line_errors(model if base is None else f"the base model {base} of {model}"), _ONE_LOAD:
+        loaded = create_model_from_path(base or model, **{**options, "use_safetensors": True})
+    return loaded if base is None else put_on(loaded, model, is_trainable=True)
 
 
 def load_tokenizer(model: str, base: str | None = None, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

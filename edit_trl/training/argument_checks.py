@@ -1,4 +1,4 @@
-"""What is wrong with a trainer's arguments, said before a model is loaded."""
+"""Checks of the arguments of `DualCoTTrainer`."""
 
 from accelerate.utils import is_peft_model
 from datasets import Dataset
@@ -13,7 +13,7 @@ def check_arguments(model, args, train_dataset, peft_config, data_collator) -> N
     """Check the arguments of `DualCoTTrainer` before a model is loaded.
 
     Raises:
-        InputError: All that is wrong with them.
+        InputError: Arguments that cannot be used; the message names all of them.
     """
     problems = []
     if not isinstance(data_collator, DualCoTCollator | None):
@@ -35,12 +35,9 @@ def check_arguments(model, args, train_dataset, peft_config, data_collator) -> N
         )
     if problems:
         raise InputError(problems)
-    if args.reference == "adapter_off" and peft_config is None and not _is_peft(model):
+    has_adapter = peft_config is not None or (isinstance(model, nn.Module) and is_peft_model(model))
+    if args.reference == "adapter_off" and not has_adapter:
         raise InputError(
             "`reference: adapter_off` needs an adapter to switch off: train with LoRA (`use_peft: "
             "true`, or a `peft_config`), or use `reference: precomputed`"
         )
-
-
-def _is_peft(model) -> bool:
-    return isinstance(model, nn.Module) and is_peft_model(model)

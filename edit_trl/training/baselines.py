@@ -1,9 +1,8 @@
 """TRL's own preference trainers on dual CoTs: the baselines of key-step learning.
 
-The pairs are those that `DualCoTTrainer` would train on: the same rows, dropped for the same reasons. Saving
-and resuming are those of `transformers.Trainer`, without the guarantees of
-`edit_trl.training.resuming.resumable`: an incomplete checkpoint is not recognised, and a resumed run need not
-end with the same bits.
+They train on the pairs that `DualCoTTrainer` would train on. They save and resume as `transformers.Trainer` does,
+without the guarantees of `edit_trl.training.resuming.resumable`: an incomplete checkpoint is not recognised, and a
+resumed run need not end with the same weights.
 """
 
 from typing import TYPE_CHECKING
@@ -15,28 +14,27 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 from transformers.utils import logging
-from trl import DPOTrainer
-from trl.trainer.utils import create_model_from_path
 
 from edit_trl.common.errors import InputError
 from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
 from edit_trl.data.row import REQUIRED_COLUMNS, is_chosen_alone, pairs_of, rows_of
+from edit_trl.models.loading import load_trainable
 from edit_trl.training.quantization import settle_adapter_dtype
+from edit_trl.training.resuming.resumable import StopCallback
 from edit_trl.training.resuming.stopping import StopSignals
-from edit_trl.training.trainer_choice import TrainerName, options_class
+from edit_trl.training.trainer_choice import TrainerName, trl_trainer
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig
 
 logger = logging.get_logger(__name__)
 
 REFERENCE_ADAPTER = "ref"
-"""TRL's DPOTrainer's name for its reference copy of an adapter that is trained further."""
+"""The name that `trl.DPOTrainer` gives its reference copy of an adapter that is trained further."""
 
 
 def preference_pairs(
@@ -101,10 +99,8 @@ def preference_trainer(
     Raises:
         InputError: No pair is left.
     """
-    options, args.model_init_kwargs = dict(args.model_init_kwargs or {}), None
-    tokenizer = AutoTokenizer.from_pretrained(
-        student, revision=options.get("revision"), trust_remote_code=args.trust_remote_code
-    )
+    revision = (args.model_init_kwargs or {}).get("revision")
+    tokenizer = AutoTokenizer.from_pretrained(student, revision=revision, trust_remote_code=args.trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     train_dataset = preference_pairs(train_dataset, tokenizer, args.max_length)
@@ -112,31 +108,26 @@ def preference_trainer(
         eval_dataset = preference_pairs(eval_dataset, tokenizer, args.max_length, "eval")
     args.hub_token = None  # the Trainer pickles its arguments beside the weights
 
-    def load() -> PreTrainedModel:
-        options["trust_remote_code"] = args.trust_remote_code
-        if quantization_config is not None:
-            options["quantization_config"] = quantization_config
-        if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
-            options["device_map"] = None  # each process holds the whole model
-        return create_model_from_path(student, **options)
-
+    reference = None
+    if model is None:
+        model = load_student(student, args, quantization_config)
+        if trainer == "dpo" and peft_config is None and not args.precompute_ref_log_probs:
+            # TRL would load this reference without `revision`; that of an adapter it makes itself.
+            reference = load_student(student, args, quantization_config)
+    args.model_init_kwargs = None
     shared = {
-        "model": load() if model is None else model,
+        "model": model,
         "args": args,
         "train_dataset": train_dataset,
         "eval_dataset": eval_dataset,
         "processing_class": tokenizer,
         "peft_config": peft_config,
-        "callbacks": [_StopCallback(stop_signals)] if stop_signals is not None else None,
+        "callbacks": [StopCallback(stop_signals)],
     }
-    if trainer == "dpo":
-        # TRL makes an adapter's reference itself; that of whole weights it would load without `revision`.
-        whole = model is None and peft_config is None and not args.precompute_ref_log_probs
-        made = DPOTrainer(ref_model=load() if whole else None, **shared)
-    else:
-        made = _experimental_trainer(trainer)(**shared)
-    settle_adapter_dtype(made.model, args.fp16)
-    return made
+    cls = trl_trainer(trainer)
+    preference = cls(ref_model=reference, **shared) if trainer == "dpo" else cls(**shared)
+    settle_adapter_dtype(preference.model, args.fp16)
+    return preference
 
 
 def drop_reference(trainer: Trainer) -> None:
@@ -146,31 +137,17 @@ def drop_reference(trainer: Trainer) -> None:
         model.delete_adapter(REFERENCE_ADAPTER)
 
 
-def _experimental_trainer(trainer: TrainerName) -> type[Trainer]:
-    options_class(trainer)  # silences TRL's warning about experimental imports
-    if trainer == "orpo":
-        from trl.experimental.orpo import ORPOTrainer
+def load_student(
+    student: str, args: TrainingArguments, quantization_config: "BitsAndBytesConfig | None"
+) -> "PreTrainedModel | PeftModel":
+    """Load a student to train, with the `model_init_kwargs` of the trainer's options.
 
-        return ORPOTrainer
-    from trl.experimental.cpo import CPOTrainer
-
-    return CPOTrainer
-
-
-class _StopCallback(TrainerCallback):
-    """Saves after the step in which a signal was received, and ends the run."""
-
-    def __init__(self, signals: StopSignals):
-        self._signals = signals
-        self._stopping = False
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._signals.training = True
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self._signals.agreed():
-            self._stopping = control.should_save = True
-
-    def on_save(self, args, state, control, **kwargs):
-        if self._stopping:
-            raise self._signals.stopped(args, state)
+    Raises:
+        InputError: See `load_trainable`.
+    """
+    options = {**(args.model_init_kwargs or {}), "trust_remote_code": args.trust_remote_code}
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        options["device_map"] = None  # each process holds the whole model
+    return load_trainable(student, options)

@@ -1,4 +1,4 @@
-"""DualCoTConfig and all its checks."""
+"""DualCoTConfig: the options of `DualCoTTrainer`, and their checks."""
 
 import math
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class DualCoTConfig(SFTConfig):
     each field is in its `metadata["help"]`, which `edit-trl train --help` prints.
 
     Raises:
-        InputError: Everything that is wrong with the configuration, at once.
+        InputError: Options that are out of range or contradict each other; the message names all of them.
     """
 
     # Key steps
@@ -242,10 +242,9 @@ class DualCoTConfig(SFTConfig):
         yield from share(
             max_key_fraction=self.max_key_fraction,
             max_fork_confidence=self.max_fork_confidence,
+            hardest_forks=self.hardest_forks,
             lr_decay_per_epoch=self.lr_decay_per_epoch,
         )
-        if share(hardest_forks=self.hardest_forks):
-            yield f"`hardest_forks` is a share: above 0 and at most 1, got {self.hardest_forks}"
         if self.lr_decay_per_epoch is not None and self.lr_scheduler_type != "constant":
             yield "`lr_decay_per_epoch` needs `lr_scheduler_type: constant`; two schedules cannot both hold"
         yield from at_least(
@@ -255,8 +254,7 @@ class DualCoTConfig(SFTConfig):
             gradient_accumulation_steps=self.gradient_accumulation_steps,
             max_tokens_per_batch=self.max_tokens_per_batch,
         )
-        if self.max_length is not None and self.max_length < 2:
-            yield f"`max_length` must be at least 2 (a prompt and a completion), got {self.max_length}"
+        yield from at_least(2, max_length=self.max_length)  # a prompt and a completion
 
     def _objective_problems(self):
         weights = {
@@ -304,7 +302,7 @@ class DualCoTConfig(SFTConfig):
     def _inherited_problems(self):
         for name, values in NOT_FOR_DUAL_COTS.items():
             if getattr(self, name) not in values:
-                yield (f"`{name}: {getattr(self, name)}` does not apply to dual CoTs; remove it from the configuration")
+                yield f"`{name}: {getattr(self, name)}` does not apply to dual CoTs; remove it from the configuration"
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             yield (
                 f"`hub_strategy: {self.hub_strategy}` would push checkpoints, which hold optimizer states "

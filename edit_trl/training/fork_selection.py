@@ -1,4 +1,4 @@
-"""Hard forks: keep the pairs whose first divergence the student does not decide rightly yet."""
+"""Selection of hard forks: pairs whose right token at the fork the student finds unlikely."""
 
 import math
 
@@ -11,8 +11,6 @@ from edit_trl.data.preparation import PreparationReport
 
 logger = logging.get_logger(__name__)
 
-HISTOGRAM_BINS = 10
-
 
 def choose(dataset: Dataset, max_confidence: float | None, hardest: float | None, report: PreparationReport) -> Dataset:
     """Drop the pairs whose forks are too easy, and log a histogram of the forks.
@@ -21,7 +19,7 @@ def choose(dataset: Dataset, max_confidence: float | None, hardest: float | None
         dataset: A prepared dataset with the column `fork_confidence` (see `edit_trl.training.reference`).
         max_confidence: See `keep_hard_forks`; None keeps all pairs.
         hardest: The share for `hardest_forks`, of the pairs that `max_confidence` leaves; None keeps all.
-        report: What became of the rows; the dropped pairs are added to it.
+        report: The report of the dataset, to which the dropped pairs are added.
 
     Raises:
         InputError: No pair is left.
@@ -42,38 +40,31 @@ def choose(dataset: Dataset, max_confidence: float | None, hardest: float | None
 
 def fork_histogram(confidences: list[float]) -> str:
     """Return one line of text with the share of pairs per tenth of the student's confidence at the fork."""
-    counts = torch.histc(torch.tensor(confidences), HISTOGRAM_BINS, 0.0, 1.0).tolist()
-    bars = (f"{i / HISTOGRAM_BINS:.1f}: {n / len(confidences):.0%}" for i, n in enumerate(counts))
-    return "share of pairs by the student's probability of the right token at the fork, from " + (", ".join(bars))
+    counts = torch.histc(torch.tensor(confidences), 10, 0.0, 1.0).tolist()
+    bars = (f"{i / 10:.1f}: {n / len(confidences):.0%}" for i, n in enumerate(counts))
+    return "share of pairs by the student's probability of the right token at the fork, from " + ", ".join(bars)
 
 
 def keep_hard_forks(dataset: Dataset, max_confidence: float) -> Dataset:
-    """Keep the pairs whose fork the student does not decide rightly with more than `max_confidence`.
-
-    Args:
-        dataset: A prepared dataset with the column `fork_confidence` (see `add_scores`).
-        max_confidence: The most the student's probability of the right token may be.
+    """Keep the pairs whose right token at the fork has at most this probability.
 
     Raises:
         InputError: No pair is left.
     """
     confidences = dataset["fork_confidence"][:]
-    kept = [index for index, confidence in enumerate(confidences) if confidence <= max_confidence]
-    if not kept:
+    hard = [index for index, confidence in enumerate(confidences) if confidence <= max_confidence]
+    if not hard:
         raise InputError(
             f"max_fork_confidence={max_confidence} leaves no pair: the student decides every fork rightly "
             f"with at least {min(confidences):.3f}; raise it, or find harder pairs"
         )
-    return dataset.select(kept)
+    return dataset.select(hard)
 
 
 def hardest_forks(dataset: Dataset, share: float) -> Dataset:
     """Keep the share of the pairs whose fork the student finds hardest, in the order of the dataset.
 
-    Args:
-        dataset: A prepared dataset with the column `fork_confidence` (see `add_scores`).
-        share: How many of the pairs to keep, above 0 and at most 1; rounded up. Of equal confidences the
-            earlier pair stays.
+    The number of pairs is rounded up. Of pairs with equal confidences the earlier one stays.
     """
     confidences = dataset["fork_confidence"][:]
     order = sorted(range(len(confidences)), key=confidences.__getitem__)  # stable: ties stay in row order

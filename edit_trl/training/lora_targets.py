@@ -1,4 +1,4 @@
-"""The layers of a student that get adapters, from its configuration, before its weights are loaded."""
+"""The target layers of LoRA adapters, found from a student's configuration before its weights are loaded."""
 
 import re
 
@@ -29,7 +29,7 @@ def make_model(config: PretrainedConfig, dtype: str | None = None) -> PreTrained
 
 
 def lora_config(model: ModelConfig, student: str, trust_remote_code: bool = False) -> LoraConfig | None:
-    """TRL's adapter configuration, with targets that fit the student's architecture.
+    """Return TRL's adapter configuration, with targets that fit the student's architecture.
 
     `all-linear` means every linear layer but the head. In a multimodal model that would include the vision or
     audio towers, which text never trains; there it becomes the layers of the text decoder.
@@ -53,7 +53,7 @@ def lora_config(model: ModelConfig, student: str, trust_remote_code: bool = Fals
 
 
 def settle_targets(adapter: LoraConfig, config: PretrainedConfig) -> LoraConfig:
-    """As `lora_config`, for an adapter configuration and a student's configuration that are at hand."""
+    """Set the targets of an adapter's configuration in place, as described in `lora_config`, and return it."""
     if adapter.target_modules is None:
         return adapter  # PEFT's table for the architecture, in which no head occurs
     all_linear = adapter.target_modules == "all-linear"
@@ -69,7 +69,7 @@ def settle_targets(adapter: LoraConfig, config: PretrainedConfig) -> LoraConfig:
 
 
 def decoder_layers(student: PreTrainedModel) -> str:
-    """A regular expression for PEFT that matches the linear layers of the text decoder."""
+    """Return a regular expression for PEFT that matches the linear layers of the text decoder."""
     decoder = student.get_decoder()
     prefix = next(name for name, module in student.named_modules() if module is decoder)
     names = sorted({name.rsplit(".", 1)[-1] for name in _linear_layers(decoder)})
@@ -77,18 +77,18 @@ def decoder_layers(student: PreTrainedModel) -> str:
 
 
 def head_name(student: PreTrainedModel) -> str | None:
-    """The architecture's name for its LM head, such as `lm_head` or `embed_out`."""
+    """Return the architecture's name for its LM head, such as `lm_head` or `embed_out`."""
     head = student.get_output_embeddings()
     return next((name for name, module in student.named_modules() if module is head), None)
 
 
 def _check_targets(adapter: PeftConfig, student: PreTrainedModel) -> None:
     targets = adapter.target_modules
-    named = targets if isinstance(targets, str) else ", ".join(sorted(targets))
+    option = f"`lora_target_modules: {targets if isinstance(targets, str) else ', '.join(sorted(targets))}`"
     head = head_name(student)
     if head is not None and check_target_module_exists(adapter, head):
         raise InputError(
-            f"`lora_target_modules: {named}` puts an adapter on `{head}`, the LM head of "
+            f"{option} puts an adapter on `{head}`, the LM head of "
             f"{type(student).__name__}, which would never be trained: log-probabilities are computed from "
             "its weight directly. Leave it out ('all-linear' does)"
         )
@@ -96,7 +96,7 @@ def _check_targets(adapter: PeftConfig, student: PreTrainedModel) -> None:
     if not any(check_target_module_exists(adapter, name) for name in names):
         kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in _linear_layers(student)} - {head}))
         raise InputError(
-            f"`lora_target_modules: {named}` matches nothing in {type(student).__name__}; its linear layers "
+            f"{option} matches nothing in {type(student).__name__}; its linear layers "
             f"are {kinds}, or 'all-linear' for all of them"
         )
 

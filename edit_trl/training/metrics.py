@@ -1,11 +1,11 @@
-"""Metrics of a batch as sums and counts that can be added up.
+"""Metrics of a batch as sums and counts.
 
-Each metric is a ratio of two sums, so that batches and processes combine exactly, whatever their
-sizes. Nothing is read from the device until the totals are read.
+Each metric is a ratio of two sums, so that batches and processes of any size combine exactly. Nothing is read
+from the device until the totals are read.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -118,7 +118,7 @@ class MetricTotals:
             self._totals[name] = self._totals[name] + pair if name in self._totals else pair
 
     def read(self, reduce) -> dict[str, float]:
-        """Return the ratios over everything added since the last reading, without metrics that had no case.
+        """Return the ratios since the last reading, without metrics whose denominator is 0.
 
         Args:
             reduce: Sums a tensor of shape (metrics, 2) over processes, such as
@@ -140,40 +140,29 @@ class MetricTotals:
         self._totals = {name: torch.tensor(pair, dtype=torch.float64, device=device) for name, pair in state.items()}
 
 
-class _SeenLoss(NamedTuple):
+class BatchLoss(NamedTuple):
+    """The loss of a batch, on the device, and where it was computed."""
+
     loss: Tensor
     rows: Tensor
     step: int
     training: bool
 
 
-class LossWatch:
-    """The losses of batches, which stay on the device until they are checked."""
+def check_losses(batches: Sequence[BatchLoss], row_ids: Mapping[int, str | None]) -> None:
+    """Check the losses of batches, in one reading from the device.
 
-    def __init__(self):
-        self._seen: list[_SeenLoss] = []
+    Args:
+        batches: The batches.
+        row_ids: The ids of training rows, for the message.
 
-    def add(self, loss: Tensor, rows: Tensor, step: int, training: bool) -> None:
-        """Keep the loss of a batch and the row numbers of its pairs."""
-        self._seen.append(_SeenLoss(loss.detach(), rows, step, training))
-
-    def check(self, row_ids: Mapping[int, str | None]) -> None:
-        """Check what was added since the last check, in one reading from the device.
-
-        Args:
-            row_ids: The ids of training rows, for the message.
-
-        Raises:
-            FloatingPointError: A loss is not finite; the message names the rows of its batch.
-        """
-        seen, self._seen = self._seen, []
-        if not seen:
-            return
-        values = torch.stack([batch.loss for batch in seen]).float().tolist()
-        bad = next((pair for pair in zip(seen, values, strict=True) if not math.isfinite(pair[1])), None)
-        if bad is None:
-            return
-        batch, value = bad
+    Raises:
+        FloatingPointError: A loss is not finite; the message names the rows of its batch.
+    """
+    values = torch.stack([batch.loss for batch in batches]).float().tolist() if batches else []
+    for batch, value in zip(batches, values, strict=True):
+        if math.isfinite(value):
+            continue
         ids = row_ids if batch.training else {}
         rows = ", ".join(f"{row} ({ids[row]})" if ids.get(row) else str(row) for row in batch.rows.tolist())
         raise FloatingPointError(

@@ -1,4 +1,4 @@
-"""The objective as a run's options set it: which tokens of a batch enter which term of the loss."""
+"""The objective of a run: which tokens of a batch enter which term of the loss, as its options say."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from edit_trl.training.config import DualCoTConfig
 
 
 class StepShare(NamedTuple):
-    """What a batch counts for in its optimizer step.
+    """The share of a batch in its optimizer step.
 
     Attributes:
-        factor: What the summed loss of the batch's pairs is multiplied by.
+        factor: The factor of the summed loss of the batch's pairs.
         mean_lengths: Mean number of completion tokens of (correct, wrong) chains over the step; None where
             the batch is the whole step.
     """
@@ -30,14 +30,14 @@ class StepShare(NamedTuple):
 def share_of_step(
     examples: Sequence[dict[str, Any]], own: int | None, num_items: Tensor | None, accelerator: Accelerator
 ) -> StepShare:
-    """Make the loss of a batch its share of the mean over the pairs of an optimizer step.
+    """Return the share of a batch in the mean over the pairs of its optimizer step.
 
     Args:
         examples: The examples of the batch.
-        own: How many of them count, the first ones; None for all.
+        own: Number of examples that count, the first ones; None for all.
         num_items: Pairs, tokens of correct chains and tokens of wrong chains of the step over all processes,
             shape (3,); None in evaluation, where the batch is a step by itself.
-        accelerator: Knows processes and device.
+        accelerator: The accelerator, with the number of processes and the device.
     """
     if num_items is not None:
         pairs = num_items[0]
@@ -59,18 +59,15 @@ class Objective:
 
     @property
     def needs_rejected(self) -> bool:
-        """Whether a term looks at the wrong chains."""
+        """Whether a term depends on the wrong chains."""
         return bool(self.config.rejected_key_weight or self.config.preference_weight)
 
     def scores(self, logps: PairLogps, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """s⁺ and s⁻ of the preference term, without a reference.
+        """Return s⁺ and s⁻ of the preference term, without a reference, both of shape (B,).
 
         Args:
-            logps: Of both chains.
-            batch: As `edit_trl.models.pairs.collation` describes it.
-
-        Returns:
-            Two of shape (B,).
+            logps: Log-probabilities of both chains.
+            batch: See `DualCoTCollator`.
         """
         reduction = self.config.preference_reduction
         chosen, rejected = self._scopes(batch)
@@ -83,12 +80,12 @@ class Objective:
         reference_scores: tuple[Tensor, Tensor] | None = None,
         step_means: tuple[Tensor, Tensor] | None = None,
     ) -> DualCoTLoss:
-        """The loss of each pair and its parts.
+        """Return the loss of each pair and its parts.
 
         Args:
-            logps: The wrong chains' may be None where no term needs them.
-            batch: As `edit_trl.models.pairs.collation` describes it.
-            reference_scores: As `scores` gives them, of the reference model.
+            logps: Log-probabilities; those of the wrong chains may be None where no term needs them.
+            batch: See `DualCoTCollator`.
+            reference_scores: The `scores` of the reference model.
             step_means: Mean number of completion tokens of (correct, wrong) chains over the optimizer step.
         """
         config = self.config
@@ -118,6 +115,6 @@ class Objective:
         )
 
     def _scopes(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The tokens that the preference term scores."""
+        """Return the masks of the tokens that the preference term scores."""
         scope = {"key_steps": "key_mask", "completion": "mask"}.get(self.config.preference_scope, "fork_mask")
         return batch[f"chosen_{scope}"], batch[f"rejected_{scope}"]

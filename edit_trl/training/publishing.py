@@ -1,4 +1,4 @@
-"""PublishingMixin: what a trainer saves beside its weights, and what it sends to the Hub."""
+"""PublishingMixin: the model card of a trainer, and its upload to the Hub."""
 
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,10 @@ from edit_trl.hub.repository import account, model_files, open_repository, uploa
 
 
 class PublishingMixin:
-    """Cards and the Hub for a `transformers.Trainer` on dual CoTs.
+    """Model cards and uploads for a `transformers.Trainer` on dual CoTs.
 
-    Only the files that `edit_trl.hub.repository.model_files` names are pushed, and never a checkpoint. Hooks
-    of `transformers.Trainer` and `trl` that are overridden: `_save`, `create_model_card`, `init_hf_repo`,
-    `push_to_hub`, `_push_from_checkpoint`.
+    Only the files that `edit_trl.hub.repository.model_files` names are pushed, and never a checkpoint. The class
+    overrides hooks of `transformers.Trainer` and `trl`.
     """
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

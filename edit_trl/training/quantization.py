@@ -1,7 +1,7 @@
 """Quantized students: the options that `load_in_4bit` and `load_in_8bit` imply, and their requirements."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ _NOT_OF_BITSANDBYTES = ("torch", "galore", "apollo")
 
 
 def implied_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a quantized student implies and the recipe leaves open.
+    """Return the options that a quantized student implies and the recipe leaves open.
 
     TRL's defaults are float32 for the computation (its `dtype`), no double quantization, adapters on the
     layers that PEFT lists for the architecture (mostly queries and values; none for some), and AdamW with
@@ -60,13 +60,16 @@ def implied_options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compute_dtype(use_cpu: bool) -> str:
-    """bfloat16; float16 on a GPU without bfloat16."""
-    on_gpu = torch.cuda.is_available() and not use_cpu
-    return "float16" if on_gpu and not is_torch_bf16_gpu_available() else "bfloat16"
+    """Return bfloat16; float16 on a GPU without bfloat16."""
+    return "float16" if _on_gpu(use_cpu) and not is_torch_bf16_gpu_available() else "bfloat16"
+
+
+def _on_gpu(use_cpu: bool) -> bool:
+    return torch.cuda.is_available() and not use_cpu
 
 
 def _optimizer(use_cpu: bool) -> str:
-    if torch.cuda.is_available() and not use_cpu:
+    if _on_gpu(use_cpu):
         return "paged_adamw_8bit"
     # On a CPU bitsandbytes would warn and not page.
     installed = _installed()
@@ -74,8 +77,11 @@ def _optimizer(use_cpu: bool) -> str:
 
 
 def quantization_config(model: ModelConfig, training: "DualCoTConfig") -> "BitsAndBytesConfig | None":
-    """TRL's configuration for bitsandbytes, with a compute dtype and a storage that can be sharded."""
-    config = get_quantization_config(_with_dtype(model, training))
+    """Return TRL's configuration for bitsandbytes, with a compute dtype and a storage that can be sharded."""
+    # 'auto' is the dtype of the weights, which bitsandbytes does not know.
+    if model.load_in_4bit and model.dtype in (None, "auto"):
+        model.dtype = compute_dtype(training.use_cpu)
+    config = get_quantization_config(model)
     # FSDP and ZeRO-3 shard floating-point parameters only; and FSDP needs one dtype per layer, that of the
     # norms and adapters.
     sharded = training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
@@ -84,13 +90,6 @@ def quantization_config(model: ModelConfig, training: "DualCoTConfig") -> "BitsA
     if config is not None and config.load_in_4bit and sharded and model.bnb_4bit_quant_storage is None:
         config.bnb_4bit_quant_storage = config.bnb_4bit_compute_dtype
     return config
-
-
-def _with_dtype(model: ModelConfig, training: "DualCoTConfig") -> ModelConfig:
-    # 'auto' is the dtype of the weights, which bitsandbytes does not know.
-    if model.load_in_4bit and model.dtype in (None, "auto"):
-        model.dtype = compute_dtype(training.use_cpu)
-    return model
 
 
 def settle_adapter_dtype(model: nn.Module, fp16: bool) -> None:
@@ -119,12 +118,6 @@ def check_bitsandbytes(model: ModelConfig, training: "DualCoTConfig") -> None:
     Raises:
         InputError: bitsandbytes is missing, or too old for the device.
     """
-    problems = list(_bitsandbytes_problems(model, training))
-    if problems:
-        raise InputError(problems)
-
-
-def _bitsandbytes_problems(model: ModelConfig, training: "DualCoTConfig") -> Iterator[str]:
     needs = [f"`{name}: true`" for name in ("load_in_4bit", "load_in_8bit") if getattr(model, name)]
     optimizer = str(getattr(training.optim, "value", training.optim))
     needs_optimizer = any(mark in optimizer for mark in OPTIMIZER_MARKS)
@@ -132,21 +125,19 @@ def _bitsandbytes_problems(model: ModelConfig, training: "DualCoTConfig") -> Ite
     needs += [f"`optim: {optimizer}`"] if needs_optimizer else []
     if not needs:
         return
-    installed = _installed()
+    installed, on_gpu = _installed(), _on_gpu(training.use_cpu)
     if installed is None:
-        yield (
+        raise InputError(
             f"{' and '.join(needs)} needs bitsandbytes, which is not installed here; "
             f"`pip install 'bitsandbytes>={MINIMUM}'`, or train without it (LoRA: remove the option)"
         )
-        return
-    device = "a GPU" if torch.cuda.is_available() and not training.use_cpu else "a CPU"
     if installed < MINIMUM:
-        yield (
-            f"{' and '.join(needs)} on {device} needs bitsandbytes {MINIMUM} or newer, but {installed} is "
-            f"installed; `pip install -U 'bitsandbytes>={MINIMUM}'`"
+        raise InputError(
+            f"{' and '.join(needs)} on {'a GPU' if on_gpu else 'a CPU'} needs bitsandbytes {MINIMUM} or newer, but "
+            f"{installed} is installed; `pip install -U 'bitsandbytes>={MINIMUM}'`"
         )
-    elif needs_optimizer and device == "a CPU" and installed < MINIMUM_FOR_CPU_OPTIMIZERS:
-        yield (
+    if needs_optimizer and not on_gpu and installed < MINIMUM_FOR_CPU_OPTIMIZERS:
+        raise InputError(
             f"`optim: {optimizer}` on a CPU needs bitsandbytes {MINIMUM_FOR_CPU_OPTIMIZERS} or newer, but "
             f"{installed} is installed; `pip install -U 'bitsandbytes>={MINIMUM_FOR_CPU_OPTIMIZERS}'`, or "
             "set `optim: adamw_torch_fused`"
@@ -154,7 +145,7 @@ def _bitsandbytes_problems(model: ModelConfig, training: "DualCoTConfig") -> Ite
 
 
 def _installed() -> Version | None:
-    """The version of bitsandbytes, without importing it; None if it is not installed."""
+    """Return the version of bitsandbytes, without importing it; None if it is not installed."""
     try:
         return Version(version("bitsandbytes")) if find_spec("bitsandbytes") else None
     except PackageNotFoundError:

@@ -36,7 +36,7 @@ def reference_scores(
     """Return the reference's scores of a batch, s⁺ and s⁻ of shape (B,); None without a reference.
 
     Args:
-        reference: Which reference the run has.
+        reference: The reference of the run.
         model: The student, unwrapped.
         batch: As `edit_trl.models.pairs.collation` describes it.
         score: Scores a batch with the student as it stands.
@@ -105,12 +105,12 @@ def add_scores(
 
     Args:
         dataset: A prepared dataset.
-        score_batch: Batch -> named scores, each of shape (B,); see `pair_scores`.
+        score_batch: Returns the named scores of a batch, each of shape (B,); see `pair_scores`.
         model: The student, put in eval mode for the pass.
-        accelerator: Spreads the batches over processes.
-        collator: Examples -> batch.
-        batch_size: Pairs per forward.
-        settings: What else the scores depend on; part of the cache key.
+        accelerator: The accelerator, whose processes share the batches.
+        collator: Makes a batch of examples.
+        batch_size: Pairs per forward pass.
+        settings: Options that the scores depend on; part of the cache key.
         name: The dataset's name in the progress bar.
 
     Returns:

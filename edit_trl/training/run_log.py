@@ -1,4 +1,4 @@
-"""RunLog: what a training run shows of itself between two logs."""
+"""RunLog: the metrics, tokens and losses of a training run between two logs."""
 
 from dataclasses import fields
 from typing import Any
@@ -13,7 +13,7 @@ from transformers.utils import logging
 from edit_trl.key_steps import SIDES
 from edit_trl.losses import DualCoTLoss
 from edit_trl.models.pairs.scoring import PairLogps
-from edit_trl.training.metrics import LossWatch, MetricTotals, chosen_metrics, pair_metrics
+from edit_trl.training.metrics import BatchLoss, MetricTotals, check_losses, chosen_metrics, pair_metrics
 
 logger = logging.get_logger(__name__)
 
@@ -29,14 +29,14 @@ class RunLog:
     """Metrics, tokens and losses of a run; they stay on the device until they are read.
 
     Args:
-        displacement_warning: By how many nats per token the correct chains' mean log-probability may fall
-            before a warning; None for no warning.
+        displacement_warning: The fall of the correct chains' mean log-probability, in nats per token, above
+            which a warning is logged; None for no warning.
     """
 
     def __init__(self, displacement_warning: float | None):
         self._displacement_warning = displacement_warning
         self._totals = {"train": MetricTotals(), "eval": MetricTotals()}
-        self._losses = LossWatch()
+        self._losses: list[BatchLoss] = []
         self._tokens = 0
 
     def add(
@@ -49,18 +49,18 @@ class RunLog:
         step: int,
         mode: str,
     ) -> None:
-        """Add a batch.
+        """Add the metrics, tokens and loss of a batch.
 
         Args:
             loss: The loss of the batch, a scalar.
             parts: The objective's parts, each of shape (B,).
             logps: Log-probabilities of both chains, or of the correct ones alone.
             batch: As `edit_trl.models.pairs.collation` describes it.
-            own: How many of the pairs count, the first ones; None for all.
+            own: Number of pairs that count, the first ones; None for all.
             step: The optimizer step.
             mode: `train` or `eval`.
         """
-        self._losses.add(loss, batch["row"], step, mode == "train")
+        self._losses.append(BatchLoss(loss.detach(), batch["row"], step, mode == "train"))
         totals = self._totals[mode]
         # Also for a process with no pair of its own: all processes must add up the same metrics.
         parts = DualCoTLoss(*(getattr(parts, field.name)[:own] for field in fields(parts)))
@@ -77,15 +77,12 @@ class RunLog:
     def read(
         self, mode: str, accelerator: Accelerator, log_history: list[dict[str, float]]
     ) -> tuple[dict[str, float], int]:
-        """Read what was added since the last reading, over all processes.
+        """Return the metrics and the training tokens since the last reading, over all processes.
 
         Args:
             mode: `train` or `eval`.
-            accelerator: Sums over processes.
+            accelerator: The accelerator, which sums over processes.
             log_history: Earlier logs, for the drift of the correct chains.
-
-        Returns:
-            The metrics, and how many tokens were run in training since the last reading.
         """
         metrics = self._totals[mode].read(lambda totals: accelerator.reduce(totals, "sum"))
         tokens = 0
@@ -98,10 +95,9 @@ class RunLog:
 
     def check_finite(self, train_dataset: Dataset | None) -> None:
         """Raise FloatingPointError for a loss that is not finite, with the rows of its batch."""
-        ids = {}
-        if train_dataset is not None:
-            ids = dict(zip(train_dataset["row"], train_dataset["row_id"], strict=True))
-        self._losses.check(ids)
+        rows = () if train_dataset is None else zip(train_dataset["row"], train_dataset["row_id"], strict=True)
+        losses, self._losses = self._losses, []
+        check_losses(losses, dict(rows))
 
     def state(self) -> dict[str, Any]:
         """Return this process's running sums as JSON; a checkpoint keeps them."""
@@ -115,7 +111,7 @@ class RunLog:
             totals.restore(state["totals"][mode], device)
 
     def _drift(self, mode: str, logp: float, log_history: list[dict[str, float]]) -> float:
-        """Return how far the correct chains' mean log-probability has moved since the first log.
+        """Return the change of the correct chains' mean log-probability since the first log.
 
         The start is read from the log history, which checkpoints keep.
         """

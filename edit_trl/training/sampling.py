@@ -1,7 +1,7 @@
-"""Which pairs make a batch: grouped by length, or filled up to a number of tokens."""
+"""Samplers of training batches: pairs grouped by length, or batches filled up to a number of tokens."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,25 +23,23 @@ SORT_WINDOW = 50
 
 
 class LengthGroups(Sampler[int]):
-    """Pairs of a similar length together, in an order that the seed and the epoch alone decide.
+    """A sampler that groups pairs of a similar length, in an order that depends on the seed and the epoch alone.
 
     `transformers.LengthGroupedSampler` draws from the process's random state, which a resumed run, or another
     process, has in another place.
 
     Args:
-        lengths: Of each pair.
-        batch_size: How many pairs are to be of a similar length.
-        seed: For the shuffling.
+        lengths: The length of each pair.
+        batch_size: Number of pairs of a similar length.
+        seed: Seed of the order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
-        self._lengths = lengths
-        self._batch_size = batch_size
-        self._seed = seed
+        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order."""
+        """Set the epoch, which decides the order."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -53,23 +51,23 @@ class LengthGroups(Sampler[int]):
 
 
 class TokenBudgetBatches(Sampler[list[int]]):
-    """Batches of as many pairs as a number of tokens holds; a pair is never split.
+    """A sampler that fills each batch with pairs up to a number of tokens; a pair is never split.
 
     The batches are made once and come in another order each epoch, so that every epoch has the same number of
     steps. Pairs of one source row stay together where they fit, since in the tree layout they share a prompt.
 
     Args:
-        columns: `length`, `unique_length`, `prompt_length` and `row` of a prepared dataset, an item a pair.
+        columns: `length`, `unique_length`, `prompt_length` and `row` of a prepared dataset, one item per pair.
         max_tokens: The budget of one batch on one device: unique tokens in the tree layout, rows times
             width in the padded one.
-        layout: How the batches will be laid out.
+        layout: The layout of the batches.
         shuffle: Whether pairs and batches are shuffled.
-        seed: For the shuffling.
-        processes: How many processes share the batches; each gets as many as the others.
-        rank: Which of them this is.
+        seed: Seed of the order.
+        processes: Number of processes that share the batches; each gets as many as the others.
+        rank: The number of this process.
 
     Raises:
-        InputError: Pairs that alone exceed the budget, by their rows.
+        InputError: Some pairs alone exceed the budget; the message names their rows.
     """
 
     def __init__(
@@ -83,19 +81,14 @@ class TokenBudgetBatches(Sampler[list[int]]):
         processes: int = 1,
         rank: int = 0,
     ):
-        self._columns = columns
-        self._max_tokens = max_tokens
-        self._tree = layout == "tree"
-        self._shuffle = shuffle
-        self._seed = seed
-        self._processes = processes
-        self._rank = rank
-        self._epoch = 0
+        self._columns, self._max_tokens, self._tree = columns, max_tokens, layout == "tree"
+        self._shuffle, self._seed, self._epoch = shuffle, seed, 0
+        self._processes, self._rank = processes, rank
         check_budget(columns, max_tokens, layout)
         self.batches = self._even(self._fill(self._order()))
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the batches."""
+        """Set the epoch, which decides the order of the batches."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -109,13 +102,9 @@ class TokenBudgetBatches(Sampler[list[int]]):
             yield self.batches[number]
 
     def _order(self) -> list[int]:
-        """All pairs, those of one row after one another, rows shuffled."""
-        rows, groups = self._columns["row"], []
-        for pair, row in enumerate(rows):
-            if pair and rows[pair - 1] == row:
-                groups[-1].append(pair)
-            else:
-                groups.append([pair])
+        """Return all pairs, those of one row after one another, rows shuffled."""
+        rows = self._columns["row"]
+        groups = [list(group) for _, group in groupby(range(len(rows)), key=rows.__getitem__)]
         if self._shuffle:
             groups = [groups[i] for i in _permutation(len(groups), self._seed)]
         pairs = [pair for group in groups for pair in group]
@@ -146,7 +135,7 @@ class TokenBudgetBatches(Sampler[list[int]]):
         return sum(self._columns["unique_length"][pair] for pair in pairs) - shared
 
     def _even(self, batches: list[list[int]]) -> list[list[int]]:
-        """As many batches for each process: the largest are halved, or else the first come twice."""
+        """Make the number of batches equal for all processes: halve the largest, or else repeat the first."""
         while len(batches) % self._processes:
             largest = max(range(len(batches)), key=lambda number: len(batches[number]))
             pairs = batches[largest]
@@ -163,12 +152,9 @@ def pair_lengths(dataset: Dataset) -> dict[str, list[int]]:
 
 
 def length_groups(lengths: Sequence[int], args: "DualCoTConfig", layout: BatchLayoutName) -> LengthGroups | None:
-    """Return the sampler that groups pairs of a similar length; None where another order is asked for.
+    """Return the sampler that groups pairs of a similar length; None for another order.
 
-    Args:
-        lengths: The length of each pair.
-        args: The options of the run.
-        layout: How the batches are laid out; padded rows are grouped unless an order is asked for.
+    Padded batches are grouped unless `train_sampling_strategy` sets an order.
     """
     strategy = args.train_sampling_strategy
     if strategy == "group_by_length" or (layout == "padded" and strategy == "random"):
@@ -187,10 +173,10 @@ def train_batches(
 
     Args:
         dataset: The prepared rows, without the columns that are no part of a batch.
-        lengths: As `pair_lengths` returns them.
-        collator: Turns examples into a batch.
+        lengths: See `pair_lengths`.
+        collator: The collator, whose layout decides how many tokens a pair has.
         args: The options of the run.
-        accelerator: Knows the processes that share the batches.
+        accelerator: The accelerator, whose processes share the batches.
     """
     batches = TokenBudgetBatches(
         lengths,
@@ -220,7 +206,7 @@ def data_seed(args: "DualCoTConfig") -> int:
 
 
 def own_pairs(pairs: int, batch_size: int, accelerator: Accelerator, dataset_size: int | None = None) -> int | None:
-    """Return how many of a batch's pairs count; None for all. They come first.
+    """Return the number of a batch's pairs that count, the first ones; None for all.
 
     Where the last pairs of an epoch are too few for all processes, accelerate fills their batches with pairs
     from its beginning, so that all processes make the step. Those pairs must not count twice.
@@ -228,7 +214,7 @@ def own_pairs(pairs: int, batch_size: int, accelerator: Accelerator, dataset_siz
     Args:
         pairs: Pairs in the batch.
         batch_size: Pairs in a full batch of one process.
-        accelerator: Knows where the epoch is.
+        accelerator: The accelerator, which keeps the state of the epoch.
         dataset_size: Pairs of the dataset, in training: after a resume accelerate does not know how many are
             left over (its `SkipBatchSampler` has no `batch_size`).
     """

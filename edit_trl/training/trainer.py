@@ -57,16 +57,16 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         train_dataset: Dual CoTs: `prompt`, `chosen`, `rejected`, plain strings or conversational.
         eval_dataset: Dual CoTs to evaluate on, or a dict of several such datasets.
         processing_class: The tokenizer; the model's own where None.
-        compute_metrics: Gets, per pair, the mean log-probabilities (correct chain, wrong chain) as
-            predictions and 0, the index of the right one, as label.
+        compute_metrics: Receives, per pair, the mean log-probabilities (correct chain, wrong chain) as
+            predictions and 0, the index of the correct chain, as label.
         callbacks, optimizers, optimizer_cls_and_kwargs: As in `transformers.Trainer`.
         quantization_config: As in `trl.SFTTrainer`; needs a model id or path.
         peft_config: Trains a new adapter.
 
     Attributes:
-        preparation_reports: By name of the dataset, how many rows were kept, dropped and cut, and why.
-        objective: The loss as `args` sets it.
-        score_pairs: Computes the log-probabilities of a batch's chains, in the layout that was chosen.
+        preparation_reports: The report of each dataset by name: the pairs kept, dropped and cut, with reasons.
+        objective: The loss that `args` configures.
+        score_pairs: Computes the log-probabilities of a batch's chains, in the layout of the run.
 
     Raises:
         InputError: Rows, options or an adapter that cannot be trained on; before a model is loaded.
@@ -127,10 +127,10 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         return loss, {"logps": torch.stack(means, dim=1)}
 
     def _score_chains(self, model: nn.Module, batch: dict[str, Any]) -> PairLogps:
-        """Return log-probabilities of a batch's chains; of the wrong ones where something uses them.
+        """Return log-probabilities of a batch's chains.
 
-        In a warm-up only the metrics do. The wrong chains are then run without gradients, and only in steps
-        that are logged: the step takes the time and memory of the correct chains, and the logs are as full.
+        In a warm-up only the metrics use the wrong chains. They are then run without gradients, in the steps that
+        are logged, so that the other steps take the time and memory of the correct chains.
         """
         if self.objective.needs_rejected or not self.model.training:
             return self.score_pairs(model, batch)
@@ -141,7 +141,7 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         return replace(self.score_pairs(model, batch, with_rejected=False), rejected=rejected)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Also count what the loss of the optimizer step is divided by, over all processes.
+        """Also count the pairs and tokens of the optimizer step over all processes, to normalize the loss.
 
         Returns:
             The batches and (pairs, tokens of correct chains, tokens of wrong chains), shape (3,).
@@ -282,7 +282,7 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         formatting_func: Callable | None = None,
         dataset_name: str = "train",
     ) -> Dataset:
-        """TRL's hook for datasets given to `__init__` and `evaluate`; leaves a prepared one as it is."""
+        """Prepare a dataset given to `__init__` or `evaluate`, as TRL's hook; a prepared one stays as it is."""
         if "chosen_key_mask" in dataset.column_names:
             return dataset
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
@@ -297,13 +297,13 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         self._signature_columns = [*EXAMPLE_COLUMNS, "length"]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """Rows of a similar length together where they are padded, unless another order is asked for."""
+        """Group rows of a similar length where they are padded, unless an option sets another order."""
         lengths = (train_dataset or self.train_dataset)["length"][:]
         groups = length_groups(lengths, self.args, self.data_collator.layout)
         return super()._get_train_sampler(train_dataset) if groups is None else groups
 
     def get_train_dataloader(self) -> DataLoader:
-        """Also fills batches by tokens (`max_tokens_per_batch`)."""
+        """Also fill batches by tokens (`max_tokens_per_batch`)."""
         if self.args.max_tokens_per_batch is None:
             return super().get_train_dataloader()
         dataset = self._remove_unused_columns(self.train_dataset, description="Training")
@@ -311,7 +311,7 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         return train_batches(dataset, lengths, self.data_collator, self.args, self.accelerator)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None):
-        """Also `lr_decay_per_epoch`, for which transformers has no schedule."""
+        """Also apply `lr_decay_per_epoch`, for which transformers has no schedule."""
         decay = self.args.lr_decay_per_epoch
         if decay is not None and self.lr_scheduler is None:
             batches = len(self.get_train_dataloader())

@@ -6,9 +6,11 @@ NLL anchor, IPO), `orpo`, and `cpo` (CPO and SimPO). The last two were read in `
 
 import os
 from collections.abc import Iterable
+from importlib import import_module
+from types import ModuleType
 from typing import Any, Literal, get_args
 
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from edit_trl.common.options import hints_of
 from edit_trl.training.config import DualCoTConfig
@@ -16,32 +18,29 @@ from edit_trl.training.config import DualCoTConfig
 TrainerName = Literal["dual_cot", "dpo", "orpo", "cpo"]
 
 
-def options_class(trainer: TrainerName) -> type[TrainingArguments]:
-    """The class of a trainer's options."""
-    if trainer == "dual_cot":
-        return DualCoTConfig
-    if trainer == "dpo":
-        from trl import DPOConfig
+def trl_trainer(trainer: TrainerName) -> type[Trainer]:
+    """Return the class of one of TRL's trainers."""
+    return getattr(_module_of(trainer), f"{trainer.upper()}Trainer")
 
-        return DPOConfig
+
+def options_class(trainer: TrainerName) -> type[TrainingArguments]:
+    """Return the class of a trainer's options."""
+    return DualCoTConfig if trainer == "dual_cot" else getattr(_module_of(trainer), f"{trainer.upper()}Config")
+
+
+def _module_of(trainer: TrainerName) -> ModuleType:
     # TRL warns about experimental imports; a recipe that names the trainer has chosen it.
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    if trainer == "orpo":
-        from trl.experimental.orpo import ORPOConfig
-
-        return ORPOConfig
-    from trl.experimental.cpo import CPOConfig
-
-    return CPOConfig
+    return import_module("trl" if trainer == "dpo" else f"trl.experimental.{trainer}")
 
 
-def trainers_with(option: str, trainers: Iterable[TrainerName] = get_args(TrainerName)) -> list[TrainerName]:
-    """The trainers that have this option."""
-    return [trainer for trainer in trainers if option in hints_of([options_class(trainer)])]
+def trainers_with(option: str) -> list[TrainerName]:
+    """Return the trainers that have this option."""
+    return [trainer for trainer in get_args(TrainerName) if option in hints_of([options_class(trainer)])]
 
 
 def trainers_named(values: Iterable[Any]) -> list[TrainerName]:
-    """The trainers named by values of the option `trainer`, each once; None names `dual_cot`.
+    """Return the trainers named by values of the option `trainer`, each once; None names `dual_cot`.
 
     Values that name no trainer are left out: they are reported when the options are checked.
     """

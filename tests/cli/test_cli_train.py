@@ -15,8 +15,8 @@ from train_recipe_runs import run_file, stage
 from edit_trl.cli.main import main
 from edit_trl.common.options import hints_of
 from edit_trl.training.config import DualCoTConfig
-from edit_trl.training.memory import heap
 from edit_trl.training.memory.heap import map_large_blocks
+from edit_trl.training.recipe import stage as stage_module
 from edit_trl.training.recipe.data_arguments import DataArguments
 from edit_trl.training.recipe.resolving import argument_classes
 from edit_trl.training.trainer_choice import TrainerName
@@ -75,7 +75,7 @@ def test_a_recipe_without_stages_is_one_run(recipe, tmp_path):
 
 def test_large_blocks_are_mapped_for_adapters_alone(recipe, monkeypatch):
     done = []
-    monkeypatch.setattr(heap, "map_large_blocks", lambda: done.append(map_large_blocks()))
+    monkeypatch.setattr(stage_module, "map_large_blocks", lambda: done.append(map_large_blocks()))
     assert stage(recipe, "warm_up", "--use_peft", "false") == 0
     assert not done
     assert stage(recipe, "warm_up", "--output_dir", f"{recipe.parent}/adapter") == 0

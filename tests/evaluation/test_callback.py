@@ -48,7 +48,7 @@ class Reporter(TrainerCallback):
 def make_trainer(folder, callbacks, *, peft=False, eval_dataset=None, **options) -> DualCoTTrainer:
     defaults = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 4}
     defaults |= {"train_sampling_strategy": "random", "per_device_eval_batch_size": 2, "optim": "adamw_torch"}
-    return DualCoTTrainer(
+    trainer = DualCoTTrainer(
         student(),
         args=config(folder, **defaults | options),
         train_dataset=Dataset.from_list(TRAINING),
@@ -57,6 +57,9 @@ def make_trainer(folder, callbacks, *, peft=False, eval_dataset=None, **options)
         callbacks=callbacks,
         peft_config=LoraConfig(target_modules="all-linear", lora_dropout=0.1) if peft else None,
     )
+    for callback in callbacks:
+        callback.trainer = trainer
+    return trainer
 
 
 def history(folder: Path) -> list[dict]:

@@ -70,7 +70,6 @@ def test_two_pairs_padded():
     }
     layout = batch["layout"]
     assert (layout.chosen_rows, layout.chosen_width, layout.chosen_scored) == (2, 6, 5)
-    assert layout.completion_tokens == (5, 6)
     assert layout.tokens == (8, 17)
     assert layout.stretches is None
 
@@ -94,14 +93,12 @@ def test_two_pairs_as_a_tree():
     )
     assert layout.chosen_stretches == 2
     assert (layout.chosen_rows, layout.chosen_width, layout.chosen_scored) == (1, 8, 5)
-    assert layout.completion_tokens == (5, 6)
     assert layout.tokens == (8, 13)
 
 
 def test_pairs_of_one_prompt_share_it():
     layout = DualCoTCollator(pad_token_id=0)([PAIR, SIBLING])["layout"]
     assert layout.stretches == (Stretch(0, 5, ()), Stretch(5, 8, ((0, 3),)), Stretch(8, 10, ((0, 4),)))
-    assert layout.completion_tokens == (6, 8)  # a shared token counts for each chain
 
 
 def test_a_shared_beginning_of_prompts_is_run_once():

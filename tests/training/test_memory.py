@@ -247,7 +247,7 @@ def dry_run(recipe, capfd, *options: str) -> tuple[int, str, str]:
 def test_dry_run_tells_every_stage(recipe, tmp_path, capfd):
     code, out, _ = dry_run(recipe, capfd)
     assert code == 0
-    assert out.count("fits cards of: 8, 12, 16, 24, 48, 80 GB") == 2
+    assert out.count("fits GPUs of: 8, 12, 16, 24, 48, 80 GB") == 2
     for part in ("weights", "adapter", "optimizer", "activations", "overhead", "peak"):
         assert out.count(f"\n  {part} ") == 2, part
     assert "as if every chain had 200 tokens (no rows here)" in out
@@ -289,7 +289,7 @@ def test_dry_run_refuses_what_training_refuses(recipe, tmp_path, capfd):
     code, _, errors = dry_run(recipe, capfd, "--stage", "warmup")
     assert (code, "it has: warm_up, key_steps" in errors) == (2, True)
     code, _, errors = dry_run(recipe, capfd, "--model_name_or_path", str(tmp_path / "nobody"))
-    assert (code, "its configuration cannot be read" in errors) == (2, True)
+    assert (code, "cannot be loaded" in errors) == (2, True)
     code, _, errors = dry_run(recipe, capfd, "--lora_target_modules", "lm_head")
     assert (code, "would never be trained" in errors) == (2, True)
     assert "Traceback" not in errors

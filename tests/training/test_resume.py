@@ -155,7 +155,7 @@ def test_what_was_being_saved_is_removed_and_said(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr(edit_trl.training.resuming.resumable.logger, "warning", told.append)
     resumed = make_trainer(tmp_path, True)
     resumed.train(resume_from_checkpoint=True)
-    assert told == [f"removed from {folder} what was being saved when the run was cut off"]
+    assert told == [f"removed from {folder} the unfinished files of a run that was cut off"]
     assert not (folder / UNFINISHED).exists()
 
 

@@ -1,1 +1,1 @@
-"""A batch of pairs, laid out and scored: examples -> tensors -> per-token log-probabilities."""
+"""A batch of pairs, laid out and scored: from examples to tensors to per-token log-probabilities."""

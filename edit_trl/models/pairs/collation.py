@@ -1,6 +1,6 @@
-"""Examples -> a batch, in the tree layout or the padded one.
+"""The collator of dual CoTs: examples to a batch, in the tree layout or the padded one.
 
-A collator lays out the chains of a batch for one forward pass. It also says which predictions are scored
+The collator lays out the chains of a batch for one forward pass. It also returns which predictions are scored
 (`scored_positions`, `scored_labels`) and where among them each completion token is (`chosen_index`,
 `rejected_index`). Loss and metrics see only the scored log-probabilities, so neither depends on the layout.
 """
@@ -42,15 +42,13 @@ class Stretch(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """What the host knows of a batch, without reading anything from the device.
+    """The layout of a batch, known on the host without reading anything from the device.
 
     Attributes:
         examples: The examples, kept so that the batch can be collated again.
         chosen_rows: Number of rows of `input_ids` that hold the correct chains; these rows come first.
         chosen_width: Number of columns of these rows that the correct chains take.
         chosen_scored: Number of scored predictions that belong to the correct chains; they come first.
-        completion_tokens: Completion tokens of all correct chains, and of all wrong chains; a token that both
-            share counts for both.
         tokens: Tokens in the input without padding, for the correct chains alone and for all chains.
         stretches: The tree, correct chains first; None in the padded layout.
         chosen_stretches: Number of stretches that hold the correct chains.
@@ -60,7 +58,6 @@ class BatchLayout:
     chosen_rows: int
     chosen_width: int
     chosen_scored: int
-    completion_tokens: tuple[int, int]
     tokens: tuple[int, int]
     stretches: tuple[Stretch, ...] | None = None
     chosen_stretches: int = 0
@@ -162,9 +159,9 @@ class DualCoTCollator:
             indices[side].append(range(len(labels), len(labels) + len(ids)))
             positions += range(start, start + len(ids))
             labels += ids
-        lengths = [sum(map(len, sequences[: len(examples)])), sum(map(len, sequences))]
-        completions = _completion_tokens(examples)
-        layout = BatchLayout(examples, len(examples), width, completions[0], completions, tuple(lengths))
+        chosen_scored = sum(map(len, indices["chosen"]))
+        tokens = sum(map(len, sequences[: len(examples)])), sum(map(len, sequences))
+        layout = BatchLayout(examples, len(examples), width, chosen_scored, tokens)
         tensors = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -190,7 +187,6 @@ class DualCoTCollator:
             chosen_rows=1,
             chosen_width=sizes[0],
             chosen_scored=sum(node < sizes[0] for node in scored),
-            completion_tokens=_completion_tokens(examples),
             tokens=tuple(sizes),
             stretches=tuple(tree.stretches),
             chosen_stretches=stretch_counts[0],
@@ -241,11 +237,6 @@ def _intervals(nodes: Iterable[int]) -> tuple[tuple[int, int], ...]:
         else:
             intervals.append([node, node + 1])
     return tuple((start, stop) for start, stop in intervals)
-
-
-def _completion_tokens(examples: Sequence[dict[str, Any]]) -> tuple[int, int]:
-    chosen, rejected = (sum(len(example[f"{side}_ids"]) for example in examples) for side in SIDES)
-    return chosen, rejected
 
 
 def _side(examples: Sequence[dict[str, Any]], side: str, indices: Sequence[Sequence[int]]) -> dict[str, Tensor]:

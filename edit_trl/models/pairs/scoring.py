@@ -1,4 +1,4 @@
-"""A batch -> per-token log-probabilities, in one forward pass through TRL's fused LM head."""
+"""Per-token log-probabilities of a batch, in one forward pass through TRL's fused LM head."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import is_peft_model, send_to_device
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.pairs.collation import BatchLayout, DualCoTCollator
-from edit_trl.models.pairs.tree_attention import TreeAttention, tree_obstacle
+from edit_trl.models.pairs.tree_attention import TreeAttention, base_model, tree_obstacle
 
 logger = logging.get_logger(__name__)
 
@@ -51,7 +50,7 @@ class PairLogps:
 
 @dataclass(frozen=True)
 class TreeCheck:
-    """How the first batch in the tree layout is checked against the padded layout.
+    """The check of the tree layout against the padded layout, made at the first batch in the tree layout.
 
     Attributes:
         example: The pair that is scored in both layouts; the longest of the dataset, so that every sliding
@@ -105,7 +104,7 @@ class PairScorer:
         self._positions: Tensor | None = None
         self._width = 0
         self._backbone_inputs: dict[str, Any] = {}
-        base: PreTrainedModel = model.get_base_model() if is_peft_model(model) else model
+        base = base_model(model)
         self._piece_size = max(1, _LOGITS // base.config.get_text_config().vocab_size)
         self._hooks = [
             base.base_model.register_forward_pre_hook(self._give_tree, with_kwargs=True),
@@ -120,11 +119,11 @@ class PairScorer:
             self._given_tree.remove()
 
     def __call__(self, model: nn.Module, batch: dict[str, Any], with_rejected: bool = True) -> PairLogps:
-        """Run the chains of a batch.
+        """Return the log-probabilities of the chains of a batch.
 
         Args:
             model: The student; it may be wrapped for distributed training.
-            batch: As `edit_trl.models.pairs.collation` describes it.
+            batch: See `DualCoTCollator`.
             with_rejected: Whether to run the wrong chains too.
 
         Raises:
@@ -161,20 +160,19 @@ class PairScorer:
             module.training = False
         try:
             batch = send_to_device(replace(self._collator, layout="tree")([check.example]), device)
-            expected = self._score(model, self._padded(batch["layout"], device), with_rejected=True)
-            seen = self(model, batch)
+            padded = self._score(model, self._padded(batch["layout"], device), with_rejected=True)
+            tree = self(model, batch)
         finally:
             for module, training in modes:
                 module.training = training
         if self.tree is None:
             return  # the tree failed; a warning was logged
-        sides = ((seen.chosen, expected.chosen), (seen.rejected, expected.rejected))
-        differences = [(ours - theirs).abs() for ours, theirs in sides]
+        differences = [(tree.chosen - padded.chosen).abs(), (tree.rejected - padded.rejected).abs()]
         if check.exact:
-            tolerance, kind, of_a_chain = LOGP_TOLERANCE, "by up to", torch.max
+            tolerance, kind, reduce = LOGP_TOLERANCE, "by up to", torch.max
         else:
-            tolerance, kind, of_a_chain = HALF_PRECISION_MEAN_LOGP_TOLERANCE, "on average by", torch.mean
-        difference = max(of_a_chain(chain).item() for chain in differences)
+            tolerance, kind, reduce = HALF_PRECISION_MEAN_LOGP_TOLERANCE, "on average by", torch.mean
+        difference = max(reduce(chain).item() for chain in differences)
         if difference <= tolerance:
             logger.info(f"layout: tree; log-probabilities differ {kind} {difference:.1e} from the padded one's")
             return
@@ -228,8 +226,8 @@ class PairScorer:
                 self._backbone_inputs = {}
                 inputs = {"input_ids": inputs["input_ids"][:1, :1]}
             logits = model(**inputs, use_cache=False).logits[0].float()
-            of_piece = labels[start : start + self._piece_size, None]
-            logps.append(logits.gather(1, of_piece).squeeze(1) - logits.logsumexp(1))
+            piece_labels = labels[start : start + self._piece_size, None]
+            logps.append(logits.gather(1, piece_labels).squeeze(1) - logits.logsumexp(1))
             best.append(logits.argmax(1))
         return torch.cat(logps), torch.cat(best)
 
@@ -273,7 +271,7 @@ def make_pair_scorer(
     obstacle: str | None = None,
     with_best: bool = False,
 ) -> PairScorer:
-    """Choose the layout for a model and make its scorer; log once where `auto` cannot use the tree.
+    """Choose the layout for a model and make its scorer; log where `auto` cannot use the tree.
 
     Args:
         model: The student, as for `PairScorer`.

@@ -1,4 +1,4 @@
-"""Attention along a tree: the one module that knows about a model's attention.
+"""Attention along a tree; no other module depends on how a model implements attention.
 
 A batch in the tree layout is one row in which a token attends to its ancestors only, not to everything before
 it. How that is done depends on the attention the model was loaded with:
@@ -48,7 +48,7 @@ def tree_obstacle(model: nn.Module) -> str | None:
     Returns:
         The obstacle, such as "its linear_attention layers mix all tokens of a row".
     """
-    base = _base(model)
+    base = base_model(model)
     if is_peft_model(model):
         virtual = [name for name, peft in model.peft_config.items() if peft.is_prompt_learning]
         if virtual:
@@ -66,7 +66,8 @@ def tree_obstacle(model: nn.Module) -> str | None:
     return None
 
 
-def _base(model: nn.Module) -> PreTrainedModel:
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """Return the model without its PEFT adapter."""
     return model.get_base_model() if is_peft_model(model) else model
 
 
@@ -86,7 +87,7 @@ class TreeAttention:
         kind: TreeAttentionKind | None = None,
         causal_mask: Callable[[int, int], Tensor] = causal_lower_right,
     ):
-        base = _base(model)
+        base = base_model(model)
         attention = base.config._attn_implementation
         self._base, self._before = base, attention
         self.kind = kind or KIND_OF_ATTENTION.get(attention, "stretches")
@@ -139,7 +140,7 @@ class TreeAttention:
 
 
 def dense_tree_mask(stretches: Sequence[Stretch], position_ids: Tensor, window: int | None = None) -> Tensor:
-    """Return which token attends to which: bool, shape (T, T), query by key.
+    """Return the mask of the tokens that each token attends to: bool, shape (T, T), query by key.
 
     Args:
         stretches: The tree.

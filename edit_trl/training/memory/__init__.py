@@ -1,1 +1,1 @@
-"""How much memory a run will need, estimated without running it."""
+"""The memory that a run will need, estimated without running it."""

@@ -1,36 +1,40 @@
-"""How much memory a run will need, from the model's configuration and the options, before anything is loaded.
+"""The memory that a run will need, estimated from the model's configuration and the options.
 
 Weights, adapter and optimizer states are counted; gradients, activations and the head come from a step on
-fake tensors (`edit_trl.training.memory.trace`).
+fake tensors (`edit_trl.training.memory.trace`). No weights are loaded.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
-from trl import ModelConfig
+from trl import ModelConfig, get_peft_config
 
+from edit_trl.models.adapters import ADAPTER_CONFIG, read_base_name
+from edit_trl.models.loading import load_config
 from edit_trl.models.pairs.collation import BatchLayoutName
 from edit_trl.models.pairs.tree_attention import tree_obstacle
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.lora_targets import make_model, settle_targets
 from edit_trl.training.memory.heap import LARGEST_IN_HEAP, LEAST_MAPPED
 from edit_trl.training.memory.longest_batch import batch_tokens
-from edit_trl.training.memory.trace import StepMemory, trace_step, with_fake_weights
+from edit_trl.training.memory.trace import trace_step
 from edit_trl.training.objective import Objective
+from edit_trl.training.recipe.resolving import RunArguments
 
 Device = Literal["cuda", "cpu"]
 
 GIB = 2**30
 
-CARDS = (8, 12, 16, 24, 48, 80)
+GPU_SIZES = (8, 12, 16, 24, 48, 80)
 """Memory of common GPUs, in GiB."""
 
 # The share of a GPU's memory that a process can use: firmware, and a display if there is one, use the rest.
@@ -78,7 +82,36 @@ class MemoryEstimate:
 
     def fits(self) -> list[int]:
         """The common GPUs that have enough memory, in GiB."""
-        return [card for card in CARDS if self.peak <= card * GIB * USABLE]
+        return [size for size in GPU_SIZES if self.peak <= size * GIB * USABLE]
+
+
+def estimate_stage(run: RunArguments, examples: Sequence[dict[str, Any]], shards: int = 1) -> MemoryEstimate:
+    """Estimate the peak of a stage on the device that its options choose.
+
+    Args:
+        run: The stage's arguments, of the trainer `dual_cot`.
+        examples: Its longest batch, from `longest_batch`.
+        shards: See `estimate_memory`.
+
+    Raises:
+        InputError: The student's configuration cannot be loaded.
+    """
+    model, training = run.model, run.training
+    student = model.model_name_or_path
+    config = load_config(
+        student,
+        read_base_name(student) if (Path(student) / ADAPTER_CONFIG).is_file() else None,
+        revision=model.model_revision,
+        trust_remote_code=training.trust_remote_code,
+        option="model_name_or_path",
+    )
+    mixed = None
+    if training.fp16:
+        mixed = torch.float16
+    elif training.bf16 or (not training.use_cpu and run.values.get("bf16") is None):
+        mixed = torch.bfloat16  # the GPU that the run is meant for is assumed to have it
+    device: Device = "cpu" if training.use_cpu else "cuda"
+    return estimate_memory(config, model, training, examples, device=device, mixed=mixed, shards=shards)
 
 
 def estimate_memory(
@@ -91,7 +124,7 @@ def estimate_memory(
     mixed: torch.dtype | None = None,
     shards: int = 1,
 ) -> MemoryEstimate:
-    """Estimate a run's peak.
+    """Estimate the peak memory of a run.
 
     Args:
         config: The student's configuration.
@@ -103,10 +136,21 @@ def estimate_memory(
         shards: The number of devices over which weights, gradients and optimizer states are sharded (FSDP2, ZeRO-3).
     """
     student, sizes = _student(config, model, training)
-    layout: BatchLayoutName = "padded"
-    if training.layout != "padded" and tree_obstacle(student) is None:
-        layout = "tree"
-    step = _trace(student, model, training, examples, layout, device, mixed)
+    has_tree = training.layout != "padded" and tree_obstacle(student) is None
+    layout: BatchLayoutName = "tree" if has_tree else "padded"
+    with_rejected = Objective(training).needs_rejected
+    step = trace_step(
+        student,
+        examples,
+        layout,
+        autocast=mixed,
+        on_gpu=device == "cuda",
+        pad_to_multiple_of=training.pad_to_multiple_of,
+        with_rejected=with_rejected,
+        accumulate=training.gradient_accumulation_steps > 1,
+        # As `train_stage` sets it, see `map_large_blocks`.
+        largest_in_heap=LEAST_MAPPED if model.use_peft else LARGEST_IN_HEAP,
+    )
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     gradients = sum(parameter.nbytes for parameter in trained)
     parts = {
@@ -126,104 +170,61 @@ def estimate_memory(
         }
     if model.load_in_4bit or model.load_in_8bit:
         parts["activations"] += _dequantized_layer(student)
-    parts["overhead"] = _overhead(device, sum(parts.values()), _in_half_precision(student, mixed))
+    if device == "cuda":
+        parts["overhead"] = CUDA_CONTEXT + int(CUDA_FRAGMENTATION * sum(parts.values()))
+    else:
+        half = mixed is not None or any(p.dtype in (torch.bfloat16, torch.float16) for p in student.parameters())
+        parts["overhead"] = CPU_PROCESS + (CPU_KERNELS if half else 0)
     trained_count = sum(parameter.numel() for parameter in trained)
     count = sum(parameter.numel() for parameter in student.parameters())
     return MemoryEstimate(
         parts=parts,
         layout=layout,
-        batch_tokens=batch_tokens(examples, layout, Objective(training).needs_rejected),
+        batch_tokens=batch_tokens(examples, layout, with_rejected),
         parameters=count - (trained_count if model.use_peft else 0),
         trained=trained_count,
     )
 
 
-def _trace(
-    student: nn.Module,
-    model: ModelConfig,
-    training: DualCoTConfig,
-    examples: Sequence[dict[str, Any]],
-    layout: BatchLayoutName,
-    device: Device,
-    mixed: torch.dtype | None,
-) -> StepMemory:
-    """Run the step that the trainer would run, on fake tensors."""
-    fake = FakeTensorMode()
-    with_fake_weights(student, fake)
-    _prepare_for_training(student, training)
-    return trace_step(
-        student,
-        fake,
-        examples,
-        layout,
-        autocast=mixed,
-        on_gpu=device == "cuda",
-        pad_to_multiple_of=training.pad_to_multiple_of,
-        with_rejected=Objective(training).needs_rejected,
-        accumulate=training.gradient_accumulation_steps > 1,
-        # As `train_stage` sets it, see `map_large_blocks`.
-        largest_in_heap=LEAST_MAPPED if model.use_peft else LARGEST_IN_HEAP,
-    )
-
-
 def _student(config: PretrainedConfig, model: ModelConfig, training: DualCoTConfig) -> tuple[nn.Module, dict[str, int]]:
-    """The student with its adapter, on the meta device, and the bytes of each weight of the base model."""
-    from trl import get_peft_config
+    """Return the student as it is trained, on the meta device, and the bytes of each weight of the base model.
 
+    Its mode and checkpointing are set as `transformers.Trainer` does; read in transformers 5.24.
+    """
     with torch.device("meta"):
         student = make_model(config, model.dtype)
         adapter = get_peft_config(model)
         sizes = _weight_bytes(student, model)
         student.requires_grad_(adapter is None)
         if adapter is not None:
-            student = _adapt(student, settle_targets(adapter, config), model, training)
-    return student, sizes
-
-
-def _overhead(device: Device, allocated: int, half_precision: bool) -> int:
-    if device == "cuda":
-        return CUDA_CONTEXT + int(CUDA_FRAGMENTATION * allocated)
-    return CPU_PROCESS + (CPU_KERNELS if half_precision else 0)
-
-
-def _in_half_precision(student: nn.Module, mixed: torch.dtype | None) -> bool:
-    return mixed is not None or any(p.dtype in (torch.bfloat16, torch.float16) for p in student.parameters())
-
-
-def _prepare_for_training(student: nn.Module, training: DualCoTConfig) -> None:
-    """Set mode and checkpointing as `transformers.Trainer` does; read in transformers 5.24."""
+            student = get_peft_model(student, settle_targets(adapter, config))
+            if (model.load_in_4bit or model.load_in_8bit) and not training.fp16:
+                for parameter in student.parameters():
+                    if parameter.requires_grad:
+                        parameter.data = parameter.data.bfloat16()  # as TRL does, see `settle_adapter_dtype`
     student.train()
     if training.gradient_checkpointing:
         kwargs = dict(training.activation_checkpointing_kwargs or {})
         every = kwargs.pop("every_n_layers", 1)
         kwargs.pop("offload", None)
         student.activation_checkpointing_enable(kwargs or None, every_n_layers=every)
-        if hasattr(student, "peft_config"):
+        if adapter is not None:
             student.enable_input_require_grads()
-
-
-def _adapt(student: nn.Module, adapter: LoraConfig, model: ModelConfig, training: DualCoTConfig) -> nn.Module:
-    adapted = get_peft_model(student, adapter)
-    if (model.load_in_4bit or model.load_in_8bit) and not training.fp16:
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.bfloat16()  # as TRL does, see `settle_adapter_dtype`
-    return adapted
+    return student, sizes
 
 
 def _weight_bytes(student: nn.Module, model: ModelConfig) -> dict[str, int]:
-    """The bytes of each weight as it is stored; tied weights count once."""
+    """Return the bytes of each weight as it is stored; tied weights count once."""
     sizes = {name: parameter.nbytes for name, parameter in student.named_parameters()}
     if not (model.load_in_4bit or model.load_in_8bit):
         return sizes
     unquantized = set(get_keys_to_not_convert(student))
     for name, module in student.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and name not in unquantized and f"{name}.weight" in sizes:
-            rows = module.weight.shape[0]
-            numel = module.weight.numel()
-            sizes[f"{name}.weight"] = (
-                _four_bit_bytes(numel, bool(model.use_bnb_nested_quant)) if model.load_in_4bit else numel + 4 * rows
-            )
+            numel, rows = module.weight.numel(), module.weight.shape[0]
+            four_bit = model.load_in_4bit
+            size = _four_bit_bytes(numel, model.use_bnb_nested_quant) if four_bit else numel + 4 * rows
+            sizes[f"{name}.weight"] = size
     return sizes
 
 
@@ -236,26 +237,23 @@ def _four_bit_bytes(numel: int, nested: bool) -> int:
 
 
 def _dequantized_layer(student: nn.Module) -> int:
-    """The bytes of the largest layer in the compute dtype: a layer is dequantized while it runs."""
-    return max(
-        (m.weight.nbytes for n, m in student.named_modules() if isinstance(m, nn.Linear) and "lora_" not in n),
-        default=0,
-    )
+    """Return the bytes of the largest layer in the compute dtype: a layer is dequantized while it runs."""
+    linear = (m for name, m in student.named_modules() if isinstance(m, nn.Linear) and "lora_" not in name)
+    return max((module.weight.nbytes for module in linear), default=0)
 
 
 def _gathered_layers(sizes: dict[str, int], shards: int) -> int:
-    """With sharding, the layer that runs is gathered, and the next one is prefetched."""
+    """Return the bytes of two layers: with sharding, the running one is gathered and the next one prefetched."""
     if shards == 1:
         return 0
-    blocks: dict[str, int] = {}
+    blocks: Counter[str] = Counter()
     for name, size in sizes.items():
-        key = ".".join(name.split(".")[:3])
-        blocks[key] = blocks.get(key, 0) + size
+        blocks[".".join(name.split(".")[:3])] += size
     return 2 * max(blocks.values())
 
 
 def optimizer_bytes(name: Any, trained: Sequence[nn.Parameter]) -> int:
-    """The bytes of an optimizer's states.
+    """Return the bytes of an optimizer's states.
 
     Args:
         name: transformers' name of the optimizer, such as `adamw_torch_fused` or `paged_adamw_8bit`.
@@ -280,7 +278,7 @@ def optimizer_bytes(name: Any, trained: Sequence[nn.Parameter]) -> int:
 
 
 def _update_bytes(name: Any, trained: Sequence[nn.Parameter], device: Device) -> int:
-    """The bytes that an optimizer allocates while it updates one weight; fused and paged ones allocate none.
+    """Return the bytes that an optimizer allocates while it updates one weight; fused and paged ones allocate none.
 
     bitsandbytes' 8-bit optimizers on a CPU unpack both states of a weight to float32 and allocate buffers for
     the update.

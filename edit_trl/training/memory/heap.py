@@ -1,4 +1,4 @@
-"""The malloc heap of a training process on a CPU, with glibc."""
+"""The heap of a training process on a CPU, with glibc's malloc."""
 
 import ctypes
 import platform
@@ -19,7 +19,7 @@ def map_large_blocks() -> bool:
     in use. Mapping costs a few percent of processor time.
 
     Returns:
-        Whether the system's malloc supports it; glibc's does.
+        Whether the blocks are mapped; False where malloc is not glibc's.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

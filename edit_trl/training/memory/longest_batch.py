@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 from transformers import AutoTokenizer
@@ -11,17 +11,15 @@ from transformers import AutoTokenizer
 from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
 from edit_trl.models.pairs.collation import EXAMPLE_COLUMNS, BatchLayoutName
 from edit_trl.training.objective import Objective
+from edit_trl.training.recipe.resolving import RunArguments
 from edit_trl.training.sampling import check_budget, pair_lengths
 
-if TYPE_CHECKING:
-    from edit_trl.training.recipe.resolving import RunArguments
-
 DEFAULT_LENGTH = 1024
-"""Tokens per chain where neither rows nor `max_length` say."""
+"""Tokens per chain for runs without local rows and without `max_length`."""
 
 
-def longest_batch(run: "RunArguments") -> tuple[list[dict[str, Any]], str]:
-    """The longest batch that a run will train on.
+def longest_batch(run: RunArguments) -> tuple[list[dict[str, Any]], str]:
+    """Return the longest batch that a run will train on.
 
     Args:
         run: The run's arguments, of the trainer `dual_cot`.
@@ -64,8 +62,8 @@ def _tokens_per_pair(rows: Dataset, layout: BatchLayoutName, with_rejected: bool
     return [len(prompt) + len(chosen) for prompt, chosen in chains]
 
 
-def _local_rows(run: "RunArguments") -> Dataset | None:
-    """The prepared rows; None if the dataset or the tokenizer would have to be downloaded."""
+def _local_rows(run: RunArguments) -> Dataset | None:
+    """Return the prepared rows; None if the dataset or the tokenizer would have to be downloaded."""
     training = run.training
     if not Path(run.data.dataset_name).exists():
         return None
@@ -75,23 +73,14 @@ def _local_rows(run: "RunArguments") -> Dataset | None:
         )
     except (OSError, ValueError):
         return None
-    if training.eos_token is not None:
-        tokenizer.eos_token = training.eos_token
-    # With the trainer's own arguments, so that the trainer finds in the cache what is prepared here.
-    preparation = RowPreparation(
-        tokenizer,
-        training.key_step_method,
-        training.max_length,
-        training.truncate_long,
-        training.max_key_fraction,
-        training.key_step_seed,
-    )
+    # With the trainer's options, so that the trainer finds these rows in the cache.
+    preparation = RowPreparation.of_options(tokenizer, training)
     rows = run.data.load_train_rows(training.seed)
     return prepare_dual_cots(rows, preparation, num_proc=training.dataset_num_proc)[0]
 
 
 def batch_tokens(examples: Sequence[dict[str, Any]], layout: BatchLayoutName, with_rejected: bool = True) -> int:
-    """The number of tokens that a batch runs.
+    """Return the number of tokens that a batch runs.
 
     Args:
         examples: The batch's examples.
@@ -109,7 +98,7 @@ def batch_tokens(examples: Sequence[dict[str, Any]], layout: BatchLayoutName, wi
 
 
 def made_up_examples(pairs: int, length: int) -> list[dict[str, Any]]:
-    """A batch of pairs with `length` tokens per chain: a quarter is the prompt, half of the rest is shared.
+    """Return a batch of pairs with `length` tokens per chain: a quarter is the prompt, half of the rest is shared.
 
     The wrong chain is one token shorter, so that a padded batch has padding, as real ones do: without
     padding SDPA takes another path, which on a CPU needs more memory.
@@ -117,13 +106,8 @@ def made_up_examples(pairs: int, length: int) -> list[dict[str, Any]]:
     prompt = max(length // 4, 1)
     completion = max(length - prompt, 2)
     shared = (completion - 1) // 2
-    return [made_up_example(number, prompt, completion, completion - 1, shared) for number in range(pairs)]
-
-
-def made_up_example(number: int, prompt: int, chosen: int, rejected: int, shared: int) -> dict[str, Any]:
-    """A pair with these numbers of tokens, whose completions differ after `shared` tokens."""
-    example: dict[str, Any] = {"prompt_ids": [number + 2] * prompt, "fork": shared, "row": number}
-    for side, size in (("chosen", chosen), ("rejected", rejected)):
-        example[f"{side}_ids"] = [0] * shared + [1 if side == "chosen" else 2] * (size - shared)
-        example[f"{side}_key_mask"] = example[f"{side}_fork_mask"] = [True] * size
-    return example
+    pair: dict[str, Any] = {"fork": shared}
+    for side, token, size in (("chosen", 1, completion), ("rejected", 2, completion - 1)):
+        pair[f"{side}_ids"] = [0] * shared + [token] * (size - shared)
+        pair[f"{side}_key_mask"] = pair[f"{side}_fork_mask"] = [True] * size
+    return [pair | {"prompt_ids": [number + 2] * prompt, "row": number} for number in range(pairs)]

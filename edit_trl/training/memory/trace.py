@@ -1,14 +1,14 @@
 """The memory of one training step, traced on fake tensors.
 
 torch's fake tensors have shapes and dtypes but no content. The whole step runs on them, forward and backward:
-the model's own code, the adapter, gradient checkpointing, the layout and TRL's head. So whatever an
-architecture keeps for its backward pass is counted, not guessed.
+the model's own code, the adapter, gradient checkpointing, the layout and TRL's head. So the tensors that an
+architecture keeps for its backward pass are counted, not guessed.
 """
 
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +24,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from edit_trl.models.pairs.collation import BatchLayoutName, DualCoTCollator
 from edit_trl.models.pairs.scoring import PairScorer
-from edit_trl.models.pairs.tree_attention import TreeAttention
+from edit_trl.models.pairs.tree_attention import TreeAttention, base_model
 from edit_trl.training.memory.heap import LARGEST_IN_HEAP
 
 
@@ -45,7 +45,7 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        """The sum of the three."""
+        """The sum of the parts."""
         return self.activations + self.head + self.gradients
 
 
@@ -86,10 +86,10 @@ class _Ledger(TorchDispatchMode):
         self._pools[pool] += size
         self._pool_peaks[pool] = max(self._pool_peaks[pool], self._pools[pool])
         weakref.finalize(storage, self._leave, key, size, phase)
-        if sum(self._live.values()) > self.peak.total:
-            gradients = min(self.gradients, sum(self._live.values()))
-            head = self._live["head"]
-            self.peak = StepMemory(sum(self._live.values()) - gradients - head, head, gradients)
+        total, head = sum(self._live.values()), self._live["head"]
+        gradients = min(self.gradients, total)
+        if total > self.peak.total:
+            self.peak = StepMemory(total - gradients - head, head, gradients)
 
     def _leave(self, key: int, size: int, phase: str) -> None:
         self._counted.discard(key)
@@ -100,34 +100,28 @@ class _Ledger(TorchDispatchMode):
         return "heap" if size <= self.largest_in_heap else "mapped"
 
     def peak_on_cpu(self) -> StepMemory:
-        """The peak of the process: the heap keeps its largest size, and mapped blocks come on top of it."""
+        """Return the peak of the process: the heap keeps its largest size, and mapped blocks come on top of it."""
         retained = sum(self._pool_peaks.values()) - self.peak.total
         return replace(self.peak, activations=self.peak.activations + retained)
 
 
-def with_fake_weights(model: nn.Module, fake: FakeTensorMode) -> None:
+def _fake_weights(model: nn.Module) -> None:
     """Give a model on the meta device fake weights on the CPU, in place; tied weights stay tied.
 
-    The adapter is put on before this: PEFT moves and casts its parameters, which works on the meta device but
-    not with fake tensors.
+    The model has its adapter: PEFT moves and casts its parameters, which fails with fake tensors.
     """
-    fakes: dict[int, Tensor] = {}
-    with fake:
-        for module in model.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    if id(parameter) not in fakes:
-                        tensor = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
-                        fakes[id(parameter)] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
-                    module._parameters[name] = fakes[id(parameter)]
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+
+    def fake(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+
+    fakes = {p: nn.Parameter(fake(p), p.requires_grad) for p in model.parameters()}
+    for module in model.modules():
+        module._parameters.update({n: fakes[p] for n, p in module._parameters.items() if p is not None})
+        module._buffers.update({n: fake(b) for n, b in module._buffers.items() if b is not None})
 
 
 def trace_step(
     model: nn.Module,
-    fake: FakeTensorMode,
     examples: Sequence[dict[str, Any]],
     layout: BatchLayoutName,
     *,
@@ -141,8 +135,8 @@ def trace_step(
     """Run one batch forward and backward and find the moment of most memory.
 
     Args:
-        model: The student as it is trained (adapter, checkpointing, mode), with fake weights.
-        fake: The mode that the weights were made under.
+        model: The student as it is trained (adapter, checkpointing, mode), on the meta device; it is given
+            fake weights.
         examples: The examples of a batch, as for `DualCoTCollator`.
         layout: The layout of the batch.
         autocast: The dtype of mixed precision; None without it.
@@ -153,7 +147,10 @@ def trace_step(
         largest_in_heap: On a CPU, the size in bytes of the largest blocks that stay in the heap; see
             `edit_trl.training.memory.heap`.
     """
-    base: PreTrainedModel = model.get_base_model() if hasattr(model, "peft_config") else model
+    fake = FakeTensorMode()
+    with fake:
+        _fake_weights(model)
+    base = base_model(model)
     add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
     collator = DualCoTCollator(0, pad_to_multiple_of, layout)
     tree = TreeAttention(model, causal_mask=_causal_mask) if layout == "tree" else None
@@ -183,13 +180,13 @@ def trace_step(
 
 
 def _causal_mask(queries: int, keys: int) -> Tensor:
-    """A plain tensor, since fake tensors do not support `CausalBias`; on a CPU SDPA expands that to this."""
+    """Return a plain tensor: fake tensors do not support `CausalBias`, which SDPA on a CPU expands to this."""
     return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
 
 
 @contextmanager
 def _record_phases(base: PreTrainedModel, ledger: _Ledger) -> Iterator[None]:
-    """The head begins when the backbone's forward ends, and ends when its backward begins."""
+    """Set the ledger's phase: the head begins when the backbone's forward ends, and ends at its backward."""
 
     def backward_reaches_backbone(gradient: Tensor) -> None:
         ledger.phase = "activations"
@@ -223,18 +220,15 @@ def _record_gradients(trained: Sequence[nn.Parameter], ledger: _Ledger) -> Itera
             handle.remove()
 
 
-@contextmanager
-def _as_on_a_gpu() -> Iterator[None]:
-    """Replace what TRL runs without Triton, which copies a tile of logits; its kernels work in place.
+def _as_on_a_gpu() -> AbstractContextManager:
+    """Replace TRL's functions for devices without Triton, which copy a tile of logits; its kernels work in place.
 
     Private names of `trl.kernels.chunked_logprob`, read in TRL 1.16: `_forward_tile` and `_backward_tile` for
     devices without Triton, and `_addmm_fp32`, which makes no copy on a GPU.
     """
 
     def in_place(*args: Any, **kwargs: Any) -> None:
-        """Allocates nothing."""
+        """Allocate nothing."""
 
-    with ExitStack() as stack:
-        for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
-            stack.enter_context(patch.object(trl_head, name, in_place))
-        yield
+    names = ("_forward_tile", "_backward_tile", "_addmm_fp32")
+    return patch.multiple(trl_head, **dict.fromkeys(names, in_place))

@@ -3,8 +3,6 @@
 Each class (`DataArguments`, the trainer's, TRL's `ModelConfig`) checks its own options.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +13,7 @@ from edit_trl.training.trainer_choice import TrainerName
 
 
 def run_problems(values: Mapping[str, Any], trainer: TrainerName) -> Iterator[str]:
-    """The problems of a run's options in combination, one message each.
+    """Yield the problems of a run's options in combination.
 
     Args:
         values: The options that were given, converted to their types.
@@ -54,7 +52,7 @@ def _view_problems(values: Mapping[str, Any], trainer: TrainerName) -> Iterator[
                 f"of the views {', '.join(PAIR_VIEWS)}"
             )
         if values.get("suite_eval_steps") is not None:
-            yield (f"`suite_eval_steps` is for `trainer: dual_cot`, got {trainer!r}; measure with `edit-trl suite`")
+            yield f"`suite_eval_steps` is for `trainer: dual_cot`, got {trainer!r}; measure with `edit-trl suite`"
         return
     if view in PAIR_VIEWS:
         return

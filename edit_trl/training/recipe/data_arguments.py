@@ -2,19 +2,18 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+from datasets import Dataset
 
 from edit_trl.common.errors import InputError
-from edit_trl.data.views import View
+from edit_trl.data.dual_cots import DatasetSource
+from edit_trl.data.views import View, select_rows
 from edit_trl.training.trainer_choice import TrainerName
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 @dataclass
 class DataArguments:
-    """Where the dual CoTs come from and which of them are used: TRL's names, and ours for what it lacks.
+    """The options of a recipe that choose its dual CoTs and its trainer, under TRL's names where TRL has them.
 
     Each field's meaning is in its `metadata["help"]`, which `edit-trl train --help` prints.
     """
@@ -108,60 +107,48 @@ class DataArguments:
                 ) from error
 
     @property
-    def eval_source(self) -> tuple[str, str | None]:
-        """The evaluation dataset and its split."""
-        if self.eval_dataset_name:
-            return self.eval_dataset_name, None
-        return self.dataset_name, self.dataset_test_split
+    def train_source(self) -> DatasetSource:
+        """The dataset to train on."""
+        return self._source(self.dataset_name, self.dataset_train_split)
 
     @property
-    def suite_source(self) -> tuple[str, str | None]:
-        """The suite's dataset and its split."""
+    def eval_source(self) -> DatasetSource:
+        """The dataset to evaluate on."""
+        if self.eval_dataset_name:
+            return self._source(self.eval_dataset_name, None)
+        return self._source(self.dataset_name, self.dataset_test_split)
+
+    @property
+    def suite_source(self) -> DatasetSource:
+        """The dataset of the suite."""
         if self.suite_dataset_name:
-            return self.suite_dataset_name, self.suite_dataset_split
+            return self._source(self.suite_dataset_name, self.suite_dataset_split)
         return self.eval_source
 
-    def load(self, source: str, split: str | None) -> "Dataset":
-        """Load one of the datasets.
+    def _source(self, name: str, split: str | None) -> DatasetSource:
+        return DatasetSource(name, self.dataset_config, split, self.dataset_revision, self.column_mapping)
 
-        Raises:
-            InputError: It cannot be read, or has rows that are no dual CoTs.
-        """
-        from edit_trl.data.dual_cots import load_dual_cots
-
-        return load_dual_cots(
-            source,
-            name=self.dataset_config,
-            split=split,
-            revision=self.dataset_revision,
-            column_mapping=self.column_mapping,
-        )
-
-    def train_view(self, rows: "Dataset", seed: int) -> "Dataset":
-        """The rows to train on: the view of the dataset, its kinds of mistake and as many as asked for.
+    def train_view(self, rows: Dataset, seed: int) -> Dataset:
+        """Return the rows to train on: the view of the dataset, its kinds of mistake and its number of rows.
 
         Raises:
             InputError: No row is left.
         """
-        from edit_trl.data.views import select_rows
-
         return select_rows(rows, self.view, mistake=self.mistake, rows=self.rows, seed=seed, source=self.dataset_name)
 
-    def load_train_rows(self, seed: int) -> "Dataset":
+    def load_train_rows(self, seed: int) -> Dataset:
         """Load the rows to train on.
 
         Raises:
-            InputError: As in `load` and `train_view`.
+            InputError: The dataset cannot be read, has rows that are no dual CoTs, or no row is left.
         """
-        return self.train_view(self.load(self.dataset_name, self.dataset_train_split), seed)
+        return self.train_view(self.train_source.load(), seed)
 
-    def load_eval_rows(self) -> "Dataset":
+    def load_eval_rows(self) -> Dataset:
         """Load the rows to evaluate on, in the same view.
 
         Raises:
-            InputError: As in `load` and `train_view`.
+            InputError: As in `load_train_rows`.
         """
-        from edit_trl.data.views import select_rows
-
-        source, split = self.eval_source
-        return select_rows(self.load(source, split), self.view, source=source)
+        source = self.eval_source
+        return select_rows(source.load(), self.view, source=source.name)

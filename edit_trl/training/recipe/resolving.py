@@ -1,4 +1,4 @@
-"""A recipe (a YAML file, and options that win over it) -> the checked arguments of each stage.
+"""Recipes (a YAML file, and options that win over it) and the checked arguments of their stages.
 
 Options are those of `DataArguments`, of the trainer (`DualCoTConfig`, or TRL's class where a stage sets
 `trainer`) and of TRL's `ModelConfig`. `stages` is a list of named overrides, run in order; a recipe without
@@ -27,7 +27,7 @@ from edit_trl.training.trainer_choice import TrainerName, options_class, trainer
 
 
 def argument_classes(trainer: TrainerName) -> tuple[type, ...]:
-    """The classes that hold all options of a run."""
+    """Return the classes that hold all options of a run."""
     return DataArguments, options_class(trainer), ModelConfig
 
 
@@ -47,7 +47,7 @@ class Recipe:
 
     @property
     def runs(self) -> tuple[tuple[str | None, dict[str, Any]], ...]:
-        """The stages; for a recipe without stages, one without a name."""
+        """The stages; for a recipe without stages, a single one without a name."""
         return self.stages or ((None, {}),)
 
 
@@ -74,7 +74,7 @@ class RunArguments:
 
     @property
     def note(self) -> str | None:
-        """What to tell the user before the run starts."""
+        """A note for the user before the run starts, if there is one."""
         if not self.left_out:
             return None
         names = ", ".join(f"--{name}" for name in self.left_out)
@@ -125,7 +125,7 @@ def _stage_problems(stages: Any) -> Iterator[str]:
 
 
 def make_parser(prog: str | None = None, trainers: Sequence[TrainerName] = ("dual_cot",)) -> argparse.ArgumentParser:
-    """The command-line parser of all options of a recipe whose stages have these trainers."""
+    """Return the command-line parser of all options of a recipe whose stages have these trainers."""
 
     class Parser(TrlParser):
         def error(self, message: str) -> typing.NoReturn:
@@ -167,7 +167,7 @@ def parse_options(argv: Sequence[str], recipe: Recipe | None = None) -> dict[str
 
 
 def _trainers(recipe: Recipe, argv: Sequence[str]) -> list[TrainerName]:
-    """The trainers of a recipe's stages; the command line's `--trainer` wins."""
+    """Return the trainers of a recipe's stages; the command line's `--trainer` wins."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--trainer")
     trainer = parser.parse_known_args(list(argv))[0].trainer
@@ -180,7 +180,7 @@ def _trainers(recipe: Recipe, argv: Sequence[str]) -> list[TrainerName]:
 
 
 def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArguments]:
-    """The checked arguments of every run of a recipe.
+    """Return the checked arguments of every run of a recipe.
 
     Args:
         recipe: The recipe.
@@ -189,16 +189,15 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
     Raises:
         InputError: All problems of the recipe and of its stages, at once.
     """
-    problems: list[list[str]] = []
-    runs = []
+    runs, problems = [], []
     trainers = [({**recipe.values, **stage, **options}).get("trainer") or "dual_cot" for _, stage in recipe.runs]
     for (stage, overrides), trainer in zip(recipe.runs, trainers, strict=True):
-        taken = _options_of(trainer, trainers, options)
-        values = {**recipe.values, **overrides, **taken}
+        own_options = _options_of(trainer, trainers, options)
+        values = {**recipe.values, **overrides, **own_options}
         if stage is not None:
             values["output_dir"] = str(Path(values.get("output_dir") or "outputs") / stage)
         try:
-            left_out = tuple(name for name in options if name not in taken)
+            left_out = tuple(name for name in options if name not in own_options)
             runs.append(_resolve(stage, values, left_out))
             problems.append([])
         except InputError as error:
@@ -209,15 +208,10 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
 
 
 def resolve_run(recipe: Recipe, options: Mapping[str, Any], stage: str | None) -> RunArguments:
-    """The checked arguments of the run that this process trains next.
+    """Return the checked arguments of the run that this process trains next.
 
     They are built after all others: `TrainingArguments` puts its device into accelerate's shared state, and
     removes the precision and the device of the run before from it.
-
-    Args:
-        recipe: The recipe.
-        options: Options that win over it.
-        stage: The stage's name; None for a recipe without stages.
 
     Raises:
         InputError: All problems of the recipe and of its stages, or no such stage.
@@ -227,7 +221,7 @@ def resolve_run(recipe: Recipe, options: Mapping[str, Any], stage: str | None) -
 
 
 def pick_run(recipe: Recipe, runs: Sequence[RunArguments], stage: str | None) -> RunArguments:
-    """The run of a stage.
+    """Return the run of a stage.
 
     Raises:
         InputError: The recipe has no such stage, or has stages and none is named.
@@ -244,7 +238,7 @@ def pick_run(recipe: Recipe, runs: Sequence[RunArguments], stage: str | None) ->
 
 
 def _by_stage(recipe: Recipe, problems: Sequence[Sequence[str]]) -> list[str]:
-    """The problems of every stage, those that all stages share first and once."""
+    """Return the problems of every stage; those that all stages share come first and once."""
     if not recipe.stages:
         return list(problems[0])
     shared = [problem for problem in dict.fromkeys(problems[0]) if all(problem in each for each in problems)]
@@ -284,12 +278,12 @@ def _resolve(stage: str | None, values: dict[str, Any], left_out: tuple[str, ...
 
 
 def _hints(trainer: TrainerName) -> dict[str, Any]:
-    """Every option of a run and its type."""
+    """Return the type of every option of a run, by name."""
     return hints_of(argument_classes(trainer))
 
 
 def _options_of(trainer: TrainerName, trainers: Sequence[TrainerName], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options without those that only the trainers of other stages have."""
+    """Return the options without those that only the trainers of other stages have."""
     others = {name for other in trainers_named(trainers) for name in _usable_options(other)}
     own = _usable_options(trainer) if trainer in typing.get_args(TrainerName) else others
     return {name: value for name, value in options.items() if name in own or name not in others}
@@ -300,9 +294,7 @@ def _usable_options(trainer: TrainerName) -> set[str]:
 
 
 def _meant(name: str, hints: Mapping[str, Any], trainers: Sequence[TrainerName], prefix: str = "") -> str:
-    """Which trainers have an unknown option, and the option that was probably meant."""
-    hint = nearest(name, hints, prefix)
-    others = [trainer for trainer in trainers_with(name) if trainer not in trainers]
-    if not others:
-        return hint
-    return f": it is an option of the trainer {' and '.join(others)}, not of {' or '.join(trainers)}{hint}"
+    """Return a hint at the trainers that have an unknown option, and at the option that was probably meant."""
+    others = " and ".join(trainer for trainer in trainers_with(name) if trainer not in trainers)
+    elsewhere = f": it is an option of the trainer {others}, not of {' or '.join(trainers)}" if others else ""
+    return elsewhere + nearest(name, hints, prefix)

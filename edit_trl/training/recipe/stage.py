@@ -9,28 +9,33 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.run_file import check_run_folder, check_same_run, read_run_file, write_run_file
+from edit_trl.hub.model_card import include_earlier_stages
+from edit_trl.models.loading import check_student
+from edit_trl.training.baselines import drop_reference, load_student, preference_trainer
+from edit_trl.training.lora_targets import lora_config
+from edit_trl.training.memory.heap import map_large_blocks
+from edit_trl.training.quantization import check_bitsandbytes, quantization_config
+from edit_trl.training.recipe.resolving import Recipe, RunArguments
+from edit_trl.training.resuming.checkpoints import check_checkpoint, describe_run, last_checkpoint, written_whole
 from edit_trl.training.resuming.stopping import StopSignals
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from peft import PeftModel
-    from transformers import BitsAndBytesConfig, Trainer, TrainerCallback
-
-    from edit_trl.training.recipe.resolving import Recipe, RunArguments
-    from edit_trl.training.trainer import DualCoTTrainer
+from edit_trl.training.trainer import DualCoTTrainer
 
 
 @dataclass(frozen=True)
 class StageStart:
-    """Where a stage starts.
+    """The starting point of a stage.
 
     Attributes:
         folder: The stage's folder.
-        student: The Hub id or path of the student: the recipe's model, or what the stage before has saved.
+        student: The Hub id or path of the student: the recipe's model, or the folder of the stage before.
         checkpoint: The checkpoint to resume from, if there is one.
         finished: When the stage was finished, if it is.
     """
@@ -41,7 +46,7 @@ class StageStart:
     finished: str | None = None
 
 
-def find_start(recipe: "Recipe", run: "RunArguments") -> StageStart:
+def find_start(recipe: Recipe, run: RunArguments) -> StageStart:
     """Find out where a stage starts; nothing is loaded or written.
 
     Raises:
@@ -55,13 +60,13 @@ def find_start(recipe: "Recipe", run: "RunArguments") -> StageStart:
     return StageStart(folder, _previous_output(recipe, run) or student, _find_checkpoint(run, folder))
 
 
-def is_last_stage(recipe: "Recipe", run: "RunArguments") -> bool:
-    """Whether the recipe ends with this run."""
+def is_last_stage(recipe: Recipe, run: RunArguments) -> bool:
+    """Return whether the recipe ends with this run."""
     return run.stage == recipe.runs[-1][0]
 
 
-def _previous_output(recipe: "Recipe", run: "RunArguments") -> str | None:
-    """The folder of the stage before, whose student this one trains; None for a first stage."""
+def _previous_output(recipe: Recipe, run: RunArguments) -> str | None:
+    """Return the folder of the stage before, whose student this one trains; None for a first stage."""
     names = [name for name, _ in recipe.runs]
     position = names.index(run.stage)
     if not position:
@@ -75,12 +80,8 @@ def _previous_output(recipe: "Recipe", run: "RunArguments") -> str | None:
     return str(folder)
 
 
-def _find_checkpoint(run: "RunArguments", folder: Path) -> str | None:
-    """The checkpoint to resume from, checked as far as possible before anything is loaded."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    from edit_trl.training.resuming.checkpoints import check_checkpoint, describe_run, last_checkpoint
-
+def _find_checkpoint(run: RunArguments, folder: Path) -> str | None:
+    """Return the checkpoint to resume from, checked as far as possible before anything is loaded."""
     named = run.training.resume_from_checkpoint
     if run.data.trainer == "dual_cot":
         checkpoint = named or last_checkpoint(folder)
@@ -95,16 +96,16 @@ def _find_checkpoint(run: "RunArguments", folder: Path) -> str | None:
 
 
 def train_stage(
-    run: "RunArguments",
+    run: RunArguments,
     start: StageStart,
     stop_signals: StopSignals | None = None,
-    callbacks: "Sequence[TrainerCallback]" = (),
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train a stage and save its student, its card and its results.
 
     Args:
         run: The stage's arguments.
-        start: Where it starts.
+        start: Its starting point, from `find_start`.
         stop_signals: If given, the run saves and raises `TrainingStopped` once a signal is received.
         callbacks: Passed to `DualCoTTrainer`. The attribute `trainer` of each is set to the trainer, so that
             it can log.
@@ -114,9 +115,6 @@ def train_stage(
             that is full.
         TrainingStopped: See `stop_signals`.
     """
-    from edit_trl.training.memory.heap import map_large_blocks
-    from edit_trl.training.quantization import check_bitsandbytes
-
     started = time.perf_counter()
     check_bitsandbytes(run.model, run.training)
     if run.training.device.type == "cpu" and run.model.use_peft:
@@ -127,7 +125,11 @@ def train_stage(
     # Hop 2, rows -> token ids and key-step masks: the trainer prepares its datasets (`data.preparation`).
     trainer = _make_trainer(run, start.student, train_rows, eval_rows, stop_signals, callbacks)
     # Nothing was written so far, so bad input leaves nothing behind.
-    _begin_folder(trainer, run, start.folder)
+    if trainer.is_world_process_zero():
+        write_run_file(start.folder, run.values, None, {})
+    # Every process uses the folder, and on another node it may be on another disk.
+    start.folder.mkdir(parents=True, exist_ok=True)
+    trainer.accelerator.wait_for_everyone()
     if start.checkpoint:
         trainer.accelerator.print(f"Resuming from {start.checkpoint}")
     # Hops 3 to 6, at every step of `training.trainer`: ids -> a batch (`models.pairs.collation`) ->
@@ -144,19 +146,7 @@ def train_stage(
     trainer.end()
 
 
-def _begin_folder(trainer: "DualCoTTrainer | Trainer", run: "RunArguments", folder: Path) -> None:
-    if trainer.is_world_process_zero():
-        write_run_file(folder, run.values, None, {})
-    # Every process uses the folder, and on another node it may be on another disk.
-    folder.mkdir(parents=True, exist_ok=True)
-    trainer.accelerator.wait_for_everyone()
-
-
-def _save(trainer: "DualCoTTrainer | Trainer", run: "RunArguments", start: StageStart) -> None:
-    from edit_trl.hub.model_card import include_earlier_stages
-    from edit_trl.training.baselines import drop_reference
-    from edit_trl.training.resuming.checkpoints import written_whole
-
+def _save(trainer: Trainer, run: RunArguments, start: StageStart) -> None:
     if run.data.trainer != "dual_cot":
         drop_reference(trainer)
     trainer.save_model()
@@ -168,20 +158,14 @@ def _save(trainer: "DualCoTTrainer | Trainer", run: "RunArguments", start: Stage
 
 
 def _make_trainer(
-    run: "RunArguments",
+    run: RunArguments,
     student: str,
-    train_rows: "Dataset",
-    eval_rows: "Dataset | None",
+    train_rows: Dataset,
+    eval_rows: Dataset | None,
     stop_signals: StopSignals | None,
-    callbacks: "Sequence[TrainerCallback]",
-) -> "DualCoTTrainer | Trainer":
-    """The run's trainer with its student: a model with a new adapter or none, or an adapter to train on."""
-    from edit_trl.models.loading import check_student
-    from edit_trl.training.baselines import preference_trainer
-    from edit_trl.training.lora_targets import lora_config
-    from edit_trl.training.quantization import quantization_config
-    from edit_trl.training.trainer import DualCoTTrainer
-
+    callbacks: Sequence[TrainerCallback],
+) -> Trainer:
+    """Make the run's trainer, with a new adapter, none, or the student's own adapter to train further."""
     training, model = run.training, run.model
     training.model_init_kwargs = {
         "revision": model.model_revision,
@@ -192,12 +176,12 @@ def _make_trainer(
     }
     check_student(student, revision=model.model_revision, trust_remote_code=training.trust_remote_code)
     quantization = quantization_config(model, training)
-    adapted = _load_adapter(student, run, quantization)
-    if adapted is None:
-        adapter = lora_config(model, student, training.trust_remote_code)
-    else:
+    if (Path(student) / "adapter_config.json").is_file():
+        adapted = load_student(student, training, quantization)
         # All of it is used; TRL warns of arguments for a model that is loaded already.
         adapter = quantization = training.model_init_kwargs = None
+    else:
+        adapted, adapter = None, lora_config(model, student, training.trust_remote_code)
     options: dict[str, Any] = {
         "args": training,
         "train_dataset": train_rows,
@@ -212,17 +196,3 @@ def _make_trainer(
     for callback in callbacks:
         callback.trainer = trainer
     return trainer
-
-
-def _load_adapter(student: str, run: "RunArguments", quantization: "BitsAndBytesConfig | None") -> "PeftModel | None":
-    """Load the adapter of a folder on its base model, trainable; None for other students."""
-    from edit_trl.models.loading import load_trainable_adapter
-
-    if not (Path(student) / "adapter_config.json").is_file():
-        return None
-    options = {**run.training.model_init_kwargs, "trust_remote_code": run.training.trust_remote_code}
-    if quantization is not None:
-        options["quantization_config"] = quantization
-    if run.training.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
-        options["device_map"] = None  # each process holds the whole model
-    return load_trainable_adapter(student, options)

@@ -33,7 +33,7 @@ UNFINISHED = "_unfinished"
 MANIFEST = "edit_trl.json"
 """The file that describes a checkpoint's run; it exists if and only if the checkpoint is complete."""
 
-# Options of ours that do not change the weights.
+# Options of `DualCoTConfig` that do not change the weights.
 _ONLY_WATCHED = {"displacement_warning", "logging_nan_inf_filter"}
 DECISIVE = (
     *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps"),
@@ -53,11 +53,11 @@ _DISK_WORDS = ("os error", "StorageFull", "FileTooLarge", "PytorchStreamWriter",
 
 
 def describe_run(args: DualCoTConfig, adapter: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The options that must be equal for a run to resume from a checkpoint, as JSON values.
+    """Return the options that must be equal for a run to resume from a checkpoint, as JSON values.
 
     Args:
         args: The configuration of the run.
-        adapter: The options of the adapter that is trained; None without one.
+        adapter: The options of the trained adapter; None without one.
     """
     run = {"processes": args.world_size, **{name: getattr(args, name) for name in DECISIVE}}
     if adapter is not None:
@@ -70,13 +70,13 @@ def _plain(value: Any) -> Any:
 
 
 def describe_rows(dataset: Dataset) -> dict[str, Any]:
-    """The number of pairs of a prepared dataset, and a hash of their order and lengths."""
+    """Return the number of pairs of a prepared dataset and a hash of their order and lengths."""
     columns = json.dumps([dataset[name][:] for name in ("row", "unique_length", "fork")])
     return {"pairs": len(dataset), "rows": sha256(columns.encode()).hexdigest()[:16]}
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint in a run's folder that can be resumed; warns of those that cannot."""
+    """Return the newest checkpoint in a run's folder that can be resumed; warn of those that cannot."""
     steps = {}
     for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         number = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
@@ -93,12 +93,9 @@ def last_checkpoint(folder: str | Path) -> str | None:
 
 
 def check_checkpoint(path: str | Path, run: Mapping[str, Any]) -> None:
-    """Check that a run can resume from a checkpoint.
+    """Check that a run, with its `describe_run` and `describe_rows`, can resume from a checkpoint.
 
-    Args:
-        path: The checkpoint.
-        run: The description of the run, from `describe_run` and `describe_rows`; entries that are missing are
-            not compared.
+    Entries that the description lacks are not compared.
 
     Raises:
         InputError: The checkpoint is missing, incomplete or belongs to another run (names what differs).
@@ -118,10 +115,8 @@ def check_checkpoint(path: str | Path, run: Mapping[str, Any]) -> None:
             f"resume_from_checkpoint {path} has weights alone (`save_only_model`), no optimizer; start from "
             "them with `model_name_or_path`"
         )
-    then = manifest["run"]
-    changed = [
-        f"{name}: {then[name]!r} there, {now!r} now" for name, now in run.items() if name in then and then[name] != now
-    ]
+    there = manifest["run"]
+    changed = [f"{k}: {there[k]!r} there, {now!r} now" for k, now in run.items() if k in there and there[k] != now]
     if changed:
         raise InputError(
             f"checkpoint {path} is of another run ({'; '.join(changed)}), which would not go on as it began; "
@@ -135,11 +130,11 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def finish_checkpoint(draft: Path, final: Path, run: Mapping[str, Any], resumable: bool) -> None:
-    """Rename a finished checkpoint to its final name.
+    """Describe a finished checkpoint and rename it; a checkpoint that has its final name is replaced.
 
     Args:
         draft: The folder that it was written to.
-        final: Its final name; a checkpoint of that name is replaced.
+        final: Its final name.
         run: The description of its run.
         resumable: Whether it holds more than weights.
     """
@@ -156,7 +151,7 @@ def finish_checkpoint(draft: Path, final: Path, run: Mapping[str, Any], resumabl
 
 
 def move_files(draft: Path, folder: Path) -> None:
-    """Move finished files into a folder, where they replace files of the same name; each appears whole."""
+    """Move finished files into a folder, whole; they replace files of the same name."""
     _flush(draft)
     for file in sorted(draft.rglob("*")):
         target = folder / file.relative_to(draft)
@@ -168,7 +163,7 @@ def move_files(draft: Path, folder: Path) -> None:
 
 
 def clear_unfinished(folder: str | Path) -> bool:
-    """Remove unfinished files; returns whether there were any."""
+    """Remove unfinished files; return whether there were any."""
     unfinished = Path(folder) / UNFINISHED
     exists = unfinished.is_dir()
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -196,14 +191,14 @@ def _flush_folder(folder: Path) -> None:
 
 @contextmanager
 def written_whole(what: str, folder: str | Path) -> Iterator[None]:
-    """Turn errors of the disk, most often a full one, into one line.
+    """Turn errors of the disk, such as a full one, into an `InputError` of one line.
 
     Args:
-        what: What is written, for the message.
+        what: The name of the files that the block writes, for the message.
         folder: The run's folder.
 
     Raises:
-        InputError: It cannot be written; its unfinished files are removed.
+        InputError: The files cannot be written; unfinished ones are removed.
     """
     try:
         yield

@@ -58,7 +58,7 @@ class ResumableTrainer(SFTTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ):
-        """As in `transformers.Trainer`.
+        """Train, as in `transformers.Trainer`.
 
         Raises:
             InputError: The checkpoint is missing, incomplete or belongs to another run; or the disk is full.
@@ -66,7 +66,7 @@ class ResumableTrainer(SFTTrainer):
         """
         folder = self.args.output_dir
         if self.args.should_save and clear_unfinished(folder):
-            logger.warning(f"removed from {folder} what was being saved when the run was cut off")
+            logger.warning(f"removed from {folder} the unfinished files of a run that was cut off")
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(folder)
             if resume_from_checkpoint is None:
@@ -77,7 +77,7 @@ class ResumableTrainer(SFTTrainer):
             check_checkpoint(self._resumed_from, self._description())
             self.args.eval_on_start = False  # its result is in the log already
         else:
-            set_seed(self.args.seed)  # undo whatever was drawn since `__init__`, or not drawn thanks to a cache
+            set_seed(self.args.seed)  # the random state must not depend on work before training, which may be cached
         try:
             output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
         finally:
@@ -95,7 +95,7 @@ class ResumableTrainer(SFTTrainer):
         return describe_run(self.args, adapter) | self._rows
 
     def _init_training_state(self, max_steps: int, num_update_steps_per_epoch, num_train_epochs, *args: Any):
-        """Also make no step after the last one; in the middle of an epoch the Trainer would make one more."""
+        """Make no step after the last one; in the middle of an epoch the Trainer would make one more."""
         state = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args)
         return (num_train_epochs, 0) if self.state.global_step >= max_steps else state
 
@@ -140,7 +140,7 @@ class ResumableTrainer(SFTTrainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Also make each file of the model appear whole in the run's own folder."""
+        """Save the model; in the run's own folder each file appears whole."""
         folder = Path(output_dir or self.args.output_dir)
         if _internal_call or folder != Path(self.args.output_dir):
             super().save_model(output_dir, _internal_call)
@@ -157,7 +157,7 @@ class ResumableTrainer(SFTTrainer):
     # Running sums between logs
 
     def _progress(self) -> dict[str, Any]:
-        """The running sums of this process since the last log, as JSON values; subclasses add theirs."""
+        """Return the running sums of this process since the last log as JSON values; subclasses add theirs."""
         return {
             "loss": self._tr_loss.item(),
             "logged_loss": self._total_loss_scalar,
@@ -173,28 +173,52 @@ class ResumableTrainer(SFTTrainer):
         self._total_train_tokens = progress["tokens"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Also make the final `train_loss` that of the whole run; speeds are those of this process."""
+        """Log the final `train_loss` of the whole run; speeds are those of this process."""
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
 
 
-class _ResumeCallback(TrainerCallback):
-    """Lets the trainer act at the events of its training loop."""
+class StopCallback(TrainerCallback):
+    """Saves a checkpoint after the step in which a signal was received, and ends the run.
 
-    def __init__(self, trainer: ResumableTrainer):
-        self._trainer = trainer
+    Args:
+        signals: The signals of the run; None where nothing listens to them.
+    """
+
+    def __init__(self, signals: StopSignals | None):
+        self.signals = signals
         self._stopping = False
-        self._postponed = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        trainer, checkpoint = self._trainer, self._trainer._resumed_from
-        self._stopping = self._postponed = False
-        if checkpoint:
-            file = Path(checkpoint) / f"progress_{args.process_index}.json"
-            trainer._restore_progress(json.loads(file.read_text(encoding="utf-8")))
-        if trainer.stop_signals is not None:
-            trainer.stop_signals.training = True
+        self._stopping = False
+        if self.signals is not None:
+            self.signals.training = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.signals is not None and self.signals.agreed():
+            self._stopping = control.should_save = True
+            args.save_only_model = False  # the run resumes from this checkpoint
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self._stopping:
+            raise self.signals.stopped(args, state)
+
+
+class _ResumeCallback(StopCallback):
+    """Acts on the trainer at the events of its training loop."""
+
+    def __init__(self, trainer: ResumableTrainer):
+        super().__init__(None)
+        self._trainer = trainer
+        self._postponed = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.signals, self._postponed = self._trainer.stop_signals, False
+        super().on_train_begin(args, state, control)
+        if self._trainer._resumed_from:
+            file = Path(self._trainer._resumed_from) / f"progress_{args.process_index}.json"
+            self._trainer._restore_progress(json.loads(file.read_text(encoding="utf-8")))
 
     def on_epoch_begin(self, args, state, control, train_dataloader: DataLoader, **kwargs):
         # With several processes accelerate does not pass the epoch through a loader that skips batches.
@@ -205,20 +229,13 @@ class _ResumeCallback(TrainerCallback):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(int(state.epoch or 0))
 
-    def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
-        signals = self._trainer.stop_signals
-        if signals is not None and signals.agreed():
-            self._stopping = control.should_save = True
-            args.save_only_model = False  # the run resumes from this checkpoint
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control)
         # A run that resumes after this checkpoint would skip what is due at the end of the epoch.
         ends_epoch = state.epoch == int(state.epoch) or control.should_training_stop
         if control.should_save and ends_epoch:
             control.should_save, self._postponed = False, True
 
-    def on_epoch_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_epoch_end(self, args, state, control, **kwargs):
         if self._postponed:
             control.should_save, self._postponed = True, False
-
-    def on_save(self, args, state: TrainerState, control: TrainerControl, **kwargs):
-        if self._stopping:
-            raise self._trainer.stop_signals.stopped(args, state)

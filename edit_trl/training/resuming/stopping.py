@@ -23,7 +23,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 
 @contextmanager
 def handled(receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle the signals; does nothing outside the main thread, where Python forbids signal handlers."""
+    """Handle the signals in the main thread; elsewhere do nothing, since Python forbids signal handlers there."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -36,10 +36,10 @@ def handled(receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
 
 
 class TrainingStopped(SystemExit):
-    """A run was stopped by a signal and can be resumed; a `SystemExit`, which no handler of errors catches.
+    """Raised when a signal has stopped a run, which can be resumed; a `SystemExit`, which no error handler catches.
 
     Args:
-        message: One line that says how far the run came.
+        message: One line about the progress of the run.
     """
 
     def __init__(self, message: str):
@@ -65,7 +65,7 @@ class StopSignals:
         self._group: ProcessGroup | None = None
 
     def receive(self, number: int, _frame: FrameType | None) -> None:
-        """Handle a signal.
+        """Remember a signal while the run trains.
 
         Raises:
             TrainingStopped: The run does not train yet.
@@ -76,7 +76,7 @@ class StopSignals:
         self.received = self.received or name
 
     def stopped(self, args: "TrainingArguments", state: "TrainerState") -> TrainingStopped:
-        """The exception to raise once the run has saved a checkpoint."""
+        """Return the exception to raise once the run has saved a checkpoint."""
         name = self.received or "a signal to another process"
         return TrainingStopped(
             f"stopped by {name} after step {state.global_step} of {state.max_steps}; "
@@ -84,9 +84,9 @@ class StopSignals:
         )
 
     def agreed(self) -> bool:
-        """Whether any process of the run has received a signal; every process asks after every step.
+        """Return whether any process of the run has received a signal; every process calls this after every step.
 
-        The processes ask each other over gloo, so that nothing waits for a GPU.
+        The processes communicate over gloo, so that nothing waits for a GPU.
         """
         import torch  # here, since the launcher imports this module and needs no torch
         from torch import distributed
