@@ -30,13 +30,7 @@ class InputError(ValueError):
 
 
 def raise_problems(problems: Iterable[str], source: str, max_problems: int = 20) -> None:
-    """Raise an InputError if there are problems.
-
-    Args:
-        problems: The messages.
-        source: The file or dataset that they are in.
-        max_problems: How many are listed; the others are counted.
-    """
+    """Raise an InputError if there are problems in `source`, a file or dataset; list at most `max_problems` of them."""
     problems = list(problems)
     if not problems:
         return
@@ -48,7 +42,7 @@ def raise_problems(problems: Iterable[str], source: str, max_problems: int = 20)
 
 
 def show(value: Any) -> str:
-    """A value for a message, shortened to 60 characters, with its type if it is not a text."""
+    """Format a value for a message: at most 60 characters, with its type unless it is a string."""
     text = repr(value)
     text = text if len(text) <= 60 else f"{text[:57]}..."
     return text if isinstance(value, str) else f"{text} ({type(value).__name__})"

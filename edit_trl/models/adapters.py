@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edit_trl.common.errors import InputError
-from edit_trl.models.refusals import refuse_missing_folder
+from edit_trl.common.hub_ids import refuse_missing_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.hub_ids import refuse_missing_folder
 from edit_trl.models.adapters import ADAPTER_CONFIG, adapter_base, put_on, refuse_pickled_adapter
-from edit_trl.models.refusals import brief, one_line_errors, refuse_missing_folder, refuse_pickled_model
+from edit_trl.models.refusals import brief, one_line_errors, refuse_pickled_model
 
 if TYPE_CHECKING:
     import torch

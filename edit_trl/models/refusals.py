@@ -24,22 +24,6 @@ def one_line_errors(subject: str) -> Iterator[None]:
         raise InputError(f"{subject} cannot be loaded: {brief(error)}") from error
 
 
-def refuse_missing_folder(model: str, option: str = "model") -> None:
-    """Refuse a path that does not exist, which transformers would look up on the Hub.
-
-    Args:
-        model: Path or Hub id.
-        option: The option that `model` was given as.
-
-    Raises:
-        InputError: `model` looks like a path, and there is no such folder.
-    """
-    path = Path(model).expanduser()
-    looks_like_path = path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
-    if looks_like_path and not path.is_dir():
-        raise InputError(f"`{option}: {model}`: no such folder (looked in {Path.cwd()})")
-
-
 def refuse_pickled_model(model: str) -> None:
     """Refuse a folder with a whole model of pickled weights.
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.hub_ids import refuse_missing_folder
 from edit_trl.common.options import convert, hints_of, read_yaml
 from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.questions import Question, read_questions
 from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.chat.protocol import Teacher
-from edit_trl.models.loading import refuse_missing_folder
 from edit_trl.teachers.filters import Bounds
 from edit_trl.teachers.generate_arguments import GenerateArguments
 from edit_trl.teachers.generation import PipelineOptions, PivotOptions
