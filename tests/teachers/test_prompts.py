@@ -76,7 +76,11 @@ def test_versions_follow_the_text(tmp_path):
     ("name", "text", "message"),
     [
         ("annotate", "No question.", "placeholder {question} is missing"),
-        ("annotate", "{question} {anser}", "unknown placeholder {anser}; did you mean `answer`?; choose from answer, "),
+        (
+            "annotate",
+            "{question} {anser}",
+            "unknown placeholder {anser}; choose from exemplars, question, task_description",
+        ),
         ("rectify", "{question} {anser}", "did you mean `answer`?"),
         ("judge", "{question} {chain", "not a template"),
         ("student", "{question:{width}}", "placeholder {question} takes no format"),
