@@ -34,7 +34,7 @@ class Licence:
 
 @cache
 def read_licence(base_model: str, revision: str | None = None) -> Licence:
-    """Read the licence from the README.md of a folder or the card on the Hub; `base_model` is "" for a model in memory."""
+    """Read a base model's licence from its README.md or its card on the Hub; "" is a model made in memory."""
     if not base_model:
         return licence_of({}, "it was made in memory", "of this one")
     local = Path(base_model).expanduser()
