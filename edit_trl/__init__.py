@@ -1,7 +1,6 @@
 """edit_trl: distil reasoning into small models by learning from mistakes.
 
-The names below are imported from their modules on first use, so that `import edit_trl` stays
-cheap: it imports no torch.
+Each public name is imported from its module on first use, so `import edit_trl` is fast and imports no torch.
 """
 
 from importlib import import_module
@@ -20,14 +19,19 @@ _MODULE_OF = {
     "KeySteps": "key_steps",
     "load_dual_cots": "data.dual_cots",
     "validate_dual_cots": "data.row_checks",
+    "select_rows": "data.views",
+    "check_answer": "data.answers",
     "generate_dual_cots": "data.procedural.teacher",
     "ProceduralTeacher": "data.procedural.teacher",
     "evaluate_accuracy": "evaluation.accuracy.answering",
     "evaluate_suite": "evaluation.suite.evaluate_suite",
     "compare_runs": "evaluation.compare.comparison",
+    "read_run": "evaluation.runs.folder",
+    "SuiteCallback": "evaluation.suite.callback",
+    "AnswerAccuracy": "evaluation.accuracy.metric",
 }
 
-__all__ = [  # noqa: RUF022 (in the order of _MODULE_OF: training, data, measuring)
+__all__ = [  # noqa: RUF022 (in the order of _MODULE_OF: training, data, evaluation)
     "DualCoTConfig",
     "DualCoTTrainer",
     "DualCoTCollator",
@@ -38,20 +42,30 @@ __all__ = [  # noqa: RUF022 (in the order of _MODULE_OF: training, data, measuri
     "KeySteps",
     "load_dual_cots",
     "validate_dual_cots",
+    "select_rows",
+    "check_answer",
     "generate_dual_cots",
     "ProceduralTeacher",
     "evaluate_accuracy",
     "evaluate_suite",
     "compare_runs",
+    "read_run",
+    "SuiteCallback",
+    "AnswerAccuracy",
 ]
 
 if TYPE_CHECKING:
     from edit_trl.cli.train_recipe import train_recipe
+    from edit_trl.data.answers import check_answer
     from edit_trl.data.dual_cots import load_dual_cots
     from edit_trl.data.procedural.teacher import ProceduralTeacher, generate_dual_cots
     from edit_trl.data.row_checks import validate_dual_cots
+    from edit_trl.data.views import select_rows
     from edit_trl.evaluation.accuracy.answering import evaluate_accuracy
+    from edit_trl.evaluation.accuracy.metric import AnswerAccuracy
     from edit_trl.evaluation.compare.comparison import compare_runs
+    from edit_trl.evaluation.runs.folder import read_run
+    from edit_trl.evaluation.suite.callback import SuiteCallback
     from edit_trl.evaluation.suite.evaluate_suite import evaluate_suite
     from edit_trl.key_steps import KeySteps, key_step_masks, locate_key_steps
     from edit_trl.losses import dual_cot_loss

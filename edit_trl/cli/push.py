@@ -5,26 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edit_trl.common.errors import InputError
-from edit_trl.hub.push import Source, default_repo_id, files_to_push, find_source, push_files
+from edit_trl.hub.push import default_repo_id, find_source, push
 from edit_trl.hub.repository import check_repo_id
 
 if TYPE_CHECKING:
     from edit_trl.evaluation.runs.schema import RunRecord
     from edit_trl.hub.card_facts import Evaluation
-    from edit_trl.hub.repository import Content
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `edit-trl push`.
 
     Raises:
-        InputError: There is nothing that can be pushed, or the Hub refused.
+        InputError: There is nothing to push, or the Hub refused.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     source = find_source(options.run)
@@ -35,16 +33,16 @@ def main(argv: list[str] | None = None) -> int:
     if source.kind != "model" and (options.base_model or options.evaluation):
         raise InputError("--base_model and --evaluation are for models; this is a dataset")
     evaluations = find_evaluations(source.path, options.evaluation) if source.kind == "model" else []
-    with tempfile.TemporaryDirectory(prefix="edit_trl-push-") as drafts:
-        files, notes = files_to_push(
-            source, repo_id, Path(drafts), base_model=options.base_model, evaluations=evaluations
-        )
-        if options.dry_run:
-            print(_listing(source, repo_id, options.private, files))
-        else:
-            print(push_files(source, repo_id, files, private=options.private, revision=options.revision))
-    for note in notes:
-        print(f"note: {note}")
+    report = push(
+        source,
+        repo_id,
+        base_model=options.base_model,
+        evaluations=evaluations,
+        private=options.private,
+        revision=options.revision,
+        dry_run=options.dry_run,
+    )
+    print(report)
     return 0
 
 
@@ -89,17 +87,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def find_evaluations(folder: Path, given: Sequence[str] = ()) -> list[Evaluation]:
-    """Finished runs of `edit-trl evaluate` and `suite` for a model's card.
+    """Find finished runs of `edit-trl evaluate` and `suite` for the card of the model in `folder`.
 
-    They are the runs that are given, those in the model's folder, and those of this model in the folder
-    around it, up to two levels deep.
-
-    Args:
-        folder: The model's folder.
-        given: Folders of further runs, of this model or of others to compare it with.
+    They are the runs in `given`, those in the model's folder, and runs of this model up to two levels below the
+    parent of that folder.
 
     Raises:
-        InputError: A run that is given does not exist or is not finished.
+        InputError: A run in `given` does not exist or is not finished.
     """
     from edit_trl.evaluation.runs.folder import RECORD_FILE, read_run
 
@@ -112,12 +106,12 @@ def find_evaluations(folder: Path, given: Sequence[str] = ()) -> list[Evaluation
 
 
 def _belongs_to(record_file: Path, folder: Path) -> bool:
-    """Whether a run is finished and measured the model in `folder`, or lies in that folder."""
+    """Whether a run is finished, and lies in `folder` or measured the model there."""
     try:
         record = json.loads(record_file.read_text(encoding="utf-8"))
         is_own = folder in record_file.parents or Path(record["model"]).resolve() == folder.resolve()
         return record["finished"] is not None and is_own
-    except (OSError, ValueError, KeyError, TypeError):  # a file of this name that is no record of a run
+    except (OSError, ValueError, KeyError, TypeError):  # another file of this name
         return False
 
 
@@ -135,16 +129,3 @@ def _evaluation(record: RunRecord, folder: Path) -> Evaluation:
         main=MAIN_SCORE[record.kind],
         tasks=record.groups.get("task", {}),
     )
-
-
-def _listing(source: Source, repo_id: str, private: bool | None, files: Mapping[str, Content]) -> str:
-    visibility = "public" if private is False else "private, if it is new" if private is None else "private"
-    lines = [f"would push to the {source.repo_type} {repo_id} ({visibility}), from {source.path}:", ""]
-    for name, content in sorted(files.items()):
-        size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        lines.append(f"  {size:>14,}  {name}")
-    if source.path.is_dir():
-        entries = (entry for entry in source.path.iterdir() if entry.name not in files)
-        names = sorted(entry.name + "/" * entry.is_dir() for entry in entries)
-        lines += ["", f"stays here: {', '.join(names) or 'nothing'}"]
-    return "\n".join(lines)

@@ -1,28 +1,28 @@
-"""Range checks of options: the errors of values that are out of range, in the same words everywhere.
+"""Range checks of options.
 
-Each takes values by name, skips those that are None and returns a message per value that is out of range.
+Each check takes values by name, skips those that are None and returns one message for each value out of range.
 """
 
 from collections.abc import Callable, Mapping
 
 
 def at_least(least: float, **values: float | None) -> list[str]:
-    """Errors of values below `least`."""
+    """Return an error for each value below `least`."""
     return _errors(values, lambda value: value >= least, f"must be at least {least}")
 
 
 def not_negative(**values: float | None) -> list[str]:
-    """Errors of values below 0."""
+    """Return an error for each value below 0."""
     return _errors(values, lambda value: value >= 0, "cannot be negative")
 
 
 def positive(**values: float | None) -> list[str]:
-    """Errors of values that are 0 or less."""
+    """Return an error for each value that is 0 or less."""
     return _errors(values, lambda value: value > 0, "must be positive")
 
 
 def share(**values: float | None) -> list[str]:
-    """Errors of values outside (0, 1]."""
+    """Return an error for each value outside (0, 1]."""
     return _errors(values, lambda value: 0 < value <= 1, "must be above 0 and at most 1")
 
 

@@ -58,7 +58,7 @@ def raise_problems(problems: Iterable[str], source: str | None = None, max_probl
 
 
 def show(value: Any) -> str:
-    """A value for a message, shortened to 60 characters, with its type if it is not a text."""
+    """Format a value for a message: at most 60 characters, with its type unless it is a string."""
     text = repr(value)
     text = text if len(text) <= 60 else f"{text[:57]}..."
     return text if isinstance(value, str) else f"{text} ({type(value).__name__})"

@@ -1,4 +1,4 @@
-"""Whole files: written completely or not at all; hashes of contents and the git revision."""
+"""Atomic writing of files and folders, content hashes, and the git revision."""
 
 from __future__ import annotations
 
@@ -17,16 +17,11 @@ DRAFT_SUFFIX = ".draft"
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A draft beside `path` that replaces it when the block ends without an error.
+    """Yield a draft path beside `path`; it replaces `path` when the block ends without an error.
 
-    The block writes a file or a folder to the draft. A reader sees the old contents or the new ones, never
-    a part. The draft is removed in any case, and is named by its process, so that two of them can write.
-
-    Args:
-        path: The file or folder to write. Its parent folders are created.
-
-    Yields:
-        The path of the draft, which does not exist yet.
+    The block writes a file or a folder to the draft. A reader of `path` sees the old contents or the new ones, never
+    a part. Parent folders are created. After an error the draft is removed. Its name contains the process id, so that
+    two processes can write at the same time.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,13 +41,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file completely or not at all; text is encoded as UTF-8."""
+    """Write a file completely or not at all, text as UTF-8."""
     with replacing(path) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _swap_folders(draft: Path, path: Path) -> None:
-    """No system call replaces a folder that is not empty: the old one steps aside, and back on failure."""
+    # No system call replaces a folder that is not empty: rename the old one first, and back if that fails.
     old = draft.with_suffix(".old")
     path.rename(old)
     try:
@@ -71,13 +66,13 @@ def _remove(path: Path) -> None:
 
 
 def content_hash(value: Any) -> str:
-    """A short hash of anything that JSON can hold."""
+    """Return a short hash of a JSON value."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def git_revision() -> str | None:
-    """The git revision of the working directory, with "+" if files differ from it; None without git."""
+    """Return the git revision of the working directory, with "+" if files were changed; None outside a repository."""
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

@@ -9,32 +9,24 @@ from edit_trl.common.errors import InputError
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether a name can be a model or dataset on the Hub: "name" or "namespace/name", and no path here."""
+    """Whether a name can be a model or dataset on the Hub: "name" or "namespace/name", and no local path."""
     if not name or Path(name).expanduser().exists():
         return False
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
 
 
 def looks_like_file(path: Path) -> bool:
-    """Whether a path ends as files do: "rows.jsonl", but not "Qwen3-0.6B" or "data.v2"."""
+    """Whether a path ends like a file name: "rows.jsonl", but not "Qwen3-0.6B" or "data.v2"."""
     return re.fullmatch(r"\.[a-z]{2,9}", path.suffix.lower()) is not None
 
 
 def refuse_missing_path(source: str) -> None:
-    """Raise an InputError for a dataset that is not here and cannot be on the Hub, such as "none.jsonl"."""
+    """Raise an InputError if a dataset has no local path and cannot be on the Hub, such as "none.jsonl"."""
     if not is_hub_id(source) or looks_like_file(Path(source)):
         raise InputError(f"no such file or folder: {source!r} (looked in {Path.cwd()})")
 
 
 def refuse_missing_folder(model: str, option: str = "model") -> None:
-    """Refuse a path that does not exist, which the Hub would be asked for and answer with fifty lines.
-
-    Args:
-        model: The path or Hub id of a model.
-        option: The option it was given as, for the message.
-
-    Raises:
-        InputError: It is not a folder and cannot be a Hub id.
-    """
+    """Raise an InputError if a model, given as `option`, has no local folder and cannot be on the Hub."""
     if not Path(model).expanduser().is_dir() and not is_hub_id(model):
         raise InputError(f"`{option}: {model}`: no such folder (looked in {Path.cwd()})")

@@ -1,4 +1,4 @@
-"""Text of others in Markdown and HTML: shown as it is, never read as markup."""
+"""Foreign text in Markdown and HTML: shown literally, never read as markup."""
 
 from __future__ import annotations
 
@@ -9,48 +9,39 @@ from typing import Any
 
 from edit_trl.common.terminal import UNSEEN
 
-# What begins or ends anything in CommonMark, GFM tables, HTML or the Hub's mathematics.
+# The characters that have a meaning in CommonMark, GFM tables, HTML or the mathematics of the Hub.
 _MARKUP = re.compile(r"[&<>`*_\[\]|~#\\$]")
 
 
 def text(value: Any) -> str:
-    """Inline text: one line, no markup, and nobody is notified by an @."""
+    """Escape a value as inline text on one line; an @ notifies nobody."""
     escaped = _MARKUP.sub(lambda match: f"&#{ord(match[0])};", one_line(value))
     return escaped.replace("@", "@\N{ZERO WIDTH SPACE}")
 
 
 def code(value: Any) -> str:
-    """An inline code span, also within a table."""
+    """Format a value as an inline code span, which may stand in a table."""
     span = one_line(value).replace("`", "'").replace("|", "¦")
     return f"`{span or ' '}`"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are Markdown already."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def marked_block(content: str, spans: Iterable[Sequence[int]] = ()) -> str:
-    """A block of text as it stands, with some of it in bold.
+    """Format text as a `<pre>` element, in which Markdown is not read.
 
     Args:
         content: The text.
-        spans: [start, end) characters to mark, sorted.
-
-    Returns:
-        A `<pre>` element, in which Markdown is not read.
+        spans: Sorted [start, end) characters to show in bold.
     """
     parts, position = [], 0
     for start, end in spans:
         parts += [_in_html(content[position:start]), "<b>", _in_html(content[start:end]), "</b>"]
         position = end
-    # A line break after <pre> is not shown: the first of the text's own would be lost.
+    # HTML ignores a line break after <pre>; without the added one, a first line break of the text would be lost.
     return f"<pre>\n{''.join(parts)}{_in_html(content[position:])}</pre>"
 
 
 def one_line(value: Any) -> str:
-    """On one line: a card's metadata ends at the first line of three dashes, whatever is around it."""
+    """Put a value on one line. (In YAML metadata, a line of three dashes would end the metadata.)"""
     return " ".join(UNSEEN.sub("", str(value).replace("\r", "\n")).split())
 
 

@@ -1,6 +1,6 @@
-"""Options of commands as dataclasses: read from a recipe and the command line, converted, checked, described.
+"""Options of commands as dataclasses, read from a recipe and the command line.
 
-`train` parses its options with TRL's parser; every other command that takes a recipe uses these functions.
+`train` parses its options with TRL's parser; every other command with a recipe uses these functions.
 """
 
 import dataclasses
@@ -21,11 +21,7 @@ from edit_trl.common.errors import InputError
 
 
 def read_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
-    """Read a YAML file of `key: value`.
-
-    Args:
-        path: The file.
-        what: The name of its kind, for messages.
+    """Read a YAML mapping; `what` names the kind of file in messages.
 
     Raises:
         InputError: The file does not exist or is not a YAML mapping.
@@ -57,7 +53,7 @@ def read_options(
         The path, or None, and the values by name.
 
     Raises:
-        InputError: A word that belongs to no option, an unknown option, or one without a value.
+        InputError: An argument belongs to no option, or an option is unknown or has no value.
     """
     names, given = set(names), {}
     problems: list[str] = []
@@ -84,7 +80,7 @@ def read_options(
 
 
 def _parse_words(words: list[str]) -> Any:
-    """One word, or a list of them; lists, mappings, booleans and null are written as in YAML."""
+    """Return the word, or the list of several; parse lists, mappings, booleans and null as YAML."""
     import yaml
 
     if len(words) > 1:
@@ -99,11 +95,9 @@ def _parse_words(words: list[str]) -> Any:
 
 
 def find_beside(path: str | None, folder: Path) -> str | None:
-    """Find a file or folder that a recipe names: in the working directory, then in the recipe's folder.
+    """Look up a path of a recipe in the working directory, then in the recipe's `folder`.
 
-    Args:
-        path: The path as the recipe has it; a Hub id, None and a path that exists nowhere are returned as they are.
-        folder: The recipe's folder.
+    A Hub id, None and a path that does not exist are returned unchanged.
     """
     if path is None or Path(path).exists() or not (folder / path).exists():
         return path
@@ -119,13 +113,13 @@ def build_options(
     """Build one object of each class from a recipe and from options that override it.
 
     Args:
-        path: A YAML file of `key: value`; None for options alone.
-        options: Values by name, as `read_options` returns them.
+        path: A YAML file; None for options alone.
+        options: Values by name, from `read_options`.
         classes: Dataclasses whose checks raise InputError.
         hidden: Fields that are not options.
 
     Raises:
-        InputError: All that is wrong with the options.
+        InputError: Every error of the recipe and the options at once.
     """
     hints = {name: hint for name, hint in hints_of(classes).items() if name not in set(hidden)}
     values, problems = convert({**(read_yaml(path) if path else {}), **options}, hints)
@@ -157,14 +151,10 @@ def build(classes: Sequence[type], values: Mapping[str, Any], problems: Sequence
 
 
 def convert(values: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Convert values to the types of their options.
-
-    Args:
-        values: Values by name, as YAML or the command line has them.
-        hints: The type of each option.
+    """Convert values of YAML or the command line to the types in `hints`.
 
     Returns:
-        The values that could be converted, and what is wrong with the others.
+        The converted values, and an error for each of the others.
     """
     converted, problems = {}, []
     for name, value in values.items():
@@ -179,7 +169,8 @@ def convert(values: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[dict[s
 
 
 def _convert_value(value: Any, hint: Any) -> Any:
-    members = typing.get_args(hint) if _is_union(hint) else (hint,)
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    members = typing.get_args(hint) if is_union else (hint,)
     kinds = [typing.get_origin(member) or member for member in members]
     if value is None:
         if type(None) in kinds:
@@ -188,7 +179,7 @@ def _convert_value(value: Any, hint: Any) -> Any:
     for member, kind in zip(members, kinds, strict=True):
         if kind is Literal and value in typing.get_args(member):
             return value
-        # bool is an int to Python; 1 is a float to a person.
+        # An integer is a valid float. In Python a bool is an int, but not a number for the user.
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if isinstance(kind, type) and type(value) is kind:
@@ -199,11 +190,11 @@ def _convert_value(value: Any, hint: Any) -> Any:
 
 
 def _convert_text(text: str, members: Sequence[Any], kinds: Sequence[Any]) -> Any:
-    """PyYAML reads `1e-4` and a quoted number as text; say what else a text was meant to be."""
+    """Convert text to the first type that it fits: PyYAML reads `1e-4` and a quoted number as text."""
     if any(isinstance(kind, type) and issubclass(kind, enum.Enum) for kind in kinds):
-        return text  # checked by the class itself, which names the choices
+        return text  # the class checks it and names the choices
     if list in kinds:
-        return [text]  # one of a list, as on the command line
+        return [text]  # a list of one, as on the command line
     for kind in (int, float):
         if kind in kinds:
             try:
@@ -231,18 +222,14 @@ def _describe(members: Sequence[Any]) -> str:
     return " or ".join(part for part in parts if part != "nothing")
 
 
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
 def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """A hint at the name that was probably meant, or an empty text."""
+    """Return a hint at the most similar name, or "" if none is similar."""
     close = difflib.get_close_matches(name.replace("-", "_"), list(names), n=1, cutoff=0.6)
     return f"; did you mean `{prefix}{close[0]}`?" if close else ""
 
 
 def hints_of(classes: Iterable[type]) -> dict[str, Any]:
-    """The type of every field of some dataclasses, by name."""
+    """Return the type of every field of the dataclasses, by name."""
     hints: dict[str, Any] = {}
     for cls in classes:
         names = {field.name for field in dataclasses.fields(cls) if field.init}
@@ -254,13 +241,9 @@ def hints_of(classes: Iterable[type]) -> dict[str, Any]:
 
 
 def format_help(usage: str, description: str, classes: Sequence[type], hidden: Iterable[str] = ()) -> str:
-    """Format what `--help` prints: each option of the classes, its default and its description.
+    """Format the text of `--help`: each field of the dataclasses, its default and its description.
 
-    Args:
-        usage: The line after "usage: ".
-        description: A sentence or two.
-        classes: Dataclasses whose docstrings describe their fields.
-        hidden: Fields that are not options.
+    Fields in `hidden` are not options.
     """
     defaults = {field.name: field.default for cls in classes for field in dataclasses.fields(cls)}
     lines = [f"usage: {usage}", "", *textwrap.wrap(description, 100), ""]
@@ -272,16 +255,16 @@ def format_help(usage: str, description: str, classes: Sequence[type], hidden: I
 
 
 def option_help(classes: Sequence[type], hidden: Iterable[str] = ()) -> dict[str, str]:
-    """The description of every option; the first class that describes an option decides."""
+    """Return the description of every option by name, from the first class that describes it."""
     names = hints_of(classes).keys() - set(hidden)
     texts: dict[str, str] = {}
     for cls in classes:
-        texts |= {name: text for name, text in described(cls).items() if name not in texts}
-    return {name: text for name, text in texts.items() if name in names}
+        texts |= {name: text for name, text in _descriptions(cls).items() if name in names - texts.keys()}
+    return texts
 
 
-def described(cls: type) -> dict[str, str]:
-    """The description of each field, on one line: the `Attributes:` sections of a dataclass and its bases."""
+def _descriptions(cls: type) -> dict[str, str]:
+    """Return the description of each field from the `Attributes:` sections of a dataclass and its bases."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         _, _, section = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:\n")

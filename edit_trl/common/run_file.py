@@ -1,4 +1,4 @@
-"""`run.json` in the folder of a training run: its options, its results and whether it is finished."""
+"""`run.json` in the folder of a training run: its options, its results and when it finished."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from edit_trl.common.files import DRAFT_SUFFIX, write_whole
 
 RUN_FILE = "run.json"
 
-# Options that do not change what is trained: a run may be resumed with others.
+# Options that do not change the trained weights: a run may be resumed with other values of these.
 INCIDENTAL = {
     *("output_dir", "report_to", "run_name", "logging_dir", "logging_steps", "logging_strategy"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_token", "log_level"),
@@ -22,7 +22,7 @@ INCIDENTAL = {
 
 
 def read_run_file(folder: Path) -> dict[str, Any]:
-    """Read a run's `edit_trl` (version), `finished`, `options` and `results`; empty if the folder has no run.
+    """Read a run's `edit_trl` (version), `finished`, `options` and `results`; return {} if the folder has no run.
 
     Raises:
         InputError: The file is not a JSON object.
@@ -38,30 +38,30 @@ def read_run_file(folder: Path) -> dict[str, Any]:
 
 
 def stage_options(folder: Path, names: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """The options of each stage that led to a model; empty if one of them is not recorded.
+    """Return the name and options of each stage that led to the model in `folder`; [] if one is not recorded.
 
-    Args:
-        folder: The folder of the last stage; the earlier ones are beside it.
-        names: The names of the stages, in order.
+    The folders of the earlier stages are beside `folder`.
     """
     if any(Path(name).name != name for name in names):
-        return []  # a path instead of a name must not lead out of the run
+        return []  # a name that is a path must not lead out of the run
     folders = [folder if name == names[-1] else folder.parent / name for name in names]
     options = [read_run_file(stage_folder).get("options") for stage_folder in folders]
     return list(zip(names, options, strict=True)) if all(options) else []
 
 
 def check_run_folder(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the run in a folder, which must be empty or hold a run with these options.
+    """Read the run in `folder`.
 
     Raises:
-        InputError: The folder holds another run, or other files.
+        InputError: The folder holds a run with other options than `values`, or other files.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir {folder} is a file; choose another")
     state = read_run_file(folder)
     if not state:
-        if folder.is_dir() and not all(map(_is_draft, folder.iterdir())):
+        # A run that was killed before it began leaves a draft alone.
+        drafts = folder.glob(f"{RUN_FILE}.*{DRAFT_SUFFIX}")
+        if folder.is_dir() and set(folder.iterdir()) != set(drafts):
             raise InputError(
                 f"output_dir {folder} is not empty and holds no run of edit-trl; choose another, or remove it"
             )
@@ -70,21 +70,11 @@ def check_run_folder(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     return state
 
 
-def _is_draft(file: Path) -> bool:
-    """A draft alone is left by a run that was killed before it began."""
-    return file.name.startswith(f"{RUN_FILE}.") and file.name.endswith(DRAFT_SUFFIX)
-
-
 def check_same_run(folder: Path, values: Mapping[str, Any], finding: str) -> None:
-    """Check that the run in a folder, if there is one, has these options, except for incidental ones.
-
-    Args:
-        folder: The run's folder.
-        values: The options.
-        finding: The beginning of the message, such as "output_dir out holds".
+    """Check that the run in `folder`, if there is one, has the options `values`, apart from `INCIDENTAL` ones.
 
     Raises:
-        InputError: Other options; the message lists them.
+        InputError: Options differ. The message begins with `finding`, such as "output_dir out holds".
     """
     state = read_run_file(folder)
     if not state:
@@ -106,14 +96,7 @@ def _essentials(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_run_file(folder: Path, values: Mapping[str, Any], finished: str | None, results: Mapping[str, Any]) -> None:
-    """Write a run's options (except its Hub token) and results into its folder.
-
-    Args:
-        folder: The run's folder.
-        values: The options.
-        finished: When the run finished; None while it runs.
-        results: Its last metrics.
-    """
+    """Write a run's options (except its Hub token), when it finished (None while it runs) and its last metrics."""
     options = {k: v for k, v in values.items() if k != "hub_token"}
     state = {"edit_trl": version("edit_trl"), "finished": finished, "options": options, "results": results}
     write_whole(folder / RUN_FILE, json.dumps(state, indent=2, default=str) + "\n")

@@ -1,4 +1,4 @@
-"""Rows of text as a plain-text table."""
+"""Plain-text tables."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from edit_trl.common.terminal import visible_line
 
 
 def aligned(blocks: Sequence[Sequence[Sequence[str]]], left: int = 1) -> str:
-    """Align rows of cells in columns, with a rule between blocks.
+    """Align blocks of rows, with a rule between blocks; the first `left` columns to the left, the others to the right.
 
-    Args:
-        blocks: Rows of cells; all rows have the same number of cells.
-        left: How many columns are aligned to the left; the others, of numbers, are aligned to the right.
+    All rows have the same number of cells.
     """
     blocks = [[[visible_line(cell) for cell in row] for row in block] for block in blocks]
     widths = [max(map(len, column)) for column in zip(*(row for block in blocks for row in block), strict=True)]

@@ -1,22 +1,22 @@
-"""Text of others, shown in a terminal: as it is, and never acted on."""
+"""Foreign text in a terminal: control characters are made visible, so that the terminal does not obey them."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-# Control characters, those that turn the direction of the text around them, separators that some programs
-# take for line breaks, and what UTF-8 and XML cannot hold. Line breaks and tabs are no part of it.
+# Control characters, marks that change the direction of text, separators that some programs read as line breaks,
+# and code points that UTF-8 or XML cannot hold. Line breaks and tabs are not among them.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 def visible(text: str) -> str:
-    """The text with a character that can be seen in place of each that cannot, so that spans still hold."""
+    """Replace each invisible character by one visible character, so that character offsets stay valid."""
     return UNSEEN.sub(lambda match: _picture(ord(match[0])), text)
 
 
 def visible_line(value: Any) -> str:
-    """A value on one line, as `visible`: a space in place of each line break or tab."""
+    """Format a value as `visible` does, on one line: line breaks and tabs become spaces."""
     return re.sub(r"\s", " ", visible(str(value)))
 
 

@@ -1,7 +1,7 @@
-"""The facts that a model card is made of, saved as `card.json` beside the model.
+"""The facts of a model card, saved as `card.json` beside the model.
 
-From this file the card can be written again without the trainer: with the stages before, with later
-evaluations, or for the merged model. The file itself is not uploaded.
+With this file the card can be rewritten without the trainer: with earlier stages, with later evaluations, or for the
+merged model. The file itself is not uploaded.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import write_whole
 from edit_trl.data.row import chain_text, is_chosen_alone, is_conversational, pairs_of
 from edit_trl.key_steps import KeyStepMethod, locate_key_steps
 
@@ -83,12 +84,12 @@ class StageFacts:
 
     Attributes:
         name: Name of the stage.
-        base_model: Id or path of the model it started from.
+        base_model: Id or path of the model that was trained.
         revision: Revision of that model.
         adapter: Options of the adapter; None if all weights were trained.
-        quantization: How the base model was quantized for training, such as "4-bit nf4"; None if it was not.
+        quantization: Quantization of the base model while training, such as "4-bit nf4"; None without.
         dataset: Id or path of the dual CoTs.
-        rows: What became of the rows, in words, by dataset ("train", "eval").
+        rows: How many pairs were kept and dropped, in words, by dataset ("train", "eval").
         objective: Options of the loss.
         training: Options of the training.
         processes: Number of processes that trained together.
@@ -121,8 +122,7 @@ class CardFacts:
     """The facts of a trained model.
 
     Attributes:
-        form: What is in the folder: an adapter, a model whose weights were all trained, or an adapter merged
-            into its model.
+        form: An adapter, a model whose weights were all trained, or an adapter merged into its model.
         stages: The stages in order; the last one saved the model.
     """
 
@@ -131,11 +131,11 @@ class CardFacts:
 
     @property
     def base_model(self) -> str:
-        """The model that the first stage started from; empty if that was made in memory."""
+        """The model that the first stage trained; empty if it was made in memory."""
         return self.stages[0].base_model
 
     def after(self, earlier: CardFacts) -> CardFacts:
-        """These facts with the stages of `earlier` before them."""
+        """Return these facts with the stages of `earlier` before their own."""
         return replace(self, stages=[*earlier.stages, *self.stages])
 
 
@@ -146,7 +146,7 @@ class Evaluation:
     Attributes:
         name: The name of the run in tables.
         kind: `evaluate` or `suite`.
-        of_this_model: Whether the card's own model was measured, and not one to compare it with.
+        of_this_model: Whether the card's own model was measured, and not another one for comparison.
         items: Number of items.
         scores: The scores, by name; None for one that could not be computed.
         intervals: 95% confidence intervals, by name of the score.
@@ -167,11 +167,11 @@ class Evaluation:
 def write_facts(folder: Path, facts: CardFacts) -> None:
     """Write `card.json`."""
     text = json.dumps(asdict(facts), indent=1, ensure_ascii=False, default=str)
-    (folder / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / FACTS_FILE, text + "\n")
 
 
 def read_facts(folder: Path) -> CardFacts | None:
-    """Read `card.json`; None if there is none.
+    """Read `card.json`; return None if the folder has none.
 
     Raises:
         InputError: The file is not a valid `card.json`.
@@ -194,26 +194,26 @@ def read_facts(folder: Path) -> CardFacts | None:
 
 
 def plain_options(config: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Options of a config as plain JSON values, without those that are None."""
+    """Return the options of a config as JSON values, without those that are None."""
     values = {name: getattr(config, name) for name in names}
     return {name: getattr(value, "value", value) for name, value in values.items() if value is not None}
 
 
 def adapter_options(model: Any) -> dict[str, Any]:
-    """The options of a `PeftModel`'s active adapter."""
+    """Return the options of a `PeftModel`'s active adapter."""
     config = model.peft_config[model.active_adapter]
     options = {"peft_type": getattr(config.peft_type, "value", config.peft_type)}
     for name in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "modules_to_save"):
         value = getattr(config, name, None)
         if value is not None and value is not False:
             names = value if isinstance(value, set | list | tuple) else None
-            # PEFT writes out what `all-linear` means, layer by layer.
+            # PEFT expands `all-linear` to a list of all layers.
             options[name] = value if names is None else ", ".join(sorted({n.split(".")[-1] for n in names}))
     return options
 
 
 def quantization_name(quantization: Any) -> str:
-    """The name of a quantization, such as "4-bit nf4"."""
+    """Return the name of a quantization, such as "4-bit nf4"."""
     options = quantization if isinstance(quantization, dict) else quantization.to_dict()
     if options.get("load_in_4bit"):
         return f"4-bit {options.get('bnb_4bit_quant_type', '')}".strip()
@@ -221,7 +221,7 @@ def quantization_name(quantization: Any) -> str:
 
 
 def plain_logs(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """The entries of the trainer's logs that a card shows, without values that are not finite."""
+    """Return the metrics in `LOGGED` from the trainer's log history, without values that are not finite."""
     names = {*LOGGED, *(f"eval_{name}" for name in LOGGED)}
     entries = [
         {"step": entry["step"]} | {name: entry[name] for name in names & entry.keys() if math.isfinite(entry[name])}
@@ -234,12 +234,12 @@ def plain_logs(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float
 def pick_examples(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, method: KeyStepMethod, count: int = 3
 ) -> list[Example]:
-    """Pick a few short pairs of different tasks, with their key steps as the training marks them.
+    """Pick the shortest pairs of different tasks among the first 300 rows, with their key steps.
 
     Args:
-        dataset: Validated dual CoTs. Only the first 300 rows are considered.
+        dataset: Validated dual CoTs.
         tokenizer: The student's tokenizer, for methods that align tokens.
-        method: How key steps are found.
+        method: How key steps are located.
         count: Maximum number of pairs.
     """
     rows = dataset.select(range(min(len(dataset), 300)))

@@ -1,4 +1,4 @@
-"""Cards from templates, which escape what is filled in for Markdown and HTML by default."""
+"""Cards from templates, which escape every value for Markdown and HTML by default."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def render_card(template: str, metadata: CardData, values: Mapping[str, Any]) ->
 
     Args:
         template: File name of the template.
-        metadata: The YAML header, as `{{ metadata }}`.
-        values: Every other name that the template uses. Strings are escaped.
+        metadata: The YAML header, `{{ metadata }}` in the template.
+        values: Every other name in the template. Strings are escaped.
 
     Returns:
         The text of the card.
@@ -47,8 +47,8 @@ def render_card(template: str, metadata: CardData, values: Mapping[str, Any]) ->
 
 @cache
 def _environment() -> Environment:
-    # `ModelCard.from_template` of huggingface_hub escapes nothing and takes no environment. Jinja's own
-    # autoescape knows HTML only: `finalize` escapes for Markdown too, before it, whatever is not `Markup`.
+    # `ModelCard.from_template` of huggingface_hub escapes nothing and takes no environment. Jinja's autoescape covers
+    # HTML only; `finalize` runs before it and escapes everything but `Markup` for Markdown too.
     environment = Environment(
         loader=PackageLoader("edit_trl.hub"),
         autoescape=True,
@@ -70,7 +70,7 @@ def _environment() -> Environment:
 
 
 def _hub_link(name: str, kind: str = "") -> Markup:
-    """A model or dataset: a link if it is "namespace/name" on the Hub; of a path, only the last part."""
+    """Format a model or dataset: as a link if it is "namespace/name" on the Hub, as the last part if it is a path."""
     if not name:
         return Markup("a model made in memory")
     if not is_hub_id(name):

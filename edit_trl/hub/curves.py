@@ -1,4 +1,4 @@
-"""Training curves as an SVG picture, written by hand: a few lines need no plotting library."""
+"""Training curves as an SVG picture, without a plotting library."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from edit_trl.common.markdown import text
 
 PANELS = {"loss": "loss", "key_accuracy": "key accuracy"}
-"""Name in the logs -> title of the panel. The same name with `eval_` before it is drawn dashed."""
+"""Title of each panel by the name of its metric in the logs. The metric with the prefix `eval_` is drawn dashed."""
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # most colour-blind readers can tell them apart
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # distinguishable for most colour-blind readers
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 380, 250, 52, 34, 46
 _MOST_POINTS = 200
 
@@ -27,12 +27,10 @@ def curves_svg(stages: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str
     Returns:
         An SVG document; None if nothing was logged.
     """
-    panels = {name: _lines(stages, name) for name in PANELS}
-    panels = {name: lines for name, lines in panels.items() if lines}
+    panels = {name: lines for name in PANELS if (lines := _lines(stages, name))}
     if not panels:
         return None
     width = _WIDTH * len(panels)
-    legend = _legend(stages)
     drawn = [_panel(index, PANELS[name], lines) for index, (name, lines) in enumerate(panels.items())]
     summary = "; ".join(_summary(name, lines) for name, lines in panels.items())
     return "\n".join(
@@ -43,7 +41,7 @@ def curves_svg(stages: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str
             f'<desc id="desc">{text(summary)}</desc>',
             f'<rect width="{width}" height="{_HEIGHT + 22}" fill="#ffffff"/>',
             *drawn,
-            *legend,
+            *_legend(stages),
             "</svg>",
             "",
         ]
@@ -51,7 +49,7 @@ def curves_svg(stages: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str
 
 
 def _lines(stages: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], name: str) -> list[tuple[int, bool, Points]]:
-    """Number of the stage, whether it is an evaluation, and points, of every line that has points."""
+    """Return the number of the stage, whether it is an evaluation, and the points of every line with points."""
     lines, offset = [], 0
     for number, (_, log) in enumerate(stages):
         for key in (name, f"eval_{name}"):

@@ -1,8 +1,9 @@
-"""The card of dual CoTs that are pushed as they are."""
+"""The card of a dataset of dual CoTs that is pushed from a file or folder."""
 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from huggingface_hub import DatasetCardData
@@ -15,12 +16,9 @@ if TYPE_CHECKING:
 
 
 def dataset_card(splits: dict[str, Dataset], files: dict[str, str], name: str) -> str:
-    """A card with the number of rows, by split and by what the columns tell, and three examples.
+    """Return a card titled `name` with the counts of rows and three examples.
 
-    Args:
-        splits: Validated dual CoTs, by split.
-        files: Each split's file in the repository.
-        name: The name in the title.
+    `splits` has validated dual CoTs by split, `files` the file of each split in the repository.
     """
     data_files = [{"split": split, "path": files[split]} for split in splits]
     metadata = DatasetCardData(
@@ -40,8 +38,6 @@ def dataset_card(splits: dict[str, Dataset], files: dict[str, str], name: str) -
 
 
 def _count(splits: dict[str, Dataset], column: str) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for rows in splits.values():
-        for value in rows[column][:] if column in rows.column_names else ():
-            counts.update(value if isinstance(value, list) else [value] if value is not None else [])
-    return counts
+    cells = [cell for rows in splits.values() if column in rows.column_names for cell in rows[column][:]]
+    names = (cell if isinstance(cell, list) else [cell] for cell in cells if cell is not None)
+    return Counter(chain.from_iterable(names))

@@ -1,4 +1,4 @@
-"""The licence of a base model, as its own card states it; none is guessed."""
+"""The licence of a base model, as its own card states it; a licence is never guessed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from edit_trl.common.hub_ids import is_hub_id
 from edit_trl.common.markdown import one_line
 
-# Their terms forbid sharing what was made from the work.
+# Licences that forbid sharing derivatives.
 FORBIDS_DERIVATIVES = ("cc-by-nd-4.0", "cc-by-nc-nd-4.0")
 
 
@@ -23,7 +23,7 @@ class Licence:
         id: `license`; "other" if it is unknown, not one of the Hub's, or forbids sharing derivatives.
         name: `license_name`.
         link: `license_link`.
-        why: A sentence for the reader: where the licence comes from, or why it is "other".
+        why: A sentence for the reader of the card: the origin of the licence, or why it is "other".
     """
 
     id: str
@@ -34,12 +34,7 @@ class Licence:
 
 @cache
 def read_licence(base_model: str, revision: str | None = None) -> Licence:
-    """Read the licence that a base model's card states.
-
-    Args:
-        base_model: A folder, whose README.md is read, or an id on the Hub; empty for a model made in memory.
-        revision: Revision of a model on the Hub.
-    """
+    """Read a base model's licence from its README.md or its card on the Hub; "" is a model made in memory."""
     if not base_model:
         return licence_of({}, "it was made in memory", "of this one")
     local = Path(base_model).expanduser()
@@ -52,27 +47,24 @@ def read_licence(base_model: str, revision: str | None = None) -> Licence:
 
 
 def licence_of(metadata: dict[str, Any], source: str, base_model: str) -> Licence:
-    """The licence of a model that was trained from another.
+    """Return the licence of a model trained from `base_model`, whose card has `metadata`.
 
-    Args:
-        metadata: Metadata of the base model's card.
-        source: Where the metadata was read, or why it could not be read.
-        base_model: The base model's name.
+    `source` says where the metadata was read, or why it could not be read.
     """
+    other = f'The licence is given as "other" because the base model {base_model}'
     stated = metadata.get("license")
     stated = stated[0] if isinstance(stated, list) and len(stated) == 1 else stated
     if not stated or not isinstance(stated, str):
         several = isinstance(stated, list) and stated
         reason = f"names several licences ({', '.join(map(str, stated))})" if several else "states no licence"
-        why = f'The licence is given as "other" because the base model {base_model} {reason} ({source}). '
-        return Licence("other", "unknown", None, why + "Find out what its terms allow before you share this.")
+        why = f"{other} {reason} ({source}). Find out what its terms allow before you share this."
+        return Licence("other", "unknown", None, why)
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", stated):
-        why = f'The licence is given as "other" because what the base model {base_model} states ({source}) '
-        return Licence("other", "unknown", None, why + "is no name of a licence.")
+        return Licence("other", "unknown", None, f"{other} states no valid name of a licence ({source}).")
     name, link = (one_line(metadata[key]) if metadata.get(key) else None for key in ("license_name", "license_link"))
     if stated.lower() in FORBIDS_DERIVATIVES:
-        why = f'The licence is given as "other" because that of the base model {base_model}, {stated}, does '
-        return Licence("other", stated, link, why + "not allow sharing what was made from it.")
+        why = f"{other} has the licence {stated}, which does not allow sharing what was made from it."
+        return Licence("other", stated, link, why)
     if link and not link.startswith("https://"):
         link = f"https://huggingface.co/{base_model}/blob/main/{link}" if is_hub_id(base_model) else None
     full_name = f"{stated} ({name})" if name else stated
@@ -96,7 +88,7 @@ def _hub_metadata(base_model: str, revision: str | None) -> tuple[dict[str, Any]
     from huggingface_hub.errors import HTTPError
 
     try:
-        info = HfApi().model_info(base_model, revision=revision, timeout=20)
-    except (HTTPError, OSError) as error:  # refused, deleted, or no network: the new card says so
+        card = HfApi().model_info(base_model, revision=revision, timeout=20).card_data
+    except (HTTPError, OSError) as error:  # refused, deleted or no network; the new card says so
         return {}, f"its card on the Hub could not be read: {type(error).__name__}"
-    return (info.card_data.to_dict() if info.card_data else {}), None
+    return (card.to_dict() if card else {}), None

@@ -1,4 +1,4 @@
-"""The model card: written after training, and again with earlier stages and evaluations."""
+"""The model card: written after training, and rewritten with earlier stages and evaluations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
+from edit_trl.common.files import write_whole
 from edit_trl.common.hub_ids import is_hub_id
 from edit_trl.common.markdown import one_line
 from edit_trl.hub.card_facts import LOGGED, CardFacts, Evaluation, StageFacts, read_facts, write_facts
@@ -23,7 +24,7 @@ TAGS = ("trl", "edit_trl", "dual-cot")
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the installed packages that take part in training, by name."""
+    """Return the versions of the installed packages among `PACKAGES`, by name."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -46,9 +47,9 @@ def write_card(
     """Write `README.md` and `training_curves.svg` into a model's folder.
 
     Args:
-        folder: The model's folder, or another one to write both files to.
+        folder: The folder for both files.
         facts: The facts of the model.
-        model_name: The name in the title; None for the name of the repository, or else of the folder.
+        model_name: The name in the title; None for the name of the repository or, without `repo_id`, the folder.
         repo_id: The model's id on the Hub, for the code in the card that loads it.
         base_model: The base model's id on the Hub, if it was trained from a folder.
         tags: Tags for the Hub.
@@ -61,7 +62,7 @@ def write_card(
     licence = read_licence(base, facts.stages[0].revision if base == facts.base_model else None)
     picture = curves_svg([(stage.name, stage.logs) for stage in facts.stages])
     if picture:
-        (folder / CURVES_FILE).write_text(picture, encoding="utf-8")
+        write_whole(folder / CURVES_FILE, picture)
     name = model_name or (repo_id or folder.resolve().name).split("/")[-1]
     card = dual_cot_model_card(
         facts,
@@ -73,12 +74,12 @@ def write_card(
         evaluations=evaluations,
         has_curves=picture is not None,
     )
-    card.save(folder / "README.md")
+    write_whole(folder / "README.md", card)
     return licence
 
 
 def include_earlier_stages(folder: Path, previous: Path) -> None:
-    """Write the card of a stage again with the stages before it, if the folder `previous` has their facts."""
+    """Rewrite the card of a stage with the stages before it, if the folder `previous` has their facts."""
     facts, earlier = read_facts(folder), read_facts(previous)
     if facts is not None and earlier is not None and len(facts.stages) == 1:
         facts = facts.after(earlier)
@@ -96,21 +97,10 @@ def dual_cot_model_card(
     tags: Sequence[str] = TAGS,
     evaluations: Sequence[Evaluation] = (),
     has_curves: bool = False,
-) -> ModelCard:
-    """The card of a trained model: how it was trained on which data, how good it is, and how to load it.
+) -> str:
+    """Return the card of a trained model: the training, its data, scores, and code that loads the model.
 
-    Args:
-        facts: The facts of the model.
-        model_name: The name in the title.
-        repo_id: The model's id or path in the code that loads it.
-        base_model: Id or path of the model that the first stage started from.
-        licence: The licence of the base model.
-        tags: Tags for the Hub.
-        evaluations: The evaluations to show.
-        has_curves: Whether `training_curves.svg` lies beside the card.
-
-    Returns:
-        The card, with metadata that the Hub accepts.
+    `repo_id` is the model's id or path in that code; `has_curves` says whether `training_curves.svg` exists.
     """
     metadata = _metadata(facts, model_name, base_model, licence, tags, evaluations)
     values = {
@@ -124,11 +114,11 @@ def dual_cot_model_card(
         "score_tables": _score_tables(evaluations),
         "has_curves": has_curves,
     }
-    return ModelCard(render_card("model_card.md", metadata, values | _training_values(facts.stages)))
+    return render_card("model_card.md", metadata, values | _training_values(facts.stages))
 
 
 def _training_values(stages: Sequence[StageFacts]) -> dict[str, Any]:
-    """Values for the tables of options, last logs and versions."""
+    """Return the values for the tables of options, last logs and versions."""
     logs = [next((log for log in reversed(s.logs) if "logps/chosen" in log), {}) for s in stages]
     options = {kind: [getattr(stage, kind) or {} for stage in stages] for kind in ("objective", "training", "adapter")}
     versions = stages[-1].versions
@@ -142,7 +132,7 @@ def _training_values(stages: Sequence[StageFacts]) -> dict[str, Any]:
 
 
 def _score_tables(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """A table of scores per kind of evaluation, this model first; `by_task` is the run shown by task."""
+    """Return a table of scores per kind of evaluation, this model first; `by_task` is the run shown by task."""
     tables = []
     for kind in dict.fromkeys(evaluation.kind for evaluation in evaluations):
         runs = [evaluation for evaluation in evaluations if evaluation.kind == kind]
@@ -188,26 +178,24 @@ def _metadata(
 
 
 def _eval_results(evaluations: Sequence[Evaluation]) -> list[EvalResult]:
-    """The scores of this model for the Hub's model-index, with intervals as arguments of the metric."""
-    results = []
-    for evaluation in evaluations:
-        if not evaluation.of_this_model:
-            continue
-        for name, value in evaluation.scores.items():
-            if value is None:
-                continue
-            args: dict[str, Any] = {"items": evaluation.items}
-            if name in evaluation.intervals:
-                args["confidence_interval_95"] = [round(x, 6) for x in evaluation.intervals[name]]
-            results.append(
-                EvalResult(
-                    task_type="text-generation",
-                    dataset_type=f"edit_trl-{evaluation.kind}",
-                    dataset_name=one_line(", ".join(evaluation.tasks) or evaluation.kind),
-                    metric_type=name,
-                    metric_name=name.replace("_", " "),
-                    metric_value=round(value, 6),
-                    metric_args=args,
-                )
-            )
-    return results
+    """Return the scores of this model for the Hub's model-index, with intervals as arguments of the metric."""
+    scores = (
+        (run, name, value)
+        for run in evaluations
+        if run.of_this_model
+        for name, value in run.scores.items()
+        if value is not None
+    )
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=f"edit_trl-{run.kind}",
+            dataset_name=one_line(", ".join(run.tasks) or run.kind),
+            metric_type=name,
+            metric_name=name.replace("_", " "),
+            metric_value=round(value, 6),
+            metric_args={"items": run.items}
+            | ({"confidence_interval_95": [round(x, 6) for x in run.intervals[name]]} if name in run.intervals else {}),
+        )
+        for run, name, value in scores
+    ]

@@ -1,4 +1,4 @@
-"""Pushing to the Hub: what a path holds, which of its files are uploaded, and the upload.
+"""Pushes to the Hub: find the model or dataset at a path, write its card, select its files and upload them.
 
 `huggingface_hub` is slow to import, so the modules of the cards are imported where they are used.
 """
@@ -32,13 +32,12 @@ GENERATED = ("dual.parquet", "warm_up.parquet", "README.md")
 
 @dataclass(frozen=True)
 class Source:
-    """What is pushed.
+    """A model or dataset to push.
 
     Attributes:
-        kind: `model` (or adapter), `generation` (a folder of `edit-trl generate`) or `rows` (dual CoTs in a
-            file or folder of their own).
-        path: The folder or file. Of a run with stages, the folder of the stage that finished last.
-        name: The name of the file or folder that was asked for; the repository's, unless another is given.
+        kind: `model` (or adapter), `generation` (a folder of `edit-trl generate`) or `rows` (other dual CoTs).
+        path: The folder or file. For a run with stages, the folder of the stage that finished last.
+        name: Name of the file or folder that was given; the default name of the repository.
     """
 
     kind: Literal["model", "generation", "rows"]
@@ -47,19 +46,19 @@ class Source:
 
     @property
     def repo_type(self) -> RepoType:
-        """The type of the repository it goes to."""
+        """The type of the repository it is pushed to."""
         return "model" if self.kind == "model" else "dataset"
 
     def hub_model_id(self) -> str | None:
-        """The repository that the recipe of a model names, if it names one."""
+        """Return the repository that a model's recipe names, if it names one."""
         return read_run_file(self.path).get("options", {}).get("hub_model_id") if self.kind == "model" else None
 
 
 def find_source(run: str) -> Source:
-    """Find what can be pushed at a path.
+    """Find the model or dataset at a path.
 
     Raises:
-        InputError: There is nothing, a checkpoint, an unfinished run, or weights that are pickles.
+        InputError: There is nothing, a checkpoint, an unfinished run, or a model without safetensors.
     """
     path = Path(run).expanduser()
     if path.is_file():
@@ -96,15 +95,10 @@ def _checked_model(folder: Path) -> Path:
 
 
 def default_repo_id(name: str, hub_model_id: str | None = None, token: str | None = None) -> str:
-    """The repository to push to when none is given: the recipe's, or a name under the account logged in.
-
-    Args:
-        name: Name of the repository where the recipe names none.
-        hub_model_id: The recipe's option, with or without a namespace.
-        token: Whose account is asked for; the login's where None.
+    """Return the repository to push to if none is given: the recipe's `hub_model_id`, or the account's `name`.
 
     Raises:
-        InputError: A namespace is needed, and nobody is logged in.
+        InputError: The namespace is missing, and there is no login.
     """
     if hub_model_id and "/" in hub_model_id:
         return hub_model_id
@@ -116,71 +110,93 @@ def default_repo_id(name: str, hub_model_id: str | None = None, token: str | Non
     return f"{user}/{name}"
 
 
-# The files
-
-
-def files_to_push(
-    source: Source, repo_id: str, drafts: Path, *, base_model: str | None = None, evaluations: Sequence[Evaluation] = ()
-) -> tuple[dict[str, Content], list[str]]:
-    """Choose the files to upload, and write the card for this repository.
+def push(
+    source: Source,
+    repo_id: str,
+    *,
+    base_model: str | None = None,
+    evaluations: Sequence[Evaluation] = (),
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    dry_run: bool = False,
+) -> str:
+    """Write the card for a repository and upload all files as one commit.
 
     Args:
-        source: What is pushed.
-        repo_id: Where it goes.
-        drafts: An empty folder for the files that are written anew. It must exist until the upload is done.
-        base_model: The base model's id on the Hub, where a model was trained from a folder.
-        evaluations: The evaluations that a model's card shows.
+        source: The model or dataset.
+        repo_id: The repository; created if it does not exist.
+        base_model: The base model's id on the Hub, if the model was trained from a folder.
+        evaluations: The evaluations to show on a model's card.
+        private: See `open_repository`.
+        revision: The branch; None for the main branch.
+        token: Token of the Hub; None for that of the login.
+        dry_run: Whether to send nothing and only list the files.
 
     Returns:
-        The files by their name in the repository, and notes for the user.
+        A message for the user: what was (or would be) uploaded to where.
+
+    Raises:
+        InputError: A file cannot be uploaded, or the Hub refused or cannot be reached.
     """
-    if source.kind == "model":
-        return _model(source, repo_id, drafts, base_model, evaluations)
-    if source.kind == "generation":
-        return {name: source.path / name for name in GENERATED if (source.path / name).is_file()}, []
-    return _rows(source.path, repo_id, drafts), []
+    with tempfile.TemporaryDirectory(prefix="edit_trl-push-") as folder:
+        drafts, notes = Path(folder), []
+        if source.kind == "model":
+            files, notes = _model_files(source.path, repo_id, drafts, base_model, evaluations)
+        elif source.kind == "generation":
+            files = {name: source.path / name for name in GENERATED if (source.path / name).is_file()}
+        else:
+            files = _dataset_files(source.path, repo_id, drafts)
+        if dry_run:
+            message = _listing(source, repo_id, private, files)
+        else:
+            target = {"repo_type": source.repo_type, "revision": revision, "token": token}
+            repository = open_repository(repo_id, private=private, **target)
+            commit = upload(files, repo_id, message=f"Push {source.name} with edit-trl", **target)
+            visibility = "private" if repository.private else "public"
+            message = f"pushed {len(files)} files of {source.path} to {repository.url} ({visibility}), commit {commit}"
+            if private is False and repository.private:
+                message += "\nthe repository existed and stays private; its settings on the Hub can make it public"
+    return "\n".join([message, *(f"note: {note}" for note in notes)])
 
 
-def _model(
-    source: Source, repo_id: str, drafts: Path, base_model: str | None, evaluations: Sequence[Evaluation]
+def _model_files(
+    folder: Path, repo_id: str, drafts: Path, base_model: str | None, evaluations: Sequence[Evaluation]
 ) -> tuple[dict[str, Content], list[str]]:
+    """Return a model's files by their name in the repository, and notes for the user; write its card to `drafts`."""
     from edit_trl.hub.card_facts import read_facts
     from edit_trl.hub.model_card import write_card
 
-    files = model_files(source.path, base_model)
-    facts = read_facts(source.path)
+    files = model_files(folder, base_model)
+    facts = read_facts(folder)
     if facts is None:
         return files, ["no card.json beside the model, so its README.md is uploaded as it is"]
     licence = write_card(drafts, facts, repo_id=repo_id, base_model=base_model, evaluations=evaluations)
     files |= {name: drafts / name for name in CARD_FILES if (drafts / name).is_file()}
-    stages = stage_options(source.path, [stage.name for stage in facts.stages])
+    stages = stage_options(folder, [stage.name for stage in facts.stages])
     if stages:
         files["recipe.yaml"] = recipe_text(stages, repo_id.split("/")[-1], base_model).encode()
-    elif (source.path / "recipe.yaml").is_file():  # beside a merged model
-        files["recipe.yaml"] = source.path / "recipe.yaml"
+    elif (folder / "recipe.yaml").is_file():  # a merged model has a copy
+        files["recipe.yaml"] = folder / "recipe.yaml"
     training = {stage.name: stage.results for stage in facts.stages}
-    results = {"training": training, "evaluations": [_result(evaluation) for evaluation in evaluations]}
-    files["results.json"] = (json.dumps(results, indent=2, default=str) + "\n").encode()
+    # `main` only tells the card which score comes first.
+    scores = [{name: value for name, value in asdict(run).items() if name != "main"} for run in evaluations]
+    results = json.dumps({"training": training, "evaluations": scores}, indent=2, default=str)
+    files["results.json"] = f"{results}\n".encode()
     return files, [licence.why] if licence.id == "other" else []
 
 
-def _result(evaluation: Evaluation) -> dict[str, object]:
-    result = asdict(evaluation)
-    del result["main"]  # which score the card shows first
-    return result
-
-
-def _rows(path: Path, repo_id: str, drafts: Path) -> dict[str, Content]:
-    """Dual CoTs as Parquet, one file per split, and their card."""
+def _dataset_files(path: Path, repo_id: str, drafts: Path) -> dict[str, Content]:
+    """Write dual CoTs as Parquet, one file per split, and their card."""
     from edit_trl.data.dual_cots import load_dual_cots, save_dual_cots
     from edit_trl.hub.dataset_card import dataset_card
 
     names = ["train"]
     if (path / "dataset_dict.json").is_file():
         names = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        odd = [name for name in names if not re.fullmatch(r"\w+", str(name))]
-        if odd:
-            raise InputError(f"{path}: a split named {odd[0]!r} cannot be pushed; letters, digits and _ only")
+        invalid = [name for name in names if not re.fullmatch(r"\w+", str(name))]
+        if invalid:
+            raise InputError(f"{path}: a split named {invalid[0]!r} cannot be pushed; letters, digits and _ only")
     splits = {name: load_dual_cots(path, split=name) for name in names}
     in_repo = {name: f"data/{name}-00000-of-00001.parquet" for name in splits}
     for name, rows in splits.items():
@@ -189,48 +205,17 @@ def _rows(path: Path, repo_id: str, drafts: Path) -> dict[str, Content]:
     return files | {"README.md": dataset_card(splits, in_repo, repo_id.split("/")[-1]).encode()}
 
 
-# The upload
-
-
-def push_files(
-    source: Source,
-    repo_id: str,
-    files: Mapping[str, Content],
-    *,
-    private: bool | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-) -> str:
-    """Upload files as one commit.
-
-    Args:
-        source: What is pushed.
-        repo_id: The repository; created if there is none.
-        files: The files by their name in the repository.
-        private: See `open_repository`.
-        revision: The branch; created if there is none.
-        token: The login's own where None.
-
-    Returns:
-        What was pushed where, for the user.
-
-    Raises:
-        InputError: The Hub refused, or cannot be reached.
-    """
-    repository = open_repository(repo_id, repo_type=source.repo_type, private=private, revision=revision, token=token)
-    commit = upload(
-        files,
-        repo_id,
-        message=f"Push {source.name} with edit-trl",
-        repo_type=source.repo_type,
-        revision=revision,
-        token=token,
-    )
-    visibility = "private" if repository.private else "public"
-    line = f"pushed {len(files)} files of {source.path} to {repository.url} ({visibility}), commit {commit}"
-    if private is False and repository.private:
-        line += "\nit exists and is private, and stays so: its settings on the Hub make it public"
-    return line
+def _listing(source: Source, repo_id: str, private: bool | None, files: Mapping[str, Content]) -> str:
+    visibility = {None: "private, if it is new", True: "private", False: "public"}[private]
+    lines = [f"would push to the {source.repo_type} {repo_id} ({visibility}), from {source.path}:", ""]
+    for name, content in sorted(files.items()):
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        lines.append(f"  {size:>14,}  {name}")
+    if source.path.is_dir():
+        entries = (entry for entry in source.path.iterdir() if entry.name not in files)
+        names = sorted(entry.name + "/" * entry.is_dir() for entry in entries)
+        lines += ["", f"stays here: {', '.join(names) or 'nothing'}"]
+    return "\n".join(lines)
 
 
 @contextmanager
@@ -244,22 +229,22 @@ def pushing(
     revision: str | None = None,
     token: str | None = None,
 ) -> Iterator[None]:
-    """Push the model that is trained inside the block.
+    """Push the model that is trained inside the block, with its card and results.
 
-    Before the block, the repository is opened, so a push that would be refused stops the run before it is trained.
-    After it, the folder is pushed as a whole, with its card and results. Only the main process does either.
+    The repository is opened before the block, so a push that would be refused stops the run before training. Only the
+    main process opens and pushes.
 
     Args:
-        folder: Where the model is saved.
-        name: Name of the repository where `hub_model_id` is None.
-        find_evaluations: Finds the evaluations of the model in a folder, for its card.
+        folder: The folder that the model is saved to.
+        name: Name of the repository if `hub_model_id` is None.
+        find_evaluations: Returns the evaluations of the model in a folder, for its card.
         hub_model_id: The repository.
         private: See `open_repository`.
-        revision: The branch.
-        token: The login's own where None.
+        revision: The branch; None for the main branch.
+        token: Token of the Hub; None for that of the login.
 
     Raises:
-        InputError: Nobody is logged in, or the Hub refused.
+        InputError: There is no login, or the Hub refused.
     """
     from accelerate import PartialState
 
@@ -270,14 +255,10 @@ def pushing(
     open_repository(repo_id, private=private, revision=revision, token=token)
     yield
     source = find_source(str(folder))
-    with tempfile.TemporaryDirectory(prefix="edit_trl-push-") as drafts:
-        evaluations = find_evaluations(source.path)
-        files, notes = files_to_push(source, repo_id, Path(drafts), evaluations=evaluations)
-        try:
-            print(push_files(source, repo_id, files, private=private, revision=revision, token=token))
-        except InputError as error:
-            raise InputError(
-                f"{error}. The model is safe in {folder}: `edit-trl push {folder} --repo_id {repo_id}`"
-            ) from error
-        for note in notes:
-            print(f"note: {note}")
+    evaluations = find_evaluations(source.path)
+    try:
+        print(push(source, repo_id, evaluations=evaluations, private=private, revision=revision, token=token))
+    except InputError as error:
+        raise InputError(
+            f"{error}. The model is safe in {folder}: `edit-trl push {folder} --repo_id {repo_id}`"
+        ) from error

@@ -1,4 +1,4 @@
-"""The recipe that is uploaded with a model: how it was trained, without the paths of this machine."""
+"""The recipe that is uploaded with a model, without paths on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from edit_trl.common.hub_ids import is_hub_id
 
-# Options that say where and by whom the model was trained, not how.
+# Options about the machine and the account, which do not change the training.
 _PRIVATE = (
     *("output_dir", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_strategy"),
     *("hub_revision", "hub_always_push", "resume_from_checkpoint", "run_name", "logging_dir"),
@@ -17,15 +17,12 @@ _PRIVATE = (
 
 
 def recipe_text(stages: Sequence[tuple[str, Mapping[str, Any]]], name: str, base_model: str | None = None) -> str:
-    """Write a recipe that `edit-trl train` reads.
+    """Return the YAML of a recipe for `edit-trl train`; paths on this machine are reduced to their last part.
 
     Args:
-        stages: Name and options of each stage. A single one gives a recipe without stages.
-        name: Name of the model, which `output_dir` ends with.
+        stages: Name and options of each stage; a single one gives a recipe without stages.
+        name: Name of the model, the last part of `output_dir`.
         base_model: The base model's id on the Hub, if it was trained from a folder.
-
-    Returns:
-        The recipe as YAML. Of a path on this machine only the last part is left.
     """
     import yaml
 

@@ -1,4 +1,4 @@
-"""Errors of the Hugging Face Hub: told in one sentence, and retried if they are temporary.
+"""Errors of the Hugging Face Hub: explained in one sentence, and retried if they are temporary.
 
 `huggingface_hub` is slow to import, so it is imported where it is used.
 """
@@ -26,13 +26,13 @@ _FIRST_WAIT = 1.0  # seconds
 # The Hub counts requests in windows of five minutes.
 _LONGEST_WAIT = 600.0
 _TEMPORARY = (408, 429, 500, 502, 503, 504)
-# Requests that the client itself retries.
+# The client itself retries these requests.
 _RETRIED_BY_CLIENT = re.compile(r"/preupload/|\.git/info/lfs|/lfs/")
 _AGAIN = "run the same command again; what has arrived is not sent again"
 
 
 def whoami(token: str | None = None) -> dict[str, Any] | None:
-    """The Hub's record of the login; None if there is no login, or if the Hub cannot be reached."""
+    """Return the Hub's record of the login; None without a login, or if the Hub cannot be reached."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HTTPError
 
@@ -46,15 +46,10 @@ def whoami(token: str | None = None) -> dict[str, Any] | None:
 
 @contextmanager
 def explained(repo_id: str, revision: str | None = None, token: str | None = None) -> Iterator[HfApi]:
-    """The Hub's client, whose errors inside the block become an `InputError`.
-
-    Args:
-        repo_id: The repository that is written to.
-        revision: The branch; None for the main branch.
-        token: Token of the Hub; None for that of the login.
+    """Yield the Hub's client for writing to a repository.
 
     Raises:
-        InputError: The Hub refused, or the connection broke.
+        InputError: The Hub refused a request of the block, or the connection broke.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
@@ -84,16 +79,16 @@ def _refusal(error: Any, repo_id: str, revision: str | None, token: str | None) 
     from huggingface_hub import get_token
     from huggingface_hub.errors import RevisionNotFoundError
 
-    status = error.response.status_code
+    status, message = error.response.status_code, " ".join((error.server_message or str(error)).split())
     if status in (401, 403) and not (token or get_token()):
-        return f"no login for {repo_id}: log in with `hf auth login`, or set HF_TOKEN, to one that may write"
+        return f"no login for {repo_id}: log in with `hf auth login`, or set HF_TOKEN to a token with write access"
     if status == 401:
         return (
             f"the Hub does not know this token, so {repo_id} cannot be written: it has expired or was "
-            "mistyped; log in again with `hf auth login` (HF_TOKEN, where set, wins over that)"
+            "mistyped; log in again with `hf auth login` (HF_TOKEN overrides the login)"
         )
     if status == 403:
-        return f"{_token_name(token)} may not write to {repo_id}; {_server_message(error)}"
+        return f"{_token_name(token)} may not write to {repo_id}; {message}"
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no branch {revision!r}"
     if status == 404:
@@ -104,12 +99,7 @@ def _refusal(error: Any, repo_id: str, revision: str | None, token: str | None) 
         return f"the Hub asks for fewer requests (HTTP 429); wait a few minutes and {_AGAIN}"
     if status >= 500:
         return f"the Hub is in trouble (HTTP {status}, asked {_TRIES} times); {_AGAIN}"
-    return f"the Hub does not take {repo_id} (HTTP {status}): {_server_message(error)}"
-
-
-def _server_message(error: Any) -> str:
-    message = error.server_message or str(error)
-    return " ".join(message.split())
+    return f"the Hub does not take {repo_id} (HTTP {status}): {message}"
 
 
 def _token_name(token: str | None) -> str:
@@ -123,13 +113,10 @@ def _token_name(token: str | None) -> str:
 
 
 def patiently(call: Callable[[], Result]) -> Result:
-    """Call, and retry after temporary errors: as late as the Hub asks for, else after 1, 2, 4 and 8 seconds.
-
-    Args:
-        call: The request. It may be called up to five times.
+    """Make a request up to five times: retry temporary errors when the Hub allows it, else after 1, 2, 4 and 8 s.
 
     Raises:
-        HTTPError: The error is not temporary, or the last try failed too.
+        HTTPError: The error is not temporary, or the last try failed.
     """
     from huggingface_hub.errors import HTTPError
 
@@ -140,13 +127,13 @@ def patiently(call: Callable[[], Result]) -> Result:
             wait = _wait(error, tries)
             if wait is None or tries == _TRIES:
                 raise
-            logger.warning("the Hub does not answer as it should; trying again in %.0f s", wait)
+            logger.warning("temporary error of the Hub; trying again in %.0f s", wait)
             time.sleep(wait)
     raise AssertionError("unreachable")
 
 
 def _wait(error: Any, tries: int) -> float | None:
-    """Seconds to wait before the request is sent again; None if it should not be."""
+    """Return the seconds to wait before the request is repeated; None if it should not be."""
     response = getattr(error, "response", None)
     try:
         url = str(error.request.url)

@@ -1,7 +1,7 @@
-"""Repositories of the Hugging Face Hub: which files may be uploaded; resumable uploads.
+"""Repositories of the Hugging Face Hub: the files that may be uploaded, and resumable uploads.
 
-The Hub identifies a file's content by its hash, so after a broken upload the same call sends only the files
-that are missing. `huggingface_hub` is slow to import, so it is imported where it is used.
+The Hub identifies file contents by their hash, so repeating a broken upload sends only the missing files.
+`huggingface_hub` is slow to import, so it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ RepoType = Literal["model", "dataset"]
 
 Content = Path | bytes
 
-# The only files of a model's folder that are uploaded: not its checkpoints, optimizer states, pickles and
-# journals. Weights are uploaded as safetensors alone.
+# The only files of a model's folder that are uploaded: no checkpoints, optimizer states, pickles or journals. Weights
+# are uploaded as safetensors only.
 WEIGHT_FILES = (
     *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
@@ -37,7 +37,7 @@ TOKENIZER_FILES = (
 
 CARD_FILES = ("README.md", "training_curves.svg")
 
-# Keys whose value may be a path on this machine, which nobody else can use.
+# Keys whose value may be a path on this machine.
 _PATH_KEYS = ("base_model_name_or_path", "_name_or_path", "name_or_path", "tokenizer_file")
 
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
@@ -47,28 +47,17 @@ _TEXT_FILES = (".json", ".yaml", ".md", ".jinja", ".txt", ".svg")
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository that may be written to.
+    """A repository with write access: its page, and whether only its owner can see it."""
 
-    Attributes:
-        id: "namespace/name".
-        url: The repository's page.
-        private: Whether only its owner can see it.
-    """
-
-    id: str
     url: str
     private: bool
 
 
 def check_repo_id(repo_id: str, option: str = "--repo_id") -> None:
-    """Refuse an id that is not "namespace/name", before anything is read or sent.
-
-    Args:
-        repo_id: The id.
-        option: The option that the message names.
+    """Check that an id, which was given as `option`, is "namespace/name".
 
     Raises:
-        InputError: The id is invalid or has no namespace. The message names the account that is logged in.
+        InputError: The id is invalid or has no namespace. The message suggests the account that is logged in.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -84,7 +73,7 @@ def check_repo_id(repo_id: str, option: str = "--repo_id") -> None:
 
 
 def account(token: str | None = None) -> str | None:
-    """The account that is logged in; None if there is none, or if the Hub cannot be reached."""
+    """Return the account that is logged in; None without a login, or if the Hub cannot be reached."""
     return (whoami(token) or {}).get("name")
 
 
@@ -96,19 +85,17 @@ def open_repository(
     revision: str | None = None,
     token: str | None = None,
 ) -> Repository:
-    """Get a repository that may be written to; create it if it does not exist.
+    """Create a repository unless it exists, and check write access.
 
     Args:
         repo_id: "namespace/name".
         repo_type: `model` or `dataset`.
-        private: Whether the repository must be private. A new one is private unless this is False. None
-            accepts an existing one whether it is private or public.
+        private: A new repository is private unless this is False. True refuses an existing public repository.
         revision: A branch, created if it does not exist; None for the main branch.
         token: Token of the Hub; None for that of the login.
 
     Raises:
-        InputError: There is no login, no right to write or no network; or `private` is true and the
-            repository is public.
+        InputError: There is no login, write access or network; or the repository is public and must not be.
     """
     from huggingface_hub import CommitOperationAdd
 
@@ -125,10 +112,10 @@ def open_repository(
             )
         if revision not in (None, "main"):
             patiently(lambda: api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True))
-        # This asks how a file would be sent, and sends none. It fails now if the token may not write.
+        # This asks how a file would be sent, without sending it, and fails if the token may not write.
         card = CommitOperationAdd("README.md", b"---\n---\n")
         api.preupload_lfs_files(repo_id, [card], repo_type=repo_type, revision=revision)
-        return Repository(repo_id, str(url), bool(info.private))
+        return Repository(str(url), bool(info.private))
 
 
 def upload(
@@ -140,11 +127,11 @@ def upload(
     revision: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Upload files to a repository as one commit, which is visible only once all of them have arrived.
+    """Upload files to an existing repository as one commit, which becomes visible when all files have arrived.
 
     Args:
-        files: The files, as a path or as their content, by their name in the repository.
-        repo_id: A repository that exists, see `open_repository`.
+        files: Paths or contents, by name in the repository.
+        repo_id: "namespace/name"; see `open_repository`.
         message: The commit message.
         repo_type: `model` or `dataset`.
         revision: The branch; None for the main branch.
@@ -160,7 +147,7 @@ def upload(
 
     _check_for_tokens(files, token)
     with explained(repo_id, revision, token) as api:
-        # The operations are made anew at each try: only then does the client see what has arrived meanwhile.
+        # Each try needs new operations; with old ones, the client does not ask which files have arrived.
         commit = patiently(
             lambda: api.create_commit(
                 repo_id,
@@ -174,32 +161,28 @@ def upload(
 
 
 def model_files(folder: Path, base_model: str | None = None) -> dict[str, Content]:
-    """The files of a model's folder that are uploaded: safetensors, configuration, tokenizer and card.
+    """Select the files of a model or adapter to upload: safetensors, configuration, tokenizer and card.
 
     Args:
-        folder: Folder of a model or an adapter.
-        base_model: Id to write into an adapter's configuration as its base model; None to leave it. Of a path
-            on this machine only the last part is left.
+        folder: Folder of the model or adapter.
+        base_model: Id to write into an adapter's configuration as its base model; None to keep the one there.
 
     Returns:
-        The files by their name in the repository: a path, or the content where a path on this machine was
-        taken out of it.
+        The files by their name in the repository. Paths on this machine in a configuration are reduced to their last
+        part; such a file is returned as its content.
 
     Raises:
         InputError: A configuration is not JSON, or a file is a link out of the folder.
     """
+    patterns = (*WEIGHT_FILES, *TOKENIZER_FILES, *CARD_FILES)
     files: dict[str, Content] = {}
     for path in sorted(folder.iterdir()):
-        if not path.is_file() or not _matches(path.name, (*WEIGHT_FILES, *TOKENIZER_FILES, *CARD_FILES)):
+        if not path.is_file() or not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns):
             continue
         if not path.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{path} is a link out of its folder; put a copy of the file there")
         files[path.name] = _without_paths(path, base_model) if path.suffix == ".json" else path
     return files
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _without_paths(path: Path, base_model: str | None) -> Content:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from edit_trl.common.errors import InputError
-from edit_trl.common.templates import read_template, template_problems, unknown_name
+from edit_trl.common.options import nearest
+from edit_trl.common.templates import read_template, template_problems
 from edit_trl.data.answers import AnswerType, extract_answer
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
@@ -95,7 +96,8 @@ class Templates:
         errors = []
         for name, file in (files or {}).items():
             if name not in names:
-                errors.append(f"`templates: {name}`: {unknown_name(name, names)}")
+                choices = ", ".join(names)
+                errors.append(f"`templates`: unknown template {name!r}{nearest(name, names)}; choose from {choices}")
                 continue
             try:
                 texts[name] = read_template(Path(file))

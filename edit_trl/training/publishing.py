@@ -85,7 +85,8 @@ class PublishingMixin:
         token, args = token or self.args.hub_token, self.args
         repo_id = args.hub_model_id or f"{account(token) or 'your-name'}/{Path(args.output_dir).name}"
         private = args.hub_private_repo if private is None else private
-        self.hub_model_id = open_repository(repo_id, private=private, revision=args.hub_revision, token=token).id
+        open_repository(repo_id, private=private, revision=args.hub_revision, token=token)
+        self.hub_model_id = repo_id
 
     def push_to_hub(
         self,

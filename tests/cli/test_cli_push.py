@@ -177,7 +177,7 @@ def test_through_the_command_with_a_broken_upload(trained, tmp_path):
         hub.faults.clear()
         done = subprocess.run([*command, "--public"], **options)
         assert done.returncode == 0, done.stderr
-        assert "it exists and is private, and stays so" in done.stdout
+        assert "the repository existed and stays private" in done.stdout
     assert hub.received == received
     assert set(hub.repos["model", "ada/out"].files) == ADAPTER | TOKENIZER | CARD
 

@@ -13,8 +13,7 @@ from transformers import GenerationConfig
 
 from edit_trl import DualCoTTrainer, evaluate_accuracy
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation import format_table
-from edit_trl.evaluation.accuracy.answering import answer_problems, checked_item
+from edit_trl.evaluation.accuracy.answering import answer_problems, checked_item, format_table
 from edit_trl.evaluation.accuracy.problems import encode, problems_of
 from edit_trl.evaluation.runs.folder import RunFolder
 from edit_trl.evaluation.runs.resuming import finish_run

@@ -18,9 +18,8 @@ from train_recipe_runs import run_file, stage
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from edit_trl import DualCoTTrainer, evaluate_accuracy, evaluate_suite
+from edit_trl import DualCoTTrainer, SuiteCallback, evaluate_accuracy, evaluate_suite
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation import SuiteCallback
 from edit_trl.evaluation.suite.callback import HISTORY_FILE
 
 TRAINING = [row | {"id": f"{row['id']}{n}"} for n in range(3) for row in ROWS]

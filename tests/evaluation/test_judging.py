@@ -169,7 +169,7 @@ def test_a_template_of_ones_own(tmp_path):
     with pytest.raises(InputError) as caught:
         JudgeTemplate.load(file)
     assert len(caught.value.problems) == 3
-    assert "did you mean 'chains'?" in str(caught.value)
+    assert "did you mean `chains`?" in str(caught.value)
     with pytest.raises(InputError, match="cannot read the template"):
         JudgeTemplate.load(tmp_path / "none.txt")
 

@@ -4,8 +4,8 @@ import evaluate
 import pytest
 
 import edit_trl.evaluation.accuracy.metric
+from edit_trl import AnswerAccuracy
 from edit_trl.common.errors import InputError
-from edit_trl.evaluation import AnswerAccuracy
 
 RESPONSES = ["2 + 2 = 4. So the answer is 4.", "The answer is 5.", "Who knows?", "The answer is (B)."]
 ANSWERS = ["4", "4", "4", "(B)"]

@@ -18,7 +18,7 @@ from trainers import LORA, make_trainer
 import edit_trl
 from edit_trl import DualCoTConfig
 from edit_trl.common.errors import InputError
-from edit_trl.common.markdown import code, marked_block, table, text
+from edit_trl.common.markdown import code, marked_block, text
 from edit_trl.hub.card_facts import (
     OBJECTIVE_FIELDS,
     TRAINING_FIELDS,
@@ -274,7 +274,6 @@ def test_escapes():
     assert text("a|b <i>\n*c*") == "a&#124;b &#60;i&#62; &#42;c&#42;"
     assert code("a`b|c\nd") == "`a'b¦c d`"
     assert marked_block("1 < 2\x1b[31m\u202e", [[0, 1]]) == "<pre>\n<b>1</b> &lt; 2[31m</pre>"
-    assert table(["a"], [["b"]]) == "| a |\n| --- |\n| b |"
 
 
 # The picture

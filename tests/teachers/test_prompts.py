@@ -70,12 +70,16 @@ def test_versions_follow_the_text(tmp_path):
     ("name", "text", "message"),
     [
         ("annotate", "No question.", "placeholder {question} is missing"),
-        ("annotate", "{question} {anser}", "placeholder {anser}: there is none of this name"),
-        ("rectify", "{question} {anser}", "did you mean 'answer'?"),
+        (
+            "annotate",
+            "{question} {anser}",
+            "unknown placeholder {anser}; choose from exemplars, question, task_description",
+        ),
+        ("rectify", "{question} {anser}", "did you mean `answer`?"),
         ("judge", "{question} {chain", "not a template"),
-        ("student", "{question:{width}}", "placeholder {question} is filled in as it is"),
-        ("student", "{question!r}", "placeholder {question} is filled in as it is"),
-        ("anotate", "{question}", "`templates: anotate`: there is none of this name; did you mean 'annotate'?"),
+        ("student", "{question:{width}}", "placeholder {question} takes no format"),
+        ("student", "{question!r}", "placeholder {question} takes no format"),
+        ("anotate", "{question}", "`templates`: unknown template 'anotate'; did you mean `annotate`?"),
     ],
 )
 def test_bad_templates_are_named(tmp_path, name, text, message):

@@ -1,6 +1,6 @@
 """Answer accuracy as an `evaluate` metric.
 
-    from edit_trl.evaluation import AnswerAccuracy
+    from edit_trl import AnswerAccuracy
     AnswerAccuracy().compute(predictions=["So the answer is 4."], references=["4"])
 
 or, without a download, `evaluate.load` with the path of this file.
