@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=STOPPING,
         add_help=False,
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 28, shutil.get_terminal_size().columns),
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 28, shutil.get_terminal_size((110, 24)).columns),
     )
     parser.add_argument("-h", "--help", action="store_true", help="Show our own options and exit.")
     parser.add_argument("--help-all", action="store_true", help="Show every option of every trainer and exit.")

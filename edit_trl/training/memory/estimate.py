@@ -170,11 +170,8 @@ def estimate_memory(
         }
     if model.load_in_4bit or model.load_in_8bit:
         parts["activations"] += _dequantized_layer(student)
-    if device == "cuda":
-        parts["overhead"] = CUDA_CONTEXT + int(CUDA_FRAGMENTATION * sum(parts.values()))
-    else:
-        half = mixed is not None or any(p.dtype in (torch.bfloat16, torch.float16) for p in student.parameters())
-        parts["overhead"] = CPU_PROCESS + (CPU_KERNELS if half else 0)
+    half = mixed is not None or any(p.dtype in (torch.bfloat16, torch.float16) for p in student.parameters())
+    parts["overhead"] = _overhead(sum(parts.values()), device, half)
     trained_count = sum(parameter.numel() for parameter in trained)
     count = sum(parameter.numel() for parameter in student.parameters())
     return MemoryEstimate(
@@ -184,6 +181,13 @@ def estimate_memory(
         parameters=count - (trained_count if model.use_peft else 0),
         trained=trained_count,
     )
+
+
+def _overhead(size: int, device: Device, half: bool) -> int:
+    """Return the bytes that come on top of `size`, for the device and its kernels."""
+    if device == "cuda":
+        return CUDA_CONTEXT + int(CUDA_FRAGMENTATION * size)
+    return CPU_PROCESS + (CPU_KERNELS if half else 0)
 
 
 def _student(config: PretrainedConfig, model: ModelConfig, training: DualCoTConfig) -> tuple[nn.Module, dict[str, int]]:
