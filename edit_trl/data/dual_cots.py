@@ -65,10 +65,9 @@ def load_dual_cots(
     """
     path, where = Path(source).expanduser(), str(source)
     if path.exists():
-        given = {"name": name, "revision": revision}
-        hub_options = [f"{option}={value!r}" for option, value in given.items() if value is not None]
-        if hub_options:
-            listed = ", ".join(hub_options)
+        options = {"name": name, "revision": revision}
+        listed = ", ".join(f"{option}={value!r}" for option, value in options.items() if value is not None)
+        if listed:
             raise InputError(f"{where} is on this machine: {listed} only applies to a dataset on the Hub")
     if path.is_file():
         pick_split({"train": path}, split, where)

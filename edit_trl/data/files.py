@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> Any:
-    """Return the value of a split, "train" by default; raises InputError if there is no such split."""
-    wanted = split or "train"
-    if wanted not in splits:
+    """Return the value of a split, "train" by default; raise an InputError if there is no such split."""
+    name = split or "train"
+    if name not in splits:
         listed = ", ".join(splits)
         generated = "; `dual` and `warm_up` are in a folder that `edit-trl generate` wrote: give that"
-        hint = generated if wanted in ("dual", "warm_up") else ""
-        raise InputError(f"{source}: no split {wanted!r}; choose the split from: {listed}{hint}")
-    return splits[wanted]
+        hint = generated if name in ("dual", "warm_up") else ""
+        raise InputError(f"{source}: no split {name!r}; choose the split from: {listed}{hint}")
+    return splits[name]
 
 
 def _load_from_hub(source: str, name: str | None, split: str | None, revision: str | None) -> Dataset:
-    """Load a dataset from the Hub; raises InputError if that fails."""
+    """Load a dataset from the Hub; raise an InputError if that fails."""
     from datasets import DatasetDict, load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -44,7 +44,7 @@ def _load_from_hub(source: str, name: str | None, split: str | None, revision: s
 
 
 def _load_folder(path: Path, split: str | None) -> Dataset:
-    """Load a folder of `datasets.save_to_disk` or `edit-trl generate`; raises InputError if that fails."""
+    """Load a folder of `datasets.save_to_disk` or `edit-trl generate`; raise an InputError if that fails."""
     from datasets import DatasetDict, load_from_disk
 
     if (path / "dual.parquet").is_file() and (path / "warm_up.parquet").is_file():  # `edit-trl generate`
@@ -65,7 +65,7 @@ def _load_folder(path: Path, split: str | None) -> Dataset:
 
 
 def _read_parquet(path: Path) -> Dataset:
-    """Read a Parquet file; raises InputError if that fails."""
+    """Read a Parquet file; raise an InputError if that fails."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Dataset
@@ -78,7 +78,7 @@ def _read_parquet(path: Path) -> Dataset:
 
 
 def load_table(source: str, name: str | None, split: str | None, revision: str | None = None) -> Dataset:
-    """Load a Parquet file, a folder or a dataset on the Hub; raises InputError if that fails."""
+    """Load a Parquet file, a folder or a dataset on the Hub; raise an InputError if that fails."""
     path = Path(source).expanduser()
     if path.is_file():
         return _read_parquet(path)

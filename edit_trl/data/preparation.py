@@ -211,19 +211,19 @@ def prepare_dual_cots(
             f"{len(prompts)} of {len(problems)} pairs ({name_rows(prompts)}), so nothing of the chains would "
             "be left; raise `max_length` or remove these rows"
         )
-    kept = prepared.select([i for i, problem in enumerate(problems) if not problem])
-    cut = [lost for lost in kept["truncated_key_tokens"] if lost >= 0]
+    remaining = prepared.select([i for i, problem in enumerate(problems) if not problem])
+    cut = [lost for lost in remaining["truncated_key_tokens"] if lost >= 0]
     report = PreparationReport(
         rows=len(problems),
-        kept=len(kept),
+        kept=len(remaining),
         dropped=dict(Counter(filter(None, problems))),
         truncated=len(cut),
         truncated_key_tokens=sum(cut),
-        key_fraction=sum(kept["key_fraction"]) / max(len(kept), 1),
+        key_fraction=sum(remaining["key_fraction"][:]) / max(len(remaining), 1),
     )
-    if not len(kept):
+    if not len(remaining):
         raise InputError(f"{name} dataset: no pair is left to train on ({report})")
-    return kept.remove_columns(["problem", "key_fraction", "truncated_key_tokens"]), report
+    return remaining.remove_columns(["problem", "key_fraction", "truncated_key_tokens"]), report
 
 
 def prepare_for_training(

@@ -54,7 +54,7 @@ class GenerateConfig:
     limits: Limits
 
     def questions(self, teacher: Teacher | None) -> list[Question]:
-        """Return the questions that are asked; raises an InputError that names all rows that are none."""
+        """Return the questions that are asked; raise an InputError that names all rows that are none."""
         arguments = self.arguments
         if arguments.teacher == "procedural":
             return teacher.questions()[: arguments.limit] if isinstance(teacher, ProceduralChat) else []
@@ -109,7 +109,7 @@ class GenerateConfig:
         )
 
     def make_student(self) -> Teacher | None:
-        """Return the student, or None; raises an InputError if its folder does not exist."""
+        """Return the student, or None; raise an InputError if its folder does not exist."""
         arguments = self.arguments
         if arguments.student is None:
             return None
@@ -162,17 +162,17 @@ def is_generate_recipe(path: str | Path) -> bool:
 def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
     """Yield errors for options that would have no effect."""
     if values.get("teacher") != "none":
-        given = [field.name for field in fields(PivotOptions) if field.name in values]
-        if given:
-            yield f"{_named(given)} {'is' if len(given) == 1 else 'are'} for `pivots: true`"
+        names = [field.name for field in fields(PivotOptions) if field.name in values]
+        if names:
+            yield f"{_named(names)} {'is' if len(names) == 1 else 'are'} for `pivots: true`"
         return
-    given = [name for name in _TEACHER_OPTIONS if values.get(name) is not None]
-    if given:
-        hint = "; the student's is `student_temperature`" if "temperature" in given else ""
-        yield f"there is no teacher (`teacher: none`): leave out {_named(given)}{hint}"
-    given = [name for name in _PROBLEM_OPTIONS if values.get(name) is not None]
-    if given and values.get("dataset_name"):
-        yield f"{_named(given)}: for procedural problems, but `dataset_name` gives the questions"
+    names = [name for name in _TEACHER_OPTIONS if values.get(name) is not None]
+    if names:
+        hint = "; the student's is `student_temperature`" if "temperature" in names else ""
+        yield f"there is no teacher (`teacher: none`): leave out {_named(names)}{hint}"
+    names = [name for name in _PROBLEM_OPTIONS if values.get(name) is not None]
+    if names and values.get("dataset_name"):
+        yield f"{_named(names)}: for procedural problems, but `dataset_name` gives the questions"
 
 
 def _named(names: Sequence[str]) -> str:

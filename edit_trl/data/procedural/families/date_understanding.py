@@ -54,9 +54,9 @@ def make(rng: random.Random, difficulty: int) -> Problem | None:
         hops = [rng.choice(list(_NEAR)), _draw_days(rng, difficulty) * rng.choice((-1, 1))]
     else:
         hops = [_draw_days(rng, difficulty) for _ in range(1 + (difficulty + 1) // 2)]
-    slip, read = _draw_slip(rng, hops)
+    slip, misread = _draw_slip(rng, hops)
     right, end = follow(start, hops, _hop)
-    wrong, wrong_end = follow(start, read, _hop, slip)
+    wrong, wrong_end = follow(start, misread, _hop, slip)
     if end == wrong_end:
         return None
     opening = f"Start at {MONTHS[start.month - 1]} {start.day}."

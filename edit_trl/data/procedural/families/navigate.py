@@ -71,11 +71,11 @@ def make(rng: random.Random, difficulty: int) -> Problem | None:
     """Draw a problem; None if the mistake does not change the answer."""
     turning = rng.random() < 0.5
     walk = (_walk_with_turns if turning else _walk_facing_forward)(rng, difficulty)
-    orders, read, slip = _draw_slip(rng, walk, turning)
+    orders, misread, slip = _draw_slip(rng, walk, turning)
     opening = "Start at (0, 0), facing north." if turning else "Start at (0, 0)."
     take = partial(_take, turning)
     right, end = follow(_START, orders, take)
-    wrong, wrong_end = follow(_START, read, take, slip)
+    wrong, wrong_end = follow(_START, misread, take, slip)
     if end.is_start == wrong_end.is_start:
         return None
     instructions = " ".join(_instruction(order, turning) for order in orders)
@@ -154,11 +154,11 @@ def _draw_slip(rng: random.Random, walk: list[Order], turning: bool) -> tuple[li
             walk = [*walk[:index], _another(rng, order), *walk[index:]]
         return walk, walk, slip
     changed = [*walk[:index], _changed(rng, order, slip.kind), *walk[index + 1 :]]
-    orders, read = (walk, changed) if leads_back else (changed, walk)
+    orders, misread = (walk, changed) if leads_back else (changed, walk)
     if slip.kind == "calculation":
-        miscounted = replace(read[index], written=orders[index].count)
-        read = [*read[:index], miscounted, *read[index + 1 :]]
-    return orders, read, slip
+        miscounted = replace(misread[index], written=orders[index].count)
+        misread = [*misread[:index], miscounted, *misread[index + 1 :]]
+    return orders, misread, slip
 
 
 def _mistakes(order: Order, turning: bool) -> list[Mistake]:

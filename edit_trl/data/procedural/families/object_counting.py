@@ -28,10 +28,10 @@ Item = tuple[int, str, bool]  # count, noun, whether the noun belongs to the gro
 def make(rng: random.Random, difficulty: int) -> Problem | None:
     """Draw a problem; None if the mistake does not change the answer."""
     group, items = _draw_items(rng, difficulty)
-    slip, read = _draw_slip(rng, items)
+    slip, misread = _draw_slip(rng, items)
     opening = f"Start at 0 and count only the {group}."
     right, total = follow(0, items, _add)
-    wrong, wrong_total = follow(0, read, _add, slip)
+    wrong, wrong_total = follow(0, misread, _add, slip)
     if total == wrong_total:
         return None
     things = joined([_in_words(rng, count, noun) for count, noun, _ in items])
@@ -69,8 +69,8 @@ def _draw_slip(rng: random.Random, items: list[Item]) -> tuple[Slip, list[Item]]
     count, noun, belongs = items[step]
     if kind == "context value":
         count = max(1, count + slip.delta)
-    read = (count, noun, belongs or kind == "counting")
-    return slip, [*items[:step], read, *items[step + 1 :]]
+    misread = (count, noun, belongs or kind == "counting")
+    return slip, [*items[:step], misread, *items[step + 1 :]]
 
 
 def _add(total: int, item: Item, slip: Slip | None) -> tuple[list[str], int]:

@@ -42,9 +42,9 @@ def make(rng: random.Random, difficulty: int) -> Problem | None:
     start = dict(zip(people, rng.sample(COLOURS, len(people)), strict=True))
     swaps = _draw_swaps(rng, people, difficulty + 1)
     owner, thing = rng.choice(people), rng.choice(_THINGS)
-    slip, read = _draw_slip(rng, people, swaps)
+    slip, misread = _draw_slip(rng, people, swaps)
     right, end = follow(start, swaps, _swap)
-    wrong, wrong_end = follow(start, read, _swap, slip)
+    wrong, wrong_end = follow(start, misread, _swap, slip)
     if end[owner] == wrong_end[owner]:
         return None
     options = rng.sample(list(start.values()), len(people))
@@ -78,8 +78,8 @@ def _draw_slip(rng: random.Random, people: list[str], swaps: list[Swap]) -> tupl
         return slip, swaps
     a, b = swaps[slip.step]
     other = rng.choice([person for person in people if person not in (a, b)])
-    read = rng.choice([(a, other), (other, b)])
-    return slip, [*swaps[: slip.step], read, *swaps[slip.step + 1 :]]
+    misread = rng.choice([(a, other), (other, b)])
+    return slip, [*swaps[: slip.step], misread, *swaps[slip.step + 1 :]]
 
 
 def _swap(holdings: Holdings, swap: Swap, slip: Slip | None) -> tuple[list[str], Holdings]:
