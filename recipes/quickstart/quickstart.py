@@ -90,9 +90,7 @@ def run(*words: object) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="Seed of the problems and of the training.")
-    parser.add_argument(
-        "--output", type=Path, default=Path("outputs/quickstart"), help="Folder for all output."
-    )
+    parser.add_argument("--output", type=Path, default=Path("outputs/quickstart"), help="Folder for all output.")
     args = parser.parse_args()
     started = time.perf_counter()
     output, student, data = args.output, args.output / "student", args.output / "data"
