@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
-from edit_trl.data.row import chain_text, is_chosen_alone, is_conversational, pairs_of
-from edit_trl.key_steps import KeyStepMethod, locate_key_steps
+from edit_trl.data.pair_statistics import locate_pairs
+from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of
+from edit_trl.key_steps import KeyStepMethod
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -251,21 +252,10 @@ def pick_examples(
             taken = [other.get("task") for other in picked]
             if len(picked) < count and pair not in picked and not (one_a_task and pair.get("task") in taken):
                 picked.append(pair)
-    return [_example(pair, tokenizer, method) for pair in picked]
-
-
-def _example(pair: Mapping[str, Any], tokenizer: Any, method: KeyStepMethod) -> Example:
-    chosen, rejected = chain_text(pair["chosen"]), chain_text(pair["rejected"])
-    steps = locate_key_steps(
-        chosen,
-        rejected,
-        tokenizer,
-        method,
-        chosen_spans=pair.get("chosen_key_spans"),
-        rejected_spans=pair.get("rejected_key_spans"),
-    )
-    prompt = pair["prompt"]
-    if is_conversational(pair):
-        prompt = "\n\n".join(message["content"] for message in prompt)
-    spans = [[list(span) for span in side or ()] for side in (steps.chosen_spans, steps.rejected_spans)]
-    return Example(prompt.strip(), chosen, rejected, *spans)
+    examples = []
+    for pair in locate_pairs(picked, method, tokenizer):
+        messages = [{"content": pair.prompt}] if isinstance(pair.prompt, str) else pair.prompt
+        prompt = "\n\n".join(message["content"] for message in messages).strip()
+        spans = [[list(span) for span in side or ()] for side in (pair.chosen_spans, pair.rejected_spans)]
+        examples.append(Example(prompt, pair.chosen, pair.rejected, *spans))
+    return examples
