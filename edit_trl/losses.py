@@ -208,9 +208,9 @@ def dual_cot_loss(
 
     Args:
         chosen_logps: log p⁺ of the correct chain's completion tokens. Shape (B, T⁺).
-        rejected_logps: log p⁻ of the wrong chain's. Shape (B, T⁻). None where β = λ = 0: nothing uses it.
+        rejected_logps: log p⁻ of the wrong chain's completion tokens. Shape (B, T⁻); None where β = λ = 0.
         chosen_mask: Which positions are completion tokens (the others are padding). (B, T⁺), bool.
-        rejected_mask: Likewise. (B, T⁻), bool.
+        rejected_mask: Which positions of the wrong chains are completion tokens. (B, T⁻), bool.
         chosen_key_mask: m⁺. (B, T⁺), bool.
         rejected_key_mask: m⁻, already limited to the tokens that may be penalised. (B, T⁻), bool.
         chosen_key_weight: α.
@@ -226,7 +226,7 @@ def dual_cot_loss(
         preference_beta: b.
         preference_margin: The margin in C.
         chosen_scope_mask: The tokens s⁺ is taken over; `chosen_key_mask` where None.
-        rejected_scope_mask: Likewise for s⁻.
+        rejected_scope_mask: The tokens s⁻ is taken over; `rejected_key_mask` where None.
         reference_scores: s⁺ and s⁻ of the reference model, subtracted. Two of shape (B,).
 
     Returns:

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         print(stopped, file=sys.stderr)
         code = EXIT_CODE
     if code == EXIT_CODE:
-        print(f"to go on: {shlex.join(['edit-trl', 'train', *argv])}", file=sys.stderr)
+        print(f"to resume: {shlex.join(['edit-trl', 'train', *argv])}", file=sys.stderr)
     return code
 
 

@@ -89,7 +89,7 @@ def locate_pairs(
 ) -> list[Pair]:
     """Find the key steps of valid dual CoTs.
 
-    Tokens of the (fast) tokenizer are aligned and counted; words where there is none.
+    Tokens of the tokenizer, a fast one, are aligned and counted; without a tokenizer, words are.
 
     Raises:
         InputError: A row lacks what the method needs.

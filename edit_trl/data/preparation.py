@@ -159,7 +159,7 @@ _SOURCES = (
 
 
 def _tokenizer_state(tokenizer: "PreTrainedTokenizerBase") -> tuple:
-    """Return what of a tokenizer decides about ids, without what changes while it is used."""
+    """Return the state of a tokenizer that decides about ids, without the parts that change while it is used."""
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         state.pop("padding", None)

@@ -233,7 +233,7 @@ def _device(device: str | None) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"`device: {device}` is none: {brief(error)}") from error
+        raise InputError(f"`device: {device}` does not exist: {brief(error)}") from error
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise InputError(f"`device: {device}`: this machine has {torch.cuda.device_count()} GPUs")
     return place
@@ -246,5 +246,5 @@ def _dtype(dtype: str | None) -> torch.dtype | str:
         return "auto"
     value = getattr(torch, dtype, None)
     if not isinstance(value, torch.dtype) or not value.is_floating_point:
-        raise InputError(f"`dtype: {dtype}` is none; use float32, bfloat16, float16 or auto")
+        raise InputError(f"`dtype: {dtype}` is unknown; use float32, bfloat16, float16 or auto")
     return value

@@ -94,7 +94,7 @@ def merge_adapter(
         trust_remote_code: Run code that comes with the base model.
 
     Raises:
-        InputError: The output is not empty; the adapter is none, is pickled, or belongs to another model; or
+        InputError: The output is not empty; there is no adapter, it is pickled, or belongs to another model; or
             the log-probabilities differ by more than the tolerance.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -202,7 +202,7 @@ def test_a_model_without_a_chat_template(no_template, capsys, monkeypatch):
     [
         (["--temperature", "-1"], "`temperature` cannot be negative, got -1.0"),
         (["--max_new_tokens", "0"], "`max_new_tokens` must be at least 1, got 0"),
-        (["--device", "tpu"], "`device: tpu` is none"),
+        (["--device", "tpu"], "`device: tpu` does not exist"),
     ],
 )
 def test_bad_options(parrot, capsys, options, message):

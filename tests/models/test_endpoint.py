@@ -183,7 +183,7 @@ def test_a_key_is_needed_for_others_machines_and_never_shown(monkeypatch):
     [
         ("", [LOCAL], "`model` is empty"),
         (MODEL, [], "no base URL"),
-        (MODEL, ["127.0.0.1:8000"], "base URL '127.0.0.1:8000' is none; write it as http://127.0.0.1:8000/v1"),
+        (MODEL, ["127.0.0.1:8000"], "base URL '127.0.0.1:8000' is not a URL; write it as http://127.0.0.1:8000/v1"),
         (MODEL, ["https://me:secret@example.org/v1"], "a base URL holds a password"),
     ],
 )

@@ -256,7 +256,7 @@ def test_a_full_disk_while_the_model_is_saved_leaves_what_is_there(tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, said):
     make_trainer(tmp_path, True, max_steps=1).train()
     other = make_trainer(tmp_path, True, **{"max_steps": 1} | change)
-    with pytest.raises(InputError, match="is of another run") as error:
+    with pytest.raises(InputError, match="belongs to another run") as error:
         other.train(resume_from_checkpoint=True)
     assert said in str(error.value)
 
@@ -356,9 +356,9 @@ def test_a_named_checkpoint_of_another_recipe_is_refused_before_anything_is_writ
     named = ["--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-1")]
     named += ["--output_dir", str(tmp_path / "other")]
     assert run_command(train_stage, [*options, *named, "--learning_rate", "0.5"]) == 2
-    assert "is of another run (learning_rate: 0.01 there, 0.5 now)" in capfd.readouterr().err
+    assert "belongs to another run (learning_rate: 0.01 there, 0.5 now)" in capfd.readouterr().err
     assert run_command(train_stage, [*options, *named, "--lora_r", "8"]) == 2
-    assert "is of another run (lora_r: 4 there, 8 now)" in capfd.readouterr().err
+    assert "belongs to another run (lora_r: 4 there, 8 now)" in capfd.readouterr().err
     assert not (tmp_path / "other").exists()
     assert run_command(train_stage, [*options, *named]) == 0
 
@@ -400,7 +400,7 @@ def test_a_signal_reaches_the_process_that_trains(recipe, tmp_path, launcher):
     assert json.loads((checkpoint / MANIFEST).read_text())["run"]["processes"] == processes
     if launcher == "edit-trl":
         assert code == EXIT_CODE
-        assert f"to go on: edit-trl train --config {recipe}" in log.read_text()
+        assert f"to resume: edit-trl train --config {recipe}" in log.read_text()
     if launcher == "torchrun":
         done = subprocess.run([sys.executable, "-m", *run], capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 2

@@ -60,7 +60,7 @@ def url_problem(url: str) -> str | None:
         return "a base URL holds a password; keys come from the environment (`api_key_env`)"
     if parts.scheme in ("http", "https") and parts.hostname:
         return None
-    return f"base URL {url!r} is none; write it as http://127.0.0.1:8000/v1"
+    return f"base URL {url!r} is not a URL; write it as http://127.0.0.1:8000/v1"
 
 
 def _is_local(url: str) -> bool:

@@ -30,7 +30,7 @@ from edit_trl.models.chat.protocol import (
     TryAgain,
 )
 
-RESUME = "Everything answered so far is in the journal: run the same command again to go on from here"
+RESUME = "Everything answered so far is in the journal: run the same command again to resume"
 
 # Waits of 0 to 1, 2, 4, ... seconds, with full jitter: requests that failed together are repeated apart.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
@@ -266,7 +266,7 @@ class Dispatcher:
             self._give_up(f"nothing but failures for {silent:.0f} s, the last one: {reason}")
 
     def _give_up(self, reason: str) -> None:
-        self.stop(TeacherUnavailable(f"the teacher {self.teacher.model!r} cannot go on: {reason}. {RESUME}"))
+        self.stop(TeacherUnavailable(f"the teacher {self.teacher.model!r} is no longer asked: {reason}. {RESUME}"))
 
     async def _wait(self, error: TryAgain | MalformedResponse, attempts: int) -> None:
         self.stats.retries[str(error)] += 1

@@ -184,7 +184,7 @@ class RayPool:
             return outcome
         raise InputError(
             f"{_MOST_LOSSES} processes of the Ray cluster ended over the same work; if it is their memory, "
-            "lower `batch_size`. What is done is kept: run the same command again to go on"
+            "lower `batch_size`. What is done is kept: run the same command again to resume"
         )
 
     def close(self) -> None:

@@ -119,8 +119,8 @@ def check_checkpoint(path: str | Path, run: Mapping[str, Any]) -> None:
     changed = [f"{k}: {there[k]!r} there, {now!r} now" for k, now in run.items() if k in there and there[k] != now]
     if changed:
         raise InputError(
-            f"checkpoint {path} is of another run ({'; '.join(changed)}), which would not go on as it began; "
-            "resume with what it was made with, or start anew in another output_dir"
+            f"checkpoint {path} belongs to another run ({'; '.join(changed)}) and cannot be resumed with these "
+            "options; use the options it was made with, or another output_dir"
         )
 
 
