@@ -59,8 +59,8 @@ def check_run_folder(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"output_dir {folder} is a file; choose another")
     state = read_run_file(folder)
     if not state:
-        # A run that was killed before it began leaves a draft alone.
-        drafts = folder.glob(f"{RUN_FILE}.*{DRAFT_SUFFIX}")
+        # A run that was killed before it began leaves only a draft; earlier versions named it run.json.draft.
+        drafts = folder.glob(f"{RUN_FILE}*{DRAFT_SUFFIX}")
         if folder.is_dir() and set(folder.iterdir()) != set(drafts):
             raise InputError(
                 f"output_dir {folder} is not empty and holds no run of edit-trl; choose another, or remove it"

@@ -91,7 +91,7 @@ def _find_checkpoint(run: RunArguments, folder: Path) -> str | None:
         checkpoint = named or (get_last_checkpoint(str(folder)) if folder.is_dir() else None)
     if named:
         # The checkpoint may be in another run's folder.
-        check_same_run(Path(named).parent, run.values, f"resume_from_checkpoint {named} is of")
+        check_same_run(Path(named).parent, run.values, f"resume_from_checkpoint {named} belongs to")
     return checkpoint
 
 
