@@ -3,6 +3,7 @@
 Each check takes values by name, skips those that are None and returns one message for each value out of range.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 
@@ -28,5 +29,7 @@ def share(**values: float | None) -> list[str]:
 
 def _errors(values: Mapping[str, float | None], is_valid: Callable[[float], bool], rule: str) -> list[str]:
     return [
-        f"`{name}` {rule}, got {value}" for name, value in values.items() if value is not None and not is_valid(value)
+        f"`{name}` {'must be a number' if math.isnan(value) else rule}, got {value}"
+        for name, value in values.items()
+        if value is not None and not is_valid(value)
     ]

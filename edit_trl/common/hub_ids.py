@@ -28,5 +28,7 @@ def refuse_missing_path(source: str) -> None:
 
 def refuse_missing_folder(model: str, option: str = "model") -> None:
     """Raise an InputError if a model, given as `option`, has no local folder and cannot be on the Hub."""
+    if Path(model).expanduser().is_file():
+        raise InputError(f"`{option}: {model}` is a file, no such folder; name the folder of the model")
     if not Path(model).expanduser().is_dir() and not is_hub_id(model):
         raise InputError(f"`{option}: {model}`: no such folder (looked in {Path.cwd()})")

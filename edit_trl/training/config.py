@@ -254,7 +254,8 @@ class DualCoTConfig(SFTConfig):
             gradient_accumulation_steps=self.gradient_accumulation_steps,
             max_tokens_per_batch=self.max_tokens_per_batch,
         )
-        yield from at_least(2, max_length=self.max_length)  # a prompt and a completion
+        if self.max_length is not None and self.max_length < 2:
+            yield f"`max_length` must be at least 2 (a prompt and a completion), got {self.max_length}"
 
     def _objective_problems(self):
         weights = {
