@@ -108,14 +108,18 @@ class Terminal:
         self.send(b"\x03")
         self.wait_for(text)
 
-    def exit_code(self) -> int:
-        while True:  # or it would wait for its output to be read
-            try:
-                if not os.read(self.master, 4096):
-                    break
-            except OSError:
-                break
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+    def leave(self) -> int:
+        """Press Ctrl-D until the command ends, for one before the wait for a key would be lost; its exit code."""
+        for _ in range(12):
+            self.send(b"\x04")
+            while select.select([self.master], [], [], 5)[0]:  # the command waits for its output to be read
+                try:
+                    has_ended = not os.read(self.master, 4096)
+                except OSError:  # the command has closed the terminal
+                    has_ended = True
+                if has_ended:
+                    return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        raise AssertionError("Ctrl-D did not end the conversation")
 
 
 def test_at_a_terminal(parrot):
@@ -131,8 +135,7 @@ def test_at_a_terminal(parrot):
         terminal.interrupt_until("> ")  # stopped, or at the end by itself: the conversation goes on
         terminal.send(b"/clear\r")
         terminal.wait_for("> ")
-        terminal.send(b"\x04")
-        assert terminal.exit_code() == 0
+        assert terminal.leave() == 0
     except BaseException:
         os.kill(terminal.pid, signal.SIGKILL)
         raise
