@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edit_trl.models.chat.connection import DEFAULT_KEY
+from edit_trl.common.checks import positive
+from edit_trl.common.options import Options
+from edit_trl.models.chat.connection import DEFAULT_KEY, url_problem
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 
 
 @dataclass(frozen=True)
-class EndpointArguments:
+class EndpointArguments(Options):
     """A model behind an endpoint that speaks OpenAI's chat completions.
 
     Attributes:
@@ -29,6 +31,11 @@ class EndpointArguments:
     timeout: float = 120.0
     token_limit: str = "max_tokens"
     extra_body: dict[str, Any] | None = None
+
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from positive(timeout=self.timeout)
+        yield from (problem for url in self.base_urls or () if (problem := url_problem(url)))
 
     def endpoint(self, model: str | None = None, base_urls: Sequence[str] | None = None) -> OpenAICompatibleTeacher:
         """Return the model behind its endpoints, or another with the same options; nothing is sent yet."""

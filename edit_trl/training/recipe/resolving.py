@@ -17,8 +17,10 @@ from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import ModelConfig, TrlParser
 
+from edit_trl.common.conversion import convert, nearest
 from edit_trl.common.errors import InputError
-from edit_trl.common.options import convert, hints_of, nearest, read_yaml
+from edit_trl.common.options import hints_of
+from edit_trl.common.yaml_file import read_words
 from edit_trl.training.config import NOT_FOR_DUAL_COTS, DualCoTConfig
 from edit_trl.training.quantization import implied_options
 from edit_trl.training.recipe.checks import run_problems
@@ -97,7 +99,7 @@ def read_recipe(path: str | Path | None) -> Recipe:
     if path is None:
         return Recipe(None, {})
     path = Path(path)
-    values = read_yaml(path)
+    values = read_words(path, again=True)
     if "teacher" in values or "base_urls" in values:
         raise InputError(f"{path}: this is a recipe of `edit-trl generate`, not of train")
     stages = values.pop("stages", None)
@@ -275,6 +277,11 @@ def _resolve(stage: str | None, values: dict[str, Any], left_out: tuple[str, ...
     if problems:
         raise InputError(problems)
     return RunArguments(stage, values, *built, left_out)
+
+
+def option_names() -> set[str]:
+    """Return the names of all options of recipes, of any trainer."""
+    return {"stages", *(name for trainer in typing.get_args(TrainerName) for name in _hints(trainer))}
 
 
 def _hints(trainer: TrainerName) -> dict[str, Any]:
