@@ -111,7 +111,7 @@ class Requests:
                 failures.append((slot[0].id, name, result.reason))
             counts[label] += 1
             if self.watcher:
-                self.watcher.step(label, isinstance(result, Answer) and result.fresh)
+                self.watcher.step(label, result.fresh)
         self.generation.failures += sorted(failures)
         return {slot: answers[slot] for slot in requests if slot in answers}
 

@@ -204,7 +204,7 @@ async def judge_chains(
         number = int(result.request.row_id)
         judgements[number] = _judgement(sets[number], orders[number], result)
         if watcher:
-            watcher.step(judgements[number].outcome, isinstance(result, Answer) and result.fresh)
+            watcher.step(judgements[number].outcome, result.fresh)
     return [judgements[number] for number in range(len(sets))]
 
 
