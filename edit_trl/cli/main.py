@@ -1,6 +1,7 @@
 """`edit-trl`: the command line. This module imports the standard library alone, so that `--help` is quick."""
 
 import difflib
+import errno
 import logging
 import os
 import select
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.terminal import clean_streams, visible
 
 # The help lines live here because `edit-trl --help` imports no command.
 COMMANDS = {
@@ -48,15 +50,18 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code, as `run_command` gives it.
     """
-    return run_command(_run, sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        clean_streams()
+        argv = sys.argv[1:]
+    return run_command(_run, argv)
 
 
 def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:
     """Run a command and turn input errors into messages.
 
     Returns:
-        The command's exit code; 2 for bad input, which is explained without a traceback; 130 for an
-        interruption. Any other exception is a bug and keeps its traceback.
+        The command's exit code; 2 for bad input and for files that cannot be read or written, which are explained
+        without a traceback; 130 for an interruption. Any other exception is a bug and keeps its traceback.
     """
     _hush_libraries()
     try:
@@ -68,11 +73,35 @@ def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:
             raise
         return 0
     except (InputError, FloatingPointError) as error:  # the latter: a loss that is not finite
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {visible(_sentence(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+# What to do about errors of the system that people meet.
+_WAYS_OUT = {
+    errno.ENOSPC: "free some space, and run the same command again",
+    errno.EDQUOT: "free some space, and run the same command again",
+    errno.EACCES: "change its permissions, or choose another",
+    errno.EPERM: "change its permissions, or choose another",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+}
+
+
+def _sentence(error: OSError) -> str:
+    """Say which file an error of the system is about, what it is, and the way out."""
+    if error.errno is None:  # of a library, such as one for the network
+        return str(error) or type(error).__name__
+    file = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    way_out = _WAYS_OUT.get(error.errno)
+    return f"{file}{error.strerror}" + (f"; {way_out}" if way_out else "")
 
 
 def _reader_has_left() -> bool:

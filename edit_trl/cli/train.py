@@ -128,6 +128,8 @@ def train_stage(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     from edit_trl.cli.main import run_command
+    from edit_trl.common.terminal import clean_streams
 
+    clean_streams()
     end_with_launcher()
     sys.exit(run_command(train_stage, sys.argv[1:]))

@@ -133,3 +133,28 @@ def test_other_exceptions_keep_their_traceback(new_command):
     new_command("made_up_bug", "def main(argv):\n    return {}['bug']\n")
     with pytest.raises(KeyError, match="bug"):
         main(["made_up_bug"])
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("OSError(28, 'No space left on device', 'out.json')", "out.json: No space left on device; free some space"),
+        ("OSError(28, 'No space left on device')", "No space left on device; free some space"),
+        ("PermissionError(13, 'Permission denied', b'a\\x1b')", "a\u241b: Permission denied; change its permissions"),
+        ("OSError('the server is away')", "the server is away"),
+    ],
+)
+def test_an_error_of_the_system_is_a_sentence(new_command, capsys, error, expected):
+    new_command("made_up_system", f"def main(argv):\n    raise {error}\n")
+    assert main(["made_up_system"]) == 2
+    written = capsys.readouterr().err
+    assert written.startswith(f"error: {expected}")
+    assert written.count("\n") == 1
+
+
+def test_no_control_character_of_a_name_reaches_the_terminal(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a\\u001b]0;title\\u0007": 1}\n')
+    done = run("inspect", str(tmp_path / "rows.jsonl"))
+    assert done.returncode == 2
+    assert "a\u241b]0;title\u2407" in done.stderr
+    assert "\x1b" not in done.stderr

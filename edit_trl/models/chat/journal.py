@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import queue
 import sqlite3
 import threading
@@ -18,9 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
-
 from edit_trl.common.errors import InputError
+from edit_trl.common.locks import Hold
 from edit_trl.models.chat.protocol import ChatRequest, RawResponse, Teacher
 
 SCHEMA_VERSION = 1
@@ -175,21 +173,13 @@ def _tell(waiting: list[asyncio.Future[None]], error: JournalError | None) -> No
             done.set_exception(error)
 
 
-def _lock(path: Path, wait: float) -> FileLock:
-    lock, owner = FileLock(path.with_suffix(".lock")), path.with_suffix(".pid")
+def _lock(path: Path, wait: float) -> Hold:
     try:
-        lock.acquire(timeout=wait)
-    except Timeout as error:
-        pid = owner.read_text(encoding="utf-8") if owner.exists() else "unknown"
-        raise JournalError(
-            f"{path} is in use by process {pid}; wait until it ends, stop it, or choose another `output_dir`"
-        ) from error
-    try:
-        owner.write_text(str(os.getpid()), encoding="utf-8")
+        return Hold(path, path.with_suffix(".lock"), wait=wait)
+    except InputError as error:
+        raise JournalError(error.problems) from error
     except OSError as error:
-        lock.release()
-        raise JournalError(f"cannot write {owner}: {error.strerror}; free some space") from error
-    return lock
+        raise JournalError(f"cannot write {error.filename}: {error.strerror}; free some space") from error
 
 
 def _open(path: Path) -> sqlite3.Connection:
