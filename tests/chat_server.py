@@ -35,7 +35,7 @@ class ChatServer:
     Args:
         answer: Request body -> text, or a whole response body where it begins with "{".
         fault: Number of the request, its body -> None, the name of a fault, a body of status 200 that begins with
-            "{" or "<", bytes to send as they are, or a status and its `retry-after` or body.
+            "{", "[" or "<", bytes to send as they are, or a status and its `retry-after` or body.
         delay: Seconds before an answer.
 
     Attributes:
@@ -100,7 +100,7 @@ class ChatServer:
             writer.write(fault)
             await writer.drain()
             raise ConnectionError
-        elif fault[0] in "{<":
+        elif fault[0] in "{[<\ufeff":
             await self._paid(writer, body, fault)
         elif fault == "reset":
             writer.transport.abort()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
-from edit_trl.models.chat.dispatch import Answer, Dispatcher, Failure, Limits, RunStopped, stopped_by_signals
+from edit_trl.models.chat.dispatch import Answer, Dispatcher, Failure, Limits, stopped_by_signals
 from edit_trl.models.chat.journal import Journal
 from edit_trl.models.chat.protocol import ChatRequest, Teacher
 from edit_trl.models.cluster.cluster import Engine
@@ -79,7 +79,7 @@ class JournaledEndpoint:
                                 yield outcome
                     except GeneratorExit:  # the answers cannot be used, but those in flight are paid for
                         dispatcher.stop()
-                        with suppress(RunStopped):
+                        with suppress(InputError):  # the run was stopped, or the journal cannot be written either
                             while self._loop.run_until_complete(_next(outcomes)) is not None:
                                 pass
                         raise

@@ -166,20 +166,12 @@ def test_wilson_where_every_resample_is_the_same():
     assert (every.value, every.low, every.high) == pytest.approx((1.0, 0.886486606826031, 1.0))
 
 
-@pytest.mark.parametrize(
-    ("value", "scale", "low", "high"),
-    [
-        (0.0, (-9, 9), -9 * 0.434481, 9 * 0.434481),  # Wilson: five of five do not exclude 43% of others
-        (1.0, (1, 10), 1.0, 1.0 + 9 * 0.434481),
-        (10.0, (1, 10), 10.0 - 9 * 0.434481, 10.0),
-        (0.5, (0, 1), 0.5 - 0.5 * 0.434481, 0.5 + 0.5 * 0.434481),
-        (0.0, None, 0.0, 0.0),
-    ],
-)
-def test_equal_values_do_not_exclude_others_of_the_scale(value, scale, low, high):
-    interval = bootstrap_interval([value] * 5, scale=scale)
-    assert interval.value == value
-    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-5)
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+def test_equal_values_of_another_scale_have_no_interval_of_a_share(value):
+    interval = bootstrap_interval([value] * 5, share=False)
+    assert (interval.value, interval.low, interval.high) == (value, value, value)
+    interval = bootstrap_interval([value] * 6, ["a", "b"] * 3, share=False)
+    assert (interval.low, interval.high) == (value, value)
 
 
 def test_the_percentile_bootstrap_of_a_mean():
@@ -214,7 +206,7 @@ def test_one_item_says_nothing():
     result = paired_difference(0 * one, one, share=False)
     assert (result.low, result.high) == (-math.inf, math.inf)
     assert bootstrap_interval([0.3]) == bootstrap_interval([0.3], ["a"])
-    assert bootstrap_interval([0.3], scale=None).low == 0.3
+    assert bootstrap_interval([0.3]).low == 0.3
 
 
 def test_one_task_says_nothing_of_others():

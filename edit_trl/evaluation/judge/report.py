@@ -16,9 +16,6 @@ from edit_trl.evaluation.judge.judging import SCORES, Judgement
 
 JUDGEMENTS_FILE, REPORT_FILE = "judgements.jsonl", "report.json"
 
-_SCALE = (SCORES[0], SCORES[-1])
-_DIFFERENCES = (SCORES[0] - SCORES[-1], SCORES[-1] - SCORES[0])
-
 
 def summarize(judgements: Sequence[Judgement], models: Sequence[str]) -> dict[str, Any]:
     """Summarize judgements; those that could not be read are only counted.
@@ -113,7 +110,7 @@ def _scores(judged: Sequence[Judgement], model: str) -> dict[str, Any]:
     tasks: dict[str, list[int]] = {}
     for judgement in judged:
         tasks.setdefault(judgement.chains.task, []).append(judgement.scores[model])
-    mean, interval = _mean(values, _SCALE)
+    mean, interval = _mean(values)
     return {
         "items": len(values),
         "mean": mean,
@@ -125,7 +122,7 @@ def _scores(judged: Sequence[Judgement], model: str) -> dict[str, Any]:
 
 def _comparison(judged: Sequence[Judgement], first: str, second: str) -> dict[str, Any]:
     differences = [judgement.scores[first] - judgement.scores[second] for judgement in judged]
-    mean, interval = _mean(differences, _DIFFERENCES, [judgement.chains.task for judgement in judged])
+    mean, interval = _mean(differences, [judgement.chains.task for judgement in judged])
     return {
         "first": first,
         "second": second,
@@ -145,17 +142,15 @@ def _position(judged: Sequence[Judgement], place: int) -> dict[str, Any]:
     models = [judgement.order[place] for judgement in judged]
     scores = [judgement.scores[model] for judgement, model in zip(judged, models, strict=True)]
     effects = [score - totals[model] / len(judged) for model, score in zip(models, scores, strict=True)]
-    effect, interval = _mean(effects, _DIFFERENCES)
-    return {"position": place + 1, "mean": _mean(scores, _SCALE)[0], "effect": effect, "interval": interval}
+    effect, interval = _mean(effects)
+    return {"position": place + 1, "mean": _mean(scores)[0], "effect": effect, "interval": interval}
 
 
-def _mean(
-    values: Sequence[float], scale: tuple[int, int], clusters: Sequence[str] | None = None
-) -> tuple[float | None, list[float] | None]:
+def _mean(values: Sequence[float], clusters: Sequence[str] | None = None) -> tuple[float | None, list[float] | None]:
     """Return a mean and its bootstrap interval; both are None without values."""
     from edit_trl.evaluation.statistics import bootstrap_interval
 
-    mean = bootstrap_interval(values, clusters, scale=scale)
+    mean = bootstrap_interval(values, clusters, share=False)
     return (None, None) if math.isnan(mean.value) else (mean.value, [mean.low, mean.high])
 
 

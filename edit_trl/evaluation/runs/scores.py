@@ -74,7 +74,7 @@ def score_intervals(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[s
     """Return the bootstrap interval over items of each score that some item has."""
     values = {name: [value for value in map(score, items) if value is not None] for name, score in SCORES[kind].items()}
     return {
-        name: bootstrap_interval(numbers, scale=None if name in IN_NATS else (0.0, 1.0))
+        name: bootstrap_interval(numbers, share=name not in IN_NATS)
         for name, numbers in values.items()
         if numbers
     }

@@ -38,8 +38,13 @@ def connect(url: str, key: str, timeout: float) -> AsyncOpenAI:
         api_key=key or "none",
         max_retries=0,
         timeout=timeout,
-        http_client=DefaultAioHttpClient(base_url=url, timeout=timeout),
+        http_client=DefaultAioHttpClient(base_url=url, timeout=timeout, event_hooks={"response": [_as_utf8]}),
     )
+
+
+async def _as_utf8(response: Any) -> None:
+    """Read a response as UTF-8, as all JSON is, whatever character set it names: some names cannot be decoded."""
+    response.encoding = "utf-8"
 
 
 def api_key(name: str | None, urls: Sequence[str]) -> str:

@@ -134,7 +134,7 @@ class Dispatcher:
         self._stop: RunStopped | None = None
         self._last_success = time.monotonic()
         self._failing: set[str] = set()  # requests that have failed since
-        self._reached = False  # whether any request was ever answered
+        self._reached = journal.has_response_of(teacher)  # whether any request was ever answered
         self._counted: set[str] = set()  # requests whose answer is in `stats`
 
     def stop(self, reason: RunStopped | None = None) -> None:
@@ -188,6 +188,7 @@ class Dispatcher:
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # or what they raise would be logged
         # A stop after the last answer has not cut the run short.
         if self._stop is not None and (unanswered or next(source, None) is not None):
             raise self._stop
@@ -271,7 +272,10 @@ class Dispatcher:
         silent = time.monotonic() - self._last_success
         # A single request that keeps failing runs out of attempts. One that is turned away never does.
         if silent > self.limits.give_up_after and (turned_away or len(self._failing) >= _SEVERAL):
-            self._give_up(f"nothing but failures for {silent:.0f} s, the last one: {reason}")
+            self._give_up(
+                f"nothing but failures for {silent:.0f} s, the last one: {reason}; if it is these questions that fail, "
+                "raise `give_up_after`"
+            )
 
     def _give_up(self, reason: str) -> None:
         self.stop(TeacherUnavailable(f"the teacher {self.teacher.model!r} is no longer asked: {reason}. {RESUME}"))

@@ -153,7 +153,7 @@ class OpenAICompatibleTeacher:
             response = error.response
             raise self._refusals.of_status(error.status_code, response.text, response.headers) from error
         except aiohttp.ClientError as error:  # the transport translates lost connections alone
-            raise TryAgain(f"malformed HTTP: {short(str(error))}") from error
+            raise TryAgain(f"malformed HTTP: {short(str(getattr(error, 'message', error)))}") from error
         raw = RawResponse(body, time.monotonic() - started)
         try:
             first_choice(raw)

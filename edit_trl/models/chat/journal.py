@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.locks import Hold
@@ -107,8 +107,16 @@ class Journal:
         Raises:
             JournalError: The file is damaged.
         """
+        return [RawResponse(*row) for row in self._read(_FIND, (key,))]
+
+    def has_response_of(self, teacher: Teacher) -> bool:
+        """Return whether a teacher has responded to any request; see `find`."""
+        query = "SELECT 1 FROM responses WHERE model = ? AND address = ? LIMIT 1"
+        return bool(self._read(query, (teacher.model, teacher.address)))
+
+    def _read(self, query: str, values: tuple[str, ...]) -> list[tuple[Any, ...]]:
         try:
-            return [RawResponse(*row) for row in self._reading.execute(_FIND, (key,))]
+            return self._reading.execute(query, values).fetchall()
         except sqlite3.DatabaseError as error:
             raise JournalError(
                 f"a journal in {self.path.parent} cannot be read: {error}. Keep a copy of it; "

@@ -82,7 +82,7 @@ class Refusals:
         everything = " ".join((words, *fields.values()))
         if status == 402 or _SPENT.search(everything):
             return TeacherUnusable(f"{message}; the balance is exhausted: top it up, or ask with another key")
-        if status in _TRY_AGAIN or status >= 500:
+        if status in _TRY_AGAIN or not 400 <= status < 500:
             congestion = status in _OVERLOADED
             return TryAgain(message, congestion=congestion, turned_away=turned_away, retry_after=retry_after)
         if _CONTEXT.search(everything):

@@ -27,7 +27,7 @@ def parse(text: str) -> Any:
         MalformedResponse: It is not JSON; the message has its beginning.
     """
     try:
-        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 20 else float("inf"))
+        return json.loads(text.removeprefix("\ufeff"), strict=False, parse_int=_number)
     except (ValueError, RecursionError) as error:
         beginning = short(text)
         raise MalformedResponse(f"not JSON: {beginning}" if beginning else "not JSON: empty") from error
@@ -82,11 +82,11 @@ def listed_models(text: str) -> list[str] | None:
         body = parse(text)
     except MalformedResponse:
         return None
-    entries = body.get("data") if isinstance(body, dict) else body
-    if not isinstance(entries, list):
+    if not isinstance(body, dict | list):
         return None
+    entries = body.get("data") if isinstance(body, dict) else body
     names: list[Any] = []
-    for entry in entries:
+    for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict):
             aliases = entry.get("aliases")
             names += [entry.get("id"), *(aliases if isinstance(aliases, list) else ())]
@@ -119,6 +119,10 @@ def _text_of(content: Any) -> str:
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
         return "".join(part for part in parts if isinstance(part, str))
     return content if isinstance(content, str) else ""
+
+
+def _number(digits: str) -> float:
+    return int(digits) if len(digits) < 20 else float("inf")
 
 
 def _possible_count(value: Any) -> int:
