@@ -10,8 +10,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.key_steps import KeyStepMethod
 from edit_trl.losses import Normalization, PreferenceLoss, PreferenceReduction, RejectedPenalty
 from edit_trl.models.pairs.scoring import Layout
-from edit_trl.training.option_checks import option_problems
-from edit_trl.training.requirements import schedule_problems
+from edit_trl.training.option_checks import option_problems, schedule_problems
 
 logger = logging.get_logger(__name__)
 

@@ -73,7 +73,9 @@ NOT_FOR_PAIRS = "does not apply to dual CoTs"
 
 REFUSED: dict[str, Refusal] = {
     # Data that dual CoTs do not have, or a loss that is replaced
-    "packing": Refusal(f"{NOT_FOR_PAIRS}: pairs are laid out without padding; remove it, or set `max_tokens_per_batch`"),
+    "packing": Refusal(
+        f"{NOT_FOR_PAIRS}: pairs are laid out without padding; remove it, or set `max_tokens_per_batch`"
+    ),
     "packing_strategy": Refusal(f"{NOT_FOR_PAIRS}, since nothing is packed; remove it, or set `max_tokens_per_batch`"),
     "eval_packing": Refusal(f"{NOT_FOR_PAIRS}: pairs are laid out without padding; remove it", (False,)),
     "padding_free": Refusal(f"{NOT_FOR_PAIRS}; `layout: tree` has no padding. Remove it"),
@@ -122,9 +124,11 @@ PUSHES_CHECKPOINTS = (
     "pushed. Remove it, or write `end`"
 )
 
+SHARD = "choose how to shard when launching: `edit-trl train --accelerate_config fsdp2`"
+
 REFUSED_IN_RECIPES: dict[str, str] = {
-    "fsdp": "shards by an option; choose how to shard when launching: `edit-trl train --accelerate_config fsdp2`",
-    "fsdp_config": "shards by an option; choose how to shard when launching: `edit-trl train --accelerate_config fsdp2`",
+    "fsdp": f"is no option of a recipe; {SHARD}",
+    "fsdp_config": f"is no option of a recipe; {SHARD}",
     **dict.fromkeys(
         HONOURED["compute_metrics"],
         "is about `compute_metrics`, a function that only DualCoTTrainer in Python takes; remove it",
@@ -143,7 +147,7 @@ ACCELERATOR_OPTIONS: dict[str, tuple[Any, str]] = {
     "use_configured_state": (False, "the state is made by the run"),
     "num_steps": (None, "`gradient_accumulation_steps` sets it"),
 }
-"""Keys of `accelerator_config` and its `gradient_accumulation_kwargs` with the one value that they may have, and why."""
+"""Keys of `accelerator_config`, also of its `gradient_accumulation_kwargs`: the one value allowed, and why."""
 
 FORMER_NAMES: dict[str, str] = {
     "warmup_ratio": "write `warmup_steps`, where a number below 1 is a share of all steps",
@@ -172,9 +176,8 @@ FORMER_NAMES: dict[str, str] = {
     "tpu_num_cores": "remove it",
     "past_index": "remove it",
     "mp_parameters": "remove it",
-    "fsdp_min_num_params": "choose how to shard when launching: `edit-trl train --accelerate_config fsdp2`",
-    "fsdp_transformer_layer_cls_to_wrap": "choose how to shard when launching: "
-    "`edit-trl train --accelerate_config fsdp2`",
+    "fsdp_min_num_params": SHARD,
+    "fsdp_transformer_layer_cls_to_wrap": SHARD,
     "gradient_checkpointing_use_reentrant": "write `gradient_checkpointing_kwargs: {use_reentrant: true}`",
     "dataset_batch_size": "remove it",
     "tokenizer_name_or_path": "remove it: the student's own tokenizer is used",

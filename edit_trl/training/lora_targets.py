@@ -1,11 +1,13 @@
 """The target layers of LoRA adapters, found from a student's configuration before its weights are loaded."""
 
 import re
+from collections.abc import Sequence
 
 import transformers
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftConfig
 from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from trl import ModelConfig, get_peft_config
@@ -74,6 +76,20 @@ def decoder_layers(student: PreTrainedModel) -> str:
     prefix = next(name for name, module in student.named_modules() if module is decoder)
     names = sorted({name.rsplit(".", 1)[-1] for name in _linear_layers(decoder)})
     return rf"{re.escape(prefix)}\..*\.({'|'.join(names)})" if prefix else "all-linear"
+
+
+def matched_layers(targets: str | Sequence[str] | None, config: PretrainedConfig) -> set[str]:
+    """Return the names of the layers of a student that target modules mean."""
+    if isinstance(targets, Sequence) and len(targets) == 1:
+        [targets] = targets
+    adapter = settle_targets(LoraConfig(target_modules=targets), config)
+    if adapter.target_modules is None:
+        adapter.target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(config.model_type)
+    with init_empty_weights():
+        student = make_model(config)
+    if adapter.target_modules == "all-linear":
+        return set(_linear_layers(student)) - {head_name(student)}
+    return {name for name, _ in student.named_modules() if name and check_target_module_exists(adapter, name)}
 
 
 def head_name(student: PreTrainedModel) -> str | None:

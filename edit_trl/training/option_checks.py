@@ -1,4 +1,4 @@
-"""Checks of options by themselves: words, ranges, and what is refused. Tables decide; nothing is loaded.
+"""Checks of options by themselves: words, ranges, the schedule, and what is refused. Nothing is loaded.
 
 They take the options of a class by name, so that `DualCoTConfig` in Python, the classes of TRL's trainers and TRL's
 `ModelConfig` are checked alike.
@@ -7,18 +7,22 @@ They take the options of a class by name, so that `DualCoTConfig` in Python, the
 import difflib
 import enum
 import functools
+import inspect
 import json
 import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from accelerate.utils import DynamoBackend
+from accelerate.utils import DynamoBackend, is_deepspeed_available
+from transformers import TrainingArguments, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-from edit_trl.common.errors import show
+from edit_trl.common.errors import brief, show
 from edit_trl.training.inherited_options import (
     ACCELERATOR_OPTIONS,
     CHECKPOINTING_KEYS,
@@ -50,7 +54,9 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "save_total_limit"), COUNT),
     **dict.fromkeys(("dataset_num_proc", "dataloader_prefetch_factor", "ddp_timeout", "ddp_bucket_cap_mb"), COUNT),
     **dict.fromkeys(("torch_empty_cache_steps", "pad_to_multiple_of", "lora_r", "lora_alpha"), COUNT),
-    **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "eval_delay", "neftune_noise_alpha"), NOT_NEGATIVE),
+    **dict.fromkeys(
+        ("learning_rate", "weight_decay", "adam_epsilon", "eval_delay", "neftune_noise_alpha"), NOT_NEGATIVE
+    ),
     **dict.fromkeys(("router_aux_loss_coef", "dataloader_num_workers"), NOT_NEGATIVE),
     **dict.fromkeys(("chosen_key_weight", "chosen_context_weight", "rejected_key_weight"), NOT_NEGATIVE),
     "preference_weight": NOT_NEGATIVE,
@@ -61,7 +67,7 @@ RANGES: dict[str, Range] = {
     "max_grad_norm": Range(lambda value: value >= 0, "must be 0 (no clipping) or more"),
     **dict.fromkeys(("seed", "data_seed"), SEED),
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), STEPS),
-    "warmup_steps": Range(lambda value: value == 0 or STEPS.holds(value), "must be 0 or more: steps, or a share below 1"),
+    "warmup_steps": Range(lambda value: value == 0 or STEPS.holds(value), "must be 0 or more; below 1 it is a share"),
     "max_steps": Range(
         lambda value: value == -1 or value >= 1, "must be at least 1, or -1 where `num_train_epochs` decides"
     ),
@@ -179,7 +185,13 @@ def _mapping_problems(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _accelerator_problems(keys: Mapping[str, Any]) -> Iterator[str]:
-    known = (*ACCELERATOR_OPTIONS, "non_blocking", "gradient_accumulation_kwargs", "sync_each_batch", "adjust_scheduler")
+    known = (
+        *ACCELERATOR_OPTIONS,
+        "non_blocking",
+        "gradient_accumulation_kwargs",
+        "sync_each_batch",
+        "adjust_scheduler",
+    )
     for key, value in keys.items():
         if key not in known:
             yield f"`accelerator_config` has no key {show(key)}; it has {', '.join(known)}"
@@ -221,6 +233,11 @@ def _combination_problems(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"`{name}: true` has no effect on a CPU; remove it, or train on a GPU"
     if values["liger_kernel_config"] and not values["use_liger_kernel"]:
         yield "`liger_kernel_config` needs `use_liger_kernel: true`"
+    deepspeed = values["deepspeed"]
+    if isinstance(deepspeed, str) and not deepspeed.startswith("{") and not Path(deepspeed).is_file():
+        yield f"`deepspeed: {deepspeed}`: there is no such file"
+    if deepspeed and not is_deepspeed_available():
+        yield "`deepspeed` needs deepspeed, which is not installed here; `pip install deepspeed`, or remove it"
     optimizer = _word(values["optim"])
     if values["optim_target_modules"] and not any(name in optimizer for name in ("galore", "apollo")):
         yield f"`optim_target_modules` is for the optimizers galore and apollo, not for `optim: {optimizer}`; remove it"
@@ -230,16 +247,15 @@ def _combination_problems(values: Mapping[str, Any]) -> Iterator[str]:
             f"`lr_scheduler_type: {schedule}` has no warm-up, so `warmup_steps: {values['warmup_steps']}` would do "
             "nothing; write `constant_with_warmup`, or remove it"
         )
-    if _word(values["eval_strategy"]) == "no":
-        if values["do_eval"]:
-            yield "`do_eval: true` evaluates nothing with `eval_strategy: no`; set `steps` or `epoch`, or remove it"
+    if _word(values["eval_strategy"]) == "no" and values["do_eval"]:
+        yield "`do_eval: true` evaluates nothing with `eval_strategy: no`; set `steps` or `epoch`, or remove it"
 
 
 def _loader_problems(values: Mapping[str, Any]) -> Iterator[str]:
     if values["dataloader_num_workers"] == 0:
-        for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context", "dataloader_prefetch_factor"):
-            if values[name]:
-                yield f"`{name}: {values[name]}` needs processes that load; set `dataloader_num_workers`, or remove it"
+        for name in ("persistent_workers", "multiprocessing_context", "prefetch_factor"):
+            if values[f"dataloader_{name}"]:
+                yield f"`dataloader_{name}` needs processes that load; set `dataloader_num_workers`, or remove it"
     if values.get("max_tokens_per_batch") is not None:
         if values["dataloader_drop_last"]:
             yield "`dataloader_drop_last: true` has no effect with `max_tokens_per_batch`; remove one of them"
@@ -252,3 +268,26 @@ def _loader_problems(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _word(value: Any) -> str:
     return str(getattr(value, "value", value))
+
+
+_OF_EVERY_SCHEDULE = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "kwargs")
+
+
+def schedule_problems(training: TrainingArguments) -> Iterator[str]:
+    """Make the schedule for a toy optimizer and take its first steps, to find options that it does not take."""
+    kwargs: Any = training.lr_scheduler_kwargs or {}
+    name, option = training.lr_scheduler_type.value, f"`lr_scheduler_kwargs: {training.lr_scheduler_kwargs}`"
+    if kwargs and name == "constant_with_warmup":
+        yield f"{option}: `lr_scheduler_type: {name}` has no options; remove it"
+        return
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate or 1e-3)
+    try:
+        schedule = get_scheduler(name, optimizer, 2, 10**6, kwargs)
+        for _ in range(6):
+            optimizer.step()
+            schedule.step(1.0) if name in ("reduce_lr_on_plateau", "greedy") else schedule.step()
+    except (TypeError, ValueError, ZeroDivisionError, AttributeError, KeyError) as error:
+        parameters = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[training.lr_scheduler_type]).parameters
+        own = [key for key in parameters if key not in _OF_EVERY_SCHEDULE]
+        takes = f"; it takes {', '.join(own)}" if own else "; it takes none"
+        yield f"`lr_scheduler_type: {name}`{f' with {option}' if kwargs else ''}: {brief(error)}{takes}"

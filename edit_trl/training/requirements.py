@@ -1,15 +1,14 @@
 """What options need of the libraries and of this machine, found out before a model is loaded.
 
-Optimizer and schedule are made for a toy parameter: what torch, bitsandbytes and transformers say of their options
-is said before anything else. Private names were read in transformers 5.24.
+The optimizer is made for a toy parameter: what torch and bitsandbytes say of its options is said first. Private
+names were read in transformers 5.24.
 """
 
 import difflib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from transformers import TrainingArguments, get_scheduler
+from transformers import TrainingArguments
 from transformers.integrations.hub_kernels import is_kernel
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
@@ -29,6 +28,7 @@ from transformers.utils import (
 from trl import ModelConfig
 
 from edit_trl.common.errors import InputError, brief, collect_problems
+from edit_trl.training.option_checks import schedule_problems
 from edit_trl.training.quantization import check_bitsandbytes
 
 _PACKAGES = {"azure_ml": "azureml-sdk", "comet_ml": "comet-ml", "flyte": "flytekit"}
@@ -73,9 +73,7 @@ def _tracker_problems(training: TrainingArguments) -> Iterator[str]:
             hint = f"; did you mean {close[0]!r}?" if close else ""
             yield f"`report_to: {tracker}` is no tracker; there are {', '.join(sorted(INTEGRATION_TO_CALLBACK))}{hint}"
         elif tracker not in installed:
-            yield _not_installed(
-                f"`report_to: {tracker}`", _PACKAGES.get(tracker, tracker), "set `report_to: none`"
-            )
+            yield _not_installed(f"`report_to: {tracker}`", _PACKAGES.get(tracker, tracker), "set `report_to: none`")
 
 
 def _package_problems(training: TrainingArguments) -> Iterator[str]:
@@ -156,20 +154,3 @@ def _optimizer_problems(training: TrainingArguments) -> Iterator[str]:
             return
     for key in sorted(given.unread):
         yield f"`optim_args: {arguments}`: {option} does not read {key!r}; remove it"
-
-
-def schedule_problems(training: TrainingArguments) -> Iterator[str]:
-    """Make the schedule for a toy optimizer and take its first steps, to find options that it does not take."""
-    kwargs: Any = training.lr_scheduler_kwargs or {}
-    name, option = training.lr_scheduler_type.value, f"`lr_scheduler_kwargs: {training.lr_scheduler_kwargs}`"
-    if kwargs and name == "constant_with_warmup":
-        yield f"{option}: `lr_scheduler_type: {name}` has no options; remove it"
-        return
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate or 1e-3)
-    try:
-        schedule = get_scheduler(name, optimizer, 2, 10**6, kwargs)
-        for _ in range(6):
-            optimizer.step()
-            schedule.step(1.0) if name in ("reduce_lr_on_plateau", "greedy") else schedule.step()
-    except (TypeError, ValueError, ZeroDivisionError, AttributeError, KeyError) as error:
-        yield f"`lr_scheduler_type: {name}`{f' with {option}' if kwargs else ''}: {brief(error)}"
