@@ -58,6 +58,9 @@ def settle_targets(adapter: LoraConfig, config: PretrainedConfig) -> LoraConfig:
     """Set the targets of an adapter's configuration in place, as described in `lora_config`, and return it."""
     if adapter.target_modules is None:
         return adapter  # PEFT's table for the architecture, in which no head occurs
+    if isinstance(adapter.target_modules, str) and adapter.target_modules.isidentifier():
+        # TRL makes a text of a list of one, and PEFT would read it as a regular expression for whole names.
+        adapter.target_modules = {adapter.target_modules}
     all_linear = adapter.target_modules == "all-linear"
     if all_linear and config.get_text_config() is config:
         return adapter
@@ -80,8 +83,8 @@ def decoder_layers(student: PreTrainedModel) -> str:
 
 def matched_layers(targets: str | Sequence[str] | None, config: PretrainedConfig) -> set[str]:
     """Return the names of the layers of a student that target modules mean."""
-    if isinstance(targets, Sequence) and len(targets) == 1:
-        [targets] = targets
+    if isinstance(targets, list) and len(targets) == 1:
+        [targets] = targets  # as TRL does
     adapter = settle_targets(LoraConfig(target_modules=targets), config)
     if adapter.target_modules is None:
         adapter.target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(config.model_type)
