@@ -153,6 +153,8 @@ def test_an_error_of_the_system_is_a_sentence(new_command, capsys, error, expect
 
 
 def test_no_control_character_of_a_name_reaches_the_terminal(tmp_path):
-    done = run("inspect", str(tmp_path / "a\x1b]0;title\x07.jsonl"))
+    (tmp_path / "rows.jsonl").write_text('{"a\\u001b]0;title\\u0007": 1}\n')
+    done = run("inspect", str(tmp_path / "rows.jsonl"))
     assert done.returncode == 2
-    assert "a\u241b]0;title\u2407.jsonl" in done.stderr
+    assert "a\u241b]0;title\u2407" in done.stderr
+    assert "\x1b" not in done.stderr
