@@ -33,7 +33,7 @@ from edit_trl.losses import masked_mean
 from edit_trl.models.pairs.collation import EXAMPLE_COLUMNS, DualCoTCollator
 from edit_trl.models.pairs.scoring import PairLogps, PairScorer, make_pair_scorer
 from edit_trl.training import fork_selection
-from edit_trl.training.argument_checks import check_arguments
+from edit_trl.training.argument_checks import check_arguments, settle_special_tokens, tell_padding
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.objective import Objective, share_of_step
 from edit_trl.training.publishing import PublishingMixin
@@ -193,13 +193,12 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         args = args or DualCoTConfig(f"{Path(name).name or 'student'}-EDIT")
         if isinstance(model, str):  # pickles are not loaded
             args.model_init_kwargs = {"use_safetensors": True, **(args.model_init_kwargs or {})}
-        check_arguments(model, args, train_dataset, peft_config, data_collator)
+        check_arguments(model, args, train_dataset, peft_config, data_collator, compute_metrics)
         processing_class = processing_class or AutoProcessor.from_pretrained(
             name, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
         )
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = args.eos_token or tokenizer.eos_token
+        settle_special_tokens(tokenizer, args)
 
         self.preparation_reports: dict[str, PreparationReport] = {}
         self._examples, self._conversational = [], False  # for the card
@@ -226,6 +225,8 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
             peft_config=peft_config,
         )
         settle_adapter_dtype(self.model, args.fp16)
+        if args.pad_token is not None:
+            tell_padding(self.model, tokenizer)
         self.score_pairs = self._pair_scorer()
         self._score_before_training()
 
@@ -291,7 +292,7 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         if dataset_name == "train":
             self._examples = pick_examples(dataset, tokenizer, args.key_step_method)
             self._conversational = is_conversational(dataset[0])
-        return prepared
+        return prepared.shuffle(seed=args.seed) if args.shuffle_dataset else prepared
 
     def _set_signature_columns_if_needed(self):
         self._signature_columns = [*EXAMPLE_COLUMNS, "length"]
