@@ -8,6 +8,7 @@ from typing import Any
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import DRAFT_SUFFIX, write_whole
+from edit_trl.common.locks import FOLDER_LOCK
 
 RUN_FILE = "run.json"
 
@@ -25,15 +26,17 @@ def read_run_file(folder: Path) -> dict[str, Any]:
     """Read a run's `edit_trl` (version), `finished`, `options` and `results`; return {} if the folder has no run.
 
     Raises:
-        InputError: The file is not a JSON object.
+        InputError: The file is not a JSON object with options.
     """
     file = folder / RUN_FILE
+    if not file.is_file():
+        return {}
     try:
-        state = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON: {error}") from error
-    if not isinstance(state, dict):
-        raise InputError(f"{file} is no record of a training run")
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not JSON: {error}; put the file back, or choose another folder") from error
+    if not isinstance(state, dict) or not isinstance(state.get("options"), dict):
+        raise InputError(f"{file} is no record of a training run; put the file back, or choose another folder")
     return state
 
 
@@ -60,8 +63,8 @@ def check_run_folder(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     state = read_run_file(folder)
     if not state:
         # A run that was killed before it began leaves only a draft; earlier versions named it run.json.draft.
-        drafts = folder.glob(f"{RUN_FILE}*{DRAFT_SUFFIX}")
-        if folder.is_dir() and set(folder.iterdir()) != set(drafts):
+        drafts = {*folder.glob(f"{RUN_FILE}*{DRAFT_SUFFIX}"), *(folder / name for name in FOLDER_LOCK)}
+        if folder.is_dir() and not drafts.issuperset(folder.iterdir()):
             raise InputError(
                 f"output_dir {folder} is not empty and holds no run of edit-trl; choose another, or remove it"
             )

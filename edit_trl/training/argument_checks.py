@@ -1,12 +1,13 @@
 """Checks of the arguments of `DualCoTTrainer`."""
 
-from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import nn
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import raise_problems
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.training.config import DualCoTConfig
+from edit_trl.training.quantization import is_packed
+from edit_trl.training.reference import reference_problems
 
 
 def check_arguments(model, args, train_dataset, peft_config, data_collator) -> None:
@@ -20,6 +21,8 @@ def check_arguments(model, args, train_dataset, peft_config, data_collator) -> N
         problems.append(f"`data_collator` must be a DualCoTCollator, got {type(data_collator).__name__}")
     if not isinstance(args, DualCoTConfig):
         problems.append(f"`args` must be a DualCoTConfig, got {type(args).__name__}")
+    elif args.reference == "adapter_off":
+        problems += reference_problems(model, peft_config)
     if not isinstance(train_dataset, Dataset):
         problems.append(
             f"`train_dataset` must be a datasets.Dataset, got {type(train_dataset).__name__}; key "
@@ -33,11 +36,9 @@ def check_arguments(model, args, train_dataset, peft_config, data_collator) -> N
             "LoRA on `lm_head` would never be trained: log-probabilities are computed from its weight "
             "directly. Remove 'lm_head' from the target modules ('all-linear' leaves it out)"
         )
-    if problems:
-        raise InputError(problems)
-    has_adapter = peft_config is not None or (isinstance(model, nn.Module) and is_peft_model(model))
-    if args.reference == "adapter_off" and not has_adapter:
-        raise InputError(
-            "`reference: adapter_off` needs an adapter to switch off: train with LoRA (`use_peft: "
-            "true`, or a `peft_config`), or use `reference: precomputed`"
+    if isinstance(model, nn.Module) and is_packed(model):
+        problems.append(
+            "bitsandbytes has repacked the 4-bit weights of `model` in a forward pass in eval mode, and gradients "
+            "would be wrong; load it again, and train before anything else is computed with it"
         )
+    raise_problems(problems)

@@ -11,8 +11,8 @@ from torch import nn
 def weights_kept(model: nn.Module) -> Iterator[None]:
     """Restore the floating-point weights and buffers of a model, which the block may cast.
 
-    Meanwhile the weights are on the CPU, so that the memory which the cast saves on a GPU stays saved. Parameters remain
-    the same objects, so that an optimizer still has them.
+    Meanwhile the weights are on the CPU, so that the cast saves memory on a GPU. Parameters remain the same objects, so
+    that an optimizer still has them.
     """
     weights = [(p, p.device, p.data.cpu()) for p in model.parameters() if p.is_floating_point()]
     buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]

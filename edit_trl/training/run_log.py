@@ -1,4 +1,4 @@
-"""RunLog: the metrics, tokens and losses of a training run between two logs; LoggingMixin: the trainer's hooks for it."""
+"""RunLog: the metrics, tokens and losses of a training run between two logs; LoggingMixin: the hooks for it."""
 
 from dataclasses import fields
 from typing import Any, Literal

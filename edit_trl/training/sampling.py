@@ -177,7 +177,7 @@ def train_batches(
     Args:
         dataset: The prepared rows, without the columns that are no part of a batch.
         lengths: See `pair_lengths`.
-        max_tokens: A budget below `max_tokens_per_batch`, tried after an attempt ran out of memory; None for that option.
+        max_tokens: A budget tried after an attempt ran out of memory; None for `max_tokens_per_batch`.
         collator: The collator, whose layout decides how many tokens a pair has.
         args: The options of the run.
         accelerator: The accelerator, whose processes share the batches.

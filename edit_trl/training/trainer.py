@@ -65,8 +65,8 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         peft_config: Trains a new adapter.
 
     Attributes:
-        preparation_reports: The report of each dataset: the pairs kept, dropped and cut, with reasons. By name: `train`,
-            `eval`, or `eval_NAME` of several evaluation datasets.
+        preparation_reports: The report of each dataset by name (`train`, `eval`, or `eval_NAME` of several): the pairs
+            kept, dropped and cut, with reasons.
         objective: The loss that `args` configures.
         score_pairs: Computes the log-probabilities of a batch's chains, in the layout of the run.
 

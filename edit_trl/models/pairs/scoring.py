@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput, logging
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.pairs.collation import BatchLayout, DualCoTCollator, Stretch
+from edit_trl.models.pairs.fused_head import settle_head
 from edit_trl.models.pairs.tree_attention import TreeAttention, base_model, tree_obstacle
 
 logger = logging.get_logger(__name__)
@@ -107,6 +108,8 @@ class PairScorer:
         self._attention_mask: Tensor | None = None
         self._backbone_inputs: dict[str, Any] = {}
         base = base_model(model)
+        if not with_best:
+            settle_head(base)
         self._piece_size = max(1, _LOGITS // base.config.get_text_config().vocab_size)
         self._hooks = [
             base.base_model.register_forward_pre_hook(self._give_tree, with_kwargs=True),

@@ -3,15 +3,11 @@
 import shutil
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from transformers import set_seed
+from transformers import Trainer, set_seed
 
 from edit_trl.common.errors import InputError
-
-if TYPE_CHECKING:
-    from edit_trl.training.resuming.resumable import ResumableTrainer
 
 
 class Attempts:
@@ -27,7 +23,7 @@ class Attempts:
         saved: The checkpoints of the attempt.
     """
 
-    def __init__(self, trainer: "ResumableTrainer"):
+    def __init__(self, trainer: Trainer):
         self.saved: list[Path] = []
         self._trainer = trainer
         self._weights: list[tuple[torch.Tensor, torch.Tensor]] | None = None
@@ -50,8 +46,8 @@ class Attempts:
         ):
             raise InputError(
                 f"out of memory at step {trainer.state.global_step} with `per_device_train_batch_size: "
-                f"{trainer._train_batch_size}`, and `auto_find_batch_size` cannot restore sharded weights; set a smaller "
-                "batch size and start again"
+                f"{trainer._train_batch_size}`, and `auto_find_batch_size` cannot restore sharded weights; "
+                "set a smaller batch size and start again"
             )
         self._restore()
 

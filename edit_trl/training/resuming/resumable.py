@@ -26,6 +26,7 @@ from edit_trl.training.resuming.checkpoints import (
     describe_rows,
     describe_run,
     finish_checkpoint,
+    holding,
     last_checkpoint,
     move_files,
     written_whole,
@@ -65,9 +66,14 @@ class ResumableTrainer(FullEvaluationMixin, SFTTrainer):
         """Train, as in `transformers.Trainer`.
 
         Raises:
-            InputError: The checkpoint is missing, incomplete or belongs to another run; or the disk is full.
+            InputError: The checkpoint is missing, damaged or belongs to another run; another process trains in the
+                folder; the disk is full; or no step was made.
             TrainingStopped: See `stop_signals`.
         """
+        with holding(self.args.output_dir, self.args):
+            return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, *args: Any):
         folder = self.args.output_dir
         if self.args.should_save and clear_unfinished(folder):
             logger.warning(f"removed from {folder} the unfinished files of a run that was cut off")
@@ -86,7 +92,14 @@ class ResumableTrainer(FullEvaluationMixin, SFTTrainer):
         if self.args.auto_find_batch_size and self.args.max_tokens_per_batch is not None:
             self._train_batch_size = self.args.max_tokens_per_batch  # what an attempt makes smaller
         try:
-            output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
+            output = super().train(self._resumed_from, *args)
+        except RuntimeError as error:
+            if "No executable batch size found" not in str(error):  # accelerate's, of `auto_find_batch_size`
+                raise
+            raise InputError(
+                "out of memory even with one pair in a batch (`auto_find_batch_size`); lower `max_length` to drop long "
+                "pairs, or train with less memory (LoRA, 4 bits)"
+            ) from error
         finally:
             self.args.eval_on_start = eval_on_start
         return output._replace(training_loss=output.metrics["train_loss"])
@@ -222,6 +235,14 @@ class StopCallback(TrainerCallback):
         if self.signals is not None and self.signals.agreed():
             self._stopping = control.should_save = True
             args.save_only_model = False  # the run resumes from this checkpoint
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if not state.global_step:
+            raise InputError(
+                f"no step was made: `num_train_epochs: {args.num_train_epochs:g}`, `max_steps: {args.max_steps}`, "
+                f"`per_device_train_batch_size: {args.per_device_train_batch_size}`, `dataloader_drop_last: "
+                f"{str(args.dataloader_drop_last).lower()}`; set an epoch or a step, and batches that the rows fill"
+            )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._stopping:
