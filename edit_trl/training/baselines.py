@@ -22,10 +22,10 @@ from edit_trl.common.errors import InputError
 from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
 from edit_trl.data.row import REQUIRED_COLUMNS, is_chosen_alone, pairs_of, rows_of
 from edit_trl.models.loading import load_trainable
-from edit_trl.training.full_evaluation import FullEvaluationMixin
 from edit_trl.training.quantization import keep_unpacked, settle_adapter_dtype
 from edit_trl.training.resuming.resumable import StopCallback
 from edit_trl.training.resuming.stopping import StopSignals
+from edit_trl.training.safeguards import SafeguardsMixin
 from edit_trl.training.trainer_choice import TrainerName, trl_trainer
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def preference_trainer(
         "callbacks": [StopCallback(stop_signals)],
     }
     theirs = trl_trainer(trainer)
-    cls = type(theirs.__name__, (FullEvaluationMixin, theirs), {})
+    cls = type(theirs.__name__, (SafeguardsMixin, theirs), {})
     preference = cls(ref_model=reference, **shared) if trainer == "dpo" else cls(**shared)
     settle_adapter_dtype(preference.model, args.fp16)
     return preference

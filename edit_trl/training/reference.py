@@ -6,6 +6,7 @@ before training. With `reference: adapter_off` there is no pass; each batch is s
 switched off.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,6 +106,9 @@ def reference_problems(model: nn.Module | str, peft_config: PeftConfig | None) -
         )
 
 
+_NOT_SCORED = ("_name_or_path", "transformers_version", "use_cache", "architectures")
+
+
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
     """Run the model without its PEFT adapter and in eval mode: a reference has no dropout."""
@@ -118,8 +122,11 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Return a hash of all weights, so that cached scores are never those of another model."""
+    """Return a hash of all weights and of the configuration, so that cached scores are never those of another model."""
     hasher = Hasher()
+    # Scales, windows and rotary embeddings are no weights. What is left out changes no score.
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_SCORED}
+    hasher.update(json.dumps(config, sort_keys=True, default=str))
     for name, parameter in sorted(model.named_parameters()):
         hasher.update(name)
         hasher.update(parameter.detach().flatten().view(torch.uint8).cpu().numpy())

@@ -188,8 +188,8 @@ def train_batches(
     longest = max(pair_costs(lengths, collator.layout))
     if max_tokens is not None and max_tokens < longest <= args.max_tokens_per_batch:
         raise InputError(
-            f"out of memory with batches of {max_tokens} tokens or more, and the longest pair alone has {longest}; "
-            "lower `max_length` to drop long pairs, or train with less memory (LoRA, 4 bits)"
+            f"out of memory even with batches of {longest} tokens, the length of the longest pair "
+            "(`auto_find_batch_size`); lower `max_length` to drop long pairs, or train with less memory (LoRA, 4 bits)"
         )
     batches = TokenBudgetBatches(
         lengths,

@@ -17,7 +17,6 @@ from transformers.utils import logging
 from trl import SFTTrainer
 
 from edit_trl.common.errors import InputError
-from edit_trl.training.full_evaluation import FullEvaluationMixin
 from edit_trl.training.resuming.attempts import Attempts
 from edit_trl.training.resuming.checkpoints import (
     UNFINISHED,
@@ -32,13 +31,14 @@ from edit_trl.training.resuming.checkpoints import (
     written_whole,
 )
 from edit_trl.training.resuming.stopping import StopSignals
+from edit_trl.training.safeguards import SafeguardsMixin
 
 logger = logging.get_logger(__name__)
 
 ADAPTER_OPTIONS = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora")
 
 
-class ResumableTrainer(FullEvaluationMixin, SFTTrainer):
+class ResumableTrainer(SafeguardsMixin, SFTTrainer):
     """`trl.SFTTrainer` whose checkpoints are complete and can be resumed exactly.
 
     Attributes:
@@ -67,7 +67,7 @@ class ResumableTrainer(FullEvaluationMixin, SFTTrainer):
 
         Raises:
             InputError: The checkpoint is missing, damaged or belongs to another run; another process trains in the
-                folder; the disk is full; or no step was made.
+                folder; the disk is full; or the run would make no step.
             TrainingStopped: See `stop_signals`.
         """
         with holding(self.args.output_dir, self.args):
@@ -235,14 +235,6 @@ class StopCallback(TrainerCallback):
         if self.signals is not None and self.signals.agreed():
             self._stopping = control.should_save = True
             args.save_only_model = False  # the run resumes from this checkpoint
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if not state.global_step:
-            raise InputError(
-                f"no step was made: `num_train_epochs: {args.num_train_epochs:g}`, `max_steps: {args.max_steps}`, "
-                f"`per_device_train_batch_size: {args.per_device_train_batch_size}`, `dataloader_drop_last: "
-                f"{str(args.dataloader_drop_last).lower()}`; set an epoch or a step, and batches that the rows fill"
-            )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._stopping:
