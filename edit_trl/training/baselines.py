@@ -23,9 +23,10 @@ from edit_trl.common.errors import InputError
 from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
 from edit_trl.data.row import REQUIRED_COLUMNS, is_chosen_alone, pairs_of, rows_of
 from edit_trl.models.loading import load_trainable
-from edit_trl.training.quantization import settle_adapter_dtype
+from edit_trl.training.quantization import keep_unpacked, settle_adapter_dtype
 from edit_trl.training.resuming.resumable import StopCallback
 from edit_trl.training.resuming.stopping import StopSignals
+from edit_trl.training.safeguards import SafeguardsMixin
 from edit_trl.training.trainer_choice import TrainerName, trl_trainer
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def preference_trainer(
         "peft_config": peft_config,
         "callbacks": [StopCallback(stop_signals)],
     }
-    cls = trl_trainer(trainer)
+    theirs = trl_trainer(trainer)
+    cls = type(theirs.__name__, (SafeguardsMixin, theirs), {})
     preference = cls(ref_model=reference, **shared) if trainer == "dpo" else cls(**shared)
     settle_adapter_dtype(preference.model, args.fp16)
     return preference
@@ -153,4 +155,6 @@ def load_student(
         options["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         options["device_map"] = None  # each process holds the whole model
-    return load_trainable(student, options)
+    model = load_trainable(student, options)
+    keep_unpacked(model)  # before a trainer is made: DPO's may score the reference then
+    return model
