@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.cli.recipe_command import RecipeOptions
+from edit_trl.common.conversion import convert
 from edit_trl.common.errors import InputError
+from edit_trl.common.options import hints_of
 from edit_trl.common.yaml_file import read_words
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{own.config}: a recipe of `edit-trl {kind}`\n{_check_recipe(kind, argv, recipe)}\nvalid")
         return 0
     from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
+    from edit_trl.training.recipe.run_checks import check_runs
 
     if own.config is None and own.dataset is None:
         raise InputError("nothing to check: give --config RECIPE.yaml, --dataset DATA, or both")
@@ -52,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         values |= options
         if own.config:
             runs = resolve_runs(recipe, options)
+            check_runs(recipe, runs)
     except InputError as error:
         problems += [f"{own.config or 'options'}: {problem}" for problem in error.problems]
     # A recipe with problems may still name its rows: they are checked in the same go.
@@ -148,7 +152,7 @@ def _named_source(values: Mapping[str, Any]) -> "list[DatasetSource]":
     from edit_trl.training.recipe.data_arguments import DataArguments
 
     names = ("dataset_name", "dataset_train_split", "dataset_config", "dataset_revision", "column_mapping")
-    options = {name: values[name] for name in names if name in values}
+    options, _ = convert({name: values[name] for name in names if name in values}, hints_of([DataArguments]))
     return [DataArguments(**options).train_source] if isinstance(options.get("dataset_name"), str) else []
 
 

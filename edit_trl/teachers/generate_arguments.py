@@ -8,6 +8,7 @@ from typing import Literal
 
 from edit_trl.common.checks import positive
 from edit_trl.data.answers import AnswerType
+from edit_trl.models.chat.connection import url_problem
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.cluster.cluster import Engine, engine_problems
 
@@ -115,6 +116,7 @@ class GenerateArguments(EndpointArguments):
             yield "`base_urls` is missing: where the teacher is, such as [http://127.0.0.1:8000/v1]"
         if self.labeller and not endpoint:
             yield "`labeller` is a model at the teacher's endpoints; it needs `teacher: openai_compatible`"
+        yield from (problem for url in self.student_base_urls or () if (problem := url_problem(url)))
         if self.student_base_urls and not self.student:
             yield "`student_base_urls` needs `student`, its name there"
         names = ("batch_size", "rows", "rounds", "limit")

@@ -5,6 +5,7 @@ without the guarantees of `edit_trl.training.resuming.resumable`: an incomplete 
 resumed run need not end with the same weights.
 """
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from accelerate.utils import is_peft_model
@@ -22,9 +23,10 @@ from edit_trl.common.errors import InputError
 from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
 from edit_trl.data.row import REQUIRED_COLUMNS, is_chosen_alone, pairs_of, rows_of
 from edit_trl.models.loading import load_trainable
-from edit_trl.training.quantization import settle_adapter_dtype
+from edit_trl.training.quantization import keep_unpacked, settle_adapter_dtype
 from edit_trl.training.resuming.resumable import StopCallback
 from edit_trl.training.resuming.stopping import StopSignals
+from edit_trl.training.safeguards import SafeguardsMixin
 from edit_trl.training.trainer_choice import TrainerName, trl_trainer
 
 if TYPE_CHECKING:
@@ -87,8 +89,8 @@ def preference_trainer(
     Args:
         trainer: The trainer's name.
         student: The student's Hub id or path, for its tokenizer and, without `model`, its weights.
-        model: The student with an adapter that is trained further; its state before training is also the
-            reference of DPO. None to load `student`.
+        model: The student with an adapter that is trained further or was merged; its state before training is
+            also the reference of DPO. None to load `student`.
         args: The trainer's options, an `options_class(trainer)`; the student is loaded with `model_init_kwargs`.
         train_dataset: Validated dual CoTs to train on.
         eval_dataset: Validated dual CoTs to evaluate on.
@@ -114,6 +116,8 @@ def preference_trainer(
         if trainer == "dpo" and peft_config is None and not args.precompute_ref_log_probs:
             # TRL would load this reference without `revision`; that of an adapter it makes itself.
             reference = load_student(student, args, quantization_config)
+    elif trainer == "dpo" and not is_peft_model(model) and not args.precompute_ref_log_probs:
+        reference = deepcopy(model)  # an adapter that was merged, which TRL could not load
     args.model_init_kwargs = None
     shared = {
         "model": model,
@@ -124,7 +128,8 @@ def preference_trainer(
         "peft_config": peft_config,
         "callbacks": [StopCallback(stop_signals)],
     }
-    cls = trl_trainer(trainer)
+    theirs = trl_trainer(trainer)
+    cls = type(theirs.__name__, (SafeguardsMixin, theirs), {})
     preference = cls(ref_model=reference, **shared) if trainer == "dpo" else cls(**shared)
     settle_adapter_dtype(preference.model, args.fp16)
     return preference
@@ -150,4 +155,6 @@ def load_student(
         options["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         options["device_map"] = None  # each process holds the whole model
-    return load_trainable(student, options)
+    model = load_trainable(student, options)
+    keep_unpacked(model)  # before a trainer is made: DPO's may score the reference then
+    return model

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from peft import PeftModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainerCallback
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.run_file import check_run_folder, check_same_run, read_run_file, write_run_file
@@ -23,6 +23,7 @@ from edit_trl.training.baselines import drop_reference, load_student, preference
 from edit_trl.training.lora_targets import lora_config
 from edit_trl.training.memory.heap import map_large_blocks
 from edit_trl.training.quantization import check_bitsandbytes, quantization_config
+from edit_trl.training.recipe.adapter_options import check_adapter, is_adapter, merge_student, merges, set_dropout
 from edit_trl.training.recipe.resolving import Recipe, RunArguments
 from edit_trl.training.resuming.checkpoints import check_checkpoint, describe_run, last_checkpoint, written_whole
 from edit_trl.training.resuming.stopping import StopSignals
@@ -88,7 +89,7 @@ def _find_checkpoint(run: RunArguments, folder: Path) -> str | None:
         if checkpoint:
             check_checkpoint(checkpoint, describe_run(run.training))
     else:
-        checkpoint = named or (get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+        checkpoint = named or last_checkpoint(folder, described=False)
     if named:
         # The checkpoint may be in another run's folder.
         check_same_run(Path(named).parent, run.values, f"resume_from_checkpoint {named} belongs to")
@@ -165,7 +166,7 @@ def _make_trainer(
     stop_signals: StopSignals | None,
     callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
-    """Make the run's trainer, with a new adapter, none, or the student's own adapter to train further."""
+    """Make the run's trainer, with a new adapter, none, or the student's own adapter, trained further or merged."""
     training, model = run.training, run.model
     training.model_init_kwargs = {
         "revision": model.model_revision,
@@ -176,8 +177,8 @@ def _make_trainer(
     }
     check_student(student, revision=model.model_revision, trust_remote_code=training.trust_remote_code)
     quantization = quantization_config(model, training)
-    if (Path(student) / "adapter_config.json").is_file():
-        adapted = load_student(student, training, quantization)
+    if is_adapter(student):
+        adapted = _load_adapted(student, run, quantization)
         # All of it is used; TRL warns of arguments for a model that is loaded already.
         adapter = quantization = training.model_init_kwargs = None
     else:
@@ -196,3 +197,16 @@ def _make_trainer(
     for callback in callbacks:
         callback.trainer = trainer
     return trainer
+
+
+def _load_adapted(
+    student: str, run: RunArguments, quantization: BitsAndBytesConfig | None
+) -> PeftModel | PreTrainedModel:
+    """Load an adapter with its model: to be trained further, or merged where the run says `use_peft: false`."""
+    if merges(run):
+        return merge_student(load_student(student, run.training, quantization), student)
+    check_adapter(student, run)
+    model = load_student(student, run.training, quantization)
+    if "lora_dropout" in run.values:
+        set_dropout(model, run.model.lora_dropout)
+    return model
