@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from edit_trl.common.checks import positive
+from edit_trl.common.checks import difficulty_range, positive
 from edit_trl.data.answers import AnswerType
 from edit_trl.models.chat.connection import url_problem
 from edit_trl.models.chat.options import EndpointArguments
@@ -122,6 +122,9 @@ class GenerateArguments(EndpointArguments):
         names = ("batch_size", "rows", "rounds", "limit")
         yield from positive(**{name: getattr(self, name) for name in names})
         yield from engine_problems(self.engine, self.actors)
+        yield from difficulty_range(difficulty=self.difficulty)
+        if not 0 <= self.wrong_share <= 1:
+            yield f"`wrong_share` must be from 0 to 1, got {self.wrong_share}"
         if self.engine == "ray" and self.teacher == "procedural":
             yield "`teacher: procedural` has nothing to do on other machines: leave out `engine: ray`"
         local = self.teacher == "transformers_local" or (self.student and not self.student_base_urls)
