@@ -243,7 +243,7 @@ def _combination_problems(values: Mapping[str, Any]) -> Iterator[str]:
         file = as_mapping(values[name])
         if isinstance(file, str) and not Path(file).is_file():
             yield f"`{name}: {file}`: there is no such file"
-    if values["deepspeed"] and not is_deepspeed_available():
+    if isinstance(as_mapping(values["deepspeed"]), Mapping) and not is_deepspeed_available():
         yield "`deepspeed` needs deepspeed, which is not installed here; `pip install deepspeed`, or remove it"
     optimizer = _word(values["optim"])
     if values["optim_target_modules"] and not any(name in optimizer for name in ("galore", "apollo")):

@@ -1,4 +1,4 @@
-"""A student that brings an adapter along: what a stage may ask of it, and what is refused before anything is trained."""
+"""A student that brings an adapter along: what a stage may ask of it, and what is refused before it is trained."""
 
 import json
 from pathlib import Path

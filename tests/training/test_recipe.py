@@ -125,7 +125,7 @@ def test_column_mapping(recipe):
         ("dataset_streaming: true", "unknown key `dataset_streaming`; remove it: key steps are found before training"),
         ("ignore_bias_buffers: true", "unknown key `ignore_bias_buffers`; write `ddp_broadcast_buffers: false`"),
         ("fsdp: full_shard", "`fsdp: full_shard` is no option of a recipe; choose how to shard when launching"),
-        ("deepspeed: none.json\nuse_cpu: true", "`deepspeed"),
+        ("deepspeed: none.json", "`deepspeed: none.json`: there is no such file"),
         ("resume_from_checkpoint: false", "a run is resumed in its folder; choose another `output_dir`"),
         ("include_for_metrics: [loss]", "is about `compute_metrics`, a function that only DualCoTTrainer in Python"),
         ("eval_on_start: true", "`eval_on_start: true` needs an evaluation"),
