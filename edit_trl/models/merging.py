@@ -19,7 +19,8 @@ import torch
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import replacing
 from edit_trl.common.hub_ids import is_hub_id, refuse_missing_folder
-from edit_trl.models.adapters import ADAPTER_CONFIG, find_adapter_weights, put_on, read_base_name
+from edit_trl.models.adapters import ADAPTER_CONFIG, adapter_base, find_adapter_weights, put_on, read_base_name
+from edit_trl.models.folders import check_folder
 from edit_trl.models.loading import ModelSource, load_config, load_tokenizer
 
 if TYPE_CHECKING:
@@ -143,13 +144,17 @@ def _find_base_model(adapter: str, base_model: str | None) -> str:
         whole = (folder / "config.json").is_file()
         raise InputError(f"{adapter} is {'a whole model, there is nothing to merge' if whole else 'no adapter'}")
     find_adapter_weights(adapter)
+    if base_model is None:
+        try:
+            return adapter_base(adapter)
+        except InputError as error:
+            raise InputError(f"{error}; or name it with --base_model") from error
+    check_folder(adapter, "adapter")
+    check_folder(base_model, "base_model")
     named = read_base_name(adapter)
-    if base_model and is_hub_id(base_model) and is_hub_id(named) and base_model != named:
+    if is_hub_id(base_model) and is_hub_id(named) and base_model != named:
         raise InputError(f"{adapter} is an adapter of {named}, not of {base_model}")
-    base = base_model or named
-    if not base or (not Path(base).is_dir() and not is_hub_id(base)):
-        raise InputError(f"the base model of {adapter} is not there: {base!r}; name it with --base_model")
-    return base
+    return base_model
 
 
 def _load_full_weights(base: ModelSource) -> PreTrainedModel:
