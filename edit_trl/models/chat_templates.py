@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from edit_trl.common.errors import InputError, brief, show
@@ -31,17 +32,26 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_genera
     Raises:
         InputError: The template is broken, refuses the messages (with its words), or leaves all of them out.
     """
-    text = _apply(tokenizer, messages, add_generation_prompt)
-    if _says(text, messages):
-        return text
+    from jinja2 import UndefinedError
+
+    try:
+        text = _apply(tokenizer, messages, add_generation_prompt)
+        if _says(text, messages):
+            return text
+        problem = InputError(
+            f"the chat template of {tokenizer.name_or_path} leaves out what the messages say: "
+            f"{show(messages[-1]['content'])} becomes {show(text)}; use another template (`chat_template_path`)"
+        )
+    except InputError as error:
+        if not isinstance(error.__cause__, UndefinedError):  # a text has no `type` and no `text`
+            raise
+        problem = error
     parts = [{**message, "content": [{**_PART, "text": message["content"]}]} for message in messages]
-    in_parts = _apply(tokenizer, parts, add_generation_prompt)
-    if _says(in_parts, messages) and str(_PART)[1:-1] not in in_parts:  # not the list as Python writes it
-        return in_parts
-    raise InputError(
-        f"the chat template of {tokenizer.name_or_path} leaves out what the messages say: "
-        f"{show(messages[-1]['content'])} becomes {show(text)}; use another template (`chat_template_path`)"
-    )
+    with suppress(InputError):
+        text = _apply(tokenizer, parts, add_generation_prompt)
+        if _says(text, messages) and str(_PART)[1:-1] not in text:  # not the list as Python writes it
+            return text
+    raise problem
 
 
 def _says(text: str, messages: Messages) -> bool:

@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
-    AutoProcessor,
     BitsAndBytesConfig,
     EvalPrediction,
     PreTrainedModel,
@@ -30,6 +29,7 @@ from edit_trl.hub.card_facts import pick_examples
 from edit_trl.hub.card_templates import EDIT_CITATION
 from edit_trl.key_steps import SIDES
 from edit_trl.losses import masked_mean
+from edit_trl.models.chat_templates import share_template
 from edit_trl.models.pairs.collation import EXAMPLE_COLUMNS, DualCoTCollator
 from edit_trl.models.pairs.scoring import PairLogps, PairScorer, make_pair_scorer
 from edit_trl.training import fork_selection
@@ -42,6 +42,7 @@ from edit_trl.training.reference import add_scores, pair_scores, reference_score
 from edit_trl.training.resuming.resumable import ResumableTrainer
 from edit_trl.training.run_log import RunLog, is_logged
 from edit_trl.training.sampling import check_budget, length_groups, own_pairs, pair_lengths, train_batches
+from edit_trl.training.student import brings_tokens, load_student, settle_processing
 
 
 class DualCoTTrainer(PublishingMixin, ResumableTrainer):
@@ -191,24 +192,22 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
     ):
         name = model if isinstance(model, str) else model.config._name_or_path
         args = args or DualCoTConfig(f"{Path(name).name or 'student'}-EDIT")
-        if isinstance(model, str):  # pickles are not loaded
-            args.model_init_kwargs = {"use_safetensors": True, **(args.model_init_kwargs or {})}
         check_arguments(model, args, train_dataset, peft_config, data_collator)
-        processing_class = processing_class or AutoProcessor.from_pretrained(
-            name, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
-        )
-        tokenizer = getattr(processing_class, "tokenizer", processing_class)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = args.eos_token or tokenizer.eos_token
+        processing_class = settle_processing(processing_class, model, args)
+        tokenizer = share_template(processing_class)
 
         self.preparation_reports: dict[str, PreparationReport] = {}
         self._examples, self._conversational = [], False  # for the card
-        # Before the base class loads the model, so that bad rows are reported within seconds. Not where the
-        # chat template comes with the model: the base class then calls `_prepare_dataset` after cloning it.
-        if args.chat_template_path is None:
+        # Before the model is loaded, so that bad rows are reported within seconds. Not where the chat template brings
+        # tokens: the base class then calls `_prepare_dataset` after adding them.
+        if not brings_tokens(args.chat_template_path):
             prepare = partial(self._prepare_dataset, processing_class=processing_class, args=args)
             train_dataset = prepare(train_dataset)
             eval_dataset = map_datasets(eval_dataset, lambda rows, name: prepare(rows, dataset_name=name))
+        init_options = args.model_init_kwargs
+        if isinstance(model, str):
+            model = load_student(model, args, quantization_config)
+            quantization_config = args.model_init_kwargs = None  # or TRL warns that it does not load with them
         self._run_log = RunLog(args.displacement_warning)
         self.objective = Objective(args)
         super().__init__(
@@ -225,6 +224,7 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        args.model_init_kwargs = init_options
         settle_adapter_dtype(self.model, args.fp16)
         self.score_pairs = self._pair_scorer()
         self._score_before_training()
@@ -285,7 +285,7 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         """Prepare a dataset given to `__init__` or `evaluate`, as TRL's hook; a prepared one stays as it is."""
         if "chosen_key_mask" in dataset.column_names:
             return dataset
-        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        tokenizer = share_template(processing_class)
         prepared, report = prepare_for_training(dataset, tokenizer, args, dataset_name)
         self.preparation_reports[dataset_name] = report
         if dataset_name == "train":

@@ -31,6 +31,7 @@ from edit_trl.models.chat.protocol import (
     Sampling,
     TeacherUnusable,
 )
+from edit_trl.models.chat_templates import render
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import Engine, Stream
 from edit_trl.models.identity import model_hash
@@ -222,6 +223,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[st
     Args:
         tokenizer: Without a chat template, messages are joined as plain text.
         messages: `role` and `content` of each; the model continues a last one of the assistant.
+
+    Raises:
+        InputError: The chat template refuses the messages.
     """
     *earlier, last = messages
     beginning = last["content"] if last["role"] == "assistant" else ""
@@ -229,7 +233,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[st
     if tokenizer.chat_template is None:
         text = "\n\n".join(message["content"] for message in complete) + "\n"
         return tokenizer(text + beginning)["input_ids"]
-    text = tokenizer.apply_chat_template(complete, add_generation_prompt=True, tokenize=False)
+    text = render(tokenizer, complete, add_generation_prompt=True)
     return tokenizer(text + beginning, add_special_tokens=False)["input_ids"]
 
 

@@ -19,13 +19,14 @@ from edit_trl.common.errors import InputError
 from edit_trl.common.run_file import check_run_folder, check_same_run, read_run_file, write_run_file
 from edit_trl.hub.model_card import include_earlier_stages
 from edit_trl.models.loading import check_student
-from edit_trl.training.baselines import drop_reference, load_student, preference_trainer
+from edit_trl.training.baselines import drop_reference, preference_trainer
 from edit_trl.training.lora_targets import lora_config
 from edit_trl.training.memory.heap import map_large_blocks
 from edit_trl.training.quantization import check_bitsandbytes, quantization_config
 from edit_trl.training.recipe.resolving import Recipe, RunArguments
 from edit_trl.training.resuming.checkpoints import check_checkpoint, describe_run, last_checkpoint, written_whole
 from edit_trl.training.resuming.stopping import StopSignals
+from edit_trl.training.student import load_student
 from edit_trl.training.trainer import DualCoTTrainer
 
 
