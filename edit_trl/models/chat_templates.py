@@ -36,7 +36,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_genera
 
     try:
         text = _apply(tokenizer, messages, add_generation_prompt)
-        if _says(text, messages):
+        if _says(text, messages) or _apply(tokenizer, _other(messages), add_generation_prompt) != text:
             return text
         problem = InputError(
             f"the chat template of {tokenizer.name_or_path} leaves out what the messages say: "
@@ -58,6 +58,11 @@ def _says(text: str, messages: Messages) -> bool:
     """Whether a text has the content of at least one message, if there is any."""
     contents = [content for message in messages if (content := message["content"].strip())]
     return not contents or any(content in text for content in contents)
+
+
+def _other(messages: Messages) -> Messages:
+    """Return messages of the same roles that say something else."""
+    return [{**message, "content": f"{message['content']} And?"} for message in messages]
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], generation: bool) -> str:

@@ -1,11 +1,15 @@
 """The student of a run: its tokenizer and chat template, settled before its weights are loaded, and the weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 
 from edit_trl.common.errors import InputError
+from edit_trl.models.adapters import adapter_base
 from edit_trl.models.chat_templates import check_template, share_template
 from edit_trl.models.loading import check_student, load_processor, load_tokenizer, load_trainable
 from edit_trl.training.config import DualCoTConfig
@@ -20,7 +24,7 @@ def settle_processing(
     model: str | PreTrainedModel,
     args: DualCoTConfig,
 ) -> PreTrainedTokenizerBase | ProcessorMixin:
-    """Return the tokenizer or processor of a student, with the chat template and the pad token of its training.
+    """Return the tokenizer or processor of a student, with the pad token of its training.
 
     Args:
         processing_class: As it was given; the model's own is loaded where None.
@@ -28,22 +32,16 @@ def settle_processing(
         args: The options of the training.
 
     Raises:
-        InputError: The student, its tokenizer or the chat template cannot be used.
+        InputError: The student or its tokenizer cannot be used.
     """
     revision = (args.model_init_kwargs or {}).get("revision")
     if isinstance(model, str):
         check_student(model, revision=revision, trust_remote_code=args.trust_remote_code)
     if processing_class is None:
         name = model if isinstance(model, str) else model.config._name_or_path
-        processing_class = load_processor(name, revision=revision, trust_remote_code=args.trust_remote_code)
-    path = args.chat_template_path
-    if brings_tokens(path):
-        if load_tokenizer(path, option="chat_template_path").chat_template is None:
-            raise InputError(f"`chat_template_path: {path}`: its tokenizer has no chat template")
-    elif path is not None:
-        processing_class.chat_template = Path(path).read_text(encoding="utf-8")
+        base = adapter_base(name) if isinstance(model, str) else None
+        processing_class = load_processor(name, base, revision=revision, trust_remote_code=args.trust_remote_code)
     tokenizer = share_template(processing_class)
-    check_template(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = args.pad_token or args.eos_token or tokenizer.eos_token
     if tokenizer.pad_token is None:
@@ -53,10 +51,79 @@ def settle_processing(
     return processing_class
 
 
-def brings_tokens(chat_template_path: str | None) -> bool:
-    """Whether a chat template is that of a tokenizer, whose tokens TRL adds to the student, and no file."""
-    is_file = chat_template_path is not None and Path(chat_template_path).is_file()
-    return chat_template_path is not None and not (is_file and chat_template_path.endswith((".jinja", ".j2")))
+def take_template(
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin, args: DualCoTConfig, *, adapted: bool
+) -> dict[str, str | None]:
+    """Take over the chat template that `chat_template_path` names, unless it brings tokens, which TRL then adds.
+
+    TRL resizes the embeddings in any case, for which an adapter has to hold them and the LM head: not here, where the
+    student is adapted and has the tokens.
+
+    Args:
+        processing_class: The student's; its template is replaced.
+        args: The options of the training.
+        adapted: Whether an adapter is trained.
+
+    Returns:
+        The options that TRL must be given: `chat_template_path`, None where it has nothing to do, and `eos_token`.
+
+    Raises:
+        InputError: There is no such template, or it is broken.
+    """
+    path, eos = args.chat_template_path, args.eos_token
+    if path is not None and Path(path).is_file() and path.endswith((".jinja", ".j2")):
+        processing_class.chat_template = Path(path).read_text(encoding="utf-8")
+        path = None
+    elif path is not None:
+        source = load_tokenizer(path, option="chat_template_path")
+        if source.chat_template is None:
+            raise InputError(f"`chat_template_path: {path}`: its tokenizer has no chat template")
+        vocabulary = share_template(processing_class).get_vocab()
+        if adapted and all(token in vocabulary for token in source.get_added_vocab()):
+            processing_class.chat_template = source.get_chat_template()
+            path, eos = None, eos or source.eos_token
+    tokenizer = share_template(processing_class)
+    check_template(tokenizer)
+    if eos is not None and eos not in tokenizer.get_vocab() and path is None:
+        raise InputError(f"`eos_token: {eos}` is no token of {tokenizer.name_or_path}")
+    if eos is not None and path is None:
+        tokenizer.eos_token = eos
+    return {"chat_template_path": path, "eos_token": eos}
+
+
+def check_added_tokens(model: "PreTrainedModel | PeftModel", path: str) -> None:
+    """Check that an adapter of a model can learn the tokens that a chat template adds.
+
+    TRL 1.16 trains their rows in `embed_tokens` and the whole `lm_head`.
+
+    Raises:
+        InputError: It cannot.
+    """
+    layers = {"embed_tokens": model.get_input_embeddings(), "lm_head": model.get_output_embeddings()}
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module in layers.values()}
+    obstacle = None
+    if is_peft_model(model):
+        obstacle = "the adapter was trained without them; set `chat_template_path` where its training begins"
+    elif names != layers.keys():
+        obstacle = f"{type(model).__name__} has other layers for them ({', '.join(sorted(names))})"
+    elif layers["embed_tokens"].weight is layers["lm_head"].weight:
+        obstacle = "its LM head is its embeddings (`tie_word_embeddings`)"
+    if obstacle:
+        raise InputError(
+            f"`chat_template_path: {path}` brings tokens that the student does not have, which LoRA cannot teach this "
+            f"one: {obstacle}. Train all weights (`use_peft: false`), or take a template without new tokens"
+        )
+
+
+@contextmanager
+def replaced_options(args: DualCoTConfig, **values: Any) -> Iterator[None]:
+    """Give options other values inside the block."""
+    given = {name: getattr(args, name) for name in values}
+    vars(args).update(values)
+    try:
+        yield
+    finally:
+        vars(args).update(given)
 
 
 def load_student(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor, nn
@@ -42,7 +43,13 @@ from edit_trl.training.reference import add_scores, pair_scores, reference_score
 from edit_trl.training.resuming.resumable import ResumableTrainer
 from edit_trl.training.run_log import RunLog, is_logged
 from edit_trl.training.sampling import check_budget, length_groups, own_pairs, pair_lengths, train_batches
-from edit_trl.training.student import brings_tokens, load_student, settle_processing
+from edit_trl.training.student import (
+    check_added_tokens,
+    load_student,
+    replaced_options,
+    settle_processing,
+    take_template,
+)
 
 
 class DualCoTTrainer(PublishingMixin, ResumableTrainer):
@@ -195,36 +202,39 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         check_arguments(model, args, train_dataset, peft_config, data_collator)
         processing_class = settle_processing(processing_class, model, args)
         tokenizer = share_template(processing_class)
+        adapted = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
+        options = take_template(processing_class, args, adapted=adapted)
 
         self.preparation_reports: dict[str, PreparationReport] = {}
         self._examples, self._conversational = [], False  # for the card
         # Before the model is loaded, so that bad rows are reported within seconds. Not where the chat template brings
         # tokens: the base class then calls `_prepare_dataset` after adding them.
-        if not brings_tokens(args.chat_template_path):
+        if options["chat_template_path"] is None:
             prepare = partial(self._prepare_dataset, processing_class=processing_class, args=args)
             train_dataset = prepare(train_dataset)
             eval_dataset = map_datasets(eval_dataset, lambda rows, name: prepare(rows, dataset_name=name))
-        init_options = args.model_init_kwargs
         if isinstance(model, str):
             model = load_student(model, args, quantization_config)
-            quantization_config = args.model_init_kwargs = None  # or TRL warns that it does not load with them
+            quantization_config = options["model_init_kwargs"] = None  # or TRL warns that it does not load with them
+        if adapted and options["chat_template_path"] is not None:
+            check_added_tokens(model, args.chat_template_path)
         self._run_log = RunLog(args.displacement_warning)
         self.objective = Objective(args)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator or DualCoTCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
-        args.model_init_kwargs = init_options
+        with replaced_options(args, **options):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator or DualCoTCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
         settle_adapter_dtype(self.model, args.fp16)
         self.score_pairs = self._pair_scorer()
         self._score_before_training()
