@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def adapter_base(model: str) -> str | None:
+def adapter_base(model: str, option: str = "model") -> str | None:
     """Return where the base model of a PEFT adapter is, a path or Hub id; None for a whole model.
+
+    Args:
+        model: A path or Hub id.
+        option: The option that names it, for error messages.
 
     Raises:
         InputError: The folder does not exist, or files in it are broken; or the adapter does not name its base, or
@@ -28,7 +32,7 @@ def adapter_base(model: str) -> str | None:
     """
     from transformers.utils import find_adapter_config_file
 
-    check_folder(model)
+    check_folder(model, option)
     try:
         if find_adapter_config_file(model) is None:
             return None

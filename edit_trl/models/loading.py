@@ -264,7 +264,7 @@ def check_student(student: str, *, revision: str | None = None, trust_remote_cod
     check_folder(student, "model_name_or_path")
     if (folder / ADAPTER_CONFIG).is_file():
         find_adapter_weights(student)
-        adapter_base(student)
+        adapter_base(student, "model_name_or_path")
         return
     # From the Hub, only safetensors are loaded.
     if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):

@@ -24,7 +24,7 @@ from edit_trl.models.folders import check_folder
 from edit_trl.models.loading import ModelSource, load_config, load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +130,23 @@ def merge_adapter(
             f"{report.mean:.2g} nats per token, and {report.tolerance:g} are allowed. Merge in --dtype float32, "
             "or allow more with --tolerance"
         )
+    _end_as_trained(merged, tokenizer)
     with replacing(output) as draft:
         merged.save_pretrained(draft, max_shard_size="5GB")  # so that an interrupted upload loses little
         tokenizer.save_pretrained(draft)
     return report
+
+
+def _end_as_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a merged model the EOS token of the adapter's tokenizer, with which the adapter learned to end.
+
+    As in TRL's `eos_token`, those of the base stay in the generation config: any of them ends an answer.
+    """
+    eos, config = tokenizer.eos_token_id, model.generation_config
+    own = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or ())
+    if eos is not None and eos not in own:
+        model.config.get_text_config().eos_token_id = eos
+        config.eos_token_id = [eos, *own] if own else eos
 
 
 def _find_base_model(adapter: str, base_model: str | None) -> str:

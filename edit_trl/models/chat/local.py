@@ -22,6 +22,7 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers.utils import logging
 
+from edit_trl.common.errors import InputError
 from edit_trl.models.chat.protocol import (
     ChatRequest,
     ChatResponse,
@@ -99,7 +100,10 @@ class TransformersTeacher:
     async def attempt(self, request: ChatRequest) -> RawResponse:
         """Generate an answer; see `Teacher.attempt`."""
         await self.check()
-        prompt, room = self._encode(request), self._engine.positions
+        try:
+            prompt, room = self._encode(request), self._engine.positions
+        except InputError as error:  # the chat template refuses the messages
+            raise NoAnswer(str(error)) from error
         if room is not None and len(prompt) + request.sampling.max_tokens > room:
             raise NoAnswer(
                 f"longer than the model's context: {len(prompt)} prompt tokens and "
