@@ -156,15 +156,15 @@ def _find_base_model(adapter: str, base_model: str | None) -> str:
     if folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file():
         whole = (folder / "config.json").is_file()
         raise InputError(f"{adapter} is {'a whole model, there is nothing to merge' if whole else 'no adapter'}")
+    check_folder(adapter, "adapter")
     find_adapter_weights(adapter)
+    named = read_base_name(adapter)
     if base_model is None:
         try:
             return adapter_base(adapter)
         except InputError as error:
             raise InputError(f"{error}; or name it with --base_model") from error
-    check_folder(adapter, "adapter")
     check_folder(base_model, "base_model")
-    named = read_base_name(adapter)
     if is_hub_id(base_model) and is_hub_id(named) and base_model != named:
         raise InputError(f"{adapter} is an adapter of {named}, not of {base_model}")
     return base_model

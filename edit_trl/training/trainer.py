@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from edit_trl.losses import masked_mean
 from edit_trl.models.chat_templates import share_template
 from edit_trl.models.pairs.collation import EXAMPLE_COLUMNS, DualCoTCollator
 from edit_trl.models.pairs.scoring import PairLogps, PairScorer, make_pair_scorer
+from edit_trl.models.vocabulary import check_vocabulary
 from edit_trl.training import fork_selection
 from edit_trl.training.argument_checks import check_arguments
 from edit_trl.training.config import DualCoTConfig
@@ -235,6 +237,8 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
+        ids = chain.from_iterable(self.train_dataset[f"{part}_ids"] for part in ("prompt", *SIDES))
+        check_vocabulary(self.model, tokenizer, chain(ids, [[tokenizer.pad_token_id]]))
         settle_adapter_dtype(self.model, args.fp16)
         self.score_pairs = self._pair_scorer()
         self._score_before_training()
