@@ -6,7 +6,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from edit_trl.common.errors import InputError, raise_problems
+from edit_trl.common.errors import raise_problems
 from edit_trl.models.adapters import ADAPTER_CONFIG
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.training.config import DualCoTConfig
@@ -76,20 +76,3 @@ def tell_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """Set the pad token of a model's configurations to the tokenizer's, as TRL does for its own collator."""
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-
-
-def settle_special_tokens(tokenizer: PreTrainedTokenizerBase, args: DualCoTConfig) -> None:
-    """Set the tokens that end and pad a row to those of the options, in place, as TRL does.
-
-    Raises:
-        InputError: The tokenizer has no such token.
-    """
-    problems = [
-        f"`{name}: {token}` is no token of the student's tokenizer ({type(tokenizer).__name__}); name one that it has"
-        for name, token in (("eos_token", args.eos_token), ("pad_token", args.pad_token))
-        if token is not None and token not in tokenizer.get_vocab()
-    ]
-    if problems:
-        raise InputError(problems)
-    if args.pad_token is not None or tokenizer.pad_token is None:
-        tokenizer.pad_token = args.pad_token or args.eos_token or tokenizer.eos_token
