@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import textwrap
@@ -85,16 +84,10 @@ def _print_plain(source: str, pairs: list[Pair], selection: list[Pair], unit: st
 
 
 def _load(options: argparse.Namespace) -> Dataset:
+    from edit_trl.common.options import read_mapping
     from edit_trl.data.dual_cots import DatasetSource
 
-    mapping = None
-    if options.column_mapping:
-        try:
-            mapping = json.loads(options.column_mapping)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f'--column_mapping is not JSON ({error}): {options.column_mapping!r}; write \'{{"theirs": "ours"}}\''
-            ) from error
+    mapping = read_mapping(options.column_mapping, "--column_mapping") if options.column_mapping else None
     source = DatasetSource(options.dataset, options.dataset_config, options.split, options.dataset_revision, mapping)
     return source.load()
 
