@@ -1,17 +1,15 @@
 """Checks of the arguments of `DualCoTTrainer`."""
 
-from pathlib import Path
-
-from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from edit_trl.common.errors import InputError
-from edit_trl.models.adapters import ADAPTER_CONFIG
+from edit_trl.common.errors import raise_problems
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import HONOURED
+from edit_trl.training.quantization import is_packed
+from edit_trl.training.reference import reference_problems
 from edit_trl.training.requirements import requirement_problems
 
 
@@ -26,6 +24,8 @@ def check_arguments(model, args, train_dataset, peft_config, data_collator, comp
         problems.append(f"`data_collator` must be a DualCoTCollator, got {type(data_collator).__name__}")
     if not isinstance(args, DualCoTConfig):
         problems.append(f"`args` must be a DualCoTConfig, got {type(args).__name__}")
+    elif args.reference == "adapter_off":
+        problems += reference_problems(model, peft_config)
     if not isinstance(train_dataset, Dataset):
         problems.append(
             f"`train_dataset` must be a datasets.Dataset, got {type(train_dataset).__name__}; key "
@@ -41,14 +41,12 @@ def check_arguments(model, args, train_dataset, peft_config, data_collator, comp
         )
     if isinstance(args, DualCoTConfig):
         problems += _option_problems(model, args, compute_metrics)
-    if problems:
-        raise InputError(problems)
-    has_adapter = peft_config is not None or (isinstance(model, nn.Module) and is_peft_model(model))
-    if args.reference == "adapter_off" and not has_adapter:
-        raise InputError(
-            "`reference: adapter_off` needs an adapter to switch off: train with LoRA (`use_peft: "
-            "true`, or a `peft_config`), or use `reference: precomputed`"
+    if isinstance(model, nn.Module) and is_packed(model):
+        problems.append(
+            "bitsandbytes has repacked the 4-bit weights of `model` in a forward pass in eval mode, and gradients "
+            "would be wrong; load it again, and train before anything else is computed with it"
         )
+    raise_problems(problems)
 
 
 def _option_problems(model, args: DualCoTConfig, compute_metrics) -> list[str]:
@@ -63,11 +61,6 @@ def _option_problems(model, args: DualCoTConfig, compute_metrics) -> list[str]:
         ]
     if isinstance(model, nn.Module) and args.model_init_kwargs:
         problems.append("`model_init_kwargs` are for a model that the trainer loads; this one is loaded. Remove them")
-    if isinstance(model, str) and (Path(model) / ADAPTER_CONFIG).is_file():
-        problems.append(
-            f"{model} is an adapter; load it with its model, as `AutoPeftModelForCausalLM.from_pretrained({model!r}, "
-            "is_trainable=True)`, or train it with `train_recipe`"
-        )
     return problems
 
 
@@ -75,20 +68,3 @@ def tell_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """Set the pad token of a model's configurations to the tokenizer's, as TRL does for its own collator."""
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-
-
-def settle_special_tokens(tokenizer: PreTrainedTokenizerBase, args: DualCoTConfig) -> None:
-    """Set the tokens that end and pad a row to those of the options, in place, as TRL does.
-
-    Raises:
-        InputError: The tokenizer has no such token.
-    """
-    problems = [
-        f"`{name}: {token}` is no token of the student's tokenizer ({type(tokenizer).__name__}); name one that it has"
-        for name, token in (("eos_token", args.eos_token), ("pad_token", args.pad_token))
-        if token is not None and token not in tokenizer.get_vocab()
-    ]
-    if problems:
-        raise InputError(problems)
-    if args.pad_token is not None or tokenizer.pad_token is None:
-        tokenizer.pad_token = args.pad_token or args.eos_token or tokenizer.eos_token

@@ -9,10 +9,11 @@ from peft import LoraConfig, PeftConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
 from edit_trl.common.errors import InputError
+from edit_trl.models.loading import load_config
 
 
 def make_model(config: PretrainedConfig, dtype: str | None = None) -> PreTrainedModel:
@@ -53,7 +54,9 @@ def lora_config(model: ModelConfig, student: str, trust_remote_code: bool = Fals
     named = (adapter.target_modules, adapter.modules_to_save, adapter.target_parameters)
     if not any(named):
         return adapter  # the student's configuration is not needed
-    config = AutoConfig.from_pretrained(student, revision=model.model_revision, trust_remote_code=trust_remote_code)
+    config = load_config(
+        student, revision=model.model_revision, trust_remote_code=trust_remote_code, option="model_name_or_path"
+    )
     _check_names(adapter, config)
     return settle_targets(adapter, config)
 

@@ -239,11 +239,10 @@ def _combination_problems(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"`{name}: true` has no effect on a CPU; remove it, or train on a GPU"
     if values["liger_kernel_config"] and not values["use_liger_kernel"]:
         yield "`liger_kernel_config` needs `use_liger_kernel: true`"
-    for name in ("deepspeed", "accelerator_config", "fsdp_config"):
-        file = as_mapping(values[name])
-        if isinstance(file, str) and not Path(file).is_file():
-            yield f"`{name}: {file}`: there is no such file"
-    if isinstance(as_mapping(values["deepspeed"]), Mapping) and not is_deepspeed_available():
+    files = {name: as_mapping(values[name]) for name in ("deepspeed", "accelerator_config", "fsdp_config")}
+    missing = [name for name, file in files.items() if isinstance(file, str) and not Path(file).is_file()]
+    yield from (f"`{name}: {files[name]}`: there is no such file" for name in missing)
+    if values["deepspeed"] and "deepspeed" not in missing and not is_deepspeed_available():
         yield "`deepspeed` needs deepspeed, which is not installed here; `pip install deepspeed`, or remove it"
     optimizer = _word(values["optim"])
     if values["optim_target_modules"] and not any(name in optimizer for name in ("galore", "apollo")):

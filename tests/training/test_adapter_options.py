@@ -155,10 +155,12 @@ def test_a_student_that_is_an_adapter(recipe, adapter, capsys, tmp_path):
     assert (whole / "model.safetensors").is_file()
 
 
-def test_the_trainer_takes_no_folder_of_an_adapter(adapter, tmp_path, tokenizer, dual_cots):
-    args = DualCoTConfig(str(tmp_path / "o"), use_cpu=True, report_to="none")
-    with pytest.raises(InputError, match="is an adapter; load it with its model"):
-        DualCoTTrainer(adapter, args=args, train_dataset=dual_cots, processing_class=tokenizer)
+def test_the_trainer_trains_an_adapter_further(adapter, tmp_path, tokenizer, dual_cots):
+    args = DualCoTConfig(str(tmp_path / "o"), use_cpu=True, report_to="none", max_steps=1)
+    trainer = DualCoTTrainer(adapter, args=args, train_dataset=dual_cots, processing_class=tokenizer)
+    names = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert names
+    assert all("q_proj.lora_" in name for name in names)
 
 
 def test_options_of_an_adapter_without_one(recipe, capsys):

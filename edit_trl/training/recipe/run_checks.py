@@ -9,13 +9,13 @@ from typing import Any
 
 from edit_trl.common.errors import InputError, collect_problems, show
 from edit_trl.models.loading import load_config, load_tokenizer
-from edit_trl.training.argument_checks import settle_special_tokens
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import LOADING
 from edit_trl.training.lora_targets import lora_config
 from edit_trl.training.recipe.adapter_options import adapter_problems, is_adapter
 from edit_trl.training.recipe.resolving import Recipe, RunArguments, by_stage, resolve_run, resolve_runs
 from edit_trl.training.requirements import requirement_problems
+from edit_trl.training.student import check_token
 
 
 def check_runs(recipe: Recipe, runs: Sequence[RunArguments]) -> None:
@@ -51,8 +51,13 @@ def _student_problems(run: RunArguments) -> list[str]:
         if coefficient and not hasattr(config.get_text_config(), "output_router_logits"):
             raise InputError(f"`router_aux_loss_coef: {coefficient}` is for a mixture of experts; {student} is none")
         lora_config(run.model, student, remote)
-        if isinstance(training, DualCoTConfig) and (training.eos_token or training.pad_token):
-            settle_special_tokens(load_tokenizer(student, trust_remote_code=remote), training)
+        tokens = {name: getattr(training, name, None) for name in ("eos_token", "pad_token")}
+        # A chat template may bring its tokens.
+        if isinstance(training, DualCoTConfig) and any(tokens.values()) and training.chat_template_path is None:
+            tokenizer = load_tokenizer(student, trust_remote_code=remote)
+            for name, token in tokens.items():
+                if token is not None:
+                    check_token(tokenizer, name, token)
     return problems
 
 
