@@ -115,10 +115,11 @@ def train_stage(argv: list[str]) -> int:
     try:
         with handled(stop_signals.receive):
             from edit_trl.cli.train_recipe import run_stage
-            from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_run
+            from edit_trl.training.recipe.resolving import parse_options, read_recipe
+            from edit_trl.training.recipe.run_checks import checked_run
 
             recipe = read_recipe(own.config)
-            run = resolve_run(recipe, parse_options(options, recipe), own.stage)
+            run = checked_run(recipe, parse_options(options, recipe), own.stage)
             run_stage(recipe, run, stop_signals)
     except TrainingStopped as stopped:
         print(f"{stopped}; the same command resumes it", file=sys.stderr)

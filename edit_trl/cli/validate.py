@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     if own.config is not None and is_generate_recipe(own.config):
         return _check_generation(argv)
     from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
+    from edit_trl.training.recipe.run_checks import check_runs
 
     if own.config is None and own.dataset is None:
         raise InputError("nothing to check: give --config RECIPE.yaml, --dataset DATA, or both")
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         values |= options
         if own.config:
             runs = resolve_runs(recipe, options)
+            check_runs(recipe, runs)
     except InputError as error:
         problems += [f"{own.config or 'options'}: {problem}" for problem in error.problems]
     # A recipe with problems may still name its rows: they are checked in the same go.

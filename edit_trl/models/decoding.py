@@ -19,7 +19,7 @@ class Decoding:
 
     Attributes:
         max_new_tokens: The length in tokens at which a response is cut off.
-        temperature: 0 is greedy decoding.
+        temperature: 0 is greedy decoding; None, as for `top_p`, leaves it to an endpoint.
         top_p: The probability mass of nucleus sampling.
         samples: Responses per prompt; several are for a majority vote (self-consistency, arXiv 2203.11171).
 
@@ -28,8 +28,8 @@ class Decoding:
     """
 
     max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: float | None = 0.0
+    top_p: float | None = 1.0
     samples: int = 1
 
     def __post_init__(self) -> None:
@@ -54,11 +54,13 @@ class Generated:
         text: The response without special tokens.
         tokens: How many tokens were generated, EOS included.
         cut_off: Whether no EOS token came within `max_new_tokens`.
+        refused: Whether the model declined to answer, or a filter broke its answer off.
     """
 
     text: str
     tokens: int
     cut_off: bool
+    refused: bool = False
 
 
 class Generator(Protocol):

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.hub_ids import refuse_missing_folder
 from edit_trl.common.options import build, convert, find_beside, hints_of, read_yaml
 from edit_trl.data.exemplars import Exemplar, load_exemplars
@@ -143,6 +143,7 @@ def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) ->
     classes = (GenerateArguments, Bounds, Limits, PipelineOptions, PivotOptions)
     problems += _misplaced(converted)
     arguments, bounds, limits, pipeline, pivots = build(classes, converted, problems, f"{path or 'command line'}:")
+    raise_problems(_left_to_endpoints(arguments, converted), str(path or "command line"))
     folder = Path(path).parent if path else Path()
     files = {name: find_beside(getattr(arguments, name), folder) for name in _FILES}
     if arguments.templates:
@@ -173,6 +174,20 @@ def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
     names = [name for name in _PROBLEM_OPTIONS if values.get(name) is not None]
     if names and values.get("dataset_name"):
         yield f"{_named(names)}: for procedural problems, but `dataset_name` gives the questions"
+
+
+def _left_to_endpoints(arguments: GenerateArguments, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield errors for options that are null, although a model that is loaded or embedded needs a number."""
+    local_teacher = arguments.teacher not in ("openai_compatible", "none")
+    local_student = bool(arguments.student) and not arguments.student_base_urls
+    needed = {
+        "temperature": local_teacher,
+        "student_temperature": local_student,
+        "top_p": local_teacher or local_student,
+    }
+    for name, is_needed in needed.items():
+        if is_needed and name in values and values[name] is None:
+            yield f"`{name}: null` leaves it to an endpoint; a model that is loaded needs a number"
 
 
 def _named(names: Sequence[str]) -> str:

@@ -35,9 +35,9 @@ class PipelineOptions:
             `self_consistency` lets the teacher draw the conclusion again, `judge` asks whether every step is sound.
         corrupt: Whether correct chains are corrupted (CCP).
         label: Whether the kinds of mistake are named: the `paper`'s four, or the `fine` set.
-        temperature: Temperature for annotating, rectifying and corrupting.
-        student_temperature: Temperature of the student's own chains.
-        top_p: Nucleus sampling.
+        temperature: Temperature for annotating, rectifying and corrupting. An endpoint is sent none if it is null.
+        student_temperature: Temperature of the student's own chains; also null.
+        top_p: Nucleus sampling; also null.
         max_tokens: Maximum number of tokens in an answer.
         system_prompt: System prompt for the teacher; the student gets none.
         seed: Seed for choosing exemplars; also sent to the teacher if `send_seed` is set.
@@ -55,9 +55,9 @@ class PipelineOptions:
     rectify_check: RectifyCheck = "none"
     corrupt: bool = True
     label: Label = "none"
-    temperature: float = 0.2
-    student_temperature: float = 0.7
-    top_p: float = 1.0
+    temperature: float | None = 0.2
+    student_temperature: float | None = 0.7
+    top_p: float | None = 1.0
     max_tokens: int = 1024
     system_prompt: str | None = None
     seed: int = 0

@@ -5,6 +5,7 @@ without the guarantees of `edit_trl.training.resuming.resumable`: an incomplete 
 resumed run need not end with the same weights.
 """
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from accelerate.utils import is_peft_model
@@ -88,8 +89,8 @@ def preference_trainer(
     Args:
         trainer: The trainer's name.
         student: The student's Hub id or path, for its tokenizer and, without `model`, its weights.
-        model: The student with an adapter that is trained further; its state before training is also the
-            reference of DPO. None to load `student`.
+        model: The student with an adapter that is trained further or was merged; its state before training is
+            also the reference of DPO. None to load `student`.
         args: The trainer's options, an `options_class(trainer)`; the student is loaded with `model_init_kwargs`.
         train_dataset: Validated dual CoTs to train on.
         eval_dataset: Validated dual CoTs to evaluate on.
@@ -117,6 +118,8 @@ def preference_trainer(
         if trainer == "dpo" and peft_config is None and not args.precompute_ref_log_probs:
             # TRL would load this reference without `revision`; that of an adapter it makes itself.
             reference = load_student(student, args, quantization_config)
+    elif trainer == "dpo" and not is_peft_model(model) and not args.precompute_ref_log_probs:
+        reference = deepcopy(model)  # an adapter that was merged, which TRL could not load
     args.model_init_kwargs = None
     shared = {
         "model": model,

@@ -12,6 +12,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.models.adapters import adapter_base
 from edit_trl.models.chat_templates import check_template, share_template
 from edit_trl.models.loading import check_student, load_processor, load_tokenizer, load_trainable
+from edit_trl.training.argument_checks import settle_special_tokens
 from edit_trl.training.config import DualCoTConfig
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def settle_processing(
     model: str | PreTrainedModel,
     args: DualCoTConfig,
 ) -> PreTrainedTokenizerBase | ProcessorMixin:
-    """Return the tokenizer or processor of a student, with the pad token of its training.
+    """Return the tokenizer or processor of a student, with the special tokens of its training.
 
     Args:
         processing_class: As it was given; the model's own is loaded where None.
@@ -42,8 +43,7 @@ def settle_processing(
         base = adapter_base(name) if isinstance(model, str) else None
         processing_class = load_processor(name, base, revision=revision, trust_remote_code=args.trust_remote_code)
     tokenizer = share_template(processing_class)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = args.pad_token or args.eos_token or tokenizer.eos_token
+    settle_special_tokens(tokenizer, args)
     if tokenizer.pad_token is None:
         raise InputError(
             f"the tokenizer ({tokenizer.name_or_path}) has neither a pad token nor an EOS token; set `eos_token`"
@@ -84,9 +84,7 @@ def take_template(
             path, eos = None, eos or source.eos_token
     tokenizer = share_template(processing_class)
     check_template(tokenizer)
-    if eos is not None and eos not in tokenizer.get_vocab() and path is None:
-        raise InputError(f"`eos_token: {eos}` is no token of {tokenizer.name_or_path}")
-    if eos is not None and path is None:
+    if eos in tokenizer.get_vocab() and path is None:
         tokenizer.eos_token = eos
     return {"chat_template_path": path, "eos_token": eos}
 

@@ -36,7 +36,7 @@ from edit_trl.models.pairs.collation import EXAMPLE_COLUMNS, DualCoTCollator
 from edit_trl.models.pairs.scoring import PairLogps, PairScorer, make_pair_scorer
 from edit_trl.models.vocabulary import check_vocabulary
 from edit_trl.training import fork_selection
-from edit_trl.training.argument_checks import check_arguments
+from edit_trl.training.argument_checks import check_arguments, tell_padding
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.objective import Objective, share_of_step
 from edit_trl.training.publishing import PublishingMixin
@@ -201,7 +201,7 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
     ):
         name = model if isinstance(model, str) else model.config._name_or_path
         args = args or DualCoTConfig(f"{Path(name).name or 'student'}-EDIT")
-        check_arguments(model, args, train_dataset, peft_config, data_collator)
+        check_arguments(model, args, train_dataset, peft_config, data_collator, compute_metrics)
         processing_class = settle_processing(processing_class, model, args)
         tokenizer = share_template(processing_class)
         adapted = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
@@ -240,6 +240,8 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         ids = chain.from_iterable(self.train_dataset[f"{part}_ids"] for part in ("prompt", *SIDES))
         check_vocabulary(self.model, tokenizer, chain(ids, [[tokenizer.pad_token_id]]))
         settle_adapter_dtype(self.model, args.fp16)
+        if args.pad_token is not None:
+            tell_padding(self.model, tokenizer)
         self.score_pairs = self._pair_scorer()
         self._score_before_training()
 
@@ -305,7 +307,7 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         if dataset_name == "train":
             self._examples = pick_examples(dataset, tokenizer, args.key_step_method)
             self._conversational = is_conversational(dataset[0])
-        return prepared
+        return prepared.shuffle(seed=args.seed) if args.shuffle_dataset else prepared
 
     def _set_signature_columns_if_needed(self):
         self._signature_columns = [*EXAMPLE_COLUMNS, "length"]

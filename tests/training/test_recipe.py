@@ -42,7 +42,7 @@ def problems(recipe, *argv: str) -> list[str]:
 
 
 def test_one_run(recipe):
-    (run,) = resolve(recipe(BASE + "learning_rate: 1.0e-5\nlora_target_modules: [q_proj, v_proj]\n"))
+    (run,) = resolve(recipe(BASE + "learning_rate: 1.0e-5\nuse_peft: true\nlora_target_modules: [q_proj, v_proj]\n"))
     assert run.stage is None
     assert run.training.learning_rate == 1e-5
     assert run.training.output_dir == "out"
@@ -77,7 +77,11 @@ def test_without_a_recipe():
         ("per_device_train_batch_size: '4'", "per_device_train_batch_size", 4),
         ("gradient_checkpointing: 'false'", "gradient_checkpointing", False),
         ("max_length: null", "max_length", None),
-        ("lr_scheduler_kwargs: {num_cycles: 2}", "lr_scheduler_kwargs", {"num_cycles": 2}),
+        (
+            "lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: {num_cycles: 2}",
+            "lr_scheduler_kwargs",
+            {"num_cycles": 2},
+        ),
         ("report_to: [none]", "report_to", []),
     ],
 )

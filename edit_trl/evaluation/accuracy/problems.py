@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from edit_trl.common.errors import InputError, raise_problems
+from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.data.answers import AnswerType, check_answer, infer_answer_type
+from edit_trl.data.row_checks import half_character
 from edit_trl.models.chat_templates import render
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def problems_of(
         for issue in (
             _prompt_issue(row.get("prompt"), conversational),
             _answer_issue(row, answer_type or row.get("answer_type")),
+            *_column_issues(row),
         )
         if issue
     )
@@ -164,6 +166,19 @@ def _prompt_issue(prompt: Any, conversational: bool) -> str | None:
         for message in prompt
     )
     return None if well_formed else f'`prompt` holds a message without "role" and "content": {prompt!r:.200}'
+
+
+def _column_issues(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the errors of columns that go into the items of a run as they are."""
+    for column in ("task", "id", "source"):
+        if not isinstance(row.get(column), str | None):
+            yield f"`{column}` must be a text, got {show(row[column])}"
+    mistake = row.get("mistake")
+    if mistake is not None and not (isinstance(mistake, list) and all(isinstance(kind, str) for kind in mistake)):
+        yield f"`mistake` must be a list of texts, got {show(mistake)}"
+    for column in ("prompt", "answer", "task", "id", "source", "mistake"):
+        if (place := half_character(row.get(column))) is not None:
+            yield f"`{column}` holds half of a character, which no file or request can hold: {place}"
 
 
 def _answer_issue(row: Mapping[str, Any], kind: str | None) -> str | None:

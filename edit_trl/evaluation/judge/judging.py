@@ -19,7 +19,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from edit_trl.common.checks import at_least, not_negative
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.templates import read_template, template_problems
 from edit_trl.models.chat.dispatch import Answer, Dispatcher, Failure
@@ -43,7 +42,8 @@ class JudgeOptions:
     """How a judge is asked.
 
     Attributes:
-        temperature: Sampling temperature; 0 for greedy decoding.
+        temperature: Sampling temperature; 0 for greedy decoding. An endpoint is sent none if it is null.
+        top_p: Probability mass of nucleus sampling. An endpoint is sent none if it is null.
         max_tokens: Maximum number of tokens per judgement; one that is cut off gives no score.
         seed: Seed of the order in which chains are shown.
 
@@ -51,12 +51,13 @@ class JudgeOptions:
         InputError: A value is out of range.
     """
 
-    temperature: float = 0.0
+    temperature: float | None = 0.0
+    top_p: float | None = 1.0
     max_tokens: int = 2048
     seed: int = 0
 
     def __post_init__(self) -> None:
-        raise_problems(not_negative(temperature=self.temperature) + at_least(1, max_tokens=self.max_tokens))
+        Sampling(self.temperature, self.top_p, self.max_tokens)  # checks them
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ async def judge_chains(
             row_id=str(number),
             template=template.version,
             messages=(("user", template.fill(chains, order)),),
-            sampling=Sampling(options.temperature, max_tokens=options.max_tokens),
+            sampling=Sampling(options.temperature, options.top_p, options.max_tokens),
         )
         for number, (chains, order) in enumerate(zip(sets, orders, strict=True))
     )
@@ -204,7 +205,7 @@ async def judge_chains(
         number = int(result.request.row_id)
         judgements[number] = _judgement(sets[number], orders[number], result)
         if watcher:
-            watcher.step(judgements[number].outcome, isinstance(result, Answer) and result.fresh)
+            watcher.step(judgements[number].outcome, result.fresh)
     return [judgements[number] for number in range(len(sets))]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError, collect_problems
+from edit_trl.common.terminal import visible_line
 from edit_trl.evaluation.judge.config import JudgeArguments
 from edit_trl.evaluation.judge.inputs import References, align_runs, read_references, read_runs, with_references
 from edit_trl.evaluation.judge.judging import ChainSet, Judgement, JudgeOptions, JudgeTemplate, judge_chains
@@ -41,7 +42,8 @@ def judge_runs(
     if references is not None:
         sets = with_references(sets, references, str(arguments.reference_dataset))
     count = sum(chains.reference is not None for chains in sets)
-    say(f"{len(sets)} items of {', '.join(runs)}; {count} with a reference; judge {judge.model!r}")
+    names = ", ".join(map(visible_line, runs))
+    say(f"{len(sets)} items of {names}; {count} with a reference; judge {judge.model!r}")
     judgements, stats = asyncio.run(_judge(judge, sets, template, arguments.output_dir, options, limits))
     report = summarize(judgements, list(runs)) | {
         "runs": {name: {"path": str(run.path), "model": run.record.model} for name, run in runs.items()},

@@ -16,7 +16,10 @@ from edit_trl.models.loading import NF4, ModelSource
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 # Options that do not change what is measured.
-_INCIDENTAL = ("name", "output_dir", "history", "device", "batch_size", "batching", "harness", "engine", "actors")
+_INCIDENTAL = (
+    *("name", "output_dir", "history", "device", "batch_size", "batching", "harness", "engine", "actors"),
+    "allow_unanswered",
+)
 
 
 @dataclass(frozen=True)
@@ -100,5 +103,5 @@ class MeasuredModel:
             tasks=tasks,
             data_hash=data_hash,
             recipe_hash=content_hash(options),
-            seed=self.seed,
+            seed=self.seed or 0,
         )

@@ -96,13 +96,7 @@ def _read_rows(arguments: SuiteArguments, recipe_folder: Path) -> tuple[Iterable
 
 
 def _client(arguments: SuiteArguments, endpoint: EndpointArguments) -> CompletionTeacher:
-    client = CompletionTeacher(
-        endpoint.model or "",
-        endpoint.base_urls,
-        api_key_env=endpoint.api_key_env,
-        timeout=endpoint.timeout,
-        extra_body=endpoint.extra_body,
-    )
+    client = endpoint.endpoint(kind=CompletionTeacher)
     if arguments.actors is not None:
         raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
     if arguments.tokenizer is None:

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from edit_trl.common.checks import at_least, not_negative, positive
 from edit_trl.common.errors import InputError
-from edit_trl.models.chat.protocol import ChatResponse
+from edit_trl.models.chat.protocol import ChatRequest, ChatResponse
+
+# What a chat template adds to a message, at most.
+_MESSAGE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,16 @@ class Limits:
         if problems:
             raise InputError(problems)
 
-    def cost(self, response: ChatResponse) -> float:
-        """Return the cost of an answer."""
-        prompt, completion = self.prompt_price or 0.0, self.completion_price or 0.0
-        return (response.prompt_tokens * prompt + response.completion_tokens * completion) / 1e6
+    def cost(self, request: ChatRequest, response: ChatResponse) -> tuple[float, bool]:
+        """Return the cost of an answer, and whether the endpoint reported the tokens that it is computed from.
+
+        Tokens that are not reported are counted at their most: a token for each byte of the prompt, and as many as
+        the answer may have. So `max_cost` also holds at an endpoint that does not say what it used.
+        """
+        prompt, completion = response.prompt_tokens, response.completion_tokens
+        if not prompt and self.prompt_price:
+            prompt = sum(len(text.encode()) + _MESSAGE_TOKENS for _, text in request.messages)
+        if not completion and response.text and self.completion_price:
+            completion = request.sampling.max_tokens
+        cost = (prompt * (self.prompt_price or 0.0) + completion * (self.completion_price or 0.0)) / 1e6
+        return cost, (prompt, completion) == (response.prompt_tokens, response.completion_tokens)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback
+from peft import PeftModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from edit_trl.common.errors import InputError
@@ -24,6 +25,7 @@ from edit_trl.training.baselines import drop_reference, preference_trainer
 from edit_trl.training.lora_targets import lora_config
 from edit_trl.training.memory.heap import map_large_blocks
 from edit_trl.training.quantization import check_bitsandbytes, quantization_config
+from edit_trl.training.recipe.adapter_options import check_adapter, is_adapter, merge_student, merges, set_dropout
 from edit_trl.training.recipe.resolving import Recipe, RunArguments
 from edit_trl.training.resuming.checkpoints import check_checkpoint, describe_run, last_checkpoint, written_whole
 from edit_trl.training.resuming.stopping import StopSignals
@@ -167,7 +169,7 @@ def _make_trainer(
     stop_signals: StopSignals | None,
     callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
-    """Make the run's trainer, with a new adapter, none, or the student's own adapter to train further."""
+    """Make the run's trainer, with a new adapter, none, or the student's own adapter, trained further or merged."""
     training, model = run.training, run.model
     training.model_init_kwargs = {
         "revision": model.model_revision,
@@ -178,8 +180,8 @@ def _make_trainer(
     }
     check_student(student, revision=model.model_revision, trust_remote_code=training.trust_remote_code)
     quantization = quantization_config(model, training)
-    if (Path(student) / "adapter_config.json").is_file():
-        adapted = load_student(student, training, quantization)
+    if is_adapter(student):
+        adapted = _load_adapted(student, run, quantization)
         # With the tokens and the template that came in the stage before, and not those of the base model.
         processing = load_processor(student, adapter_base(student), trust_remote_code=training.trust_remote_code)
         # All of it is used; TRL warns of arguments for a model that is loaded already.
@@ -201,3 +203,16 @@ def _make_trainer(
     for callback in callbacks:
         callback.trainer = trainer
     return trainer
+
+
+def _load_adapted(
+    student: str, run: RunArguments, quantization: BitsAndBytesConfig | None
+) -> PeftModel | PreTrainedModel:
+    """Load an adapter with its model: to be trained further, or merged where the run says `use_peft: false`."""
+    if merges(run):
+        return merge_student(load_student(student, run.training, quantization), student)
+    check_adapter(student, run)
+    model = load_student(student, run.training, quantization)
+    if "lora_dropout" in run.values:
+        set_dropout(model, run.model.lora_dropout)
+    return model
