@@ -150,7 +150,7 @@ def _load_complete(
     own = {re.sub(r"\d+", "0", name) for name in loaded.state_dict()}
     others = sorted(name for name in report["unexpected_keys"] if re.sub(r"\d+", "0", name) in own)
     problems = [
-        f"{subject}: weights {what} ({len(names)}): {', '.join(names[:4] + ['...'] * (len(names) > 4))}; {way_out}"
+        f"{subject}: weights {what} ({len(names)}): {', '.join(names[:4])}{', ...' * (len(names) > 4)}; {way_out}"
         for names, what, way_out in (
             (missing, "are missing in its files", "a part of the model would be random. Download or save it again"),
             (shapes, "have other shapes in its files than config.json says", "take both from the same model"),
