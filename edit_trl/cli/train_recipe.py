@@ -19,6 +19,7 @@ from edit_trl.hub.push import pushing
 from edit_trl.training.recipe.resolving import Recipe, RunArguments, pick_run, read_recipe, resolve_run, resolve_runs
 from edit_trl.training.recipe.run_checks import check_runs
 from edit_trl.training.recipe.stage import find_start, is_last_stage, train_stage
+from edit_trl.training.resuming.checkpoints import holding
 from edit_trl.training.resuming.stopping import StopSignals
 
 
@@ -81,6 +82,11 @@ def run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | Non
     check_processes(run.training)
     if run.note and run.training.process_index == 0:
         print(run.note, file=sys.stderr)
+    with holding(run.training.output_dir, run.training):
+        return _run_stage(recipe, run, stop_signals)
+
+
+def _run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | None) -> Path:
     start = find_start(recipe, run)
     if start.finished:
         print(f"{start.folder} is finished ({start.finished}), nothing to do")

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.models.adapters import ADAPTER_CONFIG
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import HONOURED
+from edit_trl.training.quantization import is_packed
+from edit_trl.training.reference import reference_problems
 from edit_trl.training.requirements import requirement_problems
 
 
@@ -26,6 +27,8 @@ def check_arguments(model, args, train_dataset, peft_config, data_collator, comp
         problems.append(f"`data_collator` must be a DualCoTCollator, got {type(data_collator).__name__}")
     if not isinstance(args, DualCoTConfig):
         problems.append(f"`args` must be a DualCoTConfig, got {type(args).__name__}")
+    elif args.reference == "adapter_off":
+        problems += reference_problems(model, peft_config)
     if not isinstance(train_dataset, Dataset):
         problems.append(
             f"`train_dataset` must be a datasets.Dataset, got {type(train_dataset).__name__}; key "
@@ -41,14 +44,12 @@ def check_arguments(model, args, train_dataset, peft_config, data_collator, comp
         )
     if isinstance(args, DualCoTConfig):
         problems += _option_problems(model, args, compute_metrics)
-    if problems:
-        raise InputError(problems)
-    has_adapter = peft_config is not None or (isinstance(model, nn.Module) and is_peft_model(model))
-    if args.reference == "adapter_off" and not has_adapter:
-        raise InputError(
-            "`reference: adapter_off` needs an adapter to switch off: train with LoRA (`use_peft: "
-            "true`, or a `peft_config`), or use `reference: precomputed`"
+    if isinstance(model, nn.Module) and is_packed(model):
+        problems.append(
+            "bitsandbytes has repacked the 4-bit weights of `model` in a forward pass in eval mode, and gradients "
+            "would be wrong; load it again, and train before anything else is computed with it"
         )
+    raise_problems(problems)
 
 
 def _option_problems(model, args: DualCoTConfig, compute_metrics) -> list[str]:

@@ -26,6 +26,7 @@ from edit_trl.models.loading import load_tokenizer
 from edit_trl.training.quantization import settle_adapter_dtype
 from edit_trl.training.resuming.resumable import StopCallback
 from edit_trl.training.resuming.stopping import StopSignals
+from edit_trl.training.safeguards import SafeguardsMixin
 from edit_trl.training.student import load_student
 from edit_trl.training.trainer_choice import TrainerName, trl_trainer
 
@@ -130,7 +131,8 @@ def preference_trainer(
         "peft_config": peft_config,
         "callbacks": [StopCallback(stop_signals)],
     }
-    cls = trl_trainer(trainer)
+    theirs = trl_trainer(trainer)
+    cls = type(theirs.__name__, (SafeguardsMixin, theirs), {})
     preference = cls(ref_model=reference, **shared) if trainer == "dpo" else cls(**shared)
     settle_adapter_dtype(preference.model, args.fp16)
     return preference

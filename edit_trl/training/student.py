@@ -18,6 +18,7 @@ from edit_trl.models.loading import check_student, load_processor, load_tokenize
 from edit_trl.models.vocabulary import check_vocabulary
 from edit_trl.training.argument_checks import settle_special_tokens
 from edit_trl.training.config import DualCoTConfig
+from edit_trl.training.quantization import keep_unpacked
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -154,4 +155,6 @@ def load_student(
         options["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         options["device_map"] = None  # each process holds the whole model
-    return load_trainable(student, options)
+    model = load_trainable(student, options)
+    keep_unpacked(model)  # before a trainer is made: DPO's may score the reference then
+    return model

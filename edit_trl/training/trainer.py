@@ -32,21 +32,22 @@ from edit_trl.key_steps import SIDES
 from edit_trl.losses import masked_mean
 from edit_trl.models.chat_templates import share_template
 from edit_trl.models.pairs.collation import EXAMPLE_COLUMNS, DualCoTCollator
+from edit_trl.models.pairs.noise import noisy_embeddings
 from edit_trl.models.pairs.scoring import PairLogps, PairScorer, make_pair_scorer
 from edit_trl.training import fork_selection
 from edit_trl.training.argument_checks import check_arguments, tell_padding
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.objective import Objective, share_of_step
 from edit_trl.training.publishing import PublishingMixin
-from edit_trl.training.quantization import settle_adapter_dtype
+from edit_trl.training.quantization import keep_unpacked, settle_adapter_dtype
 from edit_trl.training.reference import add_scores, pair_scores, reference_scores
 from edit_trl.training.resuming.resumable import ResumableTrainer
-from edit_trl.training.run_log import RunLog, is_logged
+from edit_trl.training.run_log import LoggingMixin, RunLog, is_logged
 from edit_trl.training.sampling import check_budget, length_groups, own_pairs, pair_lengths, train_batches
 from edit_trl.training.student import check_added_tokens, check_rows, load_student, replaced_options, settle_processing
 
 
-class DualCoTTrainer(PublishingMixin, ResumableTrainer):
+class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
     """Trainer for key-step learning on dual CoTs (EDIT, arXiv 2405.19737), and for its warm-up.
 
     Every option of `trl.SFTTrainer` means the same here. The objective is `edit_trl.losses.dual_cot_loss`
@@ -66,7 +67,8 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         peft_config: Trains a new adapter.
 
     Attributes:
-        preparation_reports: The report of each dataset by name: the pairs kept, dropped and cut, with reasons.
+        preparation_reports: The report of each dataset by name (`train`, `eval`, or `eval_NAME` of several): the pairs
+            kept, dropped and cut, with reasons.
         objective: The loss that `args` configures.
         score_pairs: Computes the log-probabilities of a batch's chains, in the layout of the run.
 
@@ -172,7 +174,14 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         if training and args.max_tokens_per_batch is not None:
             return None  # batches filled by tokens are dealt out evenly
         size = len(self.train_dataset) if training and not args.dataloader_drop_last else None
+        batch_size = self._train_batch_size if training else batch_size  # `auto_find_batch_size` makes it smaller
         return own_pairs(len(batch["fork"]), batch_size, self.accelerator, size)
+
+    def train(self, *args: Any, **kwargs: Any):
+        """Train, as in `ResumableTrainer`, with noise on the embeddings (`neftune_noise_alpha`)."""
+        student = self.accelerator.unwrap_model(self.model)
+        with noisy_embeddings(student, self.args.neftune_noise_alpha, self.score_pairs.chain_lengths):
+            return super().train(*args, **kwargs)
 
     # Construction
 
@@ -229,9 +238,11 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
                 peft_config=peft_config,
             )
         check_rows(self.model, tokenizer, self.train_dataset)
+        keep_unpacked(self.model)
         settle_adapter_dtype(self.model, args.fp16)
         if args.pad_token is not None:
             tell_padding(self.model, tokenizer)
+        self.neftune_noise_alpha = None  # `train` adds the noise; the Trainer's is that of a row
         self.score_pairs = self._pair_scorer()
         self._score_before_training()
 
@@ -289,12 +300,16 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         dataset_name: str = "train",
     ) -> Dataset:
         """Prepare a dataset given to `__init__` or `evaluate`, as TRL's hook; a prepared one stays as it is."""
+        if dataset.format["type"] is not None or set(dataset.format["columns"]) != set(dataset.column_names):
+            dataset = dataset.with_format(None)  # a format is a way to look at the rows
         if "chosen_key_mask" in dataset.column_names:
             return dataset
         tokenizer = share_template(processing_class)
-        prepared, report = prepare_for_training(dataset, tokenizer, args, dataset_name)
-        self.preparation_reports[dataset_name] = report
-        if dataset_name == "train":
+        is_train = dataset_name == "train" and not self.preparation_reports  # an evaluation set may have that name
+        name = dataset_name if is_train or dataset_name == "eval" else f"eval_{dataset_name}"
+        prepared, report = prepare_for_training(dataset, tokenizer, args, name)
+        self.preparation_reports[name] = report
+        if is_train:
             self._examples = pick_examples(dataset, tokenizer, args.key_step_method)
             self._conversational = is_conversational(dataset[0])
         return prepared.shuffle(seed=args.seed) if args.shuffle_dataset else prepared
@@ -305,7 +320,7 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Group rows of a similar length where they are padded, unless an option sets another order."""
         lengths = (train_dataset or self.train_dataset)["length"][:]
-        groups = length_groups(lengths, self.args, self.data_collator.layout)
+        groups = length_groups(lengths, self._train_batch_size, self.args, self.data_collator.layout)
         return super()._get_train_sampler(train_dataset) if groups is None else groups
 
     def get_train_dataloader(self) -> DataLoader:
@@ -314,7 +329,7 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
             return super().get_train_dataloader()
         dataset = self._remove_unused_columns(self.train_dataset, description="Training")
         lengths = pair_lengths(self.train_dataset)
-        return train_batches(dataset, lengths, self.data_collator, self.args, self.accelerator)
+        return train_batches(dataset, lengths, self._max_tokens, self.data_collator, self.args, self.accelerator)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None):
         """Also apply `lr_decay_per_epoch`, for which transformers has no schedule."""
@@ -323,32 +338,5 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
             batches = len(self.get_train_dataloader())
             steps = math.ceil(batches / self.args.gradient_accumulation_steps)
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: decay ** (step // steps))
+            self._created_lr_scheduler = True  # so that another `train` makes another one
         return super().create_scheduler(num_training_steps, optimizer)
-
-    # Logs and checkpoints
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the metrics gathered since the last log, and the drift of the correct chains."""
-        self._run_log.check_finite(self.train_dataset)
-        metrics, tokens = self._run_log.read(self._mode, self.accelerator, self.state.log_history)
-        if self._mode == "train" and metrics:
-            self._total_train_tokens += tokens
-            metrics["num_tokens"] = self._total_train_tokens
-        for name, value in metrics.items():
-            self._metrics[self._mode][name].append(value)
-        super().log(logs, start_time)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self._run_log.check_finite(self.train_dataset)  # weights after such a loss are not worth keeping
-        super()._save_checkpoint(*args, **kwargs)
-
-    def _progress(self) -> dict[str, Any]:
-        return super()._progress() | self._run_log.state()
-
-    def _restore_progress(self, progress: dict[str, Any]) -> None:
-        super()._restore_progress(progress)
-        self._run_log.restore(progress, self.accelerator.device)

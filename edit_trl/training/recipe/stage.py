@@ -14,7 +14,6 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.run_file import check_run_folder, check_same_run, read_run_file, write_run_file
@@ -92,7 +91,7 @@ def _find_checkpoint(run: RunArguments, folder: Path) -> str | None:
         if checkpoint:
             check_checkpoint(checkpoint, describe_run(run.training))
     else:
-        checkpoint = named or (get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+        checkpoint = named or last_checkpoint(folder, described=False)
     if named:
         # The checkpoint may be in another run's folder.
         check_same_run(Path(named).parent, run.values, f"resume_from_checkpoint {named} belongs to")
