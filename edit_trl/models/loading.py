@@ -196,7 +196,13 @@ def load_processor(
     """Load the processor of a model that also sees or hears, and the tokenizer of any other; see `load_tokenizer`."""
     from transformers import AutoProcessor
 
-    return _load_text_processing(AutoProcessor, model, base, revision, trust_remote_code, "model_name_or_path")
+    option = "model_name_or_path"
+    try:
+        return _load_text_processing(AutoProcessor, model, base, revision, trust_remote_code, option)
+    except InputError:
+        # transformers does not say why where it is the tokenizer that is broken.
+        load_tokenizer(model, base, revision=revision, trust_remote_code=trust_remote_code, option=option)
+        raise
 
 
 def _load_text_processing(
