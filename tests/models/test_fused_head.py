@@ -55,7 +55,7 @@ def test_what_is_trainable_is_trained(tmp_path, tokenizer, tied, more, reference
 
 def test_a_head_that_cannot_run_is_refused(tmp_path, tokenizer):
     both = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], **TOKENS)
-    with pytest.raises(InputError, match="`trainable_token_indices` and the LM head in `modules_to_save`.*Use one of"):
+    with pytest.raises(InputError, match=r"`trainable_token_indices` and the LM head in `modules_to_save`.*Use one of"):
         make_trainer(tmp_path, tokenizer, llama(tied=True), peft_config=both)
 
 

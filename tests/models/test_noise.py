@@ -36,17 +36,20 @@ def test_a_token_gets_the_noise_of_its_chain(tmp_path, tokenizer, lora, with_rej
     peft_config = LoraConfig(r=2, target_modules="all-linear") if lora else None
     for layout in ("padded", "tree"):
         trainer = make_trainer(tmp_path, tokenizer, rows=LONG, layout=layout, peft_config=peft_config)
-        ids, noise, batch = seen_noise(trainer, with_rejected=with_rejected)
+        _, noise, batch = seen_noise(trainer, with_rejected=with_rejected)
         size = noise.size(-1)
         examples, sides = batch["layout"].examples, ("chosen", "rejected")[: 1 + with_rejected]
         lengths = {s: [len(ex["prompt_ids"]) + len(ex[f"{s}_ids"]) for ex in examples] for s in sides}
+        in_order = [length for side in sides for length in lengths[side]]
         if layout == "padded":
-            rows = [(row, slice(0, length)) for row, length in enumerate(sum(lengths.values(), []))]
+            rows = [(row, slice(0, length)) for row, length in enumerate(in_order)]
             parts = [(noise[row, part], part.stop) for row, part in rows]
         else:  # the correct chains have what is shared, the wrong ones what they add
             stretches = batch["layout"].stretches[: len(lengths) * len(examples)]
-            parts = [(noise[0, start:stop], stop - start + sum(b - a for a, b in path)) for start, stop, path in stretches]
-            assert sorted(length for _, length in parts) == sorted(sum(lengths.values(), []))
+            parts = [
+                (noise[0, start:stop], stop - start + sum(b - a for a, b in path)) for start, stop, path in stretches
+            ]
+            assert sorted(length for _, length in parts) == sorted(in_order)
         for values, length in parts:
             magnitude = ALPHA / (length * size) ** 0.5
             assert values.abs().max() <= magnitude * 1.001

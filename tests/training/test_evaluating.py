@@ -105,7 +105,7 @@ def test_weights_that_were_packed_are_refused(student, tmp_path):
     if not has_avx512bf16():  # this processor packs nothing: mark a weight as bitsandbytes would
         packed.model.layers[0].mlp.up_proj.weight.quant_state.packing_format_for_cpu = True
     assert is_packed(packed)
-    with pytest.raises(InputError, match="repacked the 4-bit weights of `model`.*load it again"):
+    with pytest.raises(InputError, match=r"repacked the 4-bit weights of `model`.*load it again"):
         make_trainer(tmp_path, byte_level_tokenizer(), packed, peft_config=LoraConfig(target_modules="all-linear"))
 
 
@@ -134,7 +134,9 @@ def test_weights_are_as_trained_after_a_cast(tmp_path, tokenizer, option):
     assert half in {dtype for training, dtype in seen if not training}
     assert list(map(id, trainer.model.parameters())) == parameters
     after = tensors(trainer.model)
-    assert all(torch.equal(after[name], tensor) and after[name].dtype == tensor.dtype for name, tensor in trained.items())
+    assert all(
+        torch.equal(after[name], tensor) and after[name].dtype == tensor.dtype for name, tensor in trained.items()
+    )
     trainer.save_model()
     saved = load_file(tmp_path / "run" / "model.safetensors")
     assert all(torch.equal(saved[name], trained[name]) for name in saved)
@@ -153,7 +155,9 @@ def test_a_baseline_is_saved_as_trained(tmp_path, saved_student):
     trained = tensors(trainer.model)
     trainer.evaluate()
     after = tensors(trainer.model)
-    assert all(torch.equal(after[name], tensor) and after[name].dtype == tensor.dtype for name, tensor in trained.items())
+    assert all(
+        torch.equal(after[name], tensor) and after[name].dtype == tensor.dtype for name, tensor in trained.items()
+    )
 
 
 # Several evaluation sets

@@ -26,9 +26,10 @@ _CARD = "README.md"  # may be edited
 # process or data parallelism, FSDP and DeepSpeed. Read in transformers 5.24, `Trainer._save_checkpoint`.
 _PARTS = {
     "weights": ("*model*.safetensors", "*model*.bin", "pytorch_model_fsdp*", "global_step*"),
-    "optimizer": ("optimizer*", "global_step*"),
-    "schedule": ("scheduler.pt", "global_step*"),
-    "random state": ("rng_state*.pth",),
+    "optimizer.pt": ("optimizer*", "global_step*"),
+    "scheduler.pt": ("scheduler.pt", "global_step*"),
+    "rng_state.pth": ("rng_state*.pth",),
+    "trainer_state.json": ("trainer_state.json",),
 }
 
 
@@ -99,9 +100,7 @@ def _check_files(folder: Path, files: dict[str, dict[str, Any]] | None) -> None:
 def _check_parts(folder: Path) -> None:
     for part, patterns in _PARTS.items():
         if not any(next(folder.glob(pattern), None) for pattern in patterns):
-            raise InputError(f"{folder / patterns[0]} is missing, its {part}")
-    if not (folder / "trainer_state.json").is_file():
-        raise InputError(f"{folder / 'trainer_state.json'} is missing")
+            raise InputError(f"it has no {part}")
     for file in (folder / "trainer_state.json", *folder.glob("progress_*.json")):
         _read_json(file)
     for file in (*folder.glob("*.pt"), *folder.glob("*.pth")):
