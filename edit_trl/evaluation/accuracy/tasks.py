@@ -15,7 +15,7 @@ from typing import Any
 
 from edit_trl.common.errors import InputError, collect_problems
 from edit_trl.common.files import content_hash
-from edit_trl.common.options import read_yaml
+from edit_trl.common.yaml_file import read_texts
 from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.procedural.teacher import ProceduralTeacher, question_of
 from edit_trl.data.questions import Question, read_questions, read_table
@@ -157,7 +157,7 @@ def _questions(task: TaskFile, name: str) -> list[Question]:
         parts = [(config, task.dataset_name, config) for config in configs]
     else:
         parts = [(source_task, source, configs) for source_task, source in sources.items()]
-    descriptions = read_yaml(task.task_descriptions) if task.task_descriptions else None
+    descriptions = read_texts(task.task_descriptions, "file of task descriptions") if task.task_descriptions else None
     questions: list[Question] = []
     for source_task, source, config in parts:
         source_questions = read_questions(

@@ -47,9 +47,7 @@ def measure_suite(
         InputError: The options, the pairs or the model are wrong, or an endpoint failed for good.
         FloatingPointError: A log-probability is not finite; names the pair.
     """
-    check_history(arguments.history)
-    rows, source = _read_rows(arguments, recipe_folder)
-    client = _client(arguments, endpoint) if endpoint.base_urls else None
+    rows, source, client = read_inputs(arguments, endpoint, recipe_folder)
     weights_hash = client.address if client else model_hash(arguments.model)
     if client:
         tokenizer, positions = load_tokenizer(arguments.tokenizer, trust_remote_code=arguments.trust_remote_code), None
@@ -80,6 +78,22 @@ def measure_suite(
     else:
         score_cases(cases, _scorer(arguments, client, limits, record, tokenizer, cases), folder=folder)
     return finish_run(folder, cases, arguments.history)
+
+
+def read_inputs(
+    arguments: SuiteArguments, endpoint: EndpointArguments, recipe_folder: Path
+) -> tuple[Iterable[Mapping[str, Any]], str, CompletionTeacher | None]:
+    """Read what a recipe names; nothing is loaded or sent.
+
+    Returns:
+        The dual CoTs, their name in messages, and the model at an endpoint if there is one.
+
+    Raises:
+        InputError: The history, the pairs or the endpoint cannot be used.
+    """
+    check_history(arguments.history)
+    rows, source = _read_rows(arguments, recipe_folder)
+    return rows, source, _client(arguments, endpoint) if endpoint.base_urls else None
 
 
 def _read_rows(arguments: SuiteArguments, recipe_folder: Path) -> tuple[Iterable[Mapping[str, Any]], str]:
