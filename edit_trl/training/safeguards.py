@@ -43,7 +43,8 @@ class SafeguardsMixin:
             return values
         raise InputError(
             f"the run would make no step: `num_train_epochs: {args.num_train_epochs:g}`, "
-            f"`max_steps: {args.max_steps}`, `per_device_train_batch_size: {args.per_device_train_batch_size}`, `dataloader_drop_last: "
+            f"`max_steps: {args.max_steps}`, "
+            f"`per_device_train_batch_size: {args.per_device_train_batch_size}`, `dataloader_drop_last: "
             f"{str(args.dataloader_drop_last).lower()}`; set an epoch or a step, and batches that the rows fill"
         )
 

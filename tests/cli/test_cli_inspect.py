@@ -160,7 +160,7 @@ def test_filters(data, capfd, options, ids):
         (["--split", "test"], "no split 'test'"),
         (["--dataset_config", "main"], "only applies to a dataset on the Hub"),
         (["--method", "spans"], "row 1: method 'spans' needs chosen_spans"),
-        (["--tokenizer", "/nowhere"], "--tokenizer /nowhere cannot be loaded"),
+        (["--tokenizer", "/nowhere"], "`tokenizer: /nowhere`: no such folder"),
         (["--html", "{folder}"], "is a folder; name a file"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.data.answers import AnswerType, check_answer, infer_answer_type
 from edit_trl.data.row_checks import half_character
+from edit_trl.models.chat_templates import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -120,8 +121,8 @@ def encode(
         The token ids of each prompt.
 
     Raises:
-        InputError: The prompts are messages and there is no chat template, or a prompt is too long: beyond
-            its positions a model fails or, worse, generates nonsense that would count as wrong.
+        InputError: The prompts are messages and there is no chat template, or it refuses some; or a prompt is too
+            long: beyond its positions a model fails or, worse, generates nonsense that would count as wrong.
     """
     messages = not isinstance(problems[0].prompt, str)
     if messages and tokenizer.chat_template is None:
@@ -129,12 +130,14 @@ def encode(
             f"the prompts are conversational but the tokenizer ({tokenizer.name_or_path}) has no chat "
             "template; ask by plain prompts (`conversational: false`)"
         )
-    texts = [
-        tokenizer.apply_chat_template(problem.prompt, add_generation_prompt=True, tokenize=False)
-        if messages
-        else problem.prompt
-        for problem in problems
-    ]
+    texts, refused = [], []
+    for number, problem in enumerate(problems, 1):
+        try:
+            prompt = problem.prompt
+            texts.append(render(tokenizer, prompt, add_generation_prompt=True) if messages else prompt)
+        except InputError as error:
+            refused.append(f"row {number} ({problem.task} {problem.id}): {error}")
+    raise_problems(refused)
     # A chat template has already added the special tokens.
     encoded = [tokenizer(text, add_special_tokens=not messages)["input_ids"] for text in texts]
     most = positions or math.inf

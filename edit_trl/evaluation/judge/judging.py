@@ -19,8 +19,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from edit_trl.common.checks import seed_range
-from edit_trl.common.errors import InputError, collect_problems, raise_problems
+from edit_trl.common.checks import at_least, not_negative, seed_range, share
+from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.options import Options
 from edit_trl.common.templates import read_template, template_problems
 from edit_trl.models.chat.dispatch import Answer, Dispatcher, Failure
@@ -60,10 +60,10 @@ class JudgeOptions(Options):
 
     def errors(self) -> Iterator[str]:
         """See `Options.errors`."""
-        problems = seed_range(seed=self.seed)
-        with collect_problems(problems):
-            Sampling(self.temperature, self.top_p, self.max_tokens)  # checks them
-        yield from problems
+        yield from not_negative(temperature=self.temperature)
+        yield from share(top_p=self.top_p)
+        yield from at_least(1, max_tokens=self.max_tokens)
+        yield from seed_range(seed=self.seed)
 
 
 @dataclass(frozen=True)

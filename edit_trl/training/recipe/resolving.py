@@ -283,16 +283,11 @@ def _resolve(stage: str | None, values: dict[str, Any], left_out: tuple[str, ...
             problems += error.problems
         # What TRL and transformers raise for bad options, and for files that options name
         except (ValueError, TypeError, ImportError, OSError) as error:
-            problems.append(str(error))
+            problems.append(" ".join(str(error).split()))
     problems += run_problems(values, trainer)
     if problems:
         raise InputError(problems)
     return RunArguments(stage, values, *built, left_out)
-
-
-def option_names() -> set[str]:
-    """Return the names of all options of recipes, of any trainer."""
-    return {"stages", *(name for trainer in typing.get_args(TrainerName) for name in _hints(trainer))}
 
 
 def _respelt(values: dict[str, Any], trainer: TrainerName) -> tuple[dict[str, Any], list[str]]:
@@ -306,6 +301,11 @@ def _respelt(values: dict[str, Any], trainer: TrainerName) -> tuple[dict[str, An
         del values["resume_from_checkpoint"]
         return values, ["`resume_from_checkpoint: false`: a run is resumed in its folder; choose another `output_dir`"]
     return values, []
+
+
+def option_names() -> set[str]:
+    """Return the names of all options of recipes, of any trainer."""
+    return {"stages", *(name for trainer in typing.get_args(TrainerName) for name in _hints(trainer))}
 
 
 def _hints(trainer: TrainerName) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainerCa
 from edit_trl.common.errors import InputError
 from edit_trl.common.run_file import check_run_folder, check_same_run, read_run_file, write_run_file
 from edit_trl.hub.model_card import include_earlier_stages
-from edit_trl.models.loading import check_student
-from edit_trl.training.baselines import drop_reference, load_student, preference_trainer
+from edit_trl.models.adapters import adapter_base
+from edit_trl.models.loading import check_student, load_processor
+from edit_trl.training.baselines import drop_reference, preference_trainer
 from edit_trl.training.lora_targets import lora_config
 from edit_trl.training.memory.heap import map_large_blocks
 from edit_trl.training.quantization import check_bitsandbytes, quantization_config
@@ -27,6 +28,7 @@ from edit_trl.training.recipe.adapter_options import check_adapter, is_adapter, 
 from edit_trl.training.recipe.resolving import Recipe, RunArguments
 from edit_trl.training.resuming.checkpoints import check_checkpoint, describe_run, last_checkpoint, written_whole
 from edit_trl.training.resuming.stopping import StopSignals
+from edit_trl.training.student import load_student
 from edit_trl.training.trainer import DualCoTTrainer
 
 
@@ -179,10 +181,12 @@ def _make_trainer(
     quantization = quantization_config(model, training)
     if is_adapter(student):
         adapted = _load_adapted(student, run, quantization)
+        # With the tokens and the template that came in the stage before, and not those of the base model.
+        processing = load_processor(student, adapter_base(student), trust_remote_code=training.trust_remote_code)
         # All of it is used; TRL warns of arguments for a model that is loaded already.
         adapter = quantization = training.model_init_kwargs = None
     else:
-        adapted, adapter = None, lora_config(model, student, training.trust_remote_code)
+        adapted, processing, adapter = None, None, lora_config(model, student, training.trust_remote_code)
     options: dict[str, Any] = {
         "args": training,
         "train_dataset": train_rows,
@@ -192,6 +196,7 @@ def _make_trainer(
     }
     if run.data.trainer != "dual_cot":
         return preference_trainer(run.data.trainer, student, adapted, stop_signals=stop_signals, **options)
+    options["processing_class"] = processing
     trainer = DualCoTTrainer(student if adapted is None else adapted, callbacks=list(callbacks), **options)
     trainer.stop_signals = stop_signals
     for callback in callbacks:
