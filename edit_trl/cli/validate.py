@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from edit_trl.cli.parser import Parser
 from edit_trl.cli.recipe_command import RecipeOptions
 from edit_trl.common.conversion import convert
 from edit_trl.common.errors import InputError
@@ -81,9 +82,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl validate",
-        allow_abbrev=False,
         description="Check a recipe of train, generate, evaluate, suite or judge, or a dataset; loads no model.",
         epilog="Options of the recipe may be given as --key value, as for the command itself.",
     )
