@@ -250,8 +250,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         ids = chain.from_iterable(self.train_dataset[f"{part}_ids"] for part in ("prompt", *SIDES))
         check_vocabulary(self.model, tokenizer, chain(ids, [[tokenizer.pad_token_id]]))
         settle_adapter_dtype(self.model, args.fp16)
-        if args.pad_token is not None:
-            tell_padding(self.model, tokenizer)
+        tell_padding(self.model, tokenizer, args)
         self.neftune_noise_alpha = None  # `train` adds the noise; the Trainer's is that of a row
         self.score_pairs = self._pair_scorer()
         self._score_before_training()
