@@ -1,6 +1,8 @@
 """Checks of the arguments of `DualCoTTrainer`."""
 
+from accelerate.utils import is_peft_model
 from datasets import Dataset
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -34,7 +36,10 @@ def check_arguments(model, args, train_dataset, peft_config, data_collator, comp
     elif not len(train_dataset):
         problems.append("`train_dataset` has no rows")
     targets = getattr(peft_config, "target_modules", None) or ()
-    if "lm_head" in ([targets] if isinstance(targets, str) else targets):
+    adapted = isinstance(model, nn.Module) and is_peft_model(model)
+    if "lm_head" in ([targets] if isinstance(targets, str) else targets) or (
+        adapted and isinstance(model.get_output_embeddings(), BaseTunerLayer)
+    ):
         problems.append(
             "LoRA on `lm_head` would never be trained: log-probabilities are computed from its weight "
             "directly. Remove 'lm_head' from the target modules ('all-linear' leaves it out)"
