@@ -2,10 +2,26 @@
 
 from functools import cache
 
-from robustness_cases import controls, data_files, options, training_options, yaml_files
+from robustness_cases import (
+    controls,
+    data_files,
+    endpoints,
+    foreign_text,
+    hub_ids,
+    models,
+    options,
+    outputs,
+    processes,
+    run_folders,
+    training_options,
+    yaml_files,
+)
 from robustness_cases.case import Case
 
-_MODULES = (controls, yaml_files, options, training_options, data_files)
+_MODULES = (
+    *(controls, yaml_files, options, training_options, data_files, models),
+    *(run_folders, outputs, processes, endpoints, foreign_text, hub_ids),
+)
 
 
 @cache

@@ -135,7 +135,7 @@ def judge(case: Case, outcome: Outcome, folder: Path) -> tuple[Verdict, str]:
 
 def _judge_refusal(case: Case, outcome: Outcome) -> tuple[Verdict, str]:
     if not outcome.message:
-        return "unclear", f"no line `error: ...`: {outcome.last_line}"
+        return "unclear", f"no line that begins with `error: `: {outcome.err[-300:]!r}"
     patterns = (case.said,) if isinstance(case.said, str) else case.said or ()
     missing = [one for one in patterns if not re.search(one, outcome.message, re.DOTALL | re.IGNORECASE)]
     if missing:

@@ -92,6 +92,7 @@ def _command(words: Sequence[str], folder: Path, place: Path, nobody: bool, real
         (("typed", os.O_RDONLY), ("out", os.O_WRONLY | os.O_APPEND), ("err", os.O_WRONLY | os.O_APPEND))
     ):
         os.dup2(os.open(place / name, flags | os.O_CREAT, 0o666), number)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # multiprocessing has closed that of its workers
     os.chdir(folder)
     import datasets
 

@@ -84,6 +84,8 @@ def make_material(folder: Path) -> None:
         _run(folder, "train", "--config", "train.yaml", "--output_dir", "trained")
         for command, output in (("generate", "generated"), ("judge", "judged")):
             _run(folder, command, "--config", f"{command}.yaml", "--output_dir", output, "--base_urls", endpoint.url)
+    for path in folder.rglob("*"):  # for commands without the rights of root; weights are saved for their owner alone
+        path.chmod(0o777 if path.is_dir() else 0o666)
 
 
 def _in_a_child(make) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -77,8 +78,9 @@ def _write_files(case: Case, work: Path, url: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
     for recipe in work.glob("*.yaml"):
-        if recipe.is_file() and b"@URL@" in (content := recipe.read_bytes()):
-            recipe.write_bytes(content.replace(b"@URL@", url.encode()))
+        if recipe.is_file() and re.search(b"@(URL|HOST)@", content := recipe.read_bytes()):
+            host = url.removeprefix("http://").removesuffix("/v1")
+            recipe.write_bytes(content.replace(b"@URL@", url.encode()).replace(b"@HOST@", host.encode()))
 
 
 def snapshot(folder: Path) -> dict[str, str]:
