@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from edit_trl.common.errors import InputError, raise_problems
+from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.data.answers import AnswerType, check_answer, infer_answer_type
+from edit_trl.data.row_checks import half_character
+from edit_trl.models.chat_templates import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,6 +76,7 @@ def problems_of(
         for issue in (
             _prompt_issue(row.get("prompt"), conversational),
             _answer_issue(row, answer_type or row.get("answer_type")),
+            *_column_issues(row),
         )
         if issue
     )
@@ -118,8 +121,8 @@ def encode(
         The token ids of each prompt.
 
     Raises:
-        InputError: The prompts are messages and there is no chat template, or a prompt is too long: beyond
-            its positions a model fails or, worse, generates nonsense that would count as wrong.
+        InputError: The prompts are messages and there is no chat template, or it refuses some; or a prompt is too
+            long: beyond its positions a model fails or, worse, generates nonsense that would count as wrong.
     """
     messages = not isinstance(problems[0].prompt, str)
     if messages and tokenizer.chat_template is None:
@@ -127,12 +130,14 @@ def encode(
             f"the prompts are conversational but the tokenizer ({tokenizer.name_or_path}) has no chat "
             "template; ask by plain prompts (`conversational: false`)"
         )
-    texts = [
-        tokenizer.apply_chat_template(problem.prompt, add_generation_prompt=True, tokenize=False)
-        if messages
-        else problem.prompt
-        for problem in problems
-    ]
+    texts, refused = [], []
+    for number, problem in enumerate(problems, 1):
+        try:
+            prompt = problem.prompt
+            texts.append(render(tokenizer, prompt, add_generation_prompt=True) if messages else prompt)
+        except InputError as error:
+            refused.append(f"row {number} ({problem.task} {problem.id}): {error}")
+    raise_problems(refused)
     # A chat template has already added the special tokens.
     encoded = [tokenizer(text, add_special_tokens=not messages)["input_ids"] for text in texts]
     most = positions or math.inf
@@ -161,6 +166,19 @@ def _prompt_issue(prompt: Any, conversational: bool) -> str | None:
         for message in prompt
     )
     return None if well_formed else f'`prompt` holds a message without "role" and "content": {prompt!r:.200}'
+
+
+def _column_issues(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the errors of columns that go into the items of a run as they are."""
+    for column in ("task", "id", "source"):
+        if not isinstance(row.get(column), str | None):
+            yield f"`{column}` must be a text, got {show(row[column])}"
+    mistake = row.get("mistake")
+    if mistake is not None and not (isinstance(mistake, list) and all(isinstance(kind, str) for kind in mistake)):
+        yield f"`mistake` must be a list of texts, got {show(mistake)}"
+    for column in ("prompt", "answer", "task", "id", "source", "mistake"):
+        if (place := half_character(row.get(column))) is not None:
+            yield f"`{column}` holds half of a character, which no file or request can hold: {place}"
 
 
 def _answer_issue(row: Mapping[str, Any], kind: str | None) -> str | None:
