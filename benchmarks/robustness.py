@@ -2,13 +2,13 @@
 
     python benchmarks/robustness.py [--jobs 2] [--only PATTERN] [--list] [--json FILE] [--keep FOLDER]
 
-Everything is made here: a tiny model, an adapter, runs, histories, endpoints on loopback. A case is clean if the command
-ends with exit code 2 and a message that names what is wrong, leaves nothing half-written and pays for nothing; or, where
-there is a right result, if it gives that. It is silent if the command succeeds in spite of the fault or gives a wrong
-result; a traceback if it ends in one, hangs or is killed; unclear if the message or what is left behind is not as it
-should be. Commands run in forks of processes that have imported the libraries. Full disks, devices and missing rights
-need root; elsewhere those cases are skipped. The last line is one JSON object. Exits with 1 if a case is silent or a
-traceback.
+Everything is made here: a tiny model, an adapter, runs, histories, endpoints on loopback. A case is clean if the
+command ends with exit code 2 and a message that names what is wrong, leaves nothing half-written and pays for nothing;
+or, where there is a right result, if it gives that. It is silent if the command succeeds in spite of the fault or gives
+a wrong result; a traceback if it ends in one, hangs or is killed; unclear if the message or what is left behind is not
+as it should be. Commands run in forks of processes that have imported the libraries. Full disks, devices and missing
+rights need root; elsewhere those cases are skipped. The last line is one JSON object. Exits with 1 if a case is silent
+or a traceback.
 """
 
 from __future__ import annotations
@@ -30,10 +30,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
-    os.environ[_name] = "1"
-os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", COLUMNS="200", TERM="dumb")
-
 from machine import cpu_name
 from robustness_cases import child
 from robustness_cases.all_cases import all_cases
@@ -117,7 +113,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     broken = [case.title for case in cases if case.kind == CONTROL and reports[case.title].verdict != "clean"]
     if args.json:
         args.json.write_text(json.dumps({title: asdict(report) for title, report in sorted(reports.items())}, indent=1))
-    figures = {"benchmark": "robustness", "tried": verdicts.total(), **{verdict: verdicts[verdict] for verdict in VERDICTS}}
+    figures = {
+        "benchmark": "robustness",
+        "tried": verdicts.total(),
+        **{verdict: verdicts[verdict] for verdict in VERDICTS},
+    }
     machine = {"processor": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
     print(json.dumps(figures | {"seconds": round(time.monotonic() - started), "machine": machine}))
     return int(bool(broken or verdicts["silent"] or verdicts["traceback"]))

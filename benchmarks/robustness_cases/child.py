@@ -30,6 +30,9 @@ _MEMORY = 4 << 30
 
 def warm_up(log: Path) -> None:
     """Import everything once, with the streams that a command has; what is printed goes to a log."""
+    for name in ("HF_HUB_OFFLINE", "HF_EVALUATE_OFFLINE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ[name] = "1"
+    os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", COLUMNS="200", TERM="dumb")
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for number in (1, 2):
         os.dup2(stream, number)
@@ -61,9 +64,9 @@ def start(words: Sequence[str], folder: Path, place: Path, *, nobody: bool, real
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
-    if child:
-        return child
-    finish(lambda: _command(words, folder, place, nobody, real))
+    if not child:
+        finish(lambda: _command(words, folder, place, nobody, real))
+    return child
 
 
 def finish(run: Callable[[], int]) -> NoReturn:
@@ -92,7 +95,8 @@ def _command(words: Sequence[str], folder: Path, place: Path, nobody: bool, real
         (("typed", os.O_RDONLY), ("out", os.O_WRONLY | os.O_APPEND), ("err", os.O_WRONLY | os.O_APPEND))
     ):
         os.dup2(os.open(place / name, flags | os.O_CREAT, 0o666), number)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # multiprocessing has closed that of its workers
+    # multiprocessing has closed that of its workers
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     os.chdir(folder)
     import datasets
 

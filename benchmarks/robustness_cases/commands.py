@@ -1,5 +1,7 @@
 """A good command line of each command; cases add words to it or break its files."""
 
+import shlex
+
 WITH_RECIPE = ("train", "validate", "generate", "evaluate", "suite", "judge")
 """The commands that take `--config`."""
 
@@ -21,6 +23,6 @@ COMMANDS = {
 
 
 def words(line: str) -> tuple[str, ...]:
-    """Split a command line at its spaces, after the good command line that its first word names."""
-    command, *more = line.split()
+    """Split a command line as a shell does, and put it after the good command line that its first word names."""
+    command, *more = shlex.split(line)
     return (*COMMANDS[command], *more)

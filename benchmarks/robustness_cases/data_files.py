@@ -19,9 +19,17 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
     "a line that is a list": ("d.jsonl", lines(ROWS) + "[1]\n", "line 5|row 5|JSON|object"),
     "a line that is null": ("d.jsonl", "null\n", "line 1|row 1|JSON|object|column"),
     "huge digits": ("d.jsonl", "{" + ROW + ',"x":' + "1" * 5000 + "}\n", "row 1|line 1|digits|number|JSON|integer"),
-    "an integer beyond 64 bits": ("d.jsonl", "{" + ROW + ',"answer":1' + "0" * 30 + "}\n", "row 1|line 1|answer|integer|large|big"),
+    "an integer beyond 64 bits": (
+        "d.jsonl",
+        "{" + ROW + ',"answer":1' + "0" * 30 + "}\n",
+        "row 1|line 1|answer|integer|large|big",
+    ),
     "a surrogate in a column": ("d.jsonl", "{" + ROW + ',"x\\ud800":1}\n', "surrogate|character|x"),
-    "a surrogate in a value": ("d.jsonl", '{"prompt":"q\\ud800","chosen":"a b","rejected":"a c"}\n', "prompt|surrogate|row 1|line 1"),
+    "a surrogate in a value": (
+        "d.jsonl",
+        '{"prompt":"q\\ud800","chosen":"a b","rejected":"a c"}\n',
+        "prompt|surrogate|row 1|line 1",
+    ),
     "nesting 500 deep": ("d.jsonl", "{" + ROW + ',"x":' + "[" * 500 + "]" * 500 + "}\n", "deep|nest|row 1|line 1|x"),
     "nesting 100000 deep": ("d.jsonl", "[" * 100000 + "]" * 100000 + "\n", "deep|nest|row 1|line 1|JSON"),
     "a NUL": ("d.jsonl", b"{" + ROW.encode() + b"}\n\0\n", "line|row|JSON"),
@@ -32,23 +40,55 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
     "no column of ours": ("d.jsonl", '{"a": 1}\n', "prompt|chosen"),
     "no rejected chain": ("d.jsonl", '{"prompt":"q","chosen":"a"}\n', "rejected"),
     "a chain that is a number": ("d.jsonl", '{"prompt":"q","chosen":5,"rejected":"b"}\n', "chosen"),
-    "a chain that is null": ("d.jsonl", lines(ROWS) + '{"prompt":"q","chosen":null,"rejected":"b"}\n', "(row 5|row 4|line 5).*chosen|chosen"),
+    "a chain that is null": (
+        "d.jsonl",
+        lines(ROWS) + '{"prompt":"q","chosen":null,"rejected":"b"}\n',
+        "(row 5|row 4|line 5).*chosen|chosen",
+    ),
     "an empty chain": ("d.jsonl", lines(ROWS) + '{"prompt":"q","chosen":"","rejected":"b"}\n', "chosen"),
     "equal chains": ("d.jsonl", '{"prompt":"q","chosen":"a","rejected":"a"}\n', "same|equal|differ|identical"),
-    "messages without content": ("d.jsonl", '{"prompt":[{"role":"user"}],"chosen":[{"role":"assistant","content":"a"}],"rejected":[{"role":"assistant","content":"b"}]}\n', "prompt|content"),
-    "a role that is none": ("d.jsonl", '{"prompt":[{"role":"usr","content":"q"}],"chosen":[{"role":"assistant","content":"a"}],"rejected":[{"role":"assistant","content":"b"}]}\n', "usr|role"),
-    "spans beyond the chain": ("d.jsonl", "{" + ROW + ',"chosen_key_spans":[[0,99]],"rejected_key_spans":[[0,1]]}\n', "span"),
-    "spans that are no pairs": ("d.jsonl", "{" + ROW + ',"chosen_key_spans":[[0]],"rejected_key_spans":[[0,1]]}\n', "span"),
-    "spans that run back": ("d.jsonl", "{" + ROW + ',"chosen_key_spans":[[3,1]],"rejected_key_spans":[[0,1]]}\n', "span"),
+    "messages without content": (
+        "d.jsonl",
+        '{"prompt":[{"role":"user"}],"chosen":[{"role":"assistant","content":"a"}],"rejected":[{"role":"assistant","content":"b"}]}\n',
+        "prompt|content",
+    ),
+    "a role that is none": (
+        "d.jsonl",
+        '{"prompt":[{"role":"usr","content":"q"}],"chosen":[{"role":"assistant","content":"a"}],"rejected":[{"role":"assistant","content":"b"}]}\n',
+        "usr|role",
+    ),
+    "spans beyond the chain": (
+        "d.jsonl",
+        "{" + ROW + ',"chosen_key_spans":[[0,99]],"rejected_key_spans":[[0,1]]}\n',
+        "span",
+    ),
+    "spans that are no pairs": (
+        "d.jsonl",
+        "{" + ROW + ',"chosen_key_spans":[[0]],"rejected_key_spans":[[0,1]]}\n',
+        "span",
+    ),
+    "spans that run back": (
+        "d.jsonl",
+        "{" + ROW + ',"chosen_key_spans":[[3,1]],"rejected_key_spans":[[0,1]]}\n',
+        "span",
+    ),
     "a mistake that is a mapping": ("d.jsonl", "{" + ROW + ',"mistake":{"a":1}}\n', "mistake"),
     "a task that is a list": ("d.jsonl", "{" + ROW + ',"task":[1]}\n', "task"),
     "two rows of an id": ("d.jsonl", lines([ROWS[0], ROWS[0] | {"prompt": "other"}]), "id|row0"),
     "JSON of a number": ("d.json", "5", "JSON|list|rows"),
     "JSON of a text": ("d.json", '"rows"', "JSON|list|rows"),
     "cut JSON list": ("d.json", json.dumps(ROWS)[:-5], "JSON"),
-    "CSV with an open quote": ("d.csv", 'prompt,chosen,rejected\nq,"a,b\n', "quote|CSV|line|row|chosen|rejected|column|EOF"),
+    "CSV with an open quote": (
+        "d.csv",
+        'prompt,chosen,rejected\nq,"a,b\n',
+        "quote|CSV|line|row|chosen|rejected|column|EOF",
+    ),
     "CSV with too many cells": ("d.csv", "prompt,chosen,rejected\nq,a,b,c,d\n", "line 2|row 1|field|cell|column"),
-    "CSV with a cell 100000 deep": ("d.csv", 'prompt,chosen,rejected,mistake\nq,a,b,"' + "[" * 100000 + '"\n', "mistake|deep|nest"),
+    "CSV with a cell 100000 deep": (
+        "d.csv",
+        'prompt,chosen,rejected,mistake\nq,a,b,"' + "[" * 100000 + '"\n',
+        "mistake|deep|nest",
+    ),
     "CSV of a heading": ("d.csv", "prompt,chosen,rejected\n", "no row|empty"),
     "CSV with a column twice": ("d.csv", "prompt,prompt,chosen,rejected\nq,p,a,b\n", "prompt"),
     "CSV in Latin-1": ("d.csv", "prompt,chosen,rejected\né,a,b\n".encode("latin-1"), "UTF-8|utf-8"),
@@ -116,7 +156,9 @@ def _questions() -> Iterator[Case]:
     for name, (file, content, said) in BROKEN.items():
         if file in ("d.parquet", "d.json") or name in ("huge digits", "Latin-1", "nesting 100000 deep"):
             files = {file: content, "x.yaml": recipe("generate", dataset_name=file)}
-            yield Case("questions", name, ("generate", "--config", "x.yaml"), (rf"\b{file}", f"{said}|question"), files=files)
+            yield Case(
+                "questions", name, ("generate", "--config", "x.yaml"), (rf"\b{file}", f"{said}|question"), files=files
+            )
             files = {file: content, "x.yaml": f"dataset_name: {file}\n"}
             words = ("evaluate", "--config", "evaluate.yaml", "--tasks", "x.yaml")
             yield Case("questions", name, words, (rf"\b{file}", f"{said}|question"), files=files)
@@ -160,7 +202,11 @@ WRITTEN = {
     "Parquet with bytes": _table(prompt=[b"q", b"r"]),
     "Parquet with numbers": _table(prompt=[1, 2]),
     "Parquet with nulls": _table(prompt=["q", None]),
-    "Parquet without rows": _table(prompt=lambda arrow: arrow.array([], arrow.string()), chosen=lambda arrow: arrow.array([], arrow.string()), rejected=lambda arrow: arrow.array([], arrow.string())),
+    "Parquet without rows": _table(
+        prompt=lambda arrow: arrow.array([], arrow.string()),
+        chosen=lambda arrow: arrow.array([], arrow.string()),
+        rejected=lambda arrow: arrow.array([], arrow.string()),
+    ),
     "Parquet with lists of numbers": _table(prompt=[[1], [2]]),
 }
 PATHS = (

@@ -23,7 +23,7 @@ def refusal(status: int, text: Any) -> Answer:
 
 def once(first: Any) -> Answer:
     """An endpoint that answers so to its first request, and then as it should."""
-    return lambda number, body: (first if number == 1 else solve(number, body))
+    return lambda number, body: first if number == 1 else solve(number, body)
 
 
 def always(**values: Any) -> Answer:
@@ -51,12 +51,21 @@ REFUSING: dict[str, tuple[Answer, str]] = {
     "a status that is none": (refusal(299, "{}"), "299|answer|read|choices"),
     "another protocol": (lambda _number, _body: b"SSH-2.0-OpenSSH_9.6\r\n", "127|protocol|HTTP|answer"),
     "a line that is no HTTP": (lambda _number, _body: b'{"error": "no"}\r\n\r\n', "127|HTTP|answer|line"),
-    "a header that is none": (lambda _number, _body: b"HTTP/1.1 200 OK\r\nno header\r\n\r\n{}", "127|HTTP|header|answer"),
-    "a length that is none": (lambda _number, _body: b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n{}", "127|HTTP|length|answer"),
-    "a header without end": (lambda _number, _body: b"HTTP/1.1 200 OK\r\nx: " + b"y" * 100000 + b"\r\n\r\n{}", "127|HTTP|header|answer|line"),
+    "a header that is none": (
+        lambda _number, _body: b"HTTP/1.1 200 OK\r\nno header\r\n\r\n{}",
+        "127|HTTP|header|answer",
+    ),
+    "a length that is none": (
+        lambda _number, _body: b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n{}",
+        "127|HTTP|length|answer",
+    ),
+    "a header without end": (
+        lambda _number, _body: b"HTTP/1.1 200 OK\r\nx: " + b"y" * 100000 + b"\r\n\r\n{}",
+        "127|HTTP|header|answer|line",
+    ),
     "a connection that is cut": (lambda _number, _body: b"", "127|connect|answer"),
 }
-# Every answer is broken, and was paid for: a sentence or a result without pairs, but no traceback, also the second time.
+# Every answer is broken, and was paid for: a sentence, or a result without pairs.
 UNREADABLE: dict[str, Answer] = {
     "no JSON": lambda _number, _body: "hello",
     "HTML": lambda _number, _body: "<html>hello</html>",
@@ -93,7 +102,9 @@ ODD: dict[str, Answer] = {
     "usage that is a text": always(usage={"prompt_tokens": "many", "completion_tokens": []}),
     "usage that is a list": always(usage=[1]),
     "usage that is null": always(usage=None),
-    "escapes in the answer": lambda number, body: solve(number, body).replace("and one", "\\u001b]0;pwned\\u0007and one"),
+    "escapes in the answer": lambda number, body: solve(number, body).replace(
+        "and one", "\\u001b]0;pwned\\u0007and one"
+    ),
     "a surrogate in the answer": lambda number, body: solve(number, body).replace("and one", "\\ud800 and one"),
     "a NUL in the answer": lambda number, body: solve(number, body).replace("and one", "\\u0000 and one"),
 }
@@ -109,7 +120,13 @@ def cases() -> Iterator[Case]:
             yield _case(f"refuses: {name}", lines[command], said, answer)
     for number, (name, answer) in enumerate(UNREADABLE.items()):
         for command in ("generate", names[1 + number % 2]):
-            yield _case(f"unreadable: {name}", lines[command], "answer|read|judge|endpoint|127|question|choices|no", answer, _whole)
+            yield _case(
+                f"unreadable: {name}",
+                lines[command],
+                "answer|read|judge|endpoint|127|question|choices|no",
+                answer,
+                _whole,
+            )
     for number, (name, answer) in enumerate(ODD.items()):
         for command in ("generate", names[1 + number % 2]):
             # A question without an answer ends an evaluation, when the others are answered.
@@ -142,7 +159,17 @@ def _no_constant(name: str) -> None:
 
 def _cost() -> Iterator[Case]:
     """A budget that the endpoint's own counting would get round: stopped, or told."""
-    words = (*COMMANDS["generate"], "--max_cost", "0.00001", "--prompt_price", "1", "--completion_price", "1000", "--max_concurrency", "1")
+    words = (
+        *COMMANDS["generate"],
+        "--max_cost",
+        "0.00001",
+        "--prompt_price",
+        "1",
+        "--completion_price",
+        "1000",
+        "--max_concurrency",
+        "1",
+    )
     for name, usage in {
         "below zero": {"prompt_tokens": -(10**6), "completion_tokens": 10},
         "NaN": {"prompt_tokens": float("nan"), "completion_tokens": 10},
@@ -160,7 +187,12 @@ def _told(_folder: Path, outcome: Outcome) -> str | None:
 
 def _cards() -> Iterator[Case]:
     """Markup of an endpoint stays text in the card of the dual CoTs."""
-    for name in ("x|<img src=http://127.0.0.1/leak>|", "x`](http://127.0.0.1/leak)", "x\n# heading\n", "---\nlicense: mit\n---"):
+    for name in (
+        "x|<img src=http://127.0.0.1/leak>|",
+        "x`](http://127.0.0.1/leak)",
+        "x\n# heading\n",
+        "---\nlicense: mit\n---",
+    ):
         yield _case(f"markup in the model's name: {name!r}", COMMANDS["generate"], None, always(model=name), _one_row)
 
 
@@ -195,11 +227,24 @@ def _addresses() -> Iterator[Case]:
             more = {"model": "m", "api_key_env": None} if command == "evaluate" else {}
             files = {"x.yaml": recipe(command, base_urls=[url], give_up_after=1, **more)}
             yield Case("addresses", name, (command, "--config", "x.yaml"), said, files=files, leaves="out/.*")
-    for name, url in (("a user", "http://sk-secret@@HOST@/v1"), ("a password", "http://me:sk-secret@@HOST@/v1"), ("a query", "@URL@?api-key=sk-secret"), ("a fragment", "@URL@#sk-secret")):
+    for name, url in (
+        ("a user", "http://sk-secret@@HOST@/v1"),
+        ("a password", "http://me:sk-secret@@HOST@/v1"),
+        ("a query", "@URL@?api-key=sk-secret"),
+        ("a fragment", "@URL@#sk-secret"),
+    ):
         for command in ("generate", "evaluate", "judge"):
             more = {"model": "m", "api_key_env": None} if command == "evaluate" else {}
             files = {"x.yaml": recipe(command, base_urls=[url], **more)}
-            yield Case("addresses", f"a key in {name}", (command, "--config", "x.yaml"), "key|password|secret|api_key_env|user", _no_key, files=files, leaves="out/.*")
+            yield Case(
+                "addresses",
+                f"a key in {name}",
+                (command, "--config", "x.yaml"),
+                "key|password|secret|api_key_env|user",
+                _no_key,
+                files=files,
+                leaves="out/.*",
+            )
 
 
 def _no_key(folder: Path, outcome: Outcome) -> str | None:

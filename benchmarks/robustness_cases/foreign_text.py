@@ -27,10 +27,10 @@ def cases() -> Iterator[Case]:
 
 def _refused() -> Iterator[Case]:
     """Names with control characters in messages: judged by what reaches the terminal."""
-    key = {"x.yaml": json.dumps({f"see{ESCAPES}d": 1}).replace("\u202e", "")}
+    key = {"x.yaml": json.dumps({f"see{ESCAPES}d": 1})}
     for command in ("train", "validate", "generate", "evaluate", "suite", "judge"):
         yield Case("foreign text", "a key of a recipe", (command, "--config", "x.yaml"), "see", files=key)
-    for command, words in COMMANDS.items():
+    for words in COMMANDS.values():
         yield Case("foreign text", "an option", (*words, f"--{ESCAPES}"), "pwned|red")
         yield Case("foreign text", "an option with a surrogate", (*words, "--x\udcff"), r"x|argument|option")
     column = {"rows.jsonl": json.dumps({f"a{ESCAPES}b": 1}) + "\n"}
@@ -39,20 +39,19 @@ def _refused() -> Iterator[Case]:
     row = {"rows.jsonl": lines([*ROWS, {"prompt": "q", "chosen": 5, "rejected": ESCAPES, "id": ESCAPES}])}
     for command in ("inspect", "train", "suite"):
         yield Case("foreign text", "a row", COMMANDS[command], r"rows\.jsonl", files=row)
-    for command, words in {
-        "inspect": ("inspect", f"gone{ESCAPES}.jsonl"),
-        "validate": ("validate", "--dataset", f"gone{ESCAPES}.jsonl"),
-        "report": ("report", f"gone{ESCAPES}", "--output", "r.html"),
-        "compare": ("compare", "run_a", f"gone{ESCAPES}"),
-        "history": ("history", "--file", f"gone{ESCAPES}.sqlite"),
-        "chat": ("chat", f"./gone{ESCAPES}"),
-        "merge": ("merge", f"./gone{ESCAPES}", "--output", "m"),
-        "push": ("push", f"gone{ESCAPES}", "--dry_run"),
-        "evaluate": ("evaluate", "--config", "evaluate.yaml", "--model", f"./gone{ESCAPES}"),
-        "generate": ("generate", "--rows", "2", "--families", f"gone{ESCAPES}", "--output", "x.jsonl"),
-    }.items():
+    for words in (
+        ("inspect", f"gone{ESCAPES}.jsonl"),
+        ("validate", "--dataset", f"gone{ESCAPES}.jsonl"),
+        ("report", f"gone{ESCAPES}", "--output", "r.html"),
+        ("compare", "run_a", f"gone{ESCAPES}"),
+        ("history", "--file", f"gone{ESCAPES}.sqlite"),
+        ("chat", f"./gone{ESCAPES}"),
+        ("merge", f"./gone{ESCAPES}", "--output", "m"),
+        ("push", f"gone{ESCAPES}", "--dry_run"),
+        ("evaluate", "--config", "evaluate.yaml", "--model", f"./gone{ESCAPES}"),
+        ("generate", "--rows", "2", "--families", f"gone{ESCAPES}", "--output", "x.jsonl"),
+    ):
         yield Case("foreign text", "a name", words, "gone")
-        del command
     for name in ("inspect", "compare", "push", "chat"):
         words = {"inspect": ("inspect", "g\udcff.jsonl"), "compare": ("compare", "run_a", "g\udcff")}
         words |= {"push": ("push", "g\udcff", "--dry_run"), "chat": ("chat", "./g\udcff")}

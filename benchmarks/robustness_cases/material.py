@@ -54,7 +54,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "generate": ENDPOINT | {"dataset_name": "q.jsonl", "output_dir": "out", "max_attempts": 2},
     "evaluate": {"model": "student", "tasks": ["t.yaml"], "max_new_tokens": 4, "history": None, "output_dir": "out"},
-    "suite": {"model": "student", "dataset_name": "rows.jsonl", "max_new_tokens": 4, "history": None, "output_dir": "out"},
+    "suite": {
+        "model": "student",
+        "dataset_name": "rows.jsonl",
+        "max_new_tokens": 4,
+        "history": None,
+        "output_dir": "out",
+    },
     "judge": ENDPOINT | {"runs": ["run_a", "run_b"], "output_dir": "out", "max_attempts": 2},
 }
 

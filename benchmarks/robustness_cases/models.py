@@ -96,16 +96,25 @@ STUDENTS: dict[str, tuple[Edit, str]] = {
     "heads that do not divide": (values(CONFIG, num_attention_heads=3, head_dim=None), "heads|shape|size|divi"),
     "a negative size": (values(CONFIG, hidden_size=-1), "hidden_size|-1|negative"),
     "a size that is text": (values(CONFIG, hidden_size="big"), "hidden_size|big"),
-    "code of its own": (values(CONFIG, model_type="mine", auto_map={"AutoConfig": "c.C", "AutoModelForCausalLM": "c.M"}), "trust_remote_code|mine"),
+    "code of its own": (
+        values(CONFIG, model_type="mine", auto_map={"AutoConfig": "c.C", "AutoModelForCausalLM": "c.M"}),
+        "trust_remote_code|mine",
+    ),
     "no tokenizer": (gone(TOKENIZER, "tokenizer_config.json"), "tokenizer"),
     "a cut tokenizer": (cut(TOKENIZER), "tokenizer"),
     "a tokenizer that is a list": (text(TOKENIZER, "[]"), "tokenizer"),
     "a tokenizer's config that is cut": (cut("tokenizer_config.json"), "tokenizer"),
-    "a template that is no template": (text("chat_template.jinja", "{% for m in messages %}{{ m.content }}"), "template"),
+    "a template that is no template": (
+        text("chat_template.jinja", "{% for m in messages %}{{ m.content }}"),
+        "template",
+    ),
     "a template that refuses": (text("chat_template.jinja", "{{ raise_exception('not\x1b[31m this') }}"), "template"),
     "a template of an unknown filter": (text("chat_template.jinja", "{{ messages | nofilter }}"), "template"),
     "a template that divides by zero": (text("chat_template.jinja", "{{ 1 / 0 }}"), "template"),
-    "a template that reaches for Python": (text("chat_template.jinja", "{{ ''.__class__.__mro__ }}{{ cycler.__init__.__globals__.os }}"), "template"),
+    "a template that reaches for Python": (
+        text("chat_template.jinja", "{{ ''.__class__.__mro__ }}{{ cycler.__init__.__globals__.os }}"),
+        "template",
+    ),
     "a template of nothing": (text("chat_template.jinja", ""), "template|prompt"),
     "NaN weights": (_nan_weights, "finite|nan|norm"),
 }
@@ -126,7 +135,10 @@ ADAPTERS: dict[str, tuple[Edit, str]] = {
     "another rank": (values(ADAPTER_CONFIG, r=8), "shape|size|rank"),
     "a rank of zero": (values(ADAPTER_CONFIG, r=0), r"\br\b|rank|0"),
     "targets that the base lacks": (values(ADAPTER_CONFIG, target_modules=["w_x"]), "w_x|target"),
-    "an unknown option": (values(ADAPTER_CONFIG, magic_of_tomorrow=1, target_modules=5), "target_modules|magic|adapter_config"),
+    "an unknown option": (
+        values(ADAPTER_CONFIG, magic_of_tomorrow=1, target_modules=5),
+        "target_modules|magic|adapter_config",
+    ),
 }
 NAMES = {
     "a Hub id that is none": ("a/b/c", "a/b/c"),
@@ -158,12 +170,18 @@ def cases() -> Iterator[Case]:
     for name, (model, said) in NAMES.items():
         for command in ("evaluate", "train", "suite", "chat", "merge"):
             yield Case("models", name, words_for(command, model), said, files={"empty/.keep": ""}, typed="Hello\n")
-    for name, (model, said) in {"a model without an adapter": ("student", "adapter|whole model"), "an unfinished run": ("run_a", "run_a")}.items():
+    for name, (model, said) in {
+        "a model without an adapter": ("student", "adapter|whole model"),
+        "an unfinished run": ("run_a", "run_a"),
+    }.items():
         yield Case("models", name, ("merge", model, "--output", "merged"), said)
     for name, (edit, said) in STUDENTS.items():
         if "tokenizer" in name:
             yield Case(
-                "models", f"--tokenizer with {name}", ("inspect", "rows.jsonl", "--tokenizer", "broken"), ("broken", said),
+                "models",
+                f"--tokenizer with {name}",
+                ("inspect", "rows.jsonl", "--tokenizer", "broken"),
+                ("broken", said),
                 prepare=_broken("student", edit),
             )
 
@@ -190,6 +208,4 @@ def _broken(source: str, edit: Edit) -> Edit:
 def _case(name: str, command: str, source: str, edit: Edit, said: str, files: dict[str, str] | None = None) -> Case:
     words, named = words_for(command, "broken"), "broken|gone" if "gone" in name else "broken"
     prepare = _broken(source, edit)
-    return Case(
-        "models", name, words, (named, said), files=files or {}, prepare=prepare, loads=True, typed="Hello\n"
-    )
+    return Case("models", name, words, (named, said), files=files or {}, prepare=prepare, loads=True, typed="Hello\n")

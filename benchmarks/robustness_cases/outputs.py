@@ -41,8 +41,10 @@ def cases() -> Iterator[Case]:
         yield _case("no permission", name, words, "closed/x", "closed", nobody=True, prepare=_close)
         yield _case("below a file", name, words, "rows.jsonl/x", r"rows\.jsonl")
         yield _case("a name too long", name, words, "n" * 300, "nnnn")
-        yield _case("a NUL in the name", name, words, "a\0b", "a.?b|null|NUL") if name in FOLDERS and name != "merge" else None or _case(
-            "an endless loop of links", name, words, "loop/x", "loop", prepare=_loop
+        yield (
+            _case("a NUL in the name", name, words, "a\0b", "a.?b|null|NUL")
+            if name in FOLDERS and name != "merge"
+            else None or _case("an endless loop of links", name, words, "loop/x", "loop", prepare=_loop)
         )
     for name, words in FILES.items():
         yield _case("a folder there", name, words, "student", "student", prepare=_folders_of_all_names)
@@ -107,15 +109,38 @@ def _kept() -> Iterator[Case]:
     for option, file in (("--json", "there.json"), ("--markdown", "there.md")):
         words = ("compare", "run_a", "nowhere", option, file)
         yield Case("outputs", f"something there: compare {option}", words, "nowhere", files=before)
-    yield Case("outputs", "something there: report", ("report", "nowhere", "--output", "there.html"), r"nowhere|there\.html", files=before)
-    yield Case("outputs", "something else there: report", ("report", "run_a", "--output", "there.html"), r"there\.html", files=before)
-    yield Case("outputs", "something else there: inspect", ("inspect", "rows.jsonl", "--html", "there.html"), r"there\.html", files=before)
-    yield Case("outputs", "something there: generate", ("generate", "--rows", "2", "--output", "rows.jsonl"), r"rows\.jsonl")
+    yield Case(
+        "outputs",
+        "something there: report",
+        ("report", "nowhere", "--output", "there.html"),
+        r"nowhere|there\.html",
+        files=before,
+    )
+    yield Case(
+        "outputs",
+        "something else there: report",
+        ("report", "run_a", "--output", "there.html"),
+        r"there\.html",
+        files=before,
+    )
+    yield Case(
+        "outputs",
+        "something else there: inspect",
+        ("inspect", "rows.jsonl", "--html", "there.html"),
+        r"there\.html",
+        files=before,
+    )
+    yield Case(
+        "outputs", "something there: generate", ("generate", "--rows", "2", "--output", "rows.jsonl"), r"rows\.jsonl"
+    )
     for option, file in (("--json", "m/there.json"), ("--markdown", "m/there.md")):
         words, prepare = ("compare", "run_a", "run_b", option, file), _old_on_a_full_disk(file)
         name, room = f"something there, a full disk: compare {option}", "size=32k,nr_inodes=20"
         yield Case("outputs", name, words, "m/there", _replaced(file), prepare=prepare, room=room)
-    for name, words in (("inspect", ("inspect", "rows.jsonl", "--html", "null")), ("report", ("report", "run_a", "--output", "null"))):
+    for name, words in (
+        ("inspect", ("inspect", "rows.jsonl", "--html", "null")),
+        ("report", ("report", "run_a", "--output", "null")),
+    ):
         yield Case("outputs", f"a device node: {name}", words, "null", _still_a_device, rooted=True, prepare=_device)
 
 
@@ -171,6 +196,13 @@ def _read_without_permission() -> Iterator[Case]:
     }
     for name, (words, hidden) in table.items():
         said = hidden.partition("/")[0].replace(".", r"\.")
-        yield Case("permissions", name, words, said, prepare=hide(hidden), nobody=True, loads=name == "weights", typed="Hello\n")
-
-
+        yield Case(
+            "permissions",
+            name,
+            words,
+            said,
+            prepare=hide(hidden),
+            nobody=True,
+            loads=name == "weights",
+            typed="Hello\n",
+        )

@@ -26,7 +26,10 @@ def cases() -> Iterator[Case]:
     # A lock that a killed process left behind holds nothing.
     for command, folder in FOLDERS.items():
         yield Case(
-            "processes", "a lock that nobody holds", COMMANDS[command], check=lambda _folder, _outcome: None,
+            "processes",
+            "a lock that nobody holds",
+            COMMANDS[command],
+            check=lambda _folder, _outcome: None,
             prepare=_left_behind(folder),
         )
 

@@ -77,14 +77,20 @@ RUNS: dict[str, Edit] = {
     "a prompt that is a number": first_item(prompt=5),
 }
 HISTORIES = (
-    *("scores='{nope'", "scores='[]'", "scores='{\"accuracy\": \"x\"}'", "scores=NULL", "items='many'", "items=NULL"),
+    *("scores='{nope'", "scores='[]'", 'scores=\'{"accuracy": "x"}\'', "scores=NULL", "items='many'", "items=NULL"),
     *("name=x'ff00'", "name=NULL", "finished=5", "finished=NULL", "seed='x'", "kind=x'ff'"),
 )
 # A file of checkpoint-2, and what is done to it; the run was cut off after that step.
 CHECKPOINTS: dict[str, Edit] = {
     **{f"{name} is gone": gone(f"checkpoint-2/{name}") for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")},
-    **{f"{name} is empty": text(f"checkpoint-2/{name}", "") for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")},
-    **{f"{name} is cut": cut(f"checkpoint-2/{name}") for name in ("optimizer.pt", "model.safetensors", "trainer_state.json")},
+    **{
+        f"{name} is empty": text(f"checkpoint-2/{name}", "")
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+    },
+    **{
+        f"{name} is cut": cut(f"checkpoint-2/{name}")
+        for name in ("optimizer.pt", "model.safetensors", "trainer_state.json")
+    },
     **{f"{name} is empty": text(f"checkpoint-2/{name}", "") for name in ("model.safetensors", "trainer_state.json")},
     **{f"{name} is gone": gone(f"checkpoint-2/{name}") for name in ("model.safetensors", "trainer_state.json")},
     "edit_trl.json is empty": text("checkpoint-2/edit_trl.json", ""),
@@ -133,14 +139,23 @@ def cases() -> Iterator[Case]:
     for name, content in (("a file that is no database", b"hello" * 300), ("half a database", None)):
         prepare = cut("history.sqlite") if content is None else None
         files = {} if content is None else {"history.sqlite": content}
-        yield Case("history", name, ("history", "--file", "history.sqlite"), r"history\.sqlite", files=files, prepare=prepare)
-    for name, path in (("a folder", "student"), ("no file", "gone.sqlite"), ("a device", "/dev/null"), ("a long name", "n" * 300)):
+        yield Case(
+            "history", name, ("history", "--file", "history.sqlite"), r"history\.sqlite", files=files, prepare=prepare
+        )
+    for name, path in (
+        ("a folder", "student"),
+        ("no file", "gone.sqlite"),
+        ("a device", "/dev/null"),
+        ("a long name", "n" * 300),
+    ):
         yield Case("history", name, ("history", "--file", path), path[:20])
     yield Case("history", "another database", ("history", "--file", f"generated/{JOURNAL}"), JOURNAL)
     for name, edit in CHECKPOINTS.items():
         words = ("train", "--config", "train.yaml", "--output_dir", "trained")
         named = name.partition(" ")[0].partition(".")[0]
-        yield Case("checkpoints", name, words, named, _resumed, prepare=_interrupted(edit), loads=True, leaves="trained/.*")
+        yield Case(
+            "checkpoints", name, words, named, _resumed, prepare=_interrupted(edit), loads=True, leaves="trained/.*"
+        )
     for name, edit in PUSHED.items():
         words = ("push", "trained", "--repo_id", "someone/student", "--dry_run")
         yield Case("runs", f"to push: {name}", words, "trained", prepare=_edit("trained", edit))
@@ -220,7 +235,14 @@ def _journals() -> Iterator[Case]:
     for command, output in (("generate", "generated"), ("judge", "judged")):
         for name, edit in edits.items():
             words = (command, "--config", f"{command}.yaml", "--output_dir", output)
-            yield Case("journals", name, words, JOURNAL.replace(".", r"\."), prepare=_edit(output, edit), leaves=rf"{output}/journal-0.*")
+            yield Case(
+                "journals",
+                name,
+                words,
+                JOURNAL.replace(".", r"\."),
+                prepare=_edit(output, edit),
+                leaves=rf"{output}/journal-0.*",
+            )
 
 
 def _other_database(folder: Path) -> None:

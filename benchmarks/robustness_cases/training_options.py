@@ -28,8 +28,14 @@ OUT_OF_RANGE: list[tuple[dict[str, Any], str]] = [
     *(({name: 2}, "") for name in ("adam_beta1", "adam_beta2", "max_key_fraction", "lora_dropout", "hardest_forks")),
     *(({name: float("nan")}, "") for name in ("weight_decay", "max_grad_norm", "adam_epsilon", "preference_beta")),
     *(({name: float("nan")}, "") for name in ("chosen_key_weight", "rejected_key_weight", "preference_weight")),
-    *(({name: -1}, "") for name in ("chosen_key_weight", "rejected_key_weight", "preference_weight", "preference_beta")),
-    *(({name: 0}, "") for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "logging_steps")),
+    *(
+        ({name: -1}, "")
+        for name in ("chosen_key_weight", "rejected_key_weight", "preference_weight", "preference_beta")
+    ),
+    *(
+        ({name: 0}, "")
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "logging_steps")
+    ),
     *(({name: 0}, "") for name in ("max_tokens_per_batch", "rows", "save_steps")),
     ({"per_device_train_batch_size": -2}, ""),
     ({"preference_margin": float("inf")}, ""),
@@ -117,8 +123,14 @@ NEEDS_MISSING = {
 }
 # Values inside lists and mappings.
 INNER: list[tuple[dict[str, Any], str]] = [
-    ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": "low"}}, "lr_scheduler_kwargs|min_lr"),
-    ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_rl": 1e-6}}, "lr_scheduler_kwargs|min_rl"),
+    (
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": "low"}},
+        "lr_scheduler_kwargs|min_lr",
+    ),
+    (
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_rl": 1e-6}},
+        "lr_scheduler_kwargs|min_rl",
+    ),
     ({"lr_scheduler_kwargs": [1]}, "lr_scheduler_kwargs"),
     ({"lr_scheduler_kwargs": "fast"}, "lr_scheduler_kwargs"),
     ({"optim_args": "betas"}, "optim_args|betas"),
@@ -187,7 +199,10 @@ def _right_values() -> Iterator[Case]:
     text = recipe("train", lr_scheduler_type="cosine_with_min_lr")
     table = {
         "min_lr: 1e-4 inside lr_scheduler_kwargs": (text + "lr_scheduler_kwargs: {min_lr: 1e-4}\n", _last_rate(1e-4)),
-        "learning_rate: 1e-4": (recipe("train", learning_rate=...) + "learning_rate: 1e-4\n", _option("learning_rate", 1e-4)),
+        "learning_rate: 1e-4": (
+            recipe("train", learning_rate=...) + "learning_rate: 1e-4\n",
+            _option("learning_rate", 1e-4),
+        ),
         "save_strategy: no": (recipe("train", save_strategy=...) + "save_strategy: no\n", _no_checkpoint),
         "eval_strategy: no": (recipe("train") + "eval_strategy: no\n", _option("max_steps", 3)),
         "a quoted number": (recipe("train", max_steps="2"), _option("max_steps", 2)),
@@ -199,13 +214,28 @@ def _right_values() -> Iterator[Case]:
 
 
 def _adapters_of_stages() -> Iterator[Case]:
-    """A later stage that asks for another adapter than the stage before has saved: done, or refused with both values."""
-    for option, value in (("lora_r", 16), ("lora_alpha", 32), ("lora_dropout", 0.3), ("lora_target_modules", ["q_proj"]), ("use_dora", True), ("use_peft", False)):
+    """A later stage that asks for another adapter than the stage before has saved: done, or refused with its value."""
+    for option, value in (
+        ("lora_r", 16),
+        ("lora_alpha", 32),
+        ("lora_dropout", 0.3),
+        ("lora_target_modules", ["q_proj"]),
+        ("use_dora", True),
+        ("use_peft", False),
+    ):
         stages = [{"name": "warm_up", "preference_weight": 0}, {"name": "key_steps", option: value}]
         text = recipe("train", **LORA, max_steps=1, stages=stages)
         words = ("train", "--config", "x.yaml")
         said = (option, "q_proj" if isinstance(value, list) else str(value))
-        yield Case("stage option", f"{option}: {value!r}", words, said, _stage(option, value), files={"x.yaml": text}, loads=True)
+        yield Case(
+            "stage option",
+            f"{option}: {value!r}",
+            words,
+            said,
+            _stage(option, value),
+            files={"x.yaml": text},
+            loads=True,
+        )
 
 
 Check = Callable[[Path, Outcome], "str | None"]
@@ -225,7 +255,11 @@ def _option(name: str, value: Any) -> Check:
 
 def _last_rate(lowest: float) -> Check:
     def check(folder: Path, _outcome: Outcome) -> str | None:
-        rates = [entry["learning_rate"] for entry in _read(folder, "out", "trainer_state.json")["log_history"] if "learning_rate" in entry]
+        rates = [
+            entry["learning_rate"]
+            for entry in _read(folder, "out", "trainer_state.json")["log_history"]
+            if "learning_rate" in entry
+        ]
         return None if rates and lowest < rates[-1] < rates[0] else f"the learning rates are {rates}"
 
     return check

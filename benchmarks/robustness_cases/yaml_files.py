@@ -18,7 +18,10 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "an alias without an anchor": ("seed: *nowhere\n", "nowhere"),
     "a recursive alias": ("seed: &a [*a]\n", "seed|alias|itself"),
     "an unknown tag": ("seed: !thing 1\n", "!thing"),
-    "a tag that would run a program": ("seed: !!python/object/apply:os.system ['touch pwned']\n", "python/object/apply"),
+    "a tag that would run a program": (
+        "seed: !!python/object/apply:os.system ['touch pwned']\n",
+        "python/object/apply",
+    ),
     "a date that does not exist": ("seed: 2024-13-45\n", "2024-13-45|month|date"),
     "a time that does not exist": ("seed: 2024-01-01 25:61:61\n", "25:61:61|hour|date|time"),
     "digits without end": ("seed: " + "9" * 5000 + "\n", "seed|digits|999"),
@@ -46,7 +49,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "a list": ("- seed: 1\n", "list"),
     "a text": ("seed\n", "str|text"),
     "two documents": ("seed: 1\n---\nseed: 2\n", "document|line"),
-    "UTF-16": ("seed: 1\n".encode("utf-16"), "UTF-8|utf-8|codec|decode"),
+    "UTF-16 without its mark": ("seed: 1\n".encode("utf-16-le"), "utf|codec|decode|character"),
     "Latin-1": ("system_prompt: é\n".encode("latin-1"), "UTF-8|utf-8|codec|decode"),
     "a lone surrogate": (b"system_prompt: \xed\xa0\x80\n", "UTF-8|utf-8|codec|decode"),
     "a NUL": ("seed: \0\n", "line|character|#x0000"),
@@ -56,12 +59,16 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
 }
 FILE, TWICE = r"x\.yaml", "twice|two|again|once|duplicate|repeated"
 # Aliases that stand for 10^10 items in ten lines.
-LAUGHS = "".join(
-    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10) if n else ', '.join('x' * 10)}]\n" for n in range(10)
-)
+LAUGHS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10) if n else ', '.join('x' * 10)}]\n" for n in range(10))
 # These are tried with every command that takes a recipe, the others with two commands in turn.
 EVERYWHERE = (
-    *("a date that does not exist", "a key that is a date", "a key that is true", "a key given twice", "UTF-16"),
+    *(
+        "a date that does not exist",
+        "a key that is a date",
+        "a key that is true",
+        "a key given twice",
+        "UTF-16 without its mark",
+    ),
     *("brackets 3000 deep", "digits without end", "a list", "nothing", "a tag that would run a program"),
 )
 
@@ -90,7 +97,13 @@ def cases() -> Iterator[Case]:
 
 def _beside_a_recipe() -> Iterator[Case]:
     """Other YAML files that a command or a recipe names."""
-    names = ("a date that does not exist", "a key given twice", "brackets 3000 deep", "UTF-16", "a key that is a number")
+    names = (
+        "a date that does not exist",
+        "a key given twice",
+        "brackets 3000 deep",
+        "UTF-16 without its mark",
+        "a key that is a number",
+    )
     for name in names:
         text, said = BROKEN[name]
         said = (FILE, f"{said}|mapping|list|exemplar|description|question")
