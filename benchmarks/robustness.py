@@ -67,7 +67,12 @@ def run_cases(cases: Sequence[Case], folder: Path, jobs: int) -> dict[str, Repor
             own = folder / f"{number:03}"
             own.mkdir()
             waiting[pool.submit(run_case, case.title, material, own)] = case.title
-        return {waiting[done]: done.result() for done in as_completed(waiting)}
+        reports = {}
+        for done in as_completed(waiting):
+            reports[waiting[done]] = done.result()
+            print(f"\r{len(reports)} of {len(cases)}", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+        return reports
 
 
 def table(cases: Sequence[Case], reports: dict[str, Report], by: str) -> str:
