@@ -1,13 +1,12 @@
 """Checks of the arguments of `DualCoTTrainer`."""
 
-from pathlib import Path
-
+from accelerate.utils import is_peft_model
 from datasets import Dataset
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from edit_trl.common.errors import raise_problems
-from edit_trl.models.adapters import ADAPTER_CONFIG
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import HONOURED
@@ -37,7 +36,10 @@ def check_arguments(model, args, train_dataset, peft_config, data_collator, comp
     elif not len(train_dataset):
         problems.append("`train_dataset` has no rows")
     targets = getattr(peft_config, "target_modules", None) or ()
-    if "lm_head" in ([targets] if isinstance(targets, str) else targets):
+    adapted = isinstance(model, nn.Module) and is_peft_model(model)
+    if "lm_head" in ([targets] if isinstance(targets, str) else targets) or (
+        adapted and isinstance(model.get_output_embeddings(), BaseTunerLayer)
+    ):
         problems.append(
             "LoRA on `lm_head` would never be trained: log-probabilities are computed from its weight "
             "directly. Remove 'lm_head' from the target modules ('all-linear' leaves it out)"
@@ -64,11 +66,6 @@ def _option_problems(model, args: DualCoTConfig, compute_metrics) -> list[str]:
         ]
     if isinstance(model, nn.Module) and args.model_init_kwargs:
         problems.append("`model_init_kwargs` are for a model that the trainer loads; this one is loaded. Remove them")
-    if isinstance(model, str) and (Path(model) / ADAPTER_CONFIG).is_file():
-        problems.append(
-            f"{model} is an adapter; load it with its model, as `AutoPeftModelForCausalLM.from_pretrained({model!r}, "
-            "is_trainable=True)`, or train it with `train_recipe`"
-        )
     return problems
 
 

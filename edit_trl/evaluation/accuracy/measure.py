@@ -50,11 +50,7 @@ def measure_accuracy(
     if client and arguments.actors is not None:
         raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
     if client is None:
-        raise_problems(
-            f"`{name}: null` leaves it to an endpoint; a model that is loaded needs a number"
-            for name in ("temperature", "top_p", "seed")
-            if getattr(arguments, name) is None
-        )
+        _check_numbers(arguments)
     weights_hash = client.address if client else model_hash(arguments.model)
     record = arguments.record(
         model_hash=weights_hash, settings=arguments.settings, tasks=tasks.versions, data_hash=tasks.data_hash
@@ -92,6 +88,7 @@ def measure_with_harness(
     Returns:
         The results, and the file in the folder of the run that holds them.
     """
+    _check_numbers(arguments)
     model, tokenizer = loaded or arguments.source.load()
     results = evaluate_with_harness(
         model,
@@ -103,6 +100,14 @@ def measure_with_harness(
         seed=arguments.seed,
     )
     return results, write_harness(results, arguments.folder)
+
+
+def _check_numbers(arguments: EvaluateArguments) -> None:
+    raise_problems(
+        f"`{name}: null` leaves it to an endpoint; a model that is loaded needs a number"
+        for name in ("temperature", "top_p", "seed")
+        if getattr(arguments, name) is None
+    )
 
 
 def _loaded_generator(

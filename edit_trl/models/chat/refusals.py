@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edit_trl.models.chat.protocol import MalformedResponse, NoAnswer, TeacherUnusable, TryAgain
@@ -44,7 +44,7 @@ class Refusals:
     model: str
     address: str
     key_name: str | None
-    key: str
+    key: str = field(repr=False)
     token_limit: str
     extra: tuple[str, ...]
 
