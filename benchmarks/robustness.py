@@ -57,7 +57,7 @@ def choose(pattern: str | None) -> list[Case]:
     return [case for case in cases if pattern is None or re.search(pattern, case.title)]
 
 
-def run_cases(cases: Sequence[Case], folder: Path, jobs: int) -> dict[str, Report]:
+def run_cases(cases: Sequence[Case], folder: Path, jobs: int, keep: bool) -> dict[str, Report]:
     """Run the cases in processes that are forked from this one, and return the reports by title."""
     material = folder / "material"
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), child.warm_up, (folder / "log.txt",)) as pool:
@@ -66,7 +66,7 @@ def run_cases(cases: Sequence[Case], folder: Path, jobs: int) -> dict[str, Repor
         for number, case in enumerate(cases):
             own = folder / f"{number:03}"
             own.mkdir()
-            waiting[pool.submit(run_case, case.title, material, own)] = case.title
+            waiting[pool.submit(run_case, case.title, material, own, keep)] = case.title
         reports = {}
         for done in as_completed(waiting):
             reports[waiting[done]] = done.result()
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = args.keep or Path(name)
         folder.mkdir(exist_ok=True)
         folder.chmod(0o755)
-        reports = run_cases(cases, folder.resolve(), args.jobs)
+        reports = run_cases(cases, folder.resolve(), args.jobs, args.keep is not None)
     print(listed(cases, reports))
     print(table(cases, reports, "kind"), table(cases, reports, "command"), sep="\n\n")
     verdicts = Counter(reports[case.title].verdict for case in cases if case.kind != CONTROL)

@@ -30,8 +30,8 @@ class Report:
     seconds: float
 
 
-def run_case(title: str, material: Path, folder: Path) -> Report:
-    """Run the case of this title in `folder/work`, which is made from the material, and judge it."""
+def run_case(title: str, material: Path, folder: Path, keep: bool) -> Report:
+    """Run the case of this title in `folder/work`, made from the material, and judge it; the folder is removed unless it is kept."""
     case, started = all_cases()[title], time.monotonic()
     work, place = folder / "work", folder / "place"
     shutil.copytree(material, work)
@@ -59,6 +59,8 @@ def run_case(title: str, material: Path, folder: Path) -> Report:
         texts = ((place / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
         outcome = Outcome(code, *texts, changed, endpoint.paid, (place / "loaded").exists())
         verdict, wrong = judge(case, outcome, work)
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
     return Report(verdict, wrong, shlex.join(["edit-trl", *words]), round(time.monotonic() - started, 2))
 
 
