@@ -31,7 +31,7 @@ class Report:
 
 
 def run_case(title: str, material: Path, folder: Path, keep: bool) -> Report:
-    """Run the case of this title in `folder/work`, made from the material, and judge it; the folder is removed unless it is kept."""
+    """Run a case in `folder/work`, made from the material, and judge it; `folder` is removed unless it is kept."""
     case, started = all_cases()[title], time.monotonic()
     work, place = folder / "work", folder / "place"
     shutil.copytree(material, work)
