@@ -16,6 +16,7 @@ from typing import NoReturn
 
 # What the commands import when they run.
 _LIBRARIES = (
+    *("encodings.utf_8_sig", "encodings.utf_16", "encodings.latin_1", "encodings.idna"),
     *("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate", "pyarrow.parquet", "yaml"),
     *("scipy.stats", "statsmodels.stats.multitest", "rich.console", "rich.table", "openai", "aiohttp", "jinja2"),
     *("transformers.models.llama.modeling_llama", "torch._dynamo", "safetensors.torch", "rapidfuzz.distance"),

@@ -108,7 +108,6 @@ evaluate --limit 99999999999999999999999x => limit
 evaluate --tasks null => tasks
 evaluate --tasks nothing => nothing
 evaluate --attn_implementation eagr => attn_implementation.*eagr|eagr.*eager
-evaluate --seed 1e3 => seed
 evaluate --seed 99999999999999999999 => seed
 evaluate --history /dev/full => /dev/full
 evaluate --history student => student

@@ -11,6 +11,8 @@ from pathlib import Path
 from robustness_cases.case import Case
 from robustness_cases.commands import COMMANDS
 
+# Held until the process ends.
+_held: list[object] = []
 # The folder that a command works in.
 FOLDERS = {"train": "out", "evaluate": "out", "suite": "out", "generate": "out", "judge": "out"}
 
@@ -38,7 +40,7 @@ def _held_folder(name: str) -> Callable[[Path], None]:
     def hold() -> None:
         from edit_trl.common.locks import hold_folder
 
-        hold_folder(name)
+        _held.append(hold_folder(name))
 
     return _by_another_process(hold, Path(name, ".edit_trl.pid"))
 
@@ -47,7 +49,7 @@ def _held_journal(name: str) -> Callable[[Path], None]:
     def hold() -> None:
         from edit_trl.models.chat.journal import Journal
 
-        Journal(Path(name)).__enter__()
+        _held.append(Journal(Path(name)).__enter__())
 
     return _by_another_process(hold, Path(name, "journal-0.lock"))
 

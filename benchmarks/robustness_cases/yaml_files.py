@@ -47,7 +47,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "a comment alone": ("# nothing\n", "key: value|empty|options"),
     "null": ("null\n", "key: value|options|NoneType"),
     "a list": ("- seed: 1\n", "list"),
-    "a text": ("seed\n", "str|text"),
+    "a text": ("seed\n", "str|text|key: value"),
     "two documents": ("seed: 1\n---\nseed: 2\n", "document|line"),
     "UTF-16 without its mark": ("seed: 1\n".encode("utf-16-le"), "utf|codec|decode|character"),
     "Latin-1": ("system_prompt: é\n".encode("latin-1"), "UTF-8|utf-8|codec|decode"),
@@ -106,7 +106,7 @@ def _beside_a_recipe() -> Iterator[Case]:
     )
     for name in names:
         text, said = BROKEN[name]
-        said = (FILE, f"{said}|mapping|list|exemplar|description|question")
+        said = (FILE, f"{said}|seed|mapping|list|exemplar|description|question")
         words = ("evaluate", "--config", "evaluate.yaml", "--tasks", "x.yaml")
         yield Case("YAML", f"task file: {name}", words, said, files={"x.yaml": text})
         words = ("train", "--config", "train.yaml", "--accelerate_config", "x.yaml")
@@ -114,4 +114,7 @@ def _beside_a_recipe() -> Iterator[Case]:
             yield Case("YAML", f"accelerate's file: {name}", words, said, files={"x.yaml": text})
         for option in ("exemplars", "task_descriptions"):
             files = {"x.yaml": text, "g.yaml": recipe("generate", **{option: "x.yaml"})}
-            yield Case("YAML", f"{option}: {name}", ("generate", "--config", "g.yaml"), said, files=files)
+            # A date that does not exist is text, and a task may be called 1: both can be descriptions.
+            text_of_a_task = option == "task_descriptions" and ("date" in name or "number" in name)
+            check = (lambda _folder, _outcome: None) if text_of_a_task else None
+            yield Case("YAML", f"{option}: {name}", ("generate", "--config", "g.yaml"), said, check, files=files)
