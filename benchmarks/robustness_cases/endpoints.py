@@ -218,8 +218,8 @@ def _addresses() -> Iterator[Case]:
         "escapes": ("http://127.0.0.1:1/\x1b[31m", "base_urls|base URL|127"),
         "nobody there": ("http://127.0.0.1:1/v1", "127"),
         "no host": ("http:///v1", "http"),
-        "a number": (5, "base_urls"),
-        "null": (None, "base_urls"),
+        "a number": (5, "base_urls|base URL"),
+        "null": (None, "base_urls|base URL"),
         "a list": (["http://127.0.0.1:1/v1"], "base_urls"),
     }
     for number, (name, (url, said)) in enumerate(table.items()):

@@ -155,7 +155,7 @@ def _old_on_a_full_disk(file: str) -> Any:
 def _replaced(file: str) -> Any:
     def check(folder: Path, _outcome: Outcome) -> str | None:
         content = (folder / file).read_text(encoding="utf-8")
-        return None if "run_b" in content and content.endswith("\n") else f"{file} is neither the old nor the new one"
+        return None if "run" in content and content.endswith("\n") else f"{file} is neither the old nor the new one"
 
     return check
 
