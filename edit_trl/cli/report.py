@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.parser import Parser
+
 if TYPE_CHECKING:
     from edit_trl.evaluation.report.training_history import TrainingRun
     from edit_trl.evaluation.runs.schema import Run
@@ -52,11 +54,10 @@ def _counted(runs: list[Run], training: list[TrainingRun]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl report",
         description="Write runs as one HTML page: scores with intervals, learning curves, flips between "
         "models, and every item.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     runs = "folders of runs of evaluate, suite and train, in any mix; or folders of such folders"

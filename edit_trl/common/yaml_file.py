@@ -54,7 +54,7 @@ def read_words(path: str | Path, what: str = "recipe", *, again: bool = False) -
     """
     values = read_value(path, what, again=again)
     if values is None:
-        raise InputError(f"{path} is empty: a {what} holds options as `key: value`")
+        raise InputError(f"{path} is empty; write options as `key: value`")
     if not isinstance(values, dict):
         kind = "list" if isinstance(values, list) else show(str(values))
         raise InputError(f"{path} must hold options as `key: value`, got {kind}")
