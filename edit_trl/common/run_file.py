@@ -6,8 +6,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, show
 from edit_trl.common.files import DRAFT_SUFFIX, write_whole
+from edit_trl.common.json_text import parse_json
 
 RUN_FILE = "run.json"
 
@@ -28,12 +29,12 @@ def read_run_file(folder: Path) -> dict[str, Any]:
         InputError: The file is not a JSON object.
     """
     file = folder / RUN_FILE
-    try:
-        state = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON: {error}") from error
+    state = parse_json(file.read_bytes(), str(file)) if file.is_file() else {}
     if not isinstance(state, dict):
         raise InputError(f"{file} is no record of a training run")
+    for name, kind, default in (("options", dict, {}), ("results", dict, {}), ("finished", str | None, None)):
+        if not isinstance(state.get(name, default), kind):
+            raise InputError(f"{file}: `{name}` is not as `edit-trl train` writes it: {show(state[name])}")
     return state
 
 
@@ -79,7 +80,7 @@ def check_same_run(folder: Path, values: Mapping[str, Any], finding: str) -> Non
     state = read_run_file(folder)
     if not state:
         return
-    before, now = _essentials(state["options"]), _essentials(values)
+    before, now = _essentials(state.get("options", {})), _essentials(values)
     changed = [
         f"{k}: {before.get(k, 'not set')!r} there, {now.get(k, 'not set')!r} now"
         for k in sorted({*before, *now})

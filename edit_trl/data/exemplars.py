@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError, raise_problems, show
+from edit_trl.common.json_text import value_error
 from edit_trl.data.answers import check_answer
+from edit_trl.data.files import read_rows
 
 _REQUIRED = ("question", "chain", "answer")
 _COLUMNS = (*_REQUIRED, "wrong_chain", "task")
@@ -54,15 +55,19 @@ def _read(path: Path) -> list[Any]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():
+            raise InputError(f"the exemplars {path} are no file")
         if path.suffix.lower() == ".jsonl":
-            entries = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            entries = yaml.safe_load(text)
+            return read_rows(path)
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read the exemplars {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as exemplars: {error}") from error
+    if issue := value_error(entries):
+        raise InputError(f"{path} cannot be read as exemplars: {issue}; put texts in quotes")
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} must hold a list of exemplars, got {show(entries)}")
     return entries

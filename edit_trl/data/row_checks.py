@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError, raise_problems, show
+from edit_trl.common.json_text import value_error
 from edit_trl.common.options import nearest
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
@@ -55,6 +56,27 @@ def validate_dual_cots(dataset: Dataset, source: str = "dataset", max_problems: 
     own = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in dataset.column_names]
     rows = rows_of(dataset.select_columns(own))
     raise_problems(find_row_errors(rows, dataset.column_names, source), source, max_problems)
+
+
+def check_rows(rows: Sequence[Any], where: str, columns: Sequence[str] = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)) -> None:
+    """Check rows that are given in memory: mappings, whose values in some columns can be written to a file.
+
+    Args:
+        rows: The rows.
+        where: The beginning of messages, such as "dataset, "; it may be empty.
+        columns: The columns that are written.
+
+    Raises:
+        InputError: Names each row and column.
+    """
+    errors = []
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            errors.append(f"{where}row {number}: must be a mapping with named columns, got {show(row)}")
+            continue
+        issues = ((column, value_error(row.get(column), allow_nan=False)) for column in columns)
+        errors += [f"{where}row {number}, {column} cannot be stored: {issue}" for column, issue in issues if issue]
+    raise_problems(errors)
 
 
 def find_row_errors(rows: Iterable[Mapping[str, Any]], columns: list[str], source: str) -> Iterator[str]:

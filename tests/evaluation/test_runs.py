@@ -139,7 +139,7 @@ def test_a_run_of_another_version(tmp_path):
 def test_what_is_no_record(tmp_path):
     finished(tmp_path)
     spoil_record(tmp_path, extra=1)
-    with pytest.raises(InputError, match="is not the record of a run: extra"):
+    with pytest.raises(InputError, match="is not the record of a run: `extra` is unknown"):
         read_run(tmp_path)
     (tmp_path / "evaluation.json").write_text("{")
     with pytest.raises(InputError, match=r"evaluation.json cannot be read"):

@@ -52,18 +52,19 @@ def measure_accuracy(
     record = arguments.record(
         model_hash=weights_hash, settings=arguments.settings, tasks=tasks.versions, data_hash=tasks.data_hash
     )
-    folder, loaded = RunFolder(arguments.folder, record), None
-    if folder.finished:
-        say(f"{folder.path} is finished ({folder.record.finished}), nothing to ask")
-    else:
-        if client:
-            decoding, engine = arguments.decoding, arguments.engine
-            generator = EndpointGenerator(client, folder.path, decoding, limits, arguments.seed, engine)
-            prompts = [problem.prompt for problem in tasks.problems]
+    loaded = None
+    with RunFolder(arguments.folder, record) as folder:
+        if folder.finished:
+            say(f"{folder.path} is finished ({folder.record.finished}), nothing to ask")
         else:
-            generator, prompts, loaded = _loaded_generator(arguments, tasks.problems, weights_hash)
-        answer_problems(tasks.problems, prompts, generator, folder=folder)
-    return finish_run(folder, tasks.problems, arguments.history), loaded
+            if client:
+                decoding, engine = arguments.decoding, arguments.engine
+                generator = EndpointGenerator(client, folder.path, decoding, limits, arguments.seed, engine)
+                prompts = [problem.prompt for problem in tasks.problems]
+            else:
+                generator, prompts, loaded = _loaded_generator(arguments, tasks.problems, weights_hash)
+            answer_problems(tasks.problems, prompts, generator, folder=folder)
+        return finish_run(folder, tasks.problems, arguments.history), loaded
 
 
 def measure_with_harness(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.json_text import parse_json
 from edit_trl.common.run_file import RUN_FILE, read_run_file
 
 STATE_FILE = "trainer_state.json"
@@ -93,10 +93,7 @@ def _step(file: Path) -> int | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+    values = parse_json(file.read_bytes(), f"{file} cannot be read")
     if not isinstance(values, dict):
         raise InputError(f"{file} is not the record of a training run")
     return values

@@ -11,9 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.json_text import parse_json
+from edit_trl.common.shapes import misfit
 from edit_trl.common.options import nearest
+from edit_trl.evaluation.runs.folder import check_writable
 from edit_trl.evaluation.runs.schema import Run, RunKind
 from edit_trl.evaluation.runs.scores import SCORES
 
@@ -111,10 +115,16 @@ def check_history(file: str | Path | None) -> None:
 
     Raises:
         InputError: The file is not a history, or has another version.
+        OSError: It cannot be written to.
     """
-    if file is None or not Path(file).exists():
+    if file is None:
         return
     file = Path(file)
+    check_writable(file)
+    if not file.exists():
+        return
+    if not file.is_file():
+        raise InputError(f"{file} cannot be used as a history: it is no file; name another, or `history: null` for none")
     with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
         if connection.execute("SELECT 1 FROM sqlite_master").fetchone():  # else another process is creating it
             _check(connection, file)
@@ -146,7 +156,7 @@ def read_history(
     with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
         _check(connection, file)
         values = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM runs ORDER BY finished, rowid").fetchall()
-    rows = [HistoryRow(*others, scores=json.loads(scores)) for *others, scores in values]
+    rows = [_row(cells, f"{file}, run {number}") for number, cells in enumerate(values, 1)]
     rows = [
         row
         for row in rows
@@ -155,6 +165,19 @@ def read_history(
         and (model is None or model.lower() in row.model.lower())
     ]
     return rows if last is None else rows[max(len(rows) - last, 0) :]
+
+
+def _row(cells: Sequence[Any], where: str) -> HistoryRow:
+    """Read a row, which may have been edited by hand: SQLite keeps any type in any column."""
+    values = dict(zip(_COLUMNS, cells, strict=True))
+    if isinstance(values["scores"], str):
+        values["scores"] = parse_json(values["scores"], f"{where}, `scores`")
+    if issue := misfit(values, HistoryRow):
+        raise InputError(
+            f"{where} ({values['path']!r}) was not written by edit-trl: {issue}; mend or delete this row, or name "
+            "another file"
+        )
+    return HistoryRow(**values)
 
 
 def with_score(rows: Sequence[HistoryRow], score: str) -> list[HistoryRow]:

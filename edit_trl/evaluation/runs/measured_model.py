@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from edit_trl.common.errors import raise_problems
 from edit_trl.common.files import content_hash
+from edit_trl.common.json_text import value_error
 from edit_trl.evaluation.runs.schema import RunKind, RunRecord
 from edit_trl.models.cluster.cluster import Engine, engine_problems
 from edit_trl.models.loading import NF4, ModelSource
@@ -17,6 +18,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 # Options that do not change what is measured.
 _INCIDENTAL = ("name", "output_dir", "history", "device", "batch_size", "batching", "harness", "engine", "actors")
+# Samples add their number to the seed, and SQLite holds integers of 64 bits.
+_LARGEST_SEED = 2**62
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class MeasuredModel:
         """Yield a message for each thing that is wrong with the options."""
         if not self.model:
             yield "`model` is missing: a path, a Hub id, or the name of a model at `base_urls`"
+        if not abs(self.seed) < _LARGEST_SEED:
+            yield f"`seed` must be between -2^62 and 2^62, which files and generators can hold, got {self.seed}"
+        for name in ("model", "name", "output_dir", "history"):
+            if issue := value_error(getattr(self, name)):
+                yield f"`{name}` cannot be written to the files of a run: {issue}"
         yield from engine_problems(self.engine, self.actors, self.device)
 
     @property

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 from edit_trl.data.answers import VERIFIER_VERSION, Verdict
 
@@ -15,6 +16,11 @@ FORMAT = 1
 """The format of the two files. Increase this when an older reader would misread them."""
 
 RunKind = Literal["evaluate", "suite"]
+
+# `edit_trl.common.shapes` checks these types where a run is read.
+Span = Annotated[list[int], range(2, 3)]
+Interval = Annotated[list[float], range(2, 3)]
+Prompt = str | list[dict[str, Any]]
 
 
 class Sample(TypedDict):
@@ -28,10 +34,10 @@ class Sample(TypedDict):
     response: str
     verdict: Verdict
     value: str | None
-    span: list[int] | None
+    span: Span | None
     lenient_verdict: Verdict
     lenient_value: str | None
-    lenient_span: list[int] | None
+    lenient_span: Span | None
     cut_off: bool
     tokens: int
 
@@ -45,7 +51,7 @@ class EvaluateItem(TypedDict):
 
     task: str
     id: str
-    prompt: str | list[dict[str, str]]
+    prompt: Prompt
     answer: str
     answer_type: str
     mistake: list[str] | None
@@ -55,7 +61,7 @@ class EvaluateItem(TypedDict):
     lenient_verdict: Verdict
     lenient_value: str | None
     cut_off: int
-    samples: list[Sample]
+    samples: Annotated[list[Sample], range(1, sys.maxsize)]
 
 
 class Logps(TypedDict):
@@ -98,8 +104,8 @@ class Continuation(TypedDict):
 class TokenLogps(TypedDict):
     """[start, end, log-probability] of each token of a chain; tokens outside the text have an empty span."""
 
-    chosen: list[list[float]]
-    rejected: list[list[float]]
+    chosen: list[Annotated[list[float], range(3, 4)]]
+    rejected: list[Annotated[list[float], range(3, 4)]]
 
 
 class SuiteItem(TypedDict):
@@ -112,14 +118,14 @@ class SuiteItem(TypedDict):
 
     task: str
     id: str
-    prompt: str | list[dict[str, str]]
+    prompt: Prompt
     chosen: str
     rejected: str
     answer: str | None
     mistake: list[str] | None
     source: str | None
-    chosen_key_spans: list[list[int]]
-    rejected_key_spans: list[list[int]]
+    chosen_key_spans: list[Span]
+    rejected_key_spans: list[Span]
     logps: Logps
     margin: float
     preferred: bool
@@ -132,8 +138,7 @@ class SuiteItem(TypedDict):
 
 Item = EvaluateItem | SuiteItem
 
-ITEM_KEYS = {"evaluate": EvaluateItem.__annotations__.keys(), "suite": SuiteItem.__annotations__.keys()}
-"""The fields of an item, by kind of run."""
+ITEM_TYPES: dict[RunKind, type] = {"evaluate": EvaluateItem, "suite": SuiteItem}
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ class RunRecord:
     seconds: float = 0.0
     items: int = 0
     scores: dict[str, float | None] = field(default_factory=dict)
-    intervals: dict[str, list[float]] = field(default_factory=dict)
+    intervals: dict[str, Interval] = field(default_factory=dict)
     groups: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
 
 

@@ -74,12 +74,12 @@ def measure_suite(
         tasks={case.task: SUITE_VERSION for case in cases},
         data_hash=content_hash([case.content() for case in cases]),
     )
-    folder = RunFolder(arguments.folder, record)
-    if folder.finished:
-        say(f"{folder.path} is finished ({folder.record.finished}), nothing to score")
-    else:
-        score_cases(cases, _scorer(arguments, client, limits, record, tokenizer, cases), folder=folder)
-    return finish_run(folder, cases, arguments.history)
+    with RunFolder(arguments.folder, record) as folder:
+        if folder.finished:
+            say(f"{folder.path} is finished ({folder.record.finished}), nothing to score")
+        else:
+            score_cases(cases, _scorer(arguments, client, limits, record, tokenizer, cases), folder=folder)
+        return finish_run(folder, cases, arguments.history)
 
 
 def _read_rows(arguments: SuiteArguments, recipe_folder: Path) -> tuple[Iterable[Mapping[str, Any]], str]:
