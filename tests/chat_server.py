@@ -34,7 +34,8 @@ class ChatServer:
 
     Args:
         answer: Request body -> text, or a whole response body where it begins with "{".
-        fault: Number of the request, its body -> the name of a fault or None.
+        fault: Number of the request, its body -> None, the name of a fault, a body of status 200 that begins with
+            "{", "[" or "<", bytes to send as they are, or a status and its `retry-after` or body.
         delay: Seconds before an answer.
 
     Attributes:
@@ -95,6 +96,12 @@ class ChatServer:
         if fault is None:
             text = self.answer(body)
             await self._paid(writer, body, text if text.startswith("{") else completion(text))
+        elif isinstance(fault, bytes):
+            writer.write(fault)
+            await writer.drain()
+            raise ConnectionError
+        elif fault[0] in "{[<\ufeff":
+            await self._paid(writer, body, fault)
         elif fault == "reset":
             writer.transport.abort()
             raise ConnectionError
@@ -117,9 +124,10 @@ class ChatServer:
             raise ConnectionError
         else:
             status, _, after = fault.partition(" ")
-            extra = f"retry-after: {after}\r\n" if after else ""
-            text = ERROR
-            if status == "400":
+            is_body = after.startswith("{")
+            extra = f"retry-after: {after}\r\n" if after and not is_body else ""
+            text = after if is_body else ERROR
+            if status == "400" and not is_body:
                 text = json.dumps({"error": {"message": "maximum context length is 10", "code": "x"}})
             await _send(writer, int(status), text, extra=extra)
 
@@ -130,7 +138,7 @@ class ChatServer:
 
 
 async def _send(writer, status: int, text: str, *, kind="application/json", extra="", slow=False) -> None:
-    data = text.encode()
+    data = text.encode("utf-8", "surrogatepass")
     head = f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {len(data)}\r\n{extra}\r\n"
     if slow:
         writer.write(head.encode() + data[:10])

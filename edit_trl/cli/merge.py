@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edit_trl.cli.chat import model_folder
+from edit_trl.common.checks import not_negative
+from edit_trl.common.errors import raise_problems
 
 if TYPE_CHECKING:
     from edit_trl.hub.card_facts import CardFacts
@@ -23,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
             log-probabilities differ.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    raise_problems(not_negative(tolerance=options.tolerance))
     folder = model_folder(options.run)
 
     from edit_trl.hub.card_facts import read_facts

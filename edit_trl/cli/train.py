@@ -12,7 +12,6 @@ import sys
 from edit_trl.cli.launch import SignalRelay, accelerate_config, end_with_launcher, launch
 from edit_trl.cli.launch_options import shards
 from edit_trl.cli.train_help import full_help, short_help
-from edit_trl.common.options import read_yaml
 from edit_trl.training.resuming.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
 
 STOPPING = (
@@ -97,7 +96,9 @@ def _print_help(own: argparse.Namespace) -> bool:
 
 def _stage_names(config: str | None, stage: str | None) -> list[str | None]:
     # The names alone: the checks need the libraries that the launched process imports.
-    stages = None if stage or not config else read_yaml(config).get("stages")
+    from edit_trl.common.yaml_file import read_yaml
+
+    stages = None if stage or not config else read_yaml(config, again=True).get("stages")
     named = isinstance(stages, list) and all(isinstance(s, dict) and s.get("name") for s in stages)
     return [s["name"] for s in stages] if named else [stage]
 
@@ -115,10 +116,11 @@ def train_stage(argv: list[str]) -> int:
     try:
         with handled(stop_signals.receive):
             from edit_trl.cli.train_recipe import run_stage
-            from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_run
+            from edit_trl.training.recipe.resolving import parse_options, read_recipe
+            from edit_trl.training.recipe.run_checks import checked_run
 
             recipe = read_recipe(own.config)
-            run = resolve_run(recipe, parse_options(options, recipe), own.stage)
+            run = checked_run(recipe, parse_options(options, recipe), own.stage)
             run_stage(recipe, run, stop_signals)
     except TrainingStopped as stopped:
         print(f"{stopped}; the same command resumes it", file=sys.stderr)

@@ -1,86 +1,198 @@
-"""JSON that people and other programs have written: parsed, and checked for values that cannot be stored elsewhere."""
+"""JSON from files that anybody may have written or edited: read strictly, and checked against annotations."""
 
 from __future__ import annotations
 
 import json
-import math
-from typing import Any
+import re
+import types
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, show
+
+Checker = Callable[[Any], str | None]
+"""Takes a value, and returns None or what is wrong with it, such as ".samples[0].tokens: 'x' is no integer"."""
 
 MAX_DEPTH = 50
-"""The most levels of lists and objects in each other. Arrow stores about 60, and functions that walk them recurse."""
+"""The most levels of lists and objects in each other. Arrow holds about 60, and functions that walk them recurse."""
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
-    """Parse JSON that `value_error` finds nothing wrong with.
+def read_json(text: str | bytes, place: str, *, finite: bool = True) -> Any:
+    """Parse JSON of a file.
+
+    Unlike `json.loads`, it refuses NaN and infinities unless `finite` is false, more than `MAX_DEPTH` levels of lists
+    and objects, and text that cannot be encoded (half of a surrogate pair).
 
     Args:
-        text: The JSON; bytes are UTF-8.
-        where: The beginning of messages, such as the file and the line.
+        text: The JSON, bytes as UTF-8.
+        place: The file, and the line where there are several, for the message.
 
     Raises:
-        InputError: It is no JSON, or holds a value that cannot be stored elsewhere.
+        InputError: It is not such JSON.
     """
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise InputError(f"{where}: not JSON: {error.msg} ({line}column {error.colno})") from error
-    except RecursionError as error:
-        raise InputError(f"{where}: cannot be read, nested too deep: {error}") from error
-    except ValueError as error:  # not UTF-8, or an integer of thousands of digits
-        raise InputError(f"{where}: cannot be read: {str(error).partition(';')[0]}") from error
-    if issue := value_error(value):
-        raise InputError(f"{where}{_place(value)} cannot be stored: {issue}")
+        text = text.decode(json.detect_encoding(text)) if isinstance(text, bytes) else text
+        value = json.loads(text, parse_constant=_refuse if finite else None)
+    except RecursionError:
+        raise InputError(f"{place}: its lists or objects are nested too deeply to be read") from None
+    except ValueError as error:  # also bytes that are not UTF-8, and an integer of thousands of digits
+        raise InputError(f"{place}: not JSON: {str(error).split(';')[0]}") from error
+    if "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > MAX_DEPTH:
+        for column, part in value.items() if isinstance(value, dict) else enumerate([value]):
+            if (problem := _unstorable([column, part])) is not None:
+                raise InputError(f"{place}{f', {column!r}' if isinstance(value, dict) else ''}: {problem}")
     return value
 
 
-def _place(value: Any) -> str:
-    """Say in which row and column of a parsed file the first value stands that cannot be stored."""
-    if isinstance(value, list):
-        number, inner = next((n, one) for n, one in enumerate(value, 1) if value_error([one]))
-        return f", row {number}{_place(inner)}"
-    if isinstance(value, dict):
-        name, inner = next(entry for entry in value.items() if value_error([entry]))
-        return f", {name!r}{_place(inner) if isinstance(inner, list) and isinstance(inner[0], dict) else ''}"
-    return ""
-
-
-def value_error(value: Any, allow_nan: bool = True) -> str | None:
-    """Return why a value cannot be written to a file and stored in a table; None if it can be.
-
-    JSON can hold halves of surrogate pairs, integers of any size and any depth; UTF-8, Arrow and SQLite cannot.
-    """
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
+def _unstorable(values: list[Any]) -> str | None:
+    """Return why some values cannot be stored in a table or written to a file; None if they can."""
+    for _ in range(MAX_DEPTH):
         inner: list[Any] = []
-        for one in level:
-            if isinstance(one, str):
-                if not one.isascii() and not _is_utf8(one):
-                    return f"a half of a surrogate pair, which is no character, in {one[:40]!r}"
-            elif isinstance(one, dict):
-                inner += one.keys()
-                inner += one.values()
-            elif isinstance(one, list | tuple):
-                inner += one
-            elif isinstance(one, int):
-                if not -(2**63) <= one < 2**64:
-                    return "an integer of more than 64 bits; write it as text"
-            elif isinstance(one, float):
-                if not allow_nan and not math.isfinite(one):
-                    return f"{one} is not a finite number"
-            elif one is not None:
-                return f"{type(one).__name__} is no type of JSON"
+        for value in values:
+            if isinstance(value, str) and (half := _HALF.search(value)):
+                return f"has {half[0]!r}, half of a surrogate pair, which no file can hold; remove it"
+            if isinstance(value, dict):
+                inner += [*value, *value.values()]
+            elif isinstance(value, list):
+                inner += value
         if not inner:
             return None
-        level = inner
-    return f"lists and objects in each other, more than {MAX_DEPTH} levels deep"
+        values = inner
+    return "its lists or objects are nested too deeply to be read"
 
 
-def _is_utf8(text: str) -> bool:
+def read_json_file(path: Path, *, finite: bool = True) -> Any:
+    """Read a file of one JSON value; see `read_json`.
+
+    Raises:
+        InputError: It cannot be read, or is not JSON.
+    """
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    return read_json(content, str(path), finite=finite)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+@cache
+def checker(annotation: Any) -> Checker:
+    """Return a function that checks a JSON value against an annotation.
+
+    Of dataclasses and of TypedDicts every field must be there and no other; `Annotated[list[X], n]` is a list of n
+    values; integers have 64 bits, as in SQLite; numbers are finite, and so are sums of their squares.
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return lambda value: None
+    if origin in (Union, types.UnionType):
+        return _union([checker(argument) for argument in arguments], arguments)
+    if origin is Literal:
+        choices = ", ".join(map(repr, arguments))
+        return lambda value: None if value in arguments else f": {show(value)} is none of {choices}"
+    if origin is Annotated:
+        return _of_length(checker(arguments[0]), arguments[1])
+    if origin is list:
+        return _items(list, "list", checker(arguments[0]), _quick_check(arguments[0]))
+    if origin is dict:
+        return _items(dict, "object", checker(arguments[1]), None)
+    if is_typeddict(annotation) or is_dataclass(annotation):
+        hints = get_type_hints(annotation, include_extras=True)
+        return _fields({name: checker(hint) for name, hint in hints.items()})
+    noun, kinds, limit = _SCALARS[annotation]
+    return lambda value: (
+        None
+        if type(value) in kinds and (limit is None or abs(value) < limit)
+        else f": {show(value)} is no {noun}" + (f" below {limit:.0e}" if type(value) in kinds else "")
+    )
+
+
+# The noun in messages, the types, and what absolute values are below.
+_SCALARS: dict[Any, tuple[str, tuple[type, ...], float | None]] = {
+    str: ("text", (str,), None),
+    bool: ("true or false", (bool,), None),
+    int: ("integer", (int,), 2**63),
+    float: ("number", (float, int), 1e100),
+    type(None): ("null", (type(None),), None),
+}
+
+
+def _union(checkers: list[Checker], arguments: tuple[Any, ...]) -> Checker:
+    def check(value: Any) -> str | None:
+        problems = [problem(value) for problem in checkers]
+        if None in problems:
+            return None
+        # The deepest is about the alternative that was meant.
+        return max((p for p, a in zip(problems, arguments, strict=True) if a is not type(None)), key=_depth)
+
+    return check
+
+
+def _depth(problem: str) -> int:
+    return len(problem.split(": ")[0])
+
+
+def _of_length(check_list: Checker, length: int) -> Checker:
+    def check(value: Any) -> str | None:
+        problem = check_list(value)
+        if problem is None and len(value) != length:
+            problem = f": {show(value)} has not {length} values"
+        return problem
+
+    return check
+
+
+def _quick_check(annotation: Any) -> Callable[[list], bool] | None:
+    """Return a check of a long list of numbers, or of short lists of them, that calls nothing for each."""
+    if annotation in _SCALARS:
+        _, kinds, limit = _SCALARS[annotation]
+        return lambda values: (
+            {*kinds}.issuperset(map(type, values)) and (limit is None or max(map(abs, values), default=0) < limit)
+        )
+    if get_origin(annotation) is Annotated:
+        of_lists, length = get_args(annotation)
+        check = _quick_check(*get_args(of_lists))
+        return lambda values: (
+            {list}.issuperset(map(type, values))
+            and {length}.issuperset(map(len, values))
+            and check([*chain.from_iterable(values)])
+        )
+    return None
+
+
+def _items(kind: type, noun: str, check_item: Checker, is_fine: Callable[[list], bool] | None) -> Checker:
+    def check(value: Any) -> str | None:
+        if type(value) is not kind:
+            return f": {show(value)} is no {noun}"
+        if is_fine is not None and is_fine(value):
+            return None
+        for key, item in value.items() if kind is dict else enumerate(value):
+            if (problem := check_item(item)) is not None:
+                return f"[{key!r}]{problem}"
+        return None
+
+    return check
+
+
+def _fields(checkers: dict[str, Checker]) -> Checker:
+    def check(value: Any) -> str | None:
+        if type(value) is not dict:
+            return f": {show(value)} is no object"
+        if value.keys() != checkers.keys():
+            odd = ", ".join(sorted(map(str, value.keys() ^ checkers.keys())))
+            return f": {odd} missing, or not known"
+        for name, check_value in checkers.items():
+            if (problem := check_value(value[name])) is not None:
+                return f".{name}{problem}"
+        return None
+
+    return check

@@ -6,9 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.errors import InputError, show
+from edit_trl.common.errors import InputError
 from edit_trl.common.files import DRAFT_SUFFIX, write_whole
-from edit_trl.common.json_text import parse_json
+from edit_trl.common.json_text import checker, read_json_file
+from edit_trl.common.locks import FOLDER_LOCK
 
 RUN_FILE = "run.json"
 
@@ -26,15 +27,17 @@ def read_run_file(folder: Path) -> dict[str, Any]:
     """Read a run's `edit_trl` (version), `finished`, `options` and `results`; return {} if the folder has no run.
 
     Raises:
-        InputError: The file is not a JSON object.
+        InputError: The file cannot be read, or is not such a record.
     """
     file = folder / RUN_FILE
-    state = parse_json(file.read_bytes(), str(file)) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    state = read_json_file(file)
     if not isinstance(state, dict):
         raise InputError(f"{file} is no record of a training run")
-    for name, kind, default in (("options", dict, {}), ("results", dict, {}), ("finished", str | None, None)):
-        if not isinstance(state.get(name, default), kind):
-            raise InputError(f"{file}: `{name}` is not as `edit-trl train` writes it: {show(state[name])}")
+    for name, annotation in (("finished", str | None), ("options", dict[str, Any])):
+        if name in state and (problem := checker(annotation)(state[name])) is not None:
+            raise InputError(f"{file} is no record of a training run: {name}{problem}")
     return state
 
 
@@ -61,8 +64,8 @@ def check_run_folder(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     state = read_run_file(folder)
     if not state:
         # A run that was killed before it began leaves only a draft; earlier versions named it run.json.draft.
-        drafts = folder.glob(f"{RUN_FILE}*{DRAFT_SUFFIX}")
-        if folder.is_dir() and set(folder.iterdir()) != set(drafts):
+        drafts = {*folder.glob(f"{RUN_FILE}*{DRAFT_SUFFIX}"), *(folder / name for name in FOLDER_LOCK)}
+        if folder.is_dir() and not drafts.issuperset(folder.iterdir()):
             raise InputError(
                 f"output_dir {folder} is not empty and holds no run of edit-trl; choose another, or remove it"
             )
@@ -80,7 +83,9 @@ def check_same_run(folder: Path, values: Mapping[str, Any], finding: str) -> Non
     state = read_run_file(folder)
     if not state:
         return
-    before, now = _essentials(state.get("options", {})), _essentials(values)
+    if "options" not in state:
+        raise InputError(f"{folder / RUN_FILE} has no options of a run; choose another output_dir, or remove {folder}")
+    before, now = _essentials(state["options"]), _essentials(values)
     changed = [
         f"{k}: {before.get(k, 'not set')!r} there, {now.get(k, 'not set')!r} now"
         for k in sorted({*before, *now})

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.files import replacing
 from edit_trl.common.hub_ids import looks_like_file
-from edit_trl.common.json_text import parse_json
+from edit_trl.common.json_text import read_json
 from edit_trl.data.files import is_text_file, load_table, pick_split, read_rows
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
@@ -116,7 +116,7 @@ def _parse_csv_cell(column: str, text: str) -> Any:
     if column not in _CSV_JSON_COLUMNS and not (column in REQUIRED_COLUMNS and text.startswith(beginnings)):
         return text
     try:
-        value = parse_json(text, column)
+        value = read_json(text, column)
     except InputError:
         return text
     first = value

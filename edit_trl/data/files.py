@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError, collect_problems, raise_problems, show
 from edit_trl.common.hub_ids import looks_like_file, refuse_missing_path
-from edit_trl.common.json_text import parse_json, value_error
+from edit_trl.common.json_text import read_json
 from edit_trl.data.row import unreadable_cell
 
 if TYPE_CHECKING:
@@ -151,14 +151,14 @@ def _read_jsonl(path: Path) -> list[Any]:
             if not line.strip():
                 continue
             with collect_problems(errors):
-                rows.append(parse_json(line.strip(), f"{path}, line {number}"))
+                rows.append(read_json(line.strip(), f"{path}, line {number}", finite=False))
     raise_problems(errors, str(path))
     return rows
 
 
 def _read_json(path: Path) -> list[Any]:
     try:
-        content = parse_json(path.read_bytes(), str(path))
+        content = read_json(path.read_bytes(), str(path), finite=False)
     except InputError as error:
         hint = " (one object per line? name it .jsonl)" if "Extra data" in str(error) else ""
         raise InputError(f"{error}{hint}") from error

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edit_trl.common.checks import positive
-from edit_trl.common.errors import InputError
 from edit_trl.data.answers import AnswerType
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.cluster.cluster import Engine, engine_problems
@@ -93,11 +92,9 @@ class GenerateArguments(EndpointArguments):
     rounds: int = 1
     train_recipe: str | None = None
 
-    def __post_init__(self) -> None:
-        if errors := list(self._errors()):
-            raise InputError(errors)
-
-    def _errors(self) -> Iterator[str]:
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from super().errors()
         endpoint = self.teacher == "openai_compatible"
         if self.pivots and self.teacher != "none":
             yield f"`pivots` asks no teacher: write `teacher: none`, or leave it out; got {self.teacher}"
@@ -120,7 +117,7 @@ class GenerateArguments(EndpointArguments):
             yield "`labeller` is a model at the teacher's endpoints; it needs `teacher: openai_compatible`"
         if self.student_base_urls and not self.student:
             yield "`student_base_urls` needs `student`, its name there"
-        names = ("timeout", "batch_size", "rows", "rounds", "limit")
+        names = ("batch_size", "rows", "rounds", "limit")
         yield from positive(**{name: getattr(self, name) for name in names})
         yield from engine_problems(self.engine, self.actors)
         if self.engine == "ray" and self.teacher == "procedural":

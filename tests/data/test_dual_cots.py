@@ -317,7 +317,11 @@ def test_broken_json_lines_are_named(tmp_path):
             b'{"prompt": "p", "chosen": "a", "rejected": "b", "x": "one"}\n',
             "column 'x' cannot be stored",
         ),
-        ("a.jsonl", b'{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}', "line 1, 'prompt' cannot be stored: a half of"),
+        (
+            "a.jsonl",
+            b'{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}',
+            "line 1, 'prompt': has '\\ud800', half",
+        ),
         ("a.csv", b"prompt,chosen,rejected,mistake\na,b,c,sum\n", "row 1, mistake: must be a list of texts"),
         (
             "a.csv",

@@ -156,7 +156,7 @@ def test_what_gives_no_score_is_told_apart(tmp_path):
     assert [one.outcome for one in found] == ["judged", "unreadable", "cut off", "refused", "failed"]
     assert [len(one.scores) for one in found] == [2, 0, 0, 0, 0]
     assert found[1].text == "Both are fine."
-    assert found[4].text == "longer than the model's context"
+    assert found[4].text == "longer than the model's context (status 400: maximum context length is 10)"
 
 
 def test_a_template_of_ones_own(tmp_path):

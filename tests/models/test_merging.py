@@ -128,7 +128,7 @@ def test_an_adapter_of_another_name(tmp_path, adapter):
 
 def test_a_base_model_that_is_gone(tmp_path, adapter, saved_student):
     shutil.move(saved_student, tmp_path / "elsewhere")
-    refused(tmp_path, lambda: merge(adapter, tmp_path), "the base model of", "name it with --base_model")
+    refused(tmp_path, lambda: merge(adapter, tmp_path), "the base model of", "or name it with --base_model")
     elsewhere = str(tmp_path / "elsewhere")
     assert merge(adapter, tmp_path, base_model=elsewhere).base_model == elsewhere
 

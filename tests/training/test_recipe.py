@@ -42,7 +42,7 @@ def problems(recipe, *argv: str) -> list[str]:
 
 
 def test_one_run(recipe):
-    (run,) = resolve(recipe(BASE + "learning_rate: 1.0e-5\nlora_target_modules: [q_proj, v_proj]\n"))
+    (run,) = resolve(recipe(BASE + "learning_rate: 1.0e-5\nuse_peft: true\nlora_target_modules: [q_proj, v_proj]\n"))
     assert run.stage is None
     assert run.training.learning_rate == 1e-5
     assert run.training.output_dir == "out"
@@ -77,7 +77,11 @@ def test_without_a_recipe():
         ("per_device_train_batch_size: '4'", "per_device_train_batch_size", 4),
         ("gradient_checkpointing: 'false'", "gradient_checkpointing", False),
         ("max_length: null", "max_length", None),
-        ("lr_scheduler_kwargs: {num_cycles: 2}", "lr_scheduler_kwargs", {"num_cycles": 2}),
+        (
+            "lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: {num_cycles: 2}",
+            "lr_scheduler_kwargs",
+            {"num_cycles": 2},
+        ),
         ("report_to: [none]", "report_to", []),
     ],
 )
@@ -101,7 +105,7 @@ def test_column_mapping(recipe):
         ("rejected_key_wieght: 1.0", "did you mean `rejected_key_weight`?"),
         ("zzz: 1", "unknown key `zzz`"),
         ("learning_rate: fast", "`learning_rate: 'fast'`: expected a number"),
-        ("max_steps: 2.5", "`max_steps: 2.5`: expected a whole number, got float"),
+        ("max_steps: 2.5", "`max_steps: '2.5'`: expected a whole number"),
         ("use_peft: [1]", "`use_peft: [1]`: expected true or false, got list"),
         ("learning_rate:", "`learning_rate: None`: must not be empty, expected a number"),
         ("preference_loss: sigmoit", "did you mean 'sigmoid'?"),
@@ -172,7 +176,7 @@ def test_bad_choices_of_the_command_line_are_named_as_those_of_a_recipe(recipe, 
     [
         ("a: [1", "is not YAML"),
         ("- a\n- b\n", "must hold options as `key: value`, got list"),
-        ("", "must hold options as `key: value`, got NoneType"),
+        ("", "is empty: a recipe holds options as `key: value`"),
         ("stages: warm_up", "`stages` must be a list"),
         ("stages: []", "`stages` must be a list"),
         ("stages: [{learning_rate: 1.0}]", "stage 1 needs a `name`"),

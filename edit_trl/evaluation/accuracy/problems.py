@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, get_args
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.data.answers import AnswerType, check_answer, infer_answer_type
 from edit_trl.data.row_checks import check_rows
+from edit_trl.models.chat_templates import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 COLUMNS = ("prompt", "answer", "id", "task", "answer_type", "mistake", "source")
 """The columns of a row with a prompt of its own."""
 
@@ -59,8 +61,7 @@ def problems_of(
 
     Raises:
         InputError: Names every row that lacks a prompt or an answer, is plain or conversational unlike the
-            first row, has an answer that is not of its type, or has the same id as another row; or a column
-            with a value of another type.
+            first row, has an answer that is not of its type, or has the same id as another row.
     """
     where = f"{where}, " if where else ""
     if not rows:
@@ -124,8 +125,8 @@ def encode(
         The token ids of each prompt.
 
     Raises:
-        InputError: The prompts are messages and there is no chat template, or a prompt is too long: beyond
-            its positions a model fails or, worse, generates nonsense that would count as wrong.
+        InputError: The prompts are messages and there is no chat template, or it refuses some; or a prompt is too
+            long: beyond its positions a model fails or, worse, generates nonsense that would count as wrong.
     """
     messages = not isinstance(problems[0].prompt, str)
     if messages and tokenizer.chat_template is None:
@@ -133,12 +134,14 @@ def encode(
             f"the prompts are conversational but the tokenizer ({tokenizer.name_or_path}) has no chat "
             "template; ask by plain prompts (`conversational: false`)"
         )
-    texts = [
-        tokenizer.apply_chat_template(problem.prompt, add_generation_prompt=True, tokenize=False)
-        if messages
-        else problem.prompt
-        for problem in problems
-    ]
+    texts, refused = [], []
+    for number, problem in enumerate(problems, 1):
+        try:
+            prompt = problem.prompt
+            texts.append(render(tokenizer, prompt, add_generation_prompt=True) if messages else prompt)
+        except InputError as error:
+            refused.append(f"row {number} ({problem.task} {problem.id}): {error}")
+    raise_problems(refused)
     # A chat template has already added the special tokens.
     encoded = [tokenizer(text, add_special_tokens=not messages)["input_ids"] for text in texts]
     most = positions or math.inf
@@ -170,12 +173,13 @@ def _prompt_issue(prompt: Any, conversational: bool) -> str | None:
 
 
 def _column_issues(row: Mapping[str, Any]) -> Iterator[str]:
-    for column, types in (("id", str | int), ("task", str), ("source", str)):
-        if not isinstance(row.get(column), types | None):
+    """Yield the errors of columns that go into the items of a run as they are."""
+    for column, kinds in (("task", str), ("id", str | int), ("source", str)):
+        if not isinstance(row.get(column), kinds | None):
             yield f"`{column}` must be a text, got {show(row[column])}"
     mistake = row.get("mistake")
     if mistake is not None and not (isinstance(mistake, list) and all(isinstance(kind, str) for kind in mistake)):
-        yield f'`mistake` must be a list of texts, such as ["arithmetic"], got {show(mistake)}'
+        yield f"`mistake` must be a list of texts, got {show(mistake)}"
 
 
 def _answer_issue(row: Mapping[str, Any], kind: str | None) -> str | None:

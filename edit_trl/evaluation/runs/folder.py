@@ -19,29 +19,23 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, show
 from edit_trl.common.files import DRAFT_SUFFIX, git_revision, write_whole
-from edit_trl.common.json_text import parse_json, value_error
+from edit_trl.common.json_text import checker, read_json, read_json_file
 from edit_trl.common.locks import FOLDER_LOCK, Hold, hold_folder
-from edit_trl.common.shapes import fits, misfit
-from edit_trl.evaluation.runs.schema import FORMAT, ITEM_TYPES, Item, Run, RunRecord, key_of
+from edit_trl.evaluation.runs.schema import FORMAT, ITEMS, Item, Run, RunRecord, key_of
 
 RECORD_FILE, ITEMS_FILE = "evaluation.json", "items.jsonl"
 
 # A run is resumed only if these fields are the same.
 _IDENTITY = ("kind", "model", "model_hash", "settings", "tasks", "data_hash", "seed", "verifier", "format")
 
-# The folders that this process holds. It may open one again: in a notebook, the traceback of an interrupted run keeps
-# the object that held the folder.
-_HELD: dict[Path, Hold] = {}
-
 
 class RunFolder:
     """A run that is being written; resumes the run in the folder if it is the same.
 
-    Nothing is written before `start`, so that a model that cannot be loaded leaves no run behind. From then on, or
-    from the beginning for a run that is resumed, no other process can write to the folder, until `finish` or `close`.
-    A context manager, which closes it.
+    Nothing is written before `start`, so that a model that cannot be loaded leaves no run behind. From then on, and
+    from the beginning where a run is resumed, other processes are kept out until `finish` or `release`.
 
     Args:
         path: The folder; created if it is missing.
@@ -60,13 +54,12 @@ class RunFolder:
 
     def __init__(self, path: str | Path, record: RunRecord):
         self.path = Path(path)
+        self._hold: Hold | None = None
         self._started = time.monotonic()
         self.done: dict[tuple[str, str], Item] = {}
         record = replace(record, created=record.created or _now(), git_revision=git_revision())
-        if issue := value_error(asdict(_as_read(record)), allow_nan=False):
-            raise InputError(f"the options of the run {self.path} cannot be written: {issue}")
-        self._written = (self.path / RECORD_FILE).is_file()
-        if self._written:
+        self._is_new = not (self.path / RECORD_FILE).is_file()
+        if not self._is_new:
             record = self._resume(record)
         elif self.path.exists() and (not self.path.is_dir() or any(map(_is_foreign, self.path.iterdir()))):
             raise InputError(
@@ -78,41 +71,33 @@ class RunFolder:
             check_writable(self.path)
         self.record = record
 
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave the folder to other processes."""
-        if hold := _HELD.pop(self.path.resolve(), None):
-            hold.release()
-
     @property
     def finished(self) -> bool:
         """Whether all items and the scores are written."""
         return self.record.finished is not None
 
     def start(self) -> None:
-        """Write the record, before anything is measured and whenever it changes.
-
-        Raises:
-            InputError: Another process writes to the folder, or began a run there in the meantime.
-        """
-        self._hold()
+        """Write the record, before anything is measured and whenever it changes."""
+        if self._hold is None:
+            self._take()
+            if self._is_new and (self.path / RECORD_FILE).is_file():
+                self.release()
+                raise InputError(
+                    f"{self.path}: another process has begun this run meanwhile; run the command again to go on with it"
+                )
         text = json.dumps(asdict(self.record), indent=2, ensure_ascii=False, default=str, allow_nan=False)
         write_whole(self.path / RECORD_FILE, text + "\n")
+        self._is_new = False
 
     def append(self, items: Iterable[Item]) -> None:
         """Append a batch of items; they are on the disk when this returns."""
         items = list(items)
-        self._hold()
         if not (self.path / RECORD_FILE).is_file():
             self.start()
+        lines = "".join(map(_line, items))
         try:
             with (self.path / ITEMS_FILE).open("a", encoding="utf-8") as file:
-                file.write("".join(map(_line, items)))
+                file.write(lines)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:  # of a full disk, which names no file
@@ -128,7 +113,6 @@ class RunFolder:
     ) -> Run:
         """Put the items into the order of the data, given by (task, id), and write the scores; see `RunRecord`."""
         items = [self.done[key] for key in order]
-        self._hold()
         if not (self.path / RECORD_FILE).is_file():
             self.start()
         write_whole(self.path / ITEMS_FILE, "".join(map(_line, items)))
@@ -136,7 +120,7 @@ class RunFolder:
         results = {"items": len(items), "scores": scores, "intervals": intervals, "groups": groups}
         self.record = replace(self.record, finished=_now(), **results)
         self.pause()
-        self.close()
+        self.release()
         return Run(self.path, self.record, items)
 
     def pause(self) -> None:
@@ -148,35 +132,29 @@ class RunFolder:
         self._started = now
         self.start()
 
-    def _hold(self) -> None:
-        """Take the folder for this process, and remove the drafts of a process that was killed."""
-        if self.path.resolve() in _HELD:
-            return
-        _HELD[self.path.resolve()] = hold_folder(self.path)
-        if not self._written and (self.path / RECORD_FILE).is_file():
-            self.close()
-            raise InputError(
-                f"another process began a run in {self.path} in the meantime; run the same command again to resume it"
-            )
-        self._written = True
+    def release(self) -> None:
+        """Leave the folder to other processes."""
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
+
+    def _take(self) -> None:
+        """Hold the folder, and remove the drafts of a process that was killed."""
+        self._hold = hold_folder(self.path)
         for draft in filter(_is_draft, self.path.iterdir()):
             draft.unlink()
 
     def _resume(self, record: RunRecord) -> RunRecord:
-        """Read the run in the folder, which is held if it is not finished.
-
-        Returns:
-            The record of that run, or the new one if that is another run without items.
-        """
-        if not _read_record(self.path).finished:
-            self._hold()
+        if _read_record(self.path).finished is None:
+            self._take()
         try:
-            return self._resumed(record)
+            return self._resume_held(record)
         except BaseException:
-            self.close()
+            self.release()
             raise
 
-    def _resumed(self, record: RunRecord) -> RunRecord:
+    def _resume_held(self, record: RunRecord) -> RunRecord:
+        """Read the items of the run in the folder; return its record, or the new one if another run has no items."""
         earlier = _read_record(self.path)
         items = _read_items(self.path, earlier.kind, partial=not earlier.finished)
         before, now = ({name: getattr(one, name) for name in _IDENTITY} for one in (earlier, _as_read(record)))
@@ -219,15 +197,15 @@ def read_run(path: str | Path) -> Run:
 
 def _read_record(path: Path) -> RunRecord:
     file = path / RECORD_FILE
-    values = parse_json(file.read_bytes(), f"{file} cannot be read")
+    values = read_json_file(file)
     version, writer = (values.get("format"), values.get("edit_trl")) if isinstance(values, dict) else (None, None)
     if version != FORMAT:
         raise InputError(
-            f"{file} has format {version!r}; edit_trl {installed_version('edit_trl')} reads format {FORMAT}. "
-            f"Run the evaluation again, or use the version that wrote it ({writer or 'not said'})"
+            f"{file} has format {show(version)}; edit_trl {installed_version('edit_trl')} reads format {FORMAT}. "
+            f"Run the evaluation again, or use the version that wrote it ({show(writer) if writer else 'not said'})"
         )
-    if issue := misfit(values, RunRecord):
-        raise InputError(f"{file} is not the record of a run: {issue}. Was it edited by hand? Run the evaluation again")
+    if (problem := checker(RunRecord)(values)) is not None:
+        raise InputError(f"{file} is not the record of a run: {problem.lstrip('.: ')}")
     return RunRecord(**values)
 
 
@@ -238,20 +216,21 @@ def _read_items(path: Path, kind: str, partial: bool = False) -> list[Any]:
         if partial:
             return []
         raise InputError(f"{file} is missing")
-    items: list[Any] = []
+    items = []
     *lines, rest = file.read_bytes().split(b"\n")
     if rest and not partial:
         raise InputError(f"{file}, line {len(lines) + 1}: cut short")
+    problem_of = checker(ITEMS[kind])
     for number, line in enumerate(lines, 1):
-        item = parse_json(line, f"{file}, line {number}")
-        if isinstance(item, dict) and type(item.get("id")) is int:  # earlier versions kept the type in the data
+        item = read_json(line, f"{file}, line {number}")
+        if isinstance(item, dict) and type(item.get("id")) is int:  # earlier versions kept the type of the data
             item["id"] = str(item["id"])
+        problem = problem_of(item)
+        if problem is None and kind == "evaluate" and not item["samples"]:
+            problem = ".samples: is empty"
+        if problem is not None:
+            raise InputError(f"{file}, line {number}: not an item of `edit-trl {kind}`: {problem.lstrip('.: ')}")
         items.append(item)
-    if not fits(items, ITEM_TYPES[kind]):
-        number, issue = next(
-            (number, issue) for number, item in enumerate(items, 1) if (issue := misfit(item, ITEM_TYPES[kind]))
-        )
-        raise InputError(f"{file}, line {number}: not an item of `edit-trl {kind}`: {issue}. Was it edited by hand?")
     return items
 
 

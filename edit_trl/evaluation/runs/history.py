@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError
-from edit_trl.common.json_text import parse_json
-from edit_trl.common.shapes import misfit
+from edit_trl.common.json_text import checker, read_json
 from edit_trl.common.options import nearest
 from edit_trl.evaluation.runs.folder import check_writable
 from edit_trl.evaluation.runs.schema import Run, RunKind
@@ -124,7 +123,9 @@ def check_history(file: str | Path | None) -> None:
     if not file.exists():
         return
     if not file.is_file():
-        raise InputError(f"{file} cannot be used as a history: it is no file; name another, or `history: null` for none")
+        raise InputError(
+            f"{file} cannot be used as a history: it is no file; name another, or null for none"
+        )
     with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
         if connection.execute("SELECT 1 FROM sqlite_master").fetchone():  # else another process is creating it
             _check(connection, file)
@@ -156,7 +157,7 @@ def read_history(
     with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
         _check(connection, file)
         values = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM runs ORDER BY finished, rowid").fetchall()
-    rows = [_row(cells, f"{file}, run {number}") for number, cells in enumerate(values, 1)]
+    rows = [_row(file, number, *row) for number, row in enumerate(values, 1)]
     rows = [
         row
         for row in rows
@@ -167,17 +168,14 @@ def read_history(
     return rows if last is None else rows[max(len(rows) - last, 0) :]
 
 
-def _row(cells: Sequence[Any], where: str) -> HistoryRow:
-    """Read a row, which may have been edited by hand: SQLite keeps any type in any column."""
-    values = dict(zip(_COLUMNS, cells, strict=True))
-    if isinstance(values["scores"], str):
-        values["scores"] = parse_json(values["scores"], f"{where}, `scores`")
-    if issue := misfit(values, HistoryRow):
-        raise InputError(
-            f"{where} ({values['path']!r}) was not written by edit-trl: {issue}; mend or delete this row, or name "
-            "another file"
-        )
-    return HistoryRow(**values)
+def _row(file: Path, number: int, *values: Any) -> HistoryRow:
+    place = f"{file}, run {number}"
+    fields = dict(zip(_COLUMNS, values, strict=True))
+    if isinstance(fields["scores"], str):
+        fields["scores"] = read_json(fields["scores"], f"{place}, scores")
+    if (problem := checker(HistoryRow)(fields)) is not None:
+        raise InputError(f"{place}: {problem.lstrip('.: ')}; mend it, or name another file")
+    return HistoryRow(**fields)
 
 
 def with_score(rows: Sequence[HistoryRow], score: str) -> list[HistoryRow]:

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from edit_trl.common.errors import raise_problems
+from edit_trl.common.checks import seed_range
 from edit_trl.common.files import content_hash
-from edit_trl.common.json_text import value_error
+from edit_trl.common.options import Options
 from edit_trl.evaluation.runs.schema import RunKind, RunRecord
 from edit_trl.models.cluster.cluster import Engine, engine_problems
 from edit_trl.models.loading import NF4, ModelSource
@@ -17,13 +17,14 @@ from edit_trl.models.loading import NF4, ModelSource
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 # Options that do not change what is measured.
-_INCIDENTAL = ("name", "output_dir", "history", "device", "batch_size", "batching", "harness", "engine", "actors")
-# Samples add their number to the seed, and SQLite holds integers of 64 bits.
-_LARGEST_SEED = 2**62
+_INCIDENTAL = (
+    *("name", "output_dir", "history", "device", "batch_size", "batching", "harness", "engine", "actors"),
+    "allow_unanswered",
+)
 
 
 @dataclass(frozen=True)
-class MeasuredModel:
+class MeasuredModel(Options):
     """A model that is measured, and where the run is saved.
 
     Attributes:
@@ -60,18 +61,11 @@ class MeasuredModel:
     trust_remote_code: bool = False
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        raise_problems(self.errors())
-
     def errors(self) -> Iterator[str]:
-        """Yield a message for each thing that is wrong with the options."""
+        """See `Options.errors`."""
         if not self.model:
             yield "`model` is missing: a path, a Hub id, or the name of a model at `base_urls`"
-        if not abs(self.seed) < _LARGEST_SEED:
-            yield f"`seed` must be between -2^62 and 2^62, which files and generators can hold, got {self.seed}"
-        for name in ("model", "name", "output_dir", "history"):
-            if issue := value_error(getattr(self, name)):
-                yield f"`{name}` cannot be written to the files of a run: {issue}"
+        yield from seed_range(seed=self.seed)
         yield from engine_problems(self.engine, self.actors, self.device)
 
     @property
@@ -108,5 +102,5 @@ class MeasuredModel:
             tasks=tasks,
             data_hash=data_hash,
             recipe_hash=content_hash(options),
-            seed=self.seed,
+            seed=self.seed or 0,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,10 +16,8 @@ FORMAT = 1
 
 RunKind = Literal["evaluate", "suite"]
 
-# `edit_trl.common.shapes` checks these types where a run is read.
-Span = Annotated[list[int], range(2, 3)]
-Interval = Annotated[list[float], range(2, 3)]
-Prompt = str | list[dict[str, Any]]
+Span = Annotated[list[int], 2]
+"""[start, end) characters."""
 
 
 class Sample(TypedDict):
@@ -51,7 +48,7 @@ class EvaluateItem(TypedDict):
 
     task: str
     id: str
-    prompt: Prompt
+    prompt: str | list[dict[str, str]]
     answer: str
     answer_type: str
     mistake: list[str] | None
@@ -61,7 +58,7 @@ class EvaluateItem(TypedDict):
     lenient_verdict: Verdict
     lenient_value: str | None
     cut_off: int
-    samples: Annotated[list[Sample], range(1, sys.maxsize)]
+    samples: list[Sample]
 
 
 class Logps(TypedDict):
@@ -104,8 +101,8 @@ class Continuation(TypedDict):
 class TokenLogps(TypedDict):
     """[start, end, log-probability] of each token of a chain; tokens outside the text have an empty span."""
 
-    chosen: list[Annotated[list[float], range(3, 4)]]
-    rejected: list[Annotated[list[float], range(3, 4)]]
+    chosen: list[Annotated[list[float], 3]]
+    rejected: list[Annotated[list[float], 3]]
 
 
 class SuiteItem(TypedDict):
@@ -118,7 +115,7 @@ class SuiteItem(TypedDict):
 
     task: str
     id: str
-    prompt: Prompt
+    prompt: str | list[dict[str, str]]
     chosen: str
     rejected: str
     answer: str | None
@@ -138,7 +135,8 @@ class SuiteItem(TypedDict):
 
 Item = EvaluateItem | SuiteItem
 
-ITEM_TYPES: dict[RunKind, type] = {"evaluate": EvaluateItem, "suite": SuiteItem}
+ITEMS: dict[str, type] = {"evaluate": EvaluateItem, "suite": SuiteItem}
+"""What an item is, by kind of run."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,7 @@ class RunRecord:
     seconds: float = 0.0
     items: int = 0
     scores: dict[str, float | None] = field(default_factory=dict)
-    intervals: dict[str, Interval] = field(default_factory=dict)
+    intervals: dict[str, Annotated[list[float], 2]] = field(default_factory=dict)
     groups: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
 
 

@@ -47,9 +47,7 @@ def measure_suite(
         InputError: The options, the pairs or the model are wrong, or an endpoint failed for good.
         FloatingPointError: A log-probability is not finite; names the pair.
     """
-    check_history(arguments.history)
-    rows, source = _read_rows(arguments, recipe_folder)
-    client = _client(arguments, endpoint) if endpoint.base_urls else None
+    rows, source, client = read_inputs(arguments, endpoint, recipe_folder)
     weights_hash = client.address if client else model_hash(arguments.model)
     if client:
         tokenizer, positions = load_tokenizer(arguments.tokenizer, trust_remote_code=arguments.trust_remote_code), None
@@ -74,12 +72,28 @@ def measure_suite(
         tasks={case.task: SUITE_VERSION for case in cases},
         data_hash=content_hash([case.content() for case in cases]),
     )
-    with RunFolder(arguments.folder, record) as folder:
-        if folder.finished:
-            say(f"{folder.path} is finished ({folder.record.finished}), nothing to score")
-        else:
-            score_cases(cases, _scorer(arguments, client, limits, record, tokenizer, cases), folder=folder)
-        return finish_run(folder, cases, arguments.history)
+    folder = RunFolder(arguments.folder, record)
+    if folder.finished:
+        say(f"{folder.path} is finished ({folder.record.finished}), nothing to score")
+    else:
+        score_cases(cases, _scorer(arguments, client, limits, record, tokenizer, cases), folder=folder)
+    return finish_run(folder, cases, arguments.history)
+
+
+def read_inputs(
+    arguments: SuiteArguments, endpoint: EndpointArguments, recipe_folder: Path
+) -> tuple[Iterable[Mapping[str, Any]], str, CompletionTeacher | None]:
+    """Read what a recipe names; nothing is loaded or sent.
+
+    Returns:
+        The dual CoTs, their name in messages, and the model at an endpoint if there is one.
+
+    Raises:
+        InputError: The history, the pairs or the endpoint cannot be used.
+    """
+    check_history(arguments.history)
+    rows, source = _read_rows(arguments, recipe_folder)
+    return rows, source, _client(arguments, endpoint) if endpoint.base_urls else None
 
 
 def _read_rows(arguments: SuiteArguments, recipe_folder: Path) -> tuple[Iterable[Mapping[str, Any]], str]:
@@ -96,13 +110,7 @@ def _read_rows(arguments: SuiteArguments, recipe_folder: Path) -> tuple[Iterable
 
 
 def _client(arguments: SuiteArguments, endpoint: EndpointArguments) -> CompletionTeacher:
-    client = CompletionTeacher(
-        endpoint.model or "",
-        endpoint.base_urls,
-        api_key_env=endpoint.api_key_env,
-        timeout=endpoint.timeout,
-        extra_body=endpoint.extra_body,
-    )
+    client = endpoint.endpoint(kind=CompletionTeacher)
     if arguments.actors is not None:
         raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
     if arguments.tokenizer is None:
