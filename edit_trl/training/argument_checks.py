@@ -1,13 +1,10 @@
 """Checks of the arguments of `DualCoTTrainer`."""
 
-from pathlib import Path
-
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from edit_trl.common.errors import raise_problems
-from edit_trl.models.adapters import ADAPTER_CONFIG
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import HONOURED
@@ -64,11 +61,6 @@ def _option_problems(model, args: DualCoTConfig, compute_metrics) -> list[str]:
         ]
     if isinstance(model, nn.Module) and args.model_init_kwargs:
         problems.append("`model_init_kwargs` are for a model that the trainer loads; this one is loaded. Remove them")
-    if isinstance(model, str) and (Path(model) / ADAPTER_CONFIG).is_file():
-        problems.append(
-            f"{model} is an adapter; load it with its model, as `AutoPeftModelForCausalLM.from_pretrained({model!r}, "
-            "is_trainable=True)`, or train it with `train_recipe`"
-        )
     return problems
 
 
