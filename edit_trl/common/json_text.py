@@ -41,8 +41,11 @@ def read_json(text: str | bytes, place: str, *, finite: bool = True) -> Any:
         value = json.loads(text, parse_constant=_refuse if finite else None)
     except RecursionError:
         raise InputError(f"{place}: its lists or objects are nested too deeply to be read") from None
-    except ValueError as error:  # also bytes that are not UTF-8, and an integer of thousands of digits
-        raise InputError(f"{place}: not JSON: {str(error).split(';')[0]}") from error
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise InputError(f"{place}: not JSON: {error.msg} ({line}column {error.colno})") from error
+    except ValueError as error:  # bytes that are not UTF-8, an integer of thousands of digits, or NaN
+        raise InputError(f"{place}: cannot be read: {str(error).split(';')[0]}") from error
     if "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > MAX_DEPTH:
         for column, part in value.items() if isinstance(value, dict) else enumerate([value]):
             if (problem := _unstorable([column, part])) is not None:
@@ -110,9 +113,7 @@ def checker(annotation: Any) -> Checker:
         return _fields({name: checker(hint) for name, hint in hints.items()})
     noun, kinds, limit = _SCALARS[annotation]
     return lambda value: (
-        None
-        if type(value) in kinds and (limit is None or abs(value) < limit)
-        else f": {show(value)} is no {noun}" + (f" below {limit:.0e}" if type(value) in kinds else "")
+        None if type(value) in kinds and (limit is None or abs(value) < limit) else f": {show(value)} is no {noun}"
     )
 
 

@@ -349,7 +349,7 @@ def test_json_nested_too_deep(tmp_path, name):
     (tmp_path / name).write_text("[" * 100_000)
     [problem] = problems_of(load_dual_cots, tmp_path / name)
     assert problem.startswith(str(tmp_path / name))
-    assert "recursion" in problem
+    assert "nested too deeply" in problem
 
 
 def test_damaged_saved_dataset(tmp_path):

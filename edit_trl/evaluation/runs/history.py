@@ -123,9 +123,7 @@ def check_history(file: str | Path | None) -> None:
     if not file.exists():
         return
     if not file.is_file():
-        raise InputError(
-            f"{file} cannot be used as a history: it is no file; name another, or null for none"
-        )
+        raise InputError(f"{file} cannot be used as a history: it is no file; name another, or null for none")
     with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
         if connection.execute("SELECT 1 FROM sqlite_master").fetchone():  # else another process is creating it
             _check(connection, file)
