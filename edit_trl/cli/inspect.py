@@ -53,11 +53,12 @@ def _show(pairs: list[Pair], selection: list[Pair], options: argparse.Namespace)
     unit = "tokens" if options.tokenizer else "words"
     content = (options.dataset, pairs, selection, unit, options.method)
     if options.html:
+        from edit_trl.cli.report import say_written
         from edit_trl.evaluation.report import write_pairs
 
         path = write_pairs(selection, options.html, title=options.dataset, method=options.method, unit=unit)
         count = f"{len(selection)} pair{'' if len(selection) == 1 else 's'}"
-        print(f"{path.resolve()}: {count}, {path.stat().st_size / 1e6:.1f} MB")
+        say_written(path, count)
     elif not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         _print_plain(*content)
     elif sys.stdin.isatty() and find_spec("termios"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edit_trl.cli.parser import Parser
+from edit_trl.common.files import is_stream
 
 if TYPE_CHECKING:
     from edit_trl.evaluation.report.training_history import TrainingRun
@@ -32,13 +33,21 @@ def main(argv: list[str] | None = None) -> int:
     runs, training = read_folders(options.runs)
     title = options.title or _title(runs, training)
     path = write_report(runs, options.output, training, title=title)
-    print(f"{path.resolve()}: {_counted(runs, training)}, {path.stat().st_size / 1e6:.1f} MB")
+    say_written(path, _counted(runs, training))
     if options.open:
         import webbrowser
 
         if not webbrowser.open(path.resolve().as_uri()):
             print("no browser was found to open it", file=sys.stderr)
     return 0
+
+
+def say_written(path: Path, contents: str) -> None:
+    """Say what was written; on stderr where the page itself may have gone to stdout."""
+    if is_stream(path):
+        print(f"{path}: {contents}", file=sys.stderr)
+    else:
+        print(f"{path.resolve()}: {contents}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _title(runs: list[Run], training: list[TrainingRun]) -> str:

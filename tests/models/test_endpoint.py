@@ -295,8 +295,8 @@ def test_bad_endpoints(model, urls, message, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"timeout": float("inf")}, "`timeout` must be finite, got inf"),
-        ({"timeout": float("nan")}, "`timeout` must be a number, got nan"),
+        ({"timeout": float("inf")}, "`timeout` must be a finite number, got inf"),
+        ({"timeout": float("nan")}, "`timeout` must be a finite number, got nan"),
         ({"timeout": 0}, "`timeout` must be positive, got 0"),
         ({"extra_body": {"a": float("nan")}}, "`extra_body` cannot be sent as JSON"),
         ({"extra_body": {"a": {datetime(2026, 1, 1, tzinfo=UTC)}}}, "`extra_body` cannot be sent as JSON"),
@@ -323,8 +323,8 @@ def test_a_key_that_no_header_can_hold(monkeypatch):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"temperature": float("inf")}, "`temperature` must be finite"),
-        ({"temperature": float("nan")}, "`temperature` must be a number"),
+        ({"temperature": float("inf")}, "`temperature` must be a finite number"),
+        ({"temperature": float("nan")}, "`temperature` must be a finite number"),
         ({"top_p": 0.0}, "`top_p` must be above 0"),
         ({"max_tokens": 0}, "`max_tokens` must be at least 1"),
     ],

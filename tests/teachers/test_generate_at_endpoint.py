@@ -63,11 +63,10 @@ def test_half_of_a_character_is_refused_with_its_row(tmp_path, capsys, column):
 def test_half_of_a_character_elsewhere_costs_nothing(tmp_path, capsys):
     server = ChatServer(solve)
     with running(server) as url:
-        path = recipe(tmp_path, url, system_prompt="half \ud83d")
-        assert generate(path) == 2
-        assert "holds '\\ud83d', half of a character" in capsys.readouterr().err
-        (tmp_path / "e.yaml").write_text('- {question: "q\\ud83d", chain: "The answer is 4.", answer: "4"}\n')
-        assert generate(recipe(tmp_path, url, exemplars="e.yaml")) == 2
+        assert generate(recipe(tmp_path, url, system_prompt="half \ud83d")) == 2
+        assert "a lone surrogate is no character" in capsys.readouterr().err
+        (tmp_path / "e.jsonl").write_text('{"question": "q\\ud83d", "chain": "The answer is 4.", "answer": "4"}\n')
+        assert generate(recipe(tmp_path, url, exemplars="e.jsonl")) == 2
         assert "entry 1, column 'question': holds half of a character" in capsys.readouterr().err
     assert server.seen == 0
 
@@ -110,18 +109,6 @@ def test_failures_are_told_as_such(tmp_path, capsys):
     assert "3 failed" in shown
     assert "from the journal" not in shown
     assert "3 requests got no answer, the first in annotate of row 1: status 422: we are closed" in shown
-
-
-def test_a_seed_beyond_sqlite_costs_nothing_twice(tmp_path):
-    server = ChatServer(solve)
-    server.keep_bodies = True
-    with running(server) as url:
-        path = recipe(tmp_path, url, questions=4, seed=2**63 - 1, send_seed=True, samples=2, rectify="none")
-        assert generate(path) == 0
-        seen = server.seen
-        assert generate(path) == 0
-    assert seen == server.seen
-    assert {body["seed"] for body in server.bodies} == {2**63 - 1, 2**63}
 
 
 def test_a_budget_without_counts_is_kept(tmp_path, capsys):
