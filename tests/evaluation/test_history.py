@@ -1,6 +1,7 @@
 """The index of runs: what is kept of each, several processes at once, and files that are something else."""
 
 import multiprocessing
+import os
 import sqlite3
 from dataclasses import replace
 
@@ -156,3 +157,12 @@ def test_a_row_that_was_edited_is_named_with_its_column(tmp_path, change, expect
     connection.close()
     with pytest.raises(InputError, match=expected):
         read_history(file)
+
+
+def test_a_place_that_cannot_be_written_is_known_before(tmp_path):
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="it is no file"):
+        check_history(tmp_path / "pipe")
+    with pytest.raises(PermissionError, match="/proc/self"):
+        check_history("/proc/self/fdinfo/history.sqlite")
