@@ -215,7 +215,7 @@ def test_git_revision(tmp_path, monkeypatch):
         ({"task": [1]}, "task: [1] (list) is no text"),
         ({"samples": []}, "samples: is empty"),
         ({"samples": [5]}, "samples[0]: 5 (int) is no object"),
-        ({"cut_off": float("nan")}, "not JSON: NaN is no number of JSON"),
+        ({"cut_off": float("nan")}, "cannot be read: NaN is no number of JSON"),
         ({"cut_off": None}, "cut_off: None (NoneType) is no integer"),
     ],
 )
@@ -295,7 +295,7 @@ def test_settings_and_seeds_that_nothing_else_can_hold(tmp_path):
     with pytest.raises(InputError, match=r"evaluation.json, 'settings': its lists or objects are nested too deeply"):
         read_run(tmp_path)
     spoil_record(tmp_path, settings={}, seed=2**70)
-    with pytest.raises(InputError, match="is not the record of a run: seed: .* is no integer"):
+    with pytest.raises(InputError, match=r"is not the record of a run: seed: .* is no integer"):
         read_run(tmp_path)
 
 
@@ -304,5 +304,5 @@ def test_numbers_that_no_statistics_can_take(tmp_path, value):
     finished_run(tmp_path / "run", [suite_item(0, 0.5)], kind="suite")
     file = tmp_path / "run" / "items.jsonl"
     file.write_text(file.read_text().replace('"margin": 0.5', f'"margin": {value}', 1))
-    with pytest.raises(InputError, match="line 1: not an item of `edit-trl suite`: margin: .* is no number"):
+    with pytest.raises(InputError, match=r"line 1: not an item of `edit-trl suite`: margin: .* is no number"):
         read_run(tmp_path / "run")
