@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.files import write_whole
 
@@ -54,11 +55,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl compare",
         description="Compare runs of evaluate or suite with a baseline, item by item.",
         epilog="Exit code: 0, 1 where a gate failed, 2 where the runs cannot be compared.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     runs = (

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -116,11 +117,10 @@ def _filtered(pairs: list[Pair], options: argparse.Namespace) -> list[Pair]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl inspect",
         description="Show dual CoTs: statistics of all pairs, then each pair with its key steps. In a "
         "terminal the arrow keys browse the pairs; in a pipe they are printed as plain text.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="a file, a folder saved by datasets, or a Hub id")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.parser import Parser
 from edit_trl.common.files import is_stream
 
 if TYPE_CHECKING:
@@ -62,11 +63,10 @@ def _counted(runs: list[Run], training: list[TrainingRun]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl report",
         description="Write runs as one HTML page: scores with intervals, learning curves, flips between "
         "models, and every item.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     runs = "folders of runs of evaluate, suite and train, in any mix; or folders of such folders"

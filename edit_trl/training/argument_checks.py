@@ -1,6 +1,8 @@
 """Checks of the arguments of `DualCoTTrainer`."""
 
+from accelerate.utils import is_peft_model
 from datasets import Dataset
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -34,7 +36,10 @@ def check_arguments(model, args, train_dataset, peft_config, data_collator, comp
     elif not len(train_dataset):
         problems.append("`train_dataset` has no rows")
     targets = getattr(peft_config, "target_modules", None) or ()
-    if "lm_head" in ([targets] if isinstance(targets, str) else targets):
+    adapted = isinstance(model, nn.Module) and is_peft_model(model)
+    if "lm_head" in ([targets] if isinstance(targets, str) else targets) or (
+        adapted and isinstance(model.get_output_embeddings(), BaseTunerLayer)
+    ):
         problems.append(
             "LoRA on `lm_head` would never be trained: log-probabilities are computed from its weight "
             "directly. Remove 'lm_head' from the target modules ('all-linear' leaves it out)"
@@ -64,7 +69,8 @@ def _option_problems(model, args: DualCoTConfig, compute_metrics) -> list[str]:
     return problems
 
 
-def tell_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set the pad token of a model's configurations to the tokenizer's, as TRL does for its own collator."""
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+def tell_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: DualCoTConfig) -> None:
+    """Set the `pad_token` of the options in a model's configurations, as TRL does for its own collator."""
+    if args.pad_token is not None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -143,7 +143,8 @@ def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
         )
     renamed = [{mapping.get(column, column): value for column, value in row.items()} for row in rows]
     types = task.answer_types or {}
-    return [row | {"answer_type": row.get("answer_type") or types.get(row.get("task"))} for row in renamed]
+    # A task that is no text is refused with the other columns.
+    return [row | {"answer_type": row.get("answer_type") or types.get(str(row.get("task")))} for row in renamed]
 
 
 def _questions(task: TaskFile, name: str) -> list[Question]:
