@@ -124,5 +124,5 @@ def test_a_page_goes_to_a_pipe_or_standard_output_as_it_is(folder):
             assert Path("pipe").is_fifo()
         assert f"{output}: 1 run with" in done.stderr
         page = Path("page.html").read_text()
-        assert page.startswith("<!doctype html>")
+        assert page.startswith("<!DOCTYPE html>")
         assert page.rstrip().endswith("</html>")
