@@ -165,7 +165,9 @@ def _encode_chain(
         ids, places = _encode(text[len(prompt) :], tokenizer, special=False)
         ids = prompt_ids + ids
         places = places and [(0, 0)] * len(prompt_ids) + [(a + len(prompt), b + len(prompt)) for a, b in places]
-    end = begin + len(chain)
+    # Templates may strip the end of the text, too.
+    stop = begin + len(chain.rstrip())
+    end = stop + common_prefix(text[stop:], chain[len(chain.rstrip()) :])
     offsets = places and [
         (max(a, begin) - begin, min(b, end) - begin) if a < end and b > begin else (0, 0) for a, b in places
     ]

@@ -95,10 +95,7 @@ def read_base_name(adapter: str) -> str | None:
     from peft import PeftConfig
 
     with one_line_errors(f"{adapter}: its {ADAPTER_CONFIG}"):
-        name = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    if not isinstance(name, str | None):
-        raise InputError(f"{adapter}: `base_model_name_or_path` in {ADAPTER_CONFIG} is no text: {show(name)}")
-    return name
+        return PeftConfig.from_pretrained(adapter).base_model_name_or_path
 
 
 def put_on(base: PreTrainedModel, adapter: str, *, is_trainable: bool = False) -> PeftModel:

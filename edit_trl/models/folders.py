@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.errors import InputError, brief, raise_problems
+from edit_trl.common.errors import InputError, brief, raise_problems, show
 from edit_trl.common.hub_ids import refuse_missing_folder
 
 _INDEX = "model.safetensors.index.json"
@@ -43,6 +43,8 @@ def _json_problems(folder: Path) -> Iterator[str]:
             continue
         if not isinstance(value, dict):
             yield f"{file} holds no JSON object but a {type(value).__name__}"
+        elif not isinstance(base := value.get("base_model_name_or_path"), str | None):
+            yield f"`base_model_name_or_path` in {file} is no text: {show(base)}"
         elif file.name == _INDEX:
             yield from _shard_problems(folder, value.get("weight_map"))
 

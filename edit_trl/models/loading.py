@@ -150,8 +150,7 @@ def _load_complete(
     own = {re.sub(r"\d+", "0", name) for name in loaded.state_dict()}
     others = sorted(name for name in report["unexpected_keys"] if re.sub(r"\d+", "0", name) in own)
     problems = [
-        f"{subject}: weights {what} ({len(names)}): "
-        f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}; {way_out}"
+        f"{subject}: weights {what} ({len(names)}): {', '.join(names[:4])}{', ...' * (len(names) > 4)}; {way_out}"
         for names, what, way_out in (
             (missing, "are missing in its files", "a part of the model would be random. Download or save it again"),
             (shapes, "have other shapes in its files than config.json says", "take both from the same model"),
@@ -197,7 +196,13 @@ def load_processor(
     """Load the processor of a model that also sees or hears, and the tokenizer of any other; see `load_tokenizer`."""
     from transformers import AutoProcessor
 
-    return _load_text_processing(AutoProcessor, model, base, revision, trust_remote_code, "model_name_or_path")
+    option = "model_name_or_path"
+    try:
+        return _load_text_processing(AutoProcessor, model, base, revision, trust_remote_code, option)
+    except InputError:
+        # transformers does not say why where it is the tokenizer that is broken.
+        load_tokenizer(model, base, revision=revision, trust_remote_code=trust_remote_code, option=option)
+        raise
 
 
 def _load_text_processing(

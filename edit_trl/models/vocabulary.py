@@ -34,6 +34,6 @@ def check_vocabulary(
     if unknown:
         names = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(unknown[:5]))
         raise InputError(
-            f"the tokenizer ({tokenizer.name_or_path}) uses {len(unknown)} tokens that are not among the {count} of "
-            f"the model: {names}; take the model's own tokenizer, or resize the model's embeddings and train them"
+            f"the tokenizer ({tokenizer.name_or_path}) uses {len(unknown)} tokens that are not among the model's "
+            f"{count}: {names}; take the model's own tokenizer, or resize the model's embeddings and train them"
         )

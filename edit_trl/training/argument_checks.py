@@ -1,7 +1,5 @@
 """Checks of the arguments of `DualCoTTrainer`."""
 
-from pathlib import Path
-
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -9,7 +7,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from edit_trl.common.errors import raise_problems
-from edit_trl.models.adapters import ADAPTER_CONFIG
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import HONOURED
@@ -69,15 +66,11 @@ def _option_problems(model, args: DualCoTConfig, compute_metrics) -> list[str]:
         ]
     if isinstance(model, nn.Module) and args.model_init_kwargs:
         problems.append("`model_init_kwargs` are for a model that the trainer loads; this one is loaded. Remove them")
-    if isinstance(model, str) and (Path(model) / ADAPTER_CONFIG).is_file():
-        problems.append(
-            f"{model} is an adapter; load it with its model, as `AutoPeftModelForCausalLM.from_pretrained({model!r}, "
-            "is_trainable=True)`, or train it with `train_recipe`"
-        )
     return problems
 
 
-def tell_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set the pad token of a model's configurations to the tokenizer's, as TRL does for its own collator."""
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+def tell_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: DualCoTConfig) -> None:
+    """Set the `pad_token` of the options in a model's configurations, as TRL does for its own collator."""
+    if args.pad_token is not None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id

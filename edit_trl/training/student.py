@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 
 from edit_trl.common.errors import InputError
+from edit_trl.key_steps import SIDES
 from edit_trl.models.adapters import adapter_base
 from edit_trl.models.chat_templates import check_template, share_template
 from edit_trl.models.loading import check_student, load_processor, load_tokenizer, load_trainable
+from edit_trl.models.vocabulary import check_vocabulary
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.quantization import keep_unpacked
 
@@ -24,13 +28,19 @@ def settle_processing(
     processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
     model: str | PreTrainedModel,
     args: DualCoTConfig,
-) -> PreTrainedTokenizerBase | ProcessorMixin:
-    """Return the tokenizer or processor of a student, with the pad token of its training.
+    *,
+    adapted: bool,
+) -> tuple[PreTrainedTokenizerBase | ProcessorMixin, dict[str, str | None]]:
+    """Settle the tokenizer or processor of a student, its special tokens and its chat template.
 
     Args:
         processing_class: As it was given; the model's own is loaded where None.
         model: A path or Hub id, which is checked, or a model.
         args: The options of the training.
+        adapted: Whether an adapter is trained.
+
+    Returns:
+        The tokenizer or processor, and options that TRL must be given other values of; see `_take_template`.
 
     Raises:
         InputError: The student or its tokenizer cannot be used.
@@ -51,21 +61,16 @@ def settle_processing(
         raise InputError(
             f"the tokenizer ({tokenizer.name_or_path}) has neither a pad token nor an EOS token; set `eos_token`"
         )
-    return processing_class
+    return processing_class, _take_template(processing_class, args, adapted)
 
 
-def take_template(
-    processing_class: PreTrainedTokenizerBase | ProcessorMixin, args: DualCoTConfig, *, adapted: bool
+def _take_template(
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin, args: DualCoTConfig, adapted: bool
 ) -> dict[str, str | None]:
     """Take over the chat template that `chat_template_path` names, unless it brings tokens, which TRL then adds.
 
     TRL resizes the embeddings in any case, for which an adapter has to hold them and the LM head: not here, where the
     student is adapted and has the tokens.
-
-    Args:
-        processing_class: The student's; its template is replaced.
-        args: The options of the training.
-        adapted: Whether an adapter is trained.
 
     Returns:
         The options that TRL must be given: `chat_template_path`, None where it has nothing to do, and `eos_token`.
@@ -128,6 +133,16 @@ def check_added_tokens(model: "PreTrainedModel | PeftModel", path: str) -> None:
             f"`chat_template_path: {path}` brings tokens that the student does not have, which LoRA cannot teach this "
             f"one: {obstacle}. Train all weights (`use_peft: false`), or take a template without new tokens"
         )
+
+
+def check_rows(model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> None:
+    """Check that a model has an embedding for the tokens of prepared rows, and for the one that pads them.
+
+    Raises:
+        InputError: It has not.
+    """
+    ids = chain.from_iterable(rows[f"{part}_ids"] for part in ("prompt", *SIDES))
+    check_vocabulary(model, tokenizer, chain(ids, [[tokenizer.pad_token_id]]))
 
 
 @contextmanager

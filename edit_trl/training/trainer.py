@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from edit_trl.models.chat_templates import share_template
 from edit_trl.models.pairs.collation import EXAMPLE_COLUMNS, DualCoTCollator
 from edit_trl.models.pairs.noise import noisy_embeddings
 from edit_trl.models.pairs.scoring import PairLogps, PairScorer, make_pair_scorer
-from edit_trl.models.vocabulary import check_vocabulary
 from edit_trl.training import fork_selection
 from edit_trl.training.argument_checks import check_arguments, tell_padding
 from edit_trl.training.config import DualCoTConfig
@@ -46,13 +44,7 @@ from edit_trl.training.reference import add_scores, pair_scores, reference_score
 from edit_trl.training.resuming.resumable import ResumableTrainer
 from edit_trl.training.run_log import LoggingMixin, RunLog, is_logged
 from edit_trl.training.sampling import check_budget, length_groups, own_pairs, pair_lengths, train_batches
-from edit_trl.training.student import (
-    check_added_tokens,
-    load_student,
-    replaced_options,
-    settle_processing,
-    take_template,
-)
+from edit_trl.training.student import check_added_tokens, check_rows, load_student, replaced_options, settle_processing
 
 
 class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
@@ -212,10 +204,9 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         name = model if isinstance(model, str) else model.config._name_or_path
         args = args or DualCoTConfig(f"{Path(name).name or 'student'}-EDIT")
         check_arguments(model, args, train_dataset, peft_config, data_collator, compute_metrics)
-        processing_class = settle_processing(processing_class, model, args)
-        tokenizer = share_template(processing_class)
         adapted = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
-        options = take_template(processing_class, args, adapted=adapted)
+        processing_class, options = settle_processing(processing_class, model, args, adapted=adapted)
+        tokenizer = share_template(processing_class)
 
         self.preparation_reports: dict[str, PreparationReport] = {}
         self._examples, self._conversational = [], False  # for the card
@@ -247,12 +238,10 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
+        check_rows(self.model, tokenizer, self.train_dataset)
         keep_unpacked(self.model)
-        ids = chain.from_iterable(self.train_dataset[f"{part}_ids"] for part in ("prompt", *SIDES))
-        check_vocabulary(self.model, tokenizer, chain(ids, [[tokenizer.pad_token_id]]))
         settle_adapter_dtype(self.model, args.fp16)
-        if args.pad_token is not None:
-            tell_padding(self.model, tokenizer)
+        tell_padding(self.model, tokenizer, args)
         self.neftune_noise_alpha = None  # `train` adds the noise; the Trainer's is that of a row
         self.score_pairs = self._pair_scorer()
         self._score_before_training()

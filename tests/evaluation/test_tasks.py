@@ -158,3 +158,15 @@ def test_the_same_id_twice(folder):
     (folder / "questions.jsonl").write_text(json.dumps(QUESTIONS[0]) * 1 + "\n" + json.dumps(QUESTIONS[0]))
     with pytest.raises(InputError, match="id 'sum' occurs 2 times"):
         read(write(folder))
+
+
+def test_plain_worked_examples_end_where_another_question_begins(folder):
+    plain = {"exemplars": "shots.jsonl", "prompt": "Q: {question}"}
+    tasks = read(write(folder, **plain), conversational=False)
+    assert tasks.stop == {"sums": ("\n\nQ:",), "parity": ("\n\nQ:",)}
+    assert read(write(folder, exemplars="shots.jsonl"), conversational=False).stop["sums"] == ("\n\n",)
+    assert read(write(folder, **plain)).stop["sums"] == ()  # turns of a conversation end by themselves
+    assert read(write(folder, prompt="Q: {question}"), conversational=False).stop["sums"] == ()
+    chain = "First.\n\nQ: is the letter. The answer is 2."
+    (folder / "shots.jsonl").write_text(json.dumps(EXEMPLARS[0] | {"chain": chain}) + "\n")
+    assert read(write(folder, **plain), conversational=False).stop["sums"] == ()  # it tells no question apart

@@ -283,7 +283,7 @@ def _resolve(stage: str | None, values: dict[str, Any], left_out: tuple[str, ...
             problems += error.problems
         # What TRL and transformers raise for bad options, and for files that options name
         except (ValueError, TypeError, ImportError, OSError) as error:
-            problems.append(str(error))
+            problems.append(" ".join(str(error).split()))
     problems += run_problems(values, trainer)
     if problems:
         raise InputError(problems)
