@@ -43,6 +43,7 @@ class ChatServer:
         seen: Requests in all.
         most_in_flight: At once.
         keys: Authorization headers.
+        models: Status and body of the list of models.
     """
 
     def __init__(self, answer: Callable = lambda body: "fine", fault: Callable = lambda n, body: None, delay=0.0):
@@ -52,6 +53,7 @@ class ChatServer:
         self.keys: set[str] = set()
         self.bodies: list[dict] = []
         self.keep_bodies = False
+        self.models = f"200 {json.dumps({'object': 'list', 'data': [{'id': MODEL, 'object': 'model'}]})}"
 
     async def start(self, port: int = 0) -> int:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, backlog=1024)
@@ -84,7 +86,8 @@ class ChatServer:
 
     async def _reply(self, line: str, content: bytes, writer: asyncio.StreamWriter) -> None:
         if line.startswith("GET"):
-            await _send(writer, 200, json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]}))
+            status, _, text = self.models.partition(" ")
+            await _send(writer, int(status), text)
             return
         self.seen += 1
         body = json.loads(content)

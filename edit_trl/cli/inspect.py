@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import textwrap
@@ -11,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,11 +53,12 @@ def _show(pairs: list[Pair], selection: list[Pair], options: argparse.Namespace)
     unit = "tokens" if options.tokenizer else "words"
     content = (options.dataset, pairs, selection, unit, options.method)
     if options.html:
+        from edit_trl.cli.report import say_written
         from edit_trl.evaluation.report import write_pairs
 
         path = write_pairs(selection, options.html, title=options.dataset, method=options.method, unit=unit)
         count = f"{len(selection)} pair{'' if len(selection) == 1 else 's'}"
-        print(f"{path.resolve()}: {count}, {path.stat().st_size / 1e6:.1f} MB")
+        say_written(path, count)
     elif not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         _print_plain(*content)
     elif sys.stdin.isatty() and find_spec("termios"):
@@ -85,16 +86,10 @@ def _print_plain(source: str, pairs: list[Pair], selection: list[Pair], unit: st
 
 
 def _load(options: argparse.Namespace) -> Dataset:
+    from edit_trl.common.options import read_mapping
     from edit_trl.data.dual_cots import DatasetSource
 
-    mapping = None
-    if options.column_mapping:
-        try:
-            mapping = json.loads(options.column_mapping)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f'--column_mapping is not JSON ({error}): {options.column_mapping!r}; write \'{{"theirs": "ours"}}\''
-            ) from error
+    mapping = read_mapping(options.column_mapping, "--column_mapping") if options.column_mapping else None
     source = DatasetSource(options.dataset, options.dataset_config, options.split, options.dataset_revision, mapping)
     return source.load()
 
@@ -122,11 +117,10 @@ def _filtered(pairs: list[Pair], options: argparse.Namespace) -> list[Pair]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl inspect",
         description="Show dual CoTs: statistics of all pairs, then each pair with its key steps. In a "
         "terminal the arrow keys browse the pairs; in a pipe they are printed as plain text.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="a file, a folder saved by datasets, or a Hub id")

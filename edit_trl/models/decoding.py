@@ -8,13 +8,13 @@ from typing import Any, Literal, Protocol, get_args
 
 from edit_trl.common.checks import at_least, not_negative, share
 from edit_trl.common.errors import InputError
-from edit_trl.common.options import nearest
+from edit_trl.common.options import Options, nearest
 
 Batching = Literal["auto", "padded", "continuous", "vllm"]
 
 
 @dataclass(frozen=True)
-class Decoding:
+class Decoding(Options):
     """How responses are drawn.
 
     Attributes:
@@ -32,18 +32,13 @@ class Decoding:
     top_p: float | None = 1.0
     samples: int = 1
 
-    def __post_init__(self) -> None:
-        problems = [
-            *at_least(1, max_new_tokens=self.max_new_tokens, samples=self.samples),
-            *not_negative(temperature=self.temperature),
-            *share(top_p=self.top_p),
-        ]
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from at_least(1, max_new_tokens=self.max_new_tokens, samples=self.samples)
+        yield from not_negative(temperature=self.temperature)
+        yield from share(top_p=self.top_p)
         if self.samples > 1 and self.temperature == 0:
-            problems.append(
-                f"`samples: {self.samples}` at temperature 0 are all the same; set `temperature: 0.7`, or one"
-            )
-        if problems:
-            raise InputError(problems)
+            yield f"`samples: {self.samples}` at temperature 0 are all the same; set `temperature: 0.7`, or one"
 
 
 @dataclass(frozen=True)

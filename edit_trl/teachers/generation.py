@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edit_trl.common.checks import at_least, share
-from edit_trl.common.errors import InputError
+from edit_trl.common.checks import at_least, seed_range, share
+from edit_trl.common.options import Options
 from edit_trl.data.questions import Question
 from edit_trl.teachers.filters import Bounds, ChainPair, filter_pairs
 
@@ -22,7 +22,7 @@ Outcome = Literal["correct", "wrong", "unparsed", "cut off", "refused"]
 
 
 @dataclass(frozen=True)
-class PipelineOptions:
+class PipelineOptions(Options):
     """How dual CoTs are made.
 
     Attributes:
@@ -64,19 +64,19 @@ class PipelineOptions:
     send_seed: bool = False
     bounds: Bounds = field(default_factory=Bounds)
 
-    def __post_init__(self) -> None:
-        problems = [
-            *at_least(1, samples=self.samples, pairs_per_question=self.pairs_per_question, max_tokens=self.max_tokens),
-            *at_least(0, exemplars_per_prompt=self.exemplars_per_prompt),
-            *at_least(0, temperature=self.temperature, student_temperature=self.student_temperature),
-            *share(top_p=self.top_p),
-        ]
-        if problems:
-            raise InputError(problems)
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from at_least(
+            1, samples=self.samples, pairs_per_question=self.pairs_per_question, max_tokens=self.max_tokens
+        )
+        yield from at_least(0, exemplars_per_prompt=self.exemplars_per_prompt)
+        yield from at_least(0, temperature=self.temperature, student_temperature=self.student_temperature)
+        yield from share(top_p=self.top_p)
+        yield from seed_range(seed=self.seed)
 
 
 @dataclass(frozen=True)
-class PivotOptions:
+class PivotOptions(Options):
     """How the pivotal steps of a student's wrong chains are found.
 
     Attributes:
@@ -94,12 +94,11 @@ class PivotOptions:
     right_after: float = 0.0
     confirm_pivots: bool = True
 
-    def __post_init__(self) -> None:
-        problems = at_least(1, rollouts=self.rollouts)
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from at_least(1, rollouts=self.rollouts)
         if not 0 <= self.right_after < 1:
-            problems.append(f"`right_after` must be at least 0 and below 1, got {self.right_after}")
-        if problems:
-            raise InputError(problems)
+            yield f"`right_after` must be at least 0 and below 1, got {self.right_after}"
 
 
 @dataclass(frozen=True)

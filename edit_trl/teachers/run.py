@@ -79,8 +79,13 @@ class GenerationPlan:
             InputError: See `make_dual_cots` and `save_generation`.
         """
         config, repository = self.config, self.config.arguments.push_to_hub
-        if repository:  # no login or permission: found before anything is paid
-            open_repository(repository, repo_type="dataset", private=config.arguments.private)
+        if repository:
+            try:
+                open_repository(repository, repo_type="dataset", private=config.arguments.private)
+            except InputError as error:
+                raise InputError(
+                    f"push_to_hub {repository!r}: {error}. Nothing has been asked or paid for yet"
+                ) from error
         async with AsyncExitStack() as stack:
             teachers = self._models()
             for teacher in teachers.values():

@@ -1,13 +1,12 @@
 """Checks of the arguments of `DualCoTTrainer`."""
 
-from pathlib import Path
-
+from accelerate.utils import is_peft_model
 from datasets import Dataset
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from edit_trl.common.errors import InputError, raise_problems
-from edit_trl.models.adapters import ADAPTER_CONFIG
+from edit_trl.common.errors import raise_problems
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import HONOURED
@@ -37,7 +36,10 @@ def check_arguments(model, args, train_dataset, peft_config, data_collator, comp
     elif not len(train_dataset):
         problems.append("`train_dataset` has no rows")
     targets = getattr(peft_config, "target_modules", None) or ()
-    if "lm_head" in ([targets] if isinstance(targets, str) else targets):
+    adapted = isinstance(model, nn.Module) and is_peft_model(model)
+    if "lm_head" in ([targets] if isinstance(targets, str) else targets) or (
+        adapted and isinstance(model.get_output_embeddings(), BaseTunerLayer)
+    ):
         problems.append(
             "LoRA on `lm_head` would never be trained: log-probabilities are computed from its weight "
             "directly. Remove 'lm_head' from the target modules ('all-linear' leaves it out)"
@@ -64,32 +66,11 @@ def _option_problems(model, args: DualCoTConfig, compute_metrics) -> list[str]:
         ]
     if isinstance(model, nn.Module) and args.model_init_kwargs:
         problems.append("`model_init_kwargs` are for a model that the trainer loads; this one is loaded. Remove them")
-    if isinstance(model, str) and (Path(model) / ADAPTER_CONFIG).is_file():
-        problems.append(
-            f"{model} is an adapter; load it with its model, as `AutoPeftModelForCausalLM.from_pretrained({model!r}, "
-            "is_trainable=True)`, or train it with `train_recipe`"
-        )
     return problems
 
 
-def tell_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set the pad token of a model's configurations to the tokenizer's, as TRL does for its own collator."""
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-
-
-def settle_special_tokens(tokenizer: PreTrainedTokenizerBase, args: DualCoTConfig) -> None:
-    """Set the tokens that end and pad a row to those of the options, in place, as TRL does.
-
-    Raises:
-        InputError: The tokenizer has no such token.
-    """
-    problems = [
-        f"`{name}: {token}` is no token of the student's tokenizer ({type(tokenizer).__name__}); name one that it has"
-        for name, token in (("eos_token", args.eos_token), ("pad_token", args.pad_token))
-        if token is not None and token not in tokenizer.get_vocab()
-    ]
-    if problems:
-        raise InputError(problems)
-    if args.pad_token is not None or tokenizer.pad_token is None:
-        tokenizer.pad_token = args.pad_token or args.eos_token or tokenizer.eos_token
+def tell_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: DualCoTConfig) -> None:
+    """Set the `pad_token` of the options in a model's configurations, as TRL does for its own collator."""
+    if args.pad_token is not None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id

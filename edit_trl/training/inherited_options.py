@@ -23,7 +23,7 @@ HONOURED: dict[str, tuple[str, ...]] = {
     # By the recipe and its stages: edit_trl.training.recipe, cli/train_recipe.py
     "recipe": (
         *("output_dir", "resume_from_checkpoint", "do_train", "do_eval", "push_to_hub", "hub_token"),
-        *("hub_private_repo", "hub_model_id", "hub_revision", "hub_strategy", "model_name_or_path", "model_revision"),
+        *("hub_private_repo", "hub_model_id", "hub_revision", "model_name_or_path", "model_revision"),
         *("dtype", "attn_implementation", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
         *("lora_target_parameters", "lora_modules_to_save", "use_rslora", "use_dora", "load_in_8bit"),
         *("load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"),
@@ -112,10 +112,8 @@ REFUSED: dict[str, Refusal] = {
     "local_rank": Refusal("is what launchers set in the environment; remove it"),
     "hub_strategy": Refusal("would push while the run trains; the finished model is pushed. Remove it, or write `end`"),
     "hub_always_push": Refusal("is about pushes of checkpoints; the finished model is pushed, once. Remove it"),
-    # ModelConfig and ScriptArguments
+    # ModelConfig
     "lora_task_type": Refusal("makes another model than the causal language model that is trained here; remove it"),
-    "dataset_streaming": Refusal("would read rows while training; key steps are found before training. Remove it"),
-    "ignore_bias_buffers": Refusal("is for models with bias buffers under DDP; set `ddp_broadcast_buffers: false`"),
 }
 """The options that are refused when they are set."""
 
@@ -181,18 +179,23 @@ FORMER_NAMES: dict[str, str] = {
     "gradient_checkpointing_use_reentrant": "write `gradient_checkpointing_kwargs: {use_reentrant: true}`",
     "dataset_batch_size": "remove it",
     "tokenizer_name_or_path": "remove it: the student's own tokenizer is used",
-    "dataset_streaming": REFUSED["dataset_streaming"].reason,
-    "ignore_bias_buffers": REFUSED["ignore_bias_buffers"].reason,
+    "dataset_streaming": "remove it: key steps are found before training, from all rows",
+    "ignore_bias_buffers": "write `ddp_broadcast_buffers: false`",
     "bnb_4bit_use_double_quant": "write `use_bnb_nested_quant`",
     "lora_rank": "write `lora_r`",
 }
-"""What to write instead of options of earlier versions, of ScriptArguments, and of other people's recipes."""
+"""What to write instead of options that do not exist here: of earlier versions, of `ScriptArguments`, of others."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "bnb_4bit_quant_storage": ("uint8", "int8", "float16", "bfloat16", "float32", "float64"),
     "include_for_metrics": ("inputs", "loss"),
     "debug": ("underflow_overflow", "tpu_metrics_debug"),
+    # Of DPOConfig; the other classes list theirs.
+    "loss_type": (
+        *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot"),
+        *("aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+    ),
 }
 """The words of options for which the classes of TRL and transformers list none."""
 
@@ -204,3 +207,11 @@ MAPPINGS = (
     *("model_init_kwargs", "liger_kernel_config"),
 )
 """The options that must be mappings, or JSON of one; others may also name a file."""
+
+LOADING = (
+    *("revision", "dtype", "attn_implementation", "experts_implementation", "device_map", "max_memory", "subfolder"),
+    *("variant", "cache_dir", "force_download", "local_files_only", "token", "proxies", "offload_folder"),
+    *("offload_buffers", "tp_plan", "tp_size", "device_mesh", "distributed_config", "use_kernels", "kernel_config"),
+    *("allow_all_kernels", "key_mapping", "generation_config", "weights_only", "use_safetensors"),
+)
+"""The keys of `model_init_kwargs` that `from_pretrained` takes besides the attributes of a configuration."""

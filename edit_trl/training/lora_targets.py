@@ -49,11 +49,15 @@ def lora_config(model: ModelConfig, student: str, trust_remote_code: bool = Fals
         InputError: The targets include the LM head, whatever the architecture calls it, or match no layer.
     """
     adapter = get_peft_config(model)
-    if adapter is None or adapter.target_modules is None:
+    if adapter is None:
+        return None
+    named = (adapter.target_modules, adapter.modules_to_save, adapter.target_parameters)
+    if not any(named):
         return adapter  # the student's configuration is not needed
     config = load_config(
         student, revision=model.model_revision, trust_remote_code=trust_remote_code, option="model_name_or_path"
     )
+    _check_names(adapter, config)
     return settle_targets(adapter, config)
 
 
@@ -102,6 +106,25 @@ def head_name(student: PreTrainedModel) -> str | None:
     """Return the architecture's name for its LM head, such as `lm_head` or `embed_out`."""
     head = student.get_output_embeddings()
     return next((name for name, module in student.named_modules() if module is head), None)
+
+
+def _check_names(adapter: LoraConfig, config: PretrainedConfig) -> None:
+    """Refuse names of modules and parameters that the student does not have; PEFT would leave them out."""
+    if not (adapter.modules_to_save or adapter.target_parameters):
+        return
+    with init_empty_weights():
+        student = make_model(config)
+    for option, names, there in (
+        ("lora_modules_to_save", adapter.modules_to_save, student.named_modules()),
+        ("lora_target_parameters", adapter.target_parameters, student.named_parameters()),
+    ):
+        full = [name for name, _ in there]
+        missing = [name for name in names or () if not any(f".{other}".endswith(f".{name}") for other in full)]
+        if missing:
+            kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in full if name and not name[-1].isdigit()}))
+            raise InputError(
+                f"`{option}: {', '.join(missing)}` matches nothing in {type(student).__name__}; it has {kinds}"
+            )
 
 
 def _check_targets(adapter: PeftConfig, student: PreTrainedModel) -> None:

@@ -59,11 +59,11 @@ RANGES: dict[str, Range] = {
     ),
     **dict.fromkeys(("router_aux_loss_coef", "dataloader_num_workers"), NOT_NEGATIVE),
     **dict.fromkeys(("chosen_key_weight", "chosen_context_weight", "rejected_key_weight"), NOT_NEGATIVE),
-    "preference_weight": NOT_NEGATIVE,
+    **dict.fromkeys(("preference_weight", "beta"), NOT_NEGATIVE),
     **dict.fromkeys(("preference_beta", "displacement_warning"), POSITIVE),
     "preference_margin": Range(math.isfinite, "must be a finite number"),
     **dict.fromkeys(("max_key_fraction", "max_fork_confidence", "hardest_forks", "lr_decay_per_epoch"), SHARE),
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), BELOW_1),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout", "label_smoothing"), BELOW_1),
     "max_grad_norm": Range(lambda value: value >= 0, "must be 0 (no clipping) or more"),
     **dict.fromkeys(("seed", "data_seed"), SEED),
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), STEPS),
@@ -141,7 +141,9 @@ def _word_problems(cls: type, values: Mapping[str, Any]) -> Iterator[str]:
 def _range_problems(values: Mapping[str, Any]) -> Iterator[str]:
     for name, (holds, rule) in RANGES.items():
         value = values.get(name)
-        if value is None or (name == "pad_to_multiple_of" and isinstance(value, str)):
+        if name == "pad_to_multiple_of" and isinstance(value, str):  # the words that TRL knows
+            value = int(value) if value.isdigit() else None if value in ("auto", "none", "null") else value
+        if value is None:
             continue
         if not isinstance(value, int | float) or isinstance(value, bool):
             yield f"`{name}` must be a number, got {show(value)}"
@@ -178,6 +180,10 @@ def _mapping_problems(values: Mapping[str, Any]) -> Iterator[str]:
             unknown = [key for key in keys if key not in (*CHECKPOINTING_KEYS, "context_fn")]
             for key in unknown:
                 yield f"`{name}` has no key {show(key)}; it has {', '.join(CHECKPOINTING_KEYS)}"
+    loading = as_mapping(values.get("model_init_kwargs"))
+    dtype = loading.get("dtype") if isinstance(loading, Mapping) else None
+    if isinstance(dtype, str) and dtype not in ("auto", "bfloat16", "float16", "float32"):
+        yield f"`model_init_kwargs: {{dtype: {dtype}}}`: expected one of auto, bfloat16, float16, float32"
     accelerator = as_mapping(values.get("accelerator_config"))
     if accelerator is not None and not isinstance(accelerator, str):
         keys = accelerator if isinstance(accelerator, Mapping) else accelerator.to_dict()
@@ -233,10 +239,10 @@ def _combination_problems(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"`{name}: true` has no effect on a CPU; remove it, or train on a GPU"
     if values["liger_kernel_config"] and not values["use_liger_kernel"]:
         yield "`liger_kernel_config` needs `use_liger_kernel: true`"
-    deepspeed = values["deepspeed"]
-    if isinstance(deepspeed, str) and not deepspeed.startswith("{") and not Path(deepspeed).is_file():
-        yield f"`deepspeed: {deepspeed}`: there is no such file"
-    if deepspeed and not is_deepspeed_available():
+    files = {name: as_mapping(values[name]) for name in ("deepspeed", "accelerator_config", "fsdp_config")}
+    missing = [name for name, file in files.items() if isinstance(file, str) and not Path(file).is_file()]
+    yield from (f"`{name}: {files[name]}`: there is no such file" for name in missing)
+    if values["deepspeed"] and "deepspeed" not in missing and not is_deepspeed_available():
         yield "`deepspeed` needs deepspeed, which is not installed here; `pip install deepspeed`, or remove it"
     optimizer = _word(values["optim"])
     if values["optim_target_modules"] and not any(name in optimizer for name in ("galore", "apollo")):
@@ -247,6 +253,8 @@ def _combination_problems(values: Mapping[str, Any]) -> Iterator[str]:
             f"`lr_scheduler_type: {schedule}` has no warm-up, so `warmup_steps: {values['warmup_steps']}` would do "
             "nothing; write `constant_with_warmup`, or remove it"
         )
+    if _word(values["save_strategy"]) == "best" and not values["metric_for_best_model"]:
+        yield "`save_strategy: best` needs `metric_for_best_model`, such as `loss`"
     if _word(values["eval_strategy"]) == "no" and values["do_eval"]:
         yield "`do_eval: true` evaluates nothing with `eval_strategy: no`; set `steps` or `epoch`, or remove it"
 

@@ -87,7 +87,9 @@ def _package_problems(training: TrainingArguments) -> Iterator[str]:
 
 
 def _attention_problems(name: str | None) -> Iterator[str]:
-    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    # Without what is for generation alone, and what edit_trl registers itself
+    known = [key for key in ALL_ATTENTION_FUNCTIONS.valid_keys() if not key.startswith(("paged|", "dual_cot"))]
+    known = ["eager", *known]
     option = f"`attn_implementation: {name}`"
     if name is None:
         return

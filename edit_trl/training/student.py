@@ -16,7 +16,6 @@ from edit_trl.key_steps import SIDES
 from edit_trl.models.chat_templates import check_template, share_template
 from edit_trl.models.loading import check_student, load_processor, load_tokenizer, load_trainable
 from edit_trl.models.vocabulary import check_vocabulary
-from edit_trl.training.argument_checks import settle_special_tokens
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.quantization import keep_unpacked
 
@@ -53,7 +52,10 @@ def settle_processing(
         name = model.config._name_or_path if is_loaded else model
         processing_class = load_processor(name, revision=revision, trust_remote_code=args.trust_remote_code)
     tokenizer = share_template(processing_class)
-    settle_special_tokens(tokenizer, args)
+    if args.pad_token is not None:
+        check_token(tokenizer, "pad_token", args.pad_token)
+    if args.pad_token is not None or tokenizer.pad_token is None:
+        tokenizer.pad_token = args.pad_token or args.eos_token or tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise InputError(
             f"the tokenizer ({tokenizer.name_or_path}) has neither a pad token nor an EOS token; set `eos_token`"
@@ -90,9 +92,23 @@ def _take_template(
             path, eos = None, eos or source.eos_token
     tokenizer = share_template(processing_class)
     check_template(tokenizer)
-    if eos in tokenizer.get_vocab() and path is None:
+    if eos is not None and path is None:
+        check_token(tokenizer, "eos_token", eos)
         tokenizer.eos_token = eos
     return {"chat_template_path": path, "eos_token": eos}
+
+
+def check_token(tokenizer: PreTrainedTokenizerBase, option: str, token: str) -> None:
+    """Check that a tokenizer has the token that an option names.
+
+    Raises:
+        InputError: It has not.
+    """
+    if token not in tokenizer.get_vocab():
+        raise InputError(
+            f"`{option}: {token}` is no token of the student's tokenizer ({type(tokenizer).__name__}); name one that "
+            "it has"
+        )
 
 
 def check_added_tokens(model: "PreTrainedModel | PeftModel", path: str) -> None:

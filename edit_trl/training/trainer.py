@@ -170,12 +170,13 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
 
     def _own_pairs(self, batch: dict[str, Any], batch_size: int) -> int | None:
         """Return how many of a batch's pairs count; see `edit_trl.training.sampling.own_pairs`."""
-        training, args = self.model.training, self.args
-        if training and args.max_tokens_per_batch is not None:
+        if not self.model.training:
+            return own_pairs(len(batch["fork"]), batch_size, self.accelerator)
+        if self.args.max_tokens_per_batch is not None:
             return None  # batches filled by tokens are dealt out evenly
-        size = len(self.train_dataset) if training and not args.dataloader_drop_last else None
-        batch_size = self._train_batch_size if training else batch_size  # `auto_find_batch_size` makes it smaller
-        return own_pairs(len(batch["fork"]), batch_size, self.accelerator, size)
+        size = None if self.args.dataloader_drop_last else len(self.train_dataset)
+        # The size in use, which `auto_find_batch_size` makes smaller.
+        return own_pairs(len(batch["fork"]), self._train_batch_size, self.accelerator, size)
 
     def train(self, *args: Any, **kwargs: Any):
         """Train, as in `ResumableTrainer`, with noise on the embeddings (`neftune_noise_alpha`)."""
@@ -239,8 +240,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         check_rows(self.model, tokenizer, self.train_dataset)
         keep_unpacked(self.model)
         settle_adapter_dtype(self.model, args.fp16)
-        if args.pad_token is not None:
-            tell_padding(self.model, tokenizer)
+        tell_padding(self.model, tokenizer, args)
         self.neftune_noise_alpha = None  # `train` adds the noise; the Trainer's is that of a row
         self.score_pairs = self._pair_scorer()
         self._score_before_training()
@@ -272,13 +272,9 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
             self.eval_dataset = map_datasets(self.eval_dataset, self._add_scores)
 
     def _add_scores(self, dataset: Dataset, name: str) -> Dataset:
-        def score_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-            logps = self.score_pairs(self.model, self._prepare_inputs(batch))
-            return pair_scores(logps, self.objective, batch)
-
         return add_scores(
             dataset,
-            score_batch,
+            lambda batch: pair_scores(self.score_pairs(self.model, self._prepare_inputs(batch)), self.objective, batch),
             model=self.model,
             accelerator=self.accelerator,
             collator=self.data_collator,
@@ -327,8 +323,8 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         if self.args.max_tokens_per_batch is None:
             return super().get_train_dataloader()
         dataset = self._remove_unused_columns(self.train_dataset, description="Training")
-        lengths = pair_lengths(self.train_dataset)
-        return train_batches(dataset, lengths, self._max_tokens, self.data_collator, self.args, self.accelerator)
+        columns = pair_lengths(self.train_dataset)
+        return train_batches(dataset, columns, self._max_tokens, self.data_collator, self.args, self.accelerator)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None):
         """Also apply `lr_decay_per_epoch`, for which transformers has no schedule."""

@@ -155,7 +155,7 @@ def test_filters(data, capfd, options, ids):
         (["--task", "zzz"], "no pair has the task 'zzz'; there are fibre, apples, logic, steps"),
         (["--source", "web", "--id", "robe"], "no pair passes all of the filters --source, --id"),
         (["--limit", "0"], "--limit must be 1 or more, got 0"),
-        (["--column_mapping", "{x}"], "--column_mapping is not JSON"),
+        (["--column_mapping", "{x}"], "`--column_mapping.x: None`: must not be empty"),
         (["--column_mapping", '{"x": "prompt"}'], "no column 'x'"),
         (["--split", "test"], "no split 'test'"),
         (["--dataset_config", "main"], "only applies to a dataset on the Hub"),

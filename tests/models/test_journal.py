@@ -80,6 +80,14 @@ def test_what_cannot_be_kept_is_said_and_the_journal_goes_on(tmp_path):
         assert journal.find("b") == [RawResponse("y", 0)]
 
 
+def test_whether_a_teacher_has_responded(tmp_path):
+    with Journal(tmp_path) as journal:
+        assert not journal.has_response_of(TEACHER)
+        add(journal, "a")
+        assert journal.has_response_of(TEACHER)
+        assert not journal.has_response_of(ProceduralChat(rows=1, seed=5))
+
+
 def test_a_seed_beyond_the_integers_of_sqlite_is_no_reason_to_lose_an_answer(tmp_path):
     with Journal(tmp_path) as journal:
         big = replace(REQUEST, seed=2**64)

@@ -1,4 +1,4 @@
-"""A generation at an endpoint with every habit at once: what can be answered is, the rest is listed, nothing is lost."""
+"""A generation at an endpoint with every habit at once: what can be answered is, and the rest is listed."""
 
 import json
 from collections import Counter

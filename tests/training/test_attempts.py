@@ -103,7 +103,7 @@ def test_no_size_fits(tmp_path):
     options = {"per_device_train_batch_size": 2, "auto_find_batch_size": True, "save_strategy": "no"}
     trainer = make_trainer(tmp_path, False, **options)
     run_out_of_memory(trainer, most=0)
-    with pytest.raises(InputError, match="out of memory even with one pair in a batch .*lower `max_length`"):
+    with pytest.raises(InputError, match=r"out of memory even with one pair in a batch .*lower `max_length`"):
         trainer.train()
     trainer = make_trainer(tmp_path, False, max_tokens_per_batch=250, **options)
     run_out_of_memory(trainer, most=0)
@@ -144,7 +144,7 @@ def test_a_second_training_counts_its_own_tokens(tmp_path, tokenizer):
 def test_a_run_without_a_step_is_an_error(tmp_path, tokenizer):
     trainer = make_plain_trainer(tmp_path, tokenizer, per_device_train_batch_size=8, dataloader_drop_last=True)
     with pytest.raises(
-        InputError, match="would make no step.*`per_device_train_batch_size: 8`, `dataloader_drop_last: true`"
+        InputError, match=r"would make no step.*`per_device_train_batch_size: 8`, `dataloader_drop_last: true`"
     ):
         trainer.train()
     trainer.args.dataloader_drop_last = False

@@ -105,7 +105,7 @@ def test_weights_that_were_packed_are_refused(student, tmp_path):
     if not has_avx512bf16():  # this processor packs nothing: mark a weight as bitsandbytes would
         packed.model.layers[0].mlp.up_proj.weight.quant_state.packing_format_for_cpu = True
     assert is_packed(packed)
-    with pytest.raises(InputError, match="repacked the 4-bit weights of `model`.*load it again"):
+    with pytest.raises(InputError, match=r"repacked the 4-bit weights of `model`.*load it again"):
         make_trainer(tmp_path, byte_level_tokenizer(), packed, peft_config=LoraConfig(target_modules="all-linear"))
 
 

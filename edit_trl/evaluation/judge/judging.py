@@ -13,13 +13,15 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from edit_trl.common.checks import at_least, not_negative, seed_range, share
 from edit_trl.common.errors import InputError, raise_problems
+from edit_trl.common.options import Options
 from edit_trl.common.templates import read_template, template_problems
 from edit_trl.models.chat.dispatch import Answer, Dispatcher, Failure
 from edit_trl.models.chat.display import Watcher
@@ -38,7 +40,7 @@ _VERDICT = re.compile(
 
 
 @dataclass(frozen=True)
-class JudgeOptions:
+class JudgeOptions(Options):
     """How a judge is asked.
 
     Attributes:
@@ -56,8 +58,12 @@ class JudgeOptions:
     max_tokens: int = 2048
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        Sampling(self.temperature, self.top_p, self.max_tokens)  # checks them
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from not_negative(temperature=self.temperature)
+        yield from share(top_p=self.top_p)
+        yield from at_least(1, max_tokens=self.max_tokens)
+        yield from seed_range(seed=self.seed)
 
 
 @dataclass(frozen=True)

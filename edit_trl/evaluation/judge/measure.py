@@ -36,11 +36,7 @@ def judge_runs(
         InputError: Anything wrong with what the recipe names, before a request is sent.
         RunStopped: The run ended early; all answers received are in the journal.
     """
-    arguments = arguments.beside(recipe_folder)
-    judge, template, runs, references = _read_inputs(arguments)
-    sets, unmatched = align_runs(runs, arguments.limit)
-    if references is not None:
-        sets = with_references(sets, references, str(arguments.reference_dataset))
+    judge, template, runs, sets, unmatched = read_inputs(arguments, recipe_folder)
     count = sum(chains.reference is not None for chains in sets)
     names = ", ".join(map(visible_line, runs))
     say(f"{len(sets)} items of {names}; {count} with a reference; judge {judge.model!r}")
@@ -63,10 +59,21 @@ def judge_runs(
     return report
 
 
-def _read_inputs(arguments: JudgeArguments) -> tuple[Teacher, JudgeTemplate, dict[str, Run], References | None]:
-    """Read everything that a recipe names, and report all errors at once."""
+def read_inputs(
+    arguments: JudgeArguments, recipe_folder: Path
+) -> tuple[Teacher, JudgeTemplate, dict[str, Run], list[ChainSet], int]:
+    """Read everything that a recipe names; nothing is sent.
+
+    Returns:
+        The judge, its template, the runs by name, the chains of each item, and how many items not all runs have.
+
+    Raises:
+        InputError: Everything that is wrong with it.
+    """
+    arguments = arguments.beside(recipe_folder)
     errors: list[str] = []
-    judge = template = references = None
+    judge = template = None
+    references: References | None = None
     runs: dict[str, Run] = {}
     with collect_problems(errors):
         judge = arguments.endpoint()
@@ -78,7 +85,10 @@ def _read_inputs(arguments: JudgeArguments) -> tuple[Teacher, JudgeTemplate, dic
         references = read_references(arguments.reference) if arguments.reference else None
     if errors:
         raise InputError(errors)
-    return judge, template, runs, references
+    sets, unmatched = align_runs(runs, arguments.limit)
+    if references is not None:
+        sets = with_references(sets, references, str(arguments.reference_dataset))
+    return judge, template, runs, sets, unmatched
 
 
 async def _judge(

@@ -51,7 +51,7 @@ def api_key(name: str | None, urls: Sequence[str]) -> str:
     """Return the key in an environment variable; empty if there is none and all endpoints are on this machine.
 
     Raises:
-        InputError: There is no key, and some endpoint is on another machine; or it can be no key.
+        InputError: There is no key, and some endpoint is on another machine; or it can be no key, or is in a URL.
     """
     key = os.environ.get(name, "").strip() if name else ""
     if not re.fullmatch(r"[!-~]*", key):
@@ -61,14 +61,18 @@ def api_key(name: str | None, urls: Sequence[str]) -> str:
             f"no API key: set the environment variable {name}, name another with `api_key_env`, or set "
             "`api_key_env: null` if the endpoint needs none"
         )
+    if key and any(key in url for url in urls):
+        raise InputError(f"a base URL holds the key of {name}; leave it out: it is sent as a header")
     return key
 
 
 def url_problem(url: str) -> str | None:
     """Return the error message for a base URL that cannot be used; None for one that can."""
-    malformed = "base URL is not a URL; write it as http://127.0.0.1:8000/v1"
-    if not ("@" in url or "?" in url):  # what may hold a key is not shown
-        malformed = malformed.replace("URL is", f"URL {show(url)} is", 1)
+    malformed = f"base URL {show(url)} is not a URL; write it as http://127.0.0.1:8000/v1"
+    if not isinstance(url, str):
+        return malformed
+    if {"@", "?"} & set(url):  # what may hold a key is not shown
+        malformed = "a base URL is not a URL; write it as http://127.0.0.1:8000/v1"
     try:
         parts = urlsplit(url)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

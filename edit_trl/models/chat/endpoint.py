@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -80,8 +79,6 @@ class OpenAICompatibleTeacher:
         if not base_urls:
             problems.append("no base URL; name one such as http://127.0.0.1:8000/v1")
         problems += positive(timeout=timeout)
-        if timeout == math.inf:
-            problems.append("`timeout` must be finite, got inf")
         if problems:
             raise InputError(problems)
         self._key = api_key(api_key_env, base_urls)

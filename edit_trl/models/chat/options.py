@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from edit_trl.models.chat.connection import DEFAULT_KEY
+from edit_trl.common.checks import positive
+from edit_trl.common.options import Options
+from edit_trl.models.chat.connection import DEFAULT_KEY, url_problem
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 
 TeacherType = TypeVar("TeacherType", bound=OpenAICompatibleTeacher)
 
 
 @dataclass(frozen=True)
-class EndpointArguments:
+class EndpointArguments(Options):
     """A model behind an endpoint that speaks OpenAI's chat completions.
 
     Attributes:
@@ -34,6 +36,11 @@ class EndpointArguments:
     token_limit: str = "max_tokens"
     extra_body: dict[str, Any] | None = None
     check_model: bool = True
+
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from positive(timeout=self.timeout)
+        yield from (problem for url in self.base_urls or () if (problem := url_problem(url)))
 
     def endpoint(
         self,

@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from functools import cached_property
+from typing import Any, Literal, Protocol
 
 from edit_trl.common.checks import at_least, not_negative, share
 from edit_trl.common.errors import InputError, raise_problems
@@ -42,8 +43,6 @@ class Sampling:
     def __post_init__(self) -> None:
         problems = [*not_negative(temperature=self.temperature), *share(top_p=self.top_p)]
         problems += at_least(1, max_tokens=self.max_tokens)
-        if self.temperature == math.inf:
-            problems.append("`temperature` must be finite, got inf")
         raise_problems(problems)
 
 
@@ -101,6 +100,28 @@ class RawResponse:
 
     body: str
     latency: float
+
+    @cached_property
+    def content(self) -> Any:
+        """The body, read as JSON by `read_json`."""
+        return read_json(self.body)
+
+
+def read_json(text: str) -> Any:
+    """Read JSON that others wrote; an integer that is too long to be one becomes infinite.
+
+    Raises:
+        ValueError: It is not JSON.
+        RecursionError: It is nested too deep.
+    """
+    return _DECODER.decode(text.removeprefix("\ufeff"))
+
+
+def _number(digits: str) -> float:
+    return int(digits) if len(digits) < 20 else math.inf
+
+
+_DECODER = json.JSONDecoder(strict=False, parse_int=_number)
 
 
 @dataclass(frozen=True)

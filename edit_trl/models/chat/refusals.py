@@ -7,11 +7,11 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from edit_trl.models.chat.protocol import MalformedResponse, NoAnswer, TeacherUnusable, TryAgain
-from edit_trl.models.chat.replies import message_of, parse
+from edit_trl.models.chat.protocol import MalformedResponse, NoAnswer, TeacherUnusable, TryAgain, read_json
+from edit_trl.models.chat.replies import message_of
 
 _TRY_AGAIN = {408, 409, 425, 429}
 _UNUSABLE = {401, 402, 403, 404}
@@ -44,28 +44,22 @@ class Refusals:
     model: str
     address: str
     key_name: str | None
-    key: str
+    key: str = field(repr=False)
     token_limit: str
     extra: tuple[str, ...]
 
     def of_status(self, status: int, text: str, headers: Mapping[str, str]) -> Exception:
         """Return the exception of `Teacher.attempt` for an HTTP status and its body."""
-        text = self._without_key(text)
-        try:
-            body = _unwrapped(parse(text))
-        except MalformedResponse:
-            body = text
+        body = _read(self._without_key(text))
         waits = status in _OVERLOADED
         return self._exception(status, body, turned_away=waits, retry_after=wait_asked_for(headers))
 
     def of_answer(self, text: str, problem: MalformedResponse) -> Exception:
         """Return the exception for a body of status 200 that is no answer; many gateways send their errors so."""
-        reason = self._without_key(str(problem))
-        try:
-            body = _unwrapped(parse(self._without_key(text)))
-        except MalformedResponse:
+        reason, body = self._without_key(str(problem)), _read(self._without_key(text))
+        if not isinstance(body, dict):
             return TryAgain(reason)
-        error = body.get("error") if isinstance(body, dict) else None
+        error = body.get("error")
         codes = [part.get(name) for part in (error, body) if isinstance(part, dict) for name in ("code", "status")]
         status = next((int(code) for code in codes if re.fullmatch("[45][0-9]{2}", str(code))), None)
         if status is None and not any(pattern.search(message_of(body)) for pattern in (_SPENT, _CONTEXT, _FILTERED)):
@@ -111,8 +105,12 @@ class Refusals:
         return text.replace(self.key, "***") if self.key else text
 
 
-def _unwrapped(body: Any) -> Any:
-    """Return the body without the list that some endpoints put around an error."""
+def _read(text: str) -> Any:
+    """Return what an endpoint says: its JSON, without the list that some put around an error, or else the text."""
+    try:
+        body = read_json(text)
+    except (ValueError, RecursionError):
+        return text
     return body[0] if isinstance(body, list) and len(body) == 1 else body
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from edit_trl.common.terminal import visible_line
-from edit_trl.models.chat.protocol import ChatResponse, FinishReason, MalformedResponse, RawResponse
+from edit_trl.models.chat.protocol import ChatResponse, FinishReason, MalformedResponse, RawResponse, read_json
 
 _MOST_WORDS = 300
 _MOST_NAME = 200
@@ -20,26 +20,16 @@ _CUT_OFF = {"length", "max_tokens", "max_output_tokens", "model_length"}
 _REFUSED = {"content_filter", "content-filter", "safety", "refusal", "recitation", "prohibited_content"}
 
 
-def parse(text: str) -> Any:
-    """Parse JSON; an integer that is too long to be one becomes infinite.
-
-    Raises:
-        MalformedResponse: It is not JSON; the message has its beginning.
-    """
-    try:
-        return json.loads(text.removeprefix("\ufeff"), strict=False, parse_int=_number)
-    except (ValueError, RecursionError) as error:
-        beginning = short(text)
-        raise MalformedResponse(f"not JSON: {beginning}" if beginning else "not JSON: empty") from error
-
-
 def first_choice(raw: RawResponse) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the body of a response, and the first of its `choices`.
 
     Raises:
         MalformedResponse: The body is not JSON, holds an error, or has no choice.
     """
-    body = parse(raw.body)
+    try:
+        body = raw.content
+    except (ValueError, RecursionError) as error:
+        raise MalformedResponse(f"not JSON: {short(raw.body) or 'empty'}") from error
     choices = body.get("choices") if isinstance(body, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
@@ -79,8 +69,8 @@ def response_of(body: Mapping[str, Any], text: str, reason: FinishReason) -> Cha
 def listed_models(text: str) -> list[str] | None:
     """Return the names of models in an endpoint's list, and the aliases there; None if the text is no such list."""
     try:
-        body = parse(text)
-    except MalformedResponse:
+        body = read_json(text)
+    except (ValueError, RecursionError):
         return None
     if not isinstance(body, dict | list):
         return None
@@ -119,10 +109,6 @@ def _text_of(content: Any) -> str:
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
         return "".join(part for part in parts if isinstance(part, str))
     return content if isinstance(content, str) else ""
-
-
-def _number(digits: str) -> float:
-    return int(digits) if len(digits) < 20 else float("inf")
 
 
 def _possible_count(value: Any) -> int:

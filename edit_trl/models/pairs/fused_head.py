@@ -1,9 +1,8 @@
 """The LM head under TRL's fused head, which multiplies with its weight and bias and does not call it.
 
-Read in TRL 1.16, `add_fused_lm_head`, and PEFT 0.21, `peft.utils.other`.
+TRL refuses a head with an adapter layer. Read in TRL 1.16, `add_fused_lm_head`, and PEFT 0.21, `peft.utils.other`.
 """
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from transformers import PreTrainedModel
 
@@ -14,15 +13,9 @@ def settle_head(base: PreTrainedModel) -> None:
     """Make the LM head one that TRL's fused head can multiply with.
 
     Raises:
-        InputError: It has an adapter, whose part of the product the fused head would leave out.
+        InputError: It has trainable tokens and is trained whole.
     """
     head = base.get_output_embeddings()
-    if isinstance(head, BaseTunerLayer):
-        raise InputError(
-            f"the adapter has weights on the LM head of {type(base).__name__}, which would never be trained: "
-            "log-probabilities are computed from the head's weight directly. Leave it out ('all-linear' does), or "
-            "train it whole (`modules_to_save`)"
-        )
     if not isinstance(head, TrainableTokensWrapper):
         return
     if isinstance(head.original_module, ModulesToSaveWrapper):

@@ -17,8 +17,10 @@ from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import ModelConfig, TrlParser
 
+from edit_trl.common.conversion import convert, nearest
 from edit_trl.common.errors import InputError
-from edit_trl.common.options import convert, hints_of, nearest, read_yaml
+from edit_trl.common.options import hints_of
+from edit_trl.common.yaml_file import read_words
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import FORMER_NAMES, OF_EVERY_RUN, REFUSED
 from edit_trl.training.option_checks import choices_of, option_problems
@@ -99,7 +101,7 @@ def read_recipe(path: str | Path | None) -> Recipe:
     if path is None:
         return Recipe(None, {})
     path = Path(path)
-    values = read_yaml(path)
+    values = read_words(path, again=True)
     if "teacher" in values or "base_urls" in values:
         raise InputError(f"{path}: this is a recipe of `edit-trl generate`, not of train")
     stages = values.pop("stages", None)
@@ -281,7 +283,7 @@ def _resolve(stage: str | None, values: dict[str, Any], left_out: tuple[str, ...
             problems += error.problems
         # What TRL and transformers raise for bad options, and for files that options name
         except (ValueError, TypeError, ImportError, OSError) as error:
-            problems.append(str(error))
+            problems.append(" ".join(str(error).split()))
     problems += run_problems(values, trainer)
     if problems:
         raise InputError(problems)
@@ -299,6 +301,11 @@ def _respelt(values: dict[str, Any], trainer: TrainerName) -> tuple[dict[str, An
         del values["resume_from_checkpoint"]
         return values, ["`resume_from_checkpoint: false`: a run is resumed in its folder; choose another `output_dir`"]
     return values, []
+
+
+def option_names() -> set[str]:
+    """Return the names of all options of recipes, of any trainer."""
+    return {"stages", *(name for trainer in typing.get_args(TrainerName) for name in _hints(trainer))}
 
 
 def _hints(trainer: TrainerName) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from edit_trl.common.errors import InputError, brief
+from edit_trl.common.json_text import read_json_file
 
 MANIFEST = "edit_trl.json"
 """The file that describes a checkpoint's run; it exists if and only if the checkpoint is complete."""
@@ -26,9 +27,10 @@ _CARD = "README.md"  # may be edited
 # process or data parallelism, FSDP and DeepSpeed. Read in transformers 5.24, `Trainer._save_checkpoint`.
 _PARTS = {
     "weights": ("*model*.safetensors", "*model*.bin", "pytorch_model_fsdp*", "global_step*"),
-    "optimizer": ("optimizer*", "global_step*"),
-    "schedule": ("scheduler.pt", "global_step*"),
-    "random state": ("rng_state*.pth",),
+    "optimizer.pt": ("optimizer*", "global_step*"),
+    "scheduler.pt": ("scheduler.pt", "global_step*"),
+    "rng_state.pth": ("rng_state*.pth",),
+    "trainer_state.json": ("trainer_state.json",),
 }
 
 
@@ -55,7 +57,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     file = folder / MANIFEST
     if not file.is_file():
         return None
-    manifest = _read_json(file)
+    manifest = _read_object(file)
     valid = isinstance(manifest.get("run"), dict) and isinstance(manifest.get("resumable"), bool)
     files = manifest.get("files", {})
     if not (valid and isinstance(files, dict) and all(isinstance(entry, dict) for entry in files.values())):
@@ -99,11 +101,9 @@ def _check_files(folder: Path, files: dict[str, dict[str, Any]] | None) -> None:
 def _check_parts(folder: Path) -> None:
     for part, patterns in _PARTS.items():
         if not any(next(folder.glob(pattern), None) for pattern in patterns):
-            raise InputError(f"{folder / patterns[0]} is missing, its {part}")
-    if not (folder / "trainer_state.json").is_file():
-        raise InputError(f"{folder / 'trainer_state.json'} is missing")
+            raise InputError(f"it has no {part}")
     for file in (folder / "trainer_state.json", *folder.glob("progress_*.json")):
-        _read_json(file)
+        _read_object(file)
     for file in (*folder.glob("*.pt"), *folder.glob("*.pth")):
         if not zipfile.is_zipfile(file):
             raise InputError(f"{file} is cut short, or no file of torch")
@@ -121,11 +121,8 @@ def _describe(file: Path) -> dict[str, Any]:
         return {"bytes": size, "sha256": file_digest(stream, "sha256").hexdigest() if size <= _HASHED_BYTES else None}
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not JSON ({brief(error)})") from error
+def _read_object(file: Path) -> dict[str, Any]:
+    value = read_json_file(file, finite=False)  # a log may hold the loss that ended the run
     if not isinstance(value, dict):
         raise InputError(f"{file} holds no JSON object")
     return value
