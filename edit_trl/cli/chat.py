@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
 from edit_trl.common.terminal import visible
 from edit_trl.models.decoding import Decoding
@@ -52,10 +53,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl chat",
         description=f"Try a model in the terminal; {COMMANDS}. Each line that is piped in is a turn.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(

@@ -47,12 +47,13 @@ def recipe_options() -> RecipeOptions:
 
 
 def _read(
-    arguments: EvaluateArguments, endpoint: EndpointArguments, recipe_folder: Path
+    arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Limits, recipe_folder: Path
 ) -> tuple[Tasks | None, HarnessTasks | None]:
     """Return the tasks, and those of lm-evaluation-harness, if the recipe names some."""
     from edit_trl.evaluation.harness import load_harness_tasks
     from edit_trl.evaluation.runs.history import check_history
 
+    arguments.check_place(endpoint, limits)
     if arguments.harness and endpoint.base_urls:
         raise InputError("`harness` needs the model on this machine: leave out `base_urls`")
     harness = None
@@ -64,14 +65,12 @@ def _read(
     return arguments.read_tasks(recipe_folder), harness
 
 
-def _check(arguments: EvaluateArguments, endpoint: EndpointArguments, _limits: Limits, recipe_folder: Path) -> str:
-    tasks, harness = _read(arguments, endpoint, recipe_folder)
-    if not endpoint.base_urls:
-        refuse_missing_folder(arguments.model)
-    elif arguments.actors is None:
+def _check(arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Limits, recipe_folder: Path) -> str:
+    tasks, harness = _read(arguments, endpoint, limits, recipe_folder)
+    if endpoint.base_urls:
         endpoint.endpoint()
     else:
-        raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
+        refuse_missing_folder(arguments.model)
     counts = f"{len(tasks.problems)} questions of {len(tasks.versions)} tasks" if tasks else "no tasks of our own"
     return f"{counts}{', lm-evaluation-harness' if harness else ''}; model {arguments.model}"
 
@@ -81,7 +80,7 @@ def _evaluate(arguments: EvaluateArguments, endpoint: EndpointArguments, limits:
     from edit_trl.evaluation.harness import format_harness
     from edit_trl.evaluation.runs.tables import run_table
 
-    tasks, harness = _read(arguments, endpoint, recipe_folder)
+    tasks, harness = _read(arguments, endpoint, limits, recipe_folder)
     loaded = None
     if tasks is not None:
         say = partial(print, file=sys.stderr)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,11 +53,12 @@ def _show(pairs: list[Pair], selection: list[Pair], options: argparse.Namespace)
     unit = "tokens" if options.tokenizer else "words"
     content = (options.dataset, pairs, selection, unit, options.method)
     if options.html:
+        from edit_trl.cli.report import say_written
         from edit_trl.evaluation.report import write_pairs
 
         path = write_pairs(selection, options.html, title=options.dataset, method=options.method, unit=unit)
         count = f"{len(selection)} pair{'' if len(selection) == 1 else 's'}"
-        print(f"{path.resolve()}: {count}, {path.stat().st_size / 1e6:.1f} MB")
+        say_written(path, count)
     elif not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         _print_plain(*content)
     elif sys.stdin.isatty() and find_spec("termios"):
@@ -115,11 +117,10 @@ def _filtered(pairs: list[Pair], options: argparse.Namespace) -> list[Pair]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl inspect",
         description="Show dual CoTs: statistics of all pairs, then each pair with its key steps. In a "
         "terminal the arrow keys browse the pairs; in a pipe they are printed as plain text.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="a file, a folder saved by datasets, or a Hub id")

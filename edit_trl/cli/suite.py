@@ -43,10 +43,10 @@ def recipe_options() -> RecipeOptions:
     return RecipeOptions((SuiteArguments, EndpointArguments, Limits), _check, ("token_limit",))
 
 
-def _check(arguments: SuiteArguments, endpoint: EndpointArguments, _limits: Limits, recipe_folder: Path) -> str:
+def _check(arguments: SuiteArguments, endpoint: EndpointArguments, limits: Limits, recipe_folder: Path) -> str:
     from edit_trl.evaluation.suite.measure import read_inputs
 
-    rows, source, client = read_inputs(arguments, endpoint, recipe_folder)
+    rows, source, client = read_inputs(arguments, endpoint, limits, recipe_folder)
     if client is None:
         refuse_missing_folder(arguments.model)
     return f"{len(list(rows))} dual CoTs of {source}; model {arguments.model}"

@@ -11,6 +11,7 @@ import sys
 
 from edit_trl.cli.launch import SignalRelay, accelerate_config, end_with_launcher, launch
 from edit_trl.cli.launch_options import shards
+from edit_trl.cli.parser import Parser
 from edit_trl.cli.train_help import full_help, short_help
 from edit_trl.training.resuming.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
 
@@ -60,13 +61,12 @@ def _launch_stages(own: argparse.Namespace, options: list[str], relay: SignalRel
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl train",
         usage="edit-trl train [--config RECIPE.yaml] [--OPTION VALUE ...]",
         description="Train the stages of a recipe in order. Options given here win over the recipe.",
         epilog=STOPPING,
         add_help=False,
-        allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 28, shutil.get_terminal_size((110, 24)).columns),
     )
     parser.add_argument("-h", "--help", action="store_true", help="Show our own options and exit.")

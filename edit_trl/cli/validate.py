@@ -6,8 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from edit_trl.cli.parser import Parser
 from edit_trl.cli.recipe_command import RecipeOptions
+from edit_trl.common.conversion import convert
 from edit_trl.common.errors import InputError
+from edit_trl.common.options import hints_of
 from edit_trl.common.yaml_file import read_words
 
 if TYPE_CHECKING:
@@ -79,9 +82,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl validate",
-        allow_abbrev=False,
         description="Check a recipe of train, generate, evaluate, suite or judge, or a dataset; loads no model.",
         epilog="Options of the recipe may be given as --key value, as for the command itself.",
     )
@@ -150,7 +152,7 @@ def _named_source(values: Mapping[str, Any]) -> "list[DatasetSource]":
     from edit_trl.training.recipe.data_arguments import DataArguments
 
     names = ("dataset_name", "dataset_train_split", "dataset_config", "dataset_revision", "column_mapping")
-    options = {name: values[name] for name in names if name in values}
+    options, _ = convert({name: values[name] for name in names if name in values}, hints_of([DataArguments]))
     return [DataArguments(**options).train_source] if isinstance(options.get("dataset_name"), str) else []
 
 

@@ -27,6 +27,11 @@ def seed_range(**values: float | None) -> list[str]:
     return _errors(values, lambda value: 0 <= value < 2**53, f"must be from 0 to {2**53 - 1}")
 
 
+def difficulty_range(**values: int | None) -> list[str]:
+    """Return an error for each value that is no difficulty of procedural problems."""
+    return _errors(values, lambda value: 1 <= value <= 5, "must be from 1 to 5")
+
+
 def share(**values: float | None) -> list[str]:
     """Return an error for each value outside (0, 1]."""
     return _errors(values, lambda value: 0 < value <= 1, "must be above 0 and at most 1")

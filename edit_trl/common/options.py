@@ -49,7 +49,7 @@ def read_options(
         else:
             given[name].append(word)
     given |= {name: ["true"] for name in flags if given.get(name) == []}
-    problems += [f"--{name} needs a value" for name, words in given.items() if not words and name in names]
+    problems += [f"--{name} needs a value" for name, words in given.items() if not words and name in {*names, "config"}]
     if problems:
         raise InputError(problems)
     config = given.pop("config", [])
@@ -162,12 +162,19 @@ def build(classes: Sequence[type], values: Mapping[str, Any], problems: Sequence
         InputError: The problems, and those that the classes find.
     """
     problems, built = list(problems), []
+    wrong = {match[1] for problem in problems if (match := re.match(r"`(\w+)", problem))}
     for cls in classes:
         names = {field.name for field in dataclasses.fields(cls)}
         try:
             built.append(cls(**{name: value for name, value in values.items() if name in names}))
         except InputError as error:
-            problems += error.problems
+            # An option of another type was left out, and is not missing.
+            missing = [re.match(r"`(\w+)` is missing", problem) for problem in error.problems]
+            problems += [
+                problem
+                for problem, match in zip(error.problems, missing, strict=True)
+                if not match or match[1] not in wrong
+            ]
     if problems:
         raise InputError(problems, heading=heading)
     return built

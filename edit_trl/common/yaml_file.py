@@ -7,6 +7,7 @@ built. A scalar without quotes stays a `Word`, since the type of its option deci
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
@@ -54,7 +55,7 @@ def read_words(path: str | Path, what: str = "recipe", *, again: bool = False) -
     """
     values = read_value(path, what, again=again)
     if values is None:
-        raise InputError(f"{path} is empty: a {what} holds options as `key: value`")
+        raise InputError(f"{path} is empty; write options as `key: value`")
     if not isinstance(values, dict):
         kind = "list" if isinstance(values, list) else show(str(values))
         raise InputError(f"{path} must hold options as `key: value`, got {kind}")
@@ -89,7 +90,7 @@ def read_value(path: str | Path, what: str = "recipe", *, again: bool = False) -
         raise InputError(f"no {what} at {path}: {reason}") from error
     if len(content) > _MOST_BYTES:
         raise InputError(f"{path} is larger than {_MOST_BYTES >> 20} MiB, which no {what} is")
-    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -97,7 +98,7 @@ def read_value(path: str | Path, what: str = "recipe", *, again: bool = False) -
         raise InputError(
             f"{path}, line {line}: this is not YAML: byte 0x{content[error.start]:02x} is not {error.encoding.upper()}"
         ) from error
-    return parse_yaml(text, str(path))
+    return parse_yaml(text.removeprefix("\ufeff"), str(path))
 
 
 def parse_yaml(text: str, where: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.yaml_file import read_value
 from edit_trl.data.answers import check_answer
+from edit_trl.data.files import read_rows
 from edit_trl.data.row_checks import half_character
 
 _REQUIRED = ("question", "chain", "answer")
@@ -53,20 +53,10 @@ def load_exemplars(path: str | Path) -> list[Exemplar]:
 
 
 def _read(path: Path) -> list[Any]:
-    entries = _read_lines(path) if path.suffix.lower() == ".jsonl" else read_value(path, "file of exemplars")
+    entries = read_rows(path) if path.suffix.lower() == ".jsonl" else read_value(path, "file of exemplars")
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} must hold a list of exemplars, got {show(entries)}")
     return entries
-
-
-def _read_lines(path: Path) -> list[Any]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.strip()]
-    except OSError as error:
-        raise InputError(f"cannot read the exemplars {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as exemplars: {error}") from error
 
 
 def _entry_errors(entry: Any) -> Iterator[str]:

@@ -131,7 +131,7 @@ def _row_errors(row: Mapping[str, Any], after: str | None) -> Iterator[tuple[str
         yield "answer_type", f"must be one of {', '.join(get_args(AnswerType))}, got {show(kind)}"
         return
     if row.get("choices") is not None and not choices:
-        yield "choices", f"must be a list of texts or {{text, label}}, got {show(row['choices'])}"
+        yield "choices", f"must be a list of texts (at most 26) or {{text, label}}, got {show(row['choices'])}"
         return
     answer = row.get("answer")
     if choices:
@@ -180,6 +180,8 @@ def _choices(value: Any) -> list[tuple[str, str]]:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         return []
     if not isinstance(labels, list) or len(labels) != len(texts) or any(str(x).isdigit() for x in labels):
+        if len(texts) > len(ascii_uppercase):
+            return []
         labels = list(ascii_uppercase[: len(texts)])
     return [
         # Some datasets have "(A) text" as the text of a choice.
@@ -206,6 +208,7 @@ def _label(answer: Any, choices: Sequence[tuple[str, str]]) -> str | None:
     answer = answer.strip().strip("().")
     if answer in labels:
         return answer
-    if answer.isdigit() and 1 <= int(answer) <= len(labels):
-        return labels[int(answer) - 1]
+    numbers = [str(number) for number in range(1, len(labels) + 1)]
+    if answer in numbers:
+        return labels[numbers.index(answer)]
     return None

@@ -92,7 +92,7 @@ def bootstrap_interval(
         error = _bootstrap_error(array, clusters, resamples, seed)
         low, high = _t_interval(mean, error, len(set(clusters)) - 1, level)
         return Interval(mean, low, high)
-    if is_constant:
+    if is_constant or array.size == 1:  # the one value may be nan
         return Interval(mean, mean, mean)
     result = bootstrap(
         (array,),

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from edit_trl.common.checks import positive
+from edit_trl.common.checks import difficulty_range, positive
 from edit_trl.data.answers import AnswerType
+from edit_trl.models.chat.connection import url_problem
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.cluster.cluster import Engine, engine_problems
 
@@ -115,11 +116,15 @@ class GenerateArguments(EndpointArguments):
             yield "`base_urls` is missing: where the teacher is, such as [http://127.0.0.1:8000/v1]"
         if self.labeller and not endpoint:
             yield "`labeller` is a model at the teacher's endpoints; it needs `teacher: openai_compatible`"
+        yield from (problem for url in self.student_base_urls or () if (problem := url_problem(url)))
         if self.student_base_urls and not self.student:
             yield "`student_base_urls` needs `student`, its name there"
         names = ("batch_size", "rows", "rounds", "limit")
         yield from positive(**{name: getattr(self, name) for name in names})
         yield from engine_problems(self.engine, self.actors)
+        yield from difficulty_range(difficulty=self.difficulty)
+        if not 0 <= self.wrong_share <= 1:
+            yield f"`wrong_share` must be from 0 to 1, got {self.wrong_share}"
         if self.engine == "ray" and self.teacher == "procedural":
             yield "`teacher: procedural` has nothing to do on other machines: leave out `engine: ray`"
         local = self.teacher == "transformers_local" or (self.student and not self.student_base_urls)

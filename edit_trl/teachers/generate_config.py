@@ -6,7 +6,7 @@ and `Limits`, each documented in its class. All errors are reported at once, bef
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,10 @@ _TEACHER_OPTIONS = (
     *("prompt_price", "completion_price", "max_cost"),
 )
 _PROBLEM_OPTIONS = ("families", "rows", "difficulty")
+_QUESTION_OPTIONS = (
+    *("dataset_config", "dataset_split", "column_mapping", "answer_after", "answer_type", "task"),
+    "task_descriptions",
+)
 _FILES = ("dataset_name", "task_descriptions", "exemplars")
 
 CLASSES = (EndpointArguments, GenerateArguments, PipelineOptions, PivotOptions, Bounds, Limits)
@@ -160,18 +164,22 @@ def read_generate_config(
 
 def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
     """Yield errors for options that would have no effect."""
-    if values.get("teacher") != "none":
+    teacher, source = values.get("teacher"), values.get("dataset_name")
+
+    def given(names: Iterable[str]) -> list[str]:
+        return [name for name in names if values.get(name) is not None]
+
+    if teacher != "none":
         names = [field.name for field in fields(PivotOptions) if field.name in values]
         if names:
             yield f"{_named(names)} {'is' if len(names) == 1 else 'are'} for `pivots: true`"
-        return
-    names = [name for name in _TEACHER_OPTIONS if values.get(name) is not None]
-    if names:
+    elif names := given(_TEACHER_OPTIONS):
         hint = "; the student's is `student_temperature`" if "temperature" in names else ""
         yield f"there is no teacher (`teacher: none`): leave out {_named(names)}{hint}"
-    names = [name for name in _PROBLEM_OPTIONS if values.get(name) is not None]
-    if names and values.get("dataset_name"):
+    if names := given(_PROBLEM_OPTIONS) if source else []:
         yield f"{_named(names)}: for procedural problems, but `dataset_name` gives the questions"
+    if names := given(_QUESTION_OPTIONS) if teacher in ("none", "procedural") and not source else []:
+        yield f"{_named(names)}: for questions of `dataset_name`, but they are procedural problems"
 
 
 def _left_to_endpoints(arguments: GenerateArguments, values: Mapping[str, Any]) -> Iterator[str]:

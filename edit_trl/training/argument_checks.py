@@ -69,7 +69,8 @@ def _option_problems(model, args: DualCoTConfig, compute_metrics) -> list[str]:
     return problems
 
 
-def tell_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set the pad token of a model's configurations to the tokenizer's, as TRL does for its own collator."""
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+def tell_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: DualCoTConfig) -> None:
+    """Set the `pad_token` of the options in a model's configurations, as TRL does for its own collator."""
+    if args.pad_token is not None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id

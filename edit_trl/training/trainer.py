@@ -241,8 +241,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         check_rows(self.model, tokenizer, self.train_dataset)
         keep_unpacked(self.model)
         settle_adapter_dtype(self.model, args.fp16)
-        if args.pad_token is not None:
-            tell_padding(self.model, tokenizer)
+        tell_padding(self.model, tokenizer, args)
         self.neftune_noise_alpha = None  # `train` adds the noise; the Trainer's is that of a row
         self.score_pairs = self._pair_scorer()
         self._score_before_training()

@@ -399,8 +399,16 @@ def texts(row: dict, tokenizer) -> tuple[str, str]:
     return tokenizer.decode(output["prompt_ids"]), tokenizer.decode(output["chosen_ids"])
 
 
-@pytest.mark.parametrize("thoughts", [False, True])
-@pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    ("file", "thoughts"),
+    [
+        (file, thoughts)
+        for file in TEMPLATES
+        for thoughts in (False, True)
+        if not thoughts or "think" in file.read_text()
+    ],
+    ids=lambda value: getattr(value, "stem", "thoughts" if value is True else ""),
+)
 def test_chains_are_trained_after_the_prompt_of_a_generation(tokenizer, file, thoughts):
     tokenizer.chat_template, tokenizer.bos_token = file.read_text(), "<|pad|>"
     row = conversational(ROWS[1] | THOUGHTS if thoughts else ROWS[1])
@@ -433,19 +441,19 @@ def test_what_comes_after_an_open_thought(tokenizer):
 
 
 def test_a_prompt_that_would_melt_into_what_the_template_puts_after_it(smollm2_tokenizer):
-    """A token of two line breaks: one of the prompt, one of the thought that stays empty."""
+    """The prompt ends within a word that the template goes on with."""
     template = smollm2_tokenizer.chat_template
-    smollm2_tokenizer.chat_template = R1.replace("Assistant:{{", "Assistant:<think>\n\n</think>\n{{")
+    smollm2_tokenizer.chat_template = R1.replace("<think>\n", " th").replace("Assistant:", "Assistant: then:", 1)
     try:
         row = conversational(ROWS[1])
-        prompt_ids = smollm2_tokenizer(render(smollm2_tokenizer, row["prompt"], add_generation_prompt=True))[
-            "input_ids"
-        ]
+        prompt = render(smollm2_tokenizer, row["prompt"], add_generation_prompt=True)
+        prompt_ids = smollm2_tokenizer(prompt)["input_ids"]
         whole = render(smollm2_tokenizer, [*row["prompt"], *row["chosen"]])
+        assert whole.startswith(prompt)
         assert smollm2_tokenizer(whole)["input_ids"][: len(prompt_ids)] != prompt_ids
         output = tokenize_dual_cot(row, smollm2_tokenizer)
         assert output["prompt_ids"] == prompt_ids
-        assert smollm2_tokenizer.decode(output["chosen_ids"]) == f"\n</think>\n{ROWS[1]['chosen']}<|im_end|>"
+        assert smollm2_tokenizer.decode(output["chosen_ids"]) == f"en:{ROWS[1]['chosen']}<|im_end|>"
         assert key_texts(row, smollm2_tokenizer, "chosen") == ["7", "7"]
     finally:
         smollm2_tokenizer.chat_template = template

@@ -187,7 +187,7 @@ def test_adapters_in_a_circle(tmp_path, saved_student):
     first = save_adapter(saved_student, tmp_path / "first", str(tmp_path / "second"))
     save_adapter(saved_student, tmp_path / "second", str(first))
     for call in (adapter_base, model_hash, check_student):
-        with pytest.raises(InputError, match="its base model .*second is an adapter too"):
+        with pytest.raises(InputError, match=r"its base model .*second is an adapter too"):
             call(str(first))
 
 

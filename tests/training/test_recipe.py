@@ -98,7 +98,7 @@ def test_column_mapping(recipe):
     assert run.data.column_mapping == {"correct": "chosen"}
     (run,) = resolve(recipe(BASE), "--column_mapping", '{"correct": "chosen"}')
     assert run.data.column_mapping == {"correct": "chosen"}
-    assert "is not JSON" in problems(recipe(BASE), "--column_mapping", "correct=chosen")[0]
+    assert "expected a mapping; write it as" in problems(recipe(BASE), "--column_mapping", "correct=chosen")[0]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_bad_choices_of_the_command_line_are_named_as_those_of_a_recipe(recipe, 
     [
         ("a: [1", "is not YAML"),
         ("- a\n- b\n", "must hold options as `key: value`, got list"),
-        ("", "is empty: a recipe holds options as `key: value`"),
+        ("", "is empty; write options as `key: value`"),
         ("stages: warm_up", "`stages` must be a list"),
         ("stages: []", "`stages` must be a list"),
         ("stages: [{learning_rate: 1.0}]", "stage 1 needs a `name`"),

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edit_trl.common.checks import at_least
-from edit_trl.common.errors import collect_problems
+from edit_trl.common.errors import collect_problems, raise_problems
 from edit_trl.evaluation.accuracy.tasks import Tasks, read_tasks
 from edit_trl.evaluation.runs.measured_model import MeasuredModel
 from edit_trl.evaluation.runs.schema import RunKind
+from edit_trl.models.chat.limits import Limits
+from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.decoding import Batching, Decoding, check_batching
 
 
@@ -73,6 +75,16 @@ class EvaluateArguments(MeasuredModel):
         with collect_problems(problems):
             check_batching(self.batching, self.batch_size)
         yield from problems
+
+    def check_place(self, endpoint: EndpointArguments, limits: Limits) -> None:
+        """See `MeasuredModel.check_place`."""
+        super().check_place(endpoint, limits)
+        if not endpoint.base_urls:
+            raise_problems(
+                f"`{name}: null` leaves it to an endpoint; a model that is loaded needs a number"
+                for name in ("temperature", "top_p", "seed")
+                if getattr(self, name) is None
+            )
 
     @property
     def decoding(self) -> Decoding:

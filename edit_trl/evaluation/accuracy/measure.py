@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.evaluation.accuracy.answering import answer_problems
 from edit_trl.evaluation.accuracy.config import EvaluateArguments
 from edit_trl.evaluation.accuracy.generators_at_endpoint import EndpointGenerator
@@ -47,10 +46,6 @@ def measure_accuracy(
         InputError: The options or the model are wrong, or an endpoint failed for good.
     """
     client = endpoint.endpoint() if endpoint.base_urls else None
-    if client and arguments.actors is not None:
-        raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
-    if client is None:
-        _check_numbers(arguments)
     weights_hash = client.address if client else model_hash(arguments.model)
     record = arguments.record(
         model_hash=weights_hash, settings=arguments.settings, tasks=tasks.versions, data_hash=tasks.data_hash
@@ -88,7 +83,6 @@ def measure_with_harness(
     Returns:
         The results, and the file in the folder of the run that holds them.
     """
-    _check_numbers(arguments)
     model, tokenizer = loaded or arguments.source.load()
     results = evaluate_with_harness(
         model,
@@ -100,14 +94,6 @@ def measure_with_harness(
         seed=arguments.seed,
     )
     return results, write_harness(results, arguments.folder)
-
-
-def _check_numbers(arguments: EvaluateArguments) -> None:
-    raise_problems(
-        f"`{name}: null` leaves it to an endpoint; a model that is loaded needs a number"
-        for name in ("temperature", "top_p", "seed")
-        if getattr(arguments, name) is None
-    )
 
 
 def _loaded_generator(

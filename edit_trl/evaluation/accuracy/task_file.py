@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edit_trl.common.checks import at_least, seed_range
+from edit_trl.common.checks import at_least, difficulty_range, seed_range
 from edit_trl.common.conversion import convert
 from edit_trl.common.errors import InputError, collect_problems, raise_problems
 from edit_trl.common.options import Options, find_beside, hints_of
@@ -87,6 +87,7 @@ class TaskFile(Options):
         yield from (f"`prompt`: {problem}" for problem in template_problems(self.prompt, _PLACEHOLDERS))
         yield from at_least(1, rows=self.rows, shots=self.shots)
         yield from seed_range(problem_seed=self.problem_seed)
+        yield from difficulty_range(difficulty=self.difficulty)
 
     def beside(self, folder: Path) -> TaskFile:
         """Return the task file with its paths resolved from the working directory or, failing that, from a folder."""

@@ -20,13 +20,12 @@ from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.procedural.teacher import ProceduralTeacher, question_of
 from edit_trl.data.questions import Question, read_questions, read_table
 from edit_trl.data.row_checks import checked_mapping
-from edit_trl.evaluation.accuracy.problems import Problem, check_ids, problems_of
+from edit_trl.evaluation.accuracy.problems import COLUMNS, Problem, check_ids, problems_of
 from edit_trl.evaluation.accuracy.task_file import TaskFile, read_task
 from edit_trl.evaluation.runs.schema import first_of_each_task
 
 _DEFAULTS = {field.name: field.default for field in fields(TaskFile)}
 _FOR_QUESTIONS = ("prompt", "system_prompt", "exemplars", "answer_after", "task_descriptions")
-_OWN_COLUMNS = ("prompt", "answer", "id", "task", "answer_type", "mistake", "source")
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
     names = [mapping.get(column, column) for column in columns]
     if "question" in names or "prompt" not in names:
         return None
-    checked_mapping(mapping, columns, task.dataset_name, _OWN_COLUMNS)
+    checked_mapping(mapping, columns, task.dataset_name, COLUMNS)
     unused = [name for name in _FOR_QUESTIONS if getattr(task, name) != _DEFAULTS[name]]
     if unused:
         raise InputError(
@@ -144,7 +143,8 @@ def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
         )
     renamed = [{mapping.get(column, column): value for column, value in row.items()} for row in rows]
     types = task.answer_types or {}
-    return [row | {"answer_type": row.get("answer_type") or types.get(row.get("task"))} for row in renamed]
+    # A task that is no text is refused with the other columns.
+    return [row | {"answer_type": row.get("answer_type") or types.get(str(row.get("task")))} for row in renamed]
 
 
 def _questions(task: TaskFile, name: str) -> list[Question]:

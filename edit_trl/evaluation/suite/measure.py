@@ -47,7 +47,7 @@ def measure_suite(
         InputError: The options, the pairs or the model are wrong, or an endpoint failed for good.
         FloatingPointError: A log-probability is not finite; names the pair.
     """
-    rows, source, client = read_inputs(arguments, endpoint, recipe_folder)
+    rows, source, client = read_inputs(arguments, endpoint, limits, recipe_folder)
     weights_hash = client.address if client else model_hash(arguments.model)
     if client:
         tokenizer, positions = load_tokenizer(arguments.tokenizer, trust_remote_code=arguments.trust_remote_code), None
@@ -81,7 +81,7 @@ def measure_suite(
 
 
 def read_inputs(
-    arguments: SuiteArguments, endpoint: EndpointArguments, recipe_folder: Path
+    arguments: SuiteArguments, endpoint: EndpointArguments, limits: Limits, recipe_folder: Path
 ) -> tuple[Iterable[Mapping[str, Any]], str, CompletionTeacher | None]:
     """Read what a recipe names; nothing is loaded or sent.
 
@@ -89,8 +89,9 @@ def read_inputs(
         The dual CoTs, their name in messages, and the model at an endpoint if there is one.
 
     Raises:
-        InputError: The history, the pairs or the endpoint cannot be used.
+        InputError: The history, the pairs or the endpoint cannot be used; or an option would have no effect.
     """
+    arguments.check_place(endpoint, limits)
     check_history(arguments.history)
     rows, source = _read_rows(arguments, recipe_folder)
     return rows, source, _client(arguments, endpoint) if endpoint.base_urls else None
@@ -111,8 +112,6 @@ def _read_rows(arguments: SuiteArguments, recipe_folder: Path) -> tuple[Iterable
 
 def _client(arguments: SuiteArguments, endpoint: EndpointArguments) -> CompletionTeacher:
     client = endpoint.endpoint(kind=CompletionTeacher)
-    if arguments.actors is not None:
-        raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
     if arguments.tokenizer is None:
         raise InputError(
             "`tokenizer` is missing: a suite looks at single tokens, so it needs the tokenizer of the model "
