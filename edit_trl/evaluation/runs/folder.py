@@ -68,6 +68,8 @@ class RunFolder:
             raise InputError(f"output_dir {self.path}: {blocked} is a file, not a folder")
         else:
             check_writable(self.path)
+            if self.path.exists():  # in which another process may be loading its model
+                self._take()
         self.record = record
 
     @property
