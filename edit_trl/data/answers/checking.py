@@ -131,7 +131,7 @@ def check_answer(
     if extraction is None:
         return AnswerCheck("unparsed")
     span, value = (extraction.start, extraction.end), extraction.value
-    if answer_type == "math" and formulas.are_equal(expected.value, value):
+    if answer_type == "math" and formulas.are_equal(answer, response[slice(*span)]):
         value = expected.value  # All right answers have the same vote, however they are written.
     return AnswerCheck("correct" if value == expected.value else "wrong", value, span)
 
