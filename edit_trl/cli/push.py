@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.json_text import read_json_file
 from edit_trl.hub.push import default_repo_id, find_source, push
 from edit_trl.hub.repository import check_repo_id
 
@@ -108,10 +108,10 @@ def find_evaluations(folder: Path, given: Sequence[str] = ()) -> list[Evaluation
 def _belongs_to(record_file: Path, folder: Path) -> bool:
     """Whether a run is finished, and lies in `folder` or measured the model there."""
     try:
-        record = json.loads(record_file.read_text(encoding="utf-8"))
+        record = read_json_file(record_file)
         is_own = folder in record_file.parents or Path(record["model"]).resolve() == folder.resolve()
         return record["finished"] is not None and is_own
-    except (OSError, ValueError, KeyError, TypeError):  # another file of this name
+    except (ValueError, KeyError, TypeError):  # another file of this name
         return False
 
 

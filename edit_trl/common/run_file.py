@@ -8,6 +8,7 @@ from typing import Any
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import DRAFT_SUFFIX, write_whole
+from edit_trl.common.json_text import checker, read_json_file
 
 RUN_FILE = "run.json"
 
@@ -25,15 +26,17 @@ def read_run_file(folder: Path) -> dict[str, Any]:
     """Read a run's `edit_trl` (version), `finished`, `options` and `results`; return {} if the folder has no run.
 
     Raises:
-        InputError: The file is not a JSON object.
+        InputError: The file cannot be read, or is not such a record.
     """
     file = folder / RUN_FILE
-    try:
-        state = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON: {error}") from error
+    if not file.is_file():
+        return {}
+    state = read_json_file(file)
     if not isinstance(state, dict):
         raise InputError(f"{file} is no record of a training run")
+    for name, annotation in (("finished", str | None), ("options", dict[str, Any])):
+        if name in state and (problem := checker(annotation)(state[name])) is not None:
+            raise InputError(f"{file} is no record of a training run: {name}{problem}")
     return state
 
 
@@ -79,6 +82,8 @@ def check_same_run(folder: Path, values: Mapping[str, Any], finding: str) -> Non
     state = read_run_file(folder)
     if not state:
         return
+    if "options" not in state:
+        raise InputError(f"{folder / RUN_FILE} has no options of a run; choose another output_dir, or remove {folder}")
     before, now = _essentials(state["options"]), _essentials(values)
     changed = [
         f"{k}: {before.get(k, 'not set')!r} there, {now.get(k, 'not set')!r} now"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
+from edit_trl.common.json_text import read_json_file
 from edit_trl.data.pair_statistics import locate_pairs
 from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of
 from edit_trl.key_steps import KeyStepMethod
@@ -181,7 +182,7 @@ def read_facts(folder: Path) -> CardFacts | None:
     if not file.is_file():
         return None
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json_file(file)
         names = {f.name for f in fields(StageFacts)}
         stages = []
         for stage in values["stages"]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.json_text import checker, read_json_file
 from edit_trl.common.run_file import RUN_FILE, read_run_file, stage_options
 from edit_trl.hub.recipe_file import recipe_text
 from edit_trl.hub.repository import CARD_FILES, account, model_files, open_repository, upload
@@ -193,8 +194,11 @@ def _dataset_files(path: Path, repo_id: str, drafts: Path) -> dict[str, Content]
 
     names = ["train"]
     if (path / "dataset_dict.json").is_file():
-        names = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        invalid = [name for name in names if not re.fullmatch(r"\w+", str(name))]
+        content = read_json_file(path / "dataset_dict.json")
+        names = content.get("splits") if isinstance(content, dict) else None
+        if (problem := checker(list[str])(names)) is not None:
+            raise InputError(f"{path / 'dataset_dict.json'}: splits{problem}")
+        invalid = [name for name in names if not re.fullmatch(r"\w+", name)]
         if invalid:
             raise InputError(f"{path}: a split named {invalid[0]!r} cannot be pushed; letters, digits and _ only")
     splits = {name: load_dual_cots(path, split=name) for name in names}

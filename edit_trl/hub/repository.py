@@ -16,6 +16,7 @@ from typing import Literal
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.hub_ids import is_hub_id
+from edit_trl.common.json_text import read_json_file
 from edit_trl.hub.refusals import explained, patiently, whoami
 
 RepoType = Literal["model", "dataset"]
@@ -188,10 +189,7 @@ def model_files(folder: Path, base_model: str | None = None) -> dict[str, Conten
 def _without_paths(path: Path, base_model: str | None) -> Content:
     if path.stat().st_size > 1 << 20:
         return path  # a vocabulary or an index
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    values = read_json_file(path, finite=False)
     paths = {key: values[key] for key in _PATH_KEYS if isinstance(values, dict) and values.get(key)}
     names = {key: value if is_hub_id(value) else Path(value).name for key, value in paths.items()}
     if base_model and "base_model_name_or_path" in names:

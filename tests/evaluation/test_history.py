@@ -136,3 +136,23 @@ def test_what_can_be_added_to_is_known_before(tmp_path):
     for file in (tmp_path / "text.sqlite", tmp_path):
         with pytest.raises(InputError, match="history"):
             check_history(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("scores = '{nope'", "run 1, scores: not JSON"),
+        ("scores = '[]'", r"run 1: scores: \[\] \(list\) is no object"),
+        ("""scores = '{"accuracy": "x"}'""", r"run 1: scores\['accuracy'\]: 'x' is no number"),
+        ("items = 'many'", "run 1: items: 'many' is no integer"),
+        ("name = x'ff00'", "run 1: name: .* is no text"),
+    ],
+)
+def test_a_row_that_was_edited_is_named_with_its_column(tmp_path, change, expected):
+    file = tmp_path / "history.sqlite"
+    record_run(make_run(tmp_path / "run"), file)
+    with sqlite3.connect(file) as connection:
+        connection.execute(f"UPDATE runs SET {change}")
+    connection.close()
+    with pytest.raises(InputError, match=expected):
+        read_history(file)

@@ -346,8 +346,9 @@ def test_an_interrupted_training_run_is_read_from_its_last_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "cannot be read"),
-        ("[]", "is not the record of a training run"),
+        ("{", "not JSON"),
+        ("[]", "is not a list of logged steps"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"log_history": 3}', "is not a list of logged steps"),
         ('{"log_history": []}', "has not logged anything yet"),
     ],

@@ -1,6 +1,8 @@
 """A run's folder: written piece by piece, taken up, and read only if it is whole and of this format."""
 
 import json
+import os
+import re
 import subprocess
 
 import pytest
@@ -66,6 +68,7 @@ def test_taken_up_after_a_torn_line(tmp_path):
     folder.append([item(0), item(1)])
     with (tmp_path / "items.jsonl").open("a") as file:
         file.write('{"task": "sums", "id": "2", "pro')
+    folder.release()
     again = RunFolder(tmp_path, record())
     assert list(again.done) == ORDER[:2]
     assert again.record.created == folder.record.created
@@ -89,6 +92,7 @@ def test_time_adds_up_over_starts(tmp_path):
     assert not (tmp_path / "evaluation.json").exists()  # it has not begun
     folder.start()
     folder.pause()
+    folder.release()
     first = folder.record.seconds
     again = RunFolder(tmp_path, record())
     again.pause()
@@ -132,7 +136,9 @@ def spoil_record(tmp_path, **changes):
 def test_a_run_of_another_version(tmp_path):
     finished(tmp_path)
     spoil_record(tmp_path, format=7, edit_trl="9.9")
-    with pytest.raises(InputError, match=r"has format 7; edit_trl .* reads format 1.*version that wrote it \(9.9\)"):
+    with pytest.raises(
+        InputError, match=r"has format 7 .*; edit_trl .* reads format 1.*version that wrote it \('9.9'\)"
+    ):
         read_run(tmp_path)
 
 
@@ -142,7 +148,7 @@ def test_what_is_no_record(tmp_path):
     with pytest.raises(InputError, match="is not the record of a run: extra"):
         read_run(tmp_path)
     (tmp_path / "evaluation.json").write_text("{")
-    with pytest.raises(InputError, match=r"evaluation.json cannot be read"):
+    with pytest.raises(InputError, match=r"evaluation.json: not JSON"):
         read_run(tmp_path)
     with pytest.raises(InputError, match="no run of `edit-trl evaluate` or `suite` at"):
         read_run(tmp_path / "elsewhere")
@@ -200,3 +206,59 @@ def test_git_revision(tmp_path, monkeypatch):
     assert len(clean) == 12
     (tmp_path / "file").write_text("2")
     assert git_revision() == f"{clean}+"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"task": [1]}, "task: [1] (list) is no text"),
+        ({"samples": []}, "samples: is empty"),
+        ({"samples": [5]}, "samples[0]: 5 (int) is no object"),
+        ({"cut_off": float("nan")}, "not JSON: NaN is no number of JSON"),
+        ({"cut_off": None}, "cut_off: None (NoneType) is no integer"),
+    ],
+)
+def test_an_item_that_was_edited_is_named_with_its_line(tmp_path, change, expected):
+    finished(tmp_path)
+    file = tmp_path / "items.jsonl"
+    first, second, *others = file.read_text().split("\n")
+    file.write_text("\n".join([first, json.dumps(json.loads(second) | change), *others]))
+    with pytest.raises(InputError, match=re.escape(expected)) as caught:
+        read_run(tmp_path)
+    assert str(caught.value).startswith(f"{file}, line 2: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"kind": ["suite"]}, "kind: ['suite'] (list) is none of 'evaluate', 'suite'"),
+        ({"name": None}, "name: None (NoneType) is no text"),
+        ({"scores": {"accuracy": "x"}}, "scores['accuracy']: 'x' is no number"),
+        ({"intervals": {"accuracy": [0]}}, "intervals['accuracy']: [0] (list) has not 2 values"),
+        ({"tasks": ["sums"]}, "tasks: ['sums'] (list) is no object"),
+    ],
+)
+def test_a_record_that_was_edited_is_named_with_its_field(tmp_path, change, expected):
+    finished(tmp_path)
+    spoil_record(tmp_path, **change)
+    with pytest.raises(InputError, match=re.escape(f"evaluation.json is not the record of a run: {expected}")):
+        read_run(tmp_path)
+
+
+def test_a_second_process_is_kept_out(tmp_path):
+    """Until the first has finished, or gives up; a process that read the folder before the first began, too."""
+    late = RunFolder(tmp_path / "run", record())
+    first = RunFolder(tmp_path / "run", record())
+    first.start()
+    with pytest.raises(InputError, match=f"run is in use by process {os.getpid()}; wait until it ends"):
+        late.start()
+    with pytest.raises(InputError, match="is in use by process"):
+        RunFolder(tmp_path / "run", record())
+    first.append([item(0)])
+    first.release()
+    with pytest.raises(InputError, match="another process has begun this run meanwhile"):
+        late.start()
+    second = RunFolder(tmp_path / "run", record())
+    assert list(second.done) == [("sums", "0")]
+    second.finish([("sums", "0")], {}, {}, {})
+    assert RunFolder(tmp_path / "run", record()).finished

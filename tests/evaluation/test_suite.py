@@ -309,6 +309,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(killed_after, tmp_path, model, t
         part.append(items)
     with (part.path / "items.jsonl").open("ab") as file:
         file.write(b'{"task": "half a li')
+    part.release()
     part = RunFolder(tmp_path / "part", record())
     ran = []
     run_batches = scorer.run

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.json_text import checker, read_json_file
 from edit_trl.common.run_file import RUN_FILE, read_run_file
 
 STATE_FILE = "trainer_state.json"
@@ -72,11 +72,14 @@ def read_training_run(path: Path) -> TrainingRun:
 
 def _read_stage(folder: Path, name: str) -> StageLog:
     state = _state_file(folder)
-    log = _read(state).get("log_history", []) if state else []
-    if not (isinstance(log, list) and all(isinstance(entry, dict) for entry in log)):
-        raise InputError(f"{state}: `log_history` is not a list of logged steps")
-    finished = read_run_file(folder).get("finished")
-    return StageLog(name, finished if isinstance(finished, str) else None, log)
+    log = []
+    if state:
+        # A loss that was not finite is part of the log.
+        values = read_json_file(state, finite=False)
+        log = values.get("log_history", []) if isinstance(values, dict) else None
+        if (problem := checker(list[dict[str, Any]])(log)) is not None:
+            raise InputError(f"{state}: `log_history` is not a list of logged steps{problem}")
+    return StageLog(name, read_run_file(folder).get("finished"), log)
 
 
 def _state_file(folder: Path) -> Path | None:
@@ -90,13 +93,3 @@ def _state_file(folder: Path) -> Path | None:
 def _step(file: Path) -> int | None:
     number = file.parent.name.removeprefix("checkpoint-")
     return int(number) if number.isdecimal() else None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{file} is not the record of a training run")
-    return values

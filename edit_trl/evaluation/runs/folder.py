@@ -13,14 +13,16 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, show
 from edit_trl.common.files import git_revision, write_whole
-from edit_trl.evaluation.runs.schema import FORMAT, ITEM_KEYS, Item, Run, RunRecord, key_of
+from edit_trl.common.json_text import checker, read_json, read_json_file
+from edit_trl.common.locks import FOLDER_LOCK, Hold, hold_folder
+from edit_trl.evaluation.runs.schema import FORMAT, ITEMS, Item, Run, RunRecord, key_of
 
 RECORD_FILE, ITEMS_FILE = "evaluation.json", "items.jsonl"
 
@@ -31,7 +33,8 @@ _IDENTITY = ("kind", "model", "model_hash", "settings", "tasks", "data_hash", "s
 class RunFolder:
     """A run that is being written; resumes the run in the folder if it is the same.
 
-    Nothing is written before `start`, so that a model that cannot be loaded leaves no run behind.
+    Nothing is written before `start`, so that a model that cannot be loaded leaves no run behind. From then on, and
+    from the beginning where a run is resumed, other processes are kept out until `finish` or `release`.
 
     Args:
         path: The folder; created if it is missing.
@@ -44,18 +47,21 @@ class RunFolder:
         needs_grading: Whether an earlier version of the answer check made these items of an unfinished run.
 
     Raises:
-        InputError: The folder holds another run, files that are not a run, or a run of another format.
+        InputError: The folder holds another run, files that are not a run, or a run of another format; or another
+            process writes to it.
     """
 
     def __init__(self, path: str | Path, record: RunRecord):
         self.path = Path(path)
+        self._hold: Hold | None = None
         self._started = time.monotonic()
         self.done: dict[tuple[str, str], Item] = {}
         self.needs_grading = False
         record = replace(record, created=record.created or _now(), git_revision=git_revision())
-        if (self.path / RECORD_FILE).is_file():
+        self._is_new = not (self.path / RECORD_FILE).is_file()
+        if not self._is_new:
             record = self._resume(record)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and (not self.path.is_dir() or {*os.listdir(self.path)} - {*FOLDER_LOCK}):
             raise InputError(
                 f"{self.path} is not empty and holds no run of edit-trl; choose another folder, or remove it"
             )
@@ -70,8 +76,16 @@ class RunFolder:
 
     def start(self) -> None:
         """Write the record, before anything is measured and whenever it changes."""
+        if self._hold is None:
+            self._hold = hold_folder(self.path)
+            if self._is_new and (self.path / RECORD_FILE).is_file():
+                self.release()
+                raise InputError(
+                    f"{self.path}: another process has begun this run meanwhile; run the command again to go on with it"
+                )
         text = json.dumps(asdict(self.record), indent=2, ensure_ascii=False, default=str, allow_nan=False)
         write_whole(self.path / RECORD_FILE, text + "\n")
+        self._is_new = False
 
     def append(self, items: Iterable[Item]) -> None:
         """Append a batch of items; they are on the disk when this returns."""
@@ -107,6 +121,7 @@ class RunFolder:
         results = {"items": len(items), "scores": scores, "intervals": intervals, "groups": groups}
         self.record = replace(self.record, finished=_now(), **results)
         self.pause()
+        self.release()
         return Run(self.path, self.record, items)
 
     def pause(self) -> None:
@@ -118,7 +133,22 @@ class RunFolder:
         self._started = now
         self.start()
 
+    def release(self) -> None:
+        """Leave the folder to other processes."""
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
+
     def _resume(self, record: RunRecord) -> RunRecord:
+        if _read_record(self.path).finished is None:
+            self._hold = hold_folder(self.path)
+        try:
+            return self._resume_held(record)
+        except BaseException:
+            self.release()
+            raise
+
+    def _resume_held(self, record: RunRecord) -> RunRecord:
         """Read the items of the run in the folder; return its record, or the new one if another run has no items."""
         earlier = _read_record(self.path)
         items = _read_items(self.path, earlier.kind, partial=not earlier.finished)
@@ -168,20 +198,15 @@ def read_run(path: str | Path) -> Run:
 
 def _read_record(path: Path) -> RunRecord:
     file = path / RECORD_FILE
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+    values = read_json_file(file)
     version, writer = (values.get("format"), values.get("edit_trl")) if isinstance(values, dict) else (None, None)
     if version != FORMAT:
         raise InputError(
-            f"{file} has format {version!r}; edit_trl {installed_version('edit_trl')} reads format {FORMAT}. "
-            f"Run the evaluation again, or use the version that wrote it ({writer or 'not said'})"
+            f"{file} has format {show(version)}; edit_trl {installed_version('edit_trl')} reads format {FORMAT}. "
+            f"Run the evaluation again, or use the version that wrote it ({show(writer) if writer else 'not said'})"
         )
-    names = {field.name for field in fields(RunRecord)}
-    if values.keys() != names or values["kind"] not in ITEM_KEYS:
-        odd = sorted(values.keys() ^ names) or [f"kind {values['kind']!r}"]
-        raise InputError(f"{file} is not the record of a run: {', '.join(odd)}")
+    if (problem := checker(RunRecord)(values)) is not None:
+        raise InputError(f"{file} is not the record of a run: {problem.lstrip('.: ')}")
     return RunRecord(**values)
 
 
@@ -196,13 +221,14 @@ def _read_items(path: Path, kind: str, partial: bool = False) -> list[Any]:
     *lines, rest = file.read_bytes().split(b"\n")
     if rest and not partial:
         raise InputError(f"{file}, line {len(lines) + 1}: cut short")
+    problem_of = checker(ITEMS[kind])
     for number, line in enumerate(lines, 1):
-        try:
-            item = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{file}, line {number}: not JSON: {error}") from error
-        if not isinstance(item, dict) or item.keys() != ITEM_KEYS[kind]:
-            raise InputError(f"{file}, line {number}: not an item of `edit-trl {kind}`")
+        item = read_json(line, f"{file}, line {number}")
+        problem = problem_of(item)
+        if problem is None and kind == "evaluate" and not item["samples"]:
+            problem = ".samples: is empty"
+        if problem is not None:
+            raise InputError(f"{file}, line {number}: not an item of `edit-trl {kind}`: {problem.lstrip('.: ')}")
         items.append(item)
     return items
 

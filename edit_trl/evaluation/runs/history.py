@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.json_text import checker, read_json
 from edit_trl.common.options import nearest
 from edit_trl.evaluation.runs.schema import Run, RunKind
 from edit_trl.evaluation.runs.scores import SCORES
@@ -146,7 +148,7 @@ def read_history(
     with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
         _check(connection, file)
         values = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM runs ORDER BY finished, rowid").fetchall()
-    rows = [HistoryRow(*others, scores=json.loads(scores)) for *others, scores in values]
+    rows = [_row(file, number, *row) for number, row in enumerate(values, 1)]
     rows = [
         row
         for row in rows
@@ -155,6 +157,16 @@ def read_history(
         and (model is None or model.lower() in row.model.lower())
     ]
     return rows if last is None else rows[max(len(rows) - last, 0) :]
+
+
+def _row(file: Path, number: int, *values: Any) -> HistoryRow:
+    place = f"{file}, run {number}"
+    fields = dict(zip(_COLUMNS, values, strict=True))
+    if isinstance(fields["scores"], str):
+        fields["scores"] = read_json(fields["scores"], f"{place}, scores")
+    if (problem := checker(HistoryRow)(fields)) is not None:
+        raise InputError(f"{place}: {problem.lstrip('.: ')}; mend it, or name another file")
+    return HistoryRow(**fields)
 
 
 def with_score(rows: Sequence[HistoryRow], score: str) -> list[HistoryRow]:

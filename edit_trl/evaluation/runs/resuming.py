@@ -70,9 +70,13 @@ def complete_items(
                 tokens += sum(sample["tokens"] for item in batch_items for sample in item.get("samples", ()))
                 if tokens:
                     bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):.0f} tokens/s")
-    finally:
+    except BaseException:
         if folder:
             folder.pause()
+            folder.release()
+        raise
+    if folder:
+        folder.pause()
     return [items[entry.key] for entry in entries]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 from edit_trl.data.answers import VERIFIER_VERSION, Verdict
 
@@ -15,6 +15,9 @@ FORMAT = 1
 """The format of the two files. Increase this when an older reader would misread them."""
 
 RunKind = Literal["evaluate", "suite"]
+
+Span = Annotated[list[int], 2]
+"""[start, end) characters."""
 
 
 class Sample(TypedDict):
@@ -28,10 +31,10 @@ class Sample(TypedDict):
     response: str
     verdict: Verdict
     value: str | None
-    span: list[int] | None
+    span: Span | None
     lenient_verdict: Verdict
     lenient_value: str | None
-    lenient_span: list[int] | None
+    lenient_span: Span | None
     cut_off: bool
     tokens: int
 
@@ -98,8 +101,8 @@ class Continuation(TypedDict):
 class TokenLogps(TypedDict):
     """[start, end, log-probability] of each token of a chain; tokens outside the text have an empty span."""
 
-    chosen: list[list[float]]
-    rejected: list[list[float]]
+    chosen: list[Annotated[list[float], 3]]
+    rejected: list[Annotated[list[float], 3]]
 
 
 class SuiteItem(TypedDict):
@@ -118,8 +121,8 @@ class SuiteItem(TypedDict):
     answer: str | None
     mistake: list[str] | None
     source: str | None
-    chosen_key_spans: list[list[int]]
-    rejected_key_spans: list[list[int]]
+    chosen_key_spans: list[Span]
+    rejected_key_spans: list[Span]
     logps: Logps
     margin: float
     preferred: bool
@@ -132,8 +135,8 @@ class SuiteItem(TypedDict):
 
 Item = EvaluateItem | SuiteItem
 
-ITEM_KEYS = {"evaluate": EvaluateItem.__annotations__.keys(), "suite": SuiteItem.__annotations__.keys()}
-"""The fields of an item, by kind of run."""
+ITEMS: dict[str, type] = {"evaluate": EvaluateItem, "suite": SuiteItem}
+"""What an item is, by kind of run."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ class RunRecord:
     seconds: float = 0.0
     items: int = 0
     scores: dict[str, float | None] = field(default_factory=dict)
-    intervals: dict[str, list[float]] = field(default_factory=dict)
+    intervals: dict[str, Annotated[list[float], 2]] = field(default_factory=dict)
     groups: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
 
 

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from edit_trl.common.checks import at_least, not_negative
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.files import write_whole
+from edit_trl.common.json_text import checker, read_json
 from edit_trl.data.row import rows_of
 from edit_trl.evaluation.accuracy.answering import checked_item
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
@@ -115,8 +116,13 @@ class SuiteCallback(TrainerCallback):
         self._training, self._last, self._history = True, None, {}
         file = Path(args.output_dir) / HISTORY_FILE
         if state.global_step and file.is_file():
-            lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-            self._history = {line["step"]: line for line in lines if line["step"] <= state.global_step}
+            lines = file.read_text(encoding="utf-8").splitlines()
+            entries = [read_json(line, f"{file}, line {n}", finite=False) for n, line in enumerate(lines, 1)]
+            for number, entry in enumerate(entries, 1):
+                step = entry.get("step") if isinstance(entry, dict) else None
+                if (problem := checker(int)(step)) is not None:
+                    raise InputError(f"{file}, line {number}: step{problem}; remove the file to go on without it")
+            self._history = {entry["step"]: entry for entry in entries if entry["step"] <= state.global_step}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Run the suite every `steps` steps, and at the end."""
