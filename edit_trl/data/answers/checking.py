@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from edit_trl.common.errors import InputError
 from edit_trl.data.answers import formulas
-from edit_trl.data.answers.numbers import find_number
-from edit_trl.data.answers.reading import AnswerType, Extraction, read, read_phrase
+from edit_trl.data.answers.reading import AnswerType, Extraction, read
 from edit_trl.data.answers.statements import Statement, answer_part, cuts, run_on, statements_of
 
 Verdict = Literal["correct", "wrong", "unparsed"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError
-from edit_trl.data.answers.numbers import find_number
+from edit_trl.data.answers.numbers import Number, find_number
 from edit_trl.data.answers.reading import Extraction, read_phrase, text_value
 
 _WORKER = Path(__file__).with_name("formula_worker.py")
@@ -36,9 +36,10 @@ _WORD = re.compile(
 _FORMULA = re.compile(r"[\d\\√π∞∅]|(?<![A-Za-z'’])[B-HJ-Zb-hj-z](?![A-Za-z'’])|[=<>≤≥∪∩]")
 # Signs that math-verify reads only as LaTeX.
 _LATEX = {
-    "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "π": r"\pi ", "∅": r"\emptyset ",
-    r"\varnothing": r"\emptyset ", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "−": "-", "–": "-", "‑": "-",
-    "∈": r"\in ", "°": r"^\circ ", "θ": r"\theta ", "⁄": "/", r"\,": "", r"\!": "", r"\;": " ", r"\:": " ", r"\ ": " ",
+    "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "π": r"\pi ",
+    "∅": r"\emptyset ", r"\varnothing": r"\emptyset ", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "±": r"\pm ",
+    "−": "-", "–": "-", "‑": "-", "∈": r"\in ", "°": r"^\circ ", "θ": r"\theta ", "⁄": "/", r"\,": "", r"\!": "",
+    r"\;": " ", r"\:": " ", r"\ ": " ",
 }  # fmt: skip
 _SIGN = re.compile(rf"(?<!\\)(?:{'|'.join(map(re.escape, _LATEX))})")
 _ROOT = re.compile(r"√\s?(?:\(([^()]*)\)|(\w+))|(?<![\\a-z])sqrt\s?\(([^()]*)\)")
@@ -124,9 +125,8 @@ def _latex(text: str) -> str:
     """Return a formula as math-verify reads it best; numbers are read by our own rules."""
     text = _ENVIRONMENT.sub(lambda match: next(group for group in match.groups() if group is not None), text)
     number = find_number(text, 0, len(text))
-    if number and number.value and " or " not in number.value and not re.search(r"[^\W\d_]|[\\%^]", text[number.end :]):
-        if not text[: number.start].strip("${([ "):
-            return number.value
+    if number and number.value and " or " not in number.value and _is_alone(text, number):
+        return number.value
     text = _ROOT.sub(lambda match: rf"\sqrt{{{match[1] or match[2] or match[3]}}}", text)
     text = _SUPERSCRIPT.sub(lambda match: f"^{{{unicodedata.normalize('NFKC', match[0])}}}".replace("−", "-"), text)
     text = _VULGAR.sub(
@@ -138,6 +138,10 @@ def _latex(text: str) -> str:
     # Both values, as math-verify does not read the sign inside fractions.
     text = re.sub(r"^[A-Za-z]\s*=\s*", "", text)
     return ", ".join(text.replace("\\pm", sign).removeprefix("+") for sign in "+-")
+
+
+def _is_alone(text: str, number: Number) -> bool:
+    return not text[: number.start].strip("${([ ") and not re.search(r"[^\W\d_]|[\\%^]", text[number.end :])
 
 
 class _Worker:

@@ -1,4 +1,4 @@
-"""Reads the answer of a statement, by its type, and normalises it: two answers are the same if their values are equal."""
+"""Reads the answer of a statement by its type: two answers are the same if their values are equal."""
 
 from __future__ import annotations
 
@@ -55,16 +55,17 @@ _NEGATION = re.compile(
 
 # How people write the same sign.
 _SIGNS = {
-    "!=": "≠", "<=": "≤", ">=": "≥", "==": "=", "<->": "↔", "->": "→", "=>": "⇒", "\\le": "≤", "\\leq": "≤", "\\ge": "≥",
-    "\\geq": "≥", "\\ne": "≠", "\\neq": "≠", "\\lt": "<", "\\gt": ">", "\\times": "×", "\\cdot": "·", "\\div": "÷",
-    "\\sqrt": "√", "\\pi": "π", "\\cup": "∪", "\\cap": "∩", "\\in": "∈", "\\to": "→", "\\rightarrow": "→", "\\land": "∧",
-    "\\wedge": "∧", "\\lor": "∨", "\\vee": "∨", "\\neg": "¬", "\\lnot": "¬", "\\infty": "∞", "\\pm": "±", "\\approx": "≈",
-    "−": "-", "–": "-", "‐": "-", "‑": "-", "⁄": "/",
+    "!=": "≠", "<=": "≤", ">=": "≥", "==": "=", "<->": "↔", "->": "→", "=>": "⇒", "\\le": "≤", "\\leq": "≤",
+    "\\ge": "≥", "\\geq": "≥", "\\ne": "≠", "\\neq": "≠", "\\lt": "<", "\\gt": ">", "\\times": "×", "\\cdot": "·",
+    "\\div": "÷", "\\sqrt": "√", "\\pi": "π", "\\cup": "∪", "\\cap": "∩", "\\in": "∈", "\\to": "→", "\\rightarrow": "→",
+    "\\land": "∧", "\\wedge": "∧", "\\lor": "∨", "\\vee": "∨", "\\neg": "¬", "\\lnot": "¬", "\\infty": "∞", "\\pm": "±",
+    "\\approx": "≈", "−": "-", "–": "-", "‐": "-", "‑": "-", "⁄": "/",
 }  # fmt: skip
 _SIGN = re.compile(r"\\[a-zA-Z]+|<->|[!<>=]=|[-=]>|[−–‐‑⁄]")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 _LAYOUT = re.compile(
-    r"""\\(?:text|math|mbox|operatorname)[a-z]*(?=\{) | \\(?:left|right|quad|qquad|displaystyle)(?![a-zA-Z]) | \\[()\[\],;:!%$\ ]
+    r"""\\(?:text|math|mbox|operatorname)[a-z]*(?=\{) | \\(?:left|right|quad|qquad|displaystyle)(?![a-zA-Z])
+      | \\[()\[\],;:!%$\ ]
       | (?<=[\w)}\]])\*+(?=[\w({\[\\√]) (?P<attached>) | (?<=\s)\*+(?=\s) (?P<spaced>)
       | \*+ | (?<!\w)_+ | _+(?![\w{]) | ["“”„'‘’`$,;?…] | —""",
     re.VERBOSE,

@@ -17,8 +17,8 @@ _THOUGHTS_END = re.compile(
 # A line break may separate a colon from its answer; after a bare "is" it ends the statement.
 _MARKERS = re.compile(
     r"""(?:
-        (?P<heading>^[ \t]*(?:\#{1,6}[ \t]*|[*_]{2})(?:\d+[.)][ \t]*)?(?:the[ \t]+)?(?:final[ \t]+|correct[ \t]+)?answers?
-            [ \t]*:?[*_]*:?[ \t]*\n[\s*_]*)
+        (?P<heading>^[ \t]*(?:\#{1,6}[ \t]*|[*_]{2})(?:\d+[.)][ \t]*)?(?:the[ \t]+)?(?:final[ \t]+|correct[ \t]+)?
+            answers?[ \t]*:?[*_]*:?[ \t]*\n[\s*_]*)
       | (?P<sentence>\b(?:final\s+|correct\s+|right\s+)?answers?\b(?:\s+to\s+[^.:=?!\n]{1,80}?)?[\s*_]*
             (?:(?:(?:is|are|would\s+be)\b[ \t]*)?[:=][\s*_]* | (?:is|are|would\s+be)\b[ \t]*))
       | (?P<box>\\(?:boxed|fbox)\s*(?=\{))
@@ -36,9 +36,9 @@ _NOT_GIVEN = re.compile(
 
 _SENTENCE_END = re.compile(r"\n|(?:[.?]+|!+)(?=[*_\"”’)\]$]*(?:\s|$))")
 _WORD_BEFORE = re.compile(r"[^\W\d_]+\Z")
-_ABBREVIATIONS = frozenset(
-    "st ste mt ft dr mr mrs ms prof gen col sgt capt lt rev hon gov sen rep jr sr inc ltd co corp bros ave blvd rs approx "
-    "vs eg ie cf fig eq vol pp ca etc dept univ".split()
+_ABBREVIATION = re.compile(
+    "st|ste|mt|ft|dr|mr|mrs|ms|prof|gen|col|sgt|capt|lt|rev|hon|"
+    "gov|sen|rep|jr|sr|inc|ltd|co|corp|bros|ave|blvd|rs|approx|vs|eg|ie|cf|fig|eq|vol|pp|ca|etc|dept|univ"
 )
 # These are abbreviations only before a number, as "no" may end a sentence.
 _ABBREVIATIONS_OF_NUMBERS = frozenset({"no", "nos", "art", "sec", "ch", "p"})
@@ -55,9 +55,10 @@ _LABELLED_QUESTION = re.compile(
 )
 # A line after a blank one that asks something, unless the model asks itself.
 _BARE_QUESTION = re.compile(
-    r"\n[ \t]*\n\s*(?!(?:wait|hmm+|but|however|actually|hold|oh|no|let|is (?:that|this|it)|does (?:that|this|it)|did|am i|"
-    r"are (?:you|we|there any)|can (?:we|i|you)|could|should|would|do (?:you|we|i)|why|right|correct|sure|ok|okay|so|now|i|"
-    r"have (?:we|i|you)|what (?:if|about|else)|how (?:about|do|can|did|could)|need|want|any|shall)\b)[^\n]{8,}\?[ \t]*(?:\n|\Z)",
+    r"\n[ \t]*\n\s*(?!(?:wait|hmm+|but|however|actually|hold|oh|no|let|is (?:that|this|it)|does (?:that|this|it)|did|"
+    r"am i|are (?:you|we|there any)|can (?:we|i|you)|could|should|would|do (?:you|we|i)|why|right|correct|sure|ok|okay|"
+    r"so|now|i|have (?:we|i|you)|what (?:if|about|else)|how (?:about|do|can|did|could)|need|want|any|shall)\b)"
+    r"[^\n]{8,}\?[ \t]*(?:\n|\Z)",
     re.IGNORECASE,
 )
 _BULLETS = re.compile(r"(?:[ \t]*(?:[-*•+]|\d+[.)])[ \t]+[^\n]+(?:\n\s*?|\Z))+")
@@ -65,7 +66,7 @@ _SHORT_LINES = re.compile(r"(?:[ \t]*[\w&'’-]+[,;]?[ \t]*(?:\n|\Z))+")
 
 
 class Statement(NamedTuple):
-    """A place that may give the answer: its kind (the group of its marker), its first and last (exclusive) character."""
+    """A place that may give the answer: its kind (the group of its marker), its first and its last character + 1."""
 
     kind: str
     start: int
@@ -173,7 +174,7 @@ def _is_inside(text: str, start: int, match: re.Match[str], limit: int) -> bool:
         return True
     if _NEXT_SENTENCE.match(rest):
         return False
-    if name in _ABBREVIATIONS:
+    if _ABBREVIATION.fullmatch(name):
         return True
     before = text[start : word.start()]
     if len(name) > 1 or not word[0].isupper():

@@ -61,6 +61,8 @@ def problems_of(
     where = f"{where}, " if where else ""
     if not rows:
         raise InputError(f"{where}there is nothing to evaluate: no rows")
+    if answer_type is not None and answer_type not in get_args(AnswerType):
+        raise InputError(f"unknown answer_type {answer_type!r}, not in {get_args(AnswerType)}")
     if answer_type is not None:
         check_answer_type(answer_type)
     columns = {column for row in rows for column in row}
