@@ -37,15 +37,16 @@ _TAIL = {"number": re.compile(r"\D*"), "choice": re.compile(r"(?:(?<=\))|[).:]).
 _NO_WORD = re.compile(r"\W*")
 # A line after #### is an answer if it holds little else; otherwise it is a heading: "#### 2. Verification".
 _LINE_TAIL = {
-    "number": re.compile(r"[^\w.:;!?]*[^\W\d]?[^\WA-Z\d]*(?:\s[^A-Z\d.:;!?]*)?[.!]?\s*"),
-    "choice": re.compile(r"(?<=\)).*|\W*"),
+    "number": re.compile(r"\s?(?:USD|EUR|GBP)?[^A-Z\d.:;!?]*[.!]?\s*"),
+    "choice": re.compile(r"(?<=\)).*|\)\s.*|\W*"),
 }
 _LINE_HEAD = re.compile(r"\W*|.*=\W*")
 
 # A statement that says something about the answer does not give it: "the answer is rounded to 2 decimal places".
 _ABOUT_ANSWER = (
     "rounded|independent|useful|helpful|consistent|reasonable|plausible|verified|confirmed|checked|expressed|measured|"
-    "obtained|derived|based|correct|incorrect|right|wrong|unique|clear|dependent|divisible|stated|reported|written"
+    "the same as|obtained|derived|based|correct|incorrect|right|wrong|unique|clear|dependent|divisible|stated|reported|"
+    "written"
 )
 _ADVERBS = r"\W*(?:(?:also|indeed|therefore|thus|now|then|still|always|only|really|fully)\s+)*"
 _ABOUT = re.compile(rf"{_ADVERBS}(?:{_ABOUT_ANSWER})\b(?!\s+(?:to\s+be|as|by)\b)", re.IGNORECASE)
@@ -151,6 +152,7 @@ def _known_answer(text: str, answer_type: AnswerType) -> Extraction:
         or (
             answer.value
             and " or " not in answer.value
+            and not (answer_type == "number" and answer.value.endswith("/0"))
             and _NO_WORD.fullmatch(text, 0, answer.start)
             and _TAIL.get(answer_type, _NO_WORD).fullmatch(text, answer.end)
         )

@@ -45,11 +45,13 @@ _TOKEN = re.compile(
           | (?P<factorial>!(?![=!])) )?
         (?:\s?[/⁄]\s?(?P<below>\d+))?
       )(?:[ \u00a0~](?P<multiplier>(?i:hundred|thousand|million|billion|trillion))\b)?)
+  | (?P<equality>,?\s*\b(?:which\s+(?:is|equals|gives|makes)\b|i\.e\.,?|that\s+is,))
+  | (?P<equals>\b(?:equals|is\s+equal\s+to)\b|(?<!!)[=≈](?!>)|[=-]>|→
+      |\\(?:approx|simeq|Rightarrow|implies|to)(?![A-Za-z]))
   | (?P<word>[^\W\d_]{{2,}}(?:['’][^\W\d_]+)*)
   | (?P<letter>[^\W\d_])
-  | (?P<equals>(?<!!)[=≈](?!>)|[=-]>|→|\\(?:approx|simeq|Rightarrow|implies|to)(?![A-Za-z]))
   | (?P<command>\\[A-Za-z]+|[√∛∞∑∫∪∩∅])
-  | (?P<relation>[<>≤≥≠≮≯∈∉≡±∓])
+  | (?P<relation>!=|[<>≤≥≠≮≯∈∉≡±∓])
   | (?P<sign>{_SIGN})
   | (?P<operator>\*+|[×÷·⋅∙/⁄^_&!⁰¹²³⁴⁵⁶⁷⁸⁹])
   | (?P<open>[(\[{{])

@@ -41,12 +41,15 @@ _ARTICLES = frozenset("aAI")
 # "by" and it.
 _OPERATION_AFTER = _words("squared cubed factorial pi divided multiplied modulo")
 _OPERATION_BETWEEN = _words("plus minus times over point mod")
-_OPERATION_BEFORE = _words("sqrt root log ln sin cos tan exp mod modulo times plus over than")
-_OPERATION_OF = _words("root square cube log logarithm half third quarter factorial divided multiplied")
+_OPERATION_BEFORE = _words("sqrt root log ln sin cos tan exp mod modulo times plus over than twice thrice")
+_OPERATION_OF = _words("root square cube log logarithm half third quarter factorial divided multiplied sum product")
+_SMALLER_UNITS = _words(
+    "cents inches in minutes mins min seconds secs sec ounces oz grams g months weeks days hours cm mm meters metres m"
+)
 _MINUS_WORDS = frozenset({"minus", "negative"})
 _HEDGES = frozenset({"or", "and", "to"})
 _SHARES = _words("half third thirds quarter quarters fifth fifths tenth tenths")
-_CLAUSES = _words("since because as so where given if when while that which for but and or after thus hence")
+_CLAUSES = _words("since because as so where given if when while that which for but after thus hence")
 _OPERANDS = frozenset({"number", "open", "command"})
 
 
@@ -90,13 +93,17 @@ def _parts(tokens: Sequence[Token]) -> list[Sequence[Token]]:
         after = tokens[place + 1] if place + 1 < len(tokens) else NOTHING
         depth += {"open": 1, "close": -1}.get(token.kind, 0)
         seen_number = seen_number or token.kind == "number"
-        if token.kind == "equals" and depth <= 0:
+        # "8, which is 5 more" gives 8, and "the root of 16, which is 4" gives 4.
+        is_equality = token.kind == "equality" and _first_whole(tokens[begin:place], False) is None
+        if depth <= 0 and (token.kind == "equals" or is_equality):
             parts.append(tokens[begin:place])
             begin, seen_number = place + 1, False
         elif seen_number and (
-            (token.kind == "comma" and after.spaced)
+            token.kind == "equality"
+            or (token.kind == "comma" and after.spaced)
             or token.text == ";"
             or (token.kind == "word" and token.text.lower() in _CLAUSES)
+            or (token.text == "and" and _first_whole(tokens[begin:place], False))
             or (token.kind == "sign" and token.spaced and after.spaced and after.kind == "word")
         ):
             break
@@ -121,7 +128,8 @@ def _is_of_variables(part: Sequence[Token]) -> bool:
             token.spaced and before.kind == "number" and token.text in _SPACED_LETTERS
         ):
             after = part[place + 1] if place + 1 < len(part) else NOTHING
-            variables += not (token.text in _ARTICLES and after.kind == "word")
+            is_times = token.text in "xX" and before.kind == "number" and after.kind == "number"
+            variables += not (is_times or (token.text in _ARTICLES and after.kind == "word"))
     return bool(numbers and variables)
 
 
@@ -244,7 +252,7 @@ def _goes_on(tokens: Sequence[Token], place: int) -> bool:
         case "word":
             if is_attached:
                 return after.text not in _UNITS and after.text.isascii()
-            return _is_operation_word(after.text.lower(), operand, third) or _has_operation_after_unit(tokens, place)
+            return _is_operation_word(after.text.lower(), operand, third) or _goes_on_after_unit(tokens, place)
         case "sign":
             return operand.kind in _OPERANDS or is_variable
         case "operator":
@@ -260,7 +268,7 @@ def _goes_on(tokens: Sequence[Token], place: int) -> bool:
         case "other":
             if after.text in ":.":
                 return operand.kind == "number" and after.spaced == operand.spaced
-            return after.text == "\\"
+            return after.text == "\\" or (after.text in "'’′" and operand.kind == "number" and not operand.spaced)
     return False
 
 
@@ -274,12 +282,15 @@ def _is_operation_word(word: str, operand: Token, third: Token) -> bool:
     )
 
 
-def _has_operation_after_unit(tokens: Sequence[Token], place: int) -> bool:
-    """Whether a unit of few words is followed by an operation with another number: "4 boxes * 5 apples"."""
-    while place < len(tokens) and tokens[place].kind == "word":
+def _goes_on_after_unit(tokens: Sequence[Token], place: int) -> bool:
+    """Whether another number belongs to the one before a unit: "4 boxes * 5 apples", "5 feet 3 inches"."""
+    begin = place
+    while place < len(tokens) and tokens[place].kind == "word" and tokens[place].text != "and":
         place += 1
     operation, operand = (tokens[at] if at < len(tokens) else NOTHING for at in (place, place + 1))
-    is_operation = operation.text in ("+", "\\times", "\\cdot") or (
-        operation.kind == "operator" and operation.text != "!"
-    )
-    return is_operation and operand.kind == "number"
+    if operand.kind == "number" and operation.text in ("+", "*", "×", "·", "⋅", "÷", "/", "\\times", "\\cdot", "\\div"):
+        return True
+    # "5 feet 3 inches" is neither 5 nor 3.
+    place += operation.text == "and"
+    number, unit = (tokens[at] if at < len(tokens) else NOTHING for at in (place, place + 1))
+    return place - begin <= 2 and number.kind == "number" and unit.text.lower() in _SMALLER_UNITS

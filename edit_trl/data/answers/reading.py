@@ -35,7 +35,8 @@ _CURRENCY = re.compile(r"(?:\\?[$€£¥₹]|\bRs\.?)\s?\Z")
 # "A" and "I" before a word in small letters are an article and a pronoun, unless that word goes on after an option.
 _CHOICE = re.compile(
     r"""(?<!\w)\((?P<bracketed>[A-Za-z])\) | (?<!\w)\[(?P<squared>[A-Z])\]
-      | (?<![\w'’])(?:[B-HJ-Z]|[AI](?!\s+(?!(?:because|since|as|is|and|or|but|not|due|for|in|with)\b)[a-z]))(?![\w'’])
+      | (?<!\w)(?<!\w['’])(?:[B-HJ-Z]
+          | [AI](?!\s+(?!(?:because|since|as|is|and|or|but|not|due|for|in|with)\b)[a-z]))(?!\w|['’]\w)
       | ^[a-z](?=[^\w\s'’]|\s*$) | (?<=\boption\ )[a-z]\b | (?<=\bchoice\ )[a-z]\b""",
     re.VERBOSE,
 )
@@ -64,16 +65,17 @@ _SIGNS = {
 _SIGN = re.compile(r"\\[a-zA-Z]+|<->|[!<>=]=|[-=]>|[−–‐‑⁄]")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 _LAYOUT = re.compile(
-    r"""\\(?:text|math|mbox|operatorname)[a-z]*(?=\{) | \\(?:left|right|quad|qquad|displaystyle)(?![a-zA-Z])
-      | \\[()\[\],;:!%$\ ]
+    r"""\\(?:left|right|quad|qquad|displaystyle)(?![a-zA-Z])
+      | \\[()\[\],;:!%$\ ] | \\(?=[{}])
       | (?<=[\w)}\]])\*+(?=[\w({\[\\√]) (?P<attached>) | (?<=\s)\*+(?=\s) (?P<spaced>)
       | \*+ | (?<!\w)_+ | _+(?![\w{]) | ["“”„'‘’`$,;?…] | —""",
     re.VERBOSE,
 )
 _EXCLAMATION = re.compile(r"(?<![\d)\]}])(?<!\b[^\W\d_])!")
-_SINGLE = re.compile(r"(?<=[\^_√])\{([\w.+-]+)\}|(?<![\^_√\w\\}])\{([^{}]*)\}")
+_LATEX_TEXT = re.compile(r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}")
+_SINGLE = re.compile(r"(?<=[\^_√])\{([\w.+-]+)\}")
 _AROUND_OPERATORS = re.compile(r"\s*([-+*/=<>≤≥≠≈^:·×÷∧∨∩∪∈→←↔⇒|&¬√~±()\[\]{}])\s*")
-_IN_BRACKETS = re.compile(r"\(([\w\s.'-]+)\)")
+_IN_BRACKETS = re.compile(r"\A\s*\(([\w\s.'’-]+)\)\s*\Z")
 
 
 def read(text: str, start: int, end: int, answer_type: AnswerType, last: bool = False) -> Extraction | None:
@@ -129,15 +131,13 @@ def text_value(text: str) -> str:
     """Return a text without its layout, in small letters; signs that tell two texts apart stay."""
     text = _SUPERSCRIPT.sub(lambda match: "^" + unicodedata.normalize("NFKC", match[0]), text)
     folded = unicodedata.normalize("NFKC", text).casefold()
-    words = _SIGN.sub(lambda match: _SIGNS.get(match[0], match[0]), folded)
+    words = _LATEX_TEXT.sub(r" \1 ", _IN_BRACKETS.sub(r"\1", folded))
+    words = _SIGN.sub(lambda match: _SIGNS.get(match[0], match[0]), words)
     words = _LAYOUT.sub(lambda match: match[0] if match.lastgroup else " ", words).replace("**", "^")
     words = _EXCLAMATION.sub(" ", words)
-    words = _SINGLE.sub(lambda match: match[1] or match[2] or "", words)
+    words = _SINGLE.sub(r"\1", words)
     words = _AROUND_OPERATORS.sub(r"\1", words)
-    words = " ".join(words.split()).strip(" .")
-    if whole := _IN_BRACKETS.fullmatch(words):
-        words = whole[1]
-    return words or " ".join(folded.split())
+    return " ".join(words.split()).strip(" .") or " ".join(folded.split())
 
 
 def _list_value(text: str) -> str:

@@ -20,7 +20,8 @@ _MARKERS = re.compile(
         (?P<heading>^[ \t]*(?:\#{1,6}[ \t]*|[*_]{2})(?:\d+[.)][ \t]*)?(?:the[ \t]+)?(?:final[ \t]+|correct[ \t]+)?
             answers?[ \t]*:?[*_]*:?[ \t]*\n[\s*_]*)
       | (?P<sentence>\b(?:final\s+|correct\s+|right\s+)?answers?\b(?:\s+to\s+[^.:=?!\n]{1,80}?)?[\s*_]*
-            (?:(?:(?:is|are|would\s+be)\b[ \t]*)?[:=][\s*_]* | (?:is|are|would\s+be)\b[ \t]*))
+            (?: (?:(?:is|are|would\s+be)\b[ \t]*)?[:=][\s*_]*(?:(?:\\\[|\$\$)\s*)?
+              | (?:is|are|would\s+be)\b[ \t]*(?:\s*(?:\\\[|\$\$)\s*)?))
       | (?P<box>\\(?:boxed|fbox)\s*(?=\{))
       | (?P<hashes>(?<!\#)\#{4}(?!\#)[ \t]*)
       | (?P<tag><answer>\s*)
@@ -61,7 +62,7 @@ _BARE_QUESTION = re.compile(
     r"[^\n]{8,}\?[ \t]*(?:\n|\Z)",
     re.IGNORECASE,
 )
-_BULLETS = re.compile(r"(?:[ \t]*(?:[-*•+]|\d+[.)])[ \t]+[^\n]+(?:\n\s*?|\Z))+")
+_BULLETS = re.compile(r"(?:[ \t]*(?:[-*•+]|\d+[.)])[ \t]+[^\n]+(?:\n\s*|\Z))+")
 _SHORT_LINES = re.compile(r"(?:[ \t]*[\w&'’-]+[,;]?[ \t]*(?:\n|\Z))+")
 
 
@@ -177,9 +178,9 @@ def _is_inside(text: str, start: int, match: re.Match[str], limit: int) -> bool:
     if _ABBREVIATION.fullmatch(name):
         return True
     before = text[start : word.start()]
+    if len(name) == 1 and before.endswith("."):  # D.C., i.e.
+        return True
     if len(name) > 1 or not word[0].isupper():
         return False
-    if before.endswith("."):  # D.C., U.S.
-        return True
     # An initial stands before a name, and after another name or nothing.
     return bool(re.match(r"\s+[^\W\d_a-z]", rest) and re.search(r"(?:^|[A-Z][\w’'-]*\.?)\W*\Z", before))
