@@ -107,6 +107,7 @@ def extract_answer(response: str | None, answer_type: AnswerType, *, lenient: bo
             answer = _read(response, Statement("prose", start, limit), answer_type, last=True)
             if answer is not None:
                 break
+            start = limit
     return answer if answer and answer.value else None
 
 

@@ -45,7 +45,7 @@ _TOKEN = re.compile(
           | (?P<factorial>!(?![=!])) )?
         (?:\s?[/⁄]\s?(?P<below>\d+))?
       )(?:[ \u00a0~](?P<multiplier>(?i:hundred|thousand|million|billion|trillion))\b)?)
-  | (?P<equality>,?\s*\b(?:which\s+(?:is|equals|gives|makes)\b|i\.e\.,?|that\s+is,))
+  | (?P<equality>(?:,\s{0, 3})?\b(?:which\s+(?:is|equals|gives|makes)\b|i\.e\.,?|that\s+is,))
   | (?P<equals>\b(?:equals|is\s+equal\s+to)\b|(?<!!)[=≈](?!>)|[=-]>|→
       |\\(?:approx|simeq|Rightarrow|implies|to)(?![A-Za-z]))
   | (?P<word>[^\W\d_]{{2,}}(?:['’][^\W\d_]+)*)

@@ -98,9 +98,7 @@ def read(text: str, start: int, end: int, answer_type: AnswerType, last: bool = 
     while start < end and text[start] in _QUOTING:
         start += 1
     region = text[start:end]
-    matches = [
-        match for match in _PATTERNS[answer_type].finditer(region) if not _NEGATION.search(region, 0, match.start())
-    ]
+    matches = [match for match in _PATTERNS[answer_type].finditer(region) if not _is_negated(region, 0, match.start())]
     if answer_type == "choice":
         # A letter in brackets is an option; a bare letter may be a word.
         matches = [match for match in matches if match.lastgroup] or matches
@@ -140,6 +138,10 @@ def text_value(text: str) -> str:
     return " ".join(words.split()).strip(" .") or " ".join(folded.split())
 
 
+def _is_negated(text: str, start: int, end: int) -> bool:
+    return bool(_NEGATION.search(text, max(start, end - 40), end))
+
+
 def _list_value(text: str) -> str:
     items = (text_value(item) for item in _SEPARATORS.split(_BULLET.sub("", text.strip("[](){}\n"))))
     return ", ".join(item for item in items if item)
@@ -147,12 +149,12 @@ def _list_value(text: str) -> str:
 
 def _read_number(text: str, start: int, end: int, last: bool) -> Extraction | None:
     number = find_number(text, start, end, last)
-    while number and not last and _NEGATION.search(text, start, number.start):
+    while number and not last and _is_negated(text, start, number.start):
         start = number.end
         number = find_number(text, start, end)
     if number is None:
         return None
-    currency = _CURRENCY.search(text, start, number.start)
+    currency = _CURRENCY.search(text, max(start, number.start - 5), number.start)
     return Extraction(number.value, currency.start() if currency else number.start, number.end)
 
 

@@ -166,7 +166,8 @@ def _is_inside(text: str, start: int, match: re.Match[str], limit: int) -> bool:
     """Whether a mark is a part of its sentence: that of an abbreviation, an initial or a factorial."""
     if match[0] == "!":
         return bool(re.match(r"\s*[=+*/×<>]|\s+[a-z]", text[match.end() : limit])) and text[match.start() - 1].isdigit()
-    word = _WORD_BEFORE.search(text, start, match.start())
+    # Only what stands near decides, so that a long text takes no longer than its length.
+    word = _WORD_BEFORE.search(text, max(start, match.start() - 30), match.start())
     if match[0] != "." or not word:
         return False
     rest = text[match.end() : min(limit, match.end() + 20)]
@@ -177,7 +178,7 @@ def _is_inside(text: str, start: int, match: re.Match[str], limit: int) -> bool:
         return False
     if _ABBREVIATION.fullmatch(name):
         return True
-    before = text[start : word.start()]
+    before = text[max(start, word.start() - 60) : word.start()]
     if len(name) == 1 and before.endswith("."):  # D.C., i.e.
         return True
     if len(name) > 1 or not word[0].isupper():
