@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,10 @@ def grouped(number: str, separator: str) -> str:
     return re.sub(r"(?<=\d)(?=(?:\d{3})+\Z)", lambda _: separator, number)
 
 
-def count_gsm8k(data: Path) -> dict[str, Count]:
-    """Read known answers after their rationales, by way of writing thousands."""
+def count_gsm8k(data: Path, every: int = 1) -> dict[str, Count]:
+    """Read known answers after their rationales, by way of writing thousands; `every` takes a part of the rows."""
     counts = {written: Count() for written in THOUSANDS}
-    for row in read_rows(data / "gsm8k" / "train.jsonl"):
+    for row in islice(read_rows(data / "gsm8k" / "train.jsonl"), None, None, every):
         for written, separator in THOUSANDS.items():
             answer = grouped(row["answer"], separator)
             responses = [form.format(chain=row["rationale"], answer=answer) for form in FORMS]

@@ -108,6 +108,8 @@ def extract_answer(response: str | None, answer_type: AnswerType, *, lenient: bo
             if answer is not None:
                 break
             start = limit
+    if answer_type == "math":
+        answer = formulas.in_one_spelling(answer)
     return answer if answer and answer.value else None
 
 
@@ -148,6 +150,8 @@ def check_answer_type(answer_type: str) -> None:
 def _known_answer(text: str, answer_type: AnswerType) -> Extraction:
     """Read a known answer. It must be one answer and little else, or correct responses would be wrong."""
     answer = _read(text, Statement("known", 0, len(text)), answer_type)
+    if answer_type == "math":
+        answer = formulas.in_one_spelling(answer)
     is_alone = answer is not None and (
         answer_type in ("text", "list", "math")
         or (

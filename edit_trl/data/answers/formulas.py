@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import unicodedata
+from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,7 +64,7 @@ def read(text: str, start: int, end: int, last: bool = False) -> Extraction | No
         last: Read the last formula between dollar signs, or else the last number.
 
     Returns:
-        The formula, in one spelling as far as math-verify knows one, or a phrase such as "east"; None without any.
+        The formula or a phrase such as "east", as it is written; None without any.
     """
     environments = list(_ENVIRONMENT.finditer(text, start, end))
     if last and not environments:
@@ -79,7 +80,16 @@ def read(text: str, start: int, end: int, last: bool = False) -> Extraction | No
         start, end = environments[first].start(), environments[final].end()
     elif "\\" not in text[start:end]:
         start, end = _plain_formula(text, start, end)
-    return read_phrase(text, start, end, _value)
+    return read_phrase(text, start, end, str)
+
+
+def in_one_spelling(answer: Extraction | None) -> Extraction | None:
+    """Return an answer with its value as math-verify writes it; None for what math-verify cannot read."""
+    if answer is None:
+        return None
+    text = answer.value
+    value = text_value(text) if _is_phrase(text) else _worker_value(_latex(text))
+    return replace(answer, value=value) if value else None
 
 
 def are_equal(known: str, said: str) -> bool:
@@ -102,13 +112,6 @@ def _plain_formula(text: str, start: int, end: int) -> tuple[int, int]:
 
 def _is_phrase(text: str) -> bool:
     return not _FORMULA.search(text) or bool(re.fullmatch(r"[^\W\d_][\w\s'’.-]*[^\W\d_]{2}[^\W\d_]*", text.strip()))
-
-
-def _value(text: str) -> str | None:
-    """Return a formula in one spelling; a phrase as text; None for what math-verify cannot read."""
-    if _is_phrase(text):
-        return text_value(text) or None
-    return _worker_value(_latex(text))
 
 
 @lru_cache(maxsize=4096)
@@ -168,8 +171,11 @@ class _Worker:
     def _start(self) -> subprocess.Popen[str]:
         # -P: the folder of the worker has modules with the names of others. Answers come as ASCII.
         command = [sys.executable, "-P", str(_WORKER)]
+        # math-verify may be found by a path of this process alone.
+        paths = [str(Path(find_spec("math_verify").origin).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         process = subprocess.Popen(
             command,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

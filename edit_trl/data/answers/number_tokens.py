@@ -45,7 +45,7 @@ _TOKEN = re.compile(
           | (?P<factorial>!(?![=!])) )?
         (?:\s?[/⁄]\s?(?P<below>\d+))?
       )(?:[ \u00a0~](?P<multiplier>(?i:hundred|thousand|million|billion|trillion))\b)?)
-  | (?P<equality>(?:,\s{0, 3})?\b(?:which\s+(?:is|equals|gives|makes)\b|i\.e\.,?|that\s+is,))
+  | (?P<equality>(?:,\s?)?\b(?:which\s+(?:is|equals|gives|makes)\b|i\.e\.,?|that\s+is,))
   | (?P<equals>\b(?:equals|is\s+equal\s+to)\b|(?<!!)[=≈](?!>)|[=-]>|→
       |\\(?:approx|simeq|Rightarrow|implies|to)(?![A-Za-z]))
   | (?P<word>[^\W\d_]{{2,}}(?:['’][^\W\d_]+)*)
@@ -71,7 +71,7 @@ _LAYOUT = re.compile(
     r"""\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|quad|qquad|Large|large|bf|rm|checkmark|blacksquare|therefore
         |degree|circ|square|pounds|euro)(?![A-Za-z])
       | \\(?:text|mbox|fbox|boxed|underline|operatorname|math|emph)[a-z]*\*?\s*(?=\{) | \\(?:text)?color\s*\{[^{}]*\}
-      | \\[()\[\]] | \^\s?(?:\{\s?)?(?:\\circ\s?|[∘°])\}? | (?<![\d,])\\[,;:!\ ] | \\[,;:!\ ](?!\d)
+      | \\[()\[\]] | \^\s?(?:\{\s?)?(?:\\circ\s?|[∘°])\}? | (?<![\d,])(?<!\d\{)\\[,;:!\ ] | (?<!\d\{)\\[,;:!\ ](?!\d)
       | \\(?=[%$€£&\#{}]) | [$€£¥₹¢°%`"“”‘] | </?[A-Za-z][^<>]{0,80}>
       | (?<=[\w)}\]])\*+(?=[\w({\[\\√.-])(?P<attached>) | (?<=\s)\*+(?=\s)(?P<spaced>) | \*+
       | (?<!\w)_+ | _+(?!\w|\{)""",
