@@ -25,6 +25,7 @@ from effect_matrix.config import read_matrix
 from effect_matrix.data import make_sets
 from effect_matrix.matrix import Matrix
 from effect_matrix.pool import Ended, run_cells
+from inputs import run_benchmark
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import nearest
@@ -142,4 +143,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_benchmark(main)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 import torch
+from inputs import count, run_benchmark
 
 from edit_trl import ProceduralTeacher, evaluate_accuracy, generate_dual_cots
 from edit_trl.evaluation.accuracy.problems import encode, problems_of
@@ -32,10 +33,10 @@ FAMILIES = ("object_counting", "arithmetic", "boolean_expressions")
 def read_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="Path or Hub id of a model or adapter.")
-    parser.add_argument("--rows", type=int, default=90, help="Number of problems.")
-    parser.add_argument("--max_new_tokens", type=int, default=110)
-    parser.add_argument("--batch_size", type=int, default=30)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=count, default=90, help="Number of problems.")
+    parser.add_argument("--max_new_tokens", type=count, default=110)
+    parser.add_argument("--batch_size", type=count, default=30)
+    parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--ways", nargs="+", default=["ours", "data order", "one by one", "continuous"])
     return parser.parse_args()
@@ -112,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

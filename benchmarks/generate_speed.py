@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from inputs import count, run_benchmark
+
 from edit_trl.models.chat.dispatch import Answer, Dispatcher, Limits
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 from edit_trl.models.chat.journal import Journal
@@ -90,9 +92,9 @@ async def bare(url: str, count: int, concurrency: int) -> dict[str, float]:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--concurrency", type=count, nargs="+", default=[16, 64, 256])
     parser.add_argument("--delay", type=float, default=0.05, help="seconds until the server answers")
-    parser.add_argument("--requests", type=int, default=4000)
+    parser.add_argument("--requests", type=count, default=4000)
     parser.add_argument("--memory", type=int, default=0, help="number of requests of the run that measures memory")
     return parser.parse_args()
 
@@ -137,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -33,10 +33,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Annotated, Any
+
+from inputs import read_columns, run_benchmark
 
 import edit_trl
 from edit_trl import ProceduralTeacher
+from edit_trl.common.errors import InputError
 from edit_trl.common.steps import WORD, step_end, visible_start
 from edit_trl.key_steps import Span, locate_key_steps, masks_from_spans
 
@@ -77,11 +80,15 @@ class Case:
         return bisect_right(self.starts, visible_start(self.offsets[unit], self.rejected)) - 1
 
 
+PRMBENCH = {"correct_steps": list[str], "wrong_steps": list[str], "error_steps": list[int]}
+PRMBENCH |= {"original_question": str, "question": str, "mistake": str}
+SCORES = {"pair": int, "offsets": list[Annotated[list[int], 2]], "own": list[float], "other": list[float | None]}
+
+
 def prmbench_cases(path: Path) -> list[Case]:
     """Read the labelled pairs of a file."""
     cases = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_columns(path, PRMBENCH):
         chosen, rejected = "\n".join(row["correct_steps"]), "\n".join(row["wrong_steps"])
         starts = [0]
         for step in row["wrong_steps"][:-1]:
@@ -307,8 +314,9 @@ def compare(cases: list[Case], tried: dict[Callable, tuple]) -> dict[str, dict[s
 def read_scores(path: Path, cases: list[Case]) -> list[Case]:
     """Give the scored cases their scores, a unit the sum of its tokens'; return these cases."""
     scored = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for number, row in enumerate(read_columns(path, SCORES), 1):
+        if not 0 <= row["pair"] < len(cases) or not len(row["offsets"]) == len(row["own"]) == len(row["other"]):
+            raise InputError(f"{path}, row {number}: not the scores of one of the {len(cases)} pairs; score them again")
         case = cases[row["pair"]]
         case.own, case.other = [0.0] * len(case.offsets), [None] * len(case.offsets)
         ends = [end for _, end in case.offsets]
@@ -395,4 +403,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

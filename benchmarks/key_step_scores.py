@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from inputs import count, run_benchmark
 from key_step_quality import Case, prmbench_cases
 from rapidfuzz.distance import Levenshtein
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
 from edit_trl.common.steps import WORD
+from edit_trl.data.files import read_rows
 from edit_trl.key_steps import locate_key_steps
+from edit_trl.models.loading import ModelSource
 
 
 def aligned_start(case: Case, start: int) -> int:
@@ -80,13 +83,12 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="path or Hub id of the student")
     parser.add_argument("--data", type=Path, required=True, help="JSON Lines file of labelled pairs")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--pairs", type=int, default=150)
+    parser.add_argument("--pairs", type=count, default=150)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16, use_safetensors=True).eval()
     cases = prmbench_cases(args.data)
-    rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines()]
+    model, tokenizer = ModelSource(args.model, dtype="bfloat16", device="cpu").load()
+    rows = read_rows(args.data)
     order = list(range(len(cases)))
     random.Random(args.seed).shuffle(order)
     started = time.perf_counter()
@@ -101,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from inputs import count, read_columns, run_benchmark
 from machine import cpu_name
 
 import edit_trl
@@ -83,7 +84,7 @@ def synthetic_pair(rng: random.Random, tokens: int, edit_fraction: float, vocabu
 
 def read_pairs(path: Path) -> list[Pair]:
     """The chains of a JSON Lines file of dual CoTs with plain texts."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    rows = read_columns(path, {"chosen": str, "rejected": str})
     return [(row["chosen"], row["rejected"]) for row in rows]
 
 
@@ -156,12 +157,12 @@ def print_table(methods: dict[str, dict[str, float | int]], pairs: int) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=10_000, help="synthetic pairs")
-    parser.add_argument("--tokens", type=int, default=200, help="tokens of the correct chain")
+    parser.add_argument("--pairs", type=count, default=10_000, help="synthetic pairs")
+    parser.add_argument("--tokens", type=count, default=200, help="tokens of the correct chain")
     parser.add_argument("--edit_fraction", type=float, default=0.3, help="share of positions that are edited")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--naive_pairs", type=int, default=50, help="number of pairs for timing the naive reference")
-    parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats; medians are reported")
+    parser.add_argument("--naive_pairs", type=count, default=50, help="number of pairs for timing the naive reference")
+    parser.add_argument("--repeats", type=count, default=3, help="interleaved repeats; medians are reported")
     parser.add_argument("--data", type=Path, help="JSON Lines of dual CoTs to time instead")
     return parser.parse_args(argv)
 
@@ -208,4 +209,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -28,6 +28,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from inputs import count, run_benchmark
+
 RESULT = "RESULT "
 BASE = {"use_peft": False, "dtype": "float32", "layout": "padded", "gradient_checkpointing": False}
 BASE |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
@@ -344,12 +346,12 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", type=Path, default=Path("outputs/quickstart/student"), help="For the CPU.")
     parser.add_argument("--only", nargs="*", help="CPU cases with one of these words in their name.")
-    parser.add_argument("--pair_tokens", type=int, default=160, help="Tokens of a chain, on the CPU.")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS of the runs.")
+    parser.add_argument("--pair_tokens", type=count, default=160, help="Tokens of a chain, on the CPU.")
+    parser.add_argument("--steps", type=count, default=3)
+    parser.add_argument("--threads", type=count, help="OMP_NUM_THREADS of the runs.")
     parser.add_argument("--tokenizer", help="Of the random models on a GPU: a Hub id or folder.")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--pairs", type=int, default=4, help="Pairs a batch on a GPU.")
+    parser.add_argument("--pairs", type=count, default=4, help="Pairs a batch on a GPU.")
     parser.add_argument("--recipes", action="store_true", help="Print the table of the recipes.")
     parser.add_argument("--recipe", help="A recipe to run whole on a CPU, with options over it.")
     args, options = parser.parse_known_args()
@@ -380,4 +382,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_benchmark(main)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from inputs import count, run_benchmark
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -68,10 +69,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="outputs/quickstart/student", help="Path or Hub id of the student.")
     parser.add_argument("--data", type=Path, required=True, help="File of dual CoTs as plain text.")
-    parser.add_argument("--train_pairs", type=int, default=300)
-    parser.add_argument("--held_out_pairs", type=int, default=100)
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--max_length", type=int, default=384)
+    parser.add_argument("--train_pairs", type=count, default=300)
+    parser.add_argument("--held_out_pairs", type=count, default=100)
+    parser.add_argument("--batch_size", type=count, default=4)
+    parser.add_argument("--max_length", type=count, default=384)
     parser.add_argument("--bf16", action="store_true", help="Train in mixed precision, also on a CPU.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -147,4 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

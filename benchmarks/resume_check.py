@@ -28,6 +28,10 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from inputs import count, run_benchmark
+
+from edit_trl.common.hub_ids import refuse_missing_folder
+
 RECIPE = """
 learning_rate: 5.0e-3
 max_length: 512
@@ -260,12 +264,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = (*CASES, "two_stages")
     parser.add_argument("--cases", nargs="+", choices=names, default=names)
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=count, default=20)
     parser.add_argument("--student", type=Path, help="A model of one's own instead of the tiny one.")
-    parser.add_argument("--pairs", type=int, default=20, help="To train on, twice, in batches of two.")
+    parser.add_argument("--pairs", type=count, default=20, help="To train on, twice, in batches of two.")
     parser.add_argument("--real", action="store_true", help="Start `edit-trl train` anew for two_stages.")
     parser.add_argument("--seed", type=int, default=0, help="Of the moments to kill at.")
     args = parser.parse_args()
+    if args.student:
+        refuse_missing_folder(str(args.student), "--student")
     results = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -295,4 +301,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -27,6 +27,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psutil
+from inputs import count, run_benchmark
+
+from edit_trl.common.hub_ids import refuse_missing_folder
 
 PAIRS, BATCH = 240, 4
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart" / "config.yaml"
@@ -116,8 +119,10 @@ def commands(folder: Path, student: Path) -> dict[str, tuple[str | None, list[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", type=Path, required=True, help="Folder of the quickstart's student.")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=count, default=3)
     args = parser.parse_args()
+    if args.student:
+        refuse_missing_folder(str(args.student), "--student")
     times: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -150,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -29,7 +29,9 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from inputs import count, read_columns, run_benchmark
 from machine import cpu_name
 
 SYSTEMS = ("dpo", "sft", "padded", "tree", "tree_dense", "tree_block")
@@ -45,8 +47,9 @@ RESULT = "RESULT "
 def read_rows(args: argparse.Namespace) -> list[dict]:
     """The pairs, as many as asked for."""
     if args.data:
-        rows = [json.loads(line) for line in args.data.read_text(encoding="utf-8").splitlines() if line]
-        rows = [{side: row[side] for side in ("prompt", "chosen", "rejected")} for row in rows]
+        sides = ("prompt", "chosen", "rejected")
+        rows = read_columns(args.data, dict.fromkeys(sides, str | list[dict[str, Any]]))
+        rows = [{side: row[side] for side in sides} for row in rows]
     elif args.pair_tokens:
         rows = made_up_rows(args)
     else:
@@ -319,14 +322,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of --model")
     parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer, for --shape")
     parser.add_argument("--data", type=Path, help="JSON Lines of dual CoTs")
-    parser.add_argument("--pair_tokens", type=int, help="made-up pairs of this many tokens per side")
-    parser.add_argument("--max_length", type=int, help="leave out pairs with a chain of more tokens than this")
-    parser.add_argument("--pairs", type=int, default=52)
-    parser.add_argument("--batch_size", type=int, default=4, help="pairs per batch")
+    parser.add_argument("--pair_tokens", type=count, help="made-up pairs of this many tokens per side")
+    parser.add_argument("--max_length", type=count, help="leave out pairs with a chain of more tokens than this")
+    parser.add_argument("--pairs", type=count, default=52)
+    parser.add_argument("--batch_size", type=count, default=4, help="pairs per batch")
     parser.add_argument("--tune", choices=("full", "lora", "qlora"), default="lora")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["dpo", "sft", "padded", "tree"])
-    parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats; medians are reported")
+    parser.add_argument("--repeats", type=count, default=3, help="interleaved repeats; medians are reported")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -389,4 +392,4 @@ def without(argv: list[str], *options: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

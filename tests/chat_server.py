@@ -34,7 +34,8 @@ class ChatServer:
 
     Args:
         answer: Request body -> text, or a whole response body where it begins with "{".
-        fault: Number of the request, its body -> the name of a fault or None.
+        fault: Number of the request, its body -> None, the name of a fault, a body of status 200 that begins with
+            "{", "[" or "<", bytes to send as they are, or a status and its `retry-after` or body.
         delay: Seconds before an answer.
 
     Attributes:
@@ -42,6 +43,7 @@ class ChatServer:
         seen: Requests in all.
         most_in_flight: At once.
         keys: Authorization headers.
+        models: Status and body of the list of models.
     """
 
     def __init__(self, answer: Callable = lambda body: "fine", fault: Callable = lambda n, body: None, delay=0.0):
@@ -51,6 +53,7 @@ class ChatServer:
         self.keys: set[str] = set()
         self.bodies: list[dict] = []
         self.keep_bodies = False
+        self.models = f"200 {json.dumps({'object': 'list', 'data': [{'id': MODEL, 'object': 'model'}]})}"
 
     async def start(self, port: int = 0) -> int:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, backlog=1024)
@@ -83,7 +86,8 @@ class ChatServer:
 
     async def _reply(self, line: str, content: bytes, writer: asyncio.StreamWriter) -> None:
         if line.startswith("GET"):
-            await _send(writer, 200, json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]}))
+            status, _, text = self.models.partition(" ")
+            await _send(writer, int(status), text)
             return
         self.seen += 1
         body = json.loads(content)
@@ -95,6 +99,12 @@ class ChatServer:
         if fault is None:
             text = self.answer(body)
             await self._paid(writer, body, text if text.startswith("{") else completion(text))
+        elif isinstance(fault, bytes):
+            writer.write(fault)
+            await writer.drain()
+            raise ConnectionError
+        elif fault[0] in "{[<\ufeff":
+            await self._paid(writer, body, fault)
         elif fault == "reset":
             writer.transport.abort()
             raise ConnectionError
@@ -117,9 +127,10 @@ class ChatServer:
             raise ConnectionError
         else:
             status, _, after = fault.partition(" ")
-            extra = f"retry-after: {after}\r\n" if after else ""
-            text = ERROR
-            if status == "400":
+            is_body = after.startswith("{")
+            extra = f"retry-after: {after}\r\n" if after and not is_body else ""
+            text = after if is_body else ERROR
+            if status == "400" and not is_body:
                 text = json.dumps({"error": {"message": "maximum context length is 10", "code": "x"}})
             await _send(writer, int(status), text, extra=extra)
 
@@ -130,7 +141,7 @@ class ChatServer:
 
 
 async def _send(writer, status: int, text: str, *, kind="application/json", extra="", slow=False) -> None:
-    data = text.encode()
+    data = text.encode("utf-8", "surrogatepass")
     head = f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {len(data)}\r\n{extra}\r\n"
     if slow:
         writer.write(head.encode() + data[:10])

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
+from edit_trl.common.json_text import read_json_file
 from effect_matrix.data import resolve
 from effect_matrix.matrix import Matrix, Method
 
@@ -165,7 +166,13 @@ def list_cells(matrix: Matrix) -> list[Cell]:
 def read_cell(folder: Path) -> dict[str, Any] | None:
     """The record of a cell; None if it has not ended."""
     file = folder / CELL_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    record = read_json_file(file)
+    for name in ("inputs", "status"):
+        if not isinstance(record, dict) or name not in record:
+            raise InputError(f"{file} is not the record of a cell: it has no `{name}`; remove {folder}")
+    return record
 
 
 def write_cell(folder: Path, record: Mapping[str, Any]) -> None:

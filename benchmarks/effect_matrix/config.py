@@ -20,8 +20,10 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
+from edit_trl.common.conversion import convert, nearest
 from edit_trl.common.errors import InputError
-from edit_trl.common.options import convert, hints_of, nearest, read_yaml
+from edit_trl.common.options import hints_of
+from edit_trl.common.yaml_file import read_yaml
 from effect_matrix.errors import matrix_errors, nearest_of
 from effect_matrix.matrix import Collapse, Data, Evaluation, Matrix, Method, Power, Source, Student
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from inputs import read_columns
+
 from edit_trl.common.errors import InputError
 from effect_matrix.matrix import Data, Matrix, Source
 
@@ -84,9 +86,9 @@ def _recorded(source: Source, start: int, right_alone: bool) -> list[Row]:
     """Recorded questions, each with the teacher's response as a correct chain alone."""
     from edit_trl.data.answers import check_answer, infer_answer_type
 
-    lines = Path(source.recorded).read_text(encoding="utf-8").splitlines()
+    lines = read_columns(Path(source.recorded), dict.fromkeys(("question", "teacher_response", "answer", "task"), str))
     # A repeated question counts once, or it could be in two sets.
-    records = list({record["question"]: record for record in map(json.loads, lines)}.values())
+    records = list({record["question"]: record for record in lines}.values())
     order = random.Random(0).sample(range(len(records)), len(records))[start : start + source.recorded_rows]
     if len(order) < source.recorded_rows:
         raise InputError(

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.options import convert, hints_of, nearest
+from edit_trl.common.conversion import convert, nearest
+from edit_trl.common.options import hints_of
 from effect_matrix.matrix import Matrix, Source, Student
 from effect_matrix.student import FromScratch
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from edit_trl.common.conversion import natural
+from edit_trl.common.yaml_file import parse_yaml
 from effect_matrix.cells import WARM_UP, Cell, read_cell, write_cell
 from effect_matrix.data import prompt_text
 from effect_matrix.measure import (
@@ -48,7 +48,7 @@ def training_options(recipe: str | None, *over: Mapping[str, Any]) -> dict[str, 
         recipe: The text of a recipe.
         over: Options; each mapping overrides those before it.
     """
-    values = yaml.safe_load(recipe) if recipe else {}
+    values = natural(parse_yaml(recipe, "recipe")) if recipe else {}
     stages = values.pop("stages", None)
     if stages:
         values |= {key: value for key, value in stages[-1].items() if key != "name"}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
 from edit_trl.common.terminal import visible
 from edit_trl.models.decoding import Decoding
@@ -52,10 +53,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl chat",
         description=f"Try a model in the terminal; {COMMANDS}. Each line that is piped in is a turn.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(
@@ -123,7 +123,7 @@ class Chat:
         messages: The conversation so far, as `role` and `content`.
 
     Raises:
-        InputError: There is a system message and no chat template, or no EOS token.
+        InputError: There is a system message and no chat template that takes it, or no EOS token.
     """
 
     def __init__(
@@ -133,12 +133,15 @@ class Chat:
         decoding: Decoding,
         system: str | None = None,
     ):
+        from edit_trl.models.chat_templates import render
         from edit_trl.models.generation import Engine
 
         if system and tokenizer.chat_template is None:
             raise InputError("--system needs a model with a chat template; this one has none")
         self._engine, self._decoding, self._system = Engine(model, tokenizer), decoding, system
         self.clear()
+        if system:  # before a first question is typed
+            render(tokenizer, [*self.messages, {"role": "user", "content": "Hello."}], add_generation_prompt=True)
 
     def clear(self) -> None:
         """Forget the conversation, except for the system message."""
@@ -161,14 +164,17 @@ class Chat:
 
         self.messages.append({"role": "user", "content": text})
         tokenizer, room = self._engine.tokenizer, self._engine.positions
-        prompt = prompt_ids(tokenizer, self.messages if tokenizer.chat_template else self.messages[-1:])
         new = self._decoding.max_new_tokens
-        if room and len(prompt) + new > room:
+        try:
+            prompt = prompt_ids(tokenizer, self.messages if tokenizer.chat_template else self.messages[-1:])
+            if room and len(prompt) + new > room:
+                raise InputError(
+                    f"the conversation of {len(prompt)} tokens and {new} new ones do not fit into "
+                    f"the model's {room}; /clear begins anew"
+                )
+        except InputError:
             self.messages.pop()
-            raise InputError(
-                f"the conversation of {len(prompt)} tokens and {new} new ones do not fit into "
-                f"the model's {room}; /clear begins anew"
-            )
+            raise
         pieces: list[str] = []
 
         class Streamer(TextStreamer):

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError, raise_problems
+from edit_trl.common.files import write_whole
 
 if TYPE_CHECKING:
     from edit_trl.evaluation.compare.comparison import Comparison
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         results = check_gates(comparison, gates)
     except InputError as error:
-        if options.junit:
+        if options.junit is not None:
             _write(options.junit, junit_error_xml(str(error)))
         raise
     _show(options, comparison, results)
@@ -53,11 +55,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl compare",
         description="Compare runs of evaluate or suite with a baseline, item by item.",
         epilog="Exit code: 0, 1 where a gate failed, 2 where the runs cannot be compared.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     runs = (
@@ -114,12 +115,12 @@ def _show(options: argparse.Namespace, comparison: Comparison, results: list[Gat
     from edit_trl.evaluation.compare.gates import junit_xml
     from edit_trl.evaluation.compare.output import markdown, print_comparison
 
-    if options.markdown:
+    if options.markdown is not None:
         _write(options.markdown, markdown(comparison, results).encode())
-    if options.json:
+    if options.json is not None:
         values = comparison.to_dict() | {"gates": [vars(result) for result in results]}
         _write(options.json, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
-    if options.junit:
+    if options.junit is not None:
         _write(options.junit, junit_xml(results))
     if not _to_stdout(options):
         from rich.console import Console
@@ -131,9 +132,5 @@ def _show(options: argparse.Namespace, comparison: Comparison, results: list[Gat
 def _write(file: str | Path, content: bytes) -> None:
     if str(file) == "-":
         print(content.decode(), end="")
-        return
-    try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_bytes(content)
-    except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror}") from error
+    else:
+        write_whole(file, content)

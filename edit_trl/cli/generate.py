@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,14 +59,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl generate",
         description="Make dual CoTs with the embedded teacher, which needs no network.",
         epilog="To ask a teacher your own questions: edit-trl generate --config RECIPE.yaml "
         "[--OPTION VALUE ...]. To make pairs from a student's own chains: edit-trl generate --student MODEL "
         "--pivots [--OPTION VALUE ...]. edit-trl generate --config --help lists the options of both; "
         "recipes/generate/ has recipes.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(

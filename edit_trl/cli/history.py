@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,10 +52,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl history",
         description="List the runs of evaluate and suite, the newest last, and plot a metric over them.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--file", metavar="FILE", help="the SQLite file (default: outputs/history.sqlite)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import textwrap
@@ -11,11 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
     from edit_trl.data.pair_statistics import Pair
 
@@ -39,7 +38,12 @@ def main(argv: list[str] | None = None) -> int:
     from edit_trl.data.row import rows_of
 
     dataset = _load(options)
-    tokenizer = _tokenizer(options.tokenizer) if options.tokenizer else None
+    tokenizer = None
+    if options.tokenizer:
+        from edit_trl.models.adapters import adapter_base
+        from edit_trl.models.loading import load_tokenizer
+
+        tokenizer = load_tokenizer(options.tokenizer, adapter_base(options.tokenizer, "tokenizer"), option="tokenizer")
     pairs = _filtered(locate_pairs(rows_of(dataset), options.method, tokenizer), options)
     _show(pairs, pairs[: options.limit], options)
     return 0
@@ -49,11 +53,12 @@ def _show(pairs: list[Pair], selection: list[Pair], options: argparse.Namespace)
     unit = "tokens" if options.tokenizer else "words"
     content = (options.dataset, pairs, selection, unit, options.method)
     if options.html:
+        from edit_trl.cli.report import say_written
         from edit_trl.evaluation.report import write_pairs
 
         path = write_pairs(selection, options.html, title=options.dataset, method=options.method, unit=unit)
         count = f"{len(selection)} pair{'' if len(selection) == 1 else 's'}"
-        print(f"{path.resolve()}: {count}, {path.stat().st_size / 1e6:.1f} MB")
+        say_written(path, count)
     elif not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         _print_plain(*content)
     elif sys.stdin.isatty() and find_spec("termios"):
@@ -81,27 +86,12 @@ def _print_plain(source: str, pairs: list[Pair], selection: list[Pair], unit: st
 
 
 def _load(options: argparse.Namespace) -> Dataset:
+    from edit_trl.common.options import read_mapping
     from edit_trl.data.dual_cots import DatasetSource
 
-    mapping = None
-    if options.column_mapping:
-        try:
-            mapping = json.loads(options.column_mapping)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f'--column_mapping is not JSON ({error}): {options.column_mapping!r}; write \'{{"theirs": "ours"}}\''
-            ) from error
+    mapping = read_mapping(options.column_mapping, "--column_mapping") if options.column_mapping else None
     source = DatasetSource(options.dataset, options.dataset_config, options.split, options.dataset_revision, mapping)
     return source.load()
-
-
-def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:  # the latter: a folder without a known tokenizer
-        raise InputError(f"--tokenizer {name} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def _filtered(pairs: list[Pair], options: argparse.Namespace) -> list[Pair]:
@@ -127,11 +117,10 @@ def _filtered(pairs: list[Pair], options: argparse.Namespace) -> list[Pair]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl inspect",
         description="Show dual CoTs: statistics of all pairs, then each pair with its key steps. In a "
         "terminal the arrow keys browse the pairs; in a pipe they are printed as plain text.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="a file, a folder saved by datasets, or a Hub id")

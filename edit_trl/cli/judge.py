@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edit_trl.cli.recipe_command import run_recipe
+from edit_trl.cli.recipe_command import RecipeOptions, run_recipe
 from edit_trl.common.errors import InputError
 from edit_trl.evaluation.judge.config import CLASSES, JudgeArguments
-from edit_trl.evaluation.judge.measure import judge_runs
+from edit_trl.evaluation.judge.judging import JudgeOptions
+from edit_trl.evaluation.judge.measure import judge_runs, read_inputs
 from edit_trl.evaluation.judge.report import JUDGEMENTS_FILE, REPORT_FILE, format_report
+from edit_trl.models.chat.dispatch import Limits
 
 DESCRIPTION = (
     "Let a model judge how well the chains of several models show the key steps: finished runs of "
@@ -27,7 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         InputError: Anything wrong with the recipe or what it names, before a request is sent; a run that
             stopped; or no judgement could be read.
     """
-    return run_recipe("judge", argv, DESCRIPTION, CLASSES, _judge)
+    return run_recipe("judge", argv, DESCRIPTION, recipe_options(), _judge)
+
+
+def recipe_options() -> RecipeOptions:
+    """Return the options of the command."""
+    return RecipeOptions(CLASSES, _check)
+
+
+def _check(arguments: JudgeArguments, _options: JudgeOptions, _limits: Limits, recipe_folder: Path) -> str:
+    judge, _, runs, sets, _ = read_inputs(arguments, recipe_folder)
+    return f"{len(sets)} items of {', '.join(runs)}; judge {judge.model!r}"
 
 
 def _judge(arguments: JudgeArguments, *options: Any) -> None:

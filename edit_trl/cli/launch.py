@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from edit_trl.cli.launch_options import launch_options
+from edit_trl.cli.launch_options import check_process_count, launch_options
 from edit_trl.common.errors import InputError
 from edit_trl.training.resuming.stopping import EXIT_CODE, TrainingStopped
 
@@ -68,6 +68,7 @@ def launch(own: argparse.Namespace, options: Sequence[str]) -> int:
     Raises:
         InputError: There is no such accelerate configuration, or it asks for more GPUs than there are.
     """
+    check_process_count(own.num_processes)
     file = accelerate_config(own)
     if file is None and not _has_default_config() and (own.num_processes or _count_gpus()) <= 1:
         return _run(options)

@@ -8,14 +8,26 @@ type at MULTI_CPU, and each process would train a whole copy without a warning.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from edit_trl.common.errors import InputError
-from edit_trl.common.options import read_yaml
+from edit_trl.common.checks import at_least
+from edit_trl.common.conversion import convert
+from edit_trl.common.errors import InputError, brief, raise_problems
+from edit_trl.common.yaml_file import read_words, read_yaml
 
 if TYPE_CHECKING:
     from edit_trl.training.config import DualCoTConfig
 
+# The types of the values of an accelerate configuration that are used here or would fail in `accelerate launch`.
+_TYPES = {
+    **dict.fromkeys(("num_processes", "num_machines", "machine_rank", "main_process_port"), int | None),
+    **dict.fromkeys(("deepspeed_config", "fsdp_config", "dynamo_config"), dict[str, Any] | None),
+    "use_cpu": bool | None,
+    "gpu_ids": str | None,
+    "distributed_type": str | None,
+    "mixed_precision": Literal["no", "fp16", "bf16", "fp8"] | None,
+}
+_MOST_PROCESSES = 4096  # a number beyond any cluster would start that many on this machine
 SHARDED = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed"}
 
 
@@ -61,6 +73,12 @@ def launch_options(
     return chosen
 
 
+def check_process_count(num_processes: int | None) -> None:
+    """Raise an InputError if `--num_processes` is out of range."""
+    if num_processes is not None and not 1 <= num_processes <= _MOST_PROCESSES:
+        raise InputError(f"--num_processes must be from 1 to {_MOST_PROCESSES}, got {num_processes}")
+
+
 def shards(accelerate_config: Path | None, num_processes: int | None) -> int:
     """Return the number of devices over which an accelerate configuration shards the memory of a run."""
     config = _read_config(accelerate_config)
@@ -70,10 +88,18 @@ def shards(accelerate_config: Path | None, num_processes: int | None) -> int:
 
 
 def _read_config(file: Path | None) -> dict[str, Any]:
-    config = {} if file is None else read_yaml(file, "accelerate configuration")
-    for name in ("num_processes", "num_machines"):
-        if not isinstance(config.get(name, 1), int):
-            raise InputError(f"{file}: `{name}` must be a whole number, got {config[name]!r}")
+    if file is None:
+        return {}
+    values = read_words(file, "accelerate configuration", again=True)
+    config, problems = convert({name: value for name, value in values.items() if name in _TYPES}, _TYPES)
+    problems += at_least(1, num_processes=config.get("num_processes"), num_machines=config.get("num_machines"))
+    raise_problems(f"{file}: {problem}" for problem in problems)
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    try:
+        load_config_from_file(str(file))  # its own checks, which would be a traceback of `accelerate launch`
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{file} is no accelerate configuration: {brief(error)}") from error
     return config
 
 
@@ -85,7 +111,7 @@ def _asks_for_cpu(recipe: str | None, options: Sequence[str]) -> bool:
             following = options[place + 1] if place + 1 < len(options) else "true"
             value = value or ("true" if following.startswith("--") else following)
             return value.lower() in ("true", "1", "yes")
-    return recipe is not None and read_yaml(recipe).get("use_cpu") is True
+    return recipe is not None and read_yaml(recipe, again=True).get("use_cpu") is True
 
 
 def _check_devices(file: Path | None, config: dict[str, Any], processes: int, gpus: int, on_cpu: bool) -> None:

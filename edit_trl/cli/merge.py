@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edit_trl.cli.chat import model_folder
+from edit_trl.cli.parser import Parser
+from edit_trl.common.checks import not_negative
+from edit_trl.common.errors import raise_problems
 
 if TYPE_CHECKING:
     from edit_trl.hub.card_facts import CardFacts
@@ -23,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
             log-probabilities differ.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    raise_problems(not_negative(tolerance=options.tolerance))
     folder = model_folder(options.run)
 
     from edit_trl.hub.card_facts import read_facts
@@ -47,13 +51,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl merge",
         description="Merge an adapter into the weights of its model and save the result as a plain model in "
         "safetensors, with tokenizer and card, for vLLM and GGUF converters. An adapter of a 4-bit "
         "model is merged into the full weights in bfloat16. Log-probabilities of a few texts are compared "
         "before and after; if they differ by more than the tolerance, nothing is saved.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
 from edit_trl.common.json_text import read_json_file
 from edit_trl.hub.push import default_repo_id, find_source, push
@@ -47,13 +48,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl push",
         description="Push a trained model, with its tokenizer, recipe, results and card, or dual CoTs to the "
         "Hub. Checkpoints, optimizer states, journals and tokens are not uploaded.",
         epilog="To resume a broken upload, run the same command again: what has arrived is not sent again. "
         "The token is that of `hf auth login`, or HF_TOKEN.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edit_trl.cli.parser import Parser
+from edit_trl.common.files import is_stream
+
 if TYPE_CHECKING:
     from edit_trl.evaluation.report.training_history import TrainingRun
     from edit_trl.evaluation.runs.schema import Run
@@ -30,13 +33,21 @@ def main(argv: list[str] | None = None) -> int:
     runs, training = read_folders(options.runs)
     title = options.title or _title(runs, training)
     path = write_report(runs, options.output, training, title=title)
-    print(f"{path.resolve()}: {_counted(runs, training)}, {path.stat().st_size / 1e6:.1f} MB")
+    say_written(path, _counted(runs, training))
     if options.open:
         import webbrowser
 
         if not webbrowser.open(path.resolve().as_uri()):
             print("no browser was found to open it", file=sys.stderr)
     return 0
+
+
+def say_written(path: Path, contents: str) -> None:
+    """Say what was written; on stderr where the page itself may have gone to stdout."""
+    if is_stream(path):
+        print(f"{path}: {contents}", file=sys.stderr)
+    else:
+        print(f"{path.resolve()}: {contents}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _title(runs: list[Run], training: list[TrainingRun]) -> str:
@@ -52,11 +63,10 @@ def _counted(runs: list[Run], training: list[TrainingRun]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl report",
         description="Write runs as one HTML page: scores with intervals, learning curves, flips between "
         "models, and every item.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     runs = "folders of runs of evaluate, suite and train, in any mix; or folders of such folders"

@@ -5,9 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from edit_trl.cli.recipe_command import run_recipe
+from edit_trl.cli.recipe_command import RecipeOptions, run_recipe
+from edit_trl.common.hub_ids import refuse_missing_folder
+
+if TYPE_CHECKING:
+    from edit_trl.evaluation.suite.config import SuiteArguments
+    from edit_trl.models.chat.dispatch import Limits
+    from edit_trl.models.chat.options import EndpointArguments
 
 DESCRIPTION = (
     "Score the correct and the wrong chain of each question under a model: which chain is more likely, at which "
@@ -15,8 +22,6 @@ DESCRIPTION = (
     "beginning? Run the command again to resume an interrupted run. "
     "Options, in the recipe or here; those from --base_urls on are for a model behind an endpoint:"
 )
-
-HIDDEN = ("token_limit",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,11 +31,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         InputError: Anything wrong with the recipe, the pairs or the model, before anything is scored.
         FloatingPointError: A log-probability is not finite; names the pair.
     """
+    return run_recipe("suite", argv, DESCRIPTION, recipe_options(), _suite)
+
+
+def recipe_options() -> RecipeOptions:
+    """Return the options of the command."""
     from edit_trl.evaluation.suite.config import SuiteArguments
     from edit_trl.models.chat.dispatch import Limits
     from edit_trl.models.chat.options import EndpointArguments
 
-    return run_recipe("suite", argv, DESCRIPTION, (SuiteArguments, EndpointArguments, Limits), _suite, HIDDEN)
+    return RecipeOptions((SuiteArguments, EndpointArguments, Limits), _check, ("token_limit",))
+
+
+def _check(arguments: SuiteArguments, endpoint: EndpointArguments, limits: Limits, recipe_folder: Path) -> str:
+    from edit_trl.evaluation.suite.measure import read_inputs
+
+    rows, source, client = read_inputs(arguments, endpoint, limits, recipe_folder)
+    if client is None:
+        refuse_missing_folder(arguments.model)
+    return f"{len(list(rows))} dual CoTs of {source}; model {arguments.model}"
 
 
 def _suite(*options: Any) -> None:

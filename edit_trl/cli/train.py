@@ -11,8 +11,8 @@ import sys
 
 from edit_trl.cli.launch import SignalRelay, accelerate_config, end_with_launcher, launch
 from edit_trl.cli.launch_options import shards
+from edit_trl.cli.parser import Parser
 from edit_trl.cli.train_help import full_help, short_help
-from edit_trl.common.options import read_yaml
 from edit_trl.training.resuming.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
 
 STOPPING = (
@@ -61,13 +61,12 @@ def _launch_stages(own: argparse.Namespace, options: list[str], relay: SignalRel
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl train",
         usage="edit-trl train [--config RECIPE.yaml] [--OPTION VALUE ...]",
         description="Train the stages of a recipe in order. Options given here win over the recipe.",
         epilog=STOPPING,
         add_help=False,
-        allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 28, shutil.get_terminal_size((110, 24)).columns),
     )
     parser.add_argument("-h", "--help", action="store_true", help="Show our own options and exit.")
@@ -97,7 +96,9 @@ def _print_help(own: argparse.Namespace) -> bool:
 
 def _stage_names(config: str | None, stage: str | None) -> list[str | None]:
     # The names alone: the checks need the libraries that the launched process imports.
-    stages = None if stage or not config else read_yaml(config).get("stages")
+    from edit_trl.common.yaml_file import read_yaml
+
+    stages = None if stage or not config else read_yaml(config, again=True).get("stages")
     named = isinstance(stages, list) and all(isinstance(s, dict) and s.get("name") for s in stages)
     return [s["name"] for s in stages] if named else [stage]
 
@@ -115,10 +116,11 @@ def train_stage(argv: list[str]) -> int:
     try:
         with handled(stop_signals.receive):
             from edit_trl.cli.train_recipe import run_stage
-            from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_run
+            from edit_trl.training.recipe.resolving import parse_options, read_recipe
+            from edit_trl.training.recipe.run_checks import checked_run
 
             recipe = read_recipe(own.config)
-            run = resolve_run(recipe, parse_options(options, recipe), own.stage)
+            run = checked_run(recipe, parse_options(options, recipe), own.stage)
             run_stage(recipe, run, stop_signals)
     except TrainingStopped as stopped:
         print(f"{stopped}; the same command resumes it", file=sys.stderr)

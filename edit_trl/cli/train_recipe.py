@@ -17,7 +17,9 @@ from edit_trl.data.views import PAIR_VIEWS
 from edit_trl.evaluation.suite.callback import SuiteCallback
 from edit_trl.hub.push import pushing
 from edit_trl.training.recipe.resolving import Recipe, RunArguments, pick_run, read_recipe, resolve_run, resolve_runs
+from edit_trl.training.recipe.run_checks import check_runs
 from edit_trl.training.recipe.stage import find_start, is_last_stage, train_stage
+from edit_trl.training.resuming.checkpoints import holding
 from edit_trl.training.resuming.stopping import StopSignals
 
 
@@ -54,6 +56,7 @@ def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = N
     outline = read_recipe(recipe)
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     runs = resolve_runs(outline, values)
+    check_runs(outline, runs)
     stages = [run.stage for run in runs] if stage is None else [pick_run(outline, runs, stage).stage]
     for name in stages:
         folder = run_stage(outline, resolve_run(outline, values, name))
@@ -79,6 +82,11 @@ def run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | Non
     check_processes(run.training)
     if run.note and run.training.process_index == 0:
         print(run.note, file=sys.stderr)
+    with holding(run.training.output_dir, run.training):
+        return _run_stage(recipe, run, stop_signals)
+
+
+def _run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | None) -> Path:
     start = find_start(recipe, run)
     if start.finished:
         print(f"{start.folder} is finished ({start.finished}), nothing to do")

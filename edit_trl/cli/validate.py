@@ -2,16 +2,28 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from edit_trl.cli.parser import Parser
+from edit_trl.cli.recipe_command import RecipeOptions
+from edit_trl.common.conversion import convert
 from edit_trl.common.errors import InputError
+from edit_trl.common.options import hints_of
+from edit_trl.common.yaml_file import read_words
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from edit_trl.data.dual_cots import DatasetSource
     from edit_trl.training.recipe.resolving import RunArguments
+
+# Options by which a recipe is not for training.
+_NOT_OF_TRAIN = {
+    *("model", "base_urls", "teacher", "student", "pivots", "families"),
+    *("tasks", "harness", "from_run", "runs"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,11 +37,12 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     own, words = _parser().parse_known_args(argv)
-    from edit_trl.teachers.generate_config import is_generate_recipe
-
-    if own.config is not None and is_generate_recipe(own.config):
-        return _check_generation(argv)
+    recipe = read_words(own.config) if own.config is not None else {}
+    if own.config is not None and (kind := recipe_kind({*recipe, *_flags(argv)})) != "train":
+        print(f"{own.config}: a recipe of `edit-trl {kind}`\n{_check_recipe(kind, argv, recipe)}\nvalid")
+        return 0
     from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
+    from edit_trl.training.recipe.run_checks import check_runs
 
     if own.config is None and own.dataset is None:
         raise InputError("nothing to check: give --config RECIPE.yaml, --dataset DATA, or both")
@@ -43,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         values |= options
         if own.config:
             runs = resolve_runs(recipe, options)
+            check_runs(recipe, runs)
     except InputError as error:
         problems += [f"{own.config or 'options'}: {problem}" for problem in error.problems]
     # A recipe with problems may still name its rows: they are checked in the same go.
@@ -68,10 +82,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edit-trl validate",
-        allow_abbrev=False,
-        description="Check a recipe of train or generate, and a dataset, without loading a model.",
+        description="Check a recipe of train, generate, evaluate, suite or judge, or a dataset; loads no model.",
         epilog="Options of the recipe may be given as --key value, as for the command itself.",
     )
     parser.add_argument("--config", metavar="RECIPE.yaml", help="The recipe.")
@@ -79,16 +92,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_generation(argv: list[str]) -> int:
-    """Check a recipe of `edit-trl generate` and all files that it names; no teacher is asked."""
+def _flags(argv: Sequence[str]) -> set[str]:
+    names = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    return names - {"config", "dataset"}
+
+
+def recipe_kind(names: Collection[str]) -> str:
+    """Return the command that a recipe with these options is for: the one that knows most of them."""
+    from edit_trl.teachers.generate_config import OPTIONS
+
+    names = {*names}
+    if names & {"stages", "model_name_or_path"} or not names & _NOT_OF_TRAIN:
+        return "train"
+    known = {"generate": OPTIONS.keys()} | {
+        kind: _recipe_options(kind).names for kind in ("evaluate", "suite", "judge")
+    }
+    unknown = {kind: len(names - options) for kind, options in known.items()}
+    kind = min(unknown, key=unknown.get)
+    if unknown[kind]:  # a training recipe with a wrong name is one, too
+        from edit_trl.training.recipe.resolving import option_names
+
+        if len(names - option_names()) < unknown[kind]:
+            return "train"
+    return kind
+
+
+def _recipe_options(kind: str) -> RecipeOptions:
+    return import_module(f"edit_trl.cli.{kind}").recipe_options()
+
+
+def _check_recipe(kind: str, argv: Sequence[str], recipe: Mapping[str, Any]) -> str:
+    """Check a recipe that is not for training, and all files that it names; no model is asked or loaded."""
     from edit_trl.common.options import read_options
     from edit_trl.teachers.generate_config import FLAGS, OPTIONS, read_generate_config
     from edit_trl.teachers.run import GenerationPlan
 
-    path, options = read_options(argv, OPTIONS, FLAGS)
-    print(GenerationPlan(read_generate_config(path, options)))
-    print("valid")
-    return 0
+    if kind == "generate":
+        path, options = read_options(argv, OPTIONS, FLAGS)
+        return str(GenerationPlan(read_generate_config(path, options, recipe)))
+    command = _recipe_options(kind)
+    path, options = read_options(argv, command.names)
+    return command.check(*command.build(path, options, recipe))
 
 
 def _sources(runs: "Sequence[RunArguments]") -> "list[DatasetSource]":
@@ -108,7 +152,7 @@ def _named_source(values: Mapping[str, Any]) -> "list[DatasetSource]":
     from edit_trl.training.recipe.data_arguments import DataArguments
 
     names = ("dataset_name", "dataset_train_split", "dataset_config", "dataset_revision", "column_mapping")
-    options = {name: values[name] for name in names if name in values}
+    options, _ = convert({name: values[name] for name in names if name in values}, hints_of([DataArguments]))
     return [DataArguments(**options).train_source] if isinstance(options.get("dataset_name"), str) else []
 
 

@@ -33,13 +33,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: It cannot be written; `filename` is the path, not the draft.
     """
     path = Path(path)
-    if _is_stream(path):
+    if is_stream(path):
         with tempfile.TemporaryDirectory() as folder:
             yield (draft := Path(folder, path.name))
             with path.open("ab") as stream:
                 stream.write(draft.read_bytes())
         return
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     draft = path.with_name(f"{path.name}.{os.getpid()}{DRAFT_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """Return whether a path is written to and not replaced: a device, a pipe, or a name of an open file."""
     place = path.absolute()
     if place.parent == Path("/dev") or any(place.is_relative_to(names) for names in ("/dev/fd", "/proc")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 import types
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -17,12 +17,17 @@ from edit_trl.common.errors import InputError, show
 Checker = Callable[[Any], str | None]
 """Takes a value, and returns None or what is wrong with it, such as ".samples[0].tokens: 'x' is no integer"."""
 
+MAX_DEPTH = 50
+"""The most levels of lists and objects in each other. Arrow holds about 60, and functions that walk them recurse."""
+
+_HALF = re.compile("[\ud800-\udfff]")
+
 
 def read_json(text: str | bytes, place: str, *, finite: bool = True) -> Any:
     """Parse JSON of a file.
 
-    Unlike `json.loads`, it refuses NaN and infinities unless `finite` is false, nesting that is too deep, and text that
-    cannot be encoded (half of a surrogate pair).
+    Unlike `json.loads`, it refuses NaN and infinities unless `finite` is false, more than `MAX_DEPTH` levels of lists
+    and objects, and text that cannot be encoded (half of a surrogate pair).
 
     Args:
         text: The JSON, bytes as UTF-8.
@@ -32,19 +37,37 @@ def read_json(text: str | bytes, place: str, *, finite: bool = True) -> Any:
         InputError: It is not such JSON.
     """
     try:
-        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        text = text.decode(json.detect_encoding(text)) if isinstance(text, bytes) else text
         value = json.loads(text, parse_constant=_refuse if finite else None)
-        if "\\ud" in text or "\\uD" in text:
-            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise InputError(f"{place}: its lists or objects are nested too deeply to be read") from None
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{place}: has {error.object[error.start]!r}, half of a surrogate pair, which no file can hold; remove it"
-        ) from error
-    except ValueError as error:  # also bytes that are not UTF-8, and an integer of thousands of digits
-        raise InputError(f"{place}: not JSON: {str(error).split(';')[0]}") from error
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise InputError(f"{place}: not JSON: {error.msg} ({line}column {error.colno})") from error
+    except ValueError as error:  # bytes that are not UTF-8, an integer of thousands of digits, or NaN
+        raise InputError(f"{place}: cannot be read: {str(error).split(';')[0]}") from error
+    if "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > MAX_DEPTH:
+        for column, part in value.items() if isinstance(value, dict) else enumerate([value]):
+            if (problem := _unstorable([column, part])) is not None:
+                raise InputError(f"{place}{f', {column!r}' if isinstance(value, dict) else ''}: {problem}")
     return value
+
+
+def _unstorable(values: list[Any]) -> str | None:
+    """Return why some values cannot be stored in a table or written to a file; None if they can."""
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for value in values:
+            if isinstance(value, str) and (half := _HALF.search(value)):
+                return f"has {half[0]!r}, half of a surrogate pair, which no file can hold; remove it"
+            if isinstance(value, dict):
+                inner += [*value, *value.values()]
+            elif isinstance(value, list):
+                inner += value
+        if not inner:
+            return None
+        values = inner
+    return "its lists or objects are nested too deeply to be read"
 
 
 def read_json_file(path: Path, *, finite: bool = True) -> Any:
@@ -69,7 +92,7 @@ def checker(annotation: Any) -> Checker:
     """Return a function that checks a JSON value against an annotation.
 
     Of dataclasses and of TypedDicts every field must be there and no other; `Annotated[list[X], n]` is a list of n
-    values; numbers must be finite.
+    values; integers have 64 bits, as in SQLite; numbers are finite, and so are sums of their squares.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is Any:
@@ -88,18 +111,20 @@ def checker(annotation: Any) -> Checker:
     if is_typeddict(annotation) or is_dataclass(annotation):
         hints = get_type_hints(annotation, include_extras=True)
         return _fields({name: checker(hint) for name, hint in hints.items()})
-    noun, kinds = _SCALARS[annotation]
-    return lambda value: None if type(value) in kinds and value not in _INFINITE else f": {show(value)} is no {noun}"
+    noun, kinds, limit = _SCALARS[annotation]
+    return lambda value: (
+        None if type(value) in kinds and (limit is None or abs(value) < limit) else f": {show(value)} is no {noun}"
+    )
 
 
-_SCALARS: dict[Any, tuple[str, tuple[type, ...]]] = {
-    str: ("text", (str,)),
-    bool: ("true or false", (bool,)),
-    int: ("integer", (int,)),
-    float: ("number", (float, int)),
-    type(None): ("null", (type(None),)),
+# The noun in messages, the types, and what absolute values are below.
+_SCALARS: dict[Any, tuple[str, tuple[type, ...], float | None]] = {
+    str: ("text", (str,), None),
+    bool: ("true or false", (bool,), None),
+    int: ("integer", (int,), 2**63),
+    float: ("number", (float, int), 1e100),
+    type(None): ("null", (type(None),), None),
 }
-_INFINITE = (math.inf, -math.inf)
 
 
 def _union(checkers: list[Checker], arguments: tuple[Any, ...]) -> Checker:
@@ -130,14 +155,17 @@ def _of_length(check_list: Checker, length: int) -> Checker:
 def _quick_check(annotation: Any) -> Callable[[list], bool] | None:
     """Return a check of a long list of numbers, or of short lists of them, that calls nothing for each."""
     if annotation in _SCALARS:
-        return lambda values: {*_SCALARS[annotation][1]}.issuperset(map(type, values))
+        _, kinds, limit = _SCALARS[annotation]
+        return lambda values: (
+            {*kinds}.issuperset(map(type, values)) and (limit is None or max(map(abs, values), default=0) < limit)
+        )
     if get_origin(annotation) is Annotated:
         of_lists, length = get_args(annotation)
         check = _quick_check(*get_args(of_lists))
         return lambda values: (
             {list}.issuperset(map(type, values))
             and {length}.issuperset(map(len, values))
-            and check(chain.from_iterable(values))
+            and check([*chain.from_iterable(values)])
         )
     return None
 

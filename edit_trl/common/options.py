@@ -4,39 +4,18 @@
 """
 
 import dataclasses
-import difflib
-import enum
 import inspect
 import re
 import textwrap
-import types
 import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.conversion import Word, convert, nearest
+from edit_trl.common.errors import InputError, collect_problems, raise_problems, show
 
 # --- Reading ---------------------------------------------------------------------------------
-
-
-def read_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
-    """Read a YAML mapping; `what` names the kind of file in messages.
-
-    Raises:
-        InputError: The file does not exist or is not a YAML mapping.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"no {what} at {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold options as `key: value`, got {type(values).__name__}")
-    return values
 
 
 def read_options(
@@ -70,7 +49,7 @@ def read_options(
         else:
             given[name].append(word)
     given |= {name: ["true"] for name in flags if given.get(name) == []}
-    problems += [f"--{name} needs a value" for name, words in given.items() if not words and name in names]
+    problems += [f"--{name} needs a value" for name, words in given.items() if not words and name in {*names, "config"}]
     if problems:
         raise InputError(problems)
     config = given.pop("config", [])
@@ -80,18 +59,32 @@ def read_options(
 
 
 def _parse_words(words: list[str]) -> Any:
-    """Return the word, or the list of several; parse lists, mappings, booleans and null as YAML."""
-    import yaml
-
+    """Return the word, or the list of several; parse lists, mappings and null as YAML."""
     if len(words) > 1:
-        return words
+        return [Word(word) for word in words]
     (word,) = words
-    if word[:1] in "{[" or word in ("null", "true", "false", "True", "False"):
-        try:
-            return yaml.safe_load(word)
-        except yaml.YAMLError as error:
-            raise InputError(f"{word!r} cannot be read: {error}") from error
-    return word
+    if word[:1] in ("{", "["):
+        from edit_trl.common.yaml_file import parse_yaml
+
+        return parse_yaml(word, show(word))
+    return None if word == "null" else Word(word)
+
+
+def read_mapping(mapping: Any, option: str) -> dict[str, str]:
+    """Read a mapping of texts, which an option may hold as JSON, such as `column_mapping`.
+
+    Raises:
+        InputError: It is none.
+    """
+    from edit_trl.common.yaml_file import parse_yaml
+
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    with collect_problems(problems):
+        value = parse_yaml(mapping, option) if isinstance(mapping, str) else mapping
+        values, problems = convert({option: value}, {option: dict[str, str]})
+    raise_problems(f'{problem}; write it as {{"theirs": "ours"}}' for problem in problems)
+    return values[option]
 
 
 def find_beside(path: str | None, folder: Path) -> str | None:
@@ -107,8 +100,34 @@ def find_beside(path: str | None, folder: Path) -> str | None:
 # --- Converting and building -----------------------------------------------------------------
 
 
+class Options:
+    """Base of a dataclass of options, which checks their types and then their values, in Python as in a recipe.
+
+    Numbers that are written as texts become numbers, and a text a list of one, where the field's type says so.
+
+    Raises:
+        InputError: Everything that is wrong.
+    """
+
+    def __post_init__(self) -> None:
+        hints = hints_of([type(self)])
+        values, problems = convert({name: getattr(self, name) for name in hints}, hints)
+        raise_problems(problems)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        raise_problems(self.errors())
+
+    def errors(self) -> Iterator[str]:
+        """Yield a message for each thing that is wrong with the values."""
+        yield from ()
+
+
 def build_options(
-    path: str | None, options: Mapping[str, Any], classes: Sequence[type], hidden: Iterable[str] = ()
+    path: str | None,
+    options: Mapping[str, Any],
+    classes: Sequence[type],
+    hidden: Iterable[str] = (),
+    recipe: Mapping[str, Any] | None = None,
 ) -> list[Any]:
     """Build one object of each class from a recipe and from options that override it.
 
@@ -117,12 +136,16 @@ def build_options(
         options: Values by name, from `read_options`.
         classes: Dataclasses whose checks raise InputError.
         hidden: Fields that are not options.
+        recipe: The values of the file, if it was read before.
 
     Raises:
         InputError: Every error of the recipe and the options at once.
     """
+    from edit_trl.common.yaml_file import read_words
+
+    recipe = read_words(path) if path and recipe is None else recipe or {}
     hints = {name: hint for name, hint in hints_of(classes).items() if name not in set(hidden)}
-    values, problems = convert({**(read_yaml(path) if path else {}), **options}, hints)
+    values, problems = convert({**recipe, **options}, hints)
     return build(classes, values, problems, f"{path or 'command line'}:")
 
 
@@ -139,93 +162,22 @@ def build(classes: Sequence[type], values: Mapping[str, Any], problems: Sequence
         InputError: The problems, and those that the classes find.
     """
     problems, built = list(problems), []
+    wrong = {match[1] for problem in problems if (match := re.match(r"`(\w+)", problem))}
     for cls in classes:
         names = {field.name for field in dataclasses.fields(cls)}
         try:
             built.append(cls(**{name: value for name, value in values.items() if name in names}))
         except InputError as error:
-            problems += error.problems
+            # An option of another type was left out, and is not missing.
+            missing = [re.match(r"`(\w+)` is missing", problem) for problem in error.problems]
+            problems += [
+                problem
+                for problem, match in zip(error.problems, missing, strict=True)
+                if not match or match[1] not in wrong
+            ]
     if problems:
         raise InputError(problems, heading=heading)
     return built
-
-
-def convert(values: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Convert values of YAML or the command line to the types in `hints`.
-
-    Returns:
-        The converted values, and an error for each of the others.
-    """
-    converted, problems = {}, []
-    for name, value in values.items():
-        if name not in hints:
-            problems.append(f"unknown key `{name}`{nearest(name, hints)}")
-            continue
-        try:
-            converted[name] = _convert_value(value, hints[name])
-        except (TypeError, ValueError) as error:
-            problems.append(f"`{name}: {value!r}`: {error}")
-    return converted, problems
-
-
-def _convert_value(value: Any, hint: Any) -> Any:
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    members = typing.get_args(hint) if is_union else (hint,)
-    kinds = [typing.get_origin(member) or member for member in members]
-    if value is None:
-        if type(None) in kinds:
-            return None
-        raise TypeError(f"must not be empty, expected {_describe(members)}")
-    for member, kind in zip(members, kinds, strict=True):
-        if kind is Literal and value in typing.get_args(member):
-            return value
-        # An integer is a valid float. In Python a bool is an int, but not a number for the user.
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(kind, type) and type(value) is kind:
-            return value
-    if isinstance(value, str):
-        return _convert_text(value, members, kinds)
-    raise TypeError(f"expected {_describe(members)}, got {type(value).__name__}")
-
-
-def _convert_text(text: str, members: Sequence[Any], kinds: Sequence[Any]) -> Any:
-    """Convert text to the first type that it fits: PyYAML reads `1e-4` and a quoted number as text."""
-    if any(isinstance(kind, type) and issubclass(kind, enum.Enum) for kind in kinds):
-        return text  # the class checks it and names the choices
-    if list in kinds:
-        return [text]  # a list of one, as on the command line
-    for kind in (int, float):
-        if kind in kinds:
-            try:
-                return kind(text)
-            except ValueError:
-                continue
-    if bool in kinds and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    choices = [choice for m in members if typing.get_origin(m) is Literal for choice in typing.get_args(m)]
-    close = difflib.get_close_matches(text, choices, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"expected {_describe(members)}{hint}")
-
-
-def _describe(members: Sequence[Any]) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    names |= {list: "a list", dict: "a mapping", type(None): "nothing"}
-    parts = []
-    for member in members:
-        if typing.get_origin(member) is Literal:
-            parts.append("one of " + ", ".join(map(str, typing.get_args(member))))
-        else:
-            kind = typing.get_origin(member) or member
-            parts.append(names.get(kind, getattr(kind, "__name__", str(kind))))
-    return " or ".join(part for part in parts if part != "nothing")
-
-
-def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """Return a hint at the most similar name, or "" if none is similar."""
-    close = difflib.get_close_matches(name.replace("-", "_"), list(names), n=1, cutoff=0.6)
-    return f"; did you mean `{prefix}{close[0]}`?" if close else ""
 
 
 def hints_of(classes: Iterable[type]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import DRAFT_SUFFIX, write_whole
 from edit_trl.common.json_text import checker, read_json_file
+from edit_trl.common.locks import FOLDER_LOCK
 
 RUN_FILE = "run.json"
 
@@ -63,8 +64,8 @@ def check_run_folder(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     state = read_run_file(folder)
     if not state:
         # A run that was killed before it began leaves only a draft; earlier versions named it run.json.draft.
-        drafts = folder.glob(f"{RUN_FILE}*{DRAFT_SUFFIX}")
-        if folder.is_dir() and set(folder.iterdir()) != set(drafts):
+        drafts = {*folder.glob(f"{RUN_FILE}*{DRAFT_SUFFIX}"), *(folder / name for name in FOLDER_LOCK)}
+        if folder.is_dir() and not drafts.issuperset(folder.iterdir()):
             raise InputError(
                 f"output_dir {folder} is not empty and holds no run of edit-trl; choose another, or remove it"
             )

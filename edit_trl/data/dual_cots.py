@@ -6,6 +6,7 @@ keeps an answer such as "007" as text. `datasets` is slow to import, so it is im
 
 from __future__ import annotations
 
+import bisect
 import csv
 import json
 import os
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.files import replacing
 from edit_trl.common.hub_ids import looks_like_file
+from edit_trl.common.json_text import read_json
 from edit_trl.data.files import is_text_file, load_table, pick_split, read_rows
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
@@ -114,8 +116,8 @@ def _parse_csv_cell(column: str, text: str) -> Any:
     if column not in _CSV_JSON_COLUMNS and not (column in REQUIRED_COLUMNS and text.startswith(beginnings)):
         return text
     try:
-        value = json.loads(text)
-    except ValueError:
+        value = read_json(text, column)
+    except InputError:
         return text
     first = value
     while isinstance(first, list) and first:
@@ -146,12 +148,25 @@ def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str]) -> Dataset:
     types |= dict.fromkeys(SPAN_COLUMNS, pa.list_(spans) if several else spans)
     arrays = {}
     for column in columns:
+        values = [row.get(column) for row in rows]
         try:
-            arrays[column] = pa.array([row.get(column) for row in rows], type=types.get(column))
-        except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
-            reason = f"cannot be stored, its values must be of one type: {error}"
-            raise InputError(f"{path}: column {column!r} {reason}") from error
+            arrays[column] = pa.array(values, type=types.get(column))
+        except (pa.ArrowException, OverflowError) as error:
+            row = bisect.bisect(range(len(rows)), False, key=lambda last: not _is_column(values[: last + 1]))
+            reason = f"column {column!r} cannot be stored, its values must be of one type: {error}"
+            raise InputError(f"{path}, row {row + 1}: {reason}") from error
     return Dataset(InMemoryTable.from_pydict(arrays))
+
+
+def _is_column(values: list[Any]) -> bool:
+    """Return whether values, of a column that is not ours, are of one type."""
+    import pyarrow as pa
+
+    try:
+        pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        return False
+    return True
 
 
 # --- Saving ----------------------------------------------------------------------------------
@@ -163,12 +178,15 @@ def save_dual_cots(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     Args:
         dataset: The rows.
         path: A .jsonl, .parquet or .csv file, or (without a suffix) a folder for `datasets.save_to_disk`. Its
-            parent folders are created. CSV turns the columns that are not ours into text.
+            parent folders are created.
 
     Raises:
-        InputError: Rows that are not dual CoTs, an unknown format, a column that the format cannot hold, or a
-            folder that does not hold a saved dataset.
+        InputError: Rows that are not dual CoTs, an unknown format, a value that would be another one when the file
+            is read (in CSV, all but text in a column that is not ours), or a folder that does not hold a saved
+            dataset.
     """
+    import pyarrow as pa
+
     path = Path(path).expanduser()
     suffix = path.suffix.lower()
     writers = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": type(dataset).to_parquet}
@@ -184,7 +202,7 @@ def save_dual_cots(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     try:
         with replacing(path) as draft:
             write(dataset, draft)
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:  # the latter: a type that Parquet does not have
         raise InputError(f"{path}: cannot be written: {error}") from error
 
 
@@ -198,10 +216,18 @@ def _write_csv(dataset: Dataset, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(dataset.column_names)
-        for row in rows_of(dataset):
-            writer.writerow(
-                value if isinstance(value, str | None) else _to_json(value, "CSV") for value in row.values()
-            )
+        for number, row in enumerate(rows_of(dataset), 1):
+            cells = {
+                column: value if isinstance(value, str | None) else _to_json(value, "CSV")
+                for column, value in row.items()
+            }
+            for column, text in cells.items():
+                if _parse_csv_cell(column, text or "") != row[column]:
+                    raise InputError(
+                        f"row {number}, {column}: CSV cannot hold {show(row[column])}, which would be read as other "
+                        "text or another type; use .parquet or a folder"
+                    )
+            writer.writerow(cells.values())
 
 
 def _to_json(value: Any, format_name: str) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError, raise_problems, show
+from edit_trl.common.yaml_file import read_value
 from edit_trl.data.answers import check_answer
+from edit_trl.data.files import read_rows
+from edit_trl.data.row_checks import half_character
 
 _REQUIRED = ("question", "chain", "answer")
 _COLUMNS = (*_REQUIRED, "wrong_chain", "task")
@@ -51,18 +53,7 @@ def load_exemplars(path: str | Path) -> list[Exemplar]:
 
 
 def _read(path: Path) -> list[Any]:
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix.lower() == ".jsonl":
-            entries = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            entries = yaml.safe_load(text)
-    except OSError as error:
-        raise InputError(f"cannot read the exemplars {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as exemplars: {error}") from error
+    entries = read_rows(path) if path.suffix.lower() == ".jsonl" else read_value(path, "file of exemplars")
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} must hold a list of exemplars, got {show(entries)}")
     return entries
@@ -77,6 +68,11 @@ def _entry_errors(entry: Any) -> Iterator[str]:
         f"column {name!r}: must be a text, got {show(entry.get(name))}"
         for name in _COLUMNS
         if (name in _REQUIRED or entry.get(name) is not None) and not _text(entry.get(name))
+    ]
+    errors += [
+        f"column {name!r}: holds half of a character, which no request can hold: {place}"
+        for name in _COLUMNS
+        if (place := half_character(entry.get(name))) is not None
     ]
     yield from errors
     if errors:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.common.errors import InputError, raise_problems, show
+from edit_trl.common.errors import InputError, collect_problems, raise_problems, show
 from edit_trl.common.hub_ids import looks_like_file, refuse_missing_path
+from edit_trl.common.json_text import read_json
+from edit_trl.data.row import unreadable_cell
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+# What `datasets` raises for the files of a saved dataset that are not as it wrote them.
+_BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, RecursionError)
 
 
 def pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> Any:
@@ -58,10 +64,10 @@ def _load_folder(path: Path, split: str | None) -> Dataset:
         )
     try:
         loaded = load_from_disk(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: a saved dataset that cannot be read: {error}") from error
+    except _BROKEN as error:
+        raise InputError(f"{path}: a saved dataset that cannot be read: {type(error).__name__}: {error}") from error
     splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
-    return pick_split(splits, split, str(path))
+    return _readable(pick_split(splits, split, str(path)), str(path))
 
 
 def _read_parquet(path: Path) -> Dataset:
@@ -72,9 +78,25 @@ def _read_parquet(path: Path) -> Dataset:
     from datasets.table import InMemoryTable
 
     try:
-        return Dataset(InMemoryTable(pq.read_table(path)))
-    except pa.ArrowException as error:
+        table = pq.read_table(path)
+        repeated = {name for name in table.column_names if table.column_names.count(name) > 1}
+        if repeated:
+            raise ValueError(f"it has two columns {', '.join(sorted(repeated))}")
+        dataset = Dataset(InMemoryTable(table))
+    except (pa.ArrowException, *_BROKEN) as error:
         raise InputError(f"{path}: not a Parquet file that can be read: {error}") from error
+    return _readable(dataset, str(path))
+
+
+def _readable(dataset: Dataset, source: str) -> Dataset:
+    """Return a dataset whose values can all be read; Arrow itself does not check that text is UTF-8."""
+    import pyarrow as pa
+
+    try:
+        dataset.data.table.validate(full=True)
+    except pa.ArrowException as error:
+        raise InputError(f"{source}, {unreadable_cell(dataset) or error}") from error
+    return dataset
 
 
 def load_table(source: str, name: str | None, split: str | None, revision: str | None = None) -> Dataset:
@@ -84,6 +106,8 @@ def load_table(source: str, name: str | None, split: str | None, revision: str |
         return _read_parquet(path)
     if path.is_dir():
         return _load_folder(path, split)
+    if path.exists():
+        raise InputError(f"{source} is a device or a pipe; write its contents to a file, and name that")
     refuse_missing_path(source)
     return _load_from_hub(source, name, split, revision)
 
@@ -107,12 +131,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         formats = ", ".join([*_ROW_READERS, ".parquet"])
         raise InputError(f"{path}: cannot read a {path.suffix!r} file; use one of {formats}")
     rows = read(path)
-    wrong = [
-        f"{path}, row {number}: must be an object with named columns, got {show(row)}"
-        for number, row in enumerate(rows, 1)
-        if not isinstance(row, dict)
-    ]
-    raise_problems(wrong, str(path))
+    raise_problems(
+        (
+            f"{path}, row {number}: must be an object with named columns, got {show(row)}"
+            for number, row in enumerate(rows, 1)
+            if not isinstance(row, dict)
+        ),
+        str(path),
+    )
     if not rows:
         raise InputError(f"{path}: there are no rows")
     return rows
@@ -124,22 +150,18 @@ def _read_jsonl(path: Path) -> list[Any]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            try:
-                rows.append(json.loads(line.strip()))
-            except json.JSONDecodeError as error:
-                errors.append(f"{path}, line {number}: not JSON: {error.msg} (column {error.colno})")
-            except (UnicodeDecodeError, RecursionError) as error:  # not UTF-8, or nested too deep
-                errors.append(f"{path}, line {number}: cannot be read: {error}")
+            with collect_problems(errors):
+                rows.append(read_json(line.strip(), f"{path}, line {number}", finite=False))
     raise_problems(errors, str(path))
     return rows
 
 
 def _read_json(path: Path) -> list[Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        content = read_json(path.read_bytes(), str(path), finite=False)
+    except InputError as error:
         hint = " (one object per line? name it .jsonl)" if "Extra data" in str(error) else ""
-        raise InputError(f"{path}: not JSON: {error}{hint}") from error
+        raise InputError(f"{error}{hint}") from error
     rows = content.get("data") if isinstance(content, dict) else content
     if not isinstance(rows, list):
         raise InputError(f'{path}: must be a list of rows or {{"data": [rows]}}, got {show(content)}')
@@ -148,7 +170,7 @@ def _read_json(path: Path) -> list[Any]:
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file, _any_length():
             header, *lines = [line for line in csv.reader(file, strict=True) if line] or [[]]
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not CSV: {error}") from error
@@ -161,6 +183,16 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     ]
     raise_problems(errors, str(path))
     return [dict(zip(header, cells, strict=True)) for cells in lines]
+
+
+@contextmanager
+def _any_length() -> Iterator[None]:
+    """Let the CSV reader take cells of any length; by default it refuses those of more than 131,072 characters."""
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 _ROW_READERS: dict[str, Callable[[Path], list[Any]]] = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}

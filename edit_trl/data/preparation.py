@@ -3,7 +3,7 @@
 import inspect
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from transformers.utils import logging
 
 from edit_trl.common.alignment import common_prefix
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.data.row import pairs_of
 from edit_trl.data.row_checks import validate_dual_cots
-from edit_trl.data.tokenization import is_alone, tokenize_dual_cot
+from edit_trl.data.tokenization import generation_prompt_note, is_alone, tokenize_dual_cot
 from edit_trl.key_steps import KeyStepMethod
 
 if TYPE_CHECKING:
@@ -96,12 +96,18 @@ class RowPreparation:
         return cls(tokenizer, **{name: getattr(options, name) for name in names})
 
     def __call__(self, rows: Mapping[str, list], indices: list[int]) -> dict[str, list]:
-        """Prepare rows given as columns; a row with several wrong chains becomes several pairs."""
-        pairs = [
-            self._prepare(pair, index)
-            for index, *values in zip(indices, *rows.values(), strict=True)
-            for pair in pairs_of(dict(zip(rows, values, strict=True)))
-        ]
+        """Prepare rows given as columns; a row with several wrong chains becomes several pairs.
+
+        Raises:
+            InputError: Rows that the tokenizer or its chat template refuses; names them.
+        """
+        pairs, refused = [], defaultdict(list)
+        for index, *values in zip(indices, *rows.values(), strict=True):
+            try:
+                pairs += [self._prepare(pair, index) for pair in pairs_of(dict(zip(rows, values, strict=True)))]
+            except InputError as error:
+                refused[str(error)].append(index + 1)
+        raise_problems(f"{name_rows(numbers)}: {problem}" for problem, numbers in refused.items())
         return {column: [pair[column] for pair in pairs] for column in pairs[0]}
 
     def fingerprint(self, dataset: "Dataset") -> str:
@@ -154,7 +160,7 @@ _SOURCES = (
     __name__,
     "edit_trl.key_steps",
     *("edit_trl.common.alignment", "edit_trl.common.spans", "edit_trl.common.steps"),
-    *("edit_trl.data.row", "edit_trl.data.tokenization"),
+    *("edit_trl.data.row", "edit_trl.data.tokenization", "edit_trl.models.chat_templates"),
 )
 
 
@@ -200,9 +206,13 @@ def prepare_dual_cots(
         the report of what was dropped.
 
     Raises:
-        InputError: Prompts that alone fill `max_length` (rows named), or no row left.
+        InputError: Rows that the chat template refuses, or whose prompt alone fills `max_length` (rows named); or no
+            row left.
     """
-    prepared = _map(dataset, preparation, f"Tokenizing {name} dataset", num_proc)
+    try:
+        prepared = _map(dataset, preparation, f"Tokenizing {name} dataset", num_proc)
+    except InputError as error:
+        raise InputError([f"{name} dataset, {problem}" for problem in error.problems]) from error
     problems = prepared["problem"][:]
     prompts = [row for row, problem in zip(prepared["row"], problems, strict=True) if "prompt" in problem]
     if prompts:
@@ -245,6 +255,9 @@ def prepare_for_training(
     if PartialState().is_main_process:
         log = logger.warning if report.dropped or report.truncated else logger.info
         log(f"{name} dataset: {report}")
+        note = generation_prompt_note(next(pairs_of(dataset[0])), tokenizer)
+        if note:
+            logger.warning(f"{name} dataset: {note}")
     return prepared, report
 
 

@@ -13,7 +13,7 @@ from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.data.answers import AnswerType, check_answer, check_answer_type, infer_answer_type
 from edit_trl.data.files import is_text_file, load_table, read_rows
 from edit_trl.data.row import rows_of
-from edit_trl.data.row_checks import checked_mapping
+from edit_trl.data.row_checks import checked_mapping, half_character
 
 COLUMNS = ("question", "answer", "id", "task", "task_description", "answer_type", "choices", "context")
 
@@ -120,6 +120,10 @@ def read_table(source: str | Path, name: str | None, split: str | None) -> tuple
 
 
 def _row_errors(row: Mapping[str, Any], after: str | None, first: int | None) -> Iterator[tuple[str, str]]:
+    for column in COLUMNS:
+        if (place := half_character(row.get(column))) is not None:
+            yield column, f"holds half of a character, which no file or request can hold: {place}"
+            return
     question, choices = row.get("question"), _choices(row.get("choices"))
     if not isinstance(question, str) or not question.strip():
         yield "question", f"must be a text, got {show(question)}"
@@ -131,7 +135,7 @@ def _row_errors(row: Mapping[str, Any], after: str | None, first: int | None) ->
         yield "answer_type", f"must be one of {', '.join(get_args(AnswerType))}, got {show(kind)}"
         return
     if row.get("choices") is not None and not choices:
-        yield "choices", f"must be a list of texts or {{text, label}}, got {show(row['choices'])}"
+        yield "choices", f"must be a list of texts (at most 26) or {{text, label}}, got {show(row['choices'])}"
         return
     answer = row.get("answer")
     if choices:
@@ -193,6 +197,8 @@ def _choices(value: Any) -> list[_Choice]:
         return []
     own = labels if isinstance(labels, list) and len(labels) == len(texts) else [None] * len(texts)
     has_letters = None not in own and not any(str(label).isdigit() for label in own)
+    if not has_letters and len(texts) > len(ascii_uppercase):
+        return []
     return [
         # Some datasets have "(A) text" as the text of a choice.
         _Choice(letter, None if label is None else str(label), text.strip().removeprefix(f"({letter})").strip())
@@ -221,8 +227,8 @@ def _label(answer: Any, choices: Sequence[_Choice], first: int | None) -> str | 
     ):
         if sum(names) == 1:
             return choices[names.index(True)].label
-    place = int(name) - first if first is not None and name.isdecimal() else -1
-    return choices[place].label if 0 <= place < len(choices) else None
+    numbers = [] if first is None else [str(first + place) for place in range(len(choices))]
+    return choices[numbers.index(name)].label if name in numbers else None
 
 
 def _first_number(rows: Iterable[Mapping[str, Any]]) -> int | None:

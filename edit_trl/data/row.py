@@ -115,7 +115,33 @@ def chain_text(value: str | list[Message]) -> str:
 
 
 def rows_of(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a dataset, read in batches: reading an Arrow table row by row is many times slower."""
-    for batch in dataset.with_format(None).iter(batch_size=1000):
+    """Yield the rows of a dataset, read in batches: reading an Arrow table row by row is many times slower.
+
+    Raises:
+        InputError: A value cannot be read, such as a text that is not UTF-8; names its row and column.
+    """
+    dataset = dataset.with_format(None)
+    batches, count = dataset.iter(batch_size=1000), 0
+    while True:
+        try:
+            batch = next(batches, None)
+        except (ValueError, ArithmeticError) as error:  # not UTF-8; a time that Python cannot represent
+            raise InputError(unreadable_cell(dataset, count) or f"rows cannot be read: {error}") from error
+        if batch is None:
+            return
         for values in zip(*batch.values(), strict=True):
+            count += 1
             yield dict(zip(batch, values, strict=True))
+
+
+def unreadable_cell(dataset: Dataset, first: int = 0) -> str | None:
+    """Return the row, the column and the error of the first value that cannot be read, from row `first` (from 0)."""
+    dataset = dataset.with_format(None)
+    columns = {column: dataset.select_columns([column]) for column in dataset.column_names}
+    for number in range(first, len(dataset)):
+        for column, values in columns.items():
+            try:
+                values[number]
+            except (ValueError, ArithmeticError) as error:
+                return f"row {number + 1}, {column}: cannot be read: {error}"
+    return None

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.common.errors import InputError, raise_problems, show
+from edit_trl.common.errors import InputError, collect_problems, raise_problems, show
+from edit_trl.common.json_text import read_json
 from edit_trl.common.options import nearest
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
@@ -55,6 +56,38 @@ def validate_dual_cots(dataset: Dataset, source: str = "dataset", max_problems: 
     own = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in dataset.column_names]
     rows = rows_of(dataset.select_columns(own))
     raise_problems(find_row_errors(rows, dataset.column_names, source), source, max_problems)
+
+
+def check_rows(rows: Sequence[Any], where: str, columns: Sequence[str]) -> None:
+    """Check rows that are given in memory: mappings, whose values in some columns can be written to a file.
+
+    Args:
+        rows: The rows.
+        where: The beginning of messages, such as "dataset, "; it may be empty.
+        columns: The columns that are written.
+
+    Raises:
+        InputError: Names each row and column.
+    """
+    errors = []
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            errors.append(f"{where}row {number}: must be a mapping with named columns, got {show(row)}")
+            continue
+        for column in columns:
+            with collect_problems(errors):
+                _check_json(row.get(column), f"{where}row {number}, {column}")
+    raise_problems(errors)
+
+
+def _check_json(value: Any, where: str) -> None:
+    if value is None or (isinstance(value, str) and value.isascii()):
+        return
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{where}: cannot be written to a file: {error}") from error
+    read_json(text, where)
 
 
 def find_row_errors(rows: Iterable[Mapping[str, Any]], columns: list[str], source: str) -> Iterator[str]:
@@ -208,3 +241,18 @@ def _spans_error(spans: Any, length: int) -> str | None:
             return f"{span} overlaps {previous}"
         previous = span
     return None
+
+
+def half_character(value: Any) -> str | None:
+    """Return where a text, or a text inside a value, holds half of a surrogate pair; None if none does.
+
+    JSON and YAML can hold such halves. Requests and files, which are UTF-8, cannot.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return ascii(value[max(0, error.start - 10) : error.end + 10])
+        return None
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return next((place for part in parts if (place := half_character(part)) is not None), None)

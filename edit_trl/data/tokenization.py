@@ -3,6 +3,10 @@
 Prompt and completion are split as in TRL 1.16's `DPOTrainer`, so that any preference baseline sees the same
 tokens: prompt and prompt + chain are tokenized, and the completion starts where the two differ. Plain rows
 get the EOS token; conversational rows get what the chat template puts at the end of a turn.
+
+Some templates end the generation prompt with what they do not put before a given answer, such as the `<think>` of
+reasoning models. TRL cuts it off, so that such a model would answer after a prompt it was not trained on. Here the
+prompt stays whole, and the chain comes after it.
 """
 
 from collections.abc import Mapping
@@ -13,9 +17,12 @@ from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
 from edit_trl.data.row import chain_text, is_conversational
 from edit_trl.key_steps import SIDES, Chain, KeyStepMethod, KeySteps, mark
+from edit_trl.models.chat_templates import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_PROBE = "§"
 
 
 class TokenizedDualCoT(TypedDict):
@@ -70,8 +77,8 @@ def tokenize_with_offsets(
         The pair, and `chosen` and `rejected` -> a span per token, empty for tokens outside the text (EOS,
         template); None where the tokenizer has no offsets.
     """
-    prompt_ids = _encode_prompt(row, tokenizer)
-    chains = {side: _encode_chain(row, side, tokenizer) for side in SIDES}
+    prompt, prompt_ids = _encode_prompt(row, tokenizer)
+    chains = {side: _encode_chain(row, side, tokenizer, prompt, prompt_ids) for side in SIDES}
     start = min(common_prefix(prompt_ids, chain.ids) for chain in chains.values())
     if start == 0:
         raise InputError(
@@ -98,24 +105,52 @@ def tokenize_with_offsets(
     return output, {"chosen": chosen.offsets, "rejected": rejected.offsets}
 
 
-def _encode_prompt(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def generation_prompt_note(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Say how a row's prompt in training differs from what TRL makes of it, or from what a model is prompted with.
+
+    Returns:
+        A sentence for the user; None for a plain row, and with most chat templates.
+    """
     if not is_conversational(row):
-        return tokenizer(row["prompt"])["input_ids"]
+        return None
+    prompt, prompt_ids = _encode_prompt(row, tokenizer)
+    used = tokenize_dual_cot(row, tokenizer, key_step_method="edit")["prompt_ids"]
+    if len(used) < len(prompt_ids):
+        return (
+            f"the end of the generation prompt, {tokenizer.decode(prompt_ids[len(used) :])!r}, is one token with the "
+            "beginning of a chain, so the prompts of training end before it; those of a generation do not"
+        )
+    whole = render(tokenizer, [*row["prompt"], *row["chosen"]])
+    lost = prompt[common_prefix(prompt, whole) :]
+    return (
+        f"the generation prompt ends with {lost!r}, which the chat template does not put before a given answer; the "
+        "chains are trained after it, as they will be generated"
+        if lost
+        else None
+    )
+
+
+def _encode_prompt(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> tuple[str, list[int]]:
+    """Return what a model is prompted with, as text and as token ids."""
+    if not is_conversational(row):
+        return row["prompt"], tokenizer(row["prompt"])["input_ids"]
     if tokenizer.chat_template is None:
         raise InputError(
             f"the rows are conversational but the tokenizer ({tokenizer.name_or_path}) has no chat "
             "template; use an instruct model, set `chat_template_path`, or give plain strings"
         )
-    text = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    text = render(tokenizer, row["prompt"], add_generation_prompt=True)
+    return text, tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _encode_chain(row: Mapping[str, Any], side: str, tokenizer: "PreTrainedTokenizerBase") -> Chain:
+def _encode_chain(
+    row: Mapping[str, Any], side: str, tokenizer: "PreTrainedTokenizerBase", prompt: str, prompt_ids: list[int]
+) -> Chain:
     """Encode a chain with its prompt, whose tokens have empty offsets."""
     chain, spans = chain_text(row[side]), row.get(f"{side}_key_spans")
-    if is_conversational(row):
-        text = tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=False)
-        begin, special = _chain_start(text, row, side, tokenizer), False
+    conversational = is_conversational(row)
+    if conversational:
+        text, begin, is_joined = _conversation(row, side, tokenizer, prompt)
     else:
         if tokenizer.eos_token is None:
             raise InputError(
@@ -123,31 +158,64 @@ def _encode_chain(row: Mapping[str, Any], side: str, tokenizer: "PreTrainedToken
                 "not learn to stop; set `eos_token`"
             )
         eos = "" if chain.endswith(tokenizer.eos_token) else tokenizer.eos_token
-        text, begin, special = row["prompt"] + chain + eos, len(row["prompt"]), True
+        text, begin, is_joined = prompt + chain + eos, len(prompt), False
+    ids, places = _encode(text, tokenizer, special=not conversational)
+    if (is_joined or begin > len(prompt)) and ids[: len(prompt_ids)] != prompt_ids:
+        # What the template put between them forms a token with the end of the prompt: the prompt stays whole.
+        ids, places = _encode(text[len(prompt) :], tokenizer, special=False)
+        ids = prompt_ids + ids
+        places = places and [(0, 0)] * len(prompt_ids) + [(a + len(prompt), b + len(prompt)) for a, b in places]
+    # Templates may strip the end of the text, too.
+    stop = begin + len(chain.rstrip())
+    end = stop + common_prefix(text[stop:], chain[len(chain.rstrip()) :])
+    offsets = places and [
+        (max(a, begin) - begin, min(b, end) - begin) if a < end and b > begin else (0, 0) for a, b in places
+    ]
+    return Chain(chain, ids, offsets, spans)
+
+
+def _encode(
+    text: str, tokenizer: "PreTrainedTokenizerBase", *, special: bool
+) -> tuple[list[int], list[tuple[int, int]] | None]:
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=tokenizer.is_fast)
-    end, offsets = begin + len(chain), None
-    if tokenizer.is_fast:
-        offsets = [
-            (max(a, begin) - begin, min(b, end) - begin) if a < end and b > begin else (0, 0)
-            for a, b in encoded["offset_mapping"]
-        ]
-    return Chain(chain, encoded["input_ids"], offsets, spans)
+    return encoded["input_ids"], encoded["offset_mapping"] if tokenizer.is_fast else None
 
 
-def _chain_start(text: str, row: Mapping[str, Any], side: str, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return where the assistant's text begins in the rendered conversation."""
-    prompt = tokenizer.apply_chat_template(row["prompt"], tokenize=False)
-    chain = chain_text(row[side])
-    # Templates may strip the text and may render the prompt alone differently. The search starts where both
-    # still agree, so that a chain repeated in the prompt is not taken for the answer.
-    start = text.find(chain.strip(), common_prefix(prompt, text))
+def _conversation(
+    row: Mapping[str, Any], side: str, tokenizer: "PreTrainedTokenizerBase", prompt: str
+) -> tuple[str, int, bool]:
+    """Return the text of a conversation, which begins with its prompt where the template allows it.
+
+    Returns:
+        The text, the place in it where the chain begins, and whether the text was joined here, of the prompt and
+        what the template makes of the chain.
+    """
+    text = render(tokenizer, [*row["prompt"], *row[side]])
+    bare, chain = render(tokenizer, row["prompt"]), chain_text(row[side])
+    stripped = chain.strip()  # templates may strip the text
+    indent = len(chain) - len(chain.lstrip())
+    # Templates may render the prompt alone differently. The search starts where both still agree, so that a chain
+    # repeated in the prompt is not taken for the answer.
+    start = text.find(stripped, common_prefix(bare, text))
+    if text.startswith(prompt) and start >= 0:
+        return text, start - indent, False
+    # Any other answer shows what the template puts before and after one.
+    probe = render(tokenizer, [*row["prompt"], {"role": "assistant", "content": _PROBE}])
+    shared = min(common_prefix(prompt, text), common_prefix(prompt, probe))
+    opening = prompt[shared:].strip()
+    if opening and stripped.startswith(opening):  # the chain begins with the end of the prompt, such as <think>
+        rest = stripped[len(opening) :]
+        rest = rest.removeprefix(prompt[len(prompt.rstrip()) :])
+        begin = len(prompt) + len(rest) - len(stripped) - indent
+        return prompt + rest + probe[probe.rindex(_PROBE) + len(_PROBE) :], begin, True
     if start < 0:
         raise InputError(
             f"the chat template of {tokenizer.name_or_path} rewrites the assistant's text "
             f"({side}: {chain[:40]!r}), so key steps cannot be placed on its tokens; use another "
             "template (`chat_template_path`) or plain strings"
         )
-    return start - (len(chain) - len(chain.lstrip()))
+    cut = min(shared, start)
+    return prompt + text[cut:], len(prompt) + start - cut - indent, True
 
 
 def _mark(chosen: Chain, rejected: Chain, method: KeyStepMethod, seed: int) -> KeySteps:

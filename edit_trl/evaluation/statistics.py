@@ -57,6 +57,7 @@ def bootstrap_interval(
     values: Sequence[float],
     clusters: Sequence[str] | None = None,
     *,
+    share: bool = True,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -66,14 +67,15 @@ def bootstrap_interval(
     Args:
         values: One value per item.
         clusters: The cluster of each item. If given, whole clusters are resampled; with a single cluster, items are.
+        share: Whether values lie between 0 and 1.
         level: The confidence level.
         resamples: The number of resamples.
         seed: The seed of the resampling.
 
     Returns:
         The mean with the percentile interval over items, or over clusters the t interval with the standard
-        error of the bootstrap. If all values are 0 or all are 1, so that all resamples are the same, the
-        interval is Wilson's. All three numbers are nan without values.
+        error of the bootstrap. If all values of a share are 0 or all are 1, so that all resamples are the same,
+        the interval is Wilson's. All three numbers are nan without values.
     """
     from scipy.stats import bootstrap
     from statsmodels.stats.proportion import proportion_confint
@@ -82,14 +84,15 @@ def bootstrap_interval(
     if not array.size:
         return Interval(math.nan, math.nan, math.nan)
     mean = float(array.mean())
-    if (array == array[0]).all() and array[0] in (0, 1):
+    is_constant = bool((array == array[0]).all())
+    if share and is_constant and array[0] in (0, 1):
         low, high = proportion_confint(array.sum(), array.size, alpha=1 - level, method="wilson")
         return Interval(mean, float(low), float(high))
     if clusters is not None and len(set(clusters)) > 1:
         error = _bootstrap_error(array, clusters, resamples, seed)
         low, high = _t_interval(mean, error, len(set(clusters)) - 1, level)
         return Interval(mean, low, high)
-    if array.size == 1:
+    if is_constant or array.size == 1:  # the one value may be nan
         return Interval(mean, mean, mean)
     result = bootstrap(
         (array,),

@@ -19,6 +19,7 @@ from edit_trl.common.json_text import checker, read_json_file
 from edit_trl.common.run_file import RUN_FILE, read_run_file, stage_options
 from edit_trl.hub.recipe_file import recipe_text
 from edit_trl.hub.repository import CARD_FILES, account, model_files, open_repository, upload
+from edit_trl.models.folders import check_folder
 
 if TYPE_CHECKING:
     from edit_trl.hub.card_facts import Evaluation
@@ -92,6 +93,7 @@ def _checked_model(folder: Path) -> Path:
     if not any((folder / name).is_file() for name in WEIGHTS):
         pickles = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "none"
         raise InputError(f"{folder} has no weights in safetensors (pickles, which are not pushed: {pickles})")
+    check_folder(str(folder))
     return folder
 
 

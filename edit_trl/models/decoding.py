@@ -8,18 +8,18 @@ from typing import Any, Literal, Protocol, get_args
 
 from edit_trl.common.checks import at_least, not_negative, share
 from edit_trl.common.errors import InputError
-from edit_trl.common.options import nearest
+from edit_trl.common.options import Options, nearest
 
 Batching = Literal["auto", "padded", "continuous", "vllm"]
 
 
 @dataclass(frozen=True)
-class Decoding:
+class Decoding(Options):
     """How responses are drawn.
 
     Attributes:
         max_new_tokens: The length in tokens at which a response is cut off.
-        temperature: 0 is greedy decoding.
+        temperature: 0 is greedy decoding; None, as for `top_p`, leaves it to an endpoint.
         top_p: The probability mass of nucleus sampling.
         samples: Responses per prompt; several are for a majority vote (self-consistency, arXiv 2203.11171).
 
@@ -28,22 +28,17 @@ class Decoding:
     """
 
     max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: float | None = 0.0
+    top_p: float | None = 1.0
     samples: int = 1
 
-    def __post_init__(self) -> None:
-        problems = [
-            *at_least(1, max_new_tokens=self.max_new_tokens, samples=self.samples),
-            *not_negative(temperature=self.temperature),
-            *share(top_p=self.top_p),
-        ]
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from at_least(1, max_new_tokens=self.max_new_tokens, samples=self.samples)
+        yield from not_negative(temperature=self.temperature)
+        yield from share(top_p=self.top_p)
         if self.samples > 1 and self.temperature == 0:
-            problems.append(
-                f"`samples: {self.samples}` at temperature 0 are all the same; set `temperature: 0.7`, or one"
-            )
-        if problems:
-            raise InputError(problems)
+            yield f"`samples: {self.samples}` at temperature 0 are all the same; set `temperature: 0.7`, or one"
 
 
 @dataclass(frozen=True)
@@ -54,11 +49,13 @@ class Generated:
         text: The response without special tokens.
         tokens: How many tokens were generated, EOS included.
         cut_off: Whether no EOS token came within `max_new_tokens`.
+        refused: Whether the model declined to answer, or a filter broke its answer off.
     """
 
     text: str
     tokens: int
     cut_off: bool
+    refused: bool = False
 
 
 class Generator(Protocol):

@@ -24,6 +24,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from edit_trl.common.errors import InputError
 from edit_trl.models.decoding import Batching, Decoding, Generated, check_batching
 from edit_trl.models.loading import positions_of
+from edit_trl.models.vocabulary import check_vocabulary, embeddings_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,8 +66,8 @@ class Engine:
     @property
     def pad_id(self) -> int:
         """The token that prompts are padded with."""
-        pad = self.tokenizer.pad_token_id
-        return self.eos_ids[0] if pad is None else pad
+        pad, count = self.tokenizer.pad_token_id, embeddings_of(self.model)
+        return self.eos_ids[0] if pad is None or (count is not None and pad >= count) else pad
 
     def generate(
         self,
@@ -100,6 +101,7 @@ class Engine:
             extra["logits_processor"] = LogitsProcessorList([SeededDraw(decoding, seeds)])
             decoding = replace(decoding, temperature=0.0, samples=1)
         config = self.settings(decoding, stop)
+        check_vocabulary(self.model, self.tokenizer, prompts)
         # With a seed for each prompt, the global random state is left to a `Stream` that may be open.
         random_state = nullcontext() if seeds is not None else _forked_random_state(self.model.device, seed)
         # No inference mode: weights that FSDP gathers in it could not be trained afterwards.
@@ -114,6 +116,7 @@ class Engine:
         Raises:
             RuntimeError: The scheduler has left prompts unanswered.
         """
+        check_vocabulary(self.model, self.tokenizer, prompts)
         prompts, config = [list(prompt) for prompt in prompts], self.settings(decoding)
         with _prepared(self.model, config), _forked_random_state(self.model.device, seed), torch.no_grad():
             outputs = self.model.generate_batch(prompts, generation_config=config, warmup=False)
@@ -313,7 +316,9 @@ def _forked_random_state(device: torch.device, seed: int | None = None) -> Itera
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     own = model.generation_config.eos_token_id
-    ids = [] if own is None else [own] if isinstance(own, int) else list(own)
+    ids = [] if own is None else list(own) if isinstance(own, list | tuple) else [own]
+    if not all(isinstance(token, int) for token in ids):
+        raise InputError(f"`eos_token_id: {own}` in the model's generation_config.json is no token id")
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids.append(tokenizer.eos_token_id)
     if not ids:

@@ -13,7 +13,9 @@ import torch
 from edit_trl.common.errors import InputError
 from edit_trl.models.adapters import adapter_base
 from edit_trl.models.decoding import Decoding, Generated
+from edit_trl.models.folders import one_line_errors
 from edit_trl.models.generation import batch_seed
+from edit_trl.models.loading import check_student
 
 # Prompts per batch: enough to keep vLLM busy, and what a killed run may lose.
 _BATCH = 256
@@ -46,8 +48,10 @@ class VllmGenerator:
         from vllm.lora.request import LoRARequest
 
         base = adapter_base(model)
+        check_student(model)
         self._lora = LoRARequest("student", 1, model) if base else None
-        self._llm = LLM(base or model, dtype=dtype, seed=seed, enable_lora=base is not None)
+        with one_line_errors(f"`model: {model}`"):  # vLLM refuses a model of which weights are missing
+            self._llm = LLM(base or model, dtype=dtype, seed=seed, enable_lora=base is not None)
         self._decoding, self._seed, self._parameters = decoding, seed, SamplingParams
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.adapters import ADAPTER_CONFIG, adapter_base
-from edit_trl.models.loading import one_line_errors
+from edit_trl.models.folders import one_line_errors
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json", ADAPTER_CONFIG)
 

@@ -5,21 +5,31 @@ Weights are loaded from safetensors only. An error of transformers or the Hub be
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.common.errors import InputError, brief
-from edit_trl.common.hub_ids import refuse_missing_folder
-from edit_trl.models.adapters import ADAPTER_CONFIG, adapter_base, find_adapter_weights, put_on
+from edit_trl.common.errors import InputError, brief, raise_problems
+from edit_trl.models.adapters import ADAPTER_CONFIG, adapter_base, describe_base, find_adapter_weights, put_on
+from edit_trl.models.chat_templates import check_template, share_template
+from edit_trl.models.folders import check_folder, one_line_errors, reason
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        BitsAndBytesConfig,
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        ProcessorMixin,
+    )
+
+logger = logging.getLogger(__name__)
 
 NF4 = "4-bit nf4"
 """The quantization that QLoRA trains on (arXiv 2305.14314, section 3)."""
@@ -60,7 +70,8 @@ class ModelSource:
                 or device does not exist on this machine.
         """
         base = adapter_base(self.model)
-        model = replace(self, model=base or self.model).load_whole(f"`model: {self.model}`")
+        subject = f"`model: {self.model}`" if base is None else describe_base(base, self.model)
+        model = replace(self, model=base or self.model).load_whole(subject)
         if base is not None:
             model = put_on(model, self.model).eval()
         return model, load_tokenizer(self.model, base, trust_remote_code=self.trust_remote_code)
@@ -82,8 +93,8 @@ class ModelSource:
             options["attn_implementation"] = self.attn_implementation
         if self.quantization is not None:
             options |= {"quantization_config": _bitsandbytes(self.quantization), "device_map": {"": device}}
-        with one_line_errors(subject), _ONE_LOAD:
-            model = AutoModelForCausalLM.from_pretrained(self.model, use_safetensors=True, **options)
+        check_folder(self.model)
+        model = _load_complete(AutoModelForCausalLM.from_pretrained, self.model, options, subject)
         # A quantized model is on its device already, and some cannot be moved.
         return (model.to(device) if self.quantization is None else model).eval()
 
@@ -106,33 +117,113 @@ def load_trainable(model: str, options: Mapping[str, Any]) -> PreTrainedModel | 
     from trl.trainer.utils import create_model_from_path
 
     base = adapter_base(model)
-    with one_line_errors(model if base is None else f"the base model {base} of {model}"), _ONE_LOAD:
-        loaded = create_model_from_path(base or model, **{**options, "use_safetensors": True})
+    subject = model if base is None else describe_base(base, model)
+    loaded = _load_complete(create_model_from_path, base or model, options, subject)
     return loaded if base is None else put_on(loaded, model, is_trainable=True)
 
 
-def load_tokenizer(model: str, base: str | None = None, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def _load_complete(
+    load: Callable[..., tuple[PreTrainedModel, dict[str, Any]]], model: str, options: Mapping[str, Any], subject: str
+) -> PreTrainedModel:
+    """Load the weights of a model, all of them: transformers draws missing ones at random.
+
+    Tied weights, and those that transformers computes itself, are not missing.
+
+    Raises:
+        InputError: The model cannot be loaded, weights are missing or of another shape, or its files hold layers
+            that its configuration does not name.
+    """
+    # transformers logs a table of the weights, which the error says in a sentence.
+    table = logging.getLogger("transformers.modeling_utils")
+    level = table.level
+    with one_line_errors(subject), _ONE_LOAD:
+        table.setLevel(logging.ERROR)
+        try:
+            loaded, report = load(
+                model,
+                **{**options, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True},
+            )
+        finally:
+            table.setLevel(level)
+    missing = sorted(report["missing_keys"])
+    shapes = [f"{name} {tuple(there)}, not {tuple(here)}" for name, there, here in sorted(report["mismatched_keys"])]
+    own = {re.sub(r"\d+", "0", name) for name in loaded.state_dict()}
+    others = sorted(name for name in report["unexpected_keys"] if re.sub(r"\d+", "0", name) in own)
+    problems = [
+        f"{subject}: weights {what} ({len(names)}): {', '.join(names[:4])}{', ...' * (len(names) > 4)}; {way_out}"
+        for names, what, way_out in (
+            (missing, "are missing in its files", "a part of the model would be random. Download or save it again"),
+            (shapes, "have other shapes in its files than config.json says", "take both from the same model"),
+            (others, "are in its files, but not in config.json", "a part of the model would be left out"),
+        )
+        if names
+    ]
+    raise_problems(problems)
+    if report["unexpected_keys"]:
+        names = sorted(report["unexpected_keys"])
+        logger.warning(f"{subject}: {len(names)} weights are not {type(loaded).__name__}'s and left out, as {names[0]}")
+    return loaded
+
+
+def load_tokenizer(
+    model: str,
+    base: str | None = None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    option: str = "model",
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model or adapter.
 
     Args:
         model: A path or Hub id.
-        base: Where to look next, such as an adapter's base model.
+        base: Where to look if there is none, such as an adapter's base model.
+        revision: The branch, tag or commit on the Hub; the default branch where None.
         trust_remote_code: Run code that comes with the tokenizer.
+        option: The option that names the model, for error messages.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or it is broken.
     """
     from transformers import AutoTokenizer
 
-    for place in filter(None, (model, base)):
-        refuse_missing_folder(place)
+    return _load_text_processing(AutoTokenizer, model, base, revision, trust_remote_code, option)
+
+
+def load_processor(
+    model: str, base: str | None = None, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase | ProcessorMixin:
+    """Load the processor of a model that also sees or hears, and the tokenizer of any other; see `load_tokenizer`."""
+    from transformers import AutoProcessor
+
+    option = "model_name_or_path"
+    try:
+        return _load_text_processing(AutoProcessor, model, base, revision, trust_remote_code, option)
+    except InputError:
+        # transformers does not say why where it is the tokenizer that is broken.
+        load_tokenizer(model, base, revision=revision, trust_remote_code=trust_remote_code, option=option)
+        raise
+
+
+def _load_text_processing(
+    auto: type, model: str, base: str | None, revision: str | None, trust_remote_code: bool, option: str
+) -> Any:
+    check_folder(model, option)
+    # What is there and cannot be read is an error, and not a reason to take another tokenizer.
+    has_own = any((Path(model) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    for place in [model] if has_own or base is None else [model, base]:
         try:
-            return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, ImportError) as error:
-            reason = error
-    raise InputError(
-        f"`model: {model}` has no tokenizer that can be loaded ({brief(reason)}); save it beside the model"
-    ) from reason
+            with one_line_errors(place):
+                loaded = auto.from_pretrained(place, revision=revision or "main", trust_remote_code=trust_remote_code)
+            break
+        except InputError as error:
+            cause = error.__cause__
+    else:
+        raise InputError(
+            f"`{option}: {model}` has no tokenizer that can be loaded ({reason(cause)}); save it beside the model"
+        ) from cause
+    check_template(share_template(loaded))
+    return loaded
 
 
 def load_config(
@@ -172,11 +263,14 @@ def check_student(student: str, *, revision: str | None = None, trust_remote_cod
         trust_remote_code: See `load_config`.
 
     Raises:
-        InputError: There is no such model, no access or no network, or the folder holds pickled weights.
+        InputError: There is no such model, no access or no network; or the folder holds pickled weights or broken
+            files, or an adapter whose base model is not there.
     """
     folder = Path(student)
+    check_folder(student, "model_name_or_path")
     if (folder / ADAPTER_CONFIG).is_file():
         find_adapter_weights(student)
+        adapter_base(student, "model_name_or_path")
         return
     # From the Hub, only safetensors are loaded.
     if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
@@ -186,21 +280,6 @@ def check_student(student: str, *, revision: str | None = None, trust_remote_cod
             "anew as safetensors where you trust it"
         )
     load_config(student, revision=revision, trust_remote_code=trust_remote_code, option="model_name_or_path")
-
-
-@contextmanager
-def one_line_errors(subject: str) -> Iterator[None]:
-    """Turn what transformers and the Hub client say in fifty lines into "`subject` cannot be loaded: ...".
-
-    Raises:
-        InputError: Something could not be loaded.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{subject} cannot be loaded: {brief(error)}") from error
 
 
 def positions_of(config: PreTrainedConfig) -> int | None:

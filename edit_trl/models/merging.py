@@ -19,11 +19,12 @@ import torch
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import replacing
 from edit_trl.common.hub_ids import is_hub_id, refuse_missing_folder
-from edit_trl.models.adapters import ADAPTER_CONFIG, find_adapter_weights, put_on, read_base_name
+from edit_trl.models.adapters import ADAPTER_CONFIG, adapter_base, find_adapter_weights, put_on, read_base_name
+from edit_trl.models.folders import check_folder
 from edit_trl.models.loading import ModelSource, load_config, load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -129,10 +130,23 @@ def merge_adapter(
             f"{report.mean:.2g} nats per token, and {report.tolerance:g} are allowed. Merge in --dtype float32, "
             "or allow more with --tolerance"
         )
+    _end_as_trained(merged, tokenizer)
     with replacing(output) as draft:
         merged.save_pretrained(draft, max_shard_size="5GB")  # so that an interrupted upload loses little
         tokenizer.save_pretrained(draft)
     return report
+
+
+def _end_as_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a merged model the EOS token of the adapter's tokenizer, with which the adapter learned to end.
+
+    As in TRL's `eos_token`, those of the base stay in the generation config: any of them ends an answer.
+    """
+    eos, config = tokenizer.eos_token_id, model.generation_config
+    own = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or ())
+    if eos is not None and eos not in own:
+        model.config.get_text_config().eos_token_id = eos
+        config.eos_token_id = [eos, *own] if own else eos
 
 
 def _find_base_model(adapter: str, base_model: str | None) -> str:
@@ -142,14 +156,18 @@ def _find_base_model(adapter: str, base_model: str | None) -> str:
     if folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file():
         whole = (folder / "config.json").is_file()
         raise InputError(f"{adapter} is {'a whole model, there is nothing to merge' if whole else 'no adapter'}")
+    check_folder(adapter, "adapter")
     find_adapter_weights(adapter)
     named = read_base_name(adapter)
-    if base_model and is_hub_id(base_model) and is_hub_id(named) and base_model != named:
+    if base_model is None:
+        try:
+            return adapter_base(adapter)
+        except InputError as error:
+            raise InputError(f"{error}; or name it with --base_model") from error
+    check_folder(base_model, "base_model")
+    if is_hub_id(base_model) and is_hub_id(named) and base_model != named:
         raise InputError(f"{adapter} is an adapter of {named}, not of {base_model}")
-    base = base_model or named
-    if not base or (not Path(base).is_dir() and not is_hub_id(base)):
-        raise InputError(f"the base model of {adapter} is not there: {base!r}; name it with --base_model")
-    return base
+    return base_model
 
 
 def _load_full_weights(base: ModelSource) -> PreTrainedModel:

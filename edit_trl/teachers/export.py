@@ -144,4 +144,8 @@ def _why(generation: Generation) -> str:
         if outcomes
     )
     dropped = ", ".join(f"{len(ids)} {reason}" for reason, ids in generation.dropped.items())
-    return counts + (f"; dropped: {dropped}" if dropped else "")
+    why = counts + (f"; dropped: {dropped}" if dropped else "")
+    if generation.failures:
+        question, stage, reason = generation.failures[0]
+        why += f". {len(generation.failures)} requests got no answer, the first in {stage} of {question}: {reason}"
+    return why

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edit_trl.common.checks import at_least
-from edit_trl.common.errors import InputError
+from edit_trl.common.options import Options
 from edit_trl.data.answers import extract_answer
 from edit_trl.data.questions import Question
 from edit_trl.key_steps import locate_key_steps
@@ -45,7 +45,7 @@ class ChainPair:
 
 
 @dataclass(frozen=True)
-class Bounds:
+class Bounds(Options):
     """Limits that a pair must respect.
 
     Attributes:
@@ -62,15 +62,14 @@ class Bounds:
     max_key_fraction: float = 0.9
     max_length_ratio: float = 3.0
 
-    def __post_init__(self) -> None:
-        problems = at_least(1, max_length_ratio=self.max_length_ratio)
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from at_least(1, max_length_ratio=self.max_length_ratio)
         if not 0 <= self.min_key_fraction < self.max_key_fraction <= 1:
-            problems.append(
+            yield (
                 "0 <= `min_key_fraction` < `max_key_fraction` <= 1 must hold, got "
                 f"{self.min_key_fraction} and {self.max_key_fraction}"
             )
-        if problems:
-            raise InputError(problems)
 
 
 def filter_pairs(pairs: Sequence[ChainPair], bounds: Bounds) -> tuple[list[ChainPair], dict[str, list[str]]]:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from edit_trl.common.checks import positive
-from edit_trl.common.errors import InputError
+from edit_trl.common.checks import difficulty_range, positive
 from edit_trl.data.answers import AnswerType
+from edit_trl.models.chat.connection import url_problem
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.cluster.cluster import Engine, engine_problems
 
@@ -93,11 +93,9 @@ class GenerateArguments(EndpointArguments):
     rounds: int = 1
     train_recipe: str | None = None
 
-    def __post_init__(self) -> None:
-        if errors := list(self._errors()):
-            raise InputError(errors)
-
-    def _errors(self) -> Iterator[str]:
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from super().errors()
         endpoint = self.teacher == "openai_compatible"
         if self.pivots and self.teacher != "none":
             yield f"`pivots` asks no teacher: write `teacher: none`, or leave it out; got {self.teacher}"
@@ -118,11 +116,15 @@ class GenerateArguments(EndpointArguments):
             yield "`base_urls` is missing: where the teacher is, such as [http://127.0.0.1:8000/v1]"
         if self.labeller and not endpoint:
             yield "`labeller` is a model at the teacher's endpoints; it needs `teacher: openai_compatible`"
+        yield from (problem for url in self.student_base_urls or () if (problem := url_problem(url)))
         if self.student_base_urls and not self.student:
             yield "`student_base_urls` needs `student`, its name there"
-        names = ("timeout", "batch_size", "rows", "rounds", "limit")
+        names = ("batch_size", "rows", "rounds", "limit")
         yield from positive(**{name: getattr(self, name) for name in names})
         yield from engine_problems(self.engine, self.actors)
+        yield from difficulty_range(difficulty=self.difficulty)
+        if not 0 <= self.wrong_share <= 1:
+            yield f"`wrong_share` must be from 0 to 1, got {self.wrong_share}"
         if self.engine == "ray" and self.teacher == "procedural":
             yield "`teacher: procedural` has nothing to do on other machines: leave out `engine: ray`"
         local = self.teacher == "transformers_local" or (self.student and not self.student_base_urls)

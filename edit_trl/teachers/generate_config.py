@@ -6,15 +6,17 @@ and `Limits`, each documented in its class. All errors are reported at once, bef
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.conversion import convert
+from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.hub_ids import refuse_missing_folder
-from edit_trl.common.options import build, convert, find_beside, hints_of, read_yaml
+from edit_trl.common.options import build, find_beside, hints_of
+from edit_trl.common.yaml_file import read_texts, read_words
 from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.questions import Question, read_questions
 from edit_trl.models.chat.dispatch import Limits
@@ -33,6 +35,10 @@ _TEACHER_OPTIONS = (
     *("prompt_price", "completion_price", "max_cost"),
 )
 _PROBLEM_OPTIONS = ("families", "rows", "difficulty")
+_QUESTION_OPTIONS = (
+    *("dataset_config", "dataset_split", "column_mapping", "answer_after", "answer_type", "task"),
+    "task_descriptions",
+)
 _FILES = ("dataset_name", "task_descriptions", "exemplars")
 
 CLASSES = (EndpointArguments, GenerateArguments, PipelineOptions, PivotOptions, Bounds, Limits)
@@ -67,7 +73,9 @@ class GenerateConfig:
             column_mapping=arguments.column_mapping,
             answer_after=arguments.answer_after,
             answer_type=arguments.answer_type,
-            task_descriptions=_descriptions(arguments.task_descriptions),
+            task_descriptions=read_texts(arguments.task_descriptions, "file of task descriptions")
+            if arguments.task_descriptions
+            else {},
             limit=arguments.limit,
         )
         configs = arguments.dataset_config
@@ -125,15 +133,18 @@ class GenerateConfig:
         return self.arguments.endpoint(self.arguments.labeller)
 
 
-def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) -> GenerateConfig:
+def read_generate_config(
+    path: str | Path | None, options: Mapping[str, Any], recipe: Mapping[str, Any] | None = None
+) -> GenerateConfig:
     """Read and check a recipe, a YAML file of `key: value`, and the options that override it.
 
-    Files that the recipe names are searched in the working directory, then in the recipe's own folder.
+    Files that the recipe names are searched in the working directory, then in the recipe's own folder. `recipe` holds
+    the values of the file, if it was read before.
 
     Raises:
         InputError: Everything that is wrong with the recipe.
     """
-    values = {**(read_yaml(path) if path else {}), **options}
+    values = {**(read_words(path) if path and recipe is None else recipe or {}), **options}
     for name, command in (("stages", "train"), ("model_name_or_path", "train"), ("runs", "judge")):
         if name in values:
             raise InputError(f"{path or 'these options'}: this is a recipe of `edit-trl {command}`, not of generate")
@@ -143,6 +154,7 @@ def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) ->
     classes = (GenerateArguments, Bounds, Limits, PipelineOptions, PivotOptions)
     problems += _misplaced(converted)
     arguments, bounds, limits, pipeline, pivots = build(classes, converted, problems, f"{path or 'command line'}:")
+    raise_problems(_left_to_endpoints(arguments, converted), str(path or "command line"))
     folder = Path(path).parent if path else Path()
     files = {name: find_beside(getattr(arguments, name), folder) for name in _FILES}
     if arguments.templates:
@@ -150,43 +162,42 @@ def read_generate_config(path: str | Path | None, options: Mapping[str, Any]) ->
     return GenerateConfig(converted, replace(arguments, **files), replace(pipeline, bounds=bounds), pivots, limits)
 
 
-def is_generate_recipe(path: str | Path) -> bool:
-    """Return whether a YAML file is a recipe of `edit-trl generate` rather than of `edit-trl train`."""
-    try:
-        values = read_yaml(path)
-    except InputError:
-        return False  # reading it as a training recipe reports what is wrong
-    return bool({"teacher", "base_urls", "pivots"} & values.keys())
-
-
 def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
     """Yield errors for options that would have no effect."""
-    if values.get("teacher") != "none":
+    teacher, source = values.get("teacher"), values.get("dataset_name")
+
+    def given(names: Iterable[str]) -> list[str]:
+        return [name for name in names if values.get(name) is not None]
+
+    if teacher != "none":
         names = [field.name for field in fields(PivotOptions) if field.name in values]
         if names:
             yield f"{_named(names)} {'is' if len(names) == 1 else 'are'} for `pivots: true`"
-        return
-    names = [name for name in _TEACHER_OPTIONS if values.get(name) is not None]
-    if names:
+    elif names := given(_TEACHER_OPTIONS):
         hint = "; the student's is `student_temperature`" if "temperature" in names else ""
         yield f"there is no teacher (`teacher: none`): leave out {_named(names)}{hint}"
-    names = [name for name in _PROBLEM_OPTIONS if values.get(name) is not None]
-    if names and values.get("dataset_name"):
+    if names := given(_PROBLEM_OPTIONS) if source else []:
         yield f"{_named(names)}: for procedural problems, but `dataset_name` gives the questions"
+    if names := given(_QUESTION_OPTIONS) if teacher in ("none", "procedural") and not source else []:
+        yield f"{_named(names)}: for questions of `dataset_name`, but they are procedural problems"
+
+
+def _left_to_endpoints(arguments: GenerateArguments, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield errors for options that are null, although a model that is loaded or embedded needs a number."""
+    local_teacher = arguments.teacher not in ("openai_compatible", "none")
+    local_student = bool(arguments.student) and not arguments.student_base_urls
+    needed = {
+        "temperature": local_teacher,
+        "student_temperature": local_student,
+        "top_p": local_teacher or local_student,
+    }
+    for name, is_needed in needed.items():
+        if is_needed and name in values and values[name] is None:
+            yield f"`{name}: null` leaves it to an endpoint; a model that is loaded needs a number"
 
 
 def _named(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _descriptions(file: str | None) -> dict[str, str]:
-    if file is None:
-        return {}
-    values = read_yaml(file)
-    wrong = [task for task, text in values.items() if not isinstance(text, str)]
-    if wrong:
-        raise InputError(f"{file}: the description of {', '.join(map(str, wrong))} must be a text")
-    return values
 
 
 def _local(model: str, batch_size: int) -> Teacher:

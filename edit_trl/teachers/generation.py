@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edit_trl.common.checks import at_least, share
-from edit_trl.common.errors import InputError
+from edit_trl.common.checks import at_least, seed_range, share
+from edit_trl.common.options import Options
 from edit_trl.data.questions import Question
 from edit_trl.teachers.filters import Bounds, ChainPair, filter_pairs
 
@@ -22,7 +22,7 @@ Outcome = Literal["correct", "wrong", "unparsed", "cut off", "refused"]
 
 
 @dataclass(frozen=True)
-class PipelineOptions:
+class PipelineOptions(Options):
     """How dual CoTs are made.
 
     Attributes:
@@ -35,9 +35,9 @@ class PipelineOptions:
             `self_consistency` lets the teacher draw the conclusion again, `judge` asks whether every step is sound.
         corrupt: Whether correct chains are corrupted (CCP).
         label: Whether the kinds of mistake are named: the `paper`'s four, or the `fine` set.
-        temperature: Temperature for annotating, rectifying and corrupting.
-        student_temperature: Temperature of the student's own chains.
-        top_p: Nucleus sampling.
+        temperature: Temperature for annotating, rectifying and corrupting. An endpoint is sent none if it is null.
+        student_temperature: Temperature of the student's own chains; also null.
+        top_p: Nucleus sampling; also null.
         max_tokens: Maximum number of tokens in an answer.
         system_prompt: System prompt for the teacher; the student gets none.
         seed: Seed for choosing exemplars; also sent to the teacher if `send_seed` is set.
@@ -55,28 +55,28 @@ class PipelineOptions:
     rectify_check: RectifyCheck = "none"
     corrupt: bool = True
     label: Label = "none"
-    temperature: float = 0.2
-    student_temperature: float = 0.7
-    top_p: float = 1.0
+    temperature: float | None = 0.2
+    student_temperature: float | None = 0.7
+    top_p: float | None = 1.0
     max_tokens: int = 1024
     system_prompt: str | None = None
     seed: int = 0
     send_seed: bool = False
     bounds: Bounds = field(default_factory=Bounds)
 
-    def __post_init__(self) -> None:
-        problems = [
-            *at_least(1, samples=self.samples, pairs_per_question=self.pairs_per_question, max_tokens=self.max_tokens),
-            *at_least(0, exemplars_per_prompt=self.exemplars_per_prompt),
-            *at_least(0, temperature=self.temperature, student_temperature=self.student_temperature),
-            *share(top_p=self.top_p),
-        ]
-        if problems:
-            raise InputError(problems)
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from at_least(
+            1, samples=self.samples, pairs_per_question=self.pairs_per_question, max_tokens=self.max_tokens
+        )
+        yield from at_least(0, exemplars_per_prompt=self.exemplars_per_prompt)
+        yield from at_least(0, temperature=self.temperature, student_temperature=self.student_temperature)
+        yield from share(top_p=self.top_p)
+        yield from seed_range(seed=self.seed)
 
 
 @dataclass(frozen=True)
-class PivotOptions:
+class PivotOptions(Options):
     """How the pivotal steps of a student's wrong chains are found.
 
     Attributes:
@@ -94,12 +94,11 @@ class PivotOptions:
     right_after: float = 0.0
     confirm_pivots: bool = True
 
-    def __post_init__(self) -> None:
-        problems = at_least(1, rollouts=self.rollouts)
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from at_least(1, rollouts=self.rollouts)
         if not 0 <= self.right_after < 1:
-            problems.append(f"`right_after` must be at least 0 and below 1, got {self.right_after}")
-        if problems:
-            raise InputError(problems)
+            yield f"`right_after` must be at least 0 and below 1, got {self.right_after}"
 
 
 @dataclass(frozen=True)

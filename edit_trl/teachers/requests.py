@@ -70,8 +70,9 @@ class Requests:
         options, is_student = self.options, template == "student"
         # No system prompt for the student: rows have none, and its mistakes should be those it makes on rows.
         system = [("system", options.system_prompt)] if options.system_prompt and not is_student else []
-        if temperature is None:
-            temperature = options.student_temperature if is_student else options.temperature
+        chosen = options.student_temperature if is_student else options.temperature
+        # A teacher that takes no temperature takes none in any stage.
+        temperature = chosen if temperature is None or chosen is None else temperature
         return ChatRequest(
             stage=_STAGES.get(template, template),
             # The number tells requests of one question apart; it is neither sent nor part of the journal's key.
@@ -111,7 +112,7 @@ class Requests:
                 failures.append((slot[0].id, name, result.reason))
             counts[label] += 1
             if self.watcher:
-                self.watcher.step(label, isinstance(result, Answer) and result.fresh)
+                self.watcher.step(label, result.fresh)
         self.generation.failures += sorted(failures)
         return {slot: answers[slot] for slot in requests if slot in answers}
 

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from edit_trl.common.errors import InputError
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
+from edit_trl.hub.repository import check_repo_id, open_repository
 from edit_trl.models.chat.dispatch import Dispatcher, DispatchStats, stopped_by_signals
 from edit_trl.models.chat.display import Display
 from edit_trl.models.chat.journal import Journal
@@ -27,7 +28,7 @@ from edit_trl.teachers.prompts import TemplateName, Templates
 # Options that do not change the dual CoTs. The card leaves them out: the same answers give the same card.
 _INCIDENTAL = {
     *("output_dir", "push_to_hub", "private", "max_cost", "timeout", "batch_size", "max_concurrency"),
-    *("engine", "actors"),
+    *("engine", "actors", "check_model"),
 }
 
 
@@ -54,6 +55,8 @@ class GenerationPlan:
         self.exemplars: Sequence[Exemplar] = read(config.exemplars)
         self.teacher: Teacher | None = read(config.make_teacher)
         self.questions: Sequence[Question] = read(lambda: config.questions(self.teacher))
+        if config.arguments.push_to_hub:
+            read(lambda: check_repo_id(config.arguments.push_to_hub, "push_to_hub"))
         if errors:
             raise InputError(errors)
 
@@ -75,7 +78,14 @@ class GenerationPlan:
         Raises:
             InputError: See `make_dual_cots` and `save_generation`.
         """
-        config = self.config
+        config, repository = self.config, self.config.arguments.push_to_hub
+        if repository:
+            try:
+                open_repository(repository, repo_type="dataset", private=config.arguments.private)
+            except InputError as error:
+                raise InputError(
+                    f"push_to_hub {repository!r}: {error}. Nothing has been asked or paid for yet"
+                ) from error
         async with AsyncExitStack() as stack:
             teachers = self._models()
             for teacher in teachers.values():

@@ -5,12 +5,12 @@ without the guarantees of `edit_trl.training.resuming.resumable`: an incomplete 
 resumed run need not end with the same weights.
 """
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from transformers import (
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -21,14 +21,17 @@ from transformers.utils import logging
 from edit_trl.common.errors import InputError
 from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
 from edit_trl.data.row import REQUIRED_COLUMNS, is_chosen_alone, pairs_of, rows_of
-from edit_trl.models.loading import load_trainable
+from edit_trl.models.adapters import adapter_base
+from edit_trl.models.loading import load_tokenizer
 from edit_trl.training.quantization import settle_adapter_dtype
 from edit_trl.training.resuming.resumable import StopCallback
 from edit_trl.training.resuming.stopping import StopSignals
+from edit_trl.training.safeguards import SafeguardsMixin
+from edit_trl.training.student import load_student
 from edit_trl.training.trainer_choice import TrainerName, trl_trainer
 
 if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
     from transformers import BitsAndBytesConfig
 
 logger = logging.get_logger(__name__)
@@ -87,8 +90,8 @@ def preference_trainer(
     Args:
         trainer: The trainer's name.
         student: The student's Hub id or path, for its tokenizer and, without `model`, its weights.
-        model: The student with an adapter that is trained further; its state before training is also the
-            reference of DPO. None to load `student`.
+        model: The student with an adapter that is trained further or was merged; its state before training is
+            also the reference of DPO. None to load `student`.
         args: The trainer's options, an `options_class(trainer)`; the student is loaded with `model_init_kwargs`.
         train_dataset: Validated dual CoTs to train on.
         eval_dataset: Validated dual CoTs to evaluate on.
@@ -100,7 +103,9 @@ def preference_trainer(
         InputError: No pair is left.
     """
     revision = (args.model_init_kwargs or {}).get("revision")
-    tokenizer = AutoTokenizer.from_pretrained(student, revision=revision, trust_remote_code=args.trust_remote_code)
+    tokenizer = load_tokenizer(
+        student, adapter_base(student), revision=revision, trust_remote_code=args.trust_remote_code
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     train_dataset = preference_pairs(train_dataset, tokenizer, args.max_length)
@@ -114,6 +119,8 @@ def preference_trainer(
         if trainer == "dpo" and peft_config is None and not args.precompute_ref_log_probs:
             # TRL would load this reference without `revision`; that of an adapter it makes itself.
             reference = load_student(student, args, quantization_config)
+    elif trainer == "dpo" and not is_peft_model(model) and not args.precompute_ref_log_probs:
+        reference = deepcopy(model)  # an adapter that was merged, which TRL could not load
     args.model_init_kwargs = None
     shared = {
         "model": model,
@@ -124,7 +131,8 @@ def preference_trainer(
         "peft_config": peft_config,
         "callbacks": [StopCallback(stop_signals)],
     }
-    cls = trl_trainer(trainer)
+    theirs = trl_trainer(trainer)
+    cls = type(theirs.__name__, (SafeguardsMixin, theirs), {})
     preference = cls(ref_model=reference, **shared) if trainer == "dpo" else cls(**shared)
     settle_adapter_dtype(preference.model, args.fp16)
     return preference
@@ -135,19 +143,3 @@ def drop_reference(trainer: Trainer) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     if is_peft_model(model) and REFERENCE_ADAPTER in model.peft_config:
         model.delete_adapter(REFERENCE_ADAPTER)
-
-
-def load_student(
-    student: str, args: TrainingArguments, quantization_config: "BitsAndBytesConfig | None"
-) -> "PreTrainedModel | PeftModel":
-    """Load a student to train, with the `model_init_kwargs` of the trainer's options.
-
-    Raises:
-        InputError: See `load_trainable`.
-    """
-    options = {**(args.model_init_kwargs or {}), "trust_remote_code": args.trust_remote_code}
-    if quantization_config is not None:
-        options["quantization_config"] = quantization_config
-    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
-        options["device_map"] = None  # each process holds the whole model
-    return load_trainable(student, options)

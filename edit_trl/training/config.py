@@ -1,17 +1,16 @@
 """DualCoTConfig: the options of `DualCoTTrainer`, and their checks."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from transformers.utils import is_torch_bf16_gpu_available, logging
 from trl import SFTConfig
 
-from edit_trl.common.checks import at_least, share
 from edit_trl.common.errors import InputError
 from edit_trl.key_steps import KeyStepMethod
 from edit_trl.losses import Normalization, PreferenceLoss, PreferenceReduction, RejectedPenalty
 from edit_trl.models.pairs.scoring import Layout
+from edit_trl.training.option_checks import option_problems, schedule_problems
 
 logger = logging.get_logger(__name__)
 
@@ -21,21 +20,6 @@ Reference = Literal["none", "adapter_off", "precomputed"]
 
 REFERENCE_BASED_PREFERENCES = ("ipo",)
 REFERENCE_FREE_PREFERENCES = ("orpo", "simpo")
-
-# Options of SFTConfig about data that dual CoTs do not have, or about a loss that is replaced, with the
-# values that mean "not set".
-NOT_FOR_DUAL_COTS = {
-    "packing": (False,),
-    "eval_packing": (None, False),
-    "padding_free": (False,),
-    "completion_only_loss": (None, True),
-    "assistant_only_loss": (False,),
-    "loss_type": ("nll",),
-    "dataset_text_field": ("text",),
-    "truncation_mode": ("keep_start",),
-    "dataset_kwargs": (None,),
-    "label_smoothing_factor": (0.0,),
-}
 
 
 @dataclass
@@ -212,6 +196,11 @@ class DualCoTConfig(SFTConfig):
         default=False, metadata={"help": "Not needed: a loss that is not finite stops the run and names the rows."}
     )
 
+    # transformers' default pushes at every save.
+    hub_strategy: str = field(
+        default="end", metadata={"help": "When a run with `push_to_hub` pushes: the finished model, at the end."}
+    )
+
     # TRL's default is bf16, which fails on a machine without it.
     bf16: bool | None = field(
         default=None,
@@ -222,8 +211,8 @@ class DualCoTConfig(SFTConfig):
     )
 
     def __post_init__(self):
-        problems = [*self._range_problems(), *self._objective_problems()]
-        problems += [*self._preference_problems(), *self._inherited_problems()]
+        problems = [*option_problems(type(self), vars(self)), *self._objective_problems()]
+        problems += [*self._preference_problems()]
         has_bf16 = is_torch_bf16_gpu_available()
         if self.bf16 and not has_bf16 and not self.use_cpu:
             problems.append(
@@ -237,36 +226,16 @@ class DualCoTConfig(SFTConfig):
         if self.preference_scope is None and self.preference_weight:
             self.preference_scope = "fork"
         super().__post_init__()
-
-    def _range_problems(self):
-        yield from share(
-            max_key_fraction=self.max_key_fraction,
-            max_fork_confidence=self.max_fork_confidence,
-            hardest_forks=self.hardest_forks,
-            lr_decay_per_epoch=self.lr_decay_per_epoch,
-        )
-        if self.lr_decay_per_epoch is not None and self.lr_scheduler_type != "constant":
-            yield "`lr_decay_per_epoch` needs `lr_scheduler_type: constant`; two schedules cannot both hold"
-        yield from at_least(
-            1,
-            per_device_train_batch_size=self.per_device_train_batch_size,
-            per_device_eval_batch_size=self.per_device_eval_batch_size,
-            gradient_accumulation_steps=self.gradient_accumulation_steps,
-            max_tokens_per_batch=self.max_tokens_per_batch,
-        )
-        if self.max_length is not None and self.max_length < 2:
-            yield f"`max_length` must be at least 2 (a prompt and a completion), got {self.max_length}"
+        problems = [*schedule_problems(self)]
+        if problems:
+            raise InputError(problems)
 
     def _objective_problems(self):
-        weights = {
-            name: getattr(self, name)
-            for name in ("chosen_key_weight", "chosen_context_weight", "rejected_key_weight", "preference_weight")
-        }
-        for name, weight in weights.items():
-            if not (math.isfinite(weight) and weight >= 0):
-                yield f"`{name}` must be a finite number, 0 or more, got {weight}"
-        if not any(weights.values()):
-            yield f"all weights of the objective are 0 ({', '.join(weights)}), nothing would be learnt"
+        names = ("chosen_key_weight", "chosen_context_weight", "rejected_key_weight", "preference_weight")
+        if not any(getattr(self, name) for name in names):
+            yield f"all weights of the objective are 0 ({', '.join(names)}), nothing would be learnt"
+        if self.lr_decay_per_epoch is not None and self.lr_scheduler_type != "constant":
+            yield "`lr_decay_per_epoch` needs `lr_scheduler_type: constant`; two schedules cannot both hold"
 
     def _preference_problems(self):
         if not self.preference_weight:
@@ -297,15 +266,3 @@ class DualCoTConfig(SFTConfig):
                 yield (
                     f"`preference_loss: {kind}` is defined on mean log-probabilities; set `preference_reduction: mean`"
                 )
-        if not (math.isfinite(self.preference_beta) and self.preference_beta > 0):
-            yield f"`preference_beta` must be a finite number above 0, got {self.preference_beta}"
-
-    def _inherited_problems(self):
-        for name, values in NOT_FOR_DUAL_COTS.items():
-            if getattr(self, name) not in values:
-                yield f"`{name}: {getattr(self, name)}` does not apply to dual CoTs; remove it from the configuration"
-        if self.hub_strategy in ("checkpoint", "all_checkpoints"):
-            yield (
-                f"`hub_strategy: {self.hub_strategy}` would push checkpoints, which hold optimizer states "
-                "and pickles; they stay here, and the finished model is pushed. Remove it"
-            )

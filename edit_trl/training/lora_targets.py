@@ -1,16 +1,19 @@
 """The target layers of LoRA adapters, found from a student's configuration before its weights are loaded."""
 
 import re
+from collections.abc import Sequence
 
 import transformers
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftConfig
 from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
 from edit_trl.common.errors import InputError
+from edit_trl.models.loading import load_config
 
 
 def make_model(config: PretrainedConfig, dtype: str | None = None) -> PreTrainedModel:
@@ -46,9 +49,15 @@ def lora_config(model: ModelConfig, student: str, trust_remote_code: bool = Fals
         InputError: The targets include the LM head, whatever the architecture calls it, or match no layer.
     """
     adapter = get_peft_config(model)
-    if adapter is None or adapter.target_modules is None:
+    if adapter is None:
+        return None
+    named = (adapter.target_modules, adapter.modules_to_save, adapter.target_parameters)
+    if not any(named):
         return adapter  # the student's configuration is not needed
-    config = AutoConfig.from_pretrained(student, revision=model.model_revision, trust_remote_code=trust_remote_code)
+    config = load_config(
+        student, revision=model.model_revision, trust_remote_code=trust_remote_code, option="model_name_or_path"
+    )
+    _check_names(adapter, config)
     return settle_targets(adapter, config)
 
 
@@ -56,6 +65,9 @@ def settle_targets(adapter: LoraConfig, config: PretrainedConfig) -> LoraConfig:
     """Set the targets of an adapter's configuration in place, as described in `lora_config`, and return it."""
     if adapter.target_modules is None:
         return adapter  # PEFT's table for the architecture, in which no head occurs
+    if isinstance(adapter.target_modules, str) and adapter.target_modules.isidentifier():
+        # TRL makes a text of a list of one, and PEFT would read it as a regular expression for whole names.
+        adapter.target_modules = {adapter.target_modules}
     all_linear = adapter.target_modules == "all-linear"
     if all_linear and config.get_text_config() is config:
         return adapter
@@ -76,10 +88,43 @@ def decoder_layers(student: PreTrainedModel) -> str:
     return rf"{re.escape(prefix)}\..*\.({'|'.join(names)})" if prefix else "all-linear"
 
 
+def matched_layers(targets: str | Sequence[str] | None, config: PretrainedConfig) -> set[str]:
+    """Return the names of the layers of a student that target modules mean."""
+    if isinstance(targets, list) and len(targets) == 1:
+        [targets] = targets  # as TRL does
+    adapter = settle_targets(LoraConfig(target_modules=targets), config)
+    if adapter.target_modules is None:
+        adapter.target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(config.model_type)
+    with init_empty_weights():
+        student = make_model(config)
+    if adapter.target_modules == "all-linear":
+        return set(_linear_layers(student)) - {head_name(student)}
+    return {name for name, _ in student.named_modules() if name and check_target_module_exists(adapter, name)}
+
+
 def head_name(student: PreTrainedModel) -> str | None:
     """Return the architecture's name for its LM head, such as `lm_head` or `embed_out`."""
     head = student.get_output_embeddings()
     return next((name for name, module in student.named_modules() if module is head), None)
+
+
+def _check_names(adapter: LoraConfig, config: PretrainedConfig) -> None:
+    """Refuse names of modules and parameters that the student does not have; PEFT would leave them out."""
+    if not (adapter.modules_to_save or adapter.target_parameters):
+        return
+    with init_empty_weights():
+        student = make_model(config)
+    for option, names, there in (
+        ("lora_modules_to_save", adapter.modules_to_save, student.named_modules()),
+        ("lora_target_parameters", adapter.target_parameters, student.named_parameters()),
+    ):
+        full = [name for name, _ in there]
+        missing = [name for name in names or () if not any(f".{other}".endswith(f".{name}") for other in full)]
+        if missing:
+            kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in full if name and not name[-1].isdigit()}))
+            raise InputError(
+                f"`{option}: {', '.join(missing)}` matches nothing in {type(student).__name__}; it has {kinds}"
+            )
 
 
 def _check_targets(adapter: PeftConfig, student: PreTrainedModel) -> None:

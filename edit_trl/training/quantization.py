@@ -112,6 +112,25 @@ def settle_adapter_dtype(model: nn.Module, fp16: bool) -> None:
             parameter.data = parameter.data.float()
 
 
+def keep_unpacked(model: nn.Module) -> None:
+    """Make a 4-bit student compute its forward passes in eval mode with the weights that it is trained on, in place.
+
+    On a CPU with AVX512-BF16, bitsandbytes repacks the weights of a 4-bit layer at the first forward pass in eval mode,
+    with statistics rounded to bfloat16. The packed product has no backward pass: every gradient after that would be
+    wrong, and nothing would say so. The layers must never be packed, since the rounding cannot be undone. Every student
+    that is trained comes here once, before its first forward pass. Read in bitsandbytes 0.50, `Linear4bit.forward`.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def is_packed(model: nn.Module) -> bool:
+    """Return whether bitsandbytes has repacked weights of a model, see `keep_unpacked`."""
+    states = (getattr(parameter, "quant_state", None) for parameter in model.parameters())
+    return any(getattr(state, "packing_format_for_cpu", False) for state in states)
+
+
 def check_bitsandbytes(model: ModelConfig, training: "DualCoTConfig") -> None:
     """Check that the bitsandbytes that a run needs is installed, without importing it.
 

@@ -6,6 +6,7 @@ before training. With `reference: adapter_off` there is no pass; each batch is s
 switched off.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import is_peft_model
 from datasets import Dataset, concatenate_datasets
 from datasets.fingerprint import Hasher
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -57,6 +60,55 @@ def reference_scores(
     return batch["reference_chosen_score"], batch["reference_rejected_score"]
 
 
+# Initial values of a LoRA adapter under which the weights of the model stay what they are. PiSSA, OLoRA, CorDA, LoftQ
+# and LoRA-GA take the adapter's first product out of the weights. Read in PEFT 0.21, `LoraLayer.update_layer`.
+_WEIGHTS_STAY = (True, False, "gaussian", "eva", "orthogonal", "mica")
+
+
+def reference_problems(model: nn.Module | str, peft_config: PeftConfig | None) -> Iterator[str]:
+    """Check that the model with its adapter switched off is the reference (`adapter_off`).
+
+    Args:
+        model: The model, or its name.
+        peft_config: The configuration of a new adapter.
+    """
+    adapted = isinstance(model, nn.Module) and is_peft_model(model)
+    if peft_config is None and not adapted:
+        yield (
+            "`reference: adapter_off` needs an adapter to switch off: train with LoRA (`use_peft: "
+            "true`, or a `peft_config`), or use `reference: precomputed`"
+        )
+        return
+    active = model.active_adapters if adapted else ["default"]
+    way_out = "use `reference: precomputed`"
+    if len(active) > 1:
+        yield f"`reference: adapter_off` would switch off all active adapters ({', '.join(active)}); {way_out}"
+    for config in [model.peft_config[name] for name in active] if adapted else [peft_config]:
+        initial, bias = getattr(config, "init_lora_weights", True), getattr(config, "bias", "none")
+        if initial not in _WEIGHTS_STAY:
+            yield (
+                f"`init_lora_weights: {initial}` changes the weights below the adapter, so that the model without its "
+                f"adapter (`reference: adapter_off`) is not the model before training; {way_out}"
+            )
+        if bias != "none":
+            yield (
+                f"`bias: {bias}` trains the model's own biases, which stay when the adapter is switched off "
+                f"(`reference: adapter_off`); set `bias: none`, or {way_out}"
+            )
+            return
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad] if adapted else []
+    marks = (*(f".{adapter}" for adapter in active), "adaption_")  # the latter: LLaMA-Adapter
+    own = [name for name in trained if not any(mark in name for mark in marks)]
+    if own:
+        yield (
+            f"{len(own)} of the model's own weights are trained ({own[0]}, ...), which stay when the adapter is "
+            f"switched off (`reference: adapter_off`); freeze them, or {way_out}"
+        )
+
+
+_NOT_SCORED = ("_name_or_path", "transformers_version", "use_cache", "architectures")
+
+
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
     """Run the model without its PEFT adapter and in eval mode: a reference has no dropout."""
@@ -70,8 +122,11 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Return a hash of all weights, so that cached scores are never those of another model."""
+    """Return a hash of all weights and of the configuration, so that cached scores are never those of another model."""
     hasher = Hasher()
+    # Scales, windows and rotary embeddings are no weights. What is left out changes no score.
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_SCORED}
+    hasher.update(json.dumps(config, sort_keys=True, default=str))
     for name, parameter in sorted(model.named_parameters()):
         hasher.update(name)
         hasher.update(parameter.detach().flatten().view(torch.uint8).cpu().numpy())

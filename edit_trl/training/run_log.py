@@ -1,7 +1,7 @@
-"""RunLog: the metrics, tokens and losses of a training run between two logs."""
+"""RunLog: the metrics, tokens and losses of a training run between two logs; LoggingMixin: the hooks for it."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +16,8 @@ from edit_trl.models.pairs.scoring import PairLogps
 from edit_trl.training.metrics import BatchLoss, MetricTotals, check_losses, chosen_metrics, pair_metrics
 
 logger = logging.get_logger(__name__)
+
+Mode = Literal["train", "eval"]
 
 
 def is_logged(args: TrainingArguments, state: TrainerState) -> bool:
@@ -35,9 +37,18 @@ class RunLog:
 
     def __init__(self, displacement_warning: float | None):
         self._displacement_warning = displacement_warning
-        self._totals = {"train": MetricTotals(), "eval": MetricTotals()}
+        self._warned: set[str] = set()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was gathered since the last log, when a run starts or starts again."""
+        self._totals: dict[Mode, MetricTotals] = {"train": MetricTotals(), "eval": MetricTotals()}
         self._losses: list[BatchLoss] = []
         self._tokens = 0
+
+    def reset_evaluation(self) -> None:
+        """Forget the metrics of an evaluation that nothing has logged, such as those of `Trainer.predict`."""
+        self._totals["eval"] = MetricTotals()
 
     def add(
         self,
@@ -47,7 +58,7 @@ class RunLog:
         batch: dict[str, Any],
         own: int | None,
         step: int,
-        mode: str,
+        mode: Mode,
     ) -> None:
         """Add the metrics, tokens and loss of a batch.
 
@@ -75,12 +86,13 @@ class RunLog:
             self._tokens += logps.tokens
 
     def read(
-        self, mode: str, accelerator: Accelerator, log_history: list[dict[str, float]]
+        self, mode: Mode, prefix: str, accelerator: Accelerator, log_history: list[dict[str, float]]
     ) -> tuple[dict[str, float], int]:
         """Return the metrics and the training tokens since the last reading, over all processes.
 
         Args:
             mode: `train` or `eval`.
+            prefix: What the names of the metrics begin with, such as `eval_`; each evaluation set has its own.
             accelerator: The accelerator, which sums over processes.
             log_history: Earlier logs, for the drift of the correct chains.
         """
@@ -90,8 +102,8 @@ class RunLog:
             run = torch.tensor(self._tokens, device=accelerator.device)
             tokens, self._tokens = int(accelerator.reduce(run, "sum")), 0
         if "logps/chosen" in metrics:
-            metrics["drift/chosen"] = self._drift(mode, metrics["logps/chosen"], log_history)
-        return metrics, tokens
+            metrics["drift/chosen"] = self._drift(prefix, metrics["logps/chosen"], log_history)
+        return {f"{prefix}{name}": value for name, value in metrics.items()}, tokens
 
     def check_finite(self, train_dataset: Dataset | None) -> None:
         """Raise FloatingPointError for a loss that is not finite, with the rows of its batch."""
@@ -110,18 +122,75 @@ class RunLog:
         for mode, totals in self._totals.items():
             totals.restore(state["totals"][mode], device)
 
-    def _drift(self, mode: str, logp: float, log_history: list[dict[str, float]]) -> float:
-        """Return the change of the correct chains' mean log-probability since the first log.
+    def _drift(self, prefix: str, logp: float, log_history: list[dict[str, float]]) -> float:
+        """Return the change of the correct chains' mean log-probability since the first log of the same rows.
 
         The start is read from the log history, which checkpoints keep.
         """
-        key = "eval_logps/chosen" if mode == "eval" else "logps/chosen"
+        key = f"{prefix}logps/chosen"
         start = next((entry[key] for entry in log_history if key in entry), logp)
         drift, limit = logp - start, self._displacement_warning
-        if limit is not None and drift < -limit:
-            logger.warning_once(
+        if limit is not None and drift < -limit and prefix not in self._warned:
+            self._warned.add(prefix)
+            where = f" (`{prefix}drift/chosen`)" if prefix else ""
+            logger.warning(
                 f"likelihood displacement: the correct chains' mean log-probability has fallen by "
-                f"more than {limit} nats per token since the start. Lower `rejected_key_weight`, "
+                f"more than {limit} nats per token since the start{where}. Lower `rejected_key_weight`, "
                 "`preference_weight` or `learning_rate`, or raise `chosen_context_weight`"
             )
         return drift
+
+
+class LoggingMixin:
+    """Logs what a `RunLog` gathers, for a `ResumableTrainer` on dual CoTs.
+
+    Metrics of an evaluation have the prefix of its set (`metric_key_prefix`), as its loss has. Overrides hooks of
+    `transformers.Trainer`, read in transformers 5.24.
+    """
+
+    _run_log: RunLog
+    _eval_prefix = "eval"
+
+    @property
+    def _mode(self) -> Mode:
+        return "train" if self.model.training else "eval"
+
+    def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
+        """Evaluate, as in `transformers.Trainer`; calls itself for each of several sets."""
+        outer, self._eval_prefix = self._eval_prefix, metric_key_prefix
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._eval_prefix = outer
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any):
+        """Evaluate a set, without what an earlier one has left."""
+        self._run_log.reset_evaluation()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the metrics gathered since the last log, and the drift of the correct chains."""
+        self._run_log.check_finite(self.train_dataset)
+        mode = self._mode
+        prefix = f"{self._eval_prefix}_" if mode == "eval" else ""
+        metrics, tokens = self._run_log.read(mode, prefix, self.accelerator, self.state.log_history)
+        if mode == "train" and metrics:
+            self._total_train_tokens += tokens
+            metrics["num_tokens"] = float(self._total_train_tokens)  # as TRL logs it
+        logs.update(metrics)
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._run_log.check_finite(self.train_dataset)  # weights after such a loss are not worth keeping
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _progress(self) -> dict[str, Any]:
+        return super()._progress() | self._run_log.state()
+
+    def _restore_progress(self, progress: dict[str, Any]) -> None:
+        super()._restore_progress(progress)
+        self._run_log.restore(progress, self.accelerator.device)
+
+    def _reset_progress(self) -> None:
+        super()._reset_progress()
+        self._run_log.reset()

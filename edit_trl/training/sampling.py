@@ -151,20 +151,23 @@ def pair_lengths(dataset: Dataset) -> dict[str, list[int]]:
     return {name: dataset[name][:] for name in ("length", "unique_length", "prompt_length", "row")}
 
 
-def length_groups(lengths: Sequence[int], args: "DualCoTConfig", layout: BatchLayoutName) -> LengthGroups | None:
+def length_groups(
+    lengths: Sequence[int], batch_size: int, args: "DualCoTConfig", layout: BatchLayoutName
+) -> LengthGroups | None:
     """Return the sampler that groups pairs of a similar length; None for another order.
 
-    Padded batches are grouped unless `train_sampling_strategy` sets an order.
+    Padded batches, of `batch_size` pairs, are grouped unless `train_sampling_strategy` sets an order.
     """
     strategy = args.train_sampling_strategy
     if strategy == "group_by_length" or (layout == "padded" and strategy == "random"):
-        return LengthGroups(lengths, args.train_batch_size * args.gradient_accumulation_steps, data_seed(args))
+        return LengthGroups(lengths, batch_size * args.gradient_accumulation_steps, data_seed(args))
     return None
 
 
 def train_batches(
     dataset: Dataset,
     lengths: dict[str, list[int]],
+    max_tokens: int | None,
     collator: DualCoTCollator,
     args: "DualCoTConfig",
     accelerator: Accelerator,
@@ -174,13 +177,23 @@ def train_batches(
     Args:
         dataset: The prepared rows, without the columns that are no part of a batch.
         lengths: See `pair_lengths`.
+        max_tokens: A budget tried after an attempt ran out of memory; None for `max_tokens_per_batch`.
         collator: The collator, whose layout decides how many tokens a pair has.
         args: The options of the run.
         accelerator: The accelerator, whose processes share the batches.
+
+    Raises:
+        InputError: A pair alone exceeds the budget.
     """
+    longest = max(pair_costs(lengths, collator.layout))
+    if max_tokens is not None and max_tokens < longest <= args.max_tokens_per_batch:
+        raise InputError(
+            f"out of memory even with batches of {longest} tokens, the length of the longest pair "
+            "(`auto_find_batch_size`); lower `max_length` to drop long pairs, or train with less memory (LoRA, 4 bits)"
+        )
     batches = TokenBudgetBatches(
         lengths,
-        args.max_tokens_per_batch,
+        max_tokens or args.max_tokens_per_batch,
         layout=collator.layout,
         shuffle=args.train_sampling_strategy != "sequential",
         seed=data_seed(args),
@@ -195,6 +208,8 @@ def train_batches(
         pin_memory=args.dataloader_pin_memory,
         persistent_workers=args.dataloader_persistent_workers,
         prefetch_factor=args.dataloader_prefetch_factor,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
+        in_order=args.dataloader_in_order,
     )
     # The sampler has dealt the batches out already; told of one process, accelerate does not do it again.
     return prepare_data_loader(loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True)
@@ -227,13 +242,18 @@ def own_pairs(pairs: int, batch_size: int, accelerator: Accelerator, dataset_siz
     return min(max(remainder - accelerator.process_index * batch_size, 0), pairs)
 
 
+def pair_costs(columns: dict[str, Sequence[int]], layout: BatchLayoutName) -> Sequence[int]:
+    """Return how many tokens of a batch each pair takes by itself."""
+    return columns["unique_length"] if layout == "tree" else [2 * length for length in columns["length"]]
+
+
 def check_budget(columns: dict[str, Sequence[int]], max_tokens: int, layout: BatchLayoutName) -> None:
     """Check that every pair fits into a batch by itself.
 
     Raises:
         InputError: Some do not; the message names their rows and the tokens of the longest pair.
     """
-    costs = columns["unique_length"] if layout == "tree" else [2 * length for length in columns["length"]]
+    costs = pair_costs(columns, layout)
     over = [row for row, cost in zip(columns["row"], costs, strict=True) if cost > max_tokens]
     if over:
         raise InputError(

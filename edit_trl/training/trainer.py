@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
-    AutoProcessor,
     BitsAndBytesConfig,
     EvalPrediction,
     PreTrainedModel,
@@ -30,21 +30,24 @@ from edit_trl.hub.card_facts import pick_examples
 from edit_trl.hub.card_templates import EDIT_CITATION
 from edit_trl.key_steps import SIDES
 from edit_trl.losses import masked_mean
+from edit_trl.models.chat_templates import share_template
 from edit_trl.models.pairs.collation import EXAMPLE_COLUMNS, DualCoTCollator
+from edit_trl.models.pairs.noise import noisy_embeddings
 from edit_trl.models.pairs.scoring import PairLogps, PairScorer, make_pair_scorer
 from edit_trl.training import fork_selection
-from edit_trl.training.argument_checks import check_arguments
+from edit_trl.training.argument_checks import check_arguments, tell_padding
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.objective import Objective, share_of_step
 from edit_trl.training.publishing import PublishingMixin
-from edit_trl.training.quantization import settle_adapter_dtype
+from edit_trl.training.quantization import keep_unpacked, settle_adapter_dtype
 from edit_trl.training.reference import add_scores, pair_scores, reference_scores
 from edit_trl.training.resuming.resumable import ResumableTrainer
-from edit_trl.training.run_log import RunLog, is_logged
+from edit_trl.training.run_log import LoggingMixin, RunLog, is_logged
 from edit_trl.training.sampling import check_budget, length_groups, own_pairs, pair_lengths, train_batches
+from edit_trl.training.student import check_added_tokens, check_rows, load_student, replaced_options, settle_processing
 
 
-class DualCoTTrainer(PublishingMixin, ResumableTrainer):
+class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
     """Trainer for key-step learning on dual CoTs (EDIT, arXiv 2405.19737), and for its warm-up.
 
     Every option of `trl.SFTTrainer` means the same here. The objective is `edit_trl.losses.dual_cot_loss`
@@ -64,7 +67,8 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         peft_config: Trains a new adapter.
 
     Attributes:
-        preparation_reports: The report of each dataset by name: the pairs kept, dropped and cut, with reasons.
+        preparation_reports: The report of each dataset by name (`train`, `eval`, or `eval_NAME` of several): the pairs
+            kept, dropped and cut, with reasons.
         objective: The loss that `args` configures.
         score_pairs: Computes the log-probabilities of a batch's chains, in the layout of the run.
 
@@ -166,11 +170,19 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
 
     def _own_pairs(self, batch: dict[str, Any], batch_size: int) -> int | None:
         """Return how many of a batch's pairs count; see `edit_trl.training.sampling.own_pairs`."""
-        training, args = self.model.training, self.args
-        if training and args.max_tokens_per_batch is not None:
+        if not self.model.training:
+            return own_pairs(len(batch["fork"]), batch_size, self.accelerator)
+        if self.args.max_tokens_per_batch is not None:
             return None  # batches filled by tokens are dealt out evenly
-        size = len(self.train_dataset) if training and not args.dataloader_drop_last else None
-        return own_pairs(len(batch["fork"]), batch_size, self.accelerator, size)
+        size = None if self.args.dataloader_drop_last else len(self.train_dataset)
+        # The size in use, which `auto_find_batch_size` makes smaller.
+        return own_pairs(len(batch["fork"]), self._train_batch_size, self.accelerator, size)
+
+    def train(self, *args: Any, **kwargs: Any):
+        """Train, as in `ResumableTrainer`, with noise on the embeddings (`neftune_noise_alpha`)."""
+        student = self.accelerator.unwrap_model(self.model)
+        with noisy_embeddings(student, self.args.neftune_noise_alpha, self.score_pairs.chain_lengths):
+            return super().train(*args, **kwargs)
 
     # Construction
 
@@ -191,41 +203,46 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
     ):
         name = model if isinstance(model, str) else model.config._name_or_path
         args = args or DualCoTConfig(f"{Path(name).name or 'student'}-EDIT")
-        if isinstance(model, str):  # pickles are not loaded
-            args.model_init_kwargs = {"use_safetensors": True, **(args.model_init_kwargs or {})}
-        check_arguments(model, args, train_dataset, peft_config, data_collator)
-        processing_class = processing_class or AutoProcessor.from_pretrained(
-            name, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
-        )
-        tokenizer = getattr(processing_class, "tokenizer", processing_class)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = args.eos_token or tokenizer.eos_token
+        check_arguments(model, args, train_dataset, peft_config, data_collator, compute_metrics)
+        adapted = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
+        processing_class, options = settle_processing(processing_class, model, args, adapted=adapted)
+        tokenizer = share_template(processing_class)
 
         self.preparation_reports: dict[str, PreparationReport] = {}
         self._examples, self._conversational = [], False  # for the card
-        # Before the base class loads the model, so that bad rows are reported within seconds. Not where the
-        # chat template comes with the model: the base class then calls `_prepare_dataset` after cloning it.
-        if args.chat_template_path is None:
+        # Before the model is loaded, so that bad rows are reported within seconds. Not where the chat template brings
+        # tokens: the base class then calls `_prepare_dataset` after adding them.
+        if options["chat_template_path"] is None:
             prepare = partial(self._prepare_dataset, processing_class=processing_class, args=args)
             train_dataset = prepare(train_dataset)
             eval_dataset = map_datasets(eval_dataset, lambda rows, name: prepare(rows, dataset_name=name))
+        if isinstance(model, str):
+            model = load_student(model, args, quantization_config)
+            quantization_config = options["model_init_kwargs"] = None  # or TRL warns that it does not load with them
+        if adapted and options["chat_template_path"] is not None:
+            check_added_tokens(model, args.chat_template_path)
         self._run_log = RunLog(args.displacement_warning)
         self.objective = Objective(args)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator or DualCoTCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        with replaced_options(args, **options):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator or DualCoTCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
+        check_rows(self.model, tokenizer, self.train_dataset)
+        keep_unpacked(self.model)
         settle_adapter_dtype(self.model, args.fp16)
+        tell_padding(self.model, tokenizer, args)
+        self.neftune_noise_alpha = None  # `train` adds the noise; the Trainer's is that of a row
         self.score_pairs = self._pair_scorer()
         self._score_before_training()
 
@@ -256,13 +273,9 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
             self.eval_dataset = map_datasets(self.eval_dataset, self._add_scores)
 
     def _add_scores(self, dataset: Dataset, name: str) -> Dataset:
-        def score_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-            logps = self.score_pairs(self.model, self._prepare_inputs(batch))
-            return pair_scores(logps, self.objective, batch)
-
         return add_scores(
             dataset,
-            score_batch,
+            lambda batch: pair_scores(self.score_pairs(self.model, self._prepare_inputs(batch)), self.objective, batch),
             model=self.model,
             accelerator=self.accelerator,
             collator=self.data_collator,
@@ -283,15 +296,19 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         dataset_name: str = "train",
     ) -> Dataset:
         """Prepare a dataset given to `__init__` or `evaluate`, as TRL's hook; a prepared one stays as it is."""
+        if dataset.format["type"] is not None or set(dataset.format["columns"]) != set(dataset.column_names):
+            dataset = dataset.with_format(None)  # a format is a way to look at the rows
         if "chosen_key_mask" in dataset.column_names:
             return dataset
-        tokenizer = getattr(processing_class, "tokenizer", processing_class)
-        prepared, report = prepare_for_training(dataset, tokenizer, args, dataset_name)
-        self.preparation_reports[dataset_name] = report
-        if dataset_name == "train":
+        tokenizer = share_template(processing_class)
+        is_train = dataset_name == "train" and not self.preparation_reports  # an evaluation set may have that name
+        name = dataset_name if is_train or dataset_name == "eval" else f"eval_{dataset_name}"
+        prepared, report = prepare_for_training(dataset, tokenizer, args, name)
+        self.preparation_reports[name] = report
+        if is_train:
             self._examples = pick_examples(dataset, tokenizer, args.key_step_method)
             self._conversational = is_conversational(dataset[0])
-        return prepared
+        return prepared.shuffle(seed=args.seed) if args.shuffle_dataset else prepared
 
     def _set_signature_columns_if_needed(self):
         self._signature_columns = [*EXAMPLE_COLUMNS, "length"]
@@ -299,7 +316,7 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Group rows of a similar length where they are padded, unless an option sets another order."""
         lengths = (train_dataset or self.train_dataset)["length"][:]
-        groups = length_groups(lengths, self.args, self.data_collator.layout)
+        groups = length_groups(lengths, self._train_batch_size, self.args, self.data_collator.layout)
         return super()._get_train_sampler(train_dataset) if groups is None else groups
 
     def get_train_dataloader(self) -> DataLoader:
@@ -307,8 +324,8 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
         if self.args.max_tokens_per_batch is None:
             return super().get_train_dataloader()
         dataset = self._remove_unused_columns(self.train_dataset, description="Training")
-        lengths = pair_lengths(self.train_dataset)
-        return train_batches(dataset, lengths, self.data_collator, self.args, self.accelerator)
+        columns = pair_lengths(self.train_dataset)
+        return train_batches(dataset, columns, self._max_tokens, self.data_collator, self.args, self.accelerator)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None):
         """Also apply `lr_decay_per_epoch`, for which transformers has no schedule."""
@@ -317,32 +334,5 @@ class DualCoTTrainer(PublishingMixin, ResumableTrainer):
             batches = len(self.get_train_dataloader())
             steps = math.ceil(batches / self.args.gradient_accumulation_steps)
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: decay ** (step // steps))
+            self._created_lr_scheduler = True  # so that another `train` makes another one
         return super().create_scheduler(num_training_steps, optimizer)
-
-    # Logs and checkpoints
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the metrics gathered since the last log, and the drift of the correct chains."""
-        self._run_log.check_finite(self.train_dataset)
-        metrics, tokens = self._run_log.read(self._mode, self.accelerator, self.state.log_history)
-        if self._mode == "train" and metrics:
-            self._total_train_tokens += tokens
-            metrics["num_tokens"] = self._total_train_tokens
-        for name, value in metrics.items():
-            self._metrics[self._mode][name].append(value)
-        super().log(logs, start_time)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self._run_log.check_finite(self.train_dataset)  # weights after such a loss are not worth keeping
-        super()._save_checkpoint(*args, **kwargs)
-
-    def _progress(self) -> dict[str, Any]:
-        return super()._progress() | self._run_log.state()
-
-    def _restore_progress(self, progress: dict[str, Any]) -> None:
-        super()._restore_progress(progress)
-        self._run_log.restore(progress, self.accelerator.device)

@@ -110,12 +110,21 @@ def test_bad_input(runs, capsys, arguments, message):
     assert output == ""
 
 
-@pytest.mark.parametrize("option", [["--max-drop", "much"], ["--by", "model"], ["--max", "1"]])
-def test_bad_options(runs, capsys, option):
-    with pytest.raises(SystemExit) as error:
-        run("base", "better", *option)
-    assert error.value.code == 2
-    assert option[0] in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--max-drop", "much"], "argument --max-drop: a number, or one with %, is expected, got 'much'"),
+        (["--by", "model"], "argument --by: invalid choice: 'model'"),
+        (["--max-brokn", "1"], "unknown option --max-brokn; did you mean `--max-broken`?"),
+        (["--last", "9" * 5000], "unknown option --last"),
+    ],
+)
+def test_bad_options(runs, capsys, option, message):
+    assert run("base", "better", *option) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert len(errors) < 500
 
 
 def test_a_process_of_its_own_loads_no_torch(runs):

@@ -14,6 +14,7 @@ from chat_server import ChatServer, completion, running
 
 from edit_trl.cli.main import main
 from edit_trl.evaluation.runs.folder import read_run
+from edit_trl.models.chat.journal import Journal
 
 TASK = {"version": 1, "families": ["object_counting", "arithmetic"], "rows": 40}
 
@@ -174,10 +175,86 @@ def test_an_endpoint_that_breaks_off(recipe, tmp_path, capsys):
     with running(server) as url:
         options = ("--base_urls", url, "--model", "test-model", "--limit", 5)
         assert evaluate(recipe, *options) == 2
-        assert "1 requests got no answer" in capsys.readouterr().err
+        shown, unanswered = capsys.readouterr().err, tmp_path / "run" / "unanswered.jsonl"
+        assert "1 requests got no answer" in shown
+        [line] = map(json.loads, unanswered.read_text().splitlines())
+        assert f"{line['item']}: {line['reason']}" in shown
+        assert line["reason"] == "longer than the model's context (status 400: maximum context length is 10)"
         assert evaluate(recipe, *options) == 0
         assert server.seen == 11
+    assert not unanswered.exists()
     assert len(read_run(tmp_path / "run").items) == 10
+
+
+def test_an_endpoint_that_refuses_parameters(recipe, tmp_path, capsys):
+    """It is told which option leaves them out, and both ways do."""
+    names = ("seed", "temperature", "top_p")
+
+    def refuse(number: int, body: dict) -> str | None:
+        name = next((name for name in names if name in body), None)
+        return name and f'400 {{"error": {{"message": "Unknown name \\"{name}\\""}}}}'
+
+    server = ChatServer(answer, fault=refuse)
+    with running(server) as url:
+        options = ("--base_urls", url, "--model", "test-model", "--limit", 1)
+        assert evaluate(recipe, *options) == 2
+        assert "`extra_body: {seed: null}` leaves `seed` out" in capsys.readouterr().err
+        nulls = [word for name in names for word in (f"--{name}", "null")]
+        assert evaluate(recipe, *options, *nulls, "--output_dir", tmp_path / "nulls") == 0
+        body = "{seed: null, temperature: null, top_p: null}"
+        assert evaluate(recipe, *options, "--extra_body", body, "--output_dir", tmp_path / "body") == 0
+        assert evaluate(recipe, *options, *nulls, "--temperature", 0.5, "--output_dir", tmp_path / "nulls") == 2
+    assert "holds another run" in capsys.readouterr().err
+    settings = read_run(tmp_path / "nulls").record.settings
+    assert [settings[name] for name in names] == [None, None, None]
+
+
+def test_a_model_that_is_loaded_needs_numbers(recipe, capsys):
+    assert evaluate(recipe, "--seed", "null", "--top_p", "null") == 2
+    message = capsys.readouterr().err
+    assert "`top_p: null` leaves it to an endpoint; a model that is loaded needs a number" in message
+    assert "`seed: null`" in message
+
+
+def test_stop_texts_are_sent_after_plain_worked_examples(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"id": "a", "question": "What is 2 + 2?", "answer": "4"}\n')
+    shot = {"question": "What is 1 + 1?", "chain": "1 + 1 = 2. The answer is 2.", "answer": "2"}
+    (tmp_path / "shots.jsonl").write_text(json.dumps(shot) + "\n")
+    task = {"dataset_name": "q.jsonl", "exemplars": "shots.jsonl"}
+    (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task))
+    run_on = "2 + 2 = 4. The answer is 4.\n\nWhat is 5 + 5?\nThe answer is 10.\n\nWhat"
+    server = ChatServer(lambda body: completion(run_on, finish_reason="length"))
+    server.keep_bodies = True
+    with running(server) as url:
+        command = ["evaluate", "--model", "test-model", "--base_urls", url, "--tasks", str(tmp_path / "sums.yaml")]
+        command += ["--output_dir", str(tmp_path / "run"), "--history", "null", "--conversational", "false"]
+        assert main(command) == 0
+    assert [body["stop"] for body in server.bodies] == [["\n\n"]]
+    [item] = read_run(tmp_path / "run").items  # also of a server that does not heed it
+    assert (item["verdict"], item["value"], item["cut_off"]) == ("correct", "4", 0)
+
+
+def test_a_full_disk_loses_no_answer_that_was_kept(tmp_path):
+    """No file may grow beyond 200 kB in the first run, as on a disk that is full."""
+    rows = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(60)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "sums.yaml").write_text("dataset_name: q.jsonl\n")
+    server = ChatServer(lambda body: "x" * 8000 + f". The answer is {body['messages'][-1]['content']}.")
+    with running(server) as url:
+        command = ["edit_trl.cli.main", "evaluate", "--model", "test-model", "--base_urls", url, "--tasks", "sums.yaml"]
+        command = [sys.executable, "-m", *command, "--output_dir", "run", "--history", "null"]
+        limited = f"ulimit -f 200; exec {' '.join(command)}"
+        full = subprocess.run(["bash", "-c", f"trap '' XFSZ; {limited}"], cwd=tmp_path, capture_output=True, text=True)
+        assert full.returncode == 2
+        assert "Traceback" not in full.stderr
+        assert full.stderr.count("error: ") == 1
+        with Journal(tmp_path / "run") as journal:
+            kept = len(journal)
+        assert 3 < kept < server.seen
+        seen = server.seen
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert server.seen - seen == 60 - kept
+    assert "60 questions" in done.stdout
 
 
 def test_an_endpoint_without_the_model(recipe, tmp_path, capsys):

@@ -124,11 +124,9 @@ def test_held_out_needs_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("options", [["--rows", "1", "--teacher", "gpt"], ["--row", "1"], ["--rows", "many"], []])
-def test_options_that_argparse_refuses(tmp_path, options, capsys):
-    with pytest.raises(SystemExit) as stop:
+def test_options_that_argparse_refuses(tmp_path, options):
+    with pytest.raises(InputError, match=r"argument.* \(see `edit-trl generate --help`\)$"):
         run(tmp_path / "made", *options)
-    assert stop.value.code == 2
-    assert "usage: edit-trl generate" in capsys.readouterr().err
 
 
 def test_help_describes_every_option(capsys):

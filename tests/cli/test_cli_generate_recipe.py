@@ -49,6 +49,7 @@ def test_the_embedded_recipe_and_a_training_recipe_validate():
     done = edit_trl("validate", "--config", ROOT / "recipes/generate/procedural.yaml")
     assert (done.returncode, done.stdout) == (
         0,
+        f"{ROOT / 'recipes/generate/procedural.yaml'}: a recipe of `edit-trl generate`\n"
         "120 questions of 3 tasks, 0 exemplars; teacher 'procedural' (procedural)\nvalid\n",
     )
 
@@ -106,7 +107,7 @@ def test_a_terminal_has_a_live_display(tmp_path):
         (["--sample", "3"], "unknown option --sample; did you mean `--samples`?"),
         (["--samples"], "--samples needs a value"),
         (["--samples", "three"], "`samples: 'three'`: expected a whole number"),
-        (["--exemplars", "none.yaml"], "cannot read the exemplars none.yaml"),
+        (["--exemplars", "none.yaml"], "no file of exemplars at none.yaml"),
         (["--base_urls", "http://127.0.0.1:9/v1"], "cannot reach http://127.0.0.1:9/v1"),
         (["--model", "other"], f"has no model 'other'; it has {MODEL}"),
         (["--dataset_name", "none.jsonl"], "no such file or folder: 'none.jsonl'"),

@@ -41,7 +41,7 @@ def test_a_run_of_two_stages_is_merged_and_pushed(trained, tmp_path, capsys, ser
         (["{run}/student", "--output", "{tmp}/m"], "is a whole model, there is nothing to merge"),
         (["{tmp}/none", "--output", "{tmp}/m"], "no such folder"),
         (["{run}/rows.jsonl", "--output", "{tmp}/m"], "no such folder"),
-        (["{run}/out", "--output", "{tmp}/m", "--base_model", "{tmp}/gone"], "the base model of"),
+        (["{run}/out", "--output", "{tmp}/m", "--base_model", "{tmp}/gone"], "no such folder"),
         (["{run}/out", "--output", "{tmp}/m", "--dtype", "bfloat16", "--tolerance", "0"], "--tolerance"),
     ],
 )

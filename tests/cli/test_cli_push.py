@@ -303,6 +303,4 @@ def test_an_evaluation_that_is_none(trained, tmp_path, capsys, serve_hub):
 
 
 def test_private_and_public_at_once(trained, capsys):
-    with pytest.raises(SystemExit):
-        push(trained / "out", "--private", "--public")
-    assert "not allowed with" in capsys.readouterr().err
+    refused(capsys, push(trained / "out", "--private", "--public"), "not allowed with")

@@ -65,7 +65,7 @@ def test_several_nodes_have_their_gpus_each(gpus, tmp_path):
     file.write_text(text.replace("num_machines: 1", "num_machines: 2").replace("processes: 2", "processes: 8"))
     assert launch_options(file, None, None, [])[:2] == ["--config_file", str(file)]
     file.write_text(text.replace("num_processes: 2", "num_processes: two"))
-    assert "`num_processes` must be a whole number, got 'two'" in refused(file, None, None, [])
+    assert "`num_processes: 'two'`: expected a whole number" in refused(file, None, None, [])
 
 
 @pytest.mark.parametrize("options", [["--use_cpu", "true"], ["--use_cpu=true"], ["--use_cpu"]])

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from edit_trl.common.checks import at_least, not_negative, positive, share
+from edit_trl.common.checks import at_least, not_negative, positive, seed_range, share
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,7 @@ from edit_trl.common.checks import at_least, not_negative, positive, share
         (lambda **values: at_least(2, **values), (2, 3.5), (1, 1.99), "must be at least 2"),
         (not_negative, (0, 0.0, 7), (-1, -1e-9), "cannot be negative"),
         (positive, (1, 1e-9), (0, -3), "must be positive"),
+        (seed_range, (0, 2**53 - 1), (-1, 2**53), "must be from 0 to 9007199254740991"),
         (share, (1, 0.01), (0, 1.01, -0.5), "must be above 0 and at most 1"),
     ],
 )
@@ -19,7 +20,8 @@ def test_a_range(check, valid, invalid, rule):
         assert check(size=value) == []
     for value in invalid:
         assert check(size=value) == [f"`size` {rule}, got {value}"]
-    assert check(size=math.nan) == ["`size` must be a number, got nan"]
+    assert check(size=math.nan) == ["`size` must be a finite number, got nan"]
+    assert check(size=math.inf) == ["`size` must be a finite number, got inf"]
 
 
 def test_every_value_out_of_range_is_named():

@@ -110,3 +110,10 @@ def test_the_revision_runs_no_program_of_the_repository(tmp_path, monkeypatch):
     assert len(clean) == 12
     assert git_revision() == f"{clean}+"
     assert not (tmp_path / "ran").exists()
+
+
+def test_links_in_a_circle(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(OSError, match=r"/a'$"):
+        write_whole(tmp_path / "a" / "file", "new")

@@ -42,7 +42,7 @@ def test_a_command_line_is_read_as_yaml():
     argv = ["--config", "r.yaml", "--names", "a", "b", "--rate=1e-3", "--pivots", "--rows", "null"]
     path, values = read_options(argv, ["names", "rate", "rows", "pivots"], flags=["pivots"])
     assert path == "r.yaml"
-    assert values == {"names": ["a", "b"], "rate": "1e-3", "pivots": True, "rows": None}
+    assert values == {"names": ["a", "b"], "rate": "1e-3", "pivots": "true", "rows": None}
 
 
 def test_every_problem_of_a_command_line_is_reported():

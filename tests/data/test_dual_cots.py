@@ -317,7 +317,11 @@ def test_broken_json_lines_are_named(tmp_path):
             b'{"prompt": "p", "chosen": "a", "rejected": "b", "x": "one"}\n',
             "column 'x' cannot be stored",
         ),
-        ("a.jsonl", b'{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}', "column 'prompt' cannot be stored"),
+        (
+            "a.jsonl",
+            b'{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}',
+            "line 1, 'prompt': has '\\ud800', half",
+        ),
         ("a.csv", b"prompt,chosen,rejected,mistake\na,b,c,sum\n", "row 1, mistake: must be a list of texts"),
         (
             "a.csv",
@@ -345,7 +349,7 @@ def test_json_nested_too_deep(tmp_path, name):
     (tmp_path / name).write_text("[" * 100_000)
     [problem] = problems_of(load_dual_cots, tmp_path / name)
     assert problem.startswith(str(tmp_path / name))
-    assert "recursion" in problem
+    assert "nested too deeply" in problem
 
 
 def test_damaged_saved_dataset(tmp_path):

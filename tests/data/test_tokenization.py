@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import trl
 from conftest import CHAT_TEMPLATE, ROWS, conversational
 from datasets import Dataset
 from peft import LoraConfig
@@ -10,9 +11,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
+from edit_trl import DualCoTConfig
 from edit_trl.common.errors import InputError
-from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
-from edit_trl.data.tokenization import tokenize_dual_cot, tokenize_with_offsets
+from edit_trl.data.preparation import RowPreparation, prepare_dual_cots, prepare_for_training
+from edit_trl.data.tokenization import generation_prompt_note, tokenize_dual_cot, tokenize_with_offsets
+from edit_trl.models.chat_templates import render
 
 CJK_ROW = {
     "prompt": "箱に りんごが🍎 3個と みかんが 4個。全部で何個？\n",
@@ -369,3 +372,113 @@ def test_spans_of_a_correct_chain_alone_are_key(tokenizer):
     # Other methods mark nothing in it.
     assert not any(tokenize_dual_cot(row, tokenizer, key_step_method="words")["chosen_key_mask"])
     assert not any(tokenize_dual_cot(row, tokenizer, key_step_method="random")["chosen_key_mask"])
+
+
+# Chat templates that end the generation prompt with what they do not put before an answer
+
+TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+THOUGHTS = {
+    side: f"<think>\n{ROWS[1][side].split(' Therefore')[0]}\n</think>\n\nTherefore{ROWS[1][side].split('Therefore')[1]}"
+    for side in ("chosen", "rejected")
+}
+# Without the thoughts of the reasoning model's answer in what it renders, as DeepSeek R1's.
+R1 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}User:{{ m['content'] }}{% else %}Assistant:"
+    "{{ m['content'].split('</think>')[-1] }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:<think>\n{% endif %}"
+)
+
+
+def texts(row: dict, tokenizer) -> tuple[str, str]:
+    """What is trained of the correct chain: its prompt and its completion."""
+    output, offsets = tokenize_with_offsets(row, tokenizer)
+    for side in ("chosen", "rejected"):
+        content = row[side][0]["content"]
+        for token, (start, end) in zip(output[f"{side}_ids"], offsets[side], strict=True):
+            assert start == end or tokenizer.decode([token]) == content[start:end]
+    return tokenizer.decode(output["prompt_ids"]), tokenizer.decode(output["chosen_ids"])
+
+
+@pytest.mark.parametrize(
+    ("file", "thoughts"),
+    [
+        (file, thoughts)
+        for file in TEMPLATES
+        for thoughts in (False, True)
+        if not thoughts or "think" in file.read_text()
+    ],
+    ids=lambda value: getattr(value, "stem", "thoughts" if value is True else ""),
+)
+def test_chains_are_trained_after_the_prompt_of_a_generation(tokenizer, file, thoughts):
+    tokenizer.chat_template, tokenizer.bos_token = file.read_text(), "<|pad|>"
+    row = conversational(ROWS[1] | THOUGHTS if thoughts else ROWS[1])
+    if thoughts and file.stem.startswith("glm4moe"):  # moves the line breaks of thoughts
+        with pytest.raises(InputError, match="rewrites the assistant's text"):
+            tokenize_dual_cot(row, tokenizer)
+        return
+    prompt, completion = texts(row, tokenizer)
+    assert prompt == render(tokenizer, row["prompt"], add_generation_prompt=True)
+    # A chain that begins as the prompt ends goes on where the prompt stops.
+    chain = row["chosen"][0]["content"]
+    assert chain.removeprefix("<think>\n" if prompt.endswith("<think>\n") else "") in completion
+    keys = key_texts(row, tokenizer, "chosen")
+    assert keys == ["7", "7"]
+
+
+def test_what_comes_after_an_open_thought(tokenizer):
+    tokenizer.chat_template = R1
+    row = conversational(ROWS[1])
+    question = f"User:{ROWS[1]['prompt'].strip()}Assistant:<think>\n"
+    assert texts(row, tokenizer) == (question, f"{ROWS[1]['chosen']}<|im_end|>")
+    thinking = conversational(ROWS[1] | THOUGHTS)
+    assert texts(thinking, tokenizer) == (question, THOUGHTS["chosen"].removeprefix("<think>\n") + "<|im_end|>")
+    spaced = conversational({**ROWS[1], **{side: f" \n{text}\n" for side, text in THOUGHTS.items()}})
+    assert texts(spaced, tokenizer) == texts(thinking, tokenizer)
+    # A closed thought that the template puts before an answer stays part of what is learned.
+    tokenizer.chat_template = R1.replace("Assistant:{{", "Assistant:<think></think>{{").replace("<|im_end|>", "")
+    prompt, completion = texts(row, tokenizer)
+    assert (prompt, completion) == (question, f"</think>{ROWS[1]['chosen']}")
+
+
+def test_a_prompt_that_would_melt_into_what_the_template_puts_after_it(smollm2_tokenizer):
+    """The prompt ends within a word that the template goes on with."""
+    template = smollm2_tokenizer.chat_template
+    smollm2_tokenizer.chat_template = R1.replace("<think>\n", " th").replace("Assistant:", "Assistant: then:", 1)
+    try:
+        row = conversational(ROWS[1])
+        prompt = render(smollm2_tokenizer, row["prompt"], add_generation_prompt=True)
+        prompt_ids = smollm2_tokenizer(prompt)["input_ids"]
+        whole = render(smollm2_tokenizer, [*row["prompt"], *row["chosen"]])
+        assert whole.startswith(prompt)
+        assert smollm2_tokenizer(whole)["input_ids"][: len(prompt_ids)] != prompt_ids
+        output = tokenize_dual_cot(row, smollm2_tokenizer)
+        assert output["prompt_ids"] == prompt_ids
+        assert smollm2_tokenizer.decode(output["chosen_ids"]) == f"en:{ROWS[1]['chosen']}<|im_end|>"
+        assert key_texts(row, smollm2_tokenizer, "chosen") == ["7", "7"]
+    finally:
+        smollm2_tokenizer.chat_template = template
+
+
+def test_a_person_is_told_what_comes_before_the_chains(tokenizer, log):
+    args = DualCoTConfig("unused", use_cpu=True, report_to="none")
+    rows = Dataset.from_list([conversational(row) for row in ROWS])
+    prepare_for_training(rows, tokenizer, args, "train")
+    assert not [message for message in log if "generation prompt" in message]
+    tokenizer.chat_template = R1
+    prepare_for_training(rows, tokenizer, args, "train")
+    [told] = [message for message in log if "generation prompt" in message]
+    assert told.startswith("train dataset: the generation prompt ends with '<think>\\n', which")
+    assert generation_prompt_note(ROWS[0], tokenizer) is None
+
+
+def test_rows_that_a_template_refuses_are_named(tokenizer):
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    ) + CHAT_TEMPLATE
+    rows = [conversational(row) for row in ROWS]
+    for row in rows[1:3]:
+        row["prompt"] = [{"role": "system", "content": "Be brief."}, *row["prompt"]]
+    with pytest.raises(InputError) as error:
+        prepare_dual_cots(Dataset.from_list(rows), RowPreparation(tokenizer), name="eval")
+    assert str(error.value).startswith("eval dataset, rows 2, 3: the chat template of ")
+    assert "(system, user): System role not supported; change them" in str(error.value)

@@ -268,6 +268,35 @@ def test_samples_and_the_majority(student):
     assert evaluate(student, PROBLEMS[:2], samples=5, temperature=1.5, seed=4).items != drawn.items
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("source", {"from": "web"}, "`source` must be a text, got {'from': 'web'} (dict)"),
+        ("source", ["web"], "`source` must be a text"),
+        ("task", 3, "`task` must be a text, got 3 (int)"),
+        ("id", 3, "`id` must be a text, got 3 (int)"),
+        ("mistake", "calculation", "`mistake` must be a list of texts, got 'calculation'"),
+        ("mistake", [1], "`mistake` must be a list of texts"),
+        (
+            "prompt",
+            "half \ud83d",
+            "`prompt` holds half of a character, which no file or request can hold: 'half \\ud83d'",
+        ),
+        ("prompt", [{"role": "user", "content": "\udc00"}], "`prompt` holds half of a character"),
+        ("answer", "\ud83d 4", "`answer` holds half of a character"),
+        ("id", "\ud83d", "`id` holds half of a character"),
+    ],
+)
+def test_rows_that_could_not_become_items_are_refused(column, value, message):
+    row = {"prompt": "1 + 1?", "answer": "2"}
+    good = row | ({"prompt": [{"role": "user", "content": "1?"}]} if isinstance(value, list) else {})
+    with pytest.raises(InputError) as caught:
+        problems_of(
+            [good, good | {column: value}], where="t.yaml", answer_type="number" if column != "answer" else "text"
+        )
+    assert f"row 2: {message}" in str(caught.value)
+
+
 def test_votes():
     problem = problems_of([{"prompt": "1 + 1?", "answer": "2"}])[0]
 
@@ -281,6 +310,28 @@ def test_votes():
     assert verdict(right, none, none, none) == ("correct", "2")  # who gives no answer has no vote
     assert verdict(wrong, right) == ("wrong", "3")  # the earliest of equals
     assert verdict(none, none) == ("unparsed", None)
+
+
+@pytest.mark.parametrize("broken", [{"cut_off": True}, {"cut_off": False, "refused": True}])
+def test_an_answer_that_is_not_whole_is_never_right(broken):
+    problem = problems_of([{"prompt": "How many?", "answer": "12"}])[0]
+    cut = Generated("It is 4000 * 3. The answer is 12", 9, **broken)  # 12000, perhaps
+    item = checked_item(problem, [cut])
+    assert (item["verdict"], item["value"], item["lenient_verdict"]) == ("unparsed", None, "unparsed")
+    assert item["samples"][0]["span"] is item["samples"][0]["lenient_span"] is None
+    assert item["samples"][0]["response"] == cut.text
+    assert item["cut_off"] == cut.cut_off
+    whole = Generated("The answer is 13.", 5, False)
+    assert checked_item(problem, [cut, cut, whole])["value"] == "13"  # what is not whole has no vote
+
+
+def test_a_response_ends_where_another_question_begins():
+    problem = problems_of([{"prompt": "2 + 2?", "answer": "4"}])[0]
+    text = "The answer is 4.\n\nQ: What is 5 + 5?\nThe answer is 10.\n\nQ: What"
+    item = checked_item(problem, [Generated(text, 30, cut_off=True)], ("\n\nQ:",))
+    assert (item["verdict"], item["value"], item["cut_off"]) == ("correct", "4", 0)
+    assert item["samples"][0]["response"] == "The answer is 4."
+    assert checked_item(problem, [Generated(text, 30, cut_off=True)])["value"] is None
 
 
 def test_continuous_batching_answers_alike(student):

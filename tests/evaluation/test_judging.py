@@ -17,6 +17,7 @@ from edit_trl.evaluation.judge.judging import (
     read_scores,
     shown_order,
 )
+from edit_trl.evaluation.judge.report import format_report, summarize
 from edit_trl.models.chat.dispatch import Dispatcher
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 from edit_trl.models.chat.journal import Journal
@@ -156,7 +157,7 @@ def test_what_gives_no_score_is_told_apart(tmp_path):
     assert [one.outcome for one in found] == ["judged", "unreadable", "cut off", "refused", "failed"]
     assert [len(one.scores) for one in found] == [2, 0, 0, 0, 0]
     assert found[1].text == "Both are fine."
-    assert found[4].text == "longer than the model's context"
+    assert found[4].text == "longer than the model's context (status 400: maximum context length is 10)"
 
 
 def test_a_template_of_ones_own(tmp_path):
@@ -184,3 +185,26 @@ def test_a_template_of_ones_own(tmp_path):
 def test_bad_options(options, message):
     with pytest.raises(InputError, match=message):
         JudgeOptions(**options)
+
+
+def test_what_is_null_is_not_sent(tmp_path):
+    server = ChatServer(lambda body: "Score 1: 4\nScore 2: 5")
+    server.keep_bodies = True
+    with running(server) as url:
+        judged(url, tmp_path, [chain_set()])
+        judged(url, tmp_path, [chain_set()], JudgeOptions(temperature=None, top_p=None))
+    fields = [body.keys() - {"model", "messages"} for body in server.bodies]
+    assert fields == [{"temperature", "top_p", "max_tokens"}, {"max_tokens"}]
+
+
+def test_control_characters_of_names_reach_no_table(tmp_path):
+    names = ("a\x1b]0;pwned\x07", "b\x1b[31m")
+    server = ChatServer(lambda body: "Score 1: 7\nScore 2: 7")
+    with running(server) as url:
+        judgements, _ = judged(url, tmp_path, [chain_set(str(n), **dict.fromkeys(names, "x")) for n in range(5)])
+    report = summarize(judgements, names) | {"not_in_every_run": 0}
+    assert report["comparisons"][0]["interval"] == [0, 0]  # five ties say of no model that it could only be better
+    assert report["scores"][names[0]]["interval"] == [7, 7]
+    table = format_report(report)
+    assert "a\u241b]0;pwned\u2407" in table
+    assert not {"\x1b", "\x07"} & set(table)

@@ -166,6 +166,14 @@ def test_wilson_where_every_resample_is_the_same():
     assert (every.value, every.low, every.high) == pytest.approx((1.0, 0.886486606826031, 1.0))
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+def test_equal_values_of_another_scale_have_no_interval_of_a_share(value):
+    interval = bootstrap_interval([value] * 5, share=False)
+    assert (interval.value, interval.low, interval.high) == (value, value, value)
+    interval = bootstrap_interval([value] * 6, ["a", "b"] * 3, share=False)
+    assert (interval.low, interval.high) == (value, value)
+
+
 def test_the_percentile_bootstrap_of_a_mean():
     # w <- (1:60)^1.5 / 100; bm <- replicate(100000, mean(sample(w, replace = TRUE))) quantile(bm, c(.025, .975))
     values = np.arange(1, 61) ** 1.5 / 100

@@ -149,7 +149,7 @@ BAD = {
     "chat": (lambda body: completion("hello"), "a suite needs the log-probabilities of the prompt"),
     "tokenizer": (Engine(other_tokens), "Name the tokenizer of that model"),
     "not finite": (Engine(no_number), "the log-probability of token 1 of the correct chain is nan"),
-    "empty": (lambda body: json.dumps({"choices": []}), "no choices (6 attempts)"),
+    "empty": (lambda body: json.dumps({"choices": []}), 'no choices: {"choices": []} (6 attempts)'),
 }
 
 

@@ -135,17 +135,17 @@ def test_names_beside_the_recipe(tmp_path):
     ("options", "message"),
     [
         ({"answer_type": "numbr"}, "`answer_type: 'numbr'`: expected one of .*did you mean 'number'"),
-        ({"answer_types": {"sums": "numbr"}}, "`answer_types`: numbr is not one of number"),
+        ({"answer_types": {"sums": "numbr"}}, "`answer_types.sums: 'numbr'`: expected one of .*did you mean 'number'"),
         ({"answer_types": {"summs": "number"}}, "`answer_types` names tasks that are not there: summs"),
         ({"promt": "x"}, "unknown key `promt`; did you mean `prompt`"),
-        ({"prompt": "Q: {qestion}"}, "`prompt` takes {question} and {task_description}, got 'Q: {qestion}'"),
-        ({"prompt": "{question"}, "`prompt` is not a template"),
+        ({"prompt": "Q: {qestion}"}, "`prompt`: unknown placeholder {qestion}; did you mean `question`"),
+        ({"prompt": "{question"}, "`prompt`: not a template"),
         ({"shots": 0}, "`shots` must be at least 1, got 0"),
         ({"families": ["navigate"]}, "a task needs one of"),
         ({"dataset_name": None}, "a task needs one of"),
         ({"dataset_name": "none.jsonl"}, "no such file or folder: 'none.jsonl'"),
         ({"dataset_name": None, "families": ["arithmetik"]}, "arithmetik"),
-        ({"exemplars": "none.yaml"}, "cannot read the exemplars none.yaml"),
+        ({"exemplars": "none.yaml"}, "no file of exemplars at none.yaml"),
         ({"answer_type": "choice"}, r"row 1, column 'answer': the known answer '4' is not of type 'choice'"),
     ],
 )
@@ -158,3 +158,15 @@ def test_the_same_id_twice(folder):
     (folder / "questions.jsonl").write_text(json.dumps(QUESTIONS[0]) * 1 + "\n" + json.dumps(QUESTIONS[0]))
     with pytest.raises(InputError, match="id 'sum' occurs 2 times"):
         read(write(folder))
+
+
+def test_plain_worked_examples_end_where_another_question_begins(folder):
+    plain = {"exemplars": "shots.jsonl", "prompt": "Q: {question}"}
+    tasks = read(write(folder, **plain), conversational=False)
+    assert tasks.stop == {"sums": ("\n\nQ:",), "parity": ("\n\nQ:",)}
+    assert read(write(folder, exemplars="shots.jsonl"), conversational=False).stop["sums"] == ("\n\n",)
+    assert read(write(folder, **plain)).stop["sums"] == ()  # turns of a conversation end by themselves
+    assert read(write(folder, prompt="Q: {question}"), conversational=False).stop["sums"] == ()
+    chain = "First.\n\nQ: is the letter. The answer is 2."
+    (folder / "shots.jsonl").write_text(json.dumps(EXEMPLARS[0] | {"chain": chain}) + "\n")
+    assert read(write(folder, **plain), conversational=False).stop["sums"] == ()  # it tells no question apart

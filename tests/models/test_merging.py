@@ -81,6 +81,26 @@ def test_after_4_bits_the_full_weights_are_taken(tmp_path):
     assert all(tensor.dtype == torch.bfloat16 for tensor in load_file(out / "model.safetensors").values())
 
 
+def test_the_merged_model_ends_as_the_adapter_was_trained_to(tmp_path, adapter, saved_student, tokenizer):
+    tokenizer.eos_token = "<|im_start|>"
+    tokenizer.save_pretrained(adapter)
+    merge_adapter(str(adapter), tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert merged.config.eos_token_id == AutoTokenizer.from_pretrained(tmp_path / "merged").eos_token_id == 1
+    assert merged.generation_config.eos_token_id == [1, 2]
+    # An answer that comes to this token ends there.
+    with torch.no_grad():
+        merged.lm_head.weight.zero_()
+        merged.lm_head.weight[1] = merged.model(IDS).last_hidden_state[0, -1]
+    assert merged.generate(IDS, max_new_tokens=5, do_sample=False)[0, IDS.size(1) :].tolist() == [1]
+
+
+def test_the_ends_of_the_base_stay_where_the_adapter_has_them(tmp_path, adapter):
+    before = json.loads((tmp_path / "student" / "generation_config.json").read_text())["eos_token_id"]
+    merge_adapter(str(adapter), tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"] == before
+
+
 # Bad input
 
 
@@ -128,7 +148,7 @@ def test_an_adapter_of_another_name(tmp_path, adapter):
 
 def test_a_base_model_that_is_gone(tmp_path, adapter, saved_student):
     shutil.move(saved_student, tmp_path / "elsewhere")
-    refused(tmp_path, lambda: merge(adapter, tmp_path), "the base model of", "name it with --base_model")
+    refused(tmp_path, lambda: merge(adapter, tmp_path), "the base model of", "or name it with --base_model")
     elsewhere = str(tmp_path / "elsewhere")
     assert merge(adapter, tmp_path, base_model=elsewhere).base_model == elsewhere
 

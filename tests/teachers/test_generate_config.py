@@ -9,7 +9,7 @@ import yaml
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import option_help
 from edit_trl.data.exemplars import load_exemplars
-from edit_trl.teachers.generate_config import CLASSES, is_generate_recipe, read_generate_config
+from edit_trl.teachers.generate_config import CLASSES, read_generate_config
 from edit_trl.teachers.run import GenerationPlan
 from edit_trl.training.recipe.resolving import read_recipe
 
@@ -43,7 +43,6 @@ def test_every_file_is_one_of_these():
 def test_shipped_recipes_hold(path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     config = read_generate_config(path, {})
-    assert is_generate_recipe(path)
     assert config.templates().texts
     teacher = config.make_teacher()
     if config.arguments.pivots:
@@ -69,11 +68,6 @@ def test_bbh_names_27_tasks_with_descriptions():
     assert len(set(tasks)) == 27
     assert set(tasks) == set(descriptions)
     assert {exemplar.task for exemplar in config.exemplars()} <= set(tasks)
-
-
-def test_training_recipes_are_told_from_these():
-    assert not is_generate_recipe(ROOT / "quickstart" / "config.yaml")
-    assert not is_generate_recipe(ROOT / "nothere.yaml")
 
 
 def test_values_reach_their_parts(tmp_path):

@@ -85,7 +85,9 @@ def test_failures_are_listed(tmp_path):
     server = ChatServer(lambda body: chain(1), lambda n, body: "400" if "3 + 1" in str(body) else None)
     with running(server) as url:
         made, _ = generate(tmp_path, OpenAICompatibleTeacher(MODEL, [url]), QUESTIONS)
-    assert made.failures == [("q3", "annotate", "longer than the model's context")]
+    assert made.failures == [
+        ("q3", "annotate", "longer than the model's context (status 400: maximum context length is 10)")
+    ]
 
 
 def test_minimal_rectification_sees_the_wrong_chain_and_the_answer(tmp_path):

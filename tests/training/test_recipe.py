@@ -42,7 +42,7 @@ def problems(recipe, *argv: str) -> list[str]:
 
 
 def test_one_run(recipe):
-    (run,) = resolve(recipe(BASE + "learning_rate: 1.0e-5\nlora_target_modules: [q_proj, v_proj]\n"))
+    (run,) = resolve(recipe(BASE + "learning_rate: 1.0e-5\nuse_peft: true\nlora_target_modules: [q_proj, v_proj]\n"))
     assert run.stage is None
     assert run.training.learning_rate == 1e-5
     assert run.training.output_dir == "out"
@@ -77,8 +77,15 @@ def test_without_a_recipe():
         ("per_device_train_batch_size: '4'", "per_device_train_batch_size", 4),
         ("gradient_checkpointing: 'false'", "gradient_checkpointing", False),
         ("max_length: null", "max_length", None),
-        ("lr_scheduler_kwargs: {num_cycles: 2}", "lr_scheduler_kwargs", {"num_cycles": 2}),
+        (
+            "lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: {num_cycles: 2}",
+            "lr_scheduler_kwargs",
+            {"num_cycles": 2},
+        ),
         ("report_to: [none]", "report_to", []),
+        ("eval_strategy: no", "eval_strategy", "no"),  # YAML reads false
+        ("save_strategy: no", "save_strategy", "no"),
+        ("resume_from_checkpoint: true", "resume_from_checkpoint", None),  # what is done anyway
     ],
 )
 def test_values_as_yaml_gives_them(recipe, line, name, expected):
@@ -91,7 +98,7 @@ def test_column_mapping(recipe):
     assert run.data.column_mapping == {"correct": "chosen"}
     (run,) = resolve(recipe(BASE), "--column_mapping", '{"correct": "chosen"}')
     assert run.data.column_mapping == {"correct": "chosen"}
-    assert "is not JSON" in problems(recipe(BASE), "--column_mapping", "correct=chosen")[0]
+    assert "expected a mapping; write it as" in problems(recipe(BASE), "--column_mapping", "correct=chosen")[0]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +108,7 @@ def test_column_mapping(recipe):
         ("rejected_key_wieght: 1.0", "did you mean `rejected_key_weight`?"),
         ("zzz: 1", "unknown key `zzz`"),
         ("learning_rate: fast", "`learning_rate: 'fast'`: expected a number"),
-        ("max_steps: 2.5", "`max_steps: 2.5`: expected a whole number, got float"),
+        ("max_steps: 2.5", "`max_steps: '2.5'`: expected a whole number"),
         ("use_peft: [1]", "`use_peft: [1]`: expected true or false, got list"),
         ("learning_rate:", "`learning_rate: None`: must not be empty, expected a number"),
         ("preference_loss: sigmoit", "did you mean 'sigmoid'?"),
@@ -113,6 +120,26 @@ def test_column_mapping(recipe):
         ("load_in_4bit: true", "`load_in_4bit: true` needs an adapter to train; set `use_peft: true`"),
         ("use_peft: true\nlora_target_modules: [lm_head]", "LoRA on `lm_head` would never be trained"),
         ("reference: adapter_off", "`reference: adapter_off` needs an adapter to switch off"),
+        ("warmup_ratio: 0.1", "unknown key `warmup_ratio`; write `warmup_steps`, where a number below 1 is a share"),
+        ("torch_dtype: bfloat16", "unknown key `torch_dtype`; write `dtype`"),
+        ("dataset_streaming: true", "unknown key `dataset_streaming`; remove it: key steps are found before training"),
+        ("ignore_bias_buffers: true", "unknown key `ignore_bias_buffers`; write `ddp_broadcast_buffers: false`"),
+        ("fsdp: full_shard", "`fsdp: full_shard` is no option of a recipe; choose how to shard when launching"),
+        ("deepspeed: none.json", "`deepspeed: none.json`: there is no such file"),
+        ("resume_from_checkpoint: false", "a run is resumed in its folder; choose another `output_dir`"),
+        ("include_for_metrics: [loss]", "is about `compute_metrics`, a function that only DualCoTTrainer in Python"),
+        ("eval_on_start: true", "`eval_on_start: true` needs an evaluation"),
+        ("use_bnb_nested_quant: true", "`use_bnb_nested_quant` need `load_in_4bit: true`"),
+        ("gradient_checkpointing: true\nactivation_checkpointing: false", "are two names of one option; remove one"),
+        ("dtype: fp16", "`dtype: 'fp16'`: expected one of auto, bfloat16, float16, float32"),
+        (
+            "dtype: float32\nmodel_init_kwargs: {dtype: bfloat16}",
+            "`model_init_kwargs: {dtype: bfloat16}` and `dtype: float32` contradict each other",
+        ),
+        ("model_init_kwargs: {torch_dtype: bfloat16}", "`model_init_kwargs` cannot set 'torch_dtype': write `dtype`"),
+        ("trainer: dpo\nlearning_rate: -1.0", "`learning_rate` must be a finite number, 0 or more, got -1.0"),
+        ("trainer: dpo\nhub_strategy: checkpoint", "`hub_strategy: checkpoint` would push checkpoints"),
+        ("trainer: cpo\noptim: adamw_torch_fusd", "did you mean 'adamw_torch_fused'?"),
         ("lr_scheduler_type: cosin", "cosin"),
         ("eval_strategy: sometimes", "sometimes"),
     ],
@@ -172,7 +199,7 @@ def test_bad_choices_of_the_command_line_are_named_as_those_of_a_recipe(recipe, 
     [
         ("a: [1", "is not YAML"),
         ("- a\n- b\n", "must hold options as `key: value`, got list"),
-        ("", "must hold options as `key: value`, got NoneType"),
+        ("", "is empty; write options as `key: value`"),
         ("stages: warm_up", "`stages` must be a list"),
         ("stages: []", "`stages` must be a list"),
         ("stages: [{learning_rate: 1.0}]", "stage 1 needs a `name`"),

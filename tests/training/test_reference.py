@@ -1,12 +1,17 @@
+import math
+
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import tiny_llama
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from trainers import make_trainer
 
+from edit_trl import DualCoTCollator
 from edit_trl.common.errors import InputError
 from edit_trl.training.fork_selection import fork_histogram, hardest_forks, keep_hard_forks
-from edit_trl.training.reference import add_scores, weights_hash
+from edit_trl.training.reference import adapter_off, add_scores, reference_problems, weights_hash
 
 
 @pytest.fixture
@@ -99,3 +104,78 @@ def test_keeps_hard_forks():
 def test_keeps_the_hardest_forks_in_row_order(confidences, share, kept):
     rows = [{"fork_confidence": c, "row": n} for n, c in enumerate(confidences)]
     assert hardest_forks(Dataset.from_list(rows), share)["row"][:] == kept
+
+
+def test_another_configuration_of_the_same_weights_is_scored_anew():
+    """A window or a rotary embedding is no weight, and decides the scores."""
+    first, second, third = tiny_llama(), tiny_llama(), tiny_llama()
+    second.config._name_or_path, second.config.use_cache = "elsewhere", False
+    third.config.rope_parameters = {**third.config.rope_parameters, "rope_theta": 5e5}
+    assert weights_hash(first) == weights_hash(second) != weights_hash(third)
+
+
+# The model without its adapter, which must be the model before training
+
+
+def refused(model="student", peft_config=None) -> list[str]:
+    return list(reference_problems(model, peft_config))
+
+
+@pytest.mark.parametrize("initial", ["pissa", "pissa_niter_4", "olora", "PiSSA", "corda", "loftq", "lora_ga"])
+def test_an_adapter_that_changes_the_weights_below_it_is_no_reference(initial):
+    peft_config = LoraConfig(target_modules="all-linear")
+    peft_config.init_lora_weights = initial  # PEFT asks for more options of some
+    (problem,) = refused(peft_config=peft_config)
+    assert problem.startswith(f"`init_lora_weights: {initial}` changes the weights below the adapter")
+    assert problem.endswith("use `reference: precomputed`")
+
+
+@pytest.mark.parametrize("initial", [True, False, "gaussian", "orthogonal", "mica"])
+def test_other_adapters_leave_the_model_as_it_is(tokenizer, tmp_path, initial):
+    """Checked against the scores of the model before it had the adapter."""
+    example = make_trainer(tmp_path, tokenizer, layout="padded").train_dataset[0]
+    batch = DualCoTCollator(0, layout="padded")([example])
+    before = make_trainer(tmp_path, tokenizer, layout="padded")
+    with torch.no_grad():
+        expected = before.score_pairs(before.model.eval(), batch).chosen
+    peft_config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=initial)
+    assert refused(peft_config=peft_config) == []
+    options = {"layout": "padded", "reference": "adapter_off", "preference_weight": 1.0, "max_steps": 2}
+    trainer = make_trainer(tmp_path, tokenizer, peft_config=peft_config, **options)
+    trainer.train()
+    with torch.no_grad(), adapter_off(trainer.model):
+        assert torch.equal(trainer.score_pairs(trainer.model, batch).chosen, expected)
+
+
+def test_an_adapter_of_pissa_has_the_model_before_training_as_precomputed_reference(tokenizer, tmp_path):
+    """What the message recommends: the preference term starts at log 2, since student and reference are the same."""
+    peft_config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights="pissa")
+    with pytest.raises(InputError, match="`init_lora_weights: pissa` changes the weights"):
+        make_trainer(tmp_path, tokenizer, peft_config=peft_config, reference="adapter_off")
+    options = {"reference": "precomputed", "preference_weight": 1.0, "max_steps": 1}
+    trainer = make_trainer(tmp_path, tokenizer, peft_config=peft_config, **options)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss/preference"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_weights_that_stay_when_the_adapter_is_off_are_no_reference():
+    assert "`bias: all` trains the model's own biases" in refused(peft_config=LoraConfig(bias="all"))[0]
+    model = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    assert refused(model) == []
+    model.get_input_embeddings().weight.requires_grad_(True)
+    (problem,) = refused(model)
+    assert "1 of the model's own weights are trained (base_model.model.model.embed_tokens.weight, ...)" in problem
+
+
+def test_several_adapters_are_not_switched_off_at_once():
+    model = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"]), adapter_name="first")
+    model.add_adapter("second", LoraConfig(target_modules=["v_proj"]))
+    assert refused(model) == []  # the first alone is active
+    model.base_model.set_adapter(["first", "second"])
+    (problem,) = refused(model)
+    assert "would switch off all active adapters (first, second)" in problem
+
+
+def test_there_must_be_an_adapter():
+    assert "needs an adapter to switch off" in refused()[0]
+    assert "needs an adapter to switch off" in refused(tiny_llama())[0]

@@ -118,7 +118,7 @@ def generate_dual_cots(teacher: ProceduralTeacher, rows: int, *, conversational:
 
 def _family_errors(families: Sequence[str]) -> list[str]:
     names = get_args(Family)
-    if isinstance(families, str):
+    if isinstance(families, str) or not isinstance(families, Sequence):
         return [f"families must be a list of names, got {families!r}; try [{families!r}]"]
     listed = ", ".join(names)
     unknown = [name for name in families if name not in names]

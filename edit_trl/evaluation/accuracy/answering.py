@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.tables import aligned
@@ -153,6 +153,7 @@ def answer_problems(
     generator: Generator,
     *,
     folder: RunFolder | None = None,
+    stop: Mapping[str, Sequence[str]] | None = None,
     progress: bool = True,
 ) -> list[EvaluateItem]:
     """Generate and check the answers to problems, except for those of the items that the folder already holds.
@@ -162,23 +163,28 @@ def answer_problems(
         prompts: Each problem in the form that the generator takes: token ids, or messages for an endpoint.
         generator: Generates the responses.
         folder: Stores each batch of items when it is finished.
+        stop: The texts at which a response ends, by task, also where the generator went on.
         progress: Whether to show a progress bar.
 
     Returns:
         The items, in the order of the problems.
     """
+    stop = stop or {}
 
     def make_items(batches: Sequence[list[int]]) -> Iterator[list[EvaluateItem]]:
         for batch, samples in generator.run(prompts, batches):
-            yield [checked_item(problems[index], responses) for index, responses in zip(batch, samples, strict=True)]
+            yield [
+                checked_item(problems[index], responses, stop.get(problems[index].task, ()))
+                for index, responses in zip(batch, samples, strict=True)
+            ]
 
     batches = generator.plan([len(prompt) for prompt in prompts])
     return complete_items(problems, batches, make_items, graded_again, "Generating", "problem", folder, progress)
 
 
-def checked_item(problem: Problem, responses: Sequence[Generated]) -> EvaluateItem:
-    """Check the responses to a problem; the answer of the majority becomes the item's answer."""
-    samples = [_sample(problem, response) for response in responses]
+def checked_item(problem: Problem, responses: Sequence[Generated], stop: Sequence[str] = ()) -> EvaluateItem:
+    """Check the responses to a problem, which end at `stop`; the answer of the majority becomes the item's answer."""
+    samples = [_sample(problem, _ended(response, stop)) for response in responses]
     item: dict[str, Any] = {**vars(problem)}
     for prefix in ("", "lenient_"):
         votes = [(sample[f"{prefix}verdict"], sample[f"{prefix}value"]) for sample in samples]
@@ -194,10 +200,17 @@ def graded_again(problem: Problem, item: EvaluateItem) -> EvaluateItem:
     return item | {name: checked[name] for name in names}
 
 
+def _ended(response: Generated, stop: Sequence[str]) -> Generated:
+    places = [place for text in stop if (place := response.text.find(text)) >= 0]
+    return replace(response, text=response.text[: min(places)], cut_off=False) if places else response
+
+
 def _sample(problem: Problem, response: Generated) -> Sample:
     sample: dict[str, Any] = {"response": response.text}
+    # The answer of a response that is not whole may be whole or not: it is none.
+    text = None if response.cut_off or response.refused else response.text
     for prefix, lenient in (("", False), ("lenient_", True)):
-        check = check_answer(response.text, problem.answer, problem.answer_type, lenient=lenient)
+        check = check_answer(text, problem.answer, problem.answer_type, lenient=lenient)
         sample[f"{prefix}verdict"], sample[f"{prefix}value"] = check.verdict, check.value
         sample[f"{prefix}span"] = list(check.span) if check.span else None
     return sample | {"cut_off": response.cut_off, "tokens": response.tokens}

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edit_trl.common.checks import at_least
-from edit_trl.common.errors import collect_problems
+from edit_trl.common.errors import collect_problems, raise_problems
 from edit_trl.evaluation.accuracy.tasks import Tasks, read_tasks
 from edit_trl.evaluation.runs.measured_model import MeasuredModel
 from edit_trl.evaluation.runs.schema import RunKind
+from edit_trl.models.chat.limits import Limits
+from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.decoding import Batching, Decoding, check_batching
 
 
@@ -27,8 +29,11 @@ class EvaluateArguments(MeasuredModel):
         max_new_tokens: Maximum number of tokens per response.
         samples: Responses per question; the answer of the majority counts (self-consistency; the paper uses 8
             at temperature 0.7 and top_p 0.95).
-        temperature: Sampling temperature; 0 for greedy decoding.
-        top_p: Probability mass of nucleus sampling.
+        temperature: Sampling temperature; 0 for greedy decoding. An endpoint is sent none if it is null.
+        top_p: Probability mass of nucleus sampling. An endpoint is sent none if it is null.
+        seed: Seed of sampling. An endpoint is sent none if it is null.
+        allow_unanswered: At an endpoint, whether to finish although it did not answer some questions, which count
+            as unparsed; `unanswered.jsonl` in the folder of the run lists them.
         batch_size: Responses per batch on this machine.
         batching: padded, continuous (the scheduler of transformers), vllm, or auto: vllm if it is installed
             and there is a GPU, else continuous on a GPU and padded on a CPU.
@@ -46,8 +51,10 @@ class EvaluateArguments(MeasuredModel):
     system_prompt: str | None = None
     max_new_tokens: int = 512
     samples: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: float | None = 0.0
+    top_p: float | None = 1.0
+    seed: int | None = 0
+    allow_unanswered: bool = False
     batch_size: int = 16
     batching: Batching = "auto"
     harness: list[str] | None = None
@@ -69,6 +76,16 @@ class EvaluateArguments(MeasuredModel):
             check_batching(self.batching, self.batch_size)
         yield from problems
 
+    def check_place(self, endpoint: EndpointArguments, limits: Limits) -> None:
+        """See `MeasuredModel.check_place`."""
+        super().check_place(endpoint, limits)
+        if not endpoint.base_urls:
+            raise_problems(
+                f"`{name}: null` leaves it to an endpoint; a model that is loaded needs a number"
+                for name in ("temperature", "top_p", "seed")
+                if getattr(self, name) is None
+            )
+
     @property
     def decoding(self) -> Decoding:
         """How responses are generated."""
@@ -78,7 +95,9 @@ class EvaluateArguments(MeasuredModel):
     def settings(self) -> dict[str, Any]:
         """Everything on which the items depend, besides the model and the questions; rounding can change a response."""
         names = ("conversational", "batch_size", "batching", "dtype", "load_in_4bit")
-        return asdict(self.decoding) | {name: getattr(self, name) for name in names}
+        settings = asdict(self.decoding) | {name: getattr(self, name) for name in names}
+        # The record of a run has a number as its seed, also where none is sent.
+        return settings | ({"seed": None} if self.seed is None else {})
 
     def read_tasks(self, recipe_folder: Path) -> Tasks:
         """Read the questions; see `edit_trl.evaluation.accuracy.tasks.read_tasks`."""

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.common.errors import InputError
 from edit_trl.evaluation.accuracy.answering import answer_problems
 from edit_trl.evaluation.accuracy.config import EvaluateArguments
 from edit_trl.evaluation.accuracy.generators_at_endpoint import EndpointGenerator
 from edit_trl.evaluation.accuracy.problems import Problem, encode
 from edit_trl.evaluation.accuracy.tasks import Tasks
 from edit_trl.evaluation.harness import HarnessTasks, evaluate_with_harness, write_harness
+from edit_trl.evaluation.journaled_endpoint import UNANSWERED_FILE
 from edit_trl.evaluation.runs.folder import RunFolder
 from edit_trl.evaluation.runs.resuming import finish_run
 from edit_trl.evaluation.runs.schema import Run
@@ -46,8 +46,6 @@ def measure_accuracy(
         InputError: The options or the model are wrong, or an endpoint failed for good.
     """
     client = endpoint.endpoint() if endpoint.base_urls else None
-    if client and arguments.actors is not None:
-        raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
     weights_hash = client.address if client else model_hash(arguments.model)
     record = arguments.record(
         model_hash=weights_hash, settings=arguments.settings, tasks=tasks.versions, data_hash=tasks.data_hash
@@ -57,12 +55,23 @@ def measure_accuracy(
         say(f"{folder.path} is finished ({folder.record.finished}), nothing to ask")
     else:
         if client:
-            decoding, engine = arguments.decoding, arguments.engine
-            generator = EndpointGenerator(client, folder.path, decoding, limits, arguments.seed, engine)
+            generator = EndpointGenerator(
+                client,
+                folder.path,
+                tasks.problems,
+                arguments.decoding,
+                limits,
+                arguments.seed,
+                arguments.engine,
+                stop=tasks.stop,
+                allow_unanswered=arguments.allow_unanswered,
+            )
             prompts = [problem.prompt for problem in tasks.problems]
         else:
             generator, prompts, loaded = _loaded_generator(arguments, tasks.problems, weights_hash)
-        answer_problems(tasks.problems, prompts, generator, folder=folder)
+        answer_problems(tasks.problems, prompts, generator, folder=folder, stop=tasks.stop)
+    if (folder.path / UNANSWERED_FILE).is_file():
+        say(f"some questions got no answer and count as unparsed: {folder.path / UNANSWERED_FILE}")
     return finish_run(folder, tasks.problems, arguments.history), loaded
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from edit_trl.common.errors import InputError, raise_problems
+from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.data.answers import AnswerType, check_answer, check_answer_type, infer_answer_type
+from edit_trl.data.row_checks import check_rows
+from edit_trl.models.chat_templates import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+COLUMNS = ("prompt", "answer", "id", "task", "answer_type", "mistake", "source")
+"""The columns of a row with a prompt of its own."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ def problems_of(
         raise InputError(f"unknown answer_type {answer_type!r}, not in {get_args(AnswerType)}")
     if answer_type is not None:
         check_answer_type(answer_type)
-    columns = {column for row in rows for column in row}
+    check_rows(rows, where, COLUMNS)
+    columns = {str(column) for row in rows for column in row}
     missing = [column for column in ("prompt", "answer") if column not in columns]
     if missing:
         raise InputError(f"{where}no column {' and '.join(missing)}; the columns are {', '.join(sorted(columns))}")
@@ -76,13 +82,14 @@ def problems_of(
         for issue in (
             _prompt_issue(row.get("prompt"), conversational),
             _answer_issue(row, answer_type or row.get("answer_type")),
+            *_column_issues(row),
         )
         if issue
     )
     problems = [
         Problem(
             task=row.get("task") or task,
-            id=row.get("id") or str(number),
+            id=str(number) if row.get("id") in (None, "") else str(row["id"]),
             prompt=row["prompt"],
             answer=row["answer"],
             answer_type=answer_type or row.get("answer_type") or infer_answer_type(row["answer"]),
@@ -120,8 +127,8 @@ def encode(
         The token ids of each prompt.
 
     Raises:
-        InputError: The prompts are messages and there is no chat template, or a prompt is too long: beyond
-            its positions a model fails or, worse, generates nonsense that would count as wrong.
+        InputError: The prompts are messages and there is no chat template, or it refuses some; or a prompt is too
+            long: beyond its positions a model fails or, worse, generates nonsense that would count as wrong.
     """
     messages = not isinstance(problems[0].prompt, str)
     if messages and tokenizer.chat_template is None:
@@ -129,12 +136,14 @@ def encode(
             f"the prompts are conversational but the tokenizer ({tokenizer.name_or_path}) has no chat "
             "template; ask by plain prompts (`conversational: false`)"
         )
-    texts = [
-        tokenizer.apply_chat_template(problem.prompt, add_generation_prompt=True, tokenize=False)
-        if messages
-        else problem.prompt
-        for problem in problems
-    ]
+    texts, refused = [], []
+    for number, problem in enumerate(problems, 1):
+        try:
+            prompt = problem.prompt
+            texts.append(render(tokenizer, prompt, add_generation_prompt=True) if messages else prompt)
+        except InputError as error:
+            refused.append(f"row {number} ({problem.task} {problem.id}): {error}")
+    raise_problems(refused)
     # A chat template has already added the special tokens.
     encoded = [tokenizer(text, add_special_tokens=not messages)["input_ids"] for text in texts]
     most = positions or math.inf
@@ -153,7 +162,7 @@ def _prompt_issue(prompt: Any, conversational: bool) -> str | None:
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         return "`prompt` is missing or empty"
     if not isinstance(prompt, str | list):
-        return f"`prompt` must be a text or a list of messages, got {prompt!r}"
+        return f"`prompt` must be a text or a list of messages, got {show(prompt)}"
     if isinstance(prompt, list) != conversational:
         return "`prompt` is of another kind than row 1's: all must be texts, or all lists of messages"
     well_formed = isinstance(prompt, str) or all(
@@ -162,15 +171,25 @@ def _prompt_issue(prompt: Any, conversational: bool) -> str | None:
         and isinstance(message.get("content"), str)
         for message in prompt
     )
-    return None if well_formed else f'`prompt` holds a message without "role" and "content": {prompt!r:.200}'
+    return None if well_formed else f'`prompt` holds a message without "role" and "content": {show(prompt)}'
+
+
+def _column_issues(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the errors of columns that go into the items of a run as they are."""
+    for column, kinds in (("task", str), ("id", str | int), ("source", str)):
+        if not isinstance(row.get(column), kinds | None):
+            yield f"`{column}` must be a text, got {show(row[column])}"
+    mistake = row.get("mistake")
+    if mistake is not None and not (isinstance(mistake, list) and all(isinstance(kind, str) for kind in mistake)):
+        yield f"`mistake` must be a list of texts, got {show(mistake)}"
 
 
 def _answer_issue(row: Mapping[str, Any], kind: str | None) -> str | None:
     answer = row.get("answer")
     if not isinstance(answer, str) or not answer.strip():
-        return f"`answer` must be a text that is not empty, got {answer!r}"
+        return f"`answer` must be a text that is not empty, got {show(answer)}"
     if kind is not None and kind not in get_args(AnswerType):
-        return f"unknown `answer_type` {kind!r}, not in {get_args(AnswerType)}"
+        return f"unknown `answer_type` {show(kind)}, not in {get_args(AnswerType)}"
     try:
         check_answer(None, answer, kind)
     except InputError as error:

@@ -11,23 +11,24 @@ system_prompt: Think step by step, and end with "Therefore, the answer is ...".
 
 from __future__ import annotations
 
-import string
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
-from edit_trl.common.checks import at_least
+from edit_trl.common.checks import at_least, difficulty_range, seed_range
+from edit_trl.common.conversion import convert
 from edit_trl.common.errors import InputError, collect_problems, raise_problems
-from edit_trl.common.options import convert, find_beside, hints_of, read_yaml
+from edit_trl.common.options import Options, find_beside, hints_of
+from edit_trl.common.templates import template_problems
+from edit_trl.common.yaml_file import read_words
 from edit_trl.data.answers import AnswerType
 
-_PLACEHOLDERS = {"question", "task_description"}
+_PLACEHOLDERS = frozenset({"question", "task_description"})
 _TASKS_FOLDER = "tasks"
 
 
 @dataclass(frozen=True)
-class TaskFile:
+class TaskFile(Options):
     """The questions of a task, the format of its prompts, and how answers are read.
 
     Attributes:
@@ -66,7 +67,7 @@ class TaskFile:
     column_mapping: dict[str, str] | None = None
     answer_after: str | None = None
     answer_type: AnswerType | None = None
-    answer_types: dict[str, str] | None = None
+    answer_types: dict[str, AnswerType] | None = None
     task_descriptions: str | None = None
     families: list[str] | None = None
     rows: int = 100
@@ -77,26 +78,16 @@ class TaskFile:
     exemplars: str | None = None
     shots: int | None = None
 
-    def __post_init__(self) -> None:
-        raise_problems(self._errors())
-
-    def _errors(self) -> Iterator[str]:
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
         if sum(bool(source) for source in (self.dataset_name, self.datasets, self.families)) != 1:
             yield "a task needs one of `dataset_name`, `datasets` and `families` (procedural problems)"
         if self.datasets and isinstance(self.dataset_config, list):
             yield "`datasets` and a list of `dataset_config` both name tasks; use one of them"
-        try:
-            names = {name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None}
-        except ValueError as error:
-            names = {"question"}
-            yield f"`prompt` is not a template ({error}); write {{{{ for a brace"
-        if "question" not in names or names - _PLACEHOLDERS:
-            yield f"`prompt` takes {{question}} and {{task_description}}, got {self.prompt!r}"
-        types = get_args(AnswerType)
-        unknown = {kind for kind in (self.answer_types or {}).values() if kind not in types}
-        if unknown:
-            yield f"`answer_types`: {', '.join(map(str, unknown))} is not one of {', '.join(types)}"
+        yield from (f"`prompt`: {problem}" for problem in template_problems(self.prompt, _PLACEHOLDERS))
         yield from at_least(1, rows=self.rows, shots=self.shots)
+        yield from seed_range(problem_seed=self.problem_seed)
+        yield from difficulty_range(difficulty=self.difficulty)
 
     def beside(self, folder: Path) -> TaskFile:
         """Return the task file with its paths resolved from the working directory or, failing that, from a folder."""
@@ -120,10 +111,7 @@ def read_task(name: str, beside: Path = Path()) -> tuple[Path, TaskFile]:
         InputError: The file is missing, or names everything that is wrong in it.
     """
     path = _find(name, beside)
-    values = read_yaml(path, "task file")
-    if isinstance(values.get("version"), int | float):  # `version: 1` is valid, although versions are texts
-        values["version"] = str(values["version"])
-    values, errors = convert(values, hints_of([TaskFile]))
+    values, errors = convert(read_words(path, "task file"), hints_of([TaskFile]))
     with collect_problems(errors):
         task = TaskFile(**values)
     raise_problems(f"{path}: {error}" for error in errors)

@@ -7,25 +7,25 @@ of their own, such as held-out dual CoTs, are asked as they are.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError, collect_problems
 from edit_trl.common.files import content_hash
-from edit_trl.common.options import read_yaml
+from edit_trl.common.yaml_file import read_texts
 from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.procedural.teacher import ProceduralTeacher, question_of
 from edit_trl.data.questions import Question, read_questions, read_table
 from edit_trl.data.row_checks import checked_mapping
-from edit_trl.evaluation.accuracy.problems import Problem, check_ids, problems_of
+from edit_trl.evaluation.accuracy.problems import COLUMNS, Problem, check_ids, problems_of
 from edit_trl.evaluation.accuracy.task_file import TaskFile, read_task
 from edit_trl.evaluation.runs.schema import first_of_each_task
 
 _DEFAULTS = {field.name: field.default for field in fields(TaskFile)}
 _FOR_QUESTIONS = ("prompt", "system_prompt", "exemplars", "answer_after", "task_descriptions")
-_OWN_COLUMNS = ("prompt", "answer", "id", "task", "answer_type", "mistake", "source")
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,13 @@ class Tasks:
         problems: The questions, in order.
         versions: The version of each task: that of its file, and a hash of everything that decides its
             prompts and how its answers are read.
+        stop: The texts that end a response, by task. After plain worked examples a model goes on with a question
+            of its own, whose answer would be taken for that of the response.
     """
 
     problems: list[Problem]
     versions: dict[str, str]
+    stop: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def data_hash(self) -> str:
@@ -69,13 +72,14 @@ def read_tasks(
     """
     problems: list[Problem] = []
     versions: dict[str, str] = {}
+    stop: dict[str, tuple[str, ...]] = {}
     errors: list[str] = []
     for name in files:
         with collect_problems(errors):
             path, task = read_task(name, beside)
             if system_prompt is not None:
                 task = replace(task, system_prompt=system_prompt)
-            task_problems, version = _problems_of_task(task, path, conversational)
+            task_problems, version, task_stop = _problems_of_task(task, path, conversational)
             task_problems = first_of_each_task(task_problems, limit)
             task_problems = [replace(problem, task=task.prefix + problem.task) for problem in task_problems]
             names = dict.fromkeys(problem.task for problem in task_problems)
@@ -85,16 +89,17 @@ def read_tasks(
                 if name in versions
             ]
             versions |= dict.fromkeys(names, version)
+            stop |= dict.fromkeys(names, task_stop)
             problems += task_problems
     if errors:
         raise InputError(errors)
     check_ids(problems)
-    return Tasks(problems, versions)
+    return Tasks(problems, versions, stop)
 
 
-def _problems_of_task(task: TaskFile, path: Path, conversational: bool) -> tuple[list[Problem], str]:
-    """Return the problems of a task file, and the version of its tasks."""
-    name = task.task or path.stem
+def _problems_of_task(task: TaskFile, path: Path, conversational: bool) -> tuple[list[Problem], str, tuple[str, ...]]:
+    """Return the problems of a task file, the version of its tasks, and the texts that end a response."""
+    name, stop = task.task or path.stem, ()
     rows, answer_type = _own_prompts(task), task.answer_type
     settings: list[Any] = [task.answer_type, task.answer_types]
     if rows is None:
@@ -103,11 +108,20 @@ def _problems_of_task(task: TaskFile, path: Path, conversational: bool) -> tuple
         rows = [_row(question, task, name, exemplars, conversational) for question in _questions(task, name)]
         settings = [[task.prompt, task.system_prompt, *settings], [asdict(exemplar) for exemplar in exemplars]]
         settings += [task.shots, conversational]
+        stop = () if conversational else _stop_after(exemplars, task.prompt)
+        settings += [stop] if stop else []
     problems = problems_of(rows, answer_type=answer_type, task=name, where=str(path))
     unknown = (task.answer_types or {}).keys() - {problem.task for problem in problems}
     if unknown:
         raise InputError(f"`answer_types` names tasks that are not there: {', '.join(sorted(unknown))}")
-    return problems, f"{task.version}-{content_hash(settings)[:6]}"
+    return problems, f"{task.version}-{content_hash(settings)[:6]}", stop
+
+
+def _stop_after(exemplars: Sequence[Exemplar], prompt: str) -> tuple[str, ...]:
+    """Return the text with which another question would begin after a plain worked example, if it tells them apart."""
+    beginning, *_ = string.Formatter().parse(prompt)
+    stop = f"\n\n{beginning[0].strip()}"
+    return (stop,) if exemplars and not any(stop in exemplar.chain for exemplar in exemplars) else ()
 
 
 def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
@@ -120,7 +134,7 @@ def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
     names = [mapping.get(column, column) for column in columns]
     if "question" in names or "prompt" not in names:
         return None
-    checked_mapping(mapping, columns, task.dataset_name, _OWN_COLUMNS)
+    checked_mapping(mapping, columns, task.dataset_name, COLUMNS)
     unused = [name for name in _FOR_QUESTIONS if getattr(task, name) != _DEFAULTS[name]]
     if unused:
         raise InputError(
@@ -129,7 +143,8 @@ def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
         )
     renamed = [{mapping.get(column, column): value for column, value in row.items()} for row in rows]
     types = task.answer_types or {}
-    return [row | {"answer_type": row.get("answer_type") or types.get(row.get("task"))} for row in renamed]
+    # A task that is no text is refused with the other columns.
+    return [row | {"answer_type": row.get("answer_type") or types.get(str(row.get("task")))} for row in renamed]
 
 
 def _questions(task: TaskFile, name: str) -> list[Question]:
@@ -142,7 +157,7 @@ def _questions(task: TaskFile, name: str) -> list[Question]:
         parts = [(config, task.dataset_name, config) for config in configs]
     else:
         parts = [(source_task, source, configs) for source_task, source in sources.items()]
-    descriptions = read_yaml(task.task_descriptions) if task.task_descriptions else None
+    descriptions = read_texts(task.task_descriptions, "file of task descriptions") if task.task_descriptions else None
     questions: list[Question] = []
     for source_task, source, config in parts:
         source_questions = read_questions(

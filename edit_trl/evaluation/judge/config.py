@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edit_trl.common.checks import positive
-from edit_trl.common.errors import raise_problems
 from edit_trl.common.options import find_beside
 from edit_trl.data.dual_cots import DatasetSource
 from edit_trl.evaluation.judge.judging import JudgeOptions
@@ -41,9 +40,6 @@ class JudgeArguments(EndpointArguments):
     limit: int | None = None
     output_dir: str = "outputs/judge"
 
-    def __post_init__(self) -> None:
-        raise_problems(self._errors())
-
     def beside(self, folder: Path) -> JudgeArguments:
         """Return the options with their files resolved from the working directory or, failing that, from a folder."""
         files = {name: find_beside(getattr(self, name), folder) for name in ("reference_dataset", "template")}
@@ -56,7 +52,9 @@ class JudgeArguments(EndpointArguments):
             return None
         return DatasetSource(self.reference_dataset, self.reference_config, self.reference_split)
 
-    def _errors(self) -> Iterator[str]:
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from super().errors()
         if not self.model:
             yield "`model` is missing: the judge, as the endpoint names it"
         if not self.base_urls:
@@ -68,7 +66,7 @@ class JudgeArguments(EndpointArguments):
         twice = [run for run, count in Counter(str(Path(run)) for run in runs).items() if count > 1]
         if twice:
             yield f"`runs` names {', '.join(map(repr, twice))} more than once"
-        yield from positive(timeout=self.timeout, limit=self.limit)
+        yield from positive(limit=self.limit)
 
 
 CLASSES = (JudgeArguments, JudgeOptions, Limits)

@@ -13,14 +13,15 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from edit_trl.common.checks import at_least, not_negative
+from edit_trl.common.checks import at_least, not_negative, seed_range, share
 from edit_trl.common.errors import InputError, raise_problems
+from edit_trl.common.options import Options
 from edit_trl.common.templates import read_template, template_problems
 from edit_trl.models.chat.dispatch import Answer, Dispatcher, Failure
 from edit_trl.models.chat.display import Watcher
@@ -39,11 +40,12 @@ _VERDICT = re.compile(
 
 
 @dataclass(frozen=True)
-class JudgeOptions:
+class JudgeOptions(Options):
     """How a judge is asked.
 
     Attributes:
-        temperature: Sampling temperature; 0 for greedy decoding.
+        temperature: Sampling temperature; 0 for greedy decoding. An endpoint is sent none if it is null.
+        top_p: Probability mass of nucleus sampling. An endpoint is sent none if it is null.
         max_tokens: Maximum number of tokens per judgement; one that is cut off gives no score.
         seed: Seed of the order in which chains are shown.
 
@@ -51,12 +53,17 @@ class JudgeOptions:
         InputError: A value is out of range.
     """
 
-    temperature: float = 0.0
+    temperature: float | None = 0.0
+    top_p: float | None = 1.0
     max_tokens: int = 2048
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        raise_problems(not_negative(temperature=self.temperature) + at_least(1, max_tokens=self.max_tokens))
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from not_negative(temperature=self.temperature)
+        yield from share(top_p=self.top_p)
+        yield from at_least(1, max_tokens=self.max_tokens)
+        yield from seed_range(seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,7 @@ async def judge_chains(
             row_id=str(number),
             template=template.version,
             messages=(("user", template.fill(chains, order)),),
-            sampling=Sampling(options.temperature, max_tokens=options.max_tokens),
+            sampling=Sampling(options.temperature, options.top_p, options.max_tokens),
         )
         for number, (chains, order) in enumerate(zip(sets, orders, strict=True))
     )
@@ -204,7 +211,7 @@ async def judge_chains(
         number = int(result.request.row_id)
         judgements[number] = _judgement(sets[number], orders[number], result)
         if watcher:
-            watcher.step(judgements[number].outcome, isinstance(result, Answer) and result.fresh)
+            watcher.step(judgements[number].outcome, result.fresh)
     return [judgements[number] for number in range(len(sets))]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError, collect_problems
+from edit_trl.common.terminal import visible_line
 from edit_trl.evaluation.judge.config import JudgeArguments
 from edit_trl.evaluation.judge.inputs import References, align_runs, read_references, read_runs, with_references
 from edit_trl.evaluation.judge.judging import ChainSet, Judgement, JudgeOptions, JudgeTemplate, judge_chains
@@ -35,13 +36,10 @@ def judge_runs(
         InputError: Anything wrong with what the recipe names, before a request is sent.
         RunStopped: The run ended early; all answers received are in the journal.
     """
-    arguments = arguments.beside(recipe_folder)
-    judge, template, runs, references = _read_inputs(arguments)
-    sets, unmatched = align_runs(runs, arguments.limit)
-    if references is not None:
-        sets = with_references(sets, references, str(arguments.reference_dataset))
+    judge, template, runs, sets, unmatched = read_inputs(arguments, recipe_folder)
     count = sum(chains.reference is not None for chains in sets)
-    say(f"{len(sets)} items of {', '.join(runs)}; {count} with a reference; judge {judge.model!r}")
+    names = ", ".join(map(visible_line, runs))
+    say(f"{len(sets)} items of {names}; {count} with a reference; judge {judge.model!r}")
     judgements, stats = asyncio.run(_judge(judge, sets, template, arguments.output_dir, options, limits))
     report = summarize(judgements, list(runs)) | {
         "runs": {name: {"path": str(run.path), "model": run.record.model} for name, run in runs.items()},
@@ -61,10 +59,21 @@ def judge_runs(
     return report
 
 
-def _read_inputs(arguments: JudgeArguments) -> tuple[Teacher, JudgeTemplate, dict[str, Run], References | None]:
-    """Read everything that a recipe names, and report all errors at once."""
+def read_inputs(
+    arguments: JudgeArguments, recipe_folder: Path
+) -> tuple[Teacher, JudgeTemplate, dict[str, Run], list[ChainSet], int]:
+    """Read everything that a recipe names; nothing is sent.
+
+    Returns:
+        The judge, its template, the runs by name, the chains of each item, and how many items not all runs have.
+
+    Raises:
+        InputError: Everything that is wrong with it.
+    """
+    arguments = arguments.beside(recipe_folder)
     errors: list[str] = []
-    judge = template = references = None
+    judge = template = None
+    references: References | None = None
     runs: dict[str, Run] = {}
     with collect_problems(errors):
         judge = arguments.endpoint()
@@ -76,7 +85,10 @@ def _read_inputs(arguments: JudgeArguments) -> tuple[Teacher, JudgeTemplate, dic
         references = read_references(arguments.reference) if arguments.reference else None
     if errors:
         raise InputError(errors)
-    return judge, template, runs, references
+    sets, unmatched = align_runs(runs, arguments.limit)
+    if references is not None:
+        sets = with_references(sets, references, str(arguments.reference_dataset))
+    return judge, template, runs, sets, unmatched
 
 
 async def _judge(

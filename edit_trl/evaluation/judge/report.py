@@ -150,7 +150,7 @@ def _mean(values: Sequence[float], clusters: Sequence[str] | None = None) -> tup
     """Return a mean and its bootstrap interval; both are None without values."""
     from edit_trl.evaluation.statistics import bootstrap_interval
 
-    mean = bootstrap_interval(values, clusters)
+    mean = bootstrap_interval(values, clusters, share=False)
     return (None, None) if math.isnan(mean.value) else (mean.value, [mean.low, mean.high])
 
 

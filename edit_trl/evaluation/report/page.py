@@ -22,7 +22,7 @@ from string import Template
 from typing import Any
 
 from edit_trl.common.errors import InputError
-from edit_trl.common.files import write_whole
+from edit_trl.common.files import is_stream, write_whole
 from edit_trl.data.pair_statistics import GROUPS, Pair, grouped_pairs, pair_statistics
 from edit_trl.evaluation.report.items import Detail, page_items, rounded
 from edit_trl.evaluation.report.summary import flips, learning_curves, run_summary, score_label, score_labels
@@ -227,7 +227,7 @@ def free_path(path: str | os.PathLike[str]) -> Path:
     blocked = next((parent for parent in path.parents if parent.is_file()), None)
     if blocked:
         raise InputError(f"{path}: {blocked} is a file, not a folder")
-    if path.is_file():
+    if path.is_file() and not is_stream(path):
         with path.open(encoding="utf-8", errors="replace") as file:
             if _MARK not in file.read(2000):
                 raise InputError(f"{path} exists and is not a report of edit-trl; choose another, or remove it")

@@ -9,6 +9,7 @@ whole batch. Its finished file has the same bytes as that of an uninterrupted ru
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError, show
-from edit_trl.common.files import git_revision, write_whole
+from edit_trl.common.files import DRAFT_SUFFIX, git_revision, write_whole
 from edit_trl.common.json_text import checker, read_json, read_json_file
 from edit_trl.common.locks import FOLDER_LOCK, Hold, hold_folder
 from edit_trl.evaluation.runs.schema import FORMAT, ITEMS, Item, Run, RunRecord, key_of
@@ -49,6 +50,7 @@ class RunFolder:
     Raises:
         InputError: The folder holds another run, files that are not a run, or a run of another format; or another
             process writes to it.
+        OSError: The folder cannot be written to.
     """
 
     def __init__(self, path: str | Path, record: RunRecord):
@@ -61,12 +63,14 @@ class RunFolder:
         self._is_new = not (self.path / RECORD_FILE).is_file()
         if not self._is_new:
             record = self._resume(record)
-        elif self.path.exists() and (not self.path.is_dir() or {*os.listdir(self.path)} - {*FOLDER_LOCK}):
+        elif self.path.exists() and (not self.path.is_dir() or any(map(_is_foreign, self.path.iterdir()))):
             raise InputError(
                 f"{self.path} is not empty and holds no run of edit-trl; choose another folder, or remove it"
             )
         elif blocked := next((parent for parent in self.path.parents if parent.is_file()), None):
             raise InputError(f"output_dir {self.path}: {blocked} is a file, not a folder")
+        else:
+            check_writable(self.path)
         self.record = record
 
     @property
@@ -77,7 +81,7 @@ class RunFolder:
     def start(self) -> None:
         """Write the record, before anything is measured and whenever it changes."""
         if self._hold is None:
-            self._hold = hold_folder(self.path)
+            self._take()
             if self._is_new and (self.path / RECORD_FILE).is_file():
                 self.release()
                 raise InputError(
@@ -92,10 +96,14 @@ class RunFolder:
         items = list(items)
         if not (self.path / RECORD_FILE).is_file():
             self.start()
-        with (self.path / ITEMS_FILE).open("a", encoding="utf-8") as file:
-            file.write("".join(map(_line, items)))
-            file.flush()
-            os.fsync(file.fileno())
+        lines = "".join(map(_line, items))
+        try:
+            with (self.path / ITEMS_FILE).open("a", encoding="utf-8") as file:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # of a full disk, which names no file
+            raise OSError(error.errno, error.strerror, str(self.path / ITEMS_FILE)) from error
         self.done |= {key_of(item): item for item in items}
 
     def grade_again(self, items: Iterable[Item]) -> None:
@@ -139,9 +147,15 @@ class RunFolder:
             self._hold.release()
             self._hold = None
 
+    def _take(self) -> None:
+        """Hold the folder, and remove the drafts of a process that was killed."""
+        self._hold = hold_folder(self.path)
+        for draft in filter(_is_draft, self.path.iterdir()):
+            draft.unlink()
+
     def _resume(self, record: RunRecord) -> RunRecord:
         if _read_record(self.path).finished is None:
-            self._hold = hold_folder(self.path)
+            self._take()
         try:
             return self._resume_held(record)
         except BaseException:
@@ -224,6 +238,8 @@ def _read_items(path: Path, kind: str, partial: bool = False) -> list[Any]:
     problem_of = checker(ITEMS[kind])
     for number, line in enumerate(lines, 1):
         item = read_json(line, f"{file}, line {number}")
+        if isinstance(item, dict) and type(item.get("id")) is int:  # earlier versions kept the type of the data
+            item["id"] = str(item["id"])
         problem = problem_of(item)
         if problem is None and kind == "evaluate" and not item["samples"]:
             problem = ".samples: is empty"
@@ -231,6 +247,22 @@ def _read_items(path: Path, kind: str, partial: bool = False) -> list[Any]:
             raise InputError(f"{file}, line {number}: not an item of `edit-trl {kind}`: {problem.lstrip('.: ')}")
         items.append(item)
     return items
+
+
+def check_writable(path: Path) -> None:
+    """Raise an OSError if a file or folder, which need not exist, cannot be written to; nothing is written."""
+    place = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not os.access(place, os.W_OK | os.X_OK if place.is_dir() else os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
+def _is_draft(path: Path) -> bool:
+    return path.name.startswith((RECORD_FILE, ITEMS_FILE)) and path.name.endswith(DRAFT_SUFFIX)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Return whether a file was not left by a run that ended before its record was written."""
+    return path.name not in FOLDER_LOCK and not _is_draft(path)
 
 
 def _as_read(record: RunRecord) -> RunRecord:

@@ -16,6 +16,7 @@ from typing import Any
 from edit_trl.common.errors import InputError
 from edit_trl.common.json_text import checker, read_json
 from edit_trl.common.options import nearest
+from edit_trl.evaluation.runs.folder import check_writable
 from edit_trl.evaluation.runs.schema import Run, RunKind
 from edit_trl.evaluation.runs.scores import SCORES
 
@@ -113,10 +114,16 @@ def check_history(file: str | Path | None) -> None:
 
     Raises:
         InputError: The file is not a history, or has another version.
+        OSError: It cannot be written to.
     """
-    if file is None or not Path(file).exists():
+    if file is None:
         return
     file = Path(file)
+    check_writable(file)
+    if not file.exists():
+        return
+    if not file.is_file():
+        raise InputError(f"{file} cannot be used as a history: it is no file; name another, or null for none")
     with _opened(file, f"file:{_quoted(file)}?mode=ro") as connection:
         if connection.execute("SELECT 1 FROM sqlite_master").fetchone():  # else another process is creating it
             _check(connection, file)

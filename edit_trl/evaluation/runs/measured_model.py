@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from edit_trl.common.errors import raise_problems
+from edit_trl.common.checks import seed_range
+from edit_trl.common.errors import InputError
 from edit_trl.common.files import content_hash
+from edit_trl.common.options import Options
 from edit_trl.evaluation.runs.schema import RunKind, RunRecord
+from edit_trl.models.chat.limits import Limits
+from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.cluster.cluster import Engine, engine_problems
 from edit_trl.models.loading import NF4, ModelSource
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 # Options that do not change what is measured.
-_INCIDENTAL = ("name", "output_dir", "history", "device", "batch_size", "batching", "harness", "engine", "actors")
+_INCIDENTAL = (
+    *("name", "output_dir", "history", "device", "batch_size", "batching", "harness", "engine", "actors"),
+    "allow_unanswered",
+)
+
+_OF_LOADED_MODELS = ("actors", "dtype", "load_in_4bit", "device", "attn_implementation")
 
 
 @dataclass(frozen=True)
-class MeasuredModel:
+class MeasuredModel(Options):
     """A model that is measured, and where the run is saved.
 
     Attributes:
@@ -57,14 +66,27 @@ class MeasuredModel:
     trust_remote_code: bool = False
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        raise_problems(self.errors())
-
     def errors(self) -> Iterator[str]:
-        """Yield a message for each thing that is wrong with the options."""
+        """See `Options.errors`."""
         if not self.model:
             yield "`model` is missing: a path, a Hub id, or the name of a model at `base_urls`"
+        yield from seed_range(seed=self.seed)
         yield from engine_problems(self.engine, self.actors, self.device)
+
+    def check_place(self, endpoint: EndpointArguments, limits: Limits) -> None:
+        """Check that the model is either loaded or behind an endpoint, by the options that only one of them uses.
+
+        Raises:
+            InputError: An option would have no effect.
+        """
+        if endpoint.base_urls:
+            names = _changed(self, _OF_LOADED_MODELS)
+            reason = "for models that are loaded, and this one is behind `base_urls`"
+        else:
+            names = _changed(endpoint, ("api_key_env", "timeout", "extra_body")) + _changed(limits)
+            reason = "for a model behind an endpoint, and `base_urls` is missing"
+        if names:
+            raise InputError(f"`{'`, `'.join(names)}` {'is' if len(names) == 1 else 'are'} {reason}")
 
     @property
     def run_name(self) -> str:
@@ -100,5 +122,14 @@ class MeasuredModel:
             tasks=tasks,
             data_hash=data_hash,
             recipe_hash=content_hash(options),
-            seed=self.seed,
+            seed=self.seed or 0,
         )
+
+
+def _changed(options: Options, names: Collection[str] = ()) -> list[str]:
+    """Return the names of options, or of some of them, that do not have their defaults."""
+    return [
+        field.name
+        for field in fields(options)
+        if getattr(options, field.name) != field.default and (not names or field.name in names)
+    ]

@@ -73,7 +73,7 @@ def mean_scores(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, 
 def score_intervals(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, Interval]:
     """Return the bootstrap interval over items of each score that some item has."""
     values = {name: [value for value in map(score, items) if value is not None] for name, score in SCORES[kind].items()}
-    return {name: bootstrap_interval(numbers) for name, numbers in values.items() if numbers}
+    return {name: bootstrap_interval(numbers, share=name not in IN_NATS) for name, numbers in values.items() if numbers}
 
 
 def grouped_scores(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, dict[str, dict[str, float | None]]]:

@@ -25,15 +25,15 @@ def run_table(run: Run) -> str:
     rows = [["", "score", "95% interval"]]
     for name, value in record.scores.items():
         if value is not None:
-            low, high = (format_score(name, bound) for bound in record.intervals[name])
+            low, high = (format_score(name, bound) for bound in record.intervals.get(name, (None, None)))
             rows.append([name, format_score(name, value), f"{low} to {high}"])
     tables = [aligned([rows[:1], rows[1:]])]
     names = [name for name in _IN_GROUPS[record.kind] if record.scores.get(name) is not None]
     for group in GROUPS:
         groups = record.groups.get(group, {})
-        if groups and [means["items"] for means in groups.values()] != [record.items]:
+        if groups and [means.get("items") for means in groups.values()] != [record.items]:
             rows = [
-                [name, f"{means['items']:.0f}", *(format_score(score, means[score]) for score in names)]
+                [name, f"{means.get('items') or 0:.0f}", *(format_score(score, means.get(score)) for score in names)]
                 for name, means in groups.items()
             ]
             tables.append(aligned([[[group, items, *names]], rows]))

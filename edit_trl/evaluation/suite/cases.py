@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from edit_trl.common.errors import InputError, raise_problems
+from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.spans import merged_spans
 from edit_trl.data.answers import AnswerType, check_answer
-from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of
-from edit_trl.data.row_checks import find_row_errors
+from edit_trl.data.row import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, chain_text, is_chosen_alone, pairs_of
+from edit_trl.data.row_checks import check_rows, find_row_errors
 from edit_trl.data.tokenization import TokenizedDualCoT, tokenize_with_offsets
 from edit_trl.key_steps import KeyStepMethod
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
+
+_COLUMNS = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, "answer_type")
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def cases_of(
     rows = list(rows)
     if not rows:
         raise InputError(f"{where}: the suite is empty: there are no rows")
+    check_rows(rows, f"{where}, ", _COLUMNS)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     raise_problems(find_row_errors(rows, columns, where), where)
     if not tokenizer.is_fast:
@@ -146,6 +149,8 @@ def cases_of(
     for number, name, pair in pairs:
         try:
             case = _case(number, name, pair, tokenizer, key_step_method)
+            if case.answer_type not in (None, *get_args(AnswerType)):
+                raise InputError(f"`answer_type` must be one of {get_args(AnswerType)}, got {show(case.answer_type)}")
             if max_new_tokens and case.answer is not None:
                 check_answer(None, case.answer, case.answer_type)
         except InputError as error:

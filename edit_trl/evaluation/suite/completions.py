@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from edit_trl.evaluation.suite.items import not_finite
-from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher, first_choice, response_of
+from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 from edit_trl.models.chat.protocol import (
     ChatRequest,
     ChatResponse,
-    MalformedResponse,
     NoAnswer,
     RawResponse,
     TeacherUnusable,
 )
+from edit_trl.models.chat.replies import first_choice, response_of
 
 NEEDS = (
     "a suite needs the log-probabilities of the prompt's tokens: `/completions` with `echo` and `logprobs`, "
@@ -66,8 +65,7 @@ class CompletionTeacher(OpenAICompatibleTeacher):
             raw = await self.complete(body)
         except (NoAnswer, TeacherUnusable) as error:
             raise type(error)(f"{self.address}, {request.row_id}: {error}. Note that {NEEDS}") from error
-        with suppress(MalformedResponse):  # journaled and asked for again, as with every teacher
-            self._check_completion(request, first_choice(raw)[1], len(ids))
+        self._check_completion(request, first_choice(raw)[1], len(ids))
         return raw
 
     def read(self, raw: RawResponse) -> Completion:
@@ -94,8 +92,12 @@ class CompletionTeacher(OpenAICompatibleTeacher):
             raise TeacherUnusable(issue)
 
 
-def logprobs_of(choice: Mapping[str, Any]) -> tuple[list[str], list[float | None], list[Any]]:
+def logprobs_of(choice: Mapping[str, Any]) -> tuple[list[Any], list[float | None], list[Mapping[str, float]]]:
     """Return the text, the log-probability and the most likely tokens of each position, in lists."""
     logprobs = choice.get("logprobs")
     logprobs = logprobs if isinstance(logprobs, Mapping) else {}
-    return tuple(logprobs.get(key) or [] for key in ("tokens", "token_logprobs", "top_logprobs"))
+    lists = [logprobs.get(key) for key in ("tokens", "token_logprobs", "top_logprobs")]
+    texts, logps, tops = (values if isinstance(values, list) else [] for values in lists)
+    tops = [top if isinstance(top, Mapping) else {} for top in tops]
+    tops = [{text: logp for text, logp in top.items() if isinstance(logp, int | float)} for top in tops]
+    return texts, [logp if isinstance(logp, int | float) else None for logp in logps], tops

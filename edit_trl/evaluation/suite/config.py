@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edit_trl.common.checks import at_least
+from edit_trl.common.checks import at_least, difficulty_range
 from edit_trl.common.options import find_beside
 from edit_trl.data.dual_cots import DatasetSource
 from edit_trl.evaluation.runs.measured_model import MeasuredModel
@@ -72,10 +72,11 @@ class SuiteArguments(MeasuredModel):
             )
         if len(sources) > 1:
             yield f"`{'` and `'.join(sources)}` are different sources of pairs; leave one"
-        if self.families is not None and self.rows is None:
-            yield "`families` needs `rows`, how many pairs"
+        if (self.families is not None or self.difficulty != 1) and self.rows is None:
+            yield "`families` and `difficulty` need `rows`, how many pairs"
         yield from at_least(1, rows=self.rows, limit=self.limit, pairs_per_question=self.pairs_per_question)
         yield from at_least(1, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+        yield from difficulty_range(difficulty=self.difficulty)
 
     def dataset(self, recipe_folder: Path) -> DatasetSource:
         """Return the source of the dual CoTs; a file may be beside the recipe."""

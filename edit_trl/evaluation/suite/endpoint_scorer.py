@@ -146,9 +146,8 @@ def _purpose(request: ChatRequest) -> str:
     return request.messages[1][0] if request.stage == "score" else request.stage
 
 
-def _best(top: Any, text: str, logp: float) -> tuple[float, str]:
+def _best(candidates: Mapping[str, float], text: str, logp: float) -> tuple[float, str]:
     """Return the log-probability and text of the most likely token; of the chain's own token if none is likelier."""
-    candidates = top if isinstance(top, Mapping) else {}
     best = max(candidates, key=candidates.get, default=None)
     return (float(candidates[best]), str(best)) if best is not None and candidates[best] > logp else (logp, text)
 

@@ -34,8 +34,9 @@ def not_finite(name: str, side: str, logps: Sequence[float]) -> str | None:
 def continuation_of(
     case: SuiteCase, whole: str, response: str, branch: Literal["right", "wrong", "neither"], cut_off: bool
 ) -> Continuation:
-    """Check the answer of a continuation; `whole` is the shared beginning and the response."""
-    check = check_answer(whole, case.answer, case.answer_type) if case.answer is not None else None
+    """Check the answer of a continuation, which is none if it is cut off; `whole` has the shared beginning too."""
+    has_answer = case.answer is not None and not cut_off
+    check = check_answer(whole, case.answer, case.answer_type) if has_answer else None
     return {
         "response": response,
         "branch": branch,

@@ -47,9 +47,7 @@ def measure_suite(
         InputError: The options, the pairs or the model are wrong, or an endpoint failed for good.
         FloatingPointError: A log-probability is not finite; names the pair.
     """
-    check_history(arguments.history)
-    rows, source = _read_rows(arguments, recipe_folder)
-    client = _client(arguments, endpoint) if endpoint.base_urls else None
+    rows, source, client = read_inputs(arguments, endpoint, limits, recipe_folder)
     weights_hash = client.address if client else model_hash(arguments.model)
     if client:
         tokenizer, positions = load_tokenizer(arguments.tokenizer, trust_remote_code=arguments.trust_remote_code), None
@@ -82,6 +80,23 @@ def measure_suite(
     return finish_run(folder, cases, arguments.history)
 
 
+def read_inputs(
+    arguments: SuiteArguments, endpoint: EndpointArguments, limits: Limits, recipe_folder: Path
+) -> tuple[Iterable[Mapping[str, Any]], str, CompletionTeacher | None]:
+    """Read what a recipe names; nothing is loaded or sent.
+
+    Returns:
+        The dual CoTs, their name in messages, and the model at an endpoint if there is one.
+
+    Raises:
+        InputError: The history, the pairs or the endpoint cannot be used; or an option would have no effect.
+    """
+    arguments.check_place(endpoint, limits)
+    check_history(arguments.history)
+    rows, source = _read_rows(arguments, recipe_folder)
+    return rows, source, _client(arguments, endpoint) if endpoint.base_urls else None
+
+
 def _read_rows(arguments: SuiteArguments, recipe_folder: Path) -> tuple[Iterable[Mapping[str, Any]], str]:
     """Return the dual CoTs and their name in messages."""
     if arguments.rows is not None:
@@ -96,15 +111,7 @@ def _read_rows(arguments: SuiteArguments, recipe_folder: Path) -> tuple[Iterable
 
 
 def _client(arguments: SuiteArguments, endpoint: EndpointArguments) -> CompletionTeacher:
-    client = CompletionTeacher(
-        endpoint.model or "",
-        endpoint.base_urls,
-        api_key_env=endpoint.api_key_env,
-        timeout=endpoint.timeout,
-        extra_body=endpoint.extra_body,
-    )
-    if arguments.actors is not None:
-        raise InputError("`actors` is for models that are loaded; each of `base_urls` has one process")
+    client = endpoint.endpoint(kind=CompletionTeacher)
     if arguments.tokenizer is None:
         raise InputError(
             "`tokenizer` is missing: a suite looks at single tokens, so it needs the tokenizer of the model "

@@ -19,6 +19,7 @@ from edit_trl.models.generation import Engine, undisturbed
 from edit_trl.models.loading import load_config, load_tokenizer, positions_of
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.models.pairs.scoring import Layout, PairLogps, make_pair_scorer
+from edit_trl.models.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,7 +42,7 @@ class ModelScorer:
         half_precision: Whether the forward runs in bf16 or fp16, independent of the dtype of the weights.
 
     Raises:
-        InputError: The batch size is below 1, or there is no EOS token.
+        InputError: The batch size is below 1, there is no EOS token, or the model has no embedding for a token.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class ModelScorer:
         self._batch_size, self._layout, self._half_precision = batch_size, layout, half_precision
         self._max_new_tokens = max_new_tokens
         self._engine = Engine(model, tokenizer)
+        ids = (case.tokens[f"{part}_ids"] for case in cases for part in ("prompt", "chosen", "rejected"))
+        check_vocabulary(model, tokenizer, ids)
 
     def plan(self) -> list[list[int]]:
         """See `CaseScorer.plan`. The longest cases come first, so that a lack of memory shows at once."""

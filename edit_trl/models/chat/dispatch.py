@@ -1,6 +1,7 @@
 """The dispatcher takes answers from the journal, and asks the teacher for the others as fast as it can answer.
 
-Answers are journaled before they are read, since they were paid for. An attempt that may succeed later is
+Answers are journaled before they are read, since they were paid for. What has not the form of an answer, such as the
+error of a gateway, is not kept. An attempt that may succeed later is
 repeated. A request that can never be answered is reported as a failure. When nothing is answered any more,
 the run stops, and the message says how to resume it.
 """
@@ -75,10 +76,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failure:
-    """A request that was not answered, and the reason."""
+    """A request that was not answered, and the reason; `fresh` as in `Answer`: failures are not journaled."""
 
     request: ChatRequest
     reason: str
+    fresh: bool = True
 
 
 @dataclass
@@ -95,6 +97,7 @@ class DispatchStats:
         prompt_tokens: Prompt tokens of all answers, journaled ones included.
         completion_tokens: Completion tokens of all answers.
         cost: The cost of all answers.
+        unreported: Answers without the token counts that their cost depends on, which are counted at their most.
     """
 
     asked: int = 0
@@ -106,6 +109,7 @@ class DispatchStats:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
+    unreported: int = 0
 
 
 class Dispatcher:
@@ -130,7 +134,7 @@ class Dispatcher:
         self._stop: RunStopped | None = None
         self._last_success = time.monotonic()
         self._failing: set[str] = set()  # requests that have failed since
-        self._reached = False  # whether any request was ever answered
+        self._reached = journal.has_response_of(teacher)  # whether any request was ever answered
         self._counted: set[str] = set()  # requests whose answer is in `stats`
 
     def stop(self, reason: RunStopped | None = None) -> None:
@@ -184,28 +188,26 @@ class Dispatcher:
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # or what they raise would be logged
         # A stop after the last answer has not cut the run short.
         if self._stop is not None and (unanswered or next(source, None) is not None):
             raise self._stop
 
     async def _answer(self, key: str, request: ChatRequest) -> tuple[str, Answer | Failure | None]:
         """Take the answer from the journal, or ask for it; None if the run stops first."""
-        raws, reason = self._journal.find(key), ""
-        for raw in raws:
+        for raw in self._journal.find(key):
             try:
                 response = self.teacher.read(raw)
-            except MalformedResponse as error:
-                reason = str(error)
+            except MalformedResponse:  # earlier versions also kept what is no answer
                 continue
             self.stats.from_journal += 1
-            self._count(key, response)
+            self._count(key, request, response)
             return key, Answer(request, response, fresh=False)
-        if len(raws) >= self.limits.max_attempts:
-            return key, Failure(request, reason)
-        return key, await self._ask(key, request, len(raws))
+        return key, await self._ask(key, request)
 
-    async def _ask(self, key: str, request: ChatRequest, attempts: int) -> Answer | Failure | None:
-        """Try until there is an answer or a failure; `attempts` were made in earlier runs."""
+    async def _ask(self, key: str, request: ChatRequest) -> Answer | Failure | None:
+        """Try until there is an answer or a failure; None if the run stops first."""
+        attempts = 0
         try:
             while True:
                 await self.pacer.acquire()
@@ -243,19 +245,26 @@ class Dispatcher:
             self.pacer.release(request.stage, time.monotonic() - started, tokens=tokens, congestion=congestion)
         self._last_success, self._reached = time.monotonic(), True
         self._failing.clear()
-        self._count(key, response)
+        self._count(key, request, response)
         return Answer(request, response, fresh=True)
 
-    def _count(self, key: str, response: ChatResponse) -> None:
+    def _count(self, key: str, request: ChatRequest, response: ChatResponse) -> None:
         if key in self._counted:  # the same request from another row is paid for once
             return
         self._counted.add(key)
         self.stats.models[response.model] += 1
         self.stats.prompt_tokens += response.prompt_tokens
         self.stats.completion_tokens += response.completion_tokens
-        self.stats.cost += self.limits.cost(response)
+        cost, is_reported = self.limits.cost(request, response)
+        self.stats.cost += cost
+        self.stats.unreported += not is_reported
         if self.limits.max_cost is not None and self.stats.cost >= self.limits.max_cost:
             spent = f"`max_cost: {self.limits.max_cost}` is spent ({self.stats.cost:.4f})"
+            if self.stats.unreported:
+                spent += (
+                    f"; {self.stats.unreported} answers came without token counts (`usage`) and are counted as long as "
+                    "they can be"
+                )
             self.stop(BudgetSpent(f"{spent}. {RESUME}, with a higher `max_cost`"))
 
     def _check_health(self, key: str, turned_away: bool, reason: str) -> None:
@@ -263,13 +272,16 @@ class Dispatcher:
         silent = time.monotonic() - self._last_success
         # A single request that keeps failing runs out of attempts. One that is turned away never does.
         if silent > self.limits.give_up_after and (turned_away or len(self._failing) >= _SEVERAL):
-            self._give_up(f"nothing but failures for {silent:.0f} s, the last one: {reason}")
+            self._give_up(
+                f"nothing but failures for {silent:.0f} s, the last one: {reason}; if it is these questions that fail, "
+                "raise `give_up_after`"
+            )
 
     def _give_up(self, reason: str) -> None:
         self.stop(TeacherUnavailable(f"the teacher {self.teacher.model!r} is no longer asked: {reason}. {RESUME}"))
 
     async def _wait(self, error: TryAgain | MalformedResponse, attempts: int) -> None:
-        self.stats.retries[str(error)] += 1
+        self.stats.retries[str(error).partition(": ")[0]] += 1
         wait = random.uniform(0, min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempts))
         retry_after = error.retry_after if isinstance(error, TryAgain) else None
         if retry_after is not None:

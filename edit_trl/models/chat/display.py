@@ -93,7 +93,9 @@ class Display:
         stats = [dispatcher.stats for dispatcher in self._dispatchers]
         tokens = sum(counts.prompt_tokens + counts.completion_tokens for counts in stats)
         cost = sum(counts.cost for counts in stats)
-        return f"{tokens:,} tokens" + (f", cost {cost:.2f}" if cost else "")
+        unreported = sum(counts.unreported for counts in stats)
+        most = f" at most ({unreported} answers without `usage`)" if unreported else ""
+        return f"{tokens:,} tokens" + (f", cost {cost:.2f}{most}" if cost else "")
 
 
 class _Rate(ProgressColumn):
@@ -139,5 +141,5 @@ class Watcher(Protocol):
 
         Args:
             outcome: The outcome, such as "unparsed".
-            fresh: Whether it was answered now, rather than from the journal.
+            fresh: Whether it was asked now, rather than answered from the journal.
         """

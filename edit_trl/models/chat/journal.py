@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.locks import Hold
@@ -107,8 +107,16 @@ class Journal:
         Raises:
             JournalError: The file is damaged.
         """
+        return [RawResponse(*row) for row in self._read(_FIND, (key,))]
+
+    def has_response_of(self, teacher: Teacher) -> bool:
+        """Return whether a teacher has responded to any request; see `find`."""
+        query = "SELECT 1 FROM responses WHERE model = ? AND address = ? LIMIT 1"
+        return bool(self._read(query, (teacher.model, teacher.address)))
+
+    def _read(self, query: str, values: tuple[str, ...]) -> list[tuple[Any, ...]]:
         try:
-            return [RawResponse(*row) for row in self._reading.execute(_FIND, (key,))]
+            return self._reading.execute(query, values).fetchall()
         except sqlite3.DatabaseError as error:
             raise JournalError(
                 f"a journal in {self.path.parent} cannot be read: {error}. Keep a copy of it; "
@@ -125,7 +133,9 @@ class Journal:
             *(key, request.stage, request.row_id, request.template),
             json.dumps(request.messages, ensure_ascii=False),
             *(teacher.model, teacher.address, json.dumps(asdict(request.sampling))),
-            *(request.seed, request.sample, raw.body, raw.latency, time.time()),
+            # A seed may be longer than SQLite's integers. It is only for readers; requests are found by their key.
+            *(None if request.seed is None else str(request.seed), request.sample),
+            *(raw.body, raw.latency, time.time()),
         )
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.put(_Write(values, done))
@@ -149,11 +159,13 @@ class Journal:
         try:
             with self._writing:
                 self._writing.executemany(_INSERT, [write.values for write in writes])
-        except (sqlite3.Error, OverflowError, UnicodeError) as failure:
+        except sqlite3.Error as failure:
             error = JournalError(
                 f"cannot write {self.path}: {failure}. What it holds is safe: free some space or mend the "
                 "disk, and run the same command again"
             )
+        except (OverflowError, UnicodeError) as failure:
+            error = JournalError(f"cannot write {self.path}: it can hold no such value ({failure})")
         loop = writes[0].done.get_loop()
         if not loop.is_closed():
             loop.call_soon_threadsafe(_tell, [write.done for write in writes], error)
@@ -190,8 +202,8 @@ def _open(path: Path) -> sqlite3.Connection:
             version = SCHEMA_VERSION
     except sqlite3.Error as error:
         raise JournalError(
-            f"{path} cannot be opened as a journal: {error}. Move it away if it is something else, or choose "
-            "another `output_dir`"
+            f"{path} cannot be opened as a journal: {error}. Free some space if the disk is full, move the file away "
+            "if it is something else, or choose another `output_dir`"
         ) from error
     if version != SCHEMA_VERSION:
         connection.close()

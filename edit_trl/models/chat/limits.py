@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edit_trl.common.checks import at_least, not_negative, positive
-from edit_trl.common.errors import InputError
-from edit_trl.models.chat.protocol import ChatResponse
+from edit_trl.common.options import Options
+from edit_trl.models.chat.protocol import ChatRequest, ChatResponse
+
+# What a chat template adds to a message, at most.
+_MESSAGE_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(Options):
     """Limits of the requests to a teacher.
 
     Attributes:
@@ -36,23 +40,29 @@ class Limits:
     completion_price: float | None = None
     max_cost: float | None = None
 
-    def __post_init__(self) -> None:
-        problems = [
-            *at_least(1, max_concurrency=self.max_concurrency, max_attempts=self.max_attempts),
-            *positive(
-                requests_per_minute=self.requests_per_minute,
-                tokens_per_minute=self.tokens_per_minute,
-                give_up_after=self.give_up_after,
-                max_cost=self.max_cost,
-            ),
-            *not_negative(prompt_price=self.prompt_price, completion_price=self.completion_price),
-        ]
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from at_least(1, max_concurrency=self.max_concurrency, max_attempts=self.max_attempts)
+        yield from positive(
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            give_up_after=self.give_up_after,
+            max_cost=self.max_cost,
+        )
+        yield from not_negative(prompt_price=self.prompt_price, completion_price=self.completion_price)
         if self.max_cost is not None and self.prompt_price is None and self.completion_price is None:
-            problems.append("`max_cost` needs a price: set `prompt_price` and `completion_price` (per million tokens)")
-        if problems:
-            raise InputError(problems)
+            yield "`max_cost` needs a price: set `prompt_price` and `completion_price` (per million tokens)"
 
-    def cost(self, response: ChatResponse) -> float:
-        """Return the cost of an answer."""
-        prompt, completion = self.prompt_price or 0.0, self.completion_price or 0.0
-        return (response.prompt_tokens * prompt + response.completion_tokens * completion) / 1e6
+    def cost(self, request: ChatRequest, response: ChatResponse) -> tuple[float, bool]:
+        """Return the cost of an answer, and whether the endpoint reported the tokens that it is computed from.
+
+        Tokens that are not reported are counted at their most: a token for each byte of the prompt, and as many as
+        the answer may have. So `max_cost` also holds at an endpoint that does not say what it used.
+        """
+        prompt, completion = response.prompt_tokens, response.completion_tokens
+        if not prompt and self.prompt_price:
+            prompt = sum(len(text.encode()) + _MESSAGE_TOKENS for _, text in request.messages)
+        if not completion and response.text and self.completion_price:
+            completion = request.sampling.max_tokens
+        cost = (prompt * (self.prompt_price or 0.0) + completion * (self.completion_price or 0.0)) / 1e6
+        return cost, (prompt, completion) == (response.prompt_tokens, response.completion_tokens)

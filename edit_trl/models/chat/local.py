@@ -22,6 +22,7 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers.utils import logging
 
+from edit_trl.common.errors import InputError
 from edit_trl.models.chat.protocol import (
     ChatRequest,
     ChatResponse,
@@ -31,6 +32,7 @@ from edit_trl.models.chat.protocol import (
     Sampling,
     TeacherUnusable,
 )
+from edit_trl.models.chat_templates import render
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import Engine, Stream
 from edit_trl.models.identity import model_hash
@@ -98,7 +100,10 @@ class TransformersTeacher:
     async def attempt(self, request: ChatRequest) -> RawResponse:
         """Generate an answer; see `Teacher.attempt`."""
         await self.check()
-        prompt, room = self._encode(request), self._engine.positions
+        try:
+            prompt, room = self._encode(request), self._engine.positions
+        except InputError as error:  # the chat template refuses the messages
+            raise NoAnswer(str(error)) from error
         if room is not None and len(prompt) + request.sampling.max_tokens > room:
             raise NoAnswer(
                 f"longer than the model's context: {len(prompt)} prompt tokens and "
@@ -222,6 +227,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[st
     Args:
         tokenizer: Without a chat template, messages are joined as plain text.
         messages: `role` and `content` of each; the model continues a last one of the assistant.
+
+    Raises:
+        InputError: The chat template refuses the messages.
     """
     *earlier, last = messages
     beginning = last["content"] if last["role"] == "assistant" else ""
@@ -229,7 +237,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[st
     if tokenizer.chat_template is None:
         text = "\n\n".join(message["content"] for message in complete) + "\n"
         return tokenizer(text + beginning)["input_ids"]
-    text = tokenizer.apply_chat_template(complete, add_generation_prompt=True, tokenize=False)
+    text = render(tokenizer, complete, add_generation_prompt=True)
     return tokenizer(text + beginning, add_special_tokens=False)["input_ids"]
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from edit_trl.models.chat.connection import DEFAULT_KEY
+from edit_trl.common.checks import positive
+from edit_trl.common.options import Options
+from edit_trl.models.chat.connection import DEFAULT_KEY, url_problem
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
+
+TeacherType = TypeVar("TeacherType", bound=OpenAICompatibleTeacher)
 
 
 @dataclass(frozen=True)
-class EndpointArguments:
+class EndpointArguments(Options):
     """A model behind an endpoint that speaks OpenAI's chat completions.
 
     Attributes:
@@ -20,7 +24,9 @@ class EndpointArguments:
         api_key_env: The environment variable with the key; empty if the endpoint needs none.
         timeout: Seconds to wait for an answer.
         token_limit: The endpoint's name for the limit of an answer's length.
-        extra_body: More fields to send to the endpoint.
+        extra_body: More fields to send to the endpoint; a field that is null is left out of every request, such as
+            {"seed": null} for an endpoint that refuses a seed.
+        check_model: Whether to refuse, before anything is sent, a model that the endpoint does not list.
     """
 
     model: str | None = None
@@ -29,14 +35,26 @@ class EndpointArguments:
     timeout: float = 120.0
     token_limit: str = "max_tokens"
     extra_body: dict[str, Any] | None = None
+    check_model: bool = True
 
-    def endpoint(self, model: str | None = None, base_urls: Sequence[str] | None = None) -> OpenAICompatibleTeacher:
+    def errors(self) -> Iterator[str]:
+        """See `Options.errors`."""
+        yield from positive(timeout=self.timeout)
+        yield from (problem for url in self.base_urls or () if (problem := url_problem(url)))
+
+    def endpoint(
+        self,
+        model: str | None = None,
+        base_urls: Sequence[str] | None = None,
+        kind: type[TeacherType] = OpenAICompatibleTeacher,
+    ) -> TeacherType:
         """Return the model behind its endpoints, or another with the same options; nothing is sent yet."""
-        return OpenAICompatibleTeacher(
+        return kind(
             model or self.model or "",
             base_urls or self.base_urls or (),
             api_key_env=self.api_key_env,
             timeout=self.timeout,
             token_limit=self.token_limit,
             extra_body=self.extra_body,
+            check_model=self.check_model,
         )

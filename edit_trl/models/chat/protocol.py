@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+from edit_trl.common.checks import at_least, not_negative, share
+from edit_trl.common.errors import InputError, raise_problems
+from edit_trl.common.terminal import visible_line
 
 Stage = Literal["annotate", "rectify", "corrupt", "check", "label", "student", "judge", "score", "continue"]
 FinishReason = Literal["stop", "length", "refused"]
@@ -20,16 +26,24 @@ class Sampling:
     """How an answer is sampled.
 
     Attributes:
-        temperature: 0 is greedy decoding.
-        top_p: The probability mass of nucleus sampling.
+        temperature: 0 is greedy decoding; None leaves it to the endpoint.
+        top_p: The probability mass of nucleus sampling; None leaves it to the endpoint.
         max_tokens: The length in tokens at which an answer is cut off.
         stop: Texts that end an answer.
+
+    Raises:
+        InputError: A value is out of range or not finite, which no request could hold.
     """
 
-    temperature: float = 0.2
-    top_p: float = 1.0
+    temperature: float | None = 0.2
+    top_p: float | None = 1.0
     max_tokens: int = 1024
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        problems = [*not_negative(temperature=self.temperature), *share(top_p=self.top_p)]
+        problems += at_least(1, max_tokens=self.max_tokens)
+        raise_problems(problems)
 
 
 @dataclass(frozen=True)
@@ -56,11 +70,23 @@ class ChatRequest:
     seed: int | None = None
 
     def key(self, teacher: Teacher) -> str:
-        """Return the key of the answer in the journal: a hash of everything that may change it."""
+        """Return the key of the answer in the journal: a hash of everything that may change it.
+
+        Raises:
+            InputError: A text holds half of a surrogate pair, which neither a request nor a file can hold.
+        """
         parts = asdict(self) | {"model": teacher.model, "address": teacher.address}
-        del parts["row_id"]
+        row_id = parts.pop("row_id")
         text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        try:
+            row_id.encode()
+            return hashlib.sha256(text.encode()).hexdigest()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the {self.stage} request of {visible_line(row_id)} cannot be encoded: it holds "
+                f"{error.object[error.start]!r}, half of a character; look at its question, the system prompt and the "
+                "templates"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -75,6 +101,28 @@ class RawResponse:
     body: str
     latency: float
 
+    @cached_property
+    def content(self) -> Any:
+        """The body, read as JSON by `read_json`."""
+        return read_json(self.body)
+
+
+def read_json(text: str) -> Any:
+    """Read JSON that others wrote; an integer that is too long to be one becomes infinite.
+
+    Raises:
+        ValueError: It is not JSON.
+        RecursionError: It is nested too deep.
+    """
+    return _DECODER.decode(text.removeprefix("\ufeff"))
+
+
+def _number(digits: str) -> float:
+    return int(digits) if len(digits) < 20 else math.inf
+
+
+_DECODER = json.JSONDecoder(strict=False, parse_int=_number)
+
 
 @dataclass(frozen=True)
 class ChatResponse:
@@ -84,8 +132,8 @@ class ChatResponse:
         text: What the teacher wrote.
         finish_reason: `length` if the answer was cut off, `refused` if the teacher declined to answer.
         model: The name that the endpoint gives its model.
-        prompt_tokens: The length of the prompt as reported; 0 if it is not.
-        completion_tokens: The length of the answer as reported; 0 if it is not.
+        prompt_tokens: The length of the prompt as reported; 0 if no possible number is.
+        completion_tokens: The length of the answer as reported; 0 if no possible number is.
     """
 
     text: str

@@ -1,6 +1,6 @@
 """Per-token log-probabilities of a batch, in one forward pass through TRL's fused LM head."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput, logging
 
 from edit_trl.common.errors import InputError
-from edit_trl.models.pairs.collation import BatchLayout, DualCoTCollator
+from edit_trl.models.pairs.collation import BatchLayout, DualCoTCollator, Stretch
+from edit_trl.models.pairs.fused_head import settle_head
 from edit_trl.models.pairs.tree_attention import TreeAttention, base_model, tree_obstacle
 
 logger = logging.get_logger(__name__)
@@ -103,8 +104,12 @@ class PairScorer:
         self._piece: Tensor | None = None
         self._positions: Tensor | None = None
         self._width = 0
+        self._stretches: Sequence[Stretch] | None = None
+        self._attention_mask: Tensor | None = None
         self._backbone_inputs: dict[str, Any] = {}
         base = base_model(model)
+        if not with_best:
+            settle_head(base)
         self._piece_size = max(1, _LOGITS // base.config.get_text_config().vocab_size)
         self._hooks = [
             base.base_model.register_forward_pre_hook(self._give_tree, with_kwargs=True),
@@ -142,6 +147,21 @@ class PairScorer:
                 self._fall_back(f"the tree layout failed ({type(error).__name__}: {error})")
         return self._score(model, self._padded(batch["layout"], batch["input_ids"].device), with_rejected)
 
+    def chain_lengths(self) -> Tensor | None:
+        """Return the length of the chain of each token in the input that is being scored; None outside of a call.
+
+        The shape is that of the input, (rows, 1) in the padded layout. A token that chains share counts to the first of
+        them, a correct one.
+        """
+        if self._attention_mask is not None:
+            return self._attention_mask.sum(1, keepdim=True)
+        if self._stretches is None:
+            return None
+        sizes = [stop - start for start, stop, _ in self._stretches]
+        before = [sum(stop - start for start, stop in ancestors) for _, _, ancestors in self._stretches]
+        lengths = torch.tensor(before) + torch.tensor(sizes)
+        return lengths.repeat_interleave(torch.tensor(sizes))[None].to(self._positions.device)
+
     def _padded(self, layout: BatchLayout, device: torch.device) -> dict[str, Any]:
         return send_to_device(replace(self._collator, layout="padded")(layout.examples), device)
 
@@ -154,10 +174,8 @@ class PairScorer:
     def _compare_layouts(self, model: nn.Module, check: TreeCheck, device: torch.device) -> None:
         """Score one pair in both layouts; use the padded one where they disagree."""
         self._check = None
-        # No dropout. Linear layers have none, and those of bitsandbytes repack their weights in eval mode.
-        modes = [(m, m.training) for m in model.modules() if not isinstance(m, nn.Linear)]
-        for module, _ in modes:
-            module.training = False
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()  # no dropout
         try:
             batch = send_to_device(replace(self._collator, layout="tree")([check.example]), device)
             padded = self._score(model, self._padded(batch["layout"], device), with_rejected=True)
@@ -168,7 +186,7 @@ class PairScorer:
         if self.tree is None:
             return  # the tree failed; a warning was logged
         differences = [(tree.chosen - padded.chosen).abs(), (tree.rejected - padded.rejected).abs()]
-        if check.exact:
+        if check.exact and base_model(model).dtype == torch.float32:  # an evaluation may have cast the model
             tolerance, kind, reduce = LOGP_TOLERANCE, "by up to", torch.max
         else:
             tolerance, kind, reduce = HALF_PRECISION_MEAN_LOGP_TOLERANCE, "on average by", torch.mean
@@ -191,10 +209,11 @@ class PairScorer:
             rows, width, scored = layout.chosen_rows, layout.chosen_width, layout.chosen_scored
         names = ("input_ids", "attention_mask", "position_ids")
         inputs = {name: batch[name][:rows, :width] for name in names if name in batch}
-        tree = {}
-        if layout.stretches is not None:
-            stretches = layout.stretches if with_rejected else layout.stretches[: layout.chosen_stretches]
+        tree, stretches = {}, layout.stretches
+        if stretches is not None:
+            stretches = stretches if with_rejected else stretches[: layout.chosen_stretches]
             tree = self.tree.inputs(stretches, inputs["position_ids"])
+        self._stretches, self._attention_mask = stretches, inputs.get("attention_mask")
         best = aux_loss = None
         with self._scoring(batch["scored_positions"][:scored], inputs["input_ids"].size(1), tree):
             labels = batch["scored_labels"][:scored]
@@ -238,7 +257,7 @@ class PairScorer:
             yield
         finally:
             # Forward passes of others must not change.
-            self._positions = self._scored = self._piece = None
+            self._positions = self._scored = self._piece = self._stretches = self._attention_mask = None
             self._backbone_inputs = {}
 
     def _give_tree(self, backbone: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

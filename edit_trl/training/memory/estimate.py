@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from trl import ModelConfig, get_peft_config
 
-from edit_trl.models.adapters import ADAPTER_CONFIG, read_base_name
+from edit_trl.models.adapters import ADAPTER_CONFIG, adapter_base
 from edit_trl.models.loading import load_config
 from edit_trl.models.pairs.collation import BatchLayoutName
 from edit_trl.models.pairs.tree_attention import tree_obstacle
@@ -100,7 +100,7 @@ def estimate_stage(run: RunArguments, examples: Sequence[dict[str, Any]], shards
     student = model.model_name_or_path
     config = load_config(
         student,
-        read_base_name(student) if (Path(student) / ADAPTER_CONFIG).is_file() else None,
+        adapter_base(student) if (Path(student) / ADAPTER_CONFIG).is_file() else None,
         revision=model.model_revision,
         trust_remote_code=training.trust_remote_code,
         option="model_name_or_path",

@@ -4,11 +4,14 @@ Each class (`DataArguments`, the trainer's, TRL's `ModelConfig`) checks its own 
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import MISSING
 from typing import Any
 
 from edit_trl.common.checks import at_least, not_negative
 from edit_trl.data.views import PAIR_VIEWS
 from edit_trl.training.config import DualCoTConfig
+from edit_trl.training.inherited_options import REFUSED_IN_RECIPES
+from edit_trl.training.option_checks import as_mapping
 from edit_trl.training.trainer_choice import TrainerName
 
 
@@ -20,6 +23,7 @@ def run_problems(values: Mapping[str, Any], trainer: TrainerName) -> Iterator[st
         trainer: The run's trainer.
     """
     yield from _model_problems(values)
+    yield from _unused_problems(values)
     yield from _view_problems(values, trainer)
     yield from _suite_problems(values)
 
@@ -40,6 +44,56 @@ def _model_problems(values: Mapping[str, Any]) -> Iterator[str]:
         )
     if values.get("reference") == "adapter_off" and not values.get("use_peft"):
         yield "`reference: adapter_off` needs an adapter to switch off; set `use_peft: true`"
+
+
+def _unused_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the options that would have no effect beside the others."""
+    for name, reason in REFUSED_IN_RECIPES.items():
+        if values.get(name) not in (None, _default(name)):
+            yield f"`{name}: {values[name]}` {reason}"
+    names = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
+    unused = [name for name in names if values.get(name)]
+    if unused and "load_in_4bit" not in values:
+        yield f"`{'`, `'.join(unused)}` need `load_in_4bit: true`"
+    if values.get("eval_on_start") and _word(values.get("eval_strategy", "no")) == "no":
+        yield "`eval_on_start: true` needs an evaluation; set `eval_strategy: steps` or `epoch`, or remove it"
+    names = ("gradient_checkpointing", "activation_checkpointing")
+    if len({values[name] for name in names if values.get(name) is not None}) > 1:
+        yield "`gradient_checkpointing` and `activation_checkpointing` are two names of one option; remove one"
+    yield from _loading_problems(values)
+
+
+def _loading_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the options that `model_init_kwargs` would override, or that the run sets itself."""
+    kwargs = as_mapping(values.get("model_init_kwargs"))
+    if not isinstance(kwargs, Mapping):
+        return
+    options = {"revision": "model_revision", "dtype": "dtype", "attn_implementation": "attn_implementation"}
+    for name, option in options.items():
+        if name in kwargs and option in values and kwargs[name] != values[option]:
+            yield (
+                f"`model_init_kwargs: {{{name}: {kwargs[name]}}}` and `{option}: {values[option]}` contradict each "
+                "other; remove one"
+            )
+    yield from (f"`model_init_kwargs` cannot set {name!r}: {_SET_BY[name]}" for name in _SET_BY if name in kwargs)
+
+
+_SET_BY = {
+    "use_safetensors": "weights are loaded from safetensors alone; remove it",
+    "quantization_config": "write `load_in_4bit: true` or `load_in_8bit: true`",
+    "load_in_4bit": "write `load_in_4bit: true` as an option of its own",
+    "torch_dtype": "write `dtype`",
+    "trust_remote_code": "write `trust_remote_code: true` as an option of its own",
+}
+
+
+def _default(name: str) -> Any:
+    field = DualCoTConfig.__dataclass_fields__[name]
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _word(value: Any) -> str:
+    return str(getattr(value, "value", value))
 
 
 def _view_problems(values: Mapping[str, Any], trainer: TrainerName) -> Iterator[str]:

@@ -1,11 +1,10 @@
 """The options of a recipe that choose its data, its view and its trainer."""
 
-import json
 from dataclasses import dataclass, field
 
 from datasets import Dataset
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.options import read_mapping
 from edit_trl.data.dual_cots import DatasetSource
 from edit_trl.data.views import View, select_rows
 from edit_trl.training.trainer_choice import TrainerName
@@ -98,13 +97,8 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        if isinstance(self.column_mapping, str):
-            try:
-                self.column_mapping = json.loads(self.column_mapping)
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f'`column_mapping` is not JSON ({error}): {self.column_mapping!r}; write \'{{"theirs": "ours"}}\''
-                ) from error
+        if self.column_mapping is not None:
+            self.column_mapping = read_mapping(self.column_mapping, "column_mapping")
 
     @property
     def train_source(self) -> DatasetSource:

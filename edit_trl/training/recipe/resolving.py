@@ -17,9 +17,13 @@ from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import ModelConfig, TrlParser
 
+from edit_trl.common.conversion import convert, nearest
 from edit_trl.common.errors import InputError
-from edit_trl.common.options import convert, hints_of, nearest, read_yaml
-from edit_trl.training.config import NOT_FOR_DUAL_COTS, DualCoTConfig
+from edit_trl.common.options import hints_of
+from edit_trl.common.yaml_file import read_words
+from edit_trl.training.config import DualCoTConfig
+from edit_trl.training.inherited_options import FORMER_NAMES, OF_EVERY_RUN, REFUSED
+from edit_trl.training.option_checks import choices_of, option_problems
 from edit_trl.training.quantization import implied_options
 from edit_trl.training.recipe.checks import run_problems
 from edit_trl.training.recipe.data_arguments import DataArguments
@@ -97,7 +101,7 @@ def read_recipe(path: str | Path | None) -> Recipe:
     if path is None:
         return Recipe(None, {})
     path = Path(path)
-    values = read_yaml(path)
+    values = read_words(path, again=True)
     if "teacher" in values or "base_urls" in values:
         raise InputError(f"{path}: this is a recipe of `edit-trl generate`, not of train")
     stages = values.pop("stages", None)
@@ -203,7 +207,7 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
         except InputError as error:
             problems.append(error.problems)
     if any(problems):
-        raise InputError(_by_stage(recipe, problems), heading=f"{recipe.path or 'command line'}:")
+        raise InputError(by_stage(recipe, problems), heading=f"{recipe.path or 'command line'}:")
     return runs
 
 
@@ -237,7 +241,7 @@ def pick_run(recipe: Recipe, runs: Sequence[RunArguments], stage: str | None) ->
     raise InputError(f"no stage {stage!r} in {recipe.path}; it has: {', '.join(map(str, names))}")
 
 
-def _by_stage(recipe: Recipe, problems: Sequence[Sequence[str]]) -> list[str]:
+def by_stage(recipe: Recipe, problems: Sequence[Sequence[str]]) -> list[str]:
     """Return the problems of every stage; those that all stages share come first and once."""
     if not recipe.stages:
         return list(problems[0])
@@ -254,6 +258,8 @@ def _resolve(stage: str | None, values: dict[str, Any], left_out: tuple[str, ...
     [trainer] = trainers_named([values.get("trainer")])
     hints = _hints(trainer)
     problems = [f"unknown key `{name}`{_meant(name, hints, [trainer])}" for name in values if name not in hints]
+    values, misspelt = _respelt(values, trainer)
+    problems += misspelt
     values, not_converted = convert({name: value for name, value in values.items() if name in hints}, hints)
     problems += not_converted
     # Not part of the run's values: what is implied may differ on the machine that resumes it.
@@ -265,16 +271,41 @@ def _resolve(stage: str | None, values: dict[str, Any], left_out: tuple[str, ...
     built = []
     for cls in argument_classes(trainer):
         names = {field.name for field in dataclasses.fields(cls)}
+        own = {name: value for name, value in complete.items() if name in names}
+        # Our classes check themselves.
+        found = [] if cls in (DataArguments, DualCoTConfig) else option_problems(cls, own)
+        problems += found
+        if found:
+            continue
         try:
-            built.append(cls(**{name: value for name, value in complete.items() if name in names}))
+            built.append(cls(**own))
         except InputError as error:
             problems += error.problems
-        except (ValueError, ImportError) as error:  # what TRL and transformers raise for bad options
-            problems.append(str(error))
+        # What TRL and transformers raise for bad options, and for files that options name
+        except (ValueError, TypeError, ImportError, OSError) as error:
+            problems.append(" ".join(str(error).split()))
     problems += run_problems(values, trainer)
     if problems:
         raise InputError(problems)
     return RunArguments(stage, values, *built, left_out)
+
+
+def _respelt(values: dict[str, Any], trainer: TrainerName) -> tuple[dict[str, Any], list[str]]:
+    """Return the values with YAML's `no` as the word, and `resume_from_checkpoint: true` as what is done anyway."""
+    words = choices_of(options_class(trainer))
+    values = {name: "no" if value is False and "no" in words.get(name, ()) else value for name, value in values.items()}
+    resume = str(values.get("resume_from_checkpoint", "")).lower()
+    if resume == "true":  # a run is resumed wherever it can be
+        del values["resume_from_checkpoint"]
+    if resume == "false":
+        del values["resume_from_checkpoint"]
+        return values, ["`resume_from_checkpoint: false`: a run is resumed in its folder; choose another `output_dir`"]
+    return values, []
+
+
+def option_names() -> set[str]:
+    """Return the names of all options of recipes, of any trainer."""
+    return {"stages", *(name for trainer in typing.get_args(TrainerName) for name in _hints(trainer))}
 
 
 def _hints(trainer: TrainerName) -> dict[str, Any]:
@@ -290,11 +321,13 @@ def _options_of(trainer: TrainerName, trainers: Sequence[TrainerName], options: 
 
 
 def _usable_options(trainer: TrainerName) -> set[str]:
-    return _hints(trainer).keys() - (NOT_FOR_DUAL_COTS if trainer == "dual_cot" else ())
+    return _hints(trainer).keys() - (REFUSED.keys() - OF_EVERY_RUN if trainer == "dual_cot" else set())
 
 
 def _meant(name: str, hints: Mapping[str, Any], trainers: Sequence[TrainerName], prefix: str = "") -> str:
     """Return a hint at the trainers that have an unknown option, and at the option that was probably meant."""
+    if name in FORMER_NAMES:
+        return f"; {FORMER_NAMES[name]}"
     others = " and ".join(trainer for trainer in trainers_with(name) if trainer not in trainers)
     elsewhere = f": it is an option of the trainer {others}, not of {' or '.join(trainers)}" if others else ""
     return elsewhere + nearest(name, hints, prefix)

@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from peft import PeftModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainerCallback
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.run_file import check_run_folder, check_same_run, read_run_file, write_run_file
 from edit_trl.hub.model_card import include_earlier_stages
-from edit_trl.models.loading import check_student
-from edit_trl.training.baselines import drop_reference, load_student, preference_trainer
+from edit_trl.models.adapters import adapter_base
+from edit_trl.models.loading import check_student, load_processor
+from edit_trl.training.baselines import drop_reference, preference_trainer
 from edit_trl.training.lora_targets import lora_config
 from edit_trl.training.memory.heap import map_large_blocks
 from edit_trl.training.quantization import check_bitsandbytes, quantization_config
+from edit_trl.training.recipe.adapter_options import check_adapter, is_adapter, merge_student, merges, set_dropout
 from edit_trl.training.recipe.resolving import Recipe, RunArguments
 from edit_trl.training.resuming.checkpoints import check_checkpoint, describe_run, last_checkpoint, written_whole
 from edit_trl.training.resuming.stopping import StopSignals
+from edit_trl.training.student import load_student
 from edit_trl.training.trainer import DualCoTTrainer
 
 
@@ -88,7 +91,7 @@ def _find_checkpoint(run: RunArguments, folder: Path) -> str | None:
         if checkpoint:
             check_checkpoint(checkpoint, describe_run(run.training))
     else:
-        checkpoint = named or (get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+        checkpoint = named or last_checkpoint(folder, described=False)
     if named:
         # The checkpoint may be in another run's folder.
         check_same_run(Path(named).parent, run.values, f"resume_from_checkpoint {named} belongs to")
@@ -165,7 +168,7 @@ def _make_trainer(
     stop_signals: StopSignals | None,
     callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
-    """Make the run's trainer, with a new adapter, none, or the student's own adapter to train further."""
+    """Make the run's trainer, with a new adapter, none, or the student's own adapter, trained further or merged."""
     training, model = run.training, run.model
     training.model_init_kwargs = {
         "revision": model.model_revision,
@@ -176,12 +179,14 @@ def _make_trainer(
     }
     check_student(student, revision=model.model_revision, trust_remote_code=training.trust_remote_code)
     quantization = quantization_config(model, training)
-    if (Path(student) / "adapter_config.json").is_file():
-        adapted = load_student(student, training, quantization)
+    if is_adapter(student):
+        adapted = _load_adapted(student, run, quantization)
+        # With the tokens and the template that came in the stage before, and not those of the base model.
+        processing = load_processor(student, adapter_base(student), trust_remote_code=training.trust_remote_code)
         # All of it is used; TRL warns of arguments for a model that is loaded already.
         adapter = quantization = training.model_init_kwargs = None
     else:
-        adapted, adapter = None, lora_config(model, student, training.trust_remote_code)
+        adapted, processing, adapter = None, None, lora_config(model, student, training.trust_remote_code)
     options: dict[str, Any] = {
         "args": training,
         "train_dataset": train_rows,
@@ -191,8 +196,22 @@ def _make_trainer(
     }
     if run.data.trainer != "dual_cot":
         return preference_trainer(run.data.trainer, student, adapted, stop_signals=stop_signals, **options)
+    options["processing_class"] = processing
     trainer = DualCoTTrainer(student if adapted is None else adapted, callbacks=list(callbacks), **options)
     trainer.stop_signals = stop_signals
     for callback in callbacks:
         callback.trainer = trainer
     return trainer
+
+
+def _load_adapted(
+    student: str, run: RunArguments, quantization: BitsAndBytesConfig | None
+) -> PeftModel | PreTrainedModel:
+    """Load an adapter with its model: to be trained further, or merged where the run says `use_peft: false`."""
+    if merges(run):
+        return merge_student(load_student(student, run.training, quantization), student)
+    check_adapter(student, run)
+    model = load_student(student, run.training, quantization)
+    if "lora_dropout" in run.values:
+        set_dropout(model, run.model.lora_dropout)
+    return model

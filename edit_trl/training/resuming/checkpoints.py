@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
@@ -19,19 +19,20 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 from safetensors import SafetensorError
+from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 from trl import SFTConfig
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.locks import FOLDER_LOCK, hold_folder
 from edit_trl.training.config import DualCoTConfig
+from edit_trl.training.resuming.manifest import MANIFEST, WEIGHTS_ALONE, fault_of, read_manifest, write_manifest
 
 logger = logging.get_logger(__name__)
 
 UNFINISHED = "_unfinished"
 """The folder of unfinished files. Names that begin with an underscore are never uploaded to the Hub."""
-MANIFEST = "edit_trl.json"
-"""The file that describes a checkpoint's run; it exists if and only if the checkpoint is complete."""
 
 # Options of `DualCoTConfig` that do not change the weights.
 _ONLY_WATCHED = {"displacement_warning", "logging_nan_inf_filter"}
@@ -75,21 +76,41 @@ def describe_rows(dataset: Dataset) -> dict[str, Any]:
     return {"pairs": len(dataset), "rows": sha256(columns.encode()).hexdigest()[:16]}
 
 
-def last_checkpoint(folder: str | Path) -> str | None:
-    """Return the newest checkpoint in a run's folder that can be resumed; warn of those that cannot."""
-    steps = {}
-    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        number = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-        if not (path.is_dir() and number.isdigit()):
-            continue
-        manifest = _read_manifest(path)
-        if manifest and manifest["resumable"]:
-            steps[int(number)] = path
-        else:
-            reason = "has weights alone (`save_only_model`)" if manifest else f"is not complete: no {MANIFEST} in it"
-            if PartialState().is_main_process:
-                logger.warning(f"{path} {reason}; not resumed from")
-    return str(steps[max(steps)]) if steps else None
+def last_checkpoint(folder: str | Path, described: bool = True) -> str | None:
+    """Return the newest checkpoint in a run's folder that can be resumed; warn of newer ones that cannot.
+
+    Args:
+        folder: The run's folder.
+        described: Whether checkpoints must have a manifest. Those of TRL's trainers have none; one of theirs that is
+            not complete is left by a run that was killed, so a run without another one starts anew.
+
+    Raises:
+        InputError: There are checkpoints, and all are damaged.
+    """
+    newest, faults = _newest_checkpoint(folder, described)
+    if PartialState().is_main_process and (newest or not faults or not described):
+        for path, fault in faults.items():
+            logger.warning(f"{path} {fault}; not resumed from")
+    damaged = [f"{path.name} {fault}" for path, fault in faults.items() if fault != WEIGHTS_ALONE]
+    if newest is None and damaged and described:
+        raise InputError(
+            f"no checkpoint in {folder} can be resumed from: {'; '.join(damaged)}. Put back what is missing, or remove "
+            "the checkpoints to start from the beginning"
+        )
+    return newest
+
+
+def _newest_checkpoint(folder: str | Path, described: bool = True) -> tuple[str | None, dict[Path, str]]:
+    """Return the newest checkpoint that can be resumed, and what is wrong with each newer one."""
+    paths = (path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir())
+    steps = {path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"): path for path in paths}
+    faults: dict[Path, str] = {}
+    for step in sorted(filter(str.isdecimal, steps), key=int, reverse=True):
+        fault = fault_of(steps[step], described)
+        if fault is None:
+            return str(steps[step]), faults
+        faults[steps[step]] = fault
+    return None, faults
 
 
 def check_checkpoint(path: str | Path, run: Mapping[str, Any]) -> None:
@@ -98,23 +119,25 @@ def check_checkpoint(path: str | Path, run: Mapping[str, Any]) -> None:
     Entries that the description lacks are not compared.
 
     Raises:
-        InputError: The checkpoint is missing, incomplete or belongs to another run (names what differs).
+        InputError: The checkpoint is missing, incomplete, damaged or belongs to another run (names what differs).
     """
     path = Path(path)
     if not (path / "trainer_state.json").is_file():
         reason = "holds no trainer_state.json" if path.is_dir() else "does not exist"
         raise InputError(f"resume_from_checkpoint {path} is no checkpoint: it {reason}")
-    manifest = _read_manifest(path)
+    manifest, fault = read_manifest(path), fault_of(path)
     if manifest is None:
         raise InputError(
             f"resume_from_checkpoint {path} is not complete, or not a checkpoint of edit_trl: it holds no "
             f"{MANIFEST}; name another, or start from its weights with `model_name_or_path`"
         )
-    if not manifest["resumable"]:
+    if fault == WEIGHTS_ALONE:
         raise InputError(
             f"resume_from_checkpoint {path} has weights alone (`save_only_model`), no optimizer; start from "
             "them with `model_name_or_path`"
         )
+    if fault is not None:
+        raise InputError(f"resume_from_checkpoint {path} {fault}; name another checkpoint")
     there = manifest["run"]
     changed = [f"{k}: {there[k]!r} there, {now!r} now" for k, now in run.items() if k in there and there[k] != now]
     if changed:
@@ -122,11 +145,6 @@ def check_checkpoint(path: str | Path, run: Mapping[str, Any]) -> None:
             f"checkpoint {path} belongs to another run ({'; '.join(changed)}) and cannot be resumed with these "
             "options; use the options it was made with, or another output_dir"
         )
-
-
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    file = path / MANIFEST
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def finish_checkpoint(draft: Path, final: Path, run: Mapping[str, Any], resumable: bool) -> None:
@@ -138,8 +156,7 @@ def finish_checkpoint(draft: Path, final: Path, run: Mapping[str, Any], resumabl
         run: The description of its run.
         resumable: Whether it holds more than weights.
     """
-    manifest = {"run": run, "resumable": resumable}
-    (draft / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_manifest(draft, run, resumable)
     _flush(draft)
     if final.exists():
         replaced = draft.with_name(f"replaced-{final.name}")
@@ -189,6 +206,36 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+_held: set[Path] = set()
+
+
+@contextmanager
+def holding(folder: str | Path, args: TrainingArguments) -> Iterator[None]:
+    """Hold a run's folder in the first process of the run; nothing changes where this process holds it already.
+
+    Folders that are made for it and in which nothing is written are removed again.
+
+    Raises:
+        InputError: Another process holds the folder.
+    """
+    path = Path(folder).resolve()
+    if args.process_index != 0 or path in _held or path.is_file():
+        yield
+        return
+    made = [place for place in (path, *path.parents) if not place.exists()]
+    with hold_folder(path):
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.discard(path)
+            for name in FOLDER_LOCK:
+                (path / name).unlink(missing_ok=True)
+            for place in made:
+                with suppress(OSError):  # it is not empty
+                    place.rmdir()
+
+
 @contextmanager
 def written_whole(what: str, folder: str | Path) -> Iterator[None]:
     """Turn errors of the disk, such as a full one, into an `InputError` of one line.
@@ -208,7 +255,7 @@ def written_whole(what: str, folder: str | Path) -> Iterator[None]:
         free = shutil.disk_usage(folder).free
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         clear_unfinished(folder)
-        last = last_checkpoint(folder)
+        last, _ = _newest_checkpoint(folder)
         before = f"the checkpoint before, {last}, is intact" if last else "there is no checkpoint before it"
         raise InputError(
             f"{what} could not be written to {folder}: {reason} ({free / 1e6:.0f} MB were free); {before}. "

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from trl import SFTTrainer
 
 from edit_trl.common.errors import InputError
+from edit_trl.training.resuming.attempts import Attempts
 from edit_trl.training.resuming.checkpoints import (
     UNFINISHED,
     check_checkpoint,
@@ -24,18 +25,20 @@ from edit_trl.training.resuming.checkpoints import (
     describe_rows,
     describe_run,
     finish_checkpoint,
+    holding,
     last_checkpoint,
     move_files,
     written_whole,
 )
 from edit_trl.training.resuming.stopping import StopSignals
+from edit_trl.training.safeguards import SafeguardsMixin
 
 logger = logging.get_logger(__name__)
 
 ADAPTER_OPTIONS = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora")
 
 
-class ResumableTrainer(SFTTrainer):
+class ResumableTrainer(SafeguardsMixin, SFTTrainer):
     """`trl.SFTTrainer` whose checkpoints are complete and can be resumed exactly.
 
     Attributes:
@@ -46,6 +49,8 @@ class ResumableTrainer(SFTTrainer):
     _draft: Path | None = None
     """The folder to which a checkpoint is being written."""
     _resumed_from: str | None = None
+    _max_tokens: int | None = None
+    """The tokens of a batch that `auto_find_batch_size` has found, with `max_tokens_per_batch`."""
     _rows: dict[str, Any] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -61,9 +66,14 @@ class ResumableTrainer(SFTTrainer):
         """Train, as in `transformers.Trainer`.
 
         Raises:
-            InputError: The checkpoint is missing, incomplete or belongs to another run; or the disk is full.
+            InputError: The checkpoint is missing, damaged or belongs to another run; another process trains in the
+                folder; the disk is full; or the run would make no step.
             TrainingStopped: See `stop_signals`.
         """
+        with holding(self.args.output_dir, self.args):
+            return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, *args: Any):
         folder = self.args.output_dir
         if self.args.should_save and clear_unfinished(folder):
             logger.warning(f"removed from {folder} the unfinished files of a run that was cut off")
@@ -78,8 +88,18 @@ class ResumableTrainer(SFTTrainer):
             self.args.eval_on_start = False  # its result is in the log already
         else:
             set_seed(self.args.seed)  # the random state must not depend on work before training, which may be cached
+        self._attempts = Attempts(self)
+        if self.args.auto_find_batch_size and self.args.max_tokens_per_batch is not None:
+            self._train_batch_size = self.args.max_tokens_per_batch  # what an attempt makes smaller
         try:
-            output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
+            output = super().train(self._resumed_from, *args)
+        except RuntimeError as error:
+            if "No executable batch size found" not in str(error):  # accelerate's, of `auto_find_batch_size`
+                raise
+            raise InputError(
+                "out of memory even with one pair in a batch (`auto_find_batch_size`); lower `max_length` to drop long "
+                "pairs, or train with less memory (LoRA, 4 bits)"
+            ) from error
         finally:
             self.args.eval_on_start = eval_on_start
         return output._replace(training_loss=output.metrics["train_loss"])
@@ -94,9 +114,19 @@ class ResumableTrainer(SFTTrainer):
             self._rows = describe_rows(self.train_dataset)
         return describe_run(self.args, adapter) | self._rows
 
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any):
+        """Train, as in `transformers.Trainer`, which calls this again after running out of memory."""
+        if self.args.auto_find_batch_size:
+            self._attempts.begin()
+            if self.args.max_tokens_per_batch is not None:
+                self._max_tokens, batch_size = batch_size, self.args.train_batch_size
+        return super()._inner_training_loop(batch_size, *args, **kwargs)
+
     def _init_training_state(self, max_steps: int, num_update_steps_per_epoch, num_train_epochs, *args: Any):
         """Make no step after the last one; in the middle of an epoch the Trainer would make one more."""
         state = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args)
+        # Not that of the checkpoint, which may have been larger.
+        self.state.train_batch_size = self._max_tokens or self._train_batch_size
         return (num_train_epochs, 0) if self.state.global_step >= max_steps else state
 
     # Saving
@@ -126,6 +156,7 @@ class ResumableTrainer(SFTTrainer):
                 if best:
                     self.state.save_to_json(str(draft / "trainer_state.json"))
                 finish_checkpoint(draft, final, self._description(), not self.args.save_only_model)
+        self._attempts.saved.append(final)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
@@ -171,6 +202,11 @@ class ResumableTrainer(SFTTrainer):
         self._total_loss_scalar = progress["logged_loss"]
         self._globalstep_last_logged = progress["logged_at"]
         self._total_train_tokens = progress["tokens"]
+
+    def _reset_progress(self) -> None:
+        """Forget the running sums: a run begins, or begins again with smaller batches."""
+        self._total_train_tokens = 0
+        self._metrics["train"].clear()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the final `train_loss` of the whole run; speeds are those of this process."""
@@ -219,6 +255,8 @@ class _ResumeCallback(StopCallback):
         if self._trainer._resumed_from:
             file = Path(self._trainer._resumed_from) / f"progress_{args.process_index}.json"
             self._trainer._restore_progress(json.loads(file.read_text(encoding="utf-8")))
+        else:
+            self._trainer._reset_progress()
 
     def on_epoch_begin(self, args, state, control, train_dataloader: DataLoader, **kwargs):
         # With several processes accelerate does not pass the epoch through a loader that skips batches.

@@ -1,0 +1,37 @@
+"""The parser of the command lines that hold no options of a recipe."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from edit_trl.common.conversion import nearest
+from edit_trl.common.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are sentences, as those of recipes are, and which names the nearest option.
+
+    Raises:
+        InputError: By `parse_args`: an argument is missing, unknown or of another type.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise an error of the command line."""
+        raise InputError(f"{message[:300]} (see `{self.prog} --help`)")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """Parse the whole command line."""
+        options, unknown = self.parse_known_args(args, namespace)
+        names = [name.lstrip("-") for action in self._actions for name in action.option_strings]
+        problems = [
+            f"unknown option {word[:80]}{nearest(word.split('=')[0].lstrip('-'), names, '--')}"
+            if word.startswith("-")
+            else f"unexpected {word[:80]!r}"
+            for word in unknown
+        ]
+        if problems:
+            raise InputError(problems)
+        return options

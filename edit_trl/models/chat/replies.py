@@ -1,0 +1,116 @@
+"""What an endpoint sends back: answers, and the messages of those that are none.
+
+Everything here was written by others. Text is put on one line without control characters before it is shown, and
+numbers are used only where they are possible.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Set
+from typing import Any
+
+from edit_trl.common.terminal import visible_line
+from edit_trl.models.chat.protocol import ChatResponse, FinishReason, MalformedResponse, RawResponse, read_json
+
+_MOST_WORDS = 300
+_MOST_NAME = 200
+# The names under which endpoints and gateways say why an answer ended early; all others mean that it is whole.
+_CUT_OFF = {"length", "max_tokens", "max_output_tokens", "model_length"}
+_REFUSED = {"content_filter", "content-filter", "safety", "refusal", "recitation", "prohibited_content"}
+
+
+def first_choice(raw: RawResponse) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the body of a response, and the first of its `choices`.
+
+    Raises:
+        MalformedResponse: The body is not JSON, holds an error, or has no choice.
+    """
+    try:
+        body = raw.content
+    except (ValueError, RecursionError) as error:
+        raise MalformedResponse(f"not JSON: {short(raw.body) or 'empty'}") from error
+    choices = body.get("choices") if isinstance(body, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        raise MalformedResponse(f"no choices: {message_of(body)}")
+    for part in (body, choice):
+        if part.get("error"):
+            raise MalformedResponse(f"an error: {message_of(part)}")
+    if choice.get("finish_reason") in ("error", "abort"):
+        raise MalformedResponse(f"the answer was broken off ({choice['finish_reason']})")
+    return body, choice
+
+
+def read_completion(raw: RawResponse) -> ChatResponse:
+    """Read a chat completion. One without a text, such as with thoughts alone, is an empty answer.
+
+    Raises:
+        MalformedResponse: See `first_choice`.
+    """
+    body, choice = first_choice(raw)
+    message = choice["message"] if isinstance(choice.get("message"), dict) else {}
+    text, refusal = _text_of(message.get("content")), _text_of(message.get("refusal"))
+    reason = str(choice.get("finish_reason")).lower()
+    if refusal or reason in _REFUSED:
+        return response_of(body, refusal or text, "refused")
+    return response_of(body, text, "length" if reason in _CUT_OFF else "stop")
+
+
+def response_of(body: Mapping[str, Any], text: str, reason: FinishReason) -> ChatResponse:
+    """Make a response with the model and the token counts that the endpoint reports."""
+    usage = body["usage"] if isinstance(body.get("usage"), dict) else {}
+    counts = [_possible_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
+    model = visible_line(body.get("model") or "")[:_MOST_NAME]
+    # JSON can hold half of a surrogate pair, which cannot be saved as UTF-8.
+    return ChatResponse(text.encode("utf-8", "replace").decode(), reason, model, *counts)
+
+
+def listed_models(text: str) -> list[str] | None:
+    """Return the names of models in an endpoint's list, and the aliases there; None if the text is no such list."""
+    try:
+        body = read_json(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(body, dict | list):
+        return None
+    entries = body.get("data") if isinstance(body, dict) else body
+    names: list[Any] = []
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict):
+            aliases = entry.get("aliases")
+            names += [entry.get("id"), *(aliases if isinstance(aliases, list) else ())]
+    return [name for name in names if isinstance(name, str)]
+
+
+def is_listed(model: str, names: Set[str]) -> bool:
+    """Return whether a model is among the names, also with the tag `:latest` or the prefix `models/`."""
+    return not names.isdisjoint({model, f"{model}:latest", model.removesuffix(":latest"), f"models/{model}"})
+
+
+def message_of(body: Any) -> str:
+    """Return the words in which an endpoint says what is wrong, wherever they stand; "" if it says nothing."""
+    for name in ("error", "message", "detail"):
+        if isinstance(body, dict) and body.get(name):
+            return message_of(body[name])
+    if body in (None, "", [], {}):
+        return ""
+    return short(body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, default=str))
+
+
+def short(text: str) -> str:
+    """Return the beginning of a text, as it may be shown."""
+    return " ".join(visible_line(text[: 2 * _MOST_WORDS]).split())[:_MOST_WORDS]
+
+
+def _text_of(content: Any) -> str:
+    """Return a text, or the texts of a list of parts."""
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
+
+
+def _possible_count(value: Any) -> int:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 0 <= value < 2**53 else 0
