@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Of the moments to kill at.")
     args = parser.parse_args()
     if args.student:
-        refuse_missing_folder(str(args.student), "--student")
+        refuse_missing_folder(str(args.student), "student")
     results = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=count, default=3)
     args = parser.parse_args()
     if args.student:
-        refuse_missing_folder(str(args.student), "--student")
+        refuse_missing_folder(str(args.student), "student")
     times: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

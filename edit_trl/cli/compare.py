@@ -132,5 +132,8 @@ def _show(options: argparse.Namespace, comparison: Comparison, results: list[Gat
 def _write(file: str | Path, content: bytes) -> None:
     if str(file) == "-":
         print(content.decode(), end="")
-    else:
+        return
+    try:
         write_whole(file, content)
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror}") from error

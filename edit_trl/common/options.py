@@ -114,7 +114,8 @@ class Options:
         values, problems = convert({name: getattr(self, name) for name in hints}, hints)
         raise_problems(problems)
         for name, value in values.items():
-            object.__setattr__(self, name, value)
+            if value != getattr(self, name):  # a whole number of a float stays as it is, as in records of earlier runs
+                object.__setattr__(self, name, value)
         raise_problems(self.errors())
 
     def errors(self) -> Iterator[str]:

@@ -202,6 +202,8 @@ def save_dual_cots(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     try:
         with replacing(path) as draft:
             write(dataset, draft)
+    except InputError as error:
+        raise InputError(f"{path}, {error}") from error
     except (OSError, pa.ArrowException) as error:  # the latter: a type that Parquet does not have
         raise InputError(f"{path}: cannot be written: {error}") from error
 

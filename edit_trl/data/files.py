@@ -78,11 +78,7 @@ def _read_parquet(path: Path) -> Dataset:
     from datasets.table import InMemoryTable
 
     try:
-        table = pq.read_table(path)
-        repeated = {name for name in table.column_names if table.column_names.count(name) > 1}
-        if repeated:
-            raise ValueError(f"it has two columns {', '.join(sorted(repeated))}")
-        dataset = Dataset(InMemoryTable(table))
+        dataset = Dataset(InMemoryTable(pq.read_table(path)))
     except (pa.ArrowException, *_BROKEN) as error:
         raise InputError(f"{path}: not a Parquet file that can be read: {error}") from error
     return _readable(dataset, str(path))

@@ -51,6 +51,9 @@ class DualCoT(TypedDict):
     rejected_key_spans: NotRequired[list[list[int]] | list[list[list[int]]] | None]
 
 
+# Errors of single values: text that is not UTF-8, times that Python cannot represent, unknown time zones.
+_UNREADABLE = (ValueError, ArithmeticError, LookupError)
+
 REQUIRED_COLUMNS = ("prompt", "chosen", "rejected")
 TEXT_COLUMNS = ("answer", "task", "source", "id")
 SPAN_COLUMNS = {"chosen_key_spans": "chosen", "rejected_key_spans": "rejected"}
@@ -125,7 +128,7 @@ def rows_of(dataset: Dataset) -> Iterator[dict[str, Any]]:
     while True:
         try:
             batch = next(batches, None)
-        except (ValueError, ArithmeticError) as error:  # not UTF-8; a time that Python cannot represent
+        except _UNREADABLE as error:
             raise InputError(unreadable_cell(dataset, count) or f"rows cannot be read: {error}") from error
         if batch is None:
             return
@@ -142,6 +145,6 @@ def unreadable_cell(dataset: Dataset, first: int = 0) -> str | None:
         for column, values in columns.items():
             try:
                 values[number]
-            except (ValueError, ArithmeticError) as error:
+            except _UNREADABLE as error:
                 return f"row {number + 1}, {column}: cannot be read: {error}"
     return None

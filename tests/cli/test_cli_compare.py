@@ -1,6 +1,7 @@
 """`edit-trl compare`: forms of output, exit codes and what it says of bad input."""
 
 import json
+import os
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -136,3 +137,24 @@ def test_a_process_of_its_own_loads_no_torch(runs):
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (1, "set()\n")
     assert "FAIL  max-drop" in result.stdout
+
+
+@pytest.mark.parametrize("option", ["--json", "--markdown", "--junit"])
+def test_outputs_are_whole_or_as_before(runs, option, capfd):
+    limits = ("--max-drop", "0.9")
+    (runs / "out").write_text("before")
+    before = os.listdir()
+    with open("/dev/full", "wb") as full, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: os.write(full.fileno(), b"x"))  # the disk is full at the last moment
+        assert run("base", "better", option, "out", *limits) == 2
+    assert "cannot write out: No space left on device" in capfd.readouterr().err
+    assert (runs / "out").read_text() == "before"
+    assert os.listdir() == before
+    os.mkfifo("pipe")
+    reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, text=True)
+    assert run("base", "better", option, "pipe", *limits) == 0
+    through_pipe = reader.communicate()[0]
+    assert (runs / "pipe").is_fifo()
+    assert run("base", "better", option, "out", *limits) == 0
+    assert (runs / "out").read_text() == through_pipe
+    assert "better" in through_pipe

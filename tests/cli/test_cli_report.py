@@ -109,3 +109,20 @@ def test_the_help_and_a_missing_argument(capfd):
     assert left.value.code == 0
     assert "--output FILE" in capfd.readouterr().out
     assert main(["report"]) == 2
+
+
+def test_a_page_goes_to_a_pipe_or_standard_output_as_it_is(folder):
+    command = [sys.executable, "-m", "edit_trl.cli.main", "report", "suite", "--output"]
+    for output in ("/dev/stdout", "pipe"):
+        if output == "pipe":
+            os.mkfifo("pipe")
+            reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE)
+        with open("page.html", "wb") as page:
+            done = subprocess.run([*command, output], stdout=page, stderr=subprocess.PIPE, text=True, check=True)
+        if output == "pipe":
+            Path("page.html").write_bytes(reader.communicate()[0])
+            assert Path("pipe").is_fifo()
+        assert f"{output}: 1 run with" in done.stderr
+        page = Path("page.html").read_text()
+        assert page.startswith("<!DOCTYPE html>")
+        assert page.rstrip().endswith("</html>")

@@ -3,16 +3,19 @@
 import copy
 import csv
 import json
+import os
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, List, Value, load_from_disk
 from huggingface_hub import HfApi
 
 from edit_trl.common.errors import InputError
 from edit_trl.data.dual_cots import load_dual_cots, save_dual_cots
-from edit_trl.data.row import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, chain_text, is_conversational
+from edit_trl.data.row import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, chain_text, is_conversational, rows_of
 from edit_trl.data.row_checks import validate_dual_cots
 
 PLAIN = [
@@ -573,3 +576,111 @@ def test_a_generated_folder_has_the_splits_dual_and_warm_up(tmp_path):
     assert [len(load_dual_cots(tmp_path, split=split)) for split in (None, "dual", "warm_up")] == [3, 3, 1]
     with pytest.raises(InputError, match="choose the split from: train, dual, warm_up"):
         load_dual_cots(tmp_path, split="key_steps")
+
+
+# --- Files that are broken inside, and what CSV cannot hold ----------------------------------
+
+
+@pytest.mark.parametrize(
+    ("good", "changed", "expected"),
+    [
+        ({"answer": "2", "mistake": ["sum"]}, {"answer": None, "mistake": []}, None),
+        ({"note": "text"}, {"note": ""}, None),
+        ({"id": "1"}, {"chosen": "line\r\nline\rnul\0 \u2028 🚀", "id": " 007 "}, None),
+        ({}, {"chosen": "x" * 200_000}, None),
+        ({"answer": "2"}, {"answer": ""}, "answer: CSV cannot hold ''"),
+        ({"note": "text"}, {"note": None}, "note: CSV cannot hold None"),
+        ({}, {"rejected": "[]"}, "rejected: CSV cannot hold '[]'"),
+        ({}, {"prompt": '[{"role": "user", "content": "x"}]'}, "prompt: CSV cannot hold"),
+    ],
+)
+def test_csv_gives_back_the_same_rows_or_names_what_it_cannot_hold(tmp_path, good, changed, expected):
+    path, rows = tmp_path / "rows.csv", [row(**good), row(**changed)]
+    if expected is None:
+        save_dual_cots(Dataset.from_list(rows), path)
+        assert load_dual_cots(path).to_list() == rows
+    else:
+        [problem] = problems_of(save_dual_cots, Dataset.from_list(rows), path)
+        assert problem.startswith(f"{path}, row 2, {expected}")
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [5, True, 1.5, ["a"], {"a": 1}])
+def test_csv_makes_no_text_of_other_values(tmp_path, value):
+    [problem] = problems_of(save_dual_cots, Dataset.from_list([row(note=value)]), tmp_path / "rows.csv")
+    assert problem.startswith(f"{tmp_path / 'rows.csv'}, row 1, note: CSV cannot hold {value!r} (")
+
+
+def write_parquet(path, **columns):
+    pq.write_table(pa.table({name: [value] for name, value in row().items()} | columns), path)
+    return path
+
+
+def broken_text(*texts):
+    return pa.Array.from_buffers(pa.string(), len(texts), pa.array(texts, pa.binary()).buffers())
+
+
+def test_parquet_that_is_broken_inside(tmp_path):
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(b"PAR1" + b"\0" * 100 + b"PAR1")
+    assert "not a Parquet file that can be read" in problems_of(load_dual_cots, path)[0]
+    write_parquet(path, prompt=broken_text(b"q\xff"))
+    assert problems_of(load_dual_cots, path)[0].startswith(f"{path}, row 1, prompt: cannot be read: 'utf-8' codec")
+    write_parquet(path, note=broken_text(b"\xff"))  # a column that is not ours
+    assert problems_of(load_dual_cots, path)[0].startswith(f"{path}, row 1, note: cannot be read: 'utf-8' codec")
+    pq.write_table(pa.table([["q"], ["q"], ["a"], ["b"]], names=["prompt", "prompt", "chosen", "rejected"]), path)
+    assert "not a Parquet file that can be read" in problems_of(load_dual_cots, path)[0]
+    table = pa.table({name: [value] for name, value in row().items()})
+    pq.write_table(table.replace_schema_metadata({"huggingface": "[1]"}), path)
+    assert "not a Parquet file that can be read" in problems_of(load_dual_cots, path)[0]
+
+
+def test_a_value_that_python_cannot_represent_is_named(tmp_path):
+    dataset = load_dual_cots(write_parquet(tmp_path / "rows.parquet", when=pa.array([2**62], pa.timestamp("us"))))
+    [problem] = problems_of(list, rows_of(dataset))
+    assert problem == "row 1, when: cannot be read: date value out of range"
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("state.json", "[1]"),
+        ("state.json", '{"_data_files": 5}'),
+        ("state.json", "[" * 100_000),
+        ("dataset_info.json", "[1]"),
+        ("dataset_info.json", '{"features": {"prompt": {"_type": "Nope"}}}'),
+        ("dataset_dict.json", "{}"),
+        ("dataset_dict.json", '{"splits": [1]}'),
+    ],
+)
+def test_a_saved_dataset_whose_json_is_something_else(tmp_path, file, text):
+    save_dual_cots(Dataset.from_list([row()]), tmp_path / "rows")
+    if file == "dataset_dict.json":
+        (tmp_path / "rows" / "state.json").unlink()
+    (tmp_path / "rows" / file).write_text(text)
+    [problem] = problems_of(load_dual_cots, tmp_path / "rows")
+    assert problem.startswith(f"{tmp_path / 'rows'}: a saved dataset that cannot be read: ")
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    [problem] = problems_of(load_dual_cots, tmp_path / "rows.jsonl")
+    assert problem == f"{tmp_path / 'rows.jsonl'} is a device or a pipe; write its contents to a file, and name that"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("9" * 5000, "line 2: cannot be read: Exceeds the limit"),
+        ("[" * 60 + "]" * 60, "line 2, 'x': its lists or objects are nested too deeply"),
+        ('{"a": "\\ud83d"}', "line 2, 'x': has '\\ud83d', half of a surrogate pair"),
+        (str(2**70), "row 2: column 'x' cannot be stored"),
+        ('"text"', "row 2: column 'x' cannot be stored"),
+    ],
+)
+def test_a_wrong_value_among_good_ones_is_named(tmp_path, value, expected):
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps(row(x=1))[:-2] + f"{x}}}\n" for x in ("1", value, "2")]
+    path.write_text("".join(lines))
+    [problem] = problems_of(load_dual_cots, path)
+    assert problem.startswith(f"{path}, {expected}")

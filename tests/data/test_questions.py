@@ -167,3 +167,12 @@ def test_missing_columns_and_files(tmp_path):
         read_questions(path)
     with pytest.raises(InputError, match=r"no such file or folder: 'nothere\.jsonl'"):
         read_questions("nothere.jsonl")
+
+
+def test_choices_that_cannot_be_lettered(tmp_path):
+    path = write(tmp_path / "q.jsonl", [{"question": "Which?", "answer": 26, "choices": [str(n) for n in range(27)]}])
+    with pytest.raises(InputError, match=r"column 'choices': must be a list of texts \(at most 26\)"):
+        read_questions(path)
+    path = write(tmp_path / "q.jsonl", [{"question": "Which?", "answer": "²", "choices": ["a", "b"]}])
+    with pytest.raises(InputError, match="column 'answer': must name one of the choices A, B, got '²'"):
+        read_questions(path)

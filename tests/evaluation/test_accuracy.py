@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 from contextlib import suppress
 from itertools import islice
 
@@ -389,3 +390,28 @@ def test_no_chat_template(student):
     with pytest.raises(InputError, match="no chat template"):
         evaluate((model, tokenizer))
     tokenizer.chat_template = template
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": {"from": "web"}}, r"row 2: `source` must be a text, got \{'from': 'web'\} \(dict\)"),
+        ({"task": ["a"]}, r"row 2: `task` must be a text"),
+        ({"id": 1.5}, r"row 2: `id` must be a text, got 1.5 \(float\)"),
+        ({"mistake": "arithmetic"}, "row 2: `mistake` must be a list of texts"),
+        ({"source": "\ud83d"}, "row 2, source: has '.ud83d', half of a surrogate pair"),
+        ({"prompt": [{"role": "user", "content": "1?", "n": math.nan}]}, "row 2, prompt: cannot be written to a file"),
+        ({"mistake": [{1}]}, "row 2, mistake: cannot be written to a file: .* set"),
+    ],
+)
+def test_rows_in_memory_that_no_run_could_hold(change, message):
+    rows = [{"prompt": "0?", "answer": "1"}, {"prompt": "1?", "answer": "2"} | change]
+    with pytest.raises(InputError, match=message):
+        problems_of(rows)
+    with pytest.raises(InputError, match=r"row 2: must be a mapping with named columns, got 'text'"):
+        problems_of([rows[0], "text"])
+
+
+def test_a_number_as_id_becomes_text():
+    rows = [{"prompt": f"{n}?", "answer": "1", "id": n} for n in range(2)]
+    assert [problem.id for problem in problems_of(rows)] == ["0", "1"]

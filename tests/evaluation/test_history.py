@@ -1,6 +1,7 @@
 """The index of runs: what is kept of each, several processes at once, and files that are something else."""
 
 import multiprocessing
+import os
 import sqlite3
 from dataclasses import replace
 
@@ -156,3 +157,19 @@ def test_a_row_that_was_edited_is_named_with_its_column(tmp_path, change, expect
     connection.close()
     with pytest.raises(InputError, match=expected):
         read_history(file)
+
+
+def test_a_place_that_cannot_be_written_is_known_before(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="it is no file"):
+        check_history(tmp_path / "pipe")
+    (tmp_path / "others").mkdir(mode=0o555)
+    user = os.getresuid()
+    if user[1] == 0:
+        os.setresuid(65534, 0, 0)  # who asks is not root, who tidies up is
+    try:
+        with pytest.raises(PermissionError, match="others"):
+            check_history(tmp_path / "others" / "deep" / "history.sqlite")
+    finally:
+        os.setresuid(*user)
+    assert list((tmp_path / "others").iterdir()) == []

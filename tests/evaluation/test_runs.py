@@ -6,6 +6,7 @@ import re
 import subprocess
 
 import pytest
+from run_folders import finished_run, suite_item
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import content_hash, git_revision
@@ -257,7 +258,7 @@ def test_git_revision(tmp_path, monkeypatch):
         ({"task": [1]}, "task: [1] (list) is no text"),
         ({"samples": []}, "samples: is empty"),
         ({"samples": [5]}, "samples[0]: 5 (int) is no object"),
-        ({"cut_off": float("nan")}, "not JSON: NaN is no number of JSON"),
+        ({"cut_off": float("nan")}, "cannot be read: NaN is no number of JSON"),
         ({"cut_off": None}, "cut_off: None (NoneType) is no integer"),
     ],
 )
@@ -305,3 +306,46 @@ def test_a_second_process_is_kept_out(tmp_path):
     assert list(second.done) == [("sums", "0")]
     second.finish([("sums", "0")], {}, {}, {})
     assert RunFolder(tmp_path / "run", record()).finished
+
+
+def test_what_a_killed_process_left_does_not_block_and_is_removed(tmp_path):
+    for name in (".edit_trl.lock", "evaluation.json.99.draft", "items.jsonl.99.draft"):
+        (tmp_path / name).write_text("{")
+    run = finished(tmp_path)
+    assert not list(tmp_path.glob("*.draft"))
+    assert read_run(tmp_path) == run
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    folder = RunFolder(tmp_path / "run", record())
+    folder.start()
+    (tmp_path / "run" / "items.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: .*items\.jsonl"):
+        folder.append([item(0)])
+
+
+def test_numbers_as_ids_of_earlier_versions_are_read_as_text(tmp_path):
+    finished(tmp_path)
+    file = tmp_path / "items.jsonl"
+    file.write_text(file.read_text().replace('"id": "1"', '"id": 1'))
+    assert [one["id"] for one in read_run(tmp_path).items] == ["0", "1", "2"]
+
+
+def test_settings_and_seeds_that_nothing_else_can_hold(tmp_path):
+    finished(tmp_path)
+    deep = json.loads("[" * 60 + "]" * 60)
+    spoil_record(tmp_path, settings={"deep": deep})
+    with pytest.raises(InputError, match=r"evaluation.json, 'settings': its lists or objects are nested too deeply"):
+        read_run(tmp_path)
+    spoil_record(tmp_path, settings={}, seed=2**70)
+    with pytest.raises(InputError, match=r"is not the record of a run: seed: .* is no integer"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["1e400", "1" + "0" * 400])
+def test_numbers_that_no_statistics_can_take(tmp_path, value):
+    finished_run(tmp_path / "run", [suite_item(0, 0.5)], kind="suite")
+    file = tmp_path / "run" / "items.jsonl"
+    file.write_text(file.read_text().replace('"margin": 0.5', f'"margin": {value}', 1))
+    with pytest.raises(InputError, match=r"line 1: not an item of `edit-trl suite`: margin: .* is no number"):
+        read_run(tmp_path / "run")
