@@ -44,6 +44,7 @@ class RunFolder:
         path: The folder.
         record: The record, as it is on disk.
         done: The finished items, by (task, id).
+        needs_grading: Whether an earlier version of the answer check made these items of an unfinished run.
 
     Raises:
         InputError: The folder holds another run, files that are not a run, or a run of another format; or another
@@ -56,6 +57,7 @@ class RunFolder:
         self._hold: Hold | None = None
         self._started = time.monotonic()
         self.done: dict[tuple[str, str], Item] = {}
+        self.needs_grading = False
         record = replace(record, created=record.created or _now(), git_revision=git_revision())
         self._is_new = not (self.path / RECORD_FILE).is_file()
         if not self._is_new:
@@ -104,6 +106,13 @@ class RunFolder:
         except OSError as error:  # of a full disk, which names no file
             raise OSError(error.errno, error.strerror, str(self.path / ITEMS_FILE)) from error
         self.done |= {key_of(item): item for item in items}
+
+    def grade_again(self, items: Iterable[Item]) -> None:
+        """Replace items by those with the verdicts of the present answer check."""
+        self.done |= {key_of(item): item for item in items}
+        write_whole(self.path / ITEMS_FILE, "".join(map(_line, self.done.values())))
+        self.needs_grading = False
+        self.start()
 
     def finish(
         self,
@@ -159,6 +168,10 @@ class RunFolder:
         earlier = _read_record(self.path)
         items = _read_items(self.path, earlier.kind, partial=not earlier.finished)
         before, now = ({name: getattr(one, name) for name in _IDENTITY} for one in (earlier, _as_read(record)))
+        # A finished run stays as it is stored; the responses of an unfinished one are graded again.
+        of_earlier_check = _number(before["verifier"]) < _number(now["verifier"])
+        if of_earlier_check:
+            before["verifier"] = now["verifier"]
         if before != now:
             if not items:
                 (self.path / ITEMS_FILE).unlink(missing_ok=True)
@@ -171,6 +184,8 @@ class RunFolder:
         if not earlier.finished:
             # Remove a last line that was cut short, or the next item would be appended to it.
             write_whole(self.path / ITEMS_FILE, "".join(map(_line, items)))
+            self.needs_grading = of_earlier_check
+            earlier = replace(earlier, verifier=record.verifier)
         return earlier
 
 
@@ -264,6 +279,10 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 def _line(item: Item) -> str:
     return json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _number(version: Any) -> int:
+    return int(version) if str(version).isdecimal() else -1
 
 
 def _now() -> str:
