@@ -21,6 +21,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from edit_trl.cli.main import main
+from edit_trl.data.answers import VERIFIER_VERSION
 
 FIXTURES = Path(__file__).parent / "fixtures" / "written_by_5848ae2"
 
@@ -188,7 +189,9 @@ def test_a_run_ends_with_the_same_record(name):
         run(name)
     found, expected = (read_json(folder, name, "evaluation.json") for folder in ("cut_off", "completed"))
     assert found["finished"]
-    assert found == approximately(expected) | {name: found[name] for name in ("finished", "seconds")}
+    # The responses there were graded again, by the present answer check.
+    assert found["verifier"] == VERIFIER_VERSION
+    assert found == approximately(expected) | {name: found[name] for name in ("finished", "seconds", "verifier")}
 
 
 def test_training_goes_on_from_a_checkpoint(capfd):

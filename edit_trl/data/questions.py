@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from edit_trl.common.errors import InputError, raise_problems, show
-from edit_trl.data.answers import AnswerType, check_answer, infer_answer_type
+from edit_trl.data.answers import AnswerType, check_answer, check_answer_type, infer_answer_type
 from edit_trl.data.files import is_text_file, load_table, read_rows
 from edit_trl.data.row import rows_of
 from edit_trl.data.row_checks import checked_mapping, half_character
@@ -61,7 +61,8 @@ def read_questions(
     The columns are `question` and `answer`, and optionally `id`, `task`, `task_description`, `answer_type`,
     `context` (a passage before the question) and `choices`. Choices (a list of texts, or
     `{"text": [...], "label": [...]}` as in ARC) follow the question as (A), (B), ... The answer is then the
-    label of a choice, its number from 0, its text, or a list with one of these.
+    label of a choice, its text, its number from 0, or a list with one of these. Digits in a text count from 0
+    where one of the answers is "0" (as in HellaSwag), and from 1 where one is the last choice's number from 1.
 
     Args:
         source: A .jsonl, .json, .csv or .parquet file, a folder saved by `datasets`, or a Hub id.
@@ -78,6 +79,8 @@ def read_questions(
         InputError: A source that cannot be read, or all rows that are not questions, each with its file, row
             and column.
     """
+    if answer_type is not None:
+        check_answer_type(answer_type)
     rows, columns = read_table(source, name, split)
     where = str(source)
     mapping = checked_mapping(column_mapping or {}, columns, where, COLUMNS)
@@ -88,16 +91,17 @@ def read_questions(
             f"{where}: no column {' and no column '.join(map(repr, missing))}; it has {', '.join(names.values())}. "
             'Name what they are called with `column_mapping: {"theirs": "ours"}`'
         )
+    rows = [{name: row[column] for column, name in names.items() if column in row} for row in rows]
+    first = _first_number(rows)
     questions: list[Question] = []
     errors: list[str] = []
     for number, row in enumerate(rows[:limit], 1):
-        row = {name: row[column] for column, name in names.items() if column in row}
         row["answer_type"] = answer_type or row.get("answer_type")
         row["task"] = task if row.get("task") in (None, "") else row["task"]
-        row_errors = list(_row_errors(row, answer_after))
+        row_errors = list(_row_errors(row, answer_after, first))
         errors += [f"{where}, row {number}, column {column!r}: {error}" for column, error in row_errors]
         if not row_errors:
-            questions.append(_question(row, f"row {number}", answer_after, task_descriptions or {}))
+            questions.append(_question(row, f"row {number}", answer_after, first, task_descriptions or {}))
     counts = Counter(question.id for question in questions)
     errors += [f"{where}: id {name!r} occurs {count} times" for name, count in counts.items() if count > 1]
     raise_problems(errors, where)
@@ -115,7 +119,7 @@ def read_table(source: str | Path, name: str | None, split: str | None) -> tuple
     return rows, [column for column in columns if any(row.get(column) is not None for row in rows)]
 
 
-def _row_errors(row: Mapping[str, Any], after: str | None) -> Iterator[tuple[str, str]]:
+def _row_errors(row: Mapping[str, Any], after: str | None, first: int | None) -> Iterator[tuple[str, str]]:
     for column in COLUMNS:
         if (place := half_character(row.get(column))) is not None:
             yield column, f"holds half of a character, which no file or request can hold: {place}"
@@ -135,9 +139,11 @@ def _row_errors(row: Mapping[str, Any], after: str | None) -> Iterator[tuple[str
         return
     answer = row.get("answer")
     if choices:
-        if _label(answer, choices) is None:
-            labels = ", ".join(label for label, _ in choices)
-            yield "answer", f"must name one of the choices {labels}, got {show(answer)}"
+        if _label(answer, choices, first) is None:
+            labels = ", ".join(choice.label for choice in choices)
+            hint = "; digits may count from 0 or from 1 here: write an integer, which counts from 0, or the letter"
+            is_unclear = first is None and isinstance(answer, str) and answer.strip().isdecimal()
+            yield "answer", f"must name one of the choices {labels}, got {show(answer)}{hint if is_unclear else ''}"
         return
     if not isinstance(answer, str) or not answer.strip():
         yield "answer", f"must be a text, got {show(answer)}; write numbers as text"
@@ -151,16 +157,18 @@ def _row_errors(row: Mapping[str, Any], after: str | None) -> Iterator[tuple[str
         yield "answer", str(error)
 
 
-def _question(row: Mapping[str, Any], name: str, after: str | None, descriptions: Mapping[str, str]) -> Question:
+def _question(
+    row: Mapping[str, Any], name: str, after: str | None, first: int | None, descriptions: Mapping[str, str]
+) -> Question:
     choices, text = _choices(row.get("choices")), row["question"].strip()
     if row.get("context"):
         text = f"{row['context'].strip()}\n{text}"
     if choices:
-        text += "\nOptions:\n" + "\n".join(f"({label}) {choice}" for label, choice in choices)
+        text += "\nOptions:\n" + "\n".join(f"({choice.label}) {choice.text}" for choice in choices)
     return Question(
         id=row.get("id") or name,
         question=text,
-        answer=f"({_label(row['answer'], choices)})" if choices else _final_part(row["answer"], after),
+        answer=f"({_label(row['answer'], choices, first)})" if choices else _final_part(row["answer"], after),
         answer_type=row["answer_type"] or ("choice" if choices else None),
         task=row["task"],
         task_description=row.get("task_description") or descriptions.get(row["task"] or ""),
@@ -171,44 +179,67 @@ def _final_part(answer: str, after: str | None) -> str:
     return (answer.rpartition(after)[2] if after else answer).strip()
 
 
-def _choices(value: Any) -> list[tuple[str, str]]:
-    """Return the (label, text) of each choice; labels that are digits become letters."""
+class _Choice(NamedTuple):
+    """A choice: the letter with which it is asked, its own label in the data or None, its text."""
+
+    label: str
+    own: str | None
+    text: str
+
+
+def _choices(value: Any) -> list[_Choice]:
+    """Return the choices of a question; labels that are digits become letters."""
     if isinstance(value, Mapping):
         texts, labels = value.get("text"), value.get("label")
     else:
         texts, labels = value, None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         return []
-    if not isinstance(labels, list) or len(labels) != len(texts) or any(str(x).isdigit() for x in labels):
-        if len(texts) > len(ascii_uppercase):
-            return []
-        labels = list(ascii_uppercase[: len(texts)])
+    own = labels if isinstance(labels, list) and len(labels) == len(texts) else [None] * len(texts)
+    has_letters = None not in own and not any(str(label).isdigit() for label in own)
+    if not has_letters and len(texts) > len(ascii_uppercase):
+        return []
     return [
         # Some datasets have "(A) text" as the text of a choice.
-        (str(label), text.strip().removeprefix(f"({label})").strip())
-        for label, text in zip(labels, texts, strict=False)
+        _Choice(letter, None if label is None else str(label), text.strip().removeprefix(f"({letter})").strip())
+        for letter, label, text in zip(map(str, own) if has_letters else ascii_uppercase, own, texts, strict=False)
     ]
 
 
-def _label(answer: Any, choices: Sequence[tuple[str, str]]) -> str | None:
-    """Return the label of the choice that an answer names.
+def _label(answer: Any, choices: Sequence[_Choice], first: int | None) -> str | None:
+    """Return the letter of the choice that an answer names.
 
-    The answer may be the label, the text, the number from 0 (an integer) or from 1 (digits, as in ARC).
+    Its own label comes before its letter, and that before its text, which may look like the label of another choice.
+    An integer counts from 0, digits in a text from `first`.
     """
-    labels = [label for label, _ in choices]
     if isinstance(answer, list) and len(answer) == 1:
         (answer,) = answer
     if isinstance(answer, int) and not isinstance(answer, bool):
-        return labels[answer] if 0 <= answer < len(labels) else None
+        return choices[answer].label if 0 <= answer < len(choices) else None
     if not isinstance(answer, str):
         return None
-    matches = [label for label, text in choices if text == answer.strip()]
-    if len(matches) == 1:
-        return matches[0]
-    answer = answer.strip().strip("().")
-    if answer in labels:
-        return answer
-    numbers = [str(number) for number in range(1, len(labels) + 1)]
-    if answer in numbers:
-        return labels[numbers.index(answer)]
+    text = answer.strip()
+    name = text.strip("().")
+    for names in (
+        [name == choice.own for choice in choices],
+        [name == choice.label for choice in choices],
+        [text == choice.text for choice in choices],
+    ):
+        if sum(names) == 1:
+            return choices[names.index(True)].label
+    numbers = [] if first is None else [str(first + place) for place in range(len(choices))]
+    return choices[numbers.index(name)].label if name in numbers else None
+
+
+def _first_number(rows: Iterable[Mapping[str, Any]]) -> int | None:
+    """Return whether digits that name choices without labels count from 0 or from 1; None if no answer tells it."""
+    for row in rows:
+        answer, choices = row.get("answer"), _choices(row.get("choices"))
+        if (
+            choices
+            and choices[0].own is None
+            and isinstance(answer, str)
+            and answer.strip() in ("0", str(len(choices)))
+        ):
+            return int(answer.strip() != "0")
     return None

@@ -35,7 +35,7 @@ class GenerateArguments(EndpointArguments):
         dataset_split: Split of the dataset; "train" where there are several.
         column_mapping: Renames columns to question, answer, id, task, task_description, choices.
         answer_after: Text that precedes the answer in the answer column, such as "####".
-        answer_type: Type of every answer: number, choice, yes_no, boolean, text or list; inferred from each
+        answer_type: Type of every answer: number, choice, yes_no, boolean, text, list or math; inferred from each
             answer where empty.
         task: Task of questions that do not name one.
         task_descriptions: A YAML file, task: description.

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
 from datasets import Dataset
+from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 
 from edit_trl.common.errors import InputError
 from edit_trl.key_steps import SIDES
-from edit_trl.models.adapters import adapter_base
 from edit_trl.models.chat_templates import check_template, share_template
 from edit_trl.models.loading import check_student, load_processor, load_tokenizer, load_trainable
 from edit_trl.models.vocabulary import check_vocabulary
@@ -28,8 +28,7 @@ def settle_processing(
     processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
     model: str | PreTrainedModel,
     args: DualCoTConfig,
-    *,
-    adapted: bool,
+    peft_config: PeftConfig | None = None,
 ) -> tuple[PreTrainedTokenizerBase | ProcessorMixin, dict[str, str | None]]:
     """Settle the tokenizer or processor of a student, its special tokens and its chat template.
 
@@ -37,7 +36,7 @@ def settle_processing(
         processing_class: As it was given; the model's own is loaded where None.
         model: A path or Hub id, which is checked, or a model.
         args: The options of the training.
-        adapted: Whether an adapter is trained.
+        peft_config: The options of a new adapter.
 
     Returns:
         The tokenizer or processor, and options that TRL must be given other values of; see `_take_template`.
@@ -46,12 +45,12 @@ def settle_processing(
         InputError: The student or its tokenizer cannot be used.
     """
     revision = (args.model_init_kwargs or {}).get("revision")
-    if isinstance(model, str):
+    is_loaded = not isinstance(model, str)
+    if not is_loaded:
         check_student(model, revision=revision, trust_remote_code=args.trust_remote_code)
     if processing_class is None:
-        name = model if isinstance(model, str) else model.config._name_or_path
-        base = adapter_base(name) if isinstance(model, str) else None
-        processing_class = load_processor(name, base, revision=revision, trust_remote_code=args.trust_remote_code)
+        name = model.config._name_or_path if is_loaded else model
+        processing_class = load_processor(name, revision=revision, trust_remote_code=args.trust_remote_code)
     tokenizer = share_template(processing_class)
     if args.pad_token is not None:
         check_token(tokenizer, "pad_token", args.pad_token)
@@ -61,6 +60,7 @@ def settle_processing(
         raise InputError(
             f"the tokenizer ({tokenizer.name_or_path}) has neither a pad token nor an EOS token; set `eos_token`"
         )
+    adapted = peft_config is not None or (is_loaded and is_peft_model(model))
     return processing_class, _take_template(processing_class, args, adapted)
 
 

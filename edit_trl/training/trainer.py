@@ -204,8 +204,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         name = model if isinstance(model, str) else model.config._name_or_path
         args = args or DualCoTConfig(f"{Path(name).name or 'student'}-EDIT")
         check_arguments(model, args, train_dataset, peft_config, data_collator, compute_metrics)
-        adapted = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
-        processing_class, options = settle_processing(processing_class, model, args, adapted=adapted)
+        processing_class, options = settle_processing(processing_class, model, args, peft_config)
         tokenizer = share_template(processing_class)
 
         self.preparation_reports: dict[str, PreparationReport] = {}
@@ -219,7 +218,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         if isinstance(model, str):
             model = load_student(model, args, quantization_config)
             quantization_config = options["model_init_kwargs"] = None  # or TRL warns that it does not load with them
-        if adapted and options["chat_template_path"] is not None:
+        if (peft_config is not None or is_peft_model(model)) and options["chat_template_path"] is not None:
             check_added_tokens(model, args.chat_template_path)
         self._run_log = RunLog(args.displacement_warning)
         self.objective = Objective(args)

@@ -218,3 +218,22 @@ def test_no_model(tmp_path, capsys):
     assert "no such folder" in capsys.readouterr().err
     assert main(["chat", str(tmp_path)]) == 2
     assert "is no model, run or dataset" in capsys.readouterr().err
+
+
+def test_messages_that_the_template_refuses_are_said_and_forgotten(tmp_path, capsys):
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}{% if 'rude' in m['content'] %}{{ raise_exception('Mind your words') }}{% endif %}"
+        "{{ m['content'] }}{% endfor %}"
+    )
+    tiny_llama().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert main(["chat", str(tmp_path), "--device", "cpu", "--system", "Be brief."]) == 2
+    assert "refuses the messages (system, user): System role not supported" in capsys.readouterr().err
+    chat = Chat(tiny_llama(), tokenizer, Decoding(2))
+    with pytest.raises(InputError, match="Mind your words"):
+        chat.ask("Something rude", lambda text: None)
+    assert chat.messages == []
+    chat.ask("Something kind", lambda text: None)
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]

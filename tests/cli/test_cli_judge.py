@@ -347,7 +347,8 @@ def test_problems_are_told_at_once(tmp_path, run_command):
     path = recipe(tmp_path, "x", ["a"], model=..., max_tokens=0, max_concurrency=0, nothing=1)
     done = run_command("--config", path)
     assert f"error: {path}:" in done.stderr
-    assert done.stderr.count("\n  - ") == 5
+    assert done.stderr.count("\n  - ") == 6
+    assert "base URL 'x' is not a URL" in done.stderr
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, run_command):

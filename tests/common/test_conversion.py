@@ -151,7 +151,9 @@ class Sizes(Options):
 
 
 def test_options_are_checked_in_python_too():
-    assert Sizes(rows="5", rate=1, names="a") == Sizes(5, 1.0, ["a"])
+    sizes = Sizes(rows="5", rate=1, names="a")
+    assert sizes == Sizes(5, 1.0, ["a"])
+    assert repr(sizes) == "Sizes(rows=5, rate=1, names=['a'])"  # hashes of records tell 1 from 1.0
     with pytest.raises(InputError) as caught:
         Sizes(rows="many", rate=math.nan, names=[1])
     assert caught.value.problems == [

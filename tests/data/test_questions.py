@@ -62,11 +62,65 @@ OPTIONS = "\nOptions:\n(A) red\n(B) green\n(C) blue"
         (["red", "green", "blue"], 2, "(C)"),
         ({"text": ["red", "green", "blue"], "label": ["A", "B", "C"]}, "C", "(C)"),
         ({"text": ["red", "green", "blue"], "label": ["1", "2", "3"]}, "3", "(C)"),
+        ({"text": ["red", "green", "blue"], "label": ["1", "2", "3"]}, "blue", "(C)"),
+        (["red", "green", "blue"], "blue", "(C)"),
+        (["red", "green", "blue"], ["B"], "(B)"),
     ],
 )
 def test_choices(tmp_path, choices, answer, expected):
     path = write(tmp_path / "q.jsonl", [{"question": "Which?", "answer": answer, "choices": choices}])
     assert read_questions(path) == [Question("row 1", "Which?" + OPTIONS, expected, "choice")]
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "expected"),
+    [
+        ({"text": ["3", "2", "1"], "label": ["1", "2", "3"]}, "1", "(A)"),
+        ({"text": ["B", "C", "A"], "label": ["A", "B", "C"]}, "A", "(A)"),
+        (["B", "C", "A"], "A", "(A)"),
+        (["3", "1", "2"], "1", "(B)"),
+        (["3", "1", "2"], 1, "(B)"),
+    ],
+)
+def test_a_label_comes_before_the_text_of_another_choice(tmp_path, choices, answer, expected):
+    path = write(tmp_path / "q.jsonl", [{"question": "Which?", "answer": answer, "choices": choices}])
+    assert read_questions(path)[0].answer == expected
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"), [(("0", "1", "2"), ["(A)", "(B)", "(C)"]), (("1", "3"), ["(A)", "(C)"])]
+)
+def test_digits_count_from_where_the_answers_do(tmp_path, answers, expected):
+    choices = ["red", "green", "blue"]
+    path = write(
+        tmp_path / "q.jsonl", [{"question": "Which?", "answer": answer, "choices": choices} for answer in answers]
+    )
+    assert [question.answer for question in read_questions(path)] == expected
+    assert read_questions(path, limit=1)[0].answer == expected[0]
+
+
+def test_digits_that_may_count_from_0_or_1(tmp_path):
+    path = write(tmp_path / "q.jsonl", [{"question": "Which?", "answer": "1", "choices": ["red", "green"]}])
+    with pytest.raises(
+        InputError, match="digits may count from 0 or from 1 here: write an integer, which counts from 0"
+    ):
+        read_questions(path)
+
+
+@pytest.mark.parametrize("answer", ["5π", "3 or 4", "12:30"])
+def test_known_answers_that_are_no_whole_number(tmp_path, answer):
+    path = write(tmp_path / "q.jsonl", [{"question": "Why?", "answer": answer}])
+    with pytest.raises(
+        InputError, match=rf"q\.jsonl, row 1, column 'answer': the known answer '{answer}' is not of type"
+    ):
+        read_questions(path, answer_type="number")
+
+
+def test_math_without_its_extra_is_told_once_and_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("edit_trl.data.answers.formulas.find_spec", lambda name: None)
+    with pytest.raises(InputError) as caught:
+        read_questions(tmp_path / "nothing.jsonl", answer_type="math")
+    assert str(caught.value) == "answers of type 'math' need math-verify: pip install 'edit_trl[math]'"
 
 
 def test_the_first_few(tmp_path):

@@ -10,6 +10,9 @@ from run_folders import finished_run, suite_item
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import content_hash, git_revision
+from edit_trl.data.answers import VERIFIER_VERSION
+from edit_trl.evaluation.accuracy.answering import answer_problems
+from edit_trl.evaluation.accuracy.problems import Problem
 from edit_trl.evaluation.runs.folder import RunFolder, read_run
 from edit_trl.evaluation.runs.schema import RunRecord
 
@@ -117,6 +120,46 @@ def test_another_run_is_not_taken_up(tmp_path, change, told):
         RunFolder(tmp_path, record(**change))
     assert "holds another run" in str(caught.value)
     assert told in str(caught.value)
+
+
+class NothingToGenerate:
+    """A generator all of whose prompts are answered already."""
+
+    def plan(self, lengths):
+        return [[index] for index in range(len(lengths))]
+
+    def run(self, prompts, batches):
+        assert not list(batches)
+        return iter(())
+
+
+def test_responses_of_an_unfinished_run_are_graded_again(tmp_path):
+    """An earlier answer check took the 3 of 3½ for the answer, and 4 for wrong."""
+    stored = [item(0, "The answer is 3½."), item(1, "The answer is 4 apples.")]
+    for one, value in zip(stored, ("3", "4 apples"), strict=True):
+        for holder in (one, one["samples"][0]):
+            holder.update(verdict="correct" if value == "3" else "wrong", value=value)
+    problems = [Problem("sums", str(number), "2 + 2?", answer, "number") for number, answer in enumerate(("3", "4"))]
+    folder = RunFolder(tmp_path, record(verifier="1"))
+    folder.append(stored)
+    folder.release()
+    folder = RunFolder(tmp_path, record())
+    assert folder.needs_grading
+    items = answer_problems(problems, ["", ""], NothingToGenerate(), folder=folder, progress=False)
+    assert [(one["verdict"], one["value"]) for one in items] == [("wrong", "7/2"), ("correct", "4")]
+    assert items[1]["samples"][0]["span"] == [14, 15]
+    folder.release()
+    again = RunFolder(tmp_path, record())
+    assert not again.needs_grading
+    assert list(again.done.values()) == items
+    assert json.loads((tmp_path / "evaluation.json").read_text())["verifier"] == VERIFIER_VERSION
+
+
+def test_a_finished_run_of_an_earlier_answer_check_stays_as_it_is(tmp_path):
+    run = finished(tmp_path, verifier="1")
+    folder = RunFolder(tmp_path, record())
+    assert (folder.finished, folder.needs_grading, folder.record) == (True, False, run.record)
+    assert read_run(tmp_path) == run
 
 
 def test_other_files_are_not_written_over(tmp_path):

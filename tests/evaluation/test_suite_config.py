@@ -32,7 +32,10 @@ BAD = {
     "nothing": ({}, "`model` is missing"),
     "no pairs": ({"model": "m"}, "no pairs"),
     "two sources": ({"model": "m", "rows": 3, "from_run": "x"}, "`rows` and `from_run` are different sources"),
-    "families alone": ({"model": "m", "dataset_name": "x", "families": ["dates"]}, "`families` needs `rows`"),
+    "families alone": (
+        {"model": "m", "dataset_name": "x", "families": ["dates"]},
+        "`families` and `difficulty` need `rows`",
+    ),
     "no rows": ({"model": "m", "rows": 0}, "`rows` must be at least 1"),
     "batch": ({"model": "m", "rows": 3, "batch_size": 0}, "`batch_size` must be at least 1"),
     "tokens": ({"model": "m", "rows": 3, "max_new_tokens": 0}, "`max_new_tokens` must be at least 1"),

@@ -361,11 +361,14 @@ def test_forks_marks_fewer_tokens_than_words(tmp_path, tokenizer):
 
 
 def refuses(tmp_path, tokenizer, match, **arguments):
-    """The error comes before a model is loaded: the model is a path that does not exist."""
+    """The error comes before a model is loaded: one layer of it is missing, as loading would say."""
+    student = tiny_llama()
+    student.config.num_hidden_layers += 1
+    student.save_pretrained(tmp_path / "student")
     arguments.setdefault("train_dataset", Dataset.from_list(ROWS))
     options = arguments.pop("options", {})
     with pytest.raises(InputError, match=match):
-        DualCoTTrainer(str(tmp_path / "nowhere"), config(tmp_path, **options), processing_class=tokenizer, **arguments)
+        DualCoTTrainer(str(tmp_path / "student"), config(tmp_path, **options), processing_class=tokenizer, **arguments)
     assert not (tmp_path / "run").exists()  # nothing half-written
 
 

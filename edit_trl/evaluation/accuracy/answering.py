@@ -14,13 +14,13 @@ from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
 from edit_trl.evaluation.runs.folder import RunFolder
 from edit_trl.evaluation.runs.resuming import complete_items
 from edit_trl.evaluation.runs.schema import EvaluateItem, Sample
-from edit_trl.models.decoding import Decoding
+from edit_trl.models.decoding import Decoding, Generated
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from edit_trl.models.decoding import Batching, Generated, Generator
+    from edit_trl.models.decoding import Batching, Generator
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def answer_problems(
             ]
 
     batches = generator.plan([len(prompt) for prompt in prompts])
-    return complete_items(problems, batches, make_items, "Generating", "problem", folder, progress)
+    return complete_items(problems, batches, make_items, graded_again, "Generating", "problem", folder, progress)
 
 
 def checked_item(problem: Problem, responses: Sequence[Generated], stop: Sequence[str] = ()) -> EvaluateItem:
@@ -190,6 +190,14 @@ def checked_item(problem: Problem, responses: Sequence[Generated], stop: Sequenc
         votes = [(sample[f"{prefix}verdict"], sample[f"{prefix}value"]) for sample in samples]
         item[f"{prefix}verdict"], item[f"{prefix}value"] = _majority(votes)
     return item | {"cut_off": sum(sample["cut_off"] for sample in samples), "samples": samples}
+
+
+def graded_again(problem: Problem, item: EvaluateItem) -> EvaluateItem:
+    """Return an item with the verdicts of the present answer check on its stored responses."""
+    responses = [Generated(sample["response"], sample["tokens"], sample["cut_off"]) for sample in item["samples"]]
+    checked = checked_item(problem, responses)
+    names = ("verdict", "value", "lenient_verdict", "lenient_value", "samples")
+    return item | {name: checked[name] for name in names}
 
 
 def _ended(response: Generated, stop: Sequence[str]) -> Generated:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from edit_trl.common.errors import InputError, raise_problems, show
-from edit_trl.data.answers import AnswerType, check_answer, infer_answer_type
+from edit_trl.data.answers import AnswerType, check_answer, check_answer_type, infer_answer_type
 from edit_trl.data.row_checks import check_rows
 from edit_trl.models.chat_templates import render
 
@@ -68,6 +68,8 @@ def problems_of(
         raise InputError(f"{where}there is nothing to evaluate: no rows")
     if answer_type is not None and answer_type not in get_args(AnswerType):
         raise InputError(f"unknown answer_type {answer_type!r}, not in {get_args(AnswerType)}")
+    if answer_type is not None:
+        check_answer_type(answer_type)
     check_rows(rows, where, COLUMNS)
     columns = {str(column) for row in rows for column in row}
     missing = [column for column in ("prompt", "answer") if column not in columns]

@@ -42,8 +42,8 @@ class TaskFile(Options):
         dataset_split: Split of the dataset; "train" if there are several.
         column_mapping: Renames columns to question, answer, id, task, task_description, choices, context, or prompt.
         answer_after: The text in the answer column after which the answer begins, such as "####".
-        answer_type: Type of every answer: number, choice, yes_no, boolean, text or list; inferred from the
-            answer if empty.
+        answer_type: Type of every answer: number, choice, yes_no, boolean, text, list or math (needs the extra
+            `math`); inferred from the answer if empty.
         answer_types: Type of the answers of each task, as task: type.
         task_descriptions: A YAML file, task: description.
         families: Families of problems of the procedural teacher, instead of a dataset.

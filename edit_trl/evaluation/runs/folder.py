@@ -9,7 +9,6 @@ whole batch. Its finished file has the same bytes as that of an uninterrupted ru
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError, show
-from edit_trl.common.files import DRAFT_SUFFIX, git_revision, write_whole
+from edit_trl.common.files import DRAFT_SUFFIX, check_writable, git_revision, write_whole
 from edit_trl.common.json_text import checker, read_json, read_json_file
 from edit_trl.common.locks import FOLDER_LOCK, Hold, hold_folder
 from edit_trl.evaluation.runs.schema import FORMAT, ITEMS, Item, Run, RunRecord, key_of
@@ -45,6 +44,7 @@ class RunFolder:
         path: The folder.
         record: The record, as it is on disk.
         done: The finished items, by (task, id).
+        needs_grading: Whether an earlier version of the answer check made these items of an unfinished run.
 
     Raises:
         InputError: The folder holds another run, files that are not a run, or a run of another format; or another
@@ -57,6 +57,7 @@ class RunFolder:
         self._hold: Hold | None = None
         self._started = time.monotonic()
         self.done: dict[tuple[str, str], Item] = {}
+        self.needs_grading = False
         record = replace(record, created=record.created or _now(), git_revision=git_revision())
         self._is_new = not (self.path / RECORD_FILE).is_file()
         if not self._is_new:
@@ -69,6 +70,8 @@ class RunFolder:
             raise InputError(f"output_dir {self.path}: {blocked} is a file, not a folder")
         else:
             check_writable(self.path)
+            if self.path.exists():  # in which another process may be loading its model
+                self._take()
         self.record = record
 
     @property
@@ -103,6 +106,13 @@ class RunFolder:
         except OSError as error:  # of a full disk, which names no file
             raise OSError(error.errno, error.strerror, str(self.path / ITEMS_FILE)) from error
         self.done |= {key_of(item): item for item in items}
+
+    def grade_again(self, items: Iterable[Item]) -> None:
+        """Replace items by those with the verdicts of the present answer check."""
+        self.done |= {key_of(item): item for item in items}
+        write_whole(self.path / ITEMS_FILE, "".join(map(_line, self.done.values())))
+        self.needs_grading = False
+        self.start()
 
     def finish(
         self,
@@ -158,6 +168,10 @@ class RunFolder:
         earlier = _read_record(self.path)
         items = _read_items(self.path, earlier.kind, partial=not earlier.finished)
         before, now = ({name: getattr(one, name) for name in _IDENTITY} for one in (earlier, _as_read(record)))
+        # A finished run stays as it is stored; the responses of an unfinished one are graded again.
+        of_earlier_check = _number(before["verifier"]) < _number(now["verifier"])
+        if of_earlier_check:
+            before["verifier"] = now["verifier"]
         if before != now:
             if not items:
                 (self.path / ITEMS_FILE).unlink(missing_ok=True)
@@ -170,6 +184,8 @@ class RunFolder:
         if not earlier.finished:
             # Remove a last line that was cut short, or the next item would be appended to it.
             write_whole(self.path / ITEMS_FILE, "".join(map(_line, items)))
+            self.needs_grading = of_earlier_check
+            earlier = replace(earlier, verifier=record.verifier)
         return earlier
 
 
@@ -234,13 +250,6 @@ def _read_items(path: Path, kind: str, partial: bool = False) -> list[Any]:
     return items
 
 
-def check_writable(path: Path) -> None:
-    """Raise an OSError if a file or folder, which need not exist, cannot be written to; nothing is written."""
-    place = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not os.access(place, os.W_OK | os.X_OK if place.is_dir() else os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
-
-
 def _is_draft(path: Path) -> bool:
     return path.name.startswith((RECORD_FILE, ITEMS_FILE)) and path.name.endswith(DRAFT_SUFFIX)
 
@@ -270,6 +279,10 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 def _line(item: Item) -> str:
     return json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _number(version: Any) -> int:
+    return int(version) if str(version).isdecimal() else -1
 
 
 def _now() -> str:

@@ -26,6 +26,7 @@ def complete_items(
     entries: Sequence[Keyed],
     batches: Sequence[list[int]],
     make_items: Callable[[Sequence[list[int]]], Iterator[list[Any]]],
+    grade_again: Callable[[Any, Any], Any],
     description: str,
     unit: str,
     folder: RunFolder | None,
@@ -37,6 +38,7 @@ def complete_items(
         entries: The questions or pairs.
         batches: All planned batches, as indexes of `entries`.
         make_items: Makes the items of some of these batches.
+        grade_again: Returns the item of an entry with the verdicts of the present answer check.
         description: The title of the progress bar.
         unit: The unit of the progress bar.
         folder: The folder of the run; None to store nothing.
@@ -45,12 +47,15 @@ def complete_items(
     Returns:
         The items, in the order of `entries`.
     """
+    if folder and folder.needs_grading:
+        by_key = {entry.key: entry for entry in entries}
+        folder.grade_again([grade_again(by_key[key], item) for key, item in folder.done.items()])
     items = dict(folder.done) if folder else {}
     # A batch is always made as a whole: another batch could change the rounding, and so an item.
     remaining = [batch for batch in batches if any(entries[index].key not in items for index in batch)]
     count = sum(map(len, remaining))
     if folder:
-        folder.start()  # before the bar, which would be drawn after an error
+        folder.start()
     bar = tqdm(
         total=len(entries), initial=len(entries) - count, desc=description, unit=unit, disable=not progress or not count
     )

@@ -17,6 +17,7 @@ from edit_trl.evaluation.runs.resuming import complete_items
 from edit_trl.evaluation.runs.schema import SuiteItem
 from edit_trl.evaluation.runs.scores import run_scores
 from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
+from edit_trl.evaluation.suite.items import graded_again
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,4 +126,4 @@ def score_cases(
     cases: Sequence[SuiteCase], scorer: CaseScorer, *, folder: RunFolder | None = None, progress: bool = True
 ) -> list[SuiteItem]:
     """Score the cases of a suite, except for those whose items the folder already holds; see `complete_items`."""
-    return complete_items(cases, scorer.plan(), scorer.run, "Scoring", "pair", folder, progress)
+    return complete_items(cases, scorer.plan(), scorer.run, graded_again, "Scoring", "pair", folder, progress)

@@ -46,6 +46,16 @@ def continuation_of(
     }
 
 
+def graded_again(case: SuiteCase, item: SuiteItem) -> SuiteItem:
+    """Return an item with the verdict of the present answer check on its stored continuation."""
+    greedy = item["greedy"]
+    if greedy is None:
+        return item
+    beginning = case.chosen[: case.offsets["chosen"][case.tokens["fork"]][0]]
+    response, branch, cut_off = greedy["response"], greedy["branch"], greedy["cut_off"]
+    return item | {"greedy": continuation_of(case, beginning + response, response, branch, cut_off)}
+
+
 def suite_item(
     case: SuiteCase,
     chosen: Sequence[float],

@@ -259,7 +259,7 @@ class Dispatcher:
         self.stats.cost += cost
         self.stats.unreported += not is_reported
         if self.limits.max_cost is not None and self.stats.cost >= self.limits.max_cost:
-            spent = f"`max_cost: {self.limits.max_cost}` is spent ({self.stats.cost:.4f})"
+            spent = f"`max_cost: {self.limits.max_cost:g}` is spent ({self.stats.cost:.4f})"
             if self.stats.unreported:
                 spent += (
                     f"; {self.stats.unreported} answers came without token counts (`usage`) and are counted as long as "

@@ -107,7 +107,7 @@ class PairScorer:
         self._stretches: Sequence[Stretch] | None = None
         self._attention_mask: Tensor | None = None
         self._backbone_inputs: dict[str, Any] = {}
-        base = base_model(model)
+        self._base = base = base_model(model)
         if not with_best:
             settle_head(base)
         self._piece_size = max(1, _LOGITS // base.config.get_text_config().vocab_size)
@@ -186,7 +186,7 @@ class PairScorer:
         if self.tree is None:
             return  # the tree failed; a warning was logged
         differences = [(tree.chosen - padded.chosen).abs(), (tree.rejected - padded.rejected).abs()]
-        if check.exact and base_model(model).dtype == torch.float32:  # an evaluation may have cast the model
+        if check.exact and self._base.dtype == torch.float32:  # an evaluation may have cast the model
             tolerance, kind, reduce = LOGP_TOLERANCE, "by up to", torch.max
         else:
             tolerance, kind, reduce = HALF_PRECISION_MEAN_LOGP_TOLERANCE, "on average by", torch.mean
