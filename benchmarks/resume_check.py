@@ -1,7 +1,7 @@
-"""Checks, bit for bit, that a killed and resumed run ends with the weights of an uninterrupted one.
+"""Checks, bit for bit, that a killed and resumed run ends with the weights and files of an uninterrupted one.
 
-    python benchmarks/resume_check.py [--cases padded_lora tree_lora tree_full two_stages] [--repeats 20]
-                                      [--real] [--student PATH] [--pairs 20] [--seed 0]
+    python benchmarks/resume_check.py [--cases padded_lora tree_lora tree_full two_stages generate evaluate]
+                                      [--repeats 20] [--real] [--student PATH] [--pairs 20] [--seed 0]
 
 Each repetition kills a training process with SIGKILL, at a random moment of a random step or after the last step, so
 that some processes die while they save. (A process that ends before its time is started again.) Then it runs the same
@@ -9,7 +9,8 @@ command until it finishes, and compares the bytes of the weights, and the log, w
 cases differ in layout, batch size and accumulation, and use dropout. `two_stages` runs `edit-trl train` on a recipe
 like the quickstart's and kills its process group at a random moment of either stage. Processes are forked from this
 one, which has already imported the libraries; with `--real`, those of `two_stages` are started as from a shell. The
-student is a tiny Llama, or `--student`. The last line is one JSON object.
+student is a tiny Llama, or `--student`. `generate` asks an endpoint on loopback and `evaluate` the student; both are
+killed at a random moment, and the bytes of their rows and items are compared. The last line is one JSON object.
 """
 
 import argparse
@@ -62,6 +63,10 @@ stages:
     normalization: step
   - name: key_steps
 """
+COMMANDS = {
+    "generate": "teacher: openai_compatible\nmodel: m\nmax_concurrency: 4\nrectify_check: none\n",
+    "evaluate": "tasks: [task.yaml]\nhistory: null\nmax_new_tokens: 16\nbatch_size: 2\n",
+}
 KILLED = -signal.SIGKILL
 MOST_TRIES = 20
 
@@ -215,6 +220,53 @@ def outcome(output: Path) -> tuple[dict[str, bytes], dict[str, list]]:
     return weights, logs
 
 
+def command_inputs(folder: Path, student: Path | None, url: str) -> None:
+    """Questions, a task and the recipes of generate and evaluate."""
+    questions = [{"question": f"What is {n} + 1?", "answer": str(n + 1), "id": str(n)} for n in range(40)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions), encoding="utf-8")
+    (folder / "task.yaml").write_text("dataset_name: questions.jsonl\nconversational: false\n", encoding="utf-8")
+    own = {
+        "generate": f"base_urls: [{url}]\ndataset_name: questions.jsonl\n",
+        "evaluate": f"model: {student or 'student'}\n",
+    }
+    for name, text in COMMANDS.items():
+        (folder / f"{name}.yaml").write_text(text + own[name], encoding="utf-8")
+
+
+def measure_command(case: str, folder: Path, args: argparse.Namespace, chance: random.Random) -> dict[str, float]:
+    """Kill and resume a command so often; how many ended with the files of the run that was left alone."""
+    from edit_trl.cli.main import main
+
+    def run(output: Path, seconds: float | None = None) -> int:
+        words = [case, "--config", str(folder / f"{case}.yaml"), "--output_dir", str(output)]
+        child = fork(lambda: os.chdir(folder) or main(words), folder / "log.txt")
+        if seconds is not None:
+            time.sleep(seconds)
+            os.kill(child, signal.SIGKILL)
+        return exit_code(child)
+
+    def files(output: Path) -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in (*output.glob("*.parquet"), *output.glob("items.jsonl"))}
+
+    whole, output = folder / f"{case}-whole", folder / f"{case}-killed"
+    started = time.perf_counter()
+    if code := run(whole):
+        raise SystemExit(f"{case}: exit code {code}\n{(folder / 'log.txt').read_text()[-3000:]}")
+    alone, identical = time.perf_counter() - started, 0
+    for _ in range(args.repeats):
+        for _ in range(MOST_TRIES):
+            shutil.rmtree(output, ignore_errors=True)
+            if run(output, chance.uniform(0, alone)) == KILLED:
+                break
+        code = run(output)
+        same = code == 0 and files(output) == files(whole)
+        identical += same
+        if not same:
+            print(f"{case}: not identical, exit code {code}", file=sys.stderr)
+    seconds = {"seconds_alone": round(alone, 1), "seconds": round(time.perf_counter() - started, 1)}
+    return {"repeats": args.repeats, "identical": identical, "same_log": identical, "steps": 40} | seconds
+
+
 def measure(case: str, folder: Path, args: argparse.Namespace, chance: random.Random) -> dict[str, float]:
     """Kill and resume so often; how many ended as the run that was left alone."""
     counts = {"repeats": args.repeats, "identical": 0, "same_log": 0}
@@ -262,7 +314,7 @@ def measure(case: str, folder: Path, args: argparse.Namespace, chance: random.Ra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = (*CASES, "two_stages")
+    names = (*CASES, "two_stages", *COMMANDS)
     parser.add_argument("--cases", nargs="+", choices=names, default=names)
     parser.add_argument("--repeats", type=count, default=20)
     parser.add_argument("--student", type=Path, help="A model of one's own instead of the tiny one.")
@@ -278,12 +330,20 @@ def main() -> None:
         os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         make_inputs(folder, args.student and args.student.resolve(), args.pairs)
+        from robustness_cases.endpoint import Endpoint, solve
+
         import edit_trl.training.recipe.resolving
         import edit_trl.training.trainer  # noqa: F401 (once, for all forks)
 
         print("| case | ended identical | same log | steps | seconds |\n|---|---|---|---|---|")
         for case in args.cases:
-            result = results[case] = measure(case, folder, args, random.Random(args.seed))
+            chance = random.Random(args.seed)
+            if case in COMMANDS:
+                with Endpoint(lambda number, body: time.sleep(0.02) or solve(number, body)) as endpoint:
+                    command_inputs(folder, args.student and args.student.resolve(), endpoint.url)
+                    result = results[case] = measure_command(case, folder, args, chance)
+            else:
+                result = results[case] = measure(case, folder, args, chance)
             shares = " | ".join(f"{result[key]} of {result['repeats']}" for key in ("identical", "same_log"))
             print(f"| {case} | {shares} | {result['steps']} | {result['seconds']} |", flush=True)
     packages = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
