@@ -309,6 +309,9 @@ def test_known_numbers_may_be_written_as_answers_are(known, response):
         *[("[THINK]5[/THINK]4", "4"), ("◁think▷5◁/think▷4", "4"), ("5</think>4", "4"), ("<think>5", None)],
         ("<|channel|>analysis<|message|>5<|end|><|start|>assistant<|channel|>final<|message|>4", "4"),
         ("<think>5</think>4<think>", None),
+        ("analysisPerhaps it is 5.assistantfinalIt is 4.", "It is 4."),
+        ("analysisPerhaps it is 5.", None),
+        ("Our analysis is done: 4", "Our analysis is done: 4"),
     ],
 )
 def test_only_what_follows_the_thoughts_is_read(response, part):
