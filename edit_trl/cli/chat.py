@@ -84,6 +84,8 @@ def model_folder(run: str) -> str:
     """
     from edit_trl.hub.push import CONFIGS, find_source
 
+    if not run.strip():
+        raise InputError("RUN is empty; name the folder of a training run or a model, or a model's Hub id")
     path = Path(run).expanduser()
     if not path.is_dir() or any((path / config).is_file() for config in CONFIGS):
         return run
@@ -140,7 +142,7 @@ class Chat:
             raise InputError("--system needs a model with a chat template; this one has none")
         self._engine, self._decoding, self._system = Engine(model, tokenizer), decoding, system
         self.clear()
-        if system:  # before a first question is typed
+        if tokenizer.chat_template is not None:  # before a first question is typed
             render(tokenizer, [*self.messages, {"role": "user", "content": "Hello."}], add_generation_prompt=True)
 
     def clear(self) -> None:

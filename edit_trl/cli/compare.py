@@ -82,8 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     gate.add_argument("--max-drop", type=_number, metavar="X", help="it is at most X worse")
     worse = "it is not significantly worse (5%%), overall or, by Holm's method, in any row"
     gate.add_argument("--no-significant-regression", action="store_true", help=worse)
-    gate.add_argument("--max-broken", type=_number, metavar="N", help="at most N right items became wrong")
+    gate.add_argument("--max-broken", type=_count, metavar="N", help="at most N right items became wrong")
     return parser
+
+
+def _count(text: str) -> int:
+    number = int(text) if text.isdecimal() else -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of items")
+    return number
 
 
 def _number(text: str) -> float:

@@ -12,6 +12,7 @@ from edit_trl.cli.chat import model_folder
 from edit_trl.cli.parser import Parser
 from edit_trl.common.checks import not_negative
 from edit_trl.common.errors import raise_problems
+from edit_trl.common.files import check_writable
 
 if TYPE_CHECKING:
     from edit_trl.hub.card_facts import CardFacts
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     raise_problems(not_negative(tolerance=options.tolerance))
     folder = model_folder(options.run)
+    check_writable(options.output)
 
     from edit_trl.hub.card_facts import read_facts
     from edit_trl.models.merging import merge_adapter

@@ -12,7 +12,7 @@ from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
 from edit_trl.common.json_text import read_json_file
 from edit_trl.hub.push import default_repo_id, find_source, push
-from edit_trl.hub.repository import check_repo_id
+from edit_trl.hub.repository import check_repo_id, check_revision
 
 if TYPE_CHECKING:
     from edit_trl.evaluation.runs.schema import RunRecord
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     check_repo_id(repo_id)
     if options.base_model:
         check_repo_id(options.base_model, "--base_model")
+    check_revision(options.revision)
     if source.kind != "model" and (options.base_model or options.evaluation):
         raise InputError("--base_model and --evaluation are for models; this is a dataset")
     evaluations = find_evaluations(source.path, options.evaluation) if source.kind == "model" else []

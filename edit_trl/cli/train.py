@@ -99,8 +99,12 @@ def _stage_names(config: str | None, stage: str | None) -> list[str | None]:
     from edit_trl.common.yaml_file import read_yaml
 
     stages = None if stage or not config else read_yaml(config, again=True).get("stages")
-    named = isinstance(stages, list) and all(isinstance(s, dict) and s.get("name") for s in stages)
+    named = isinstance(stages, list) and all(isinstance(s, dict) and _is_name(s.get("name")) for s in stages)
     return [s["name"] for s in stages] if named else [stage]
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def train_stage(argv: list[str]) -> int:

@@ -13,6 +13,7 @@ from accelerate.utils import release_memory
 
 from edit_trl.cli.launch_options import check_processes
 from edit_trl.cli.push import find_evaluations
+from edit_trl.common.files import naming
 from edit_trl.common.run_file import read_run_file
 from edit_trl.data.views import PAIR_VIEWS
 from edit_trl.evaluation.suite.callback import SuiteCallback
@@ -84,8 +85,9 @@ def run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | Non
     if run.note and run.training.process_index == 0:
         print(run.note, file=sys.stderr)
     # A finished run is not written to: its folder may be read-only.
-    finished = read_run_file(Path(run.training.output_dir)).get("finished")
-    with nullcontext() if finished else holding(run.training.output_dir, run.training):
+    folder = run.training.output_dir
+    finished = read_run_file(Path(folder)).get("finished")
+    with nullcontext() if finished else holding(folder, run.training), naming(Path(folder)):
         return _run_stage(recipe, run, stop_signals)
 
 

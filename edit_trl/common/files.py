@@ -36,21 +36,48 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     if is_stream(path):
         with tempfile.TemporaryDirectory() as folder:
             yield (draft := Path(folder, path.name))
-            with path.open("ab") as stream:
+            with naming(path, draft), path.open("ab") as stream:
                 stream.write(draft.read_bytes())
         return
     path = Path(os.path.realpath(path))
     draft = path.with_name(f"{path.name}.{os.getpid()}{DRAFT_SUFFIX}")
-    try:
+    with naming(path, draft):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _removed_at_end(draft):
             yield draft
             _put_into_place(draft, path)
+
+
+@contextmanager
+def naming(path: Path, draft: Path | None = None) -> Iterator[None]:
+    """Put the name of what is written into errors of the system that name no file, such as of a full disk, or a draft.
+
+    Raises:
+        OSError: As it came, with `path` as its `filename`.
+    """
+    try:
+        yield
     except OSError as error:
-        is_of_the_draft = error.filename == str(draft) or (error.filename is None and error.errno in _DISK_ERRORS)
-        if is_of_the_draft:
+        if error.filename == str(draft) or (error.filename is None and error.errno in _DISK_ERRORS):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Check, before anything expensive, that a file or folder can be written at a path; nothing is made.
+
+    Raises:
+        OSError: It cannot.
+    """
+    whole = Path(os.path.realpath(path))
+    place = next(place for place in (whole, *whole.parents) if place.exists())
+    code = None
+    if place != whole and not place.is_dir():
+        code = errno.ENOTDIR
+    elif not os.access(place, os.W_OK | os.X_OK if place.is_dir() else os.W_OK):
+        code = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+    if code is not None:
+        raise OSError(code, os.strerror(code), str(path))
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:

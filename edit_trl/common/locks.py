@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import naming
 
 # What `hold_folder` leaves in a folder: names that do not count as its contents.
 FOLDER_LOCK = (".edit_trl.lock", ".edit_trl.pid")
@@ -30,14 +31,16 @@ class Hold:
     def __init__(self, path: Path, lock_file: Path, *, wait: float = 0.0):
         self._lock, self._owner = FileLock(lock_file), lock_file.with_suffix(".pid")
         try:
-            self._lock.acquire(timeout=wait)
+            with naming(lock_file):
+                self._lock.acquire(timeout=wait)
         except Timeout as error:
             pid = self._owner.read_text(encoding="utf-8") if self._owner.exists() else "unknown"
             raise InputError(
                 f"{path} is in use by process {pid}; wait until it ends, stop it, or choose another `output_dir`"
             ) from error
         try:
-            self._owner.write_text(str(os.getpid()), encoding="utf-8")
+            with naming(self._owner):
+                self._owner.write_text(str(os.getpid()), encoding="utf-8")
         except OSError:
             self._lock.release()
             raise

@@ -55,10 +55,10 @@ def read_options(
     config = given.pop("config", [])
     if len(config) > 1:
         raise InputError(f"--config takes one file, got {' '.join(config)}")
-    return (config or [None])[0], {name: _parse_words(words) for name, words in given.items()}
+    return (config or [None])[0], {name: _parse_words(name, words) for name, words in given.items()}
 
 
-def _parse_words(words: list[str]) -> Any:
+def _parse_words(name: str, words: list[str]) -> Any:
     """Return the word, or the list of several; parse lists, mappings and null as YAML."""
     if len(words) > 1:
         return [Word(word) for word in words]
@@ -66,7 +66,7 @@ def _parse_words(words: list[str]) -> Any:
     if word[:1] in ("{", "["):
         from edit_trl.common.yaml_file import parse_yaml
 
-        return parse_yaml(word, show(word))
+        return parse_yaml(word, f"--{name} {show(word)}")
     return None if word == "null" else Word(word)
 
 

@@ -11,7 +11,6 @@ from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.yaml_file import read_value
 from edit_trl.data.answers import check_answer
 from edit_trl.data.files import read_rows
-from edit_trl.data.row_checks import half_character
 
 _REQUIRED = ("question", "chain", "answer")
 _COLUMNS = (*_REQUIRED, "wrong_chain", "task")
@@ -68,11 +67,6 @@ def _entry_errors(entry: Any) -> Iterator[str]:
         f"column {name!r}: must be a text, got {show(entry.get(name))}"
         for name in _COLUMNS
         if (name in _REQUIRED or entry.get(name) is not None) and not _text(entry.get(name))
-    ]
-    errors += [
-        f"column {name!r}: holds half of a character, which no request can hold: {place}"
-        for name in _COLUMNS
-        if (place := half_character(entry.get(name))) is not None
     ]
     yield from errors
     if errors:

@@ -13,7 +13,7 @@ from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.data.answers import AnswerType, check_answer, check_answer_type, infer_answer_type
 from edit_trl.data.files import is_text_file, load_table, read_rows
 from edit_trl.data.row import rows_of
-from edit_trl.data.row_checks import checked_mapping, half_character
+from edit_trl.data.row_checks import checked_mapping
 
 COLUMNS = ("question", "answer", "id", "task", "task_description", "answer_type", "choices", "context")
 
@@ -120,10 +120,6 @@ def read_table(source: str | Path, name: str | None, split: str | None) -> tuple
 
 
 def _row_errors(row: Mapping[str, Any], after: str | None, first: int | None) -> Iterator[tuple[str, str]]:
-    for column in COLUMNS:
-        if (place := half_character(row.get(column))) is not None:
-            yield column, f"holds half of a character, which no file or request can hold: {place}"
-            return
     question, choices = row.get("question"), _choices(row.get("choices"))
     if not isinstance(question, str) or not question.strip():
         yield "question", f"must be a text, got {show(question)}"

@@ -241,18 +241,3 @@ def _spans_error(spans: Any, length: int) -> str | None:
             return f"{span} overlaps {previous}"
         previous = span
     return None
-
-
-def half_character(value: Any) -> str | None:
-    """Return where a text, or a text inside a value, holds half of a surrogate pair; None if none does.
-
-    JSON and YAML can hold such halves. Requests and files, which are UTF-8, cannot.
-    """
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            return ascii(value[max(0, error.start - 10) : error.end + 10])
-        return None
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return next((place for part in parts if (place := half_character(part)) is not None), None)

@@ -78,6 +78,16 @@ def account(token: str | None = None) -> str | None:
     return (whoami(token) or {}).get("name")
 
 
+def check_revision(revision: str | None) -> None:
+    """Check the name of a branch, by git's rules.
+
+    Raises:
+        InputError: It is no such name.
+    """
+    if revision is not None and not re.fullmatch(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))\w[\w./-]*(?<![./])", revision):
+        raise InputError(f"--revision {revision!r} is no name of a branch; use letters, digits, `-`, `_`, `.` and `/`")
+
+
 def open_repository(
     repo_id: str,
     *,

@@ -122,7 +122,9 @@ def put_on(base: PreTrainedModel, adapter: str, *, is_trainable: bool = False) -
         loaded = PeftModel.from_pretrained(base, adapter, is_trainable=is_trainable)
     except Exception as error:  # only PEFT runs here, on the adapter's files
         size = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), None)
-        raise InputError(f"{adapter} is not an adapter of {name}: {size or reason(error)}") from error
+        raise InputError(
+            f"{adapter} is not an adapter of {name}: {size or reason(error)} (see its {ADAPTER_CONFIG})"
+        ) from error
     _check_depth(loaded, adapter, name)
     # Resized embeddings are saved whole as well, where PEFT saw at the time that they were resized.
     least, most = (set(get_peft_model_state_dict(loaded, save_embedding_layers=whole)) for whole in (False, True))

@@ -83,7 +83,9 @@ def one_line_errors(subject: str) -> Iterator[None]:
     # Only libraries run inside, on the user's files: whatever they raise (tokenizers a bare `Exception`, a
     # configuration with a text for a number anything at all) is about these files.
     except Exception as error:
-        raise InputError(f"{subject} cannot be loaded: {reason(error)}") from error
+        has_code = "trust_remote_code" in str(error)
+        way_out = "; `trust_remote_code: true` runs it, if you trust its author" if has_code else ""
+        raise InputError(f"{subject} cannot be loaded: {reason(error)}{way_out}") from error
 
 
 def reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
+from edit_trl.common.conversion import nearest
 from edit_trl.common.errors import InputError
 
 
@@ -47,6 +48,15 @@ class SafeguardsMixin:
             f"`per_device_train_batch_size: {args.per_device_train_batch_size}`, `dataloader_drop_last: "
             f"{str(args.dataloader_drop_last).lower()}`; set an epoch or a step, and batches that the rows fill"
         )
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        try:
+            return super()._determine_best_metric(metrics, trial)
+        except KeyError as error:
+            name = self.args.metric_for_best_model.removeprefix("eval_")
+            names = [metric.removeprefix("eval_") for metric in metrics]
+            hint = nearest(name, names) or f"; choose from {', '.join(names)}"
+            raise InputError(f"`metric_for_best_model: {name}` is no metric of the evaluation{hint}") from error
 
     def evaluation_loop(self, *args: Any, **kwargs: Any):
         """Evaluate and keep the trained weights, with `bf16_full_eval` and `fp16_full_eval` too.

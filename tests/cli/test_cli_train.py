@@ -174,7 +174,7 @@ def test_output_dir_that_is_a_file(recipe, tmp_path, capfd):
 
 def test_student_that_does_not_exist(recipe, tmp_path, capfd):
     code = stage(recipe, "warm_up", "--model_name_or_path", str(tmp_path / "nobody"))
-    refused(capfd, tmp_path, code, "`model_name_or_path: ", "nobody` cannot be loaded: ")
+    refused(capfd, tmp_path, code, "`model_name_or_path: ", "nobody`: no such folder")
 
 
 def test_accelerate_config_by_name(recipe, tmp_path, capfd):

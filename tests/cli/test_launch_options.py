@@ -167,3 +167,44 @@ def test_processes_that_would_train_alone_are_refused(recipe, tmp_path):
     assert not (tmp_path / "out").exists()
     done = run(recipe, tmp_path / "out", *LAUNCHES["edit-trl"], "--lora_rr", "3")
     assert done.returncode == 2  # the processes' own code comes through
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("distributed_type: 'NO'\nnum_processes: 0\n", "`num_processes` must be at least 1, got 0"),
+        ("distributed_type: 'NO'\nnum_machines: -1\n", "`num_machines` must be at least 1, got -1"),
+        ("distributed_type: 'NO'\nuse_cpu: maybe\n", "`use_cpu: 'maybe'`: expected true or false"),
+        (
+            "distributed_type: 'NO'\nmixed_precision: fp17\n",
+            "expected one of no, fp16, bf16, fp8; did you mean 'fp16'?",
+        ),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: 5\n", "`deepspeed_config: '5'`: expected a mapping"),
+        ("distributed_type: SOME\n", "is no accelerate configuration: 'SOME' is not a valid DistributedType"),
+        ("distributed_type: 'NO'\nprocesses: 2\n", "is no accelerate configuration: The config file at"),
+        ("num_processes: 2\nnum_processes: 3\n", "line 2: 'num_processes' is given twice, first in line 1"),
+        ("", "is empty; write options as `key: value`"),
+    ],
+)
+def test_an_accelerate_configuration_that_is_none(gpus, tmp_path, text, message):
+    gpus(4)
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(text)
+    found = refused(file, None, None, [])
+    assert str(file) in found
+    assert message in found
+
+
+def test_words_of_an_accelerate_configuration(gpus, tmp_path):
+    gpus(0)
+    file = tmp_path / "accelerate.yaml"
+    file.write_text("distributed_type: NO\nmixed_precision: no\nuse_cpu: yes\nnum_processes: 2\n")
+    assert "--multi_gpu" in launch_options(file, None, None, [])
+    file.write_text("distributed_type: NO\nmixed_precision: no\nuse_cpu: no\nnum_processes: 2\n")
+    assert "2 GPUs asked for" in refused(file, None, None, [])
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "1000000000"])
+def test_a_count_of_processes_out_of_range(capfd, count):
+    assert main(["train", "--num_processes", count, "--use_cpu", "true"]) == 2
+    assert f"--num_processes must be from 1 to 4096, got {count}" in capfd.readouterr().err

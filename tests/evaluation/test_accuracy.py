@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+import re
 from contextlib import suppress
 from itertools import islice
 
@@ -275,17 +276,13 @@ def test_samples_and_the_majority(student):
         ("source", {"from": "web"}, "`source` must be a text, got {'from': 'web'} (dict)"),
         ("source", ["web"], "`source` must be a text"),
         ("task", 3, "`task` must be a text, got 3 (int)"),
-        ("id", 3, "`id` must be a text, got 3 (int)"),
+        ("id", 3.5, "`id` must be a text, got 3.5 (float)"),
         ("mistake", "calculation", "`mistake` must be a list of texts, got 'calculation'"),
         ("mistake", [1], "`mistake` must be a list of texts"),
-        (
-            "prompt",
-            "half \ud83d",
-            "`prompt` holds half of a character, which no file or request can hold: 'half \\ud83d'",
-        ),
-        ("prompt", [{"role": "user", "content": "\udc00"}], "`prompt` holds half of a character"),
-        ("answer", "\ud83d 4", "`answer` holds half of a character"),
-        ("id", "\ud83d", "`id` holds half of a character"),
+        ("prompt", "half \ud83d", "prompt: has '\\ud83d', half of a surrogate pair"),
+        ("prompt", [{"role": "user", "content": "\udc00"}], "prompt: has '\\udc00', half of a surrogate pair"),
+        ("answer", "\ud83d 4", "answer: has '\\ud83d', half of a surrogate pair"),
+        ("id", "\ud83d", "id: has '\\ud83d', half of a surrogate pair"),
     ],
 )
 def test_rows_that_could_not_become_items_are_refused(column, value, message):
@@ -295,7 +292,7 @@ def test_rows_that_could_not_become_items_are_refused(column, value, message):
         problems_of(
             [good, good | {column: value}], where="t.yaml", answer_type="number" if column != "answer" else "text"
         )
-    assert f"row 2: {message}" in str(caught.value)
+    assert re.search(rf"row 2[:,] {re.escape(message)}", str(caught.value))
 
 
 def test_votes():

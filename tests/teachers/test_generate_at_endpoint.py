@@ -55,8 +55,7 @@ def test_half_of_a_character_is_refused_with_its_row(tmp_path, capsys, column):
         for command in ("validate", "generate"):
             assert main([command, "--config", str(path)]) == 2
             message = capsys.readouterr().err
-            assert f"row 2, column '{column}': holds half of a character" in message
-            assert "\\ud83d" in message
+            assert f"line 2, '{column}': has '\\ud83d', half of a surrogate pair" in message
     assert server.seen == 0
 
 
@@ -67,7 +66,7 @@ def test_half_of_a_character_elsewhere_costs_nothing(tmp_path, capsys):
         assert "a lone surrogate is no character" in capsys.readouterr().err
         (tmp_path / "e.jsonl").write_text('{"question": "q\\ud83d", "chain": "The answer is 4.", "answer": "4"}\n')
         assert generate(recipe(tmp_path, url, exemplars="e.jsonl")) == 2
-        assert "entry 1, column 'question': holds half of a character" in capsys.readouterr().err
+        assert "e.jsonl, line 1, 'question': has '\\ud83d', half of a surrogate pair" in capsys.readouterr().err
     assert server.seen == 0
 
 

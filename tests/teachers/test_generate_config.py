@@ -180,3 +180,27 @@ def test_students_and_labellers_are_made(tmp_path, saved_student):
     served = read_generate_config(path, {"student_base_urls": ["http://127.0.0.1:2/v1"]})
     assert served.make_student().address == "http://127.0.0.1:2/v1"
     assert read_generate_config(path, {"label": "none"}).make_labeller() is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"answer_after": "####"}, "`answer_after`: for questions of `dataset_name`, but they are procedural problems"),
+        ({"task": "a", "dataset_split": "b"}, "`dataset_split`, `task`: for questions of `dataset_name`"),
+        ({"rollouts": 4}, "`rollouts` is for `pivots: true`"),
+        ({"wrong_share": 1.5}, "`wrong_share` must be from 0 to 1, got 1.5"),
+        ({"difficulty": 0}, "`difficulty` must be from 1 to 5, got 0"),
+        ({"seed": -1}, "`seed` must be from 0 to 9007199254740991, got -1"),
+    ],
+)
+def test_options_without_effect_or_out_of_range(tmp_path, values, message):
+    with pytest.raises(InputError) as caught:
+        read_generate_config(write(tmp_path, **BASE, **values), {})
+    assert message in str(caught.value)
+
+
+def test_an_option_of_another_type_is_not_called_missing(tmp_path):
+    path = write(tmp_path, model=["m"], base_urls=["http://127.0.0.1:9/v1"], dataset_name="q.jsonl")
+    with pytest.raises(InputError) as caught:
+        read_generate_config(path, {})
+    assert caught.value.problems == ["`model: ['m']`: expected a text, got list"]

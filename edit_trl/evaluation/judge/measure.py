@@ -56,6 +56,9 @@ def judge_runs(
         },
     }
     save_judgements(judgements, report, Path(arguments.output_dir))
+    failures = [judgement.text for judgement in judgements if judgement.outcome == "failed"]
+    if failures:
+        say(f"{len(failures)} requests failed, such as: {visible_line(failures[0])}")
     return report
 
 

@@ -9,7 +9,6 @@ whole batch. Its finished file has the same bytes as that of an uninterrupted ru
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError, show
-from edit_trl.common.files import DRAFT_SUFFIX, git_revision, write_whole
+from edit_trl.common.files import DRAFT_SUFFIX, check_writable, git_revision, write_whole
 from edit_trl.common.json_text import checker, read_json, read_json_file
 from edit_trl.common.locks import FOLDER_LOCK, Hold, hold_folder
 from edit_trl.evaluation.runs.schema import FORMAT, ITEMS, Item, Run, RunRecord, key_of
@@ -71,6 +70,8 @@ class RunFolder:
             raise InputError(f"output_dir {self.path}: {blocked} is a file, not a folder")
         else:
             check_writable(self.path)
+            if self.path.exists():  # in which another process may be loading its model
+                self._take()
         self.record = record
 
     @property
@@ -247,13 +248,6 @@ def _read_items(path: Path, kind: str, partial: bool = False) -> list[Any]:
             raise InputError(f"{file}, line {number}: not an item of `edit-trl {kind}`: {problem.lstrip('.: ')}")
         items.append(item)
     return items
-
-
-def check_writable(path: Path) -> None:
-    """Raise an OSError if a file or folder, which need not exist, cannot be written to; nothing is written."""
-    place = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not os.access(place, os.W_OK | os.X_OK if place.is_dir() else os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
 def _is_draft(path: Path) -> bool:

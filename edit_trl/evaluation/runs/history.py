@@ -6,17 +6,18 @@ The folders of the runs hold everything. The history is the index that remains w
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, show
+from edit_trl.common.files import check_writable
 from edit_trl.common.json_text import checker, read_json
 from edit_trl.common.options import nearest
-from edit_trl.evaluation.runs.folder import check_writable
 from edit_trl.evaluation.runs.schema import Run, RunKind
 from edit_trl.evaluation.runs.scores import SCORES
 
@@ -171,7 +172,10 @@ def _row(file: Path, number: int, *values: Any) -> HistoryRow:
     fields = dict(zip(_COLUMNS, values, strict=True))
     if isinstance(fields["scores"], str):
         fields["scores"] = read_json(fields["scores"], f"{place}, scores")
-    if (problem := checker(HistoryRow)(fields)) is not None:
+    problem = checker(HistoryRow)(fields)
+    if problem is None and re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]+Z", fields["finished"]) is None:
+        problem = f"finished: {show(fields['finished'])} is no time such as 2026-01-31T12:00:00Z"
+    if problem is not None:
         raise InputError(f"{place}: {problem.lstrip('.: ')}; mend it, or name another file")
     return HistoryRow(**fields)
 
@@ -194,6 +198,10 @@ def _opened(file: Path, address: str) -> Iterator[sqlite3.Connection]:
     """Open a connection and close it at the end; a transaction that was not committed is rolled back."""
     connection = None
     try:
+        with suppress(OSError), file.open("rb") as content:
+            # One that writes ahead is no history; to open it would leave two files beside it.
+            if content.read(20)[18:] == b"\2\2":
+                raise sqlite3.DatabaseError("it is a database of another program")
         connection = sqlite3.connect(address, uri=True, timeout=_WAIT, isolation_level=None)
         yield connection
     except sqlite3.Error as error:

@@ -54,12 +54,12 @@ def complete_items(
     # A batch is always made as a whole: another batch could change the rounding, and so an item.
     remaining = [batch for batch in batches if any(entries[index].key not in items for index in batch)]
     count = sum(map(len, remaining))
+    if folder:
+        folder.start()
     bar = tqdm(
         total=len(entries), initial=len(entries) - count, desc=description, unit=unit, disable=not progress or not count
     )
     started, tokens = time.perf_counter(), 0
-    if folder:
-        folder.start()
     try:
         with bar:
             for batch_items in make_items(remaining):

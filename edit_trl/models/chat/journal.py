@@ -187,7 +187,7 @@ def _lock(path: Path, wait: float) -> Hold:
     except InputError as error:
         raise JournalError(error.problems) from error
     except OSError as error:
-        raise JournalError(f"cannot write {error.filename}: {error.strerror}; free some space") from error
+        raise JournalError(f"cannot write {error.filename or path}: {error.strerror}; free some space") from error
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -106,6 +106,8 @@ def read_recipe(path: str | Path | None) -> Recipe:
         raise InputError(f"{path}: this is a recipe of `edit-trl generate`, not of train")
     stages = values.pop("stages", None)
     problems = list(_stage_problems(stages))
+    if values.get("output_dir") == "":
+        problems.append("`output_dir` is empty; name the folder of the run")
     if problems:
         raise InputError(problems, heading=f"{path}:")
     outline = ((stage["name"], {k: v for k, v in stage.items() if k != "name"}) for stage in stages or ())
