@@ -35,7 +35,8 @@ _MARKERS = re.compile(
 )
 # "check our answer: 42 / 6 = 7" and "suppose the answer is 5" give none.
 _NOT_GIVEN = re.compile(
-    r"\b(?:(?:double-)?check\w*|verif\w+|confirm\w*|hope|wrong|incorrect|false|previous|earlier|if|whether|suppose|assum\w+)"
+    r"\b(?:(?:double-)?check\w*|verif\w+|confirm\w*|hope|wrong|incorrect|false|previous|earlier|another|other|common|if|whether|"
+    r"suppose|assum\w+)"
     r"[ *_]+(?:(?:the|our|my|your|this|that|an?|whether|if)[ *_]+)*$",
     re.IGNORECASE,
 )
