@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import check_writable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.limit is not None and options.limit < 1:
         raise InputError(f"--limit must be 1 or more, got {options.limit}")
     if options.html:
+        check_writable(options.html)
         from edit_trl.evaluation.report.page import free_path
 
         free_path(options.html)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edit_trl.cli.parser import Parser
-from edit_trl.common.files import is_stream
+from edit_trl.common.files import check_writable, is_stream
 
 if TYPE_CHECKING:
     from edit_trl.evaluation.report.training_history import TrainingRun
@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         InputError: A folder holds no run, a run cannot be read, or the output is a file but not a report.
     """
     options = _parser().parse_args(argv)
+    check_writable(options.output)
     from edit_trl.evaluation.report import write_report
     from edit_trl.evaluation.report.folders import read_folders
     from edit_trl.evaluation.report.page import free_path
