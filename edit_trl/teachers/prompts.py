@@ -21,7 +21,7 @@ from typing import Literal, get_args
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import nearest
 from edit_trl.common.templates import read_template, template_problems
-from edit_trl.data.answers import AnswerType, extract_answer
+from edit_trl.data.answers import AnswerType, answer_part, extract_answer
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
 
@@ -137,10 +137,11 @@ class Templates:
 def read_chain(text: str) -> str:
     """Return the chain in an answer, as it goes into a row.
 
-    Removes thoughts in <think> tags, words of the prompt that the model repeats, and further questions that
-    it writes after the chain.
+    Removes thoughts (all of the text where they never end), words of the prompt that the model repeats, and
+    further questions that it writes after the chain.
     """
-    chain = text.rpartition("</think>")[2].strip()
+    part = answer_part(text)
+    chain = text[slice(*part)].strip() if part else ""
     for echo in ("Answer:", "Mended reasoning:", "Wrong reasoning:", "Let's think step by step."):
         chain = chain.removeprefix(echo).lstrip()
     return re.split(r"\n\s*(?:Question|Right reasoning|Wrong reasoning|Hint):", chain, maxsplit=1)[0].rstrip()

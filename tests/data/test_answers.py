@@ -309,6 +309,9 @@ def test_known_numbers_may_be_written_as_answers_are(known, response):
         *[("[THINK]5[/THINK]4", "4"), ("◁think▷5◁/think▷4", "4"), ("5</think>4", "4"), ("<think>5", None)],
         ("<|channel|>analysis<|message|>5<|end|><|start|>assistant<|channel|>final<|message|>4", "4"),
         ("<think>5</think>4<think>", None),
+        ("analysisPerhaps it is 5.assistantfinalIt is 4.", "It is 4."),
+        ("analysisPerhaps it is 5.", None),
+        ("Our analysis is done: 4", "Our analysis is done: 4"),
     ],
 )
 def test_only_what_follows_the_thoughts_is_read(response, part):
@@ -354,6 +357,37 @@ def test_a_model_may_correct_itself(doubt):
 def test_a_question_within_the_chain_is_a_step():
     response = "The first part is 3.\n\nWhat is left?\nIt is 4.\n\nSo the answer is 4."
     assert check_answer(response, "4", "number").verdict == "correct"
+
+
+ABOUT_THE_ANSWER = [
+    *("The answer is rounded to 2 decimals.", "I hope the answer is clear to all 3 of you.", "The answer is not 41."),
+    *("The answer is in dollars (2 decimals).", "Double-check the answer: 84 / 2 = 42 and 1 + 1 = 2."),
+    *("The answer is between 40 and 50.", "The answer is also in appendix 2.", "The answer is less than 50."),
+    *("The answer is an integer, because 6 and 7 are.", "This answer is the result of 6 * 7."),
+    *("The answer is only valid for n > 3.", "The answer is the same as for 3.", "If the answer is 41, it fails."),
+    *("If you have another answer: 5 is wrong.", "Final answer: see above."),
+]
+
+
+@pytest.mark.parametrize("sentence", ABOUT_THE_ANSWER)
+@pytest.mark.parametrize("gap", [" ", "\n\n"])
+def test_a_sentence_about_the_answer_does_not_give_it(sentence, gap):
+    assert check_answer(f"Therefore, the answer is 42.{gap}{sentence}", "42", "number").verdict == "correct"
+
+
+@pytest.mark.parametrize(
+    "sentence", ["The answer is 5.", "The answer is actually 5.", "The answer is a total of 5 apples."]
+)
+def test_a_later_sentence_that_gives_the_answer_wins(sentence):
+    assert check_answer(f"The answer is 42. No, wait. {sentence}", "5", "number").verdict == "correct"
+
+
+@pytest.mark.parametrize(
+    "sentence", ["The answer is correct.", "I hope this answer is helpful!", "The answer is supported by the text."]
+)
+def test_a_sentence_about_an_answer_of_words(sentence):
+    assert check_answer(f"So the answer is Paris. {sentence}", "Paris", "text").verdict == "correct"
+    assert check_answer("So the answer is correct.", "correct", "text").verdict == "correct"
 
 
 @needs_math

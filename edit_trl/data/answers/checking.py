@@ -45,19 +45,24 @@ _LINE_HEAD = re.compile(r"\W*|.*=\W*")
 # A statement that says something about the answer does not give it: "the answer is rounded to 2 decimal places".
 _ABOUT_ANSWER = (
     "rounded|independent|useful|helpful|consistent|reasonable|plausible|verified|confirmed|checked|expressed|measured|"
-    "the same as|obtained|derived|based|correct|incorrect|right|wrong|unique|clear|dependent|divisible|stated|reported|"
-    "written"
+    "the same|obtained|derived|based|correct|incorrect|right|wrong|unique|clear|dependent|divisible|stated|reported|"
+    "written|supported|explained|well[- ]known"
 )
-_ADVERBS = r"\W*(?:(?:also|indeed|therefore|thus|now|then|still|always|only|really|fully)\s+)*"
-_ABOUT = re.compile(rf"{_ADVERBS}(?:{_ABOUT_ANSWER})\b(?!\s+(?:to\s+be|as|by)\b)", re.IGNORECASE)
-_ABOUT_VALUE = re.compile(r"\W*(?:in|on|for|from|of|with|within|due|up)\s")
-# Words that lead to an answer; after others in small letters it is one only if no other statement gives one.
+_ABOUT_VALUE = "in|on|for|from|of|with|within|due|up|valid|true|false|possible|positive|even|odd|known|guaranteed|close"
+_ADVERBS = r"\W*(?:(?:also|indeed|therefore|thus|now|then|still|always|only|really|fully|easily)\s+)*"
+_ABOUT = re.compile(rf"{_ADVERBS}(?:{_ABOUT_ANSWER})\b(?!\s+(?:to\s+be|as\s+\d)\b)", re.IGNORECASE)
+_ABOUT_NUMBER = re.compile(
+    rf"{_ADVERBS}(?:{_ABOUT_ANSWER}|{_ABOUT_VALUE})\b(?!\s+(?:to\s+be|as\s+\d|by)\b)|.*\b(?:because|since)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+# Words that lead to an answer. After an article or a pronoun it is one only if no other statement gives it more
+# directly, and after other words in small letters only if no other statement gives one at all.
 _LEADS = re.compile(
-    r"(?:that|the|an?|he|she|it|they|there|his|her|their|its|we|you|my|our|approx|about|around|almost|just|indeed|therefore|"
-    r"thus|then|also|now|still|equals?|total|option|choice|letter|number|no|minus|negative|at|between|either|both|[a-z]+ly)\b"
-    r"|[^a-z]|.*[=:]|[a-z]\b",
+    r"(?:that|(?:a|the)\s+(?:total|number|value|amount)|approx|about|around|almost|just|indeed|therefore|thus|then|now|still|"
+    r"equals?|total|option|choice|letter|number|no|minus|negative|at|either|both|[a-z]+ly)\b|[^a-z]|.*[=:]|[a-z]\b(?!\s[a-z])",
     re.DOTALL,
 )
+_ARTICLES = re.compile(r"(?:the|an?|this|he|she|it|they|there|his|her|their|its|we|you|my|our|between)\b")
 
 
 def infer_answer_type(answer: str) -> AnswerType:
@@ -180,15 +185,18 @@ def _stated_answer(text: str, statements: Sequence[Statement], end: int, answer_
 
 
 def _rank(text: str, statement: Statement, answer: Extraction, answer_type: AnswerType) -> int:
-    """Return how clearly a statement gives an answer: 2, or 1 if only others make it no answer, or 0 for not at all."""
+    """Return how directly a statement gives an answer: from 3 to 1, or 0 if it only says something about it."""
     if statement.kind != "sentence":
-        return 2
+        return 3
     if answer_type in ("text", "list", "math"):
-        return 1 if _ABOUT.match(text, statement.start, statement.end) else 2
+        # Where no other statement gives an answer, such words are one.
+        return 1 if _ABOUT.match(text, statement.start, statement.end) else 3
     lead = text[statement.start : answer.start].strip(" \t*_`$({[\"'“‘\n")
-    if _ABOUT.match(lead + " ") or _ABOUT_VALUE.match(lead + " "):
+    if _ABOUT_NUMBER.match(lead + " "):
         return 0
-    return 2 if not lead or _LEADS.match(lead) else 1
+    if not lead or _LEADS.match(lead):
+        return 3
+    return 2 if _ARTICLES.match(lead) else 1
 
 
 def _read(text: str, statement: Statement, answer_type: AnswerType, last: bool = False) -> Extraction | None:

@@ -34,10 +34,14 @@ def _limit() -> None:
     except ImportError:  # Windows; the parent ends this process
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
-    _, most = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + SECONDS, most))
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, most))
+    limits = {
+        resource.RLIMIT_CPU: int(used.ru_utime + used.ru_stime) + SECONDS,
+        resource.RLIMIT_AS: MEMORY,
+        resource.RLIMIT_CORE: 0,  # no file for a process that was ended
+    }
+    for name, limit in limits.items():
+        _, most = resource.getrlimit(name)
+        resource.setrlimit(name, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
 
 
 def _parse(formula: str) -> list[Any]:

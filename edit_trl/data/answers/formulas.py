@@ -85,7 +85,7 @@ def read(text: str, start: int, end: int, last: bool = False) -> Extraction | No
 
 def in_one_spelling(answer: Extraction | None) -> Extraction | None:
     """Return an answer with its value as math-verify writes it; None for what math-verify cannot read."""
-    if answer is None:
+    if answer is None or len(answer.value) > _MOST_CHARACTERS:
         return None
     text = answer.value
     value = text_value(text) if _is_phrase(text) else _worker_value(_latex(text))

@@ -8,10 +8,15 @@ from typing import NamedTuple
 
 _TAGS = r"think|thinking|thoughts?|reasoning|reflection|scratchpad|seed:think"
 _THOUGHTS_BEGIN = re.compile(
-    rf"<(?:{_TAGS})>|\[THINK\]|◁think▷|<\|channel\|>(?:analysis|commentary)|<\|START_THINKING\|>", re.IGNORECASE
+    rf"<(?:{_TAGS})>|\[THINK\]|◁think▷|<\|channel\|>(?:analysis|commentary)|<\|START_THINKING\|>"
+    # The same channels after a tokenizer left out its special tokens.
+    r"|\Aanalysis(?-i:(?=[A-Z]))",
+    re.IGNORECASE,
 )
 _THOUGHTS_END = re.compile(
-    rf"</(?:{_TAGS})>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>|<\|END_THINKING\|>", re.IGNORECASE
+    rf"</(?:{_TAGS})>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>|<\|END_THINKING\|>"
+    r"|(?<=.)assistantfinal(?=[\W\d]|(?-i:[A-Z]))",
+    re.IGNORECASE | re.DOTALL,
 )
 
 # A line break may separate a colon from its answer; after a bare "is" it ends the statement.
@@ -30,7 +35,8 @@ _MARKERS = re.compile(
 )
 # "check our answer: 42 / 6 = 7" and "suppose the answer is 5" give none.
 _NOT_GIVEN = re.compile(
-    r"\b(?:(?:double-)?check\w*|verif\w+|confirm\w*|hope|wrong|incorrect|false|previous|earlier|if|whether|suppose|assum\w+)"
+    r"\b(?:(?:double-)?check\w*|verif\w+|confirm\w*|hope|wrong|incorrect|false|previous|earlier|another|other|common|if|whether|"
+    r"suppose|assum\w+)"
     r"[ *_]+(?:(?:the|our|my|your|this|that|an?|whether|if)[ *_]+)*$",
     re.IGNORECASE,
 )
