@@ -65,7 +65,7 @@ stages:
 """
 COMMANDS = {
     "generate": "teacher: openai_compatible\nmodel: m\nmax_concurrency: 4\nrectify_check: none\n",
-    "evaluate": "tasks: [task.yaml]\nhistory: null\nmax_new_tokens: 16\nbatch_size: 2\n",
+    "evaluate": "tasks: [task.yaml]\nconversational: false\nhistory: null\nmax_new_tokens: 16\nbatch_size: 2\n",
 }
 KILLED = -signal.SIGKILL
 MOST_TRIES = 20
@@ -224,7 +224,7 @@ def command_inputs(folder: Path, student: Path | None, url: str) -> None:
     """Questions, a task and the recipes of generate and evaluate."""
     questions = [{"question": f"What is {n} + 1?", "answer": str(n + 1), "id": str(n)} for n in range(40)]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions), encoding="utf-8")
-    (folder / "task.yaml").write_text("dataset_name: questions.jsonl\nconversational: false\n", encoding="utf-8")
+    (folder / "task.yaml").write_text("dataset_name: questions.jsonl\n", encoding="utf-8")
     own = {
         "generate": f"base_urls: [{url}]\ndataset_name: questions.jsonl\n",
         "evaluate": f"model: {student or 'student'}\n",

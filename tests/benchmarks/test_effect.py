@@ -259,7 +259,8 @@ def test_the_fork_is_the_first_token_that_differs():
 
 def test_the_best_point_is_the_best_on_dev_and_the_first_of_equals(tmp_path):
     for name, accuracy in (("a", 0.2), ("b", 0.5), ("c", 0.5)):
-        write_cell(tmp_path / "cells" / name, {"result": {"dev": {"accuracy": accuracy}, "name": name}})
+        result = {"dev": {"accuracy": accuracy}, "name": name}
+        write_cell(tmp_path / "cells" / name, {"inputs": {}, "status": "done", "result": result})
     assert best_point(["a", "b", "c"], tmp_path)[0] == "b"
 
 
@@ -378,6 +379,15 @@ def measured(tmp_path):
     from edit_trl.evaluation.runs.scores import run_scores
 
     def write(name: str, right: list[bool], first: int = 0) -> Path:
+        nothing = dict.fromkeys(("value", "lenient_value", "span", "lenient_span"))
+        sample = {
+            **nothing,
+            "response": "",
+            "verdict": "wrong",
+            "lenient_verdict": "wrong",
+            "cut_off": False,
+            "tokens": 1,
+        }
         items = [
             {
                 **dict.fromkeys(("mistake", "source", "value", "lenient_value")),
@@ -389,7 +399,7 @@ def measured(tmp_path):
                 "verdict": "correct" if is_right else "wrong",
                 "lenient_verdict": "wrong",
                 "cut_off": 0,
-                "samples": [{}],
+                "samples": [sample],
             }
             for number, is_right in enumerate(right, first)
         ]
