@@ -237,7 +237,7 @@ def test_all_that_is_not_comparable_is_named_at_once(tmp_path):
     second = {"tasks": {"dates": "2"}, "verifier": "0", "settings": {"decoding": {"max_new_tokens": 512}}}
     found = problems(tmp_path, before, after, second=second)
     assert found == [
-        "/edit was checked by version '0' of the answer check, /base by '1'; measure both with one version of edit_trl",
+        "/edit was checked by version '0' of the answer check, /base by '2'; measure both with one version of edit_trl",
         "task 'dates' has version '2' in /edit, '1' in /base",
         "/edit has another decoding (decoding.max_new_tokens: 512 there, 64 in /base; decoding.samples: "
         "'not set' there, 1 in /base; decoding.temperature: 'not set' there, 0.0 in /base; decoding.top_p: "
@@ -305,8 +305,8 @@ def test_files_of_another_version_and_runs_that_are_not_there(tmp_path):
     with pytest.raises(InputError) as error:
         compare_runs(run, other.path, tmp_path / "nowhere")
     newer, nowhere = error.value.problems
-    assert "has format 99; edit_trl" in newer
-    assert "use the version that wrote it (9.0)" in newer
+    assert "has format 99 (int); edit_trl" in newer
+    assert "use the version that wrote it ('9.0')" in newer
     assert "no run of `edit-trl evaluate` or `suite` at" in nowhere
 
 
