@@ -120,6 +120,40 @@ PUSHED: dict[str, Edit] = {
 JOURNAL = "journal-0.sqlite"
 
 
+def _stage(**changes: Any) -> Edit:
+    """Changes values of the stage in a card.json."""
+
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        content["stages"][0].update(changes)
+        (folder / "card.json").write_text(json.dumps(content), encoding="utf-8")
+
+    return edit
+
+
+_EXAMPLE = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_spans": [], "rejected_spans": []}
+CARDS: dict[str, Edit] = {
+    "a name that is a list": _stage(name=["a"]),
+    "a base that is a number": _stage(base_model=5),
+    "a dataset that is a number": _stage(dataset=5),
+    "rows that are a list": _stage(rows=[1]),
+    "an objective that is a list": _stage(objective=[1]),
+    "a weight that is text": _stage(objective={"chosen_key_weight": "many"}),
+    "training that is text": _stage(training="x"),
+    "processes that are text": _stage(processes="two"),
+    "logs of numbers": _stage(logs=[1]),
+    "a log without its step": _stage(logs=[{"loss": 1.0}]),
+    "a log that is text": _stage(logs=[{"step": 1, "loss": "x"}]),
+    "an adapter that is a list": _stage(adapter=[1]),
+    "versions that are numbers": _stage(versions={"trl": 5}),
+    "an example that is a number": _stage(examples=[_EXAMPLE | {"prompt": 5}]),
+    "a span of one number": _stage(examples=[_EXAMPLE | {"chosen_spans": [[0]]}]),
+    "no stages": values("card.json", stages=[]),
+    "a stage that is null": values("card.json", stages=[None]),
+    "a form that nobody knows": values("card.json", form="magic"),
+}
+
+
 def cases() -> Iterator[Case]:
     for number, (name, edit) in enumerate(RUNS.items()):
         lines = {
@@ -159,6 +193,14 @@ def cases() -> Iterator[Case]:
     for name, edit in PUSHED.items():
         words = ("push", "trained", "--repo_id", "someone/student", "--dry_run")
         yield Case("runs", f"to push: {name}", words, "trained", prepare=_edit("trained", edit))
+    for name, edit in CARDS.items():
+        words = ("push", "trained", "--repo_id", "someone/student", "--dry_run")
+        yield Case("cards", name, words, r"card\.json", prepare=_edit("trained", edit))
+        yield Case("cards", name, ("merge", "adapter", "--output", "m"), r"card\.json", prepare=_card_of_adapter(edit))
+    for value in (5, ["a"]):
+        edit = values("run.json", options={"hub_model_id": value})
+        name = f"to push: hub_model_id {value}"
+        yield Case("runs", name, ("push", "trained", "--dry_run"), "hub_model_id", prepare=_edit("trained", edit))
     yield from _journals()
 
 
@@ -188,6 +230,14 @@ def _as_before(_folder: Path, _outcome: Any) -> None:
 
 def _edit(name: str, edit: Edit) -> Edit:
     return lambda folder: edit(folder / name)
+
+
+def _card_of_adapter(edit: Edit) -> Edit:
+    def prepare(folder: Path) -> None:
+        shutil.copy(folder / "trained" / "card.json", folder / "adapter")
+        edit(folder / "adapter")
+
+    return prepare
 
 
 def _history(change: str, more: tuple[str, ...]) -> Case:

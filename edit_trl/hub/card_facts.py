@@ -11,11 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
-from edit_trl.common.json_text import read_json_file
+from edit_trl.common.json_text import checker, read_json_file
 from edit_trl.data.pair_statistics import locate_pairs
 from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of
 from edit_trl.key_steps import KeyStepMethod
@@ -66,6 +66,8 @@ TRAINING_FIELDS = (
     "fp16",
     "seed",
 )
+# Options of the objective that the card shows as numbers.
+_WEIGHTS = ("chosen_key_weight", "chosen_context_weight", "rejected_key_weight", "preference_weight")
 LOGGED = ("loss", "key_accuracy", "completion_accuracy", "logps/chosen", "drift/chosen", "fork/confidence")
 
 
@@ -76,8 +78,8 @@ class Example:
     prompt: str
     chosen: str
     rejected: str
-    chosen_spans: list[list[int]]
-    rejected_spans: list[list[int]]
+    chosen_spans: list[Annotated[list[int], 2]]
+    rejected_spans: list[Annotated[list[int], 2]]
 
 
 @dataclass(frozen=True)
@@ -181,18 +183,46 @@ def read_facts(folder: Path) -> CardFacts | None:
     file = folder / FACTS_FILE
     if not file.is_file():
         return None
-    try:
-        values = read_json_file(file)
-        names = {f.name for f in fields(StageFacts)}
-        stages = []
-        for stage in values["stages"]:
-            examples = [Example(**example) for example in stage["examples"]]
-            stages.append(StageFacts(**{k: v for k, v in stage.items() if k in names} | {"examples": examples}))
-        return CardFacts(values["form"], stages)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{file} cannot be read ({type(error).__name__}: {error}); remove it, and the card stays as it is"
-        ) from error
+    values = read_json_file(file)
+    if (problem := _problem_of(values)) is not None:
+        raise InputError(f"{file} cannot be read{problem}; remove it, and the card stays as it is")
+    return CardFacts(values["form"], [_stage_facts(stage) for stage in values["stages"]])
+
+
+def _problem_of(values: Any) -> str | None:
+    """Return what is wrong with the content of `card.json`; None if nothing is."""
+    if (problem := checker(dict[str, Any])(values)) is not None:
+        return problem
+    for name, annotation in (("form", Form), ("stages", list[dict[str, Any]])):
+        if (problem := checker(annotation)(values.get(name))) is not None:
+            return f": {name}{problem}"
+    if not values["stages"]:
+        return ": there is no stage"
+    for number, stage in enumerate(values["stages"]):
+        problem = checker(StageFacts)(_fields_of_stage(stage))
+        for name in () if problem else _WEIGHTS:
+            problem = problem or _within("objective", name, checker(float)(stage["objective"].get(name, 0)))
+        for index, log in enumerate(() if problem else stage.get("logs", ())):
+            problem = problem or _within("logs", index, None if "step" in log else ": there is no step")
+        if problem:
+            return f": stages[{number}]{problem}"
+    return None
+
+
+def _within(name: str, key: Any, problem: str | None) -> str | None:
+    return None if problem is None else f".{name}[{key!r}]{problem}"
+
+
+def _fields_of_stage(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of `StageFacts` of a stage in `card.json`, which another version may have written."""
+    defaults = {"processes": 1, "logs": [], "results": {}, "examples": [], "conversational": False, "versions": {}}
+    names = [f.name for f in fields(StageFacts)]
+    return {name: value for name, value in (defaults | dict(stage)).items() if name in names}
+
+
+def _stage_facts(stage: Mapping[str, Any]) -> StageFacts:
+    values = _fields_of_stage(stage)
+    return StageFacts(**values | {"examples": [Example(**example) for example in values["examples"]]})
 
 
 def plain_options(config: Any, names: Sequence[str]) -> dict[str, Any]:

@@ -53,7 +53,12 @@ class Source:
 
     def hub_model_id(self) -> str | None:
         """Return the repository that a model's recipe names, if it names one."""
-        return read_run_file(self.path).get("options", {}).get("hub_model_id") if self.kind == "model" else None
+        if self.kind != "model":
+            return None
+        name = read_run_file(self.path).get("options", {}).get("hub_model_id")
+        if (problem := checker(str | None)(name)) is not None:
+            raise InputError(f"{self.path / RUN_FILE}: hub_model_id{problem}; pass --repo_id, or mend it")
+        return name
 
 
 def find_source(run: str) -> Source:

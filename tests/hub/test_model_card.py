@@ -1,6 +1,7 @@
 """The card: what it says, what it does not, and that nothing in it is markup of others."""
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -313,6 +314,46 @@ def test_facts_are_read_as_they_were_written(tmp_path):
     (tmp_path / "card.json").write_text('{"stages": [{"examples": [1]}]}')
     with pytest.raises(InputError, match=r"card\.json cannot be read"):
         read_facts(tmp_path)
+
+
+SPANS = {"chosen_spans": [[0]], "rejected_spans": []}
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"name": ["a"]}, ".name: "),
+        ({"base_model": 5}, ".base_model: "),
+        ({"rows": [1]}, ".rows: "),
+        ({"objective": {"chosen_key_weight": "many"}}, ".objective['chosen_key_weight']: "),
+        ({"training": "x"}, ".training: "),
+        ({"processes": "two"}, ".processes: "),
+        ({"logs": [{"loss": 1.0}]}, ".logs[0]: there is no step"),
+        ({"logs": [{"step": 1, "loss": "x"}]}, ".logs[0]['loss']: "),
+        ({"versions": {"trl": 5}}, ".versions['trl']: "),
+        (
+            {"examples": [{"prompt": "", "chosen": "", "rejected": "", "chosen_spans": [[0]], "rejected_spans": []}]},
+            ".examples[0].chosen_spans[0]: ",
+        ),
+    ],
+)
+def test_facts_of_other_types_are_refused_with_their_place(tmp_path, changes, place):
+    write_facts(tmp_path, CardFacts("adapter", [stage(tmp_path)]))
+    content = json.loads((tmp_path / "card.json").read_text())
+    content["stages"][0].update(changes)
+    (tmp_path / "card.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"card\.json cannot be read: stages\[0\]{re.escape(place)}"):
+        read_facts(tmp_path)
+
+
+def test_facts_without_stages_and_of_an_unknown_form_are_refused(tmp_path):
+    for content, problem in (
+        ('{"form": "model", "stages": []}', "no stage"),
+        ('{"form": "magic", "stages": []}', "magic"),
+    ):
+        (tmp_path / "card.json").write_text(content)
+        with pytest.raises(InputError, match=problem):
+            read_facts(tmp_path)
 
 
 def test_examples_are_short_and_of_different_tasks():
