@@ -93,6 +93,8 @@ def _read_config(file: Path | None) -> dict[str, Any]:
     values = read_words(file, "accelerate configuration", again=True)
     config, problems = convert({name: value for name, value in values.items() if name in _TYPES}, _TYPES)
     problems += at_least(1, num_processes=config.get("num_processes"), num_machines=config.get("num_machines"))
+    if (config.get("num_machines") or 1) > 1 and not values.get("main_process_ip"):
+        problems.append("several machines need `main_process_ip`, the address of the first one")
     raise_problems(f"{file}: {problem}" for problem in problems)
     from accelerate.commands.config.config_args import load_config_from_file
 

@@ -62,7 +62,10 @@ def test_several_nodes_have_their_gpus_each(gpus, tmp_path):
     gpus(4)
     file = tmp_path / "nodes.yaml"
     text = (ACCELERATE / "ddp.yaml").read_text()
-    file.write_text(text.replace("num_machines: 1", "num_machines: 2").replace("processes: 2", "processes: 8"))
+    nodes = text.replace("num_machines: 1", "num_machines: 2").replace("processes: 2", "processes: 8")
+    file.write_text(nodes)
+    assert "several machines need `main_process_ip`" in refused(file, None, None, [])
+    file.write_text(f"{nodes}main_process_ip: node1\n")
     assert launch_options(file, None, None, [])[:2] == ["--config_file", str(file)]
     file.write_text(text.replace("num_processes: 2", "num_processes: two"))
     assert "`num_processes: 'two'`: expected a whole number" in refused(file, None, None, [])
