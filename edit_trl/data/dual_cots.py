@@ -19,7 +19,7 @@ from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.files import replacing
 from edit_trl.common.hub_ids import looks_like_file
 from edit_trl.common.json_text import read_json
-from edit_trl.data.files import is_text_file, load_table, pick_split, read_rows
+from edit_trl.data.files import check_local_source, is_text_file, load_table, read_rows
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
@@ -66,13 +66,7 @@ def load_dual_cots(
         InputError: A source that cannot be found, read or mapped, or rows that are not dual CoTs.
     """
     path, where = Path(source).expanduser(), str(source)
-    if path.exists():
-        options = {"name": name, "revision": revision}
-        listed = ", ".join(f"{option}={value!r}" for option, value in options.items() if value is not None)
-        if listed:
-            raise InputError(f"{where} is on this machine: {listed} only applies to a dataset on the Hub")
-    if path.is_file():
-        pick_split({"train": path}, split, where)
+    check_local_source(where, split, name=name, revision=revision)
     if is_text_file(path):
         return _dataset_of_rows(path, column_mapping or {})
     dataset = load_table(where, name, split, revision)

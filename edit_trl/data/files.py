@@ -32,6 +32,20 @@ def pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> Any
     return splits[name]
 
 
+def check_local_source(source: str, split: str | None, **hub_options: str | None) -> None:
+    """Check that a source on this machine is asked for nothing that only the Hub has, and a file for no other split.
+
+    Raises:
+        InputError: It is.
+    """
+    path = Path(source).expanduser()
+    listed = ", ".join(f"{option}={value!r}" for option, value in hub_options.items() if value is not None)
+    if listed and path.exists():
+        raise InputError(f"{source} is on this machine: {listed} only applies to a dataset on the Hub")
+    if path.is_file():
+        pick_split({"train": path}, split, source)
+
+
 def _load_from_hub(source: str, name: str | None, split: str | None, revision: str | None) -> Dataset:
     """Load a dataset from the Hub; raise an InputError if that fails."""
     from datasets import DatasetDict, load_dataset

@@ -37,6 +37,16 @@ def test_every_format(tmp_path, name):
     assert read_questions(path, task="sums", task_descriptions={"sums": "Do sums."}) == READ
 
 
+@pytest.mark.parametrize("name", ["q.jsonl", "q.parquet"])
+def test_a_file_has_no_other_split_and_no_configuration(tmp_path, name):
+    path = write(tmp_path / name, ROWS)
+    assert read_questions(path, split="train", task="sums") == read_questions(path, task="sums")
+    with pytest.raises(InputError, match=r"no split 'test'; choose the split from: train"):
+        read_questions(path, split="test")
+    with pytest.raises(InputError, match=r"is on this machine: dataset_config='main' only applies to"):
+        read_questions(path, name="main")
+
+
 def test_csv(tmp_path):
     path = tmp_path / "q.csv"
     path.write_text("problem,solution\nWhat is 007?,007\n", encoding="utf-8")
