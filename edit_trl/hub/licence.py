@@ -79,7 +79,7 @@ def _local_metadata(folder: Path) -> dict[str, Any]:
     readme = folder / "README.md"
     try:
         return (metadata_load(readme) or {}) if readme.is_file() else {}
-    except (ValueError, YAMLError):  # metadata that is not YAML
+    except (ValueError, YAMLError, RecursionError):  # metadata that is not YAML, or too deep for its parser
         return {}
 
 
