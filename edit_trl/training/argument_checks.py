@@ -6,7 +6,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from edit_trl.common.errors import raise_problems
+from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import HONOURED
@@ -15,7 +15,17 @@ from edit_trl.training.reference import reference_problems
 from edit_trl.training.requirements import requirement_problems
 
 
-def check_arguments(model, args, train_dataset, peft_config, data_collator, compute_metrics=None) -> None:
+def check_model(model) -> None:
+    """Check that the model of a `DualCoTTrainer` is a name or a loaded model.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if not isinstance(model, str) and not (isinstance(model, nn.Module) and hasattr(model, "config")):
+        raise InputError(f"`model` must be a Hub id, a folder as a text, or a loaded model, got {show(model)}")
+
+
+def check_arguments(model, args, train_dataset, eval_dataset, peft_config, data_collator, compute_metrics=None) -> None:
     """Check the arguments of `DualCoTTrainer` before a model is loaded.
 
     Raises:
@@ -35,6 +45,12 @@ def check_arguments(model, args, train_dataset, peft_config, data_collator, comp
         )
     elif not len(train_dataset):
         problems.append("`train_dataset` has no rows")
+    for dataset in eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,):
+        if not isinstance(dataset, Dataset | None):
+            problems.append(
+                "`eval_dataset` must be a datasets.Dataset, or several of them by name, got "
+                f"{type(dataset).__name__}; `load_dual_cots` reads one from a file"
+            )
     targets = getattr(peft_config, "target_modules", None) or ()
     adapted = isinstance(model, nn.Module) and is_peft_model(model)
     if "lm_head" in ([targets] if isinstance(targets, str) else targets) or (

@@ -35,7 +35,7 @@ from edit_trl.models.pairs.collation import EXAMPLE_COLUMNS, DualCoTCollator
 from edit_trl.models.pairs.noise import noisy_embeddings
 from edit_trl.models.pairs.scoring import PairLogps, PairScorer, make_pair_scorer
 from edit_trl.training import fork_selection
-from edit_trl.training.argument_checks import check_arguments, tell_padding
+from edit_trl.training.argument_checks import check_arguments, check_model, tell_padding
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.objective import Objective, share_of_step
 from edit_trl.training.publishing import PublishingMixin
@@ -201,9 +201,10 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
+        check_model(model)
         name = model if isinstance(model, str) else model.config._name_or_path
         args = args or DualCoTConfig(f"{Path(name).name or 'student'}-EDIT")
-        check_arguments(model, args, train_dataset, peft_config, data_collator, compute_metrics)
+        check_arguments(model, args, train_dataset, eval_dataset, peft_config, data_collator, compute_metrics)
         processing_class, options = settle_processing(processing_class, model, args, peft_config)
         tokenizer = share_template(processing_class)
 

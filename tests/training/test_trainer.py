@@ -383,6 +383,11 @@ def test_bad_rows(tmp_path, tokenizer):
 def test_no_rows(tmp_path, tokenizer):
     refuses(tmp_path, tokenizer, "has no rows", train_dataset=Dataset.from_list([]))
     refuses(tmp_path, tokenizer, "must be a datasets.Dataset, got NoneType", train_dataset=None)
+    for wrong in ([{"prompt": "q"}], {"held_out": 5}, "rows.jsonl"):
+        refuses(tmp_path, tokenizer, "`eval_dataset` must be a datasets.Dataset, or several", eval_dataset=wrong)
+    for wrong in (None, 5, tmp_path):
+        with pytest.raises(InputError, match="`model` must be a Hub id, a folder as a text, or a loaded model"):
+            DualCoTTrainer(wrong)
     refuses(tmp_path, tokenizer, "got list", train_dataset=ROWS)
 
 
