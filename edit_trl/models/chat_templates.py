@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from edit_trl.common.errors import InputError, brief, show
@@ -12,8 +11,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 Messages = Sequence[Mapping[str, str]]
-
-_PART = {"type": "text"}
 
 # What a template can raise, which is a small program: `raise_exception` and its own mistakes are TemplateErrors, and
 # an expression in it may fail as in Python.
@@ -25,33 +22,19 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_genera
 
     Args:
         tokenizer: Has a chat template.
-        messages: `role` and `content` of each. The content is given in parts to templates that read nothing else,
-            such as those of some models that see.
+        messages: `role` and `content`, a text, of each.
         add_generation_prompt: Whether the text ends where the model begins to write.
 
     Raises:
         InputError: The template is broken, refuses the messages (with its words), or leaves all of them out.
     """
-    from jinja2 import UndefinedError
-
-    try:
-        text = _apply(tokenizer, messages, add_generation_prompt)
-        if _says(text, messages) or _apply(tokenizer, _other(messages), add_generation_prompt) != text:
-            return text
-        problem = InputError(
+    text = _apply(tokenizer, messages, add_generation_prompt)
+    if not _says(text, messages) and _apply(tokenizer, _other(messages), add_generation_prompt) == text:
+        raise InputError(
             f"the chat template of {tokenizer.name_or_path} leaves out what the messages say: "
             f"{show(messages[-1]['content'])} becomes {show(text)}; use another template (`chat_template_path`)"
         )
-    except InputError as error:
-        if not isinstance(error.__cause__, UndefinedError):  # a text has no `type` and no `text`
-            raise
-        problem = error
-    parts = [{**message, "content": [{**_PART, "text": message["content"]}]} for message in messages]
-    with suppress(InputError):
-        text = _apply(tokenizer, parts, add_generation_prompt)
-        if _says(text, messages) and str(_PART)[1:-1] not in text:  # not the list as Python writes it
-            return text
-    raise problem
+    return text
 
 
 def _says(text: str, messages: Messages) -> bool:

@@ -377,6 +377,8 @@ def test_spans_of_a_correct_chain_alone_are_key(tokenizer):
 # Chat templates that end the generation prompt with what they do not put before an answer
 
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+# These read the content of a message as a list of parts, and nothing of a text.
+OF_PICTURES = ("idefics3", "llava_next", "smolvlm")
 THOUGHTS = {
     side: f"<think>\n{ROWS[1][side].split(' Therefore')[0]}\n</think>\n\nTherefore{ROWS[1][side].split('Therefore')[1]}"
     for side in ("chosen", "rejected")
@@ -399,13 +401,23 @@ def texts(row: dict, tokenizer) -> tuple[str, str]:
     return tokenizer.decode(output["prompt_ids"]), tokenizer.decode(output["chosen_ids"])
 
 
+@pytest.mark.parametrize("name", OF_PICTURES)
+def test_templates_that_read_no_text_are_refused(tokenizer, name):
+    tokenizer.chat_template = next(file for file in TEMPLATES if file.stem == name).read_text()
+    row = {"prompt": [{"role": "user", "content": "How many?"}]} | {
+        side: [{"role": "assistant", "content": ROWS[1][side]}] for side in ("chosen", "rejected")
+    }
+    with pytest.raises(InputError, match="the chat template of"):
+        tokenize_with_offsets(row, tokenizer)
+
+
 @pytest.mark.parametrize(
     ("file", "thoughts"),
     [
         (file, thoughts)
         for file in TEMPLATES
         for thoughts in (False, True)
-        if not thoughts or "think" in file.read_text()
+        if file.stem.removesuffix("_training") not in OF_PICTURES and (not thoughts or "think" in file.read_text())
     ],
     ids=lambda value: getattr(value, "stem", "thoughts" if value is True else ""),
 )

@@ -25,13 +25,6 @@ def test_a_template_is_what_the_tokenizer_makes_of_it(tokenizer):
         assert render(tokenizer, QUESTION, add_generation_prompt=add) == expected
 
 
-def test_a_template_that_reads_parts_gets_parts(tokenizer):
-    tokenizer.chat_template = IN_PARTS
-    assert render(tokenizer, QUESTION, add_generation_prompt=True) == "user:What is 1 + 2?;assistant:"
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'][0].text }}{% endfor %}"
-    assert render(tokenizer, QUESTION) == "What is 1 + 2?"
-
-
 def test_a_template_that_rewrites_a_question_is_used(tokenizer):
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
     assert render(tokenizer, QUESTION) == "WHAT IS 1 + 2?"
@@ -49,6 +42,7 @@ def test_a_template_that_rewrites_a_question_is_used(tokenizer):
             QUESTION,
             "leaves out what the messages say: 'What is 1 .*becomes 'xy'",
         ),
+        (IN_PARTS, QUESTION, "leaves out what the messages say"),
         ("{{ messages | length }}\n{% if x %}", QUESTION, "is broken in line 2: Unexpected end of template"),
         ("\ud800{{ messages[0]['content'] }}", QUESTION, "surrogates not allowed"),
     ],
