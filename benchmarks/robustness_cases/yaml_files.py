@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from robustness_cases.case import Case
+from robustness_cases.case import Case, Outcome
 from robustness_cases.commands import WITH_RECIPE
 from robustness_cases.material import recipe
 
@@ -93,6 +94,32 @@ def cases() -> Iterator[Case]:
         said = (FILE, "seed|max_attempts", TWICE)
         yield Case("YAML", "a good recipe with a key given twice", (command, "--config", "x.yaml"), said, files=twice)
     yield from _beside_a_recipe()
+    yield from _without_effect()
+
+
+def _without_effect() -> Iterator[Case]:
+    """Options of questions that a file on this machine cannot honour, and launches that cannot begin."""
+    for name, option in {
+        "a split of a file": "dataset_split: test",
+        "a slice of a file": "dataset_split: train[:3]",
+        "a configuration of a file": "dataset_config: main",
+        "several configurations of a file": "dataset_config: [a, b]",
+    }.items():
+        said, task = option.partition(": ")[2].strip("[]").split(",")[0].replace("[", r"\["), f"{option}\n"
+        files = {"t.yaml": f"dataset_name: q.jsonl\nanswer_type: number\n{task}"}
+        yield Case("YAML", f"a task of {name}", ("evaluate", "--config", "evaluate.yaml"), said, files=files)
+        words = ("generate", "--config", "x.yaml")
+        yield Case("YAML", name, words, said, files={"x.yaml": recipe("generate") + task})
+    machines = {"a.yaml": "distributed_type: MULTI_CPU\nnum_machines: 3\nnum_processes: 3\n"}
+    words = ("train", "--config", "train.yaml", "--accelerate_config", "a.yaml")
+    yield Case("YAML", "machines without an address", words, r"a\.yaml.*main_process_ip", files=machines)
+    header = {"student/README.md": "---\n" + "[" * 100_000 + "\n---\n"}
+    words = ("push", "trained", "--repo_id", "someone/student", "--dry_run")
+    yield Case("YAML", "a base's card that is deep", words, check=_licence_unknown, files=header)
+
+
+def _licence_unknown(_folder: Path, outcome: Outcome) -> str | None:
+    return None if 'given as "other"' in outcome.out + outcome.err else "nothing is said of the licence"
 
 
 def _beside_a_recipe() -> Iterator[Case]:
