@@ -170,3 +170,13 @@ def test_plain_worked_examples_end_where_another_question_begins(folder):
     chain = "First.\n\nQ: is the letter. The answer is 2."
     (folder / "shots.jsonl").write_text(json.dumps(EXEMPLARS[0] | {"chain": chain}) + "\n")
     assert read(write(folder, **plain), conversational=False).stop["sums"] == ()  # it tells no question apart
+
+
+def test_what_is_wrong_beside_a_task_file_names_the_task_file(tmp_path):
+    (tmp_path / "a.yaml").write_text("families: [magic]\n")
+    (tmp_path / "b.yaml").write_text("families: [arithmetic]\nexemplars: gone.yaml\n")
+    with pytest.raises(InputError) as caught:
+        read_tasks([str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")])
+    first, second = caught.value.problems
+    assert first.startswith(f"{tmp_path / 'a.yaml'}: unknown family 'magic'")
+    assert second.startswith(f"{tmp_path / 'b.yaml'}: no file of exemplars at gone.yaml")

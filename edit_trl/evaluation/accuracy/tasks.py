@@ -79,7 +79,11 @@ def read_tasks(
             path, task = read_task(name, beside)
             if system_prompt is not None:
                 task = replace(task, system_prompt=system_prompt)
-            task_problems, version, task_stop = _problems_of_task(task, path, conversational)
+            try:
+                task_problems, version, task_stop = _problems_of_task(task, path, conversational)
+            except InputError as error:  # about a file that the task names, or about its options
+                named = (one if one.startswith(str(path)) else f"{path}: {one}" for one in error.problems)
+                raise InputError(named) from error
             task_problems = first_of_each_task(task_problems, limit)
             task_problems = [replace(problem, task=task.prefix + problem.task) for problem in task_problems]
             names = dict.fromkeys(problem.task for problem in task_problems)
