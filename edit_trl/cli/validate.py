@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.cli.parser import Parser
 from edit_trl.cli.recipe_command import RecipeOptions
 from edit_trl.common.conversion import convert
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.options import hints_of
 from edit_trl.common.yaml_file import read_words
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         problems += [f"{own.config or 'options'}: {problem}" for problem in error.problems]
     # A recipe with problems may still name its rows: they are checked in the same go.
     try:
-        sources = _sources(runs) or _named_source(values)
+        sources = _sources(runs) or _named_source(values, own.config is not None)
     except InputError as error:
         sources, problems = [], problems + error.problems
     for source in sources:
@@ -147,12 +147,18 @@ def _sources(runs: "Sequence[RunArguments]") -> "list[DatasetSource]":
     return [source for number, source in enumerate(sources) if source not in sources[:number]]
 
 
-def _named_source(values: Mapping[str, Any]) -> "list[DatasetSource]":
-    """Return the training dataset that unchecked options name, if they do."""
+def _named_source(values: Mapping[str, Any], is_recipe: bool) -> "list[DatasetSource]":
+    """Return the training dataset that unchecked options name, if they do.
+
+    Raises:
+        InputError: The options are no text, and there is no recipe with which they were checked.
+    """
     from edit_trl.training.recipe.data_arguments import DataArguments
 
     names = ("dataset_name", "dataset_train_split", "dataset_config", "dataset_revision", "column_mapping")
-    options, _ = convert({name: values[name] for name in names if name in values}, hints_of([DataArguments]))
+    options, problems = convert({name: values[name] for name in names if name in values}, hints_of([DataArguments]))
+    if not is_recipe:  # the values of a recipe were checked with it
+        raise_problems(problems)
     return [DataArguments(**options).train_source] if isinstance(options.get("dataset_name"), str) else []
 
 

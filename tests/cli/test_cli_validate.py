@@ -211,3 +211,10 @@ def test_a_training_recipe_is_no_pipe(files, capfd):
     assert main(["train", "--config", f"/dev/fd/{read}"]) == 2
     assert f"/dev/fd/{read} is a pipe or a device; training reads its recipe more than once" in capfd.readouterr().err
     os.close(read)
+
+
+def test_a_dataset_whose_name_is_no_name(capsys):
+    assert main(["validate", "--dataset", "rows\x1b[31m.jsonl"]) == 2
+    captured = capsys.readouterr()
+    assert "valid" not in captured.out
+    assert "`dataset_name" in captured.err
