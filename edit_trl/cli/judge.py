@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 from edit_trl.cli.recipe_command import RecipeOptions, run_recipe
 from edit_trl.common.errors import InputError
+from edit_trl.common.terminal import visible_line
 from edit_trl.evaluation.judge.config import CLASSES, JudgeArguments
 from edit_trl.evaluation.judge.judging import JudgeOptions
 from edit_trl.evaluation.judge.measure import judge_runs, read_inputs
@@ -48,4 +50,9 @@ def _judge(arguments: JudgeArguments, *options: Any) -> None:
     judgements = folder / JUDGEMENTS_FILE
     print(f"{judgements}, {folder / REPORT_FILE}\n\n{format_report(report)}")
     if not report["outcomes"].get("judged"):
-        raise InputError(f"not one judgement could be read; see what the judge wrote in {judgements}")
+        with judgements.open(encoding="utf-8") as file:
+            first = json.loads(file.readline())
+        raise InputError(
+            f"not one judgement could be read; see what the judge wrote in {judgements}. The first is "
+            f"{first['outcome']}: {visible_line(first['judgement'])[:200]}"
+        )
