@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import types
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from functools import cache
@@ -26,8 +27,8 @@ _HALF = re.compile("[\ud800-\udfff]")
 def read_json(text: str | bytes, place: str, *, finite: bool = True) -> Any:
     """Parse JSON of a file.
 
-    Unlike `json.loads`, it refuses NaN and infinities unless `finite` is false, more than `MAX_DEPTH` levels of lists
-    and objects, and text that cannot be encoded (half of a surrogate pair).
+    Unlike `json.loads`, it refuses a key given twice, NaN and infinities unless `finite` is false, more than
+    `MAX_DEPTH` levels of lists and objects, and text that cannot be encoded (half of a surrogate pair).
 
     Args:
         text: The JSON, bytes as UTF-8.
@@ -38,7 +39,7 @@ def read_json(text: str | bytes, place: str, *, finite: bool = True) -> Any:
     """
     try:
         text = text.decode(json.detect_encoding(text)) if isinstance(text, bytes) else text
-        value = json.loads(text, parse_constant=_refuse if finite else None)
+        value = json.loads(text, parse_constant=_refuse if finite else None, object_pairs_hook=_object)
     except RecursionError:
         raise InputError(f"{place}: its lists or objects are nested too deeply to be read") from None
     except json.JSONDecodeError as error:
@@ -81,6 +82,14 @@ def read_json_file(path: Path, *, finite: bool = True) -> Any:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     return read_json(content, str(path), finite=finite)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice, _count = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {show(twice)} is given twice")
+    return values
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -13,13 +13,14 @@ from edit_trl.common.json_text import checker, read_json, read_json_file
     ("text", "expected"),
     [
         ("{", "a.json, line 3: not JSON: Expecting property name"),
+        ('[{"a": {"b": 1, "c": 2, "b": 3}}]', "the key 'b' is given twice"),
         ("[NaN]", "NaN is no number of JSON"),
         ("[" * 100_000, "nested too deeply"),
         ("1" * 5000, "Exceeds the limit"),
         (b'"\xff"', "invalid start byte"),
         (r'{"a": "\ud800"}', r"'\\ud800', half of a surrogate pair"),
     ],
-    ids=["cut", "nan", "deep", "digits", "utf8", "surrogate"],
+    ids=["cut", "twice", "nan", "deep", "digits", "utf8", "surrogate"],
 )
 def test_what_is_not_json(text, expected):
     with pytest.raises(InputError, match=expected):
