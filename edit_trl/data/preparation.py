@@ -15,7 +15,7 @@ from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.data.row import pairs_of
 from edit_trl.data.row_checks import validate_dual_cots
-from edit_trl.data.tokenization import generation_prompt_note, is_alone, tokenize_dual_cot
+from edit_trl.data.tokenization import is_alone, rendering_notes, tokenize_dual_cot
 from edit_trl.key_steps import KeyStepMethod
 
 if TYPE_CHECKING:
@@ -159,8 +159,9 @@ class RowPreparation:
 _SOURCES = (
     __name__,
     "edit_trl.key_steps",
-    *("edit_trl.common.alignment", "edit_trl.common.spans", "edit_trl.common.steps"),
-    *("edit_trl.data.row", "edit_trl.data.tokenization", "edit_trl.models.chat_templates"),
+    *("edit_trl.common.alignment", "edit_trl.common.spans", "edit_trl.common.steps", "edit_trl.common.thoughts"),
+    *("edit_trl.data.chains", "edit_trl.data.conversation", "edit_trl.data.row", "edit_trl.data.tokenization"),
+    "edit_trl.models.chat_templates",
 )
 
 
@@ -255,8 +256,7 @@ def prepare_for_training(
     if PartialState().is_main_process:
         log = logger.warning if report.dropped or report.truncated else logger.info
         log(f"{name} dataset: {report}")
-        note = generation_prompt_note(next(pairs_of(dataset[0])), tokenizer)
-        if note:
+        for note in rendering_notes(next(pairs_of(dataset[0])), tokenizer):
             logger.warning(f"{name} dataset: {note}")
     return prepared, report
 

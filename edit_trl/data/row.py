@@ -11,28 +11,43 @@ preference format, so any preference trainer runs on the same file:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from edit_trl.common.errors import InputError, show
+from edit_trl.data.chains import messages_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 class Message(TypedDict):
-    """One turn of a conversation."""
+    """One turn of a conversation; it may have more fields, which a chat template may know.
+
+    The thoughts of an assistant stand in a field of `edit_trl.common.thoughts.FIELDS`, or in its content between tags.
+    A turn that only calls tools may have no content.
+    """
 
     role: str
-    content: str
+    content: str | None
+    reasoning_content: NotRequired[str | None]
+    tool_calls: NotRequired[list[dict[str, Any]] | None]
 
 
 class DualCoT(TypedDict):
     """A row. Its prompt, chosen and rejected are either all text or all conversational.
 
-    In a conversational row the prompt is a list of messages that ends in a user turn, and each chain is a
-    list of one assistant message. Spans are [start, end) character offsets into the chain's text (see
-    `chain_text`); they are sorted and do not overlap. An optional column may be missing or None.
+    In a conversational row the prompt is a list of messages that ends in a user turn (or in the result of a tool), and
+    each chain is a list of messages that begins and ends with the assistant; between them, tools or users may answer.
+    Spans are [start, end) character offsets into the chain's text (see `chain_text`); they are sorted and do not
+    overlap. An optional column may be missing or None.
+
+    `prefix` is a beginning of the answer that both chains continue, or that stands at the beginning of both. It is part
+    of what the student is given. `tools` are the JSON schemas of tools, as a list or as JSON text, and
+    `chat_template_kwargs` are values of the chat template's variables, such as {"enable_thinking": False}. Both are for
+    conversational rows, as in TRL.
 
     `rejected` may be a list of wrong chains, each of which makes a pair with the correct chain; span columns
     then hold one list of spans per wrong chain. An empty list means a correct chain alone, such as for the
@@ -47,6 +62,9 @@ class DualCoT(TypedDict):
     mistake: NotRequired[list[str] | None]
     source: NotRequired[str | None]
     id: NotRequired[str | None]
+    prefix: NotRequired[str | None]
+    tools: NotRequired[list[dict[str, Any]] | str | None]
+    chat_template_kwargs: NotRequired[dict[str, Any] | None]
     chosen_key_spans: NotRequired[list[list[int]] | list[list[list[int]]] | None]
     rejected_key_spans: NotRequired[list[list[int]] | list[list[list[int]]] | None]
 
@@ -55,19 +73,27 @@ class DualCoT(TypedDict):
 _UNREADABLE = (ValueError, ArithmeticError, LookupError)
 
 REQUIRED_COLUMNS = ("prompt", "chosen", "rejected")
-TEXT_COLUMNS = ("answer", "task", "source", "id")
+TEXT_COLUMNS = ("answer", "task", "source", "id", "prefix")
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 SPAN_COLUMNS = {"chosen_key_spans": "chosen", "rejected_key_spans": "rejected"}
-OPTIONAL_COLUMNS = ("answer", "task", "mistake", "source", "id", *SPAN_COLUMNS)
+GENERATED_COLUMNS = ("answer", "task", "mistake", "source", "id", *SPAN_COLUMNS)
+OPTIONAL_COLUMNS = (*GENERATED_COLUMNS, "prefix", *TEMPLATE_COLUMNS)
 
 
-def column_types(conversational: bool) -> dict[str, Any]:
-    """Return the type of every column, as a feature of `datasets`, for rows with one wrong chain each."""
+def column_types(conversational: bool, thoughts_field: str | None = None) -> dict[str, Any]:
+    """Return the type of every column of generated rows, as a feature of `datasets`, with one wrong chain each.
+
+    Args:
+        conversational: Whether prompts and chains are lists of messages.
+        thoughts_field: The field of a message that holds its thoughts, if they are not part of its content.
+    """
     from datasets import List, Value
 
     text, spans = Value("string"), List(List(Value("int64")))
-    chain = List({"role": text, "content": text}) if conversational else text
-    types = dict.fromkeys((*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS), text)
-    return types | dict.fromkeys(REQUIRED_COLUMNS, chain) | dict.fromkeys(SPAN_COLUMNS, spans) | {"mistake": List(text)}
+    message = dict.fromkeys(filter(None, ("role", "content", thoughts_field)), text)
+    types = dict.fromkeys((*REQUIRED_COLUMNS, *GENERATED_COLUMNS), text)
+    types |= dict.fromkeys(REQUIRED_COLUMNS, List(message) if conversational else text)
+    return types | dict.fromkeys(SPAN_COLUMNS, spans) | {"mistake": List(text)}
 
 
 def is_conversational(row: Mapping[str, Any]) -> bool:
@@ -104,17 +130,53 @@ def pairs_of(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def chain_text(value: str | list[Message]) -> str:
-    """Return the text of a chain: the plain string, or the content of the last assistant message.
+    """Return the text of a chain: the plain string, or all that the assistant thinks, says and calls in its turns.
 
     Raises:
         InputError: A conversational chain without an assistant message.
     """
     if isinstance(value, str):
         return value
-    for message in reversed(value):
-        if message["role"] == "assistant":
-            return message["content"]
-    raise InputError(f"a chain without an assistant message: {show(value)}")
+    if not any(message["role"] == "assistant" for message in value):
+        raise InputError(f"a chain without an assistant message: {show(value)}")
+    return messages_text(value)
+
+
+def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a row says to its chat template: the options `tools` and `chat_template_kwargs` of `render`."""
+    tools = row.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return {"tools": tools or None, "chat_template_kwargs": row.get("chat_template_kwargs")}
+
+
+def with_prompt(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row with a prompt: where whole conversations have none beside them, it is the turns that they share.
+
+    As TRL's `extract_prompt`, for conversations. The last turn of each is its answer in any case.
+    """
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    several = has_several_rejected(row) or rejected == []
+    chains = [chosen, *(rejected if several else [rejected])]
+    if row.get("prompt") is not None or not all(map(_is_conversation, chains)):
+        return row
+    turns = zip(*(chain[:-1] for chain in chains), strict=False)
+    count = len(list(takewhile(lambda turn: all(other == turn[0] for other in turn), turns)))
+    cut = [chain[count:] for chain in chains]
+    return {**row, "prompt": chosen[:count], "chosen": cut[0], "rejected": cut[1:] if several else cut[1]}
+
+
+def with_prompts(dataset: Dataset) -> Dataset:
+    """Return a dataset with a prompt in each row; see `with_prompt`."""
+    columns = dataset.column_names
+    if "prompt" in columns or not {"chosen", "rejected"} <= {*columns} or not len(dataset):
+        return dataset
+    if "prompt" not in with_prompt(next(rows_of(dataset.select([0])))):
+        return dataset
+    return dataset.with_format(None).map(with_prompt, desc="Extracting prompts")
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
 
 
 def rows_of(dataset: Dataset) -> Iterator[dict[str, Any]]:

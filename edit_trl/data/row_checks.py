@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.common.errors import InputError, collect_problems, raise_problems, show
 from edit_trl.common.json_text import read_json
 from edit_trl.common.options import nearest
+from edit_trl.common.thoughts import FIELDS, thoughts_of
+from edit_trl.data.chains import messages_text
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
@@ -19,12 +22,13 @@ from edit_trl.data.row import (
     is_chosen_alone,
     pairs_of,
     rows_of,
+    with_prompt,
 )
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 
 # Names that other datasets give our columns. They are only suggested, never mapped silently.
 _OTHER_NAMES = {
@@ -92,6 +96,13 @@ def _check_json(value: Any, where: str) -> None:
 
 def find_row_errors(rows: Iterable[Mapping[str, Any]], columns: list[str], source: str) -> Iterator[str]:
     """Yield the errors of all rows, each with source, row and column."""
+    if "prompt" not in columns and {"chosen", "rejected"} <= {*columns}:
+        rows = map(with_prompt, rows)
+        first = next(rows, {})
+        rows, columns = (
+            itertools.chain([first] if first else [], rows),
+            [*columns, *(["prompt"] if "prompt" in first else [])],
+        )
     missing = [column for column in REQUIRED_COLUMNS if column not in columns]
     if missing:
         yield _missing_columns(missing, columns, source)
@@ -169,9 +180,36 @@ def _row_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[st
     for column in TEXT_COLUMNS:
         if not isinstance(row.get(column), str | None):
             yield column, f"must be text, got {show(row[column])}"
+    yield from _template_errors(row)
     mistake = row.get("mistake")
     if mistake is not None and not (isinstance(mistake, list) and all(isinstance(kind, str) for kind in mistake)):
         yield "mistake", f'must be a list of texts, such as ["arithmetic"], got {show(mistake)}'
+
+
+def _template_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the errors of what a row gives its chat template."""
+    tools, values = row.get("tools"), row.get("chat_template_kwargs")
+    if isinstance(tools, str):
+        try:
+            tools = read_json(tools, "the text")
+        except InputError as error:
+            yield "tools", f"is text that is not JSON: {error}"
+            return
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        yield "tools", f"must be a list of JSON schemas, or that as JSON text, got {show(tools)}"
+    if values is not None and not isinstance(values, dict):
+        yield "chat_template_kwargs", f'must be a mapping, such as {{"enable_thinking": false}}, got {show(values)}'
+    messages = [message for column in REQUIRED_COLUMNS for message in _messages_in(row.get(column))]
+    if not tools and any(message.get("role") == "tool" or message.get("tool_calls") for message in messages):
+        yield "tools", "is missing or empty, but the messages call tools: give the JSON schemas of the tools"
+
+
+def _messages_in(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _messages_in(item)
 
 
 def _span_list_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -193,6 +231,19 @@ def _pair_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[s
     chains = {c: chain_text(turns[c]) for c in ("chosen", "rejected") if c in kinds}
     if len(chains) == 2 and chains["chosen"].strip() == chains["rejected"].strip():
         yield "rejected", f"equals chosen: {show(chains['rejected'])}"
+    prefix = row.get("prefix")
+    if isinstance(prefix, str) and prefix:
+        turns = [message for column in ("chosen", "rejected") for message in _messages_in(row.get(column))]
+        if any(map(thoughts_of, turns)):
+            yield "prefix", "cannot stand before thoughts in a field of their own; write them in the content"
+        begun = [name for name, chain in chains.items() if chain.startswith(prefix)]
+        if len(begun) == 1 and len(chains) == 2:
+            other = "rejected" if begun == ["chosen"] else "chosen"
+            yield (
+                "prefix",
+                f"{begun[0]} begins with {show(prefix)} and {other} does not: it must be the beginning of both "
+                "chains, or stand before both",
+            )
     for column, chain in SPAN_COLUMNS.items():
         if row.get(column) is not None and chain in chains:
             error = _spans_error(row[column], len(chains[chain]))
@@ -209,16 +260,35 @@ def _turns_error(column: str, value: Any) -> str | None:
     if not isinstance(value, list):
         return f"must be text or a list of messages, got {show(value)}"
     for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            return f'a message must be {{"role": ..., "content": text}}, got {show(message)}'
-        if message.get("role") not in _ROLES:
-            return f"role must be one of {', '.join(_ROLES)}, got {show(message.get('role'))}"
+        if error := _message_error(message):
+            return error
     roles = [message["role"] for message in value]
-    if column == "prompt" and roles[-1:] != ["user"]:
-        return f"must end in a user turn, got the roles {roles}"
-    if column != "prompt" and roles != ["assistant"]:
-        return f"must be one assistant message (what precedes it is the prompt), got roles {roles}"
-    return None if value[-1]["content"].strip() else "its last message is empty"
+    if column == "prompt" and roles[-1:] not in (["user"], ["tool"]):
+        hint = "; a beginning of the answer goes into the column `prefix`" if roles[-1:] == ["assistant"] else ""
+        return f"must end in a user turn or the result of a tool, got the roles {roles}{hint}"
+    if column != "prompt" and (roles[:1], roles[-1:]) != (["assistant"], ["assistant"]):
+        return f"must begin and end with an assistant message (what precedes it is the prompt), got roles {roles}"
+    if column == "prompt":
+        return None if (value[-1]["content"] or "").strip() else "its last message is empty"
+    return None if all(messages_text([m]).strip() for m in value if m["role"] == "assistant") else "a message is empty"
+
+
+def _message_error(message: Any) -> str | None:
+    """Return what is wrong with a message; None if nothing is."""
+    if not isinstance(message, dict) or not isinstance(message.get("content"), str | None):
+        return f'a message must be {{"role": ..., "content": text}}, got {show(message)}'
+    if message.get("role") not in _ROLES:
+        return f"role must be one of {', '.join(_ROLES)}, got {show(message.get('role'))}"
+    calls = message.get("tool_calls")
+    is_call = isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
+    if calls is not None and not is_call:
+        return f"`tool_calls` must be a list of calls, got {show(calls)}"
+    for name in FIELDS:
+        if not isinstance(message.get(name), str | None):
+            return f"`{name}` must be text, got {show(message[name])}"
+    if message.get("content") is None and not (message["role"] == "assistant" and (calls or thoughts_of(message))):
+        return f'a message must be {{"role": ..., "content": text}}, got {show(message)}'
+    return None
 
 
 def _spans_error(spans: Any, length: int) -> str | None:

@@ -9,20 +9,19 @@ reasoning models. TRL cuts it off, so that such a model would answer after a pro
 prompt stays whole, and the chain comes after it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
+from edit_trl.data.chains import Place
+from edit_trl.data.conversation import Conversation, RenderedChain
 from edit_trl.data.row import chain_text, is_conversational
 from edit_trl.key_steps import SIDES, Chain, KeyStepMethod, KeySteps, mark
-from edit_trl.models.chat_templates import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_PROBE = "§"
 
 
 class TokenizedDualCoT(TypedDict):
@@ -77,8 +76,11 @@ def tokenize_with_offsets(
         The pair, and `chosen` and `rejected` -> a span per token, empty for tokens outside the text (EOS,
         template); None where the tokenizer has no offsets.
     """
-    prompt, prompt_ids = _encode_prompt(row, tokenizer)
-    chains = {side: _encode_chain(row, side, tokenizer, prompt, prompt_ids) for side in SIDES}
+    rendered = _render_pair(row, tokenizer)
+    prompt_ids = _encode(rendered[0].prompt, tokenizer, special=not is_conversational(row))[0]
+    chains = {
+        side: _encode_chain(row, side, tokenizer, text, prompt_ids) for side, text in zip(SIDES, rendered, strict=True)
+    }
     start = min(common_prefix(prompt_ids, chain.ids) for chain in chains.values())
     if start == 0:
         raise InputError(
@@ -105,73 +107,104 @@ def tokenize_with_offsets(
     return output, {"chosen": chosen.offsets, "rejected": rejected.offsets}
 
 
-def generation_prompt_note(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """Say how a row's prompt in training differs from what TRL makes of it, or from what a model is prompted with.
+def rendering_notes(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Say how the training text of a row differs from what TRL makes of it, or from what a model is prompted with.
 
     Returns:
-        A sentence for the user; None for a plain row, and with most chat templates.
+        Sentences for the user; none for a plain row, and with most chat templates.
     """
     if not is_conversational(row):
-        return None
-    prompt, prompt_ids = _encode_prompt(row, tokenizer)
+        return []
+    rendered = _render_pair(row, tokenizer)
+    notes = list(dict.fromkeys(text.note for text in rendered if text.note))
+    if any(not text.text.startswith(text.prompt) for text in rendered):
+        return notes
+    prompt_ids = _encode(rendered[0].prompt, tokenizer, special=False)[0]
     used = tokenize_dual_cot(row, tokenizer, key_step_method="edit")["prompt_ids"]
     if len(used) < len(prompt_ids):
-        return (
-            f"the end of the generation prompt, {tokenizer.decode(prompt_ids[len(used) :])!r}, is one token with the "
-            "beginning of a chain, so the prompts of training end before it; those of a generation do not"
+        notes.append(
+            f"the end of the prompt, {tokenizer.decode(prompt_ids[len(used) :])!r}, is one token with the beginning of "
+            "a chain, so the prompts of training end before it; those of a generation do not"
         )
-    whole = render(tokenizer, [*row["prompt"], *row["chosen"]])
-    lost = prompt[common_prefix(prompt, whole) :]
-    return (
-        f"the generation prompt ends with {lost!r}, which the chat template does not put before a given answer; the "
-        "chains are trained after it, as they will be generated"
-        if lost
-        else None
-    )
+    return notes
 
 
-def _encode_prompt(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> tuple[str, list[int]]:
-    """Return what a model is prompted with, as text and as token ids."""
+def _render_pair(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> tuple[RenderedChain, RenderedChain]:
+    """Return both chains of a pair with their prompt."""
+    prefix = row.get("prefix") or ""
+    # A prefix stands before both chains, or is the beginning of both.
+    is_before = not all(chain_text(row[side]).startswith(prefix) for side in SIDES)
     if not is_conversational(row):
-        return row["prompt"], tokenizer(row["prompt"])["input_ids"]
-    if tokenizer.chat_template is None:
-        raise InputError(
-            f"the rows are conversational but the tokenizer ({tokenizer.name_or_path}) has no chat "
-            "template; use an instruct model, set `chat_template_path`, or give plain strings"
-        )
-    text = render(tokenizer, row["prompt"], add_generation_prompt=True)
-    return text, tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _encode_chain(
-    row: Mapping[str, Any], side: str, tokenizer: "PreTrainedTokenizerBase", prompt: str, prompt_ids: list[int]
-) -> Chain:
-    """Encode a chain with its prompt, whose tokens have empty offsets."""
-    chain, spans = chain_text(row[side]), row.get(f"{side}_key_spans")
-    conversational = is_conversational(row)
-    if conversational:
-        text, begin, is_joined = _conversation(row, side, tokenizer, prompt)
-    else:
+        given = row["prompt"] + (prefix if is_before else "")
+        prompt = row["prompt"] + prefix
         if tokenizer.eos_token is None:
             raise InputError(
                 f"the tokenizer ({tokenizer.name_or_path}) has no EOS token, so the student could "
                 "not learn to stop; set `eos_token`"
             )
-        eos = "" if chain.endswith(tokenizer.eos_token) else tokenizer.eos_token
-        text, begin, is_joined = prompt + chain + eos, len(prompt), False
-    ids, places = _encode(text, tokenizer, special=not conversational)
-    if (is_joined or begin > len(prompt)) and ids[: len(prompt_ids)] != prompt_ids:
-        # What the template put between them forms a token with the end of the prompt: the prompt stays whole.
-        ids, places = _encode(text[len(prompt) :], tokenizer, special=False)
-        ids = prompt_ids + ids
-        places = places and [(0, 0)] * len(prompt_ids) + [(a + len(prompt), b + len(prompt)) for a, b in places]
-    # Templates may strip the end of the text, too.
-    stop = begin + len(chain.rstrip())
-    end = stop + common_prefix(text[stop:], chain[len(chain.rstrip()) :])
-    offsets = places and [
-        (max(a, begin) - begin, min(b, end) - begin) if a < end and b > begin else (0, 0) for a, b in places
+        return tuple(_plain_text(given, prompt, row[side], tokenizer.eos_token) for side in SIDES)
+    if tokenizer.chat_template is None:
+        raise InputError(
+            f"the rows are conversational but the tokenizer ({tokenizer.name_or_path}) has no chat "
+            "template; use an instruct model, set `chat_template_path`, or give plain strings"
+        )
+    texts = tuple(Conversation(row, side, tokenizer, prefix if is_before else "").text() for side in SIDES)
+    return tuple(_after_prefix(text, len(prefix), is_before) for text in texts) if prefix else texts
+
+
+def _plain_text(given: str, prompt: str, chain: str, eos: str) -> RenderedChain:
+    text = given + chain + ("" if chain.endswith(eos) else eos)
+    return RenderedChain(text, prompt, [Place(len(given), len(given) + len(chain), 0)])
+
+
+def _after_prefix(text: RenderedChain, length: int, is_before: bool) -> RenderedChain:
+    """Return a text whose prompt goes on to the end of a prefix of the chain.
+
+    Args:
+        text: The text of the chain, its prefix included.
+        length: The number of characters of the prefix.
+        is_before: Whether the prefix stands before the chain of the row, rather than at its beginning.
+    """
+    inside = (p for p in text.places if p.of_chain + p.end - p.start > length)
+    first = next(inside, text.places[-1])
+    cut = first.start + max(0, length - first.of_chain)
+    places = [
+        Place(max(p.start, cut), p.end, p.of_chain + max(0, cut - p.start) - (length if is_before else 0))
+        for p in text.places
+        if p.end > cut
     ]
-    return Chain(chain, ids, offsets, spans)
+    return replace(text, prompt=text.text[:cut], places=places)
+
+
+def _encode_chain(
+    row: Mapping[str, Any], side: str, tokenizer: "PreTrainedTokenizerBase", text: RenderedChain, prompt_ids: list[int]
+) -> Chain:
+    """Encode a chain with its prompt, whose tokens have empty offsets."""
+    ids, places = _encode(text.text, tokenizer, special=not is_conversational(row))
+    is_apart = text.is_joined or text.places[0].start > len(text.prompt)
+    if is_apart and ids[: len(prompt_ids)] != prompt_ids:
+        # What the template put between them forms a token with the end of the prompt: the prompt stays whole.
+        length = len(text.prompt)
+        ids, places = _encode(text.text[length:], tokenizer, special=False)
+        ids = prompt_ids + ids
+        places = places and [(0, 0)] * len(prompt_ids) + [(a + length, b + length) for a, b in places]
+    offsets = places and _offsets(places, text.places)
+    return Chain(chain_text(row[side]), ids, offsets, row.get(f"{side}_key_spans"))
+
+
+def _offsets(tokens: Sequence[tuple[int, int]], places: Sequence[Place]) -> list[tuple[int, int]]:
+    """Return the characters of a chain in each token, given their characters in the text; (0, 0) for tokens outside."""
+    offsets, number = [], 0
+    for start, end in tokens:
+        while number < len(places) and places[number].end <= start:
+            number += 1
+        place = places[number] if number < len(places) else None
+        if place is None or end <= place.start or start >= end:
+            offsets.append((0, 0))
+            continue
+        shift = place.of_chain - place.start
+        offsets.append((max(start, place.start) + shift, min(end, place.end) + shift))
+    return offsets
 
 
 def _encode(
@@ -179,43 +212,6 @@ def _encode(
 ) -> tuple[list[int], list[tuple[int, int]] | None]:
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=tokenizer.is_fast)
     return encoded["input_ids"], encoded["offset_mapping"] if tokenizer.is_fast else None
-
-
-def _conversation(
-    row: Mapping[str, Any], side: str, tokenizer: "PreTrainedTokenizerBase", prompt: str
-) -> tuple[str, int, bool]:
-    """Return the text of a conversation, which begins with its prompt where the template allows it.
-
-    Returns:
-        The text, the place in it where the chain begins, and whether the text was joined here, of the prompt and
-        what the template makes of the chain.
-    """
-    text = render(tokenizer, [*row["prompt"], *row[side]])
-    bare, chain = render(tokenizer, row["prompt"]), chain_text(row[side])
-    stripped = chain.strip()  # templates may strip the text
-    indent = len(chain) - len(chain.lstrip())
-    # Templates may render the prompt alone differently. The search starts where both still agree, so that a chain
-    # repeated in the prompt is not taken for the answer.
-    start = text.find(stripped, common_prefix(bare, text))
-    if text.startswith(prompt) and start >= 0:
-        return text, start - indent, False
-    # Any other answer shows what the template puts before and after one.
-    probe = render(tokenizer, [*row["prompt"], {"role": "assistant", "content": _PROBE}])
-    shared = min(common_prefix(prompt, text), common_prefix(prompt, probe))
-    opening = prompt[shared:].strip()
-    if opening and stripped.startswith(opening):  # the chain begins with the end of the prompt, such as <think>
-        rest = stripped[len(opening) :]
-        rest = rest.removeprefix(prompt[len(prompt.rstrip()) :])
-        begin = len(prompt) + len(rest) - len(stripped) - indent
-        return prompt + rest + probe[probe.rindex(_PROBE) + len(_PROBE) :], begin, True
-    if start < 0:
-        raise InputError(
-            f"the chat template of {tokenizer.name_or_path} rewrites the assistant's text "
-            f"({side}: {chain[:40]!r}), so key steps cannot be placed on its tokens; use another "
-            "template (`chat_template_path`) or plain strings"
-        )
-    cut = min(shared, start)
-    return prompt + text[cut:], len(prompt) + start - cut - indent, True
 
 
 def _mark(chosen: Chain, rejected: Chain, method: KeyStepMethod, seed: int) -> KeySteps:

@@ -21,7 +21,8 @@ from typing import Literal, get_args
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import nearest
 from edit_trl.common.templates import read_template, template_problems
-from edit_trl.data.answers import AnswerType, answer_part, extract_answer
+from edit_trl.common.thoughts import answer_part
+from edit_trl.data.answers import AnswerType, extract_answer
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
 

@@ -10,7 +10,8 @@ import answer_quality
 import pytest
 
 from edit_trl.common.errors import InputError
-from edit_trl.data.answers import answer_part, check_answer, extract_answer, infer_answer_type
+from edit_trl.common.thoughts import answer_part
+from edit_trl.data.answers import check_answer, extract_answer, infer_answer_type
 from edit_trl.data.answers.numbers import find_number
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 
 from edit_trl.common.errors import InputError
 from edit_trl.data.dual_cots import load_dual_cots, save_dual_cots
-from edit_trl.data.row import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, chain_text, is_conversational, rows_of
+from edit_trl.data.row import GENERATED_COLUMNS, REQUIRED_COLUMNS, chain_text, is_conversational, rows_of
 from edit_trl.data.row_checks import validate_dual_cots
 
 PLAIN = [
@@ -425,10 +425,10 @@ CHAT = {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [WRONG]}
         (row(rejected_key_spans=[[2, 2]]), "rejected_key_spans", "[2, 2] is empty"),
         (row(rejected_key_spans=[[0, 3], [2, 4]]), "rejected_key_spans", "[2, 4] overlaps [0, 3]"),
         (row(rejected_key_spans=[[3, 4], [0, 1]]), "rejected_key_spans", "sort the spans"),
-        (CHAT | {"chosen": []}, "chosen", "must be one assistant message"),
+        (CHAT | {"chosen": []}, "chosen", "must begin and end with an assistant message"),
         (CHAT | {"chosen": [USER]}, "chosen", "got roles ['user']"),
         (CHAT | {"chosen": [USER, ASSISTANT]}, "chosen", "what precedes it is the prompt"),
-        (CHAT | {"prompt": []}, "prompt", "must end in a user turn, got the roles []"),
+        (CHAT | {"prompt": []}, "prompt", "must end in a user turn or the result of a tool, got the roles []"),
         (CHAT | {"prompt": [USER, ASSISTANT]}, "prompt", "must end in a user turn"),
         (CHAT | {"prompt": [{"role": "human", "content": "x"}]}, "prompt", "got 'human'"),
         (CHAT | {"prompt": [{"role": "user"}]}, "prompt", "a message must be {"),
@@ -505,7 +505,7 @@ def test_valid_rows_are_left_as_they_are():
     before = copy.deepcopy(dataset.to_list())
     validate_dual_cots(dataset)
     assert dataset.to_list() == before
-    assert set(PLAIN[0]) == {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, "note"}
+    assert set(PLAIN[0]) == {*REQUIRED_COLUMNS, *GENERATED_COLUMNS, "note"}
 
 
 # --- Saving what cannot be saved -------------------------------------------------------------
@@ -562,7 +562,7 @@ def test_loads_from_the_hub(serve_hub):
 
 def test_chain_text_and_is_conversational():
     assert chain_text("It is 2.") == "It is 2."
-    assert chain_text([USER, ASSISTANT, WRONG]) == "3"
+    assert chain_text([ASSISTANT, USER, WRONG]) == "2\n\n3"
     assert is_conversational(CHAT)
     assert not is_conversational(row())
     with pytest.raises(InputError, match="without an assistant message"):

@@ -15,7 +15,6 @@ from edit_trl.data.answers.checking import (
     infer_answer_type,
 )
 from edit_trl.data.answers.reading import AnswerType, Extraction
-from edit_trl.data.answers.statements import answer_part
 
 __all__ = [
     "VERIFIER_VERSION",
@@ -23,7 +22,6 @@ __all__ = [
     "AnswerType",
     "Extraction",
     "Verdict",
-    "answer_part",
     "check_answer",
     "check_answer_type",
     "extract_answer",

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.thoughts import answer_part
 from edit_trl.data.answers import formulas
 from edit_trl.data.answers.reading import AnswerType, Extraction, read
-from edit_trl.data.answers.statements import Statement, answer_part, cuts, run_on, statements_of
+from edit_trl.data.answers.statements import Statement, cuts, run_on, statements_of
 
 Verdict = Literal["correct", "wrong", "unparsed"]
 VERIFIER_VERSION = "2"

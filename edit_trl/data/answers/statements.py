@@ -6,19 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-_TAGS = r"think|thinking|thoughts?|reasoning|reflection|scratchpad|seed:think"
-_THOUGHTS_BEGIN = re.compile(
-    rf"<(?:{_TAGS})>|\[THINK\]|◁think▷|<\|channel\|>(?:analysis|commentary)|<\|START_THINKING\|>"
-    # The same channels after a tokenizer left out its special tokens.
-    r"|\Aanalysis(?-i:(?=[A-Z]))",
-    re.IGNORECASE,
-)
-_THOUGHTS_END = re.compile(
-    rf"</(?:{_TAGS})>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>|<\|END_THINKING\|>"
-    r"|(?<=.)assistantfinal(?=[\W\d]|(?-i:[A-Z]))",
-    re.IGNORECASE | re.DOTALL,
-)
-
 # A line break may separate a colon from its answer; after a bare "is" it ends the statement.
 _MARKERS = re.compile(
     r"""(?:
@@ -78,14 +65,6 @@ class Statement(NamedTuple):
     kind: str
     start: int
     end: int
-
-
-def answer_part(response: str) -> tuple[int, int] | None:
-    """Return the [start, end) of what follows the thoughts of a response; None if the thoughts never end."""
-    start = 0
-    for closing in _THOUGHTS_END.finditer(response):
-        start = closing.end()
-    return None if _THOUGHTS_BEGIN.search(response, start) else (start, len(response))
 
 
 def statements_of(text: str, start: int, end: int, is_list: bool = False) -> list[Statement]:

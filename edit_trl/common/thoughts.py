@@ -1,0 +1,108 @@
+"""Thoughts and answers: how a response of a reasoning model splits into what it thought and what it answered.
+
+Models mark their thoughts by tags (`<think>`, `[THINK]`, `<reasoning>`), by channels (gpt-oss, Gemma 4) or put them in
+a field of their own beside the content. In this package a response with thoughts is one text:
+
+    <think>
+    2 + 2 = 4.
+    </think>
+
+    The answer is 4.
+
+Thoughts that never end have no closing tag, and there is no answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+Thoughts = Literal["keep", "drop", "only"]
+
+FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""The names under which a message holds its thoughts: at most endpoints, in newer vLLM, and in gpt-oss's template."""
+
+_TAGS = r"think|thinking|thoughts?|reasoning|reflection|scratchpad|seed:think"
+_BEGIN = re.compile(
+    rf"<(?:{_TAGS})>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|channel>thought(?:\n|\Z)"
+    r"|(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)(?:[^<\n]*<\|message\|>)?"
+    # The same channels after a tokenizer left out its special tokens.
+    r"|\Aanalysis(?-i:(?=[A-Z]))",
+    re.IGNORECASE,
+)
+_END = re.compile(
+    rf"</(?:{_TAGS})>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<channel\|>"
+    r"|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final(?:[^<\n]*<\|message\|>)"
+    r"|(?<=.)assistantfinal(?=[\W\d]|(?-i:[A-Z]))",
+    re.IGNORECASE | re.DOTALL,
+)
+_AT_THE_END = re.compile(rf"(?:{_BEGIN.pattern})\s*\Z", re.IGNORECASE)
+_CHANNEL_END = re.compile(r"<\|(?:end|return)\|>\s*\Z")
+
+
+class Parts(NamedTuple):
+    """A response: its thoughts, "" where there are none, and its answer, None where the thoughts never end."""
+
+    thoughts: str
+    answer: str | None
+
+
+def answer_part(response: str) -> tuple[int, int] | None:
+    """Return the [start, end) of what follows the thoughts of a response; None if the thoughts never end."""
+    start = 0
+    for closing in _END.finditer(response):
+        start = closing.end()
+    return None if _BEGIN.search(response, start) else (start, len(response))
+
+
+def thoughts_part(response: str) -> tuple[int, int] | None:
+    """Return the [start, end) of the thoughts of a response, without their markers; None if there are none."""
+    opening, closings = _BEGIN.search(response), list(_END.finditer(response))
+    if opening is None and not closings:
+        return None
+    is_open = not closings or _BEGIN.search(response, closings[-1].end())
+    end = len(response) if is_open else closings[-1].start()
+    # A prompt may have opened the thoughts, so that the response has the closing marker alone.
+    start = opening.end() if opening and opening.end() <= end else 0
+    return start, end
+
+
+def split_thoughts(response: str) -> Parts:
+    """Split a response into its thoughts and its answer, without markers and outer white space."""
+    thoughts, answer = thoughts_part(response), answer_part(response)
+    return Parts(
+        response[slice(*thoughts)].strip() if thoughts else "",
+        _CHANNEL_END.sub("", response[slice(*answer)]).strip() if answer else None,
+    )
+
+
+def join_thoughts(thoughts: str, answer: str | None) -> str:
+    """Return thoughts and answer as one text, in this package's form; an answer of None means that they never end."""
+    if not thoughts:
+        return answer or ""
+    opened = f"<think>\n{thoughts.strip()}"
+    return opened if answer is None else f"{opened}\n</think>\n\n{answer.lstrip()}".rstrip()
+
+
+def with_thoughts(text: str, thoughts: Thoughts) -> str | None:
+    """Return a response as it is kept: whole (`keep`), its answer alone (`drop`), or its thoughts alone (`only`).
+
+    Returns:
+        The text in this package's form; None where nothing is left, because the thoughts never end or there are none.
+    """
+    parts = split_thoughts(text)
+    if parts.answer is None:
+        return None
+    kept = {"keep": join_thoughts(parts.thoughts, parts.answer), "drop": parts.answer, "only": parts.thoughts}
+    return kept[thoughts] or None
+
+
+def opens_thoughts(prompt: str) -> bool:
+    """Return whether a prompt ends where a model thinks already, as the generation prompts of some templates do."""
+    return bool(_AT_THE_END.search(prompt, max(0, len(prompt) - 80)))
+
+
+def thoughts_of(message: Mapping[str, Any]) -> str:
+    """Return the thoughts in a message's own field; "" if it has none."""
+    return next((value for name in FIELDS if isinstance(value := message.get(name), str) and value.strip()), "")

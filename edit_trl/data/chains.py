@@ -1,0 +1,149 @@
+"""The text of a chain of thought that is given as messages, and the places of that text in a rendered conversation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edit_trl.common.thoughts import answer_part, join_thoughts, thoughts_of, thoughts_part
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a chain's text that a chat template writes: as it is, or else in parts with markers between them.
+
+    Attributes:
+        start: Its first character in the text of the chain.
+        text: The part.
+        parts: Its own parts, in order.
+    """
+
+    start: int
+    text: str
+    parts: tuple[Piece, ...] = ()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Characters of a rendered conversation that are characters of a chain: [start, end), and where in the chain."""
+
+    start: int
+    end: int
+    of_chain: int
+
+
+def messages_text(messages: Messages) -> str:
+    """Return the text of a chain given as messages: what the assistant thinks, says and calls in all of its turns.
+
+    The turns of others, such as the results of tools, are not part of it.
+    """
+    return "\n\n".join(filter(None, (_turn_text(message) for message in messages if message["role"] == "assistant")))
+
+
+def pieces_of(messages: Messages) -> list[Piece]:
+    """Return the pieces of `messages_text`, one for each turn of the assistant that has a text."""
+    pieces, start = [], 0
+    for message in messages:
+        text = _turn_text(message) if message["role"] == "assistant" else ""
+        if text:
+            pieces.append(Piece(start, text, tuple(_turn_pieces(message, start))))
+            start += len(text) + 2
+    return pieces
+
+
+def find_places(pieces: Sequence[Piece], rendered: str, start: int, *, is_end: bool = True) -> list[Place] | None:
+    """Find pieces in a rendered conversation, one after the other; None where one is missing.
+
+    Args:
+        pieces: The pieces of a chain.
+        rendered: The conversation, as a chat template writes it.
+        start: Where the search begins.
+        is_end: Whether the conversation ends with these pieces: the last one is then searched from the end, since
+            between two pieces a template writes more than after the last one.
+    """
+    places: list[Place] = []
+    for number, piece in enumerate(pieces, 1):
+        found = _find(piece, rendered, start, is_end and number == len(pieces))
+        if found is None:
+            return None
+        places += found
+        start = places[-1].end if places else start
+    return places
+
+
+def _find(piece: Piece, rendered: str, start: int, is_end: bool) -> list[Place] | None:
+    stripped = piece.text.strip()  # templates may strip the text
+    if not stripped:
+        return []
+    begin = (rendered.rfind if is_end else rendered.find)(stripped, start)
+    if begin < 0:
+        return find_places(piece.parts, rendered, start, is_end=is_end) if piece.parts else None
+    indent = len(piece.text) - len(piece.text.lstrip())
+    while indent and begin > start and rendered[begin - 1] == piece.text[indent - 1]:
+        begin, indent = begin - 1, indent - 1
+    end = begin + len(piece.text.rstrip()) - indent
+    for character in piece.text[len(piece.text.rstrip()) :]:
+        if rendered[end : end + 1] != character:
+            break
+        end += 1
+    return [Place(begin, end, piece.start + indent)]
+
+
+def _turn_text(message: Mapping[str, Any]) -> str:
+    said = join_thoughts(thoughts_of(message), message.get("content") or "") if thoughts_of(message) else None
+    calls = [_call_text(call) for call in message.get("tool_calls") or ()]
+    return "\n".join(filter(None, (message.get("content") if said is None else said, *calls)))
+
+
+def _turn_pieces(message: Mapping[str, Any], start: int) -> Iterator[Piece]:
+    """Yield the parts of an assistant's turn: thoughts, answer and tool calls; none where it is one text."""
+    text, calls = _turn_text(message), message.get("tool_calls") or ()
+    said = "\n".join(_call_text(call) for call in calls)
+    said = text[: len(text) - len(said)] if calls else text
+    spans = [span for span in (thoughts_part(said), answer_part(said)) if span]
+    if len(spans) > 1 or calls:
+        yield from (Piece(start + a, said[a:b]) for a, b in spans)
+    place = start + len(said)
+    for call in calls:
+        yield Piece(place, _call_text(call), tuple(_call_pieces(call, place)))
+        place += len(_call_text(call)) + 1
+
+
+def _function(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool call in OpenAI's form holds its function under that name; others are the function themselves."""
+    return call["function"] if isinstance(call.get("function"), Mapping) else call
+
+
+def _call_text(call: Mapping[str, Any]) -> str:
+    function = _function(call)
+    return f'{{"name": {_json(function.get("name"))}, "arguments": {_arguments(function)}}}'
+
+
+def _arguments(function: Mapping[str, Any]) -> str:
+    arguments = function.get("arguments")
+    return arguments if isinstance(arguments, str) else _json(arguments)
+
+
+def _call_pieces(call: Mapping[str, Any], start: int) -> Iterator[Piece]:
+    """Yield the name and the arguments of a tool call, and of the arguments the values, as templates write them."""
+    function, text = _function(call), _call_text(call)
+    yield Piece(start + len('{"name": "'), str(function.get("name") or ""))
+    arguments, place = function.get("arguments"), text.rindex(_arguments(function))
+    values, parts = arguments.values() if isinstance(arguments, Mapping) else (), []
+    after = place
+    for value in values:
+        written = value if isinstance(value, str) else _json(value)
+        after = text.find(written, after)
+        if after < 0:
+            break
+        parts.append(Piece(start + after, written))
+        after += len(written)
+    yield Piece(start + place, _arguments(function), tuple(parts))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
