@@ -96,6 +96,15 @@ class DataArguments:
         default=256, metadata={"help": "The longest answer to a question of the suite, in tokens."}
     )
 
+    stop_at_plateau: int | None = field(
+        default=None,
+        metadata={
+            "help": "End the stage once its accuracy on the suite's questions has not risen in this many suites in a "
+            "row, or the score of the suite that metric_for_best_model names. What is saved are the last weights, or "
+            "with load_best_model_at_end the best."
+        },
+    )
+
     def __post_init__(self):
         if self.column_mapping is not None:
             self.column_mapping = read_mapping(self.column_mapping, "column_mapping")
