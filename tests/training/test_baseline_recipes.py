@@ -50,6 +50,8 @@ KEY_STEPS = {
     "redi_key_steps": ("pairs", REDI, "words"),
     "dpop": ("pairs", ((0.0, 0.0, 0.0, 1.0), "completion"), "words"),
     "dft": ("chosen", SFT, "words"),
+    "critique": ("critique", SFT, "words"),
+    "lema": ("lema", SFT, "words"),
 }
 # Of each system that TRL trains: the trainer and the options that make it.
 PREFERENCE = {

@@ -60,7 +60,8 @@ class DataArguments:
             "'unrectified': the chains that were correct from the start. 'repeat_sampling': those repeated "
             "until they are as many as all chains. 'dual_cot_sft': correct chains, and wrong ones marked as "
             "such. 'mt_cot', 'sbs': chain and answer as two tasks. 'scott': correct chains, and the answers "
-            "of wrong ones. See edit_trl.data.views and recipes/baselines."
+            "of wrong ones. 'critique': say what is wrong with a wrong chain, then solve. 'lema': that, beside "
+            "correct chains. 'check': is a chain right, yes or no. See edit_trl.data.views and recipes/baselines."
         },
     )
     mistake: list[str] | None = field(
