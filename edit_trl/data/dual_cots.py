@@ -27,13 +27,15 @@ from edit_trl.data.row import (
     TEXT_COLUMNS,
     has_several_rejected,
     rows_of,
+    with_prompt,
+    with_prompts,
 )
 from edit_trl.data.row_checks import checked_mapping, find_row_errors, validate_dual_cots
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_CSV_JSON_COLUMNS = ("mistake", *SPAN_COLUMNS)
+_CSV_JSON_COLUMNS = ("mistake", "chat_template_kwargs", *SPAN_COLUMNS)
 
 
 # --- Loading ---------------------------------------------------------------------------------
@@ -71,6 +73,7 @@ def load_dual_cots(
         return _dataset_of_rows(path, column_mapping or {})
     dataset = load_table(where, name, split, revision)
     dataset = dataset.rename_columns(checked_mapping(column_mapping or {}, dataset.column_names, where))
+    dataset = with_prompts(dataset)
     validate_dual_cots(dataset, source=where)
     return dataset
 
@@ -132,10 +135,13 @@ def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str]) -> Dataset:
     columns = [mapping.get(column, column) for column in columns]
     if path.suffix.lower() == ".csv":
         rows = [{c: _parse_csv_cell(c, text) for c, text in row.items()} for row in rows]
+    if "prompt" not in columns:
+        rows = [with_prompt(row) for row in rows]
+        columns += ["prompt"] if "prompt" in rows[0] else []
     raise_problems(find_row_errors(rows, columns, str(path)), str(path))
 
     # Arrow cannot infer the type of a column of empty lists or None, so known columns have fixed types.
-    types = dict.fromkeys(TEXT_COLUMNS, pa.string())
+    types = dict.fromkeys((*TEXT_COLUMNS, "tools"), pa.string())
     types |= {"mistake": pa.list_(pa.string())}
     spans = pa.list_(pa.list_(pa.int64()))
     several = any(map(has_several_rejected, rows))
@@ -143,6 +149,8 @@ def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str]) -> Dataset:
     arrays = {}
     for column in columns:
         values = [row.get(column) for row in rows]
+        if column == "tools":  # as text: Arrow would give each schema the fields of all others
+            values = [tools if isinstance(tools, str | None) else json.dumps(tools) for tools in values]
         try:
             arrays[column] = pa.array(values, type=types.get(column))
         except (pa.ArrowException, OverflowError) as error:

@@ -10,7 +10,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.key_steps import KeyStepMethod
 from edit_trl.losses import Normalization, PreferenceLoss, PreferenceReduction, RejectedPenalty
 from edit_trl.models.pairs.scoring import Layout
-from edit_trl.training.option_checks import option_problems, schedule_problems
+from edit_trl.training.option_checks import as_mapping, option_problems, schedule_problems
 
 logger = logging.get_logger(__name__)
 
@@ -72,6 +72,13 @@ class DualCoTConfig(SFTConfig):
             "student gives the lowest probabilities (0.5: the hardest half; ties go to earlier rows). With "
             "max_fork_confidence, the share is of the pairs that it leaves. Above 0, at most 1; off by "
             "default."
+        },
+    )
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Values of the chat template's variables, as JSON or YAML, for rows that do not set them in a "
+            "column of this name: '{\"enable_thinking\": false}'."
         },
     )
     truncate_long: bool = field(
@@ -229,6 +236,8 @@ class DualCoTConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        if isinstance(self.chat_template_kwargs, str):
+            self.chat_template_kwargs = as_mapping(self.chat_template_kwargs)
         problems = [*option_problems(type(self), vars(self)), *self._objective_problems()]
         problems += [*self._preference_problems()]
         has_bf16 = is_torch_bf16_gpu_available()

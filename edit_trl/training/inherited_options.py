@@ -203,7 +203,7 @@ CHECKPOINTING_KEYS = ("use_reentrant", "preserve_rng_state", "determinism_check"
 
 MAPPINGS = (
     *("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
-    *("model_init_kwargs", "liger_kernel_config"),
+    *("model_init_kwargs", "liger_kernel_config", "chat_template_kwargs"),
 )
 """The options that must be mappings, or JSON of one; others may also name a file."""
 

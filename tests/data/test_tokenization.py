@@ -14,7 +14,7 @@ from trl import DPOConfig, DPOTrainer
 from edit_trl import DualCoTConfig
 from edit_trl.common.errors import InputError
 from edit_trl.data.preparation import RowPreparation, prepare_dual_cots, prepare_for_training
-from edit_trl.data.tokenization import rendering_notes, tokenize_dual_cot, tokenize_with_offsets
+from edit_trl.data.tokenization import tokenize_dual_cot, tokenize_with_notes, tokenize_with_offsets
 from edit_trl.models.chat_templates import render
 
 CJK_ROW = {
@@ -482,7 +482,7 @@ def test_a_person_is_told_what_comes_before_the_chains(tokenizer, log):
     prepare_for_training(rows, tokenizer, args, "train")
     [told] = [message for message in log if "generation prompt" in message]
     assert told.startswith("train dataset: the generation prompt ends with '<think>\\n', which")
-    assert rendering_notes(ROWS[0], tokenizer) == []
+    assert tokenize_with_notes(ROWS[0], tokenizer)[2] == []
 
 
 def test_rows_that_a_template_refuses_are_named(tokenizer):
