@@ -44,7 +44,7 @@ OBJECTIVE_FIELDS = (
     "preference_beta",
     "preference_margin",
     "dpop_lambda",
-    "loss_type",
+    "chosen_loss",
     "reference",
     "max_fork_confidence",
     "hardest_forks",

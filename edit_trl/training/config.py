@@ -8,7 +8,7 @@ from trl import SFTConfig
 
 from edit_trl.common.errors import InputError
 from edit_trl.key_steps import KeyStepMethod
-from edit_trl.losses import Normalization, PreferenceLoss, PreferenceReduction, RejectedPenalty
+from edit_trl.losses import ChosenLoss, Normalization, PreferenceLoss, PreferenceReduction, RejectedPenalty
 from edit_trl.models.pairs.scoring import Layout
 from edit_trl.training.option_checks import as_mapping, option_problems, schedule_problems
 
@@ -127,13 +127,11 @@ class DualCoTConfig(SFTConfig):
         },
     )
 
-    # TRL's help is about its own implementation.
-    loss_type: str = field(
+    chosen_loss: ChosenLoss = field(
         default="nll",
         metadata={
             "help": "The loss of the correct chain's tokens. 'nll': -log p. 'dft': the same weighted by p (Dynamic "
-            "Fine-Tuning), an SFT baseline.",
-            "choices": ["nll", "dft"],
+            "Fine-Tuning), an SFT baseline."
         },
     )
 
