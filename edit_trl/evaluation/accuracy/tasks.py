@@ -47,7 +47,7 @@ class Tasks:
     @property
     def data_hash(self) -> str:
         """A hash of all problems."""
-        return content_hash([asdict(problem) for problem in self.problems])
+        return content_hash([problem.content() for problem in self.problems])
 
 
 def read_tasks(
@@ -208,4 +208,5 @@ def _row(
         "prompt": prompt,
         "answer": question.answer,
         "answer_type": question.answer_type or (task.answer_types or {}).get(task_name),
+        "chat_template_kwargs": question.chat_template_kwargs,
     }
