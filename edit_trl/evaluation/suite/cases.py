@@ -95,6 +95,7 @@ def cases_of(
     tokenizer: PreTrainedTokenizerBase,
     *,
     key_step_method: KeyStepMethod = "words",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     positions: int | None = None,
     max_new_tokens: int = 0,
     limit: int | None = None,
@@ -109,6 +110,7 @@ def cases_of(
         rows: Dual CoTs, plain or conversational.
         tokenizer: The tokenizer of the model; it must be a fast one, which gives the offsets of tokens.
         key_step_method: How key steps are found.
+        chat_template_kwargs: Values of the chat template's variables; those of a row win.
         positions: Maximum number of tokens of the model; None for no limit.
         max_new_tokens: The most tokens to generate after the shared beginning; 0 to generate nothing.
         limit: The most cases to make, from the beginning of the rows.
