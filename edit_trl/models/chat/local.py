@@ -64,6 +64,8 @@ class TransformersTeacher:
         continuous: Whether requests without a seed go through continuous batching; where None, on a GPU.
     """
 
+    ends_thoughts = True
+
     def __init__(self, model: str, *, batch_size: int = 16, continuous: bool | None = None):
         self.model = model
         self._batch_size = batch_size
