@@ -43,7 +43,7 @@ class Pair:
     source: str | None
     mistake: list[str]
     answer: str | None
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[dict[str, Any]]
     chosen: str
     rejected: str | None
     chosen_spans: list[Span]

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import nearest
 from edit_trl.data.mistake_views import checks, critiques, lema
-from edit_trl.data.row import chain_text, is_chosen_alone, rows_of
+from edit_trl.data.row import chain_text, is_chosen_alone, is_conversational, rows_of
 from edit_trl.data.row_rewriting import (
     Row,
     answer_statement,
@@ -184,7 +184,7 @@ def _mt_cot(rows: list[Row]) -> Iterator[Row]:
     """
     for row in chosen_alone(rows):
         if (prediction := answer_task(row, PREDICTION)) is not None:
-            yield task(row, EXPLANATION, chain_text(row["chosen"]))
+            yield task(row, EXPLANATION)
             yield prediction
 
 
@@ -193,8 +193,16 @@ def _sbs(rows: list[Row]) -> Iterator[Row]:
 
     `LLMMTReDataset` and Google's `TaskPrefixTrainer`: L = a L_label + (1 - a) L_rationale with a = 0.5. Here
     `chosen_key_weight` is the weight of the label and `chosen_context_weight` that of the rationale.
+
+    Raises:
+        InputError: A chain has several turns.
     """
-    for row in chosen_alone(rows):
+    for number, row in enumerate(chosen_alone(rows), 1):
+        if is_conversational(row) and len(row["chosen"]) > 1:
+            raise InputError(
+                f"the view 'sbs' parts a chain into rationale and answer, and row {row.get('id') or number} has one of "
+                f"{len(row['chosen'])} turns; use the view 'mt_cot' or 'chosen'"
+            )
         chain, label = chain_text(row["chosen"]), answer_task(row, ANSWER)
         if label is not None and (rationale := chain[: answer_statement(row, chain)[0]].rstrip()):
             yield task(row, RATIONALE, rationale)

@@ -69,9 +69,10 @@ class EndpointGenerator(JournaledEndpoint):
 
     def _requests(self, prompts: Sequence[str | list[dict[str, str]]], indexes: Sequence[int]) -> Iterator[ChatRequest]:
         decoding = self._decoding
+        limits = decoding.temperature, decoding.top_p, decoding.max_new_tokens
         for index in indexes:
             prompt, stop = prompts[index], self._stop.get(self._problems[index].task, ())
-            sampling = Sampling(decoding.temperature, decoding.top_p, decoding.max_new_tokens, stop)
+            sampling = Sampling(*limits, stop, decoding.max_thinking_tokens)
             if isinstance(prompt, str):
                 messages: tuple[tuple[str, str], ...] = (("user", prompt),)
             else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.data.answers import AnswerType, check_answer, check_answer_type, infer_answer_type
-from edit_trl.data.row import TEMPLATE_COLUMNS, template_options
+from edit_trl.data.row import TEMPLATE_COLUMNS, template_options, template_values
 from edit_trl.data.row_checks import check_rows, message_error, template_errors
 from edit_trl.models.chat_templates import check_variables, render
 
@@ -58,8 +58,8 @@ class Problem:
 
     def template_options(self, chat_template_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the options of `render`, given the values of the run."""
-        own = {name: value for name, value in (self.chat_template_kwargs or {}).items() if value is not None}
-        return {"tools": self.tools, "chat_template_kwargs": {**(chat_template_kwargs or {}), **own}}
+        values = template_values(chat_template_kwargs, self.chat_template_kwargs)
+        return {"tools": self.tools, "chat_template_kwargs": values}
 
 
 def problems_of(
@@ -169,7 +169,7 @@ def values_to_send(
                 "endpoint is sent the same with every question; evaluate them in two runs"
             )
     raise_problems(issues)
-    return values[0] or None
+    return values[0]
 
 
 def encode(

@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate.utils import is_peft_model
@@ -223,12 +223,17 @@ class TransformersTeacher:
         return RawResponse(json.dumps(body, ensure_ascii=False), latency)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
     """Return the token ids of a conversation, up to where the model writes.
 
     Args:
         tokenizer: Without a chat template, messages are joined as plain text.
         messages: `role` and `content` of each; the model continues a last one of the assistant.
+        chat_template_kwargs: Values of the chat template's variables.
 
     Raises:
         InputError: The chat template refuses the messages.
@@ -239,7 +244,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[st
     if tokenizer.chat_template is None:
         text = "\n\n".join(message["content"] for message in complete) + "\n"
         return tokenizer(text + beginning)["input_ids"]
-    text = render(tokenizer, complete, add_generation_prompt=True)
+    text = render(tokenizer, complete, add_generation_prompt=True, chat_template_kwargs=chat_template_kwargs)
     return tokenizer(text + beginning, add_special_tokens=False)["input_ids"]
 
 
