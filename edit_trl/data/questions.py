@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, get_args
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.data.answers import AnswerType, check_answer, check_answer_type, infer_answer_type
 from edit_trl.data.files import check_local_source, is_text_file, load_table, read_rows
-from edit_trl.data.row import rows_of
+from edit_trl.data.row import TEMPLATE_COLUMNS, rows_of, template_options
 from edit_trl.data.row_checks import checked_mapping, template_errors
 
 COLUMNS = (
     *("question", "answer", "id", "task", "task_description", "answer_type", "choices", "context"),
-    "chat_template_kwargs",
+    *TEMPLATE_COLUMNS,
 )
 
 
@@ -32,6 +32,7 @@ class Question:
         answer_type: The type of the answer; inferred from the answer where None.
         task: The task that the question belongs to.
         task_description: A sentence that describes the task.
+        tools: JSON schemas of the tools that the chat template names.
         chat_template_kwargs: Values of the chat template's variables for this question.
     """
 
@@ -41,6 +42,7 @@ class Question:
     answer_type: AnswerType | None = None
     task: str | None = None
     task_description: str | None = None
+    tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property
@@ -64,8 +66,8 @@ def read_questions(
     """Read questions and check every row.
 
     The columns are `question` and `answer`, and optionally `id`, `task`, `task_description`, `answer_type`,
-    `chat_template_kwargs`, `context` (a passage before the question) and `choices`. Choices (a list of texts, or
-    `{"text": [...], "label": [...]}` as in ARC) follow the question as (A), (B), ... The answer is then the
+    `tools`, `chat_template_kwargs`, `context` (a passage before the question) and `choices`. Choices (a list of
+    texts, or `{"text": [...], "label": [...]}` as in ARC) follow the question as (A), (B), ... The answer is then the
     label of a choice, its text, its number from 0, or a list with one of these. Digits in a text count from 0
     where one of the answers is "0" (as in HellaSwag), and from 1 where one is the last choice's number from 1.
 
@@ -175,7 +177,7 @@ def _question(
         answer_type=row["answer_type"] or ("choice" if choices else None),
         task=row["task"],
         task_description=row.get("task_description") or descriptions.get(row["task"] or ""),
-        chat_template_kwargs=row.get("chat_template_kwargs"),
+        **template_options(row),
     )
 
 

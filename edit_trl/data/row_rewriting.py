@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from edit_trl.common.errors import InputError
 from edit_trl.common.steps import step_start
 from edit_trl.data.answers import extract_answer, infer_answer_type
 from edit_trl.data.chains import turn_text
@@ -77,6 +78,16 @@ def task(row: Row, marker: str, chain: str | None = None) -> Row:
     if chain is None:
         return asked
     return asked | {"chosen": chain if isinstance(row["chosen"], str) else [{"role": "assistant", "content": chain}]}
+
+
+def refuse_several_turns(row: Row, view: str) -> None:
+    """Raise an InputError if a correct chain has several turns, which a view that rewrites it would lose."""
+    if not isinstance(row["chosen"], str) and len(row["chosen"]) > 1:
+        name = row.get("id") or _prompt_text(row["prompt"])[:40]
+        raise InputError(
+            f"the view {view!r} rewrites the correct chain, and that of {name!r} has {len(row['chosen'])} turns; use "
+            "the view 'mt_cot', 'check' or 'chosen', or leave such rows out"
+        )
 
 
 def marked(row: Row, marker: str) -> Row:

@@ -37,13 +37,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import nearest
 from edit_trl.data.mistake_views import checks, critiques, lema
-from edit_trl.data.row import chain_text, is_chosen_alone, is_conversational, rows_of
+from edit_trl.data.row import chain_text, is_chosen_alone, rows_of
 from edit_trl.data.row_rewriting import (
     Row,
     answer_statement,
     answer_task,
     chosen_alone,
     marked,
+    refuse_several_turns,
     rejected_alone,
     renamed,
     task,
@@ -197,12 +198,8 @@ def _sbs(rows: list[Row]) -> Iterator[Row]:
     Raises:
         InputError: A chain has several turns.
     """
-    for number, row in enumerate(chosen_alone(rows), 1):
-        if is_conversational(row) and len(row["chosen"]) > 1:
-            raise InputError(
-                f"the view 'sbs' parts a chain into rationale and answer, and row {row.get('id') or number} has one of "
-                f"{len(row['chosen'])} turns; use the view 'mt_cot' or 'chosen'"
-            )
+    for row in chosen_alone(rows):
+        refuse_several_turns(row, "sbs")
         chain, label = chain_text(row["chosen"]), answer_task(row, ANSWER)
         if label is not None and (rationale := chain[: answer_statement(row, chain)[0]].rstrip()):
             yield task(row, RATIONALE, rationale)

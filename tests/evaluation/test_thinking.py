@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from chat_server import MODEL, ChatServer, running
 from conftest import conversational
 from datasets import Dataset
 from thinking_models import taught, thinking_tokenizer
@@ -19,8 +20,8 @@ from edit_trl.models.chat_templates import render
 # As that of Qwen3: thoughts that are switched off are empty.
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 SUM = {"prompt": [{"role": "user", "content": "What is 2 + 2?"}], "answer": "4", "id": "sum"}
@@ -73,7 +74,7 @@ def test_thoughts_that_are_too_long_are_cut_off(student):
 def test_what_a_template_does_not_know_is_refused(student):
     problems, tokenizer = problems_of([SUM]), student[1]
     options = {"max_new_tokens": 8, "positions": None}
-    with pytest.raises(InputError, match="has no variable 'enable_thinkin'; did you mean .enable_thinking.?"):
+    with pytest.raises(InputError, match="no variable 'enable_thinkin'; did you mean"):
         encode(problems, tokenizer, **options, chat_template_kwargs={"enable_thinkin": True})
     odd = problems_of([SUM, SUM | {"id": "b", "chat_template_kwargs": {"thinking": True}}])
     with pytest.raises(InputError, match=r"row 2 \(all b\): `chat_template_kwargs`: .* has no variable 'thinking'"):
@@ -95,7 +96,7 @@ def test_an_endpoint_is_sent_the_same_values_with_every_question():
         values_to_send(problems_of([SUM | {"tools": [tool]}]), None)
 
 
-def test_a_run_records_what_it_gave_the_template(student, tmp_path):
+def test_a_run_records_what_it_gave_the_template(student, tmp_path, capsys):
     for part in student:
         part.save_pretrained(tmp_path / "student")
     (tmp_path / "task.yaml").write_text("dataset_name: rows.jsonl\n")
@@ -107,11 +108,11 @@ def test_a_run_records_what_it_gave_the_template(student, tmp_path):
     assert run.record.settings["chat_template_kwargs"] == OFF
     assert "max_thinking_tokens" not in run.record.settings
     assert run.record.scores["accuracy"] == 1.0
-    with pytest.raises(InputError, match="chat_template_kwargs: {'enable_thinking': False} there, 'not set' now"):
-        main(["evaluate", *words])
+    assert main(["evaluate", *words]) != 0
+    assert "chat_template_kwargs: {'enable_thinking': False} there, 'not set' now" in capsys.readouterr().err
     words[words.index(str(tmp_path / "run"))] = str(tmp_path / "other")
-    with pytest.raises(InputError, match="no variable 'thinking'"):
-        main(["evaluate", *words, "--chat_template_kwargs", '{"thinking": false}'])
+    assert main(["evaluate", *words, "--chat_template_kwargs", '{"thinking": false}']) != 0
+    assert "no variable 'thinking'" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
@@ -172,3 +173,90 @@ def test_rows_of_a_suite_may_have_what_a_template_takes(student):
         )
     with pytest.raises(InputError, match="no variable 'thinking'"):
         cases_of([PAIR], tokenizer, chat_template_kwargs={"thinking": True})
+
+
+# At an endpoint
+
+
+def reply(content, finish="stop", thinking=None, **message) -> str:
+    usage = {"prompt_tokens": 10, "completion_tokens": 50}
+    if thinking is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": thinking}
+    choice = {"index": 0, "message": {"role": "assistant", "content": content, **message}, "finish_reason": finish}
+    return json.dumps({"object": "chat.completion", "model": MODEL, "choices": [choice], "usage": usage})
+
+
+REPLIES = {
+    "tags": reply("<think>\nThe answer is 5.\n</think>\n\nThe answer is 4."),
+    "field": reply("The answer is 4.", reasoning_content="The answer is 5."),
+    "other": reply("The answer is 4.", reasoning="The answer is 5."),
+    "opened": reply("The answer is 5.\n</think>\n\nThe answer is 4."),
+    "alone": reply(None, reasoning_content="The answer is 4."),
+    "unclosed": reply("<think>\nThe answer is 4."),
+    "cut": reply("<think>\nThe answer is 4. But", finish="length"),
+}
+
+
+@pytest.fixture
+def ask(tmp_path, capsys):
+    """Let an endpoint answer the questions of a task; returns the exit code, the run or the message, and its bodies."""
+
+    def evaluate(replies, *options, folder="run", values=None):
+        values = values or {}
+        rows = [
+            {"id": name, "question": f"{name} : 2 + 2?", "answer": "4", "chat_template_kwargs": values.get(name)}
+            for name in replies
+        ]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "task.yaml").write_text("dataset_name: rows.jsonl\n")
+        server = ChatServer(lambda body: replies[body["messages"][-1]["content"].split()[0]])
+        server.keep_bodies = True
+        with running(server) as url:
+            words = ["--model", MODEL, "--base_urls", url, "--tasks", tmp_path / "task.yaml", "--history", "null"]
+            code = main(["evaluate", *map(str, words), "--output_dir", str(tmp_path / folder), *options])
+        message = capsys.readouterr().err
+        return code, read_run(tmp_path / folder) if code == 0 else message, server.bodies
+
+    return evaluate
+
+
+def test_an_endpoint_may_give_thoughts_in_a_field_or_by_tags(ask):
+    code, run, _ = ask(REPLIES)
+    assert code == 0
+    items = {item["id"]: item for item in run.items}
+    whole = "<think>\nThe answer is 5.\n</think>\n\nThe answer is 4."
+    for name in ("tags", "field", "other", "opened"):
+        assert (items[name]["verdict"], items[name]["samples"][0]["response"]) == ("correct", whole), name
+    for name in ("alone", "unclosed", "cut"):
+        assert items[name]["verdict"] == items[name]["lenient_verdict"] == "unparsed", name
+    assert [name for name, item in items.items() if item["cut_off"]] == ["cut"]
+
+
+def test_an_endpoint_is_held_to_a_limit_of_thoughts(ask):
+    replies = {
+        "short": reply("The answer is 4.", thinking=20, reasoning_content="Hm."),
+        "long": reply("The answer is 4.", thinking=40, reasoning_content="Hm, hm."),
+    }
+    code, run, bodies = ask(replies, "--max_thinking_tokens", "30")
+    assert code == 0
+    outcomes = {item["id"]: (item["verdict"], item["cut_off"]) for item in run.items}
+    assert outcomes == {"short": ("correct", 0), "long": ("unparsed", 1)}
+    assert run.record.settings["max_thinking_tokens"] == 30
+    assert all("thinking" not in key for body in bodies for key in body)
+    code, message, _ = ask({"field": REPLIES["field"]}, "--max_thinking_tokens", "30", folder="unreported")
+    assert code != 0
+    assert "`max_thinking_tokens: 30` cannot be kept" in message
+
+
+def test_an_endpoint_is_sent_the_values_of_its_template(ask):
+    code, run, bodies = ask({"tags": REPLIES["tags"]}, "--chat_template_kwargs", '{"enable_thinking": false}')
+    assert code == 0
+    assert [body["chat_template_kwargs"] for body in bodies] == [OFF]
+    assert run.record.settings["chat_template_kwargs"] == OFF
+    two = {name: REPLIES[name] for name in ("tags", "field")}
+    code, _, bodies = ask(two, folder="rows", values={"tags": OFF, "field": OFF})
+    assert code == 0
+    assert [body["chat_template_kwargs"] for body in bodies] == [OFF, OFF]
+    code, message, bodies = ask(two, folder="differ", values={"tags": OFF})
+    assert (code != 0, bodies) == (True, [])
+    assert "row 2 (task field): `chat_template_kwargs` None differ" in message

@@ -19,7 +19,7 @@ from edit_trl.common.yaml_file import read_texts
 from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.procedural.teacher import ProceduralTeacher, question_of
 from edit_trl.data.questions import Question, read_questions, read_table
-from edit_trl.data.row import with_prompt
+from edit_trl.data.row import TEMPLATE_COLUMNS, with_prompt
 from edit_trl.data.row_checks import checked_mapping
 from edit_trl.evaluation.accuracy.problems import COLUMNS, Problem, check_ids, problems_of
 from edit_trl.evaluation.accuracy.task_file import TaskFile, read_task
@@ -209,5 +209,5 @@ def _row(
         "prompt": prompt,
         "answer": question.answer,
         "answer_type": question.answer_type or (task.answer_types or {}).get(task_name),
-        "chat_template_kwargs": question.chat_template_kwargs,
+        **{column: getattr(question, column) for column in TEMPLATE_COLUMNS},
     }
