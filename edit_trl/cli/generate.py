@@ -191,6 +191,8 @@ def _generate_and_train(config: GenerateConfig) -> None:
 def _generation_summary(generation: Generation, folder: Path, rows: dict[str, int]) -> str:
     lines = [f"{folder / name}: {count} rows" for name, count in rows.items()]
     lines += [f"  dropped, {reason}: {len(ids)}" for reason, ids in sorted(generation.dropped.items())]
+    if generation.with_thoughts and generation.thoughts == "drop":
+        lines.append(f"  thoughts left out: of {generation.with_thoughts} answers (`thoughts: keep` keeps them)")
     if generation.failures:
         question, stage, reason = generation.failures[0]
         lines.append(

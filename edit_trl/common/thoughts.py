@@ -24,16 +24,18 @@ FIELDS = ("reasoning_content", "reasoning", "thinking")
 """The names under which a message holds its thoughts: at most endpoints, in newer vLLM, and in gpt-oss's template."""
 
 _TAGS = r"think|thinking|thoughts?|reasoning|reflection|scratchpad|seed:think"
+# A tag in quotation marks or as code, such as `<think>`, is only spoken of.
+_NOT_QUOTED = r"(?=[<\[])(?!(?:(?<=\A[`\"'])|(?<=[\s(:,][`\"']))[<\[][^<>\[\]]*[>\]][`\"'])"
 _BEGIN = re.compile(
-    rf"<(?:{_TAGS})>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|channel>thought(?:\n|\Z)"
+    rf"{_NOT_QUOTED}(?:<(?:{_TAGS})>|\[THINK\])|◁think▷|<\|START_THINKING\|>|<\|channel>thought(?:\n|\Z)"
     r"|(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)(?:[^<\n]*<\|message\|>)?"
     # The same channels after a tokenizer left out its special tokens.
     r"|\Aanalysis(?-i:(?=[A-Z]))",
     re.IGNORECASE,
 )
 _END = re.compile(
-    rf"</(?:{_TAGS})>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<channel\|>"
-    r"|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final(?:[^<\n]*<\|message\|>)"
+    rf"{_NOT_QUOTED}(?:</(?:{_TAGS})>|\[/THINK\])|◁/think▷|<\|END_THINKING\|>|<channel\|>"
+    r"|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final(?:[^<\n]*(?:<\|constrain\|>[^<\n]*)?<\|message\|>)"
     r"|(?<=.)assistantfinal(?=[\W\d]|(?-i:[A-Z]))",
     re.IGNORECASE | re.DOTALL,
 )
@@ -69,10 +71,13 @@ def thoughts_part(response: str) -> tuple[int, int] | None:
 
 
 def split_thoughts(response: str) -> Parts:
-    """Split a response into its thoughts and its answer, without markers and outer white space."""
+    """Split a response into its thoughts and its answer, without markers and outer white space.
+
+    Where a response thinks several times, everything from its first thoughts to its last ones is its thoughts.
+    """
     thoughts, answer = thoughts_part(response), answer_part(response)
     return Parts(
-        response[slice(*thoughts)].strip() if thoughts else "",
+        _END.sub("", _BEGIN.sub("", response[slice(*thoughts)])).strip() if thoughts else "",
         _CHANNEL_END.sub("", response[slice(*answer)]).strip() if answer else None,
     )
 
@@ -83,6 +88,11 @@ def join_thoughts(thoughts: str, answer: str | None) -> str:
         return answer or ""
     opened = f"<think>\n{thoughts.strip()}"
     return opened if answer is None else f"{opened}\n</think>\n\n{answer.lstrip()}".rstrip()
+
+
+def in_our_form(text: str) -> str:
+    """Return a response, with its thoughts, if there are any, in this package's form."""
+    return text.strip() if thoughts_part(text) is None else join_thoughts(*split_thoughts(text))
 
 
 def with_thoughts(text: str, thoughts: Thoughts) -> str | None:
@@ -96,6 +106,22 @@ def with_thoughts(text: str, thoughts: Thoughts) -> str | None:
         return None
     kept = {"keep": join_thoughts(parts.thoughts, parts.answer), "drop": parts.answer, "only": parts.thoughts}
     return kept[thoughts] or None
+
+
+def second_thoughts(response: str) -> str | None:
+    """Return what follows the first thoughts of a response, if it has thoughts again; None if it has not.
+
+    A model that thinks about how to write a response with thoughts has its own first.
+    """
+    closing = _END.search(response)
+    rest = response[closing.end() :] if closing else ""
+    return rest if _BEGIN.search(rest) else None
+
+
+def without_opening(text: str) -> str:
+    """Return a text without the marker that opens thoughts at its beginning, for one that continues thoughts."""
+    opening = _BEGIN.match(text.lstrip())
+    return text.lstrip()[opening.end() :].lstrip() if opening else text
 
 
 def opens_thoughts(prompt: str) -> bool:

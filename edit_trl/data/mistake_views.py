@@ -16,8 +16,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edit_trl.common.steps import step_end, step_start
+from edit_trl.common.thoughts import join_thoughts, split_thoughts
 from edit_trl.data.row import SPAN_COLUMNS, chain_text, is_chosen_alone, pairs_of
-from edit_trl.data.row_rewriting import Row, chosen_alone, renamed, with_question, without_rejected
+from edit_trl.data.row_rewriting import (
+    Row,
+    chosen_alone,
+    refuse_several_turns,
+    renamed,
+    with_question,
+    without_rejected,
+)
 from edit_trl.key_steps import locate_key_steps
 
 VERDICTS = {"chosen": "Yes", "rejected": "No"}
@@ -25,10 +33,17 @@ VERDICTS = {"chosen": "Yes", "rejected": "No"}
 
 
 def critiques(rows: list[Row]) -> Iterator[Row]:
-    """Yield, for each wrong chain, the row that asks what is wrong with it."""
+    """Yield, for each wrong chain, the row that asks what is wrong with it.
+
+    Raises:
+        InputError: A correct chain has several turns.
+    """
     for number, row, pair in _pairs(rows):
-        wrong = chain_text(pair["rejected"])
-        target = f"{critique_of(pair)}\n\n{chain_text(pair['chosen'])}"
+        refuse_several_turns(pair, "critique")
+        wrong, chain = chain_text(pair["rejected"]), chain_text(pair["chosen"])
+        thoughts, answer = split_thoughts(chain)
+        # What is wrong is part of the answer, after the thoughts.
+        target = join_thoughts(thoughts, f"{critique_of(pair)}\n\n{answer if thoughts else chain}")
         asked = f"Attempted solution:\n{wrong}\n\nSay what is wrong with this attempt, then solve the problem."
         yield renamed(_asking(row, asked, target), f"critique {number}")
 

@@ -151,6 +151,18 @@ def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"tools": tools or None, "chat_template_kwargs": row.get("chat_template_kwargs")}
 
 
+def template_values(given: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the values of a chat template's variables: those of a run, and a row's own ones, which win."""
+    own = {name: value for name, value in (own or {}).items() if value is not None}
+    return {**(given or {}), **own} or None
+
+
+def with_template_values(row: Mapping[str, Any], given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return a row with `template_values` in its `chat_template_kwargs`."""
+    values = template_values(given, row.get("chat_template_kwargs"))
+    return {**row, "chat_template_kwargs": values} if given else row
+
+
 def with_prompt(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a row with a prompt: where whole conversations have none beside them, it is the turns that they share.
 

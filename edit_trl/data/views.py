@@ -44,6 +44,7 @@ from edit_trl.data.row_rewriting import (
     answer_task,
     chosen_alone,
     marked,
+    refuse_several_turns,
     rejected_alone,
     renamed,
     task,
@@ -184,7 +185,7 @@ def _mt_cot(rows: list[Row]) -> Iterator[Row]:
     """
     for row in chosen_alone(rows):
         if (prediction := answer_task(row, PREDICTION)) is not None:
-            yield task(row, EXPLANATION, chain_text(row["chosen"]))
+            yield task(row, EXPLANATION)
             yield prediction
 
 
@@ -193,8 +194,12 @@ def _sbs(rows: list[Row]) -> Iterator[Row]:
 
     `LLMMTReDataset` and Google's `TaskPrefixTrainer`: L = a L_label + (1 - a) L_rationale with a = 0.5. Here
     `chosen_key_weight` is the weight of the label and `chosen_context_weight` that of the rationale.
+
+    Raises:
+        InputError: A chain has several turns.
     """
     for row in chosen_alone(rows):
+        refuse_several_turns(row, "sbs")
         chain, label = chain_text(row["chosen"]), answer_task(row, ANSWER)
         if label is not None and (rationale := chain[: answer_statement(row, chain)[0]].rstrip()):
             yield task(row, RATIONALE, rationale)

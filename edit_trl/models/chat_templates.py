@@ -72,6 +72,8 @@ def check_variables(
         InputError: It has not; names the nearest.
     """
     template = chat_template or tokenizer.chat_template
+    if values and template is None:
+        raise InputError(f"`chat_template_kwargs`: {tokenizer.name_or_path} has no chat template; leave them out")
     if not values or not isinstance(template, str):
         return
     known = _variables(template) - {*tokenizer.special_tokens_map, *_RESERVED}

@@ -22,19 +22,29 @@ class Decoding(Options):
         temperature: 0 is greedy decoding; None, as for `top_p`, leaves it to an endpoint.
         top_p: The probability mass of nucleus sampling.
         samples: Responses per prompt; several are for a majority vote (self-consistency, arXiv 2203.11171).
+        max_thinking_tokens: The length in tokens at which a response that still thinks is cut off; None for no limit
+            but `max_new_tokens`.
 
     Raises:
-        InputError: A value is out of range, or several samples are drawn greedily, which are all the same.
+        InputError: A value is out of range or has no effect, or several samples are drawn greedily, which are all
+            the same.
     """
 
     max_new_tokens: int = 256
     temperature: float | None = 0.0
     top_p: float | None = 1.0
     samples: int = 1
+    max_thinking_tokens: int | None = None
 
     def errors(self) -> Iterator[str]:
         """See `Options.errors`."""
-        yield from at_least(1, max_new_tokens=self.max_new_tokens, samples=self.samples)
+        limit = self.max_thinking_tokens
+        yield from at_least(1, max_new_tokens=self.max_new_tokens, samples=self.samples, max_thinking_tokens=limit)
+        if limit is not None and limit >= self.max_new_tokens:
+            yield (
+                f"`max_thinking_tokens: {limit}` has no effect with `max_new_tokens: {self.max_new_tokens}`, which "
+                "limits thoughts and answer together; set it lower"
+            )
         yield from not_negative(temperature=self.temperature)
         yield from share(top_p=self.top_p)
         if self.samples > 1 and self.temperature == 0:
@@ -46,9 +56,10 @@ class Generated:
     """A response.
 
     Attributes:
-        text: The response without special tokens.
+        text: The response without special tokens; its thoughts are in the form of `edit_trl.common.thoughts`.
         tokens: How many tokens were generated, EOS included.
-        cut_off: Whether no EOS token came within `max_new_tokens`.
+        cut_off: Whether no EOS token came within `max_new_tokens`, or thoughts did not end within
+            `max_thinking_tokens`.
         refused: Whether the model declined to answer, or a filter broke its answer off.
     """
 

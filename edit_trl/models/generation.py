@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.decoding import Batching, Decoding, Generated, check_batching
+from edit_trl.models.generation_control import SeededDraw, ThinkingLimit
 from edit_trl.models.loading import positions_of
+from edit_trl.models.responses import cut_thoughts, response_text
 from edit_trl.models.vocabulary import check_vocabulary, embeddings_of
 
 if TYPE_CHECKING:
@@ -92,11 +94,14 @@ class Engine:
 
         Returns:
             The new token ids of each response, in the order of the prompts; an EOS token and padding may
-            follow the response (see `split_at_eos`).
+            follow the response (see `response_of`).
         """
         extra: dict[str, Any] = {"streamer": streamer} if streamer is not None else {}
         if stop:
             extra["tokenizer"] = self.tokenizer
+        if decoding.max_thinking_tokens is not None:
+            limit = ThinkingLimit(self.tokenizer, prompts, decoding.max_thinking_tokens)
+            extra["stopping_criteria"] = StoppingCriteriaList([limit])
         if seeds is not None and decoding.temperature:
             extra["logits_processor"] = LogitsProcessorList([SeededDraw(decoding, seeds)])
             decoding = replace(decoding, temperature=0.0, samples=1)
@@ -132,6 +137,25 @@ class Engine:
         """Return the ids of a response before its first EOS token, and whether there is one."""
         end = next((place for place, token in enumerate(ids) if token in self.eos_ids), None)
         return list(ids[:end]), end is not None
+
+    def response_of(self, prompt: Sequence[int], ids: Sequence[int], decoding: Decoding) -> tuple[list[int], bool]:
+        """Return the ids of a response, and whether it was finished.
+
+        Args:
+            prompt: Token ids of the prompt.
+            ids: The new token ids, from `generate`, `schedule` or `Stream.generate`.
+            decoding: How they were drawn. A response that still thinks after `max_thinking_tokens` is cut there.
+
+        Returns:
+            The ids before the first EOS token, and whether there is one after a response that was not cut.
+        """
+        response, ended = self.split_at_eos(ids)
+        cut = cut_thoughts(self.tokenizer, prompt, response, decoding.max_thinking_tokens)
+        return (response, ended) if cut is None else (cut, False)
+
+    def text_of(self, prompt: Sequence[int], response: Sequence[int]) -> str:
+        """Return a response as text; see `edit_trl.models.responses.response_text`."""
+        return response_text(self.tokenizer, prompt, response)
 
     def settings(self, decoding: Decoding, stop: Sequence[str] = ()) -> GenerationConfig:
         """Return transformers' settings for a way of decoding; nothing is left to the model's own settings."""
@@ -181,28 +205,6 @@ class Stream:
     def close(self) -> None:
         """Wait for the scheduler to end, and release its memory."""
         self._manager.stop(block=True)
-
-
-class SeededDraw(LogitsProcessor):
-    """Turns greedy decoding into sampling, with a stream of random numbers for each prompt.
-
-    The argmax of logits plus Gumbel noise is a sample of their softmax (Gumbel-max trick). A prompt draws
-    from a stream of its own, so a resumed run, which fills its batches differently, draws the same.
-
-    Args:
-        decoding: Temperature and nucleus of all prompts.
-        seeds: One for each prompt of the batch.
-    """
-
-    def __init__(self, decoding: Decoding, seeds: Sequence[int]):
-        self._temperature = decoding.temperature
-        self._nucleus = TopPLogitsWarper(decoding.top_p)
-        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        scores = self._nucleus(input_ids, scores.float() / self._temperature)
-        draws = [torch.empty(scores.size(1)).exponential_(generator=stream) for stream in self._streams]
-        return scores - torch.stack(draws).to(scores.device).log()  # -log of an exponential is Gumbel
 
 
 class ModelGenerator:
@@ -262,14 +264,14 @@ class ModelGenerator:
         for batch in batches:
             # The seed depends on the batch alone: a resumed run draws what an uninterrupted one draws.
             seed = batch_seed(self._seed, prompts[batch[0]])
-            outputs = draw([prompts[index] for index in batch for _ in range(size)], self._decoding, seed=seed)
-            samples = [self._read(ids) for ids in outputs]
+            drawn_for = [prompts[index] for index in batch for _ in range(size)]
+            outputs = draw(drawn_for, self._decoding, seed=seed)
+            samples = [self._read(prompt, ids) for prompt, ids in zip(drawn_for, outputs, strict=True)]
             yield batch, [samples[start : start + size] for start in range(0, len(samples), size)]
 
-    def _read(self, ids: list[int]) -> Generated:
-        response, ended = self.engine.split_at_eos(ids)
-        text = self.engine.tokenizer.decode(response, skip_special_tokens=True).strip()
-        return Generated(text, len(response) + ended, not ended)
+    def _read(self, prompt: list[int], ids: list[int]) -> Generated:
+        response, ended = self.engine.response_of(prompt, ids, self._decoding)
+        return Generated(self.engine.text_of(prompt, response), len(response) + ended, not ended)
 
 
 def batch_seed(seed: int, ids: Sequence[int]) -> int:

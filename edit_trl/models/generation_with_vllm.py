@@ -1,12 +1,14 @@
 """Responses drawn by vLLM, where it is installed: it loads the model and batches by itself.
 
-Read in vllm 0.11: `LLM.generate`, `SamplingParams`, `LoRARequest`.
+Read in vllm 0.11: `LLM.generate`, `LLM.get_tokenizer`, `SamplingParams`, `LoRARequest`, `CompletionOutput`, whose
+`token_ids` end with the EOS token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +18,10 @@ from edit_trl.models.decoding import Decoding, Generated
 from edit_trl.models.folders import one_line_errors
 from edit_trl.models.generation import batch_seed
 from edit_trl.models.loading import check_student
+from edit_trl.models.responses import cut_thoughts, response_text
+
+if TYPE_CHECKING:
+    from vllm import CompletionOutput
 
 # Prompts per batch: enough to keep vLLM busy, and what a killed run may lose.
 _BATCH = 256
@@ -52,6 +58,7 @@ class VllmGenerator:
         self._lora = LoRARequest("student", 1, model) if base else None
         with one_line_errors(f"`model: {model}`"):  # vLLM refuses a model of which weights are missing
             self._llm = LLM(base or model, dtype=dtype, seed=seed, enable_lora=base is not None)
+        self._tokenizer = self._llm.get_tokenizer()
         self._decoding, self._seed, self._parameters = decoding, seed, SamplingParams
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
@@ -77,9 +84,15 @@ class VllmGenerator:
             ]
             inputs = [{"prompt_token_ids": prompts[index]} for index in batch]
             outputs = self._llm.generate(inputs, settings, use_tqdm=False, lora_request=self._lora)
-            yield batch, [[_read(sample) for sample in output.outputs] for output in outputs]
+            drawn = [output.outputs for output in outputs]
+            yield (
+                batch,
+                [[self._read(prompts[i], one) for one in samples] for i, samples in zip(batch, drawn, strict=True)],
+            )
 
-
-def _read(sample) -> Generated:
-    """Read vLLM's `CompletionOutput`."""
-    return Generated(sample.text.strip(), len(sample.token_ids), sample.finish_reason == "length")
+    def _read(self, prompt: list[int], sample: CompletionOutput) -> Generated:
+        # Cut when it is whole: vLLM stops no response by what it says.
+        cut = cut_thoughts(self._tokenizer, prompt, sample.token_ids, self._decoding.max_thinking_tokens)
+        ids = list(sample.token_ids) if cut is None else cut
+        cut_off = cut is not None or sample.finish_reason == "length"
+        return Generated(response_text(self._tokenizer, prompt, ids), len(ids), cut_off)

@@ -9,6 +9,8 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
+from edit_trl.common.thoughts import split_thoughts
+from edit_trl.data.row import chain_text
 from edit_trl.hub.card_templates import render_card
 from edit_trl.models.chat.dispatch import DispatchStats
 from edit_trl.teachers.generation import DUAL, WARM_UP, Generation
@@ -57,10 +59,24 @@ def generation_card(
             "warm_up_chains": len(rows[WARM_UP]),
             "outcomes": {stage: sorted(counter.items()) for stage, counter in generation.counts.items()},
             "dropped": sorted((reason, len(ids)) for reason, ids in generation.dropped.items()),
+            "thoughts": generation.thoughts,
+            "with_thoughts": generation.with_thoughts,
+            "answers": sum(map(Counter.total, generation.counts.values())),
+            "chains_with_thoughts": _count_thoughts(generation, rows[WARM_UP]),
             "pivots": _pivot_values(generation, provenance.stats) if generation.pivots is not None else None,
         },
     }
     return render_card("dataset_card.md", metadata, values)
+
+
+def _count_thoughts(generation: Generation, warm_up: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many of the chains for the warm-up have thoughts, or consist of them."""
+    if not generation.with_thoughts:
+        return 0
+    if generation.thoughts != "only":
+        return sum(bool(split_thoughts(chain_text(row["chosen"])).thoughts) for row in warm_up)
+    chains = {(c.question.id, c.text): c.has_thoughts for c in (*generation.correct, *generation.rectified)}
+    return sum(chains.values())
 
 
 def _pivot_values(generation: Generation, stats: Mapping[str, DispatchStats]) -> dict[str, Any]:

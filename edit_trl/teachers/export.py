@@ -14,6 +14,7 @@ from edit_trl.data.dual_cots import save_dual_cots
 from edit_trl.data.row import REQUIRED_COLUMNS, SPAN_COLUMNS, column_types
 from edit_trl.hub.repository import open_repository, upload
 from edit_trl.teachers.card import Provenance, generation_card
+from edit_trl.teachers.chain_text import ThoughtsForm, message_of
 from edit_trl.teachers.filters import ChainPair
 from edit_trl.teachers.generation import DUAL, WARM_UP, Chain, Generation
 
@@ -25,18 +26,22 @@ if TYPE_CHECKING:
 _COLUMNS = (*REQUIRED_COLUMNS, "answer", "task", "mistake", "mistake_text", "source", "id", *SPAN_COLUMNS)
 
 
-def dual_rows(pairs: Sequence[ChainPair], conversational: bool) -> list[dict[str, Any]]:
+def dual_rows(
+    pairs: Sequence[ChainPair], conversational: bool, thoughts_as: ThoughtsForm = "text"
+) -> list[dict[str, Any]]:
     """Return the rows of pairs; they have span columns if the key steps of any pair are known."""
     has_spans = any(pair.rejected_key_spans is not None for pair in pairs)
     rows = []
     for pair in pairs:
-        row = _row(pair, pair.chosen, pair.rejected, conversational)
+        row = _row(pair, pair.chosen, pair.rejected, conversational, thoughts_as)
         row |= {"mistake": pair.mistake, "mistake_text": pair.mistake_text}
         rows.append(row | ({column: getattr(pair, column) for column in SPAN_COLUMNS} if has_spans else {}))
     return rows
 
 
-def warm_up_rows(generation: Generation, conversational: bool) -> list[dict[str, Any]]:
+def warm_up_rows(
+    generation: Generation, conversational: bool, thoughts_as: ThoughtsForm = "text"
+) -> list[dict[str, Any]]:
     """Return the rows for the warm-up: correct chains of the teacher (or student), and rectified ones.
 
     `rejected` is the list of the question's wrong chains among the pairs; it may be empty.
@@ -48,17 +53,22 @@ def warm_up_rows(generation: Generation, conversational: bool) -> list[dict[str,
     for chain in (*generation.correct, *generation.rectified):
         chains.setdefault((chain.question.id, chain.text), chain)
     return [
-        _row(chain, text, [other for other in wrong.get(question, ()) if other != text], conversational)
+        _row(chain, text, [other for other in wrong.get(question, ()) if other != text], conversational, thoughts_as)
         for (question, text), chain in chains.items()
     ]
 
 
 def save_generation(
-    generation: Generation, folder: str | Path, provenance: Provenance, *, conversational: bool = True
+    generation: Generation,
+    folder: str | Path,
+    provenance: Provenance,
+    *,
+    conversational: bool = True,
+    thoughts_as: ThoughtsForm = "text",
 ) -> dict[str, int]:
     """Write `dual.parquet`, `warm_up.parquet`, `report.json` and the card `README.md` to a folder.
 
-    The same generation gives the same bytes.
+    The same generation gives the same bytes. For `conversational` and `thoughts_as` see `GenerateArguments`.
 
     Returns:
         The number of rows by file name.
@@ -73,9 +83,12 @@ def save_generation(
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = {DUAL: dual_rows(generation.pairs, conversational), WARM_UP: warm_up_rows(generation, conversational)}
+    rows = {
+        DUAL: dual_rows(generation.pairs, conversational, thoughts_as),
+        WARM_UP: warm_up_rows(generation, conversational, thoughts_as),
+    }
     for name, file_rows in rows.items():
-        save_dual_cots(_dataset(file_rows, conversational), folder / name)
+        save_dual_cots(_dataset(file_rows, conversational, thoughts_as), folder / name)
     report = {
         "counts": {stage: dict(sorted(counts.items())) for stage, counts in generation.counts.items()},
         "dropped": {reason: sorted(ids) for reason, ids in sorted(generation.dropped.items())},
@@ -83,6 +96,8 @@ def save_generation(
             {"question": question, "stage": stage, "reason": reason} for question, stage, reason in generation.failures
         ],
     }
+    if generation.with_thoughts:
+        report["thoughts"] = {"option": generation.thoughts, "answers_with_thoughts": generation.with_thoughts}
     if generation.pivots is not None:
         report["pivots"] = [asdict(pivot) for pivot in generation.pivots]
     write_whole(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
@@ -110,11 +125,13 @@ def push_generation(folder: str | Path, repo_id: str, *, private: bool | None = 
         raise InputError(f"could not push to {repo_id}: {error}. The files are in {folder}") from error
 
 
-def _row(item: ChainPair | Chain, chosen: str, rejected: str | list[str], conversational: bool) -> dict[str, Any]:
+def _row(
+    item: ChainPair | Chain, chosen: str, rejected: str | list[str], conversational: bool, thoughts_as: ThoughtsForm
+) -> dict[str, Any]:
     question = item.question
 
     def turn(text: str) -> str | list[dict[str, str]]:
-        return [{"role": "assistant", "content": text}] if conversational else text
+        return [message_of(text, thoughts_as)] if conversational else text
 
     return {
         "prompt": [{"role": "user", "content": question.question}] if conversational else f"{question.question}\n",
@@ -127,10 +144,12 @@ def _row(item: ChainPair | Chain, chosen: str, rejected: str | list[str], conver
     }
 
 
-def _dataset(rows: list[dict[str, Any]], conversational: bool) -> Dataset:
+def _dataset(rows: list[dict[str, Any]], conversational: bool, thoughts_as: ThoughtsForm) -> Dataset:
     from datasets import Dataset, Features, List, Value
 
-    types = column_types(conversational) | {"mistake_text": Value("string")}
+    types = column_types(conversational, None if thoughts_as == "text" else thoughts_as) | {
+        "mistake_text": Value("string")
+    }
     if "mistake" not in rows[0]:  # the warm-up: a list of chains
         types["rejected"] = List(types["chosen"])
     columns = {name: [row[name] for row in rows] for name in _COLUMNS if name in rows[0]}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from edit_trl.common.checks import at_least
 from edit_trl.common.options import Options
+from edit_trl.common.thoughts import split_thoughts
 from edit_trl.data.answers import extract_answer
 from edit_trl.data.questions import Question
 from edit_trl.key_steps import locate_key_steps
@@ -93,6 +94,8 @@ def filter_pairs(pairs: Sequence[ChainPair], bounds: Bounds) -> tuple[list[Chain
 def _reason(pair: ChainPair, bounds: Bounds) -> str | None:
     if pair.chosen == pair.rejected:
         return "chosen equals rejected"
+    if len({bool(split_thoughts(chain).thoughts) for chain in (pair.chosen, pair.rejected)}) > 1:
+        return "thoughts in one of the chains only"
     answers = [extract_answer(chain, pair.question.kind) for chain in (pair.chosen, pair.rejected)]
     if all(answers) and answers[0].value == answers[1].value:
         return "same answer on both sides"

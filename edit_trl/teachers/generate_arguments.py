@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from edit_trl.common.checks import difficulty_range, positive
 from edit_trl.data.answers import AnswerType
 from edit_trl.models.chat.connection import url_problem
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.cluster.cluster import Engine, engine_problems
+from edit_trl.teachers.chain_text import ThoughtsForm
 
 TeacherKind = Literal["openai_compatible", "transformers_local", "procedural", "none"]
 
@@ -50,12 +51,17 @@ class GenerateArguments(EndpointArguments):
         student: A model on this machine whose own wrong chains are rectified too (on-policy dual CoTs); its
             name at the endpoint if `student_base_urls` is given.
         student_base_urls: Endpoints of the student.
+        chat_template_kwargs: Values of the variables of the teacher's chat template, such as
+            {"enable_thinking": false}. An endpoint, of the teacher and of the labeller, is sent them.
+        student_chat_template_kwargs: The same for the student. Train it with the same values.
         pivots: Whether to make the pairs from the student's own chains, without a teacher: its wrong chains,
             and its own right continuations from before the step that loses the answer. An endpoint of the
             student must be able to continue a partial answer (`continue_final_message` of vLLM and SGLang).
         labeller: Another model at the teacher's endpoints that labels the mistakes.
         output_dir: Folder for the journal, the dual CoTs and their card.
         conversational: Whether rows hold messages rather than plain strings.
+        thoughts_as: Where messages have the thoughts that `thoughts: keep` keeps: in their `text`, between `<think>`
+            and `</think>`, or in a field that the student's chat template reads.
         push_to_hub: Dataset repository to push the result to.
         private: Whether that repository is private.
         rounds: Number of rounds of generating and training. Each round uses the mistakes, or the pivots, of
@@ -84,10 +90,13 @@ class GenerateArguments(EndpointArguments):
     wrong_share: float = 0.4
     student: str | None = None
     student_base_urls: list[str] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    student_chat_template_kwargs: dict[str, Any] | None = None
     pivots: bool = False
     labeller: str | None = None
     output_dir: str = "outputs/dual_cots"
     conversational: bool = True
+    thoughts_as: ThoughtsForm = "text"
     push_to_hub: str | None = None
     private: bool | None = None
     rounds: int = 1
@@ -119,6 +128,10 @@ class GenerateArguments(EndpointArguments):
         yield from (problem for url in self.student_base_urls or () if (problem := url_problem(url)))
         if self.student_base_urls and not self.student:
             yield "`student_base_urls` needs `student`, its name there"
+        if self.student_chat_template_kwargs and not self.student:
+            yield "`student_chat_template_kwargs` needs `student`; the teacher's are `chat_template_kwargs`"
+        if self.thoughts_as != "text" and not self.conversational:
+            yield f"`thoughts_as: {self.thoughts_as}` is a field of messages; it needs `conversational: true`"
         names = ("batch_size", "rows", "rounds", "limit")
         yield from positive(**{name: getattr(self, name) for name in names})
         yield from engine_problems(self.engine, self.actors)

@@ -6,7 +6,7 @@ and `Limits`, each documented in its class. All errors are reported at once, bef
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -31,9 +31,11 @@ from edit_trl.teachers.prompts import Templates
 # Options that concern a teacher: without one they would have no effect, so they are refused.
 _TEACHER_OPTIONS = (
     *("model", "base_urls", "exemplars", "exemplars_per_prompt", "labeller", "label", "rectify"),
-    *("rectify_check", "corrupt", "wrong_share", "system_prompt", "temperature"),
+    *("rectify_check", "corrupt", "wrong_share", "system_prompt", "temperature", "chat_template_kwargs"),
     *("prompt_price", "completion_price", "max_cost"),
 )
+# Options that concern a model that may think, which the procedural teacher does not.
+_THOUGHT_OPTIONS = ("thoughts", "thoughts_as", "max_thinking_tokens")
 _PROBLEM_OPTIONS = ("families", "rows", "difficulty")
 _QUESTION_OPTIONS = (
     *("dataset_config", "dataset_split", "column_mapping", "answer_after", "answer_type", "task"),
@@ -103,8 +105,8 @@ class GenerateConfig:
         if arguments.teacher == "procedural":
             return self._problems()
         if arguments.teacher == "transformers_local":
-            return _local(arguments.model, arguments.batch_size)
-        return arguments.endpoint()
+            return _local(arguments.model, arguments.batch_size, arguments.chat_template_kwargs)
+        return arguments.with_chat_template(arguments.chat_template_kwargs).endpoint()
 
     def _problems(self) -> ProceduralChat:
         arguments = self.arguments
@@ -121,16 +123,35 @@ class GenerateConfig:
         arguments = self.arguments
         if arguments.student is None:
             return None
+        values = arguments.student_chat_template_kwargs
         if arguments.student_base_urls:
-            return arguments.endpoint(arguments.student, arguments.student_base_urls)
+            return arguments.with_chat_template(values).endpoint(arguments.student, arguments.student_base_urls)
         refuse_missing_folder(arguments.student, "student")
-        return _local(arguments.student, arguments.batch_size)
+        return _local(arguments.student, arguments.batch_size, values)
+
+    def check_student_template(self) -> None:
+        """Check that a student on this machine can be trained on thoughts in the form in which rows will have them.
+
+        Raises:
+            InputError: Its chat template leaves them out; names the form that it holds.
+        """
+        arguments = self.arguments
+        is_here = arguments.student is not None and not arguments.student_base_urls
+        if is_here and self.options.thoughts == "keep" and arguments.conversational:
+            # Heavy, and needed in this case alone.
+            from edit_trl.models.adapters import adapter_base
+            from edit_trl.models.loading import load_tokenizer
+            from edit_trl.teachers.student_template import check_thoughts_form
+
+            refuse_missing_folder(arguments.student, "student")
+            tokenizer = load_tokenizer(arguments.student, adapter_base(arguments.student, "student"), option="student")
+            check_thoughts_form(tokenizer, arguments.thoughts_as, arguments.student_chat_template_kwargs)
 
     def make_labeller(self) -> Teacher | None:
         """Return the model that labels mistakes; None where the teacher does."""
         if self.arguments.labeller is None or self.options.label == "none":
             return None
-        return self.arguments.endpoint(self.arguments.labeller)
+        return self.arguments.with_chat_template(self.arguments.chat_template_kwargs).endpoint(self.arguments.labeller)
 
 
 def read_generate_config(
@@ -176,10 +197,24 @@ def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
     elif names := given(_TEACHER_OPTIONS):
         hint = "; the student's is `student_temperature`" if "temperature" in names else ""
         yield f"there is no teacher (`teacher: none`): leave out {_named(names)}{hint}"
+    yield from _misplaced_thoughts(values, given)
     if names := given(_PROBLEM_OPTIONS) if source else []:
         yield f"{_named(names)}: for procedural problems, but `dataset_name` gives the questions"
     if names := given(_QUESTION_OPTIONS) if teacher in ("none", "procedural") and not source else []:
         yield f"{_named(names)}: for questions of `dataset_name`, but they are procedural problems"
+
+
+def _misplaced_thoughts(values: Mapping[str, Any], given: Callable[[Iterable[str]], list[str]]) -> Iterator[str]:
+    """Yield errors for options of thoughts that would have no effect."""
+    if values.get("teacher") == "procedural":
+        names = given(("chat_template_kwargs", *(() if values.get("student") else _THOUGHT_OPTIONS)))
+        if names:
+            yield f"{_named(names)}: for a model that may think, but the procedural teacher is none; leave out"
+    elif values.get("teacher") == "none":
+        if names := given(("thoughts", "thoughts_as")):
+            yield f"{_named(names)}: with `pivots`, chains are the student's own text, with its thoughts; leave out"
+    elif given(("thoughts_as",)) and values.get("thoughts") != "keep":
+        yield "`thoughts_as` is for `thoughts: keep`"
 
 
 def _left_to_endpoints(arguments: GenerateArguments, values: Mapping[str, Any]) -> Iterator[str]:
@@ -200,8 +235,8 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _local(model: str, batch_size: int) -> Teacher:
+def _local(model: str, batch_size: int, chat_template_kwargs: Mapping[str, Any] | None) -> Teacher:
     # Heavy, and needed for local models alone.
     from edit_trl.models.chat.local import TransformersTeacher
 
-    return TransformersTeacher(model, batch_size=batch_size)
+    return TransformersTeacher(model, batch_size=batch_size, chat_template_kwargs=chat_template_kwargs)

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edit_trl.common.checks import at_least, seed_range, share
+from edit_trl.common.checks import at_least, positive, seed_range, share
 from edit_trl.common.options import Options
+from edit_trl.common.thoughts import Thoughts
 from edit_trl.data.questions import Question
 from edit_trl.teachers.filters import Bounds, ChainPair, filter_pairs
 
@@ -38,7 +39,12 @@ class PipelineOptions(Options):
         temperature: Temperature for annotating, rectifying and corrupting. An endpoint is sent none if it is null.
         student_temperature: Temperature of the student's own chains; also null.
         top_p: Nucleus sampling; also null.
-        max_tokens: Maximum number of tokens in an answer.
+        max_tokens: Maximum number of tokens in an answer, thoughts included.
+        thoughts: What becomes of the thoughts of a reasoning model: a chain has them before its answer, between
+            `<think>` and `</think>` (`keep`), it is the answer alone (`drop`), or the thoughts alone, with the
+            sentence that states the result (`only`). What is verified is the answer, in any case.
+        max_thinking_tokens: Number of tokens of thoughts above which an answer counts as cut off. An endpoint must
+            report the number (`reasoning_tokens`).
         system_prompt: System prompt for the teacher; the student gets none.
         seed: Seed for choosing exemplars; also sent to the teacher if `send_seed` is set.
         send_seed: Whether to send the seed; some endpoints refuse one.
@@ -59,6 +65,8 @@ class PipelineOptions(Options):
     student_temperature: float | None = 0.7
     top_p: float | None = 1.0
     max_tokens: int = 1024
+    thoughts: Thoughts = "drop"
+    max_thinking_tokens: int | None = None
     system_prompt: str | None = None
     seed: int = 0
     send_seed: bool = False
@@ -69,6 +77,12 @@ class PipelineOptions(Options):
         yield from at_least(
             1, samples=self.samples, pairs_per_question=self.pairs_per_question, max_tokens=self.max_tokens
         )
+        yield from positive(max_thinking_tokens=self.max_thinking_tokens)
+        if (self.max_thinking_tokens or 0) >= self.max_tokens:
+            yield (
+                f"`max_thinking_tokens: {self.max_thinking_tokens}` has no effect with `max_tokens: "
+                f"{self.max_tokens}`, which limits thoughts and answer together; set it lower"
+            )
         yield from at_least(0, exemplars_per_prompt=self.exemplars_per_prompt)
         yield from at_least(0, temperature=self.temperature, student_temperature=self.student_temperature)
         yield from share(top_p=self.top_p)
@@ -111,6 +125,7 @@ class Chain:
         outcome: Whether its final answer is correct, or why there is none.
         source: The chain's origin: `annotated`, or the source of the pair it is made for.
         sample: Number of the chain among those of the same source and question.
+        has_thoughts: Whether the text has thoughts, or consists of them.
     """
 
     question: Question
@@ -118,6 +133,7 @@ class Chain:
     outcome: Outcome
     source: str
     sample: int
+    has_thoughts: bool = False
 
     @property
     def id(self) -> str:
@@ -166,6 +182,8 @@ class Generation:
         dropped: Ids of dropped pairs, and of questions without a pair, by reason.
         failures: (question id, stage, reason) of every request without an answer.
         pivots: The pivotal step of each pair; None where there was no search for them.
+        thoughts: What became of thoughts; see `PipelineOptions`.
+        with_thoughts: Number of answers that had thoughts.
     """
 
     pairs: list[ChainPair] = field(default_factory=list)
@@ -175,6 +193,8 @@ class Generation:
     dropped: dict[str, list[str]] = field(default_factory=dict)
     failures: list[tuple[str, str, str]] = field(default_factory=list)
     pivots: list[Pivot] | None = None
+    thoughts: Thoughts = "drop"
+    with_thoughts: int = 0
 
     def filter_pairs(self, questions: Sequence[Question], bounds: Bounds) -> None:
         """Sort the pairs by question, keep those within the bounds and record why the others were dropped."""

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from edit_trl.common.thoughts import split_thoughts
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.dispatch import Dispatcher
@@ -28,7 +29,7 @@ from edit_trl.teachers.prompts import (
     read_verdict,
     without_conclusion,
 )
-from edit_trl.teachers.requests import Requests, Slot, answer_outcome, chains_of, distinct_chains
+from edit_trl.teachers.requests import Requests, Slot, answer_outcome, distinct_chains
 
 # The number of conclusions that a self-consistency check draws, and their temperature.
 _DRAWS, _DRAW_TEMPERATURE = 3, 0.7
@@ -95,7 +96,7 @@ class Pipeline:
             for sample in range(self.requests.options.samples)
         }
         answers = await self.requests.run(writer, requests, template)
-        return chains_of(answers, "on_policy" if by_student else "annotated")
+        return self.requests.chains_of(answers, "on_policy" if by_student else "annotated")
 
     async def rectify(
         self, teacher: Dispatcher, chains: Sequence[Chain], minimal: bool, source: str | None = None
@@ -106,11 +107,11 @@ class Pipeline:
         requests = {}
         for slot, chain in wrong.items():
             exemplars = self._exemplars_for(chain.question)
-            requests[slot] = self.requests.make(template, *slot, exemplars=exemplars, chain=chain.text)
+            requests[slot] = self.requests.make(template, *slot, exemplars=exemplars, like=chain)
         stage = f"{template} ({source})" if source else template
         answers = await self.requests.run(teacher, requests, stage)
         source = source or ("rectified_minimal" if minimal else "rectified")
-        rectified = [chain for chain in chains_of(answers, source) if chain.outcome == "correct"]
+        rectified = [chain for chain in self.requests.chains_of(answers, source, wrong) if chain.outcome == "correct"]
         rectified = await self._confirmed(teacher, rectified, source)
         self.requests.generation.rectified += rectified
         return [
@@ -129,11 +130,11 @@ class Pipeline:
         requests = {}
         for slot, chain in correct.items():
             contrasts = self._contrasts(chain, examples.get(chain.question.task, ()))
-            requests[slot] = self.requests.make("corrupt", *slot, exemplars=contrasts, chain=chain.text)
+            requests[slot] = self.requests.make("corrupt", *slot, exemplars=contrasts, like=chain)
         answers = await self.requests.run(teacher, requests, "corrupt")
         return [
             ChainPair(chain.question, correct[chain.slot].text, chain.text, "corrupted", chain.sample)
-            for chain in chains_of(answers, "corrupted")
+            for chain in self.requests.chains_of(answers, "corrupted", correct)
             if chain.outcome == "wrong"
         ]
 
@@ -153,7 +154,8 @@ class Pipeline:
         for (_, number), answer in answers.items():
             names = read_kinds(answer.text, kinds)
             mistake = None if names is None else tuple(names)
-            pairs[number] = replace(pairs[number], mistake=mistake, mistake_text=answer.text)
+            text = split_thoughts(answer.text).answer or ""
+            pairs[number] = replace(pairs[number], mistake=mistake, mistake_text=text)
         return pairs
 
     def _by_slot(self, chains: Sequence[Chain], outcome: str) -> dict[Slot, Chain]:

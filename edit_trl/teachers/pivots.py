@@ -68,6 +68,7 @@ async def make_pivots(
     options, pivots = options or PipelineOptions(), pivots or PivotOptions()
     requests = Requests(questions, options, templates or Templates.load(), watcher)
     generation, rollouts = requests.generation, Rollouts(requests, student, pivots.rollouts)
+    generation.thoughts = "keep"  # chains are searched as the student wrote them
     samples = await rollouts.sample(questions, options.samples, "samples")
     generation.correct = [chain for chain in samples if chain.outcome == "correct"]
     wrong = [chain for chain in samples if chain.outcome == "wrong"]

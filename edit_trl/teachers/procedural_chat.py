@@ -25,6 +25,8 @@ class ProceduralChat:
         InputError: See `ProceduralTeacher`; or a share out of range.
     """
 
+    ends_thoughts = False
+
     def __init__(
         self,
         families: Sequence[Family] | None = None,

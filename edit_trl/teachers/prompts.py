@@ -21,7 +21,7 @@ from typing import Literal, get_args
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import nearest
 from edit_trl.common.templates import read_template, template_problems
-from edit_trl.common.thoughts import answer_part
+from edit_trl.common.thoughts import split_thoughts
 from edit_trl.data.answers import AnswerType, extract_answer
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
@@ -73,6 +73,9 @@ _EXEMPLARS: dict[TemplateName, str] = dict.fromkeys(PLACEHOLDERS, "") | {
     "Answer: Let's think step by step. {e.chain}\n\n",
     "corrupt": "Question: {e.question}\nRight reasoning: {e.chain}\nWrong reasoning: {e.wrong_chain}\n\n",
 }
+
+WITH_THOUGHTS = "Write the reasoning between <think> and </think>, and the answer after it.\n\n"
+"""Comes before a prompt that asks to rewrite or replace a chain with thoughts."""
 
 _KINDS_LINE = re.compile(r"^[\s*_]*kinds?[\s*_]*:(?P<names>.*)$", re.IGNORECASE | re.MULTILINE)
 
@@ -136,13 +139,12 @@ class Templates:
 
 
 def read_chain(text: str) -> str:
-    """Return the chain in an answer, as it goes into a row.
+    """Return the chain in an answer, without thoughts; it is what is graded.
 
     Removes thoughts (all of the text where they never end), words of the prompt that the model repeats, and
     further questions that it writes after the chain.
     """
-    part = answer_part(text)
-    chain = text[slice(*part)].strip() if part else ""
+    chain = split_thoughts(text).answer or ""
     for echo in ("Answer:", "Mended reasoning:", "Wrong reasoning:", "Let's think step by step."):
         chain = chain.removeprefix(echo).lstrip()
     return re.split(r"\n\s*(?:Question|Right reasoning|Wrong reasoning|Hint):", chain, maxsplit=1)[0].rstrip()
@@ -151,8 +153,11 @@ def read_chain(text: str) -> str:
 def without_conclusion(chain: str, answer_type: AnswerType) -> str:
     """Return a chain up to the sentence that first states its final answer.
 
-    Of a chain that begins with its answer and then gives reasons, nothing is left.
+    Of a chain that begins with its answer and then gives reasons, nothing is left. Thoughts lose their markers, since
+    they may state the answer too.
     """
+    if thoughts := split_thoughts(chain).thoughts:
+        chain = f"{thoughts}\n\n{read_chain(chain)}"
     final = answer = extract_answer(chain, answer_type)
     while answer is not None and answer.value == final.value:
         ends = [match.end() for match in re.finditer(r"[.!?]\s+|\n", chain[: answer.start])]
@@ -163,7 +168,7 @@ def without_conclusion(chain: str, answer_type: AnswerType) -> str:
 
 def read_verdict(text: str) -> bool | None:
     """Return whether the answer calls a chain sound; None where it does not have the required form."""
-    verdicts = _VERDICT_LINE.findall(text)
+    verdicts = _VERDICT_LINE.findall(split_thoughts(text).answer or "")
     return {"sound": True, "flawed": False}.get(verdicts[-1].lower()) if verdicts else None
 
 
@@ -177,7 +182,7 @@ def read_kinds(text: str, kinds: LabelSet) -> list[str] | None:
 
     An answer with a name outside the set is not used at all.
     """
-    lines = [match["names"] for match in _KINDS_LINE.finditer(text)]
+    lines = [match["names"] for match in _KINDS_LINE.finditer(split_thoughts(text).answer or "")]
     if not lines:
         return None
     names = [name.strip(" .*_`\"'").lower() for name in lines[-1].split(",")]

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.thoughts import split_thoughts
 from edit_trl.data.answers import check_answer
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.dispatch import Answer, Dispatcher
 from edit_trl.models.chat.display import Watcher
 from edit_trl.models.chat.protocol import ChatRequest, ChatResponse, Sampling, Stage
+from edit_trl.teachers.chain_text import chain_text
 from edit_trl.teachers.generation import Chain, Generation, Outcome, PipelineOptions
-from edit_trl.teachers.prompts import TemplateName, Templates, read_chain
+from edit_trl.teachers.prompts import WITH_THOUGHTS, TemplateName, Templates, read_chain
 
 # The stages of the templates that are not called as their stage is.
 _STAGES: dict[TemplateName, Stage] = {"rectify_minimal": "rectify", "conclude": "check", "judge": "check"}
@@ -23,14 +25,14 @@ Slot = tuple[Question, int]
 """Identifies a request of a stage: its question, and its number among the requests of that question."""
 
 
-def answer_outcome(slot: Slot, response: ChatResponse, prefix: str = "") -> Outcome:
-    """Return the outcome of a response; `prefix` is the part of the chain that it continues."""
+def answer_outcome(slot: Slot, response: ChatResponse) -> Outcome:
+    """Return the outcome of a response, whose answer is graded without its thoughts."""
     if response.finish_reason == "refused":
         return "refused"
     if response.finish_reason == "length":
         return "cut off"
     question = slot[0]
-    return check_answer(read_chain(prefix + response.text), question.answer, question.answer_type).verdict
+    return check_answer(read_chain(response.text), question.answer, question.answer_type).verdict
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Requests:
         repeated = [name for name, count in counts.items() if count > 1]
         if repeated:
             raise InputError(f"question ids must be unique; these are not: {', '.join(map(repr, repeated[:10]))}")
+        self.generation.thoughts = self.options.thoughts
 
     def make(
         self,
@@ -64,22 +67,39 @@ class Requests:
         number: int | None = None,
         temperature: float | None = None,
         exemplars: Iterable[Exemplar] = (),
+        like: Chain | None = None,
         **values: str,
     ) -> ChatRequest:
-        """Make a request; `number` is that of its slot, `sample` by default. For the prompt see `Templates.fill`."""
+        """Make a request.
+
+        Args:
+            template: The template of the prompt.
+            question: The question.
+            sample: The number of the answer among several to the same prompt.
+            number: That of the request's slot, `sample` by default.
+            temperature: In place of that of the options.
+            exemplars: See `Templates.fill`.
+            like: The chain that the answer rewrites or replaces, which the prompt may show.
+            values: See `Templates.fill`.
+        """
         options, is_student = self.options, template == "student"
         # No system prompt for the student: rows have none, and its mistakes should be those it makes on rows.
         system = [("system", options.system_prompt)] if options.system_prompt and not is_student else []
         chosen = options.student_temperature if is_student else options.temperature
         # A teacher that takes no temperature takes none in any stage.
         temperature = chosen if temperature is None or chosen is None else temperature
+        prompt = self.templates.fill(template, question, exemplars, **({"chain": like.text} if like else {}), **values)
+        if options.thoughts == "keep" and like and like.has_thoughts:
+            prompt = WITH_THOUGHTS + prompt
         return ChatRequest(
             stage=_STAGES.get(template, template),
             # The number tells requests of one question apart; it is neither sent nor part of the journal's key.
             row_id=f"{sample if number is None else number}\t{question.id}",
             template=self.templates.version(template),
-            messages=(*system, ("user", self.templates.fill(template, question, exemplars, **values))),
-            sampling=Sampling(temperature, options.top_p, options.max_tokens),
+            messages=(*system, ("user", prompt)),
+            sampling=Sampling(
+                temperature, options.top_p, options.max_tokens, max_thinking_tokens=options.max_thinking_tokens
+            ),
             sample=sample,
             seed=options.seed + sample if options.send_seed else None,
         )
@@ -106,6 +126,7 @@ class Requests:
             slot = slots[result.request.row_id]
             if isinstance(result, Answer):
                 answers[slot] = result.response
+                self.generation.with_thoughts += bool(split_thoughts(result.response.text).thoughts)
                 label = outcome(slot, result.response)
             else:
                 label = "failed"
@@ -116,13 +137,24 @@ class Requests:
         self.generation.failures += sorted(failures)
         return {slot: answers[slot] for slot in requests if slot in answers}
 
+    def chains_of(
+        self, answers: Mapping[Slot, ChatResponse], source: str, like: Mapping[Slot, Chain] | None = None
+    ) -> list[Chain]:
+        """Return the chains that answers consist of, with their outcomes.
 
-def chains_of(answers: Mapping[Slot, ChatResponse], source: str) -> list[Chain]:
-    """Return the chains that answers consist of, with their outcomes."""
-    return [
-        Chain(slot[0], read_chain(response.text), answer_outcome(slot, response), source, slot[1])
-        for slot, response in answers.items()
-    ]
+        Args:
+            answers: The answers to a stage's requests.
+            source: See `Chain`.
+            like: The chains that they rewrite or replace, if there are such.
+        """
+        chains = []
+        for slot, response in answers.items():
+            options = {}
+            if like is not None:
+                options = {"like": like[slot].text, "has_thoughts": like[slot].has_thoughts}
+            text, has_thoughts = chain_text(response.text, self.options.thoughts, slot[0].kind, **options)
+            chains.append(Chain(slot[0], text, answer_outcome(slot, response), source, slot[1], has_thoughts))
+        return chains
 
 
 def distinct_chains(chains: Iterable[Chain], most: int) -> list[Chain]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.thoughts import answer_part, without_opening
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.dispatch import Dispatcher
 from edit_trl.models.chat.protocol import ChatRequest, ChatResponse
@@ -84,12 +85,12 @@ class Rollouts:
             return []
 
         def outcome(slot: Slot, response: ChatResponse) -> Outcome:
-            return answer_outcome(slot, response, prefixes[slot])
+            return answer_outcome(slot, replace(response, text=_continued(prefixes[slot], response.text)))
 
         rollouts = []
         for slot, response in (await self.requests.run(self.student, requests, name, outcome)).items():
             question, prefix = slot[0], prefixes[slot]
-            text = _without_tail(prefix + response.text)
+            text = _without_tail(_continued(prefix, response.text))
             chain = Chain(question, text, outcome(slot, response), "student", requests[slot].sample)
             rollouts.append(((question, prefix), chain))
         return rollouts
@@ -97,5 +98,10 @@ class Rollouts:
 
 def _without_tail(text: str) -> str:
     """Return a chain without what follows it. What precedes it stays: prefixes must be the student's own text."""
-    chain = read_chain(text)
-    return chain if text.startswith(chain) else text
+    answer, chain = answer_part(text), read_chain(text)
+    return text[: text.index(chain, answer[0]) + len(chain)] if answer and chain else text
+
+
+def _continued(prefix: str, text: str) -> str:
+    """Return a prefix and its continuation; where thoughts have a field of their own, that opens them once more."""
+    return prefix + (without_opening(text) if answer_part(prefix) is None else text)

@@ -54,6 +54,7 @@ class GenerationPlan:
         self.templates: Templates = read(config.templates)
         self.exemplars: Sequence[Exemplar] = read(config.exemplars)
         self.teacher: Teacher | None = read(config.make_teacher)
+        read(config.check_student_template)
         self.questions: Sequence[Question] = read(lambda: config.questions(self.teacher))
         if config.arguments.push_to_hub:
             read(lambda: check_repo_id(config.arguments.push_to_hub, "push_to_hub"))
@@ -102,7 +103,12 @@ class GenerationPlan:
             display = stack.enter_context(Display(list(dispatchers.values())))
             generation = await self._make(dispatchers, display)
             provenance = self._provenance({role: dispatcher.stats for role, dispatcher in dispatchers.items()})
-        rows = save_generation(generation, folder, provenance, conversational=config.arguments.conversational)
+        arguments = config.arguments
+        rows = save_generation(
+            *(generation, folder, provenance),
+            conversational=arguments.conversational,
+            thoughts_as=arguments.thoughts_as,
+        )
         return generation, rows
 
     def _models(self) -> dict[str, Teacher]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -517,3 +518,65 @@ async def child(url: str, folder: str) -> None:
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     asyncio.run(child(*sys.argv[1:]))
+
+
+class Named:
+    """A teacher's name and address, of which a request's key is made."""
+
+    model, address = "m", "http://127.0.0.1:1/v1"
+
+    def __init__(self, ends_thoughts: bool):
+        self.ends_thoughts = ends_thoughts
+
+
+def test_answers_of_earlier_versions_are_found_by_their_keys():
+    sampling = Sampling(0.7, 0.9, 64, ("x",))
+    asked = ChatRequest("annotate", "r", "v1", (("user", "a?"),), sampling, 1, 5)
+    key = "e7d185fb32bf481b2e17e17ddd107e0f05b4ce5d3c993c452fd6737e8d4ded67"
+    assert {asked.key(Named(ends)) for ends in (False, True)} == {key}
+    limited = replace(asked, sampling=replace(sampling, max_thinking_tokens=9))
+    # Where the limit is not sent, the answer is the same.
+    assert limited.key(Named(ends_thoughts=False)) == key
+    assert limited.key(Named(ends_thoughts=True)) != key
+
+
+def thinking(body: dict, **details) -> str:
+    answer = json.loads(completion("The answer is 4."))
+    answer["choices"][0]["message"]["reasoning_content"] = "Hm."
+    answer["usage"] = {"prompt_tokens": 9, "completion_tokens": 30, "completion_tokens_details": details}
+    return json.dumps(answer)
+
+
+@pytest.mark.parametrize(("limit", "reason"), [(None, "stop"), (20, "stop"), (19, "length")])
+def test_thoughts_over_the_limit_count_as_cut_off(tmp_path, limit, reason):
+    server = ChatServer(lambda body: thinking(body, reasoning_tokens=20))
+    with running(server) as url:
+        (asked,) = requests(1)
+        for count in (1, 1):  # sent once, and the second time read from the journal
+            limited = replace(asked, sampling=Sampling(max_thinking_tokens=limit))
+            outcomes, _, _ = ask(url, tmp_path, [limited])
+            assert outcomes["row 0"].response.finish_reason == reason
+            assert server.seen == count
+
+
+def test_a_limit_for_thoughts_that_cannot_be_kept_stops_the_run(tmp_path):
+    server = ChatServer(thinking)
+    limited = [replace(asked, sampling=Sampling(max_thinking_tokens=20)) for asked in requests(3)]
+    short = [replace(asked, sampling=Sampling(max_thinking_tokens=30)) for asked in requests(3)]
+    message = "`max_thinking_tokens: 20` cannot be kept, since how long the model thinks is not reported"
+    with running(server) as url:
+        for _ in range(2):  # asked, and from the journal
+            with pytest.raises(TeacherUnavailable, match=message):
+                ask(url, tmp_path, limited, max_concurrency=1)
+            assert server.seen == 1
+        outcomes, _, _ = ask(url, tmp_path, short)  # a whole answer is no longer than its thoughts may be
+        assert {outcome.response.finish_reason for outcome in outcomes.values()} == {"stop"}
+        server.answer = lambda body: "The answer is 5."  # no thoughts
+        outcomes, _, _ = ask(url, tmp_path / "other", limited)
+        assert {outcome.response.finish_reason for outcome in outcomes.values()} == {"stop"}
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_for_thoughts_is_positive(limit):
+    with pytest.raises(InputError, match="`max_thinking_tokens` must be"):
+        Sampling(max_thinking_tokens=limit)

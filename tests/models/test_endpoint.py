@@ -9,6 +9,7 @@ import pytest
 from chat_server import ERROR, MODEL, ChatServer, completion, running
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.thoughts import FIELDS
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 from edit_trl.models.chat.protocol import (
     ChatRequest,
@@ -116,18 +117,77 @@ def test_what_is_read():
     assert read(completion("It", finish_reason="length")).finish_reason == "length"
     assert read(completion("", finish_reason="content_filter")).finish_reason == "refused"
     thoughts = {"message": {"content": None, "reasoning_content": "hm"}, "finish_reason": "length"}
-    assert read(json.dumps({"choices": [thoughts]})) == ChatResponse("", "length", "", 0, 0)
+    assert read(json.dumps({"choices": [thoughts]})) == ChatResponse("<think>\nhm", "length", "", 0, 0)
     refusal = {"choices": [{"message": {"content": None, "refusal": "I will not."}}]}
     assert read(json.dumps(refusal)) == ChatResponse("I will not.", "refused", "", 0, 0)
     assert read(completion("ab").replace('"ab"', '"a\\ud83d"')).text == "a?"
     nothing = {"choices": [{"message": {"content": None, "reasoning_content": "It is 4."}, "finish_reason": "stop"}]}
-    assert read(json.dumps(nothing)) == ChatResponse("", "stop", "", 0, 0)
+    assert read(json.dumps(nothing)) == ChatResponse("<think>\nIt is 4.", "stop", "", 0, 0)
     parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "It "}, "is 4.", None, {"type": "image"}]
-    assert read(json.dumps({"choices": [{"message": {"content": parts}}]})).text == "It is 4."
+    assert read(json.dumps({"choices": [{"message": {"content": parts}}]})).text == "<think>\nhm\n</think>\n\nIt is 4."
     assert read(completion("x").replace("\\n", "\n").replace('"x"', '"a\n\x01b"')).text == "a\n\x01b"
     assert read(completion("It", "a\x1b[31m\ud800")).model == "a\N{SYMBOL FOR ESCAPE}[31m\N{REPLACEMENT CHARACTER}"
     odd_usage = {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": "many"}, "model": None}
     assert read(json.dumps(odd_usage)) == ChatResponse("x", "stop", "", 0, 0)
+
+
+def thought(*content) -> list[dict]:
+    return [{"type": "thinking", "thinking": part} for part in content]
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        *(({"content": "4", name: "Hm."}, "<think>\nHm.\n</think>\n\n4") for name in FIELDS),
+        ({"content": "4", "reasoning_content": None, "reasoning": "Hm."}, "<think>\nHm.\n</think>\n\n4"),
+        ({"content": "4", "reasoning_content": "<think>\nHm.</think>"}, "<think>\nHm.\n</think>\n\n4"),
+        # Mistral's and Anthropic's parts, and OpenRouter's details.
+        ({"content": [*thought("Hm."), {"type": "text", "text": "4"}]}, "<think>\nHm.\n</think>\n\n4"),
+        ({"content": [*thought([{"type": "text", "text": "Hm."}]), "4"]}, "<think>\nHm.\n</think>\n\n4"),
+        ({"content": [{"type": "reasoning", "summary": [{"text": "Hm."}]}, "4"]}, "<think>\nHm.\n</think>\n\n4"),
+        ({"content": [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "4"}]}, "4"),
+        (
+            {
+                "content": "4",
+                "reasoning_details": [
+                    {"type": "reasoning.text", "text": "Hm, "},
+                    {"type": "reasoning.summary", "summary": "so 4."},
+                    {"type": "reasoning.encrypted", "data": "x"},
+                    7,
+                ],
+            },
+            "<think>\nHm, so 4.\n</think>\n\n4",
+        ),
+        # Tags in the content stay, also where the field repeats what is between them.
+        ({"content": "<think>Hm.</think>4"}, "<think>Hm.</think>4"),
+        ({"content": "<think>Hm.</think>4", "reasoning": "Hm."}, "<think>Hm.</think>4"),
+        ({"content": "<think>a</think>4", "reasoning": "b"}, "<think>\nb\n</think>\n\n<think>a</think>4"),
+        # Thoughts without an answer never end.
+        *(({"content": nothing, "reasoning": "Hm."}, "<think>\nHm.") for nothing in (None, "", "\n", [], thought("x"))),
+        # Odd shapes.
+        ({"content": "4", "reasoning_content": 7, "reasoning": {"text": "Hm."}, "reasoning_details": "x"}, "4"),
+        ({"content": "4", "reasoning_content": [None, [], {"text": {}}, {"thinking": [{"text": 7}]}]}, "4"),
+        ({"content": {"text": "4"}, "reasoning_content": " "}, ""),
+        ({"content": "4", "reasoning_content": "half \ud83d"}, "<think>\nhalf ?\n</think>\n\n4"),
+    ],
+)
+def test_thoughts_are_read_wherever_they_stand(message, text):
+    assert read(json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]})).text == text
+
+
+@pytest.mark.parametrize(
+    ("usage", "count"),
+    [
+        ({"completion_tokens_details": {"reasoning_tokens": 5}}, 5),
+        ({"reasoning_tokens": 5}, 5),
+        ({"completion_tokens_details": {"reasoning_tokens": 0}}, 0),
+        *(({"completion_tokens_details": odd}, None) for odd in (None, [], {}, "many", {"reasoning_tokens": -1})),
+        ({"completion_tokens_details": {"reasoning_tokens": True}}, None),
+        (None, None),
+    ],
+)
+def test_the_length_of_thoughts_is_known_where_it_is_reported(usage, count):
+    assert read(json.dumps({"choices": [{"message": {"content": "4"}}], "usage": usage})).thinking_tokens == count
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from edit_trl.data.questions import Question
 from edit_trl.models.chat.local import TransformersTeacher
 from edit_trl.models.chat.protocol import ChatRequest, MalformedResponse, NoAnswer, RawResponse, Sampling
 from edit_trl.models.decoding import Decoding
-from edit_trl.models.generation import SeededDraw
+from edit_trl.models.generation_control import SeededDraw
 
 
 def request(text: str, number: int = 0, **sampling) -> ChatRequest:

@@ -23,6 +23,7 @@ from edit_trl.common.checks import at_least, not_negative, seed_range, share
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.options import Options
 from edit_trl.common.templates import read_template, template_problems
+from edit_trl.common.thoughts import split_thoughts
 from edit_trl.models.chat.dispatch import Answer, Dispatcher, Failure
 from edit_trl.models.chat.display import Watcher
 from edit_trl.models.chat.protocol import ChatRequest, Sampling
@@ -222,7 +223,7 @@ def _judgement(chains: ChainSet, order: tuple[str, ...], result: Answer | Failur
     unfinished: dict[str, JudgeOutcome] = {"length": "cut off", "refused": "refused"}
     if response.finish_reason in unfinished:
         return Judgement(chains, order, unfinished[response.finish_reason], {}, response.text)
-    scores = read_scores(response.text, len(order))
+    scores = read_scores(split_thoughts(response.text).answer or "", len(order))
     if scores is None:
         return Judgement(chains, order, "unreadable", {}, response.text)
     return Judgement(chains, order, "judged", dict(zip(order, scores, strict=True)), response.text)

@@ -22,7 +22,7 @@ from edit_trl.common.checks import at_least, not_negative
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.files import write_whole
 from edit_trl.common.json_text import checker, read_json
-from edit_trl.data.row import rows_of
+from edit_trl.data.row import rows_of, with_prompt
 from edit_trl.evaluation.accuracy.answering import checked_item
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
 from edit_trl.evaluation.runs.scores import LOWER_IS_BETTER, SCORES, mean_scores
@@ -66,6 +66,8 @@ class SuiteCallback(TrainerCallback):
         max_new_tokens: Maximum number of tokens per answer.
         batch_size: Pairs or answers per batch; `per_device_eval_batch_size` if None.
         key_step_method: How key steps are found.
+        chat_template_kwargs: Values of the chat template's variables, such as {"enable_thinking": False}; those of a
+            row win. They should be those of the training.
         stop_at_plateau: End the training once the watched score has not become better in this many suites in a row:
             the accuracy, or the score that `metric_for_best_model` names. None to train to the end.
 
@@ -88,6 +90,7 @@ class SuiteCallback(TrainerCallback):
         max_new_tokens: int = 256,
         batch_size: int | None = None,
         key_step_method: KeyStepMethod = "words",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         stop_at_plateau: int | None = None,
     ):
         errors = at_least(1, steps=steps, rows=rows, max_new_tokens=max_new_tokens, batch_size=batch_size)
@@ -98,6 +101,7 @@ class SuiteCallback(TrainerCallback):
         self._steps, self._limit, self._accuracy_rows = steps, rows, accuracy_rows
         self._decoding, self._batch_size = Decoding(max_new_tokens), batch_size
         self._method, self._patience = key_step_method, stop_at_plateau
+        self._template_values = chat_template_kwargs
         self._cases: list[SuiteCase] = []
         self._problems: list[Problem] = []
         self._prompts: list[list[int]] = []
@@ -171,18 +175,26 @@ class SuiteCallback(TrainerCallback):
             self._rows,
             tokenizer,
             key_step_method=self._method,
+            chat_template_kwargs=self._template_values,
             positions=positions,
             limit=self._limit,
             where="suite dataset",
         )
         if self._accuracy_rows:
-            answered = {json.dumps(row["prompt"]): row for row in reversed(self._rows) if row.get("answer")}
+            rows = map(with_prompt, reversed(self._rows))
+            answered = {json.dumps(row["prompt"]): row for row in rows if row.get("answer")}
             if not answered:
                 raise InputError("suite dataset: no row has an `answer`; set `suite_accuracy_rows: 0`")
             rows = list(reversed(answered.values()))[: self._accuracy_rows]
             self._problems = problems_of(rows, where="suite dataset")
             length = self._decoding.max_new_tokens
-            self._prompts = encode(self._problems, tokenizer, max_new_tokens=length, positions=positions)
+            self._prompts = encode(
+                self._problems,
+                tokenizer,
+                max_new_tokens=length,
+                positions=positions,
+                chat_template_kwargs=self._template_values,
+            )
         self._check_metric(args)
 
     def _since_best(self, args: TrainingArguments) -> int:

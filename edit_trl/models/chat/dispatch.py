@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.thoughts import thoughts_part
 from edit_trl.models.chat.journal import Journal
 from edit_trl.models.chat.limits import Limits
 from edit_trl.models.chat.pacing import Pacer, PacerClosed
@@ -195,18 +196,26 @@ class Dispatcher:
 
     async def _answer(self, key: str, request: ChatRequest) -> tuple[str, Answer | Failure | None]:
         """Take the answer from the journal, or ask for it; None if the run stops first."""
-        for raw in self._journal.find(key):
-            try:
-                response = self.teacher.read(raw)
-            except MalformedResponse:  # earlier versions also kept what is no answer
-                continue
-            self.stats.from_journal += 1
-            self._count(key, request, response)
-            return key, Answer(request, response, fresh=False)
-        return key, await self._ask(key, request)
+        try:
+            for raw in self._journal.find(key):
+                try:
+                    response = self.teacher.read(raw)
+                except MalformedResponse:  # earlier versions also kept what is no answer
+                    continue
+                self.stats.from_journal += 1
+                self._count(key, request, response)
+                return key, Answer(request, self._within_limit(request, response), fresh=False)
+            return key, await self._ask(key, request)
+        except TeacherUnusable as error:
+            self._give_up(str(error))
+        return key, None
 
     async def _ask(self, key: str, request: ChatRequest) -> Answer | Failure | None:
-        """Try until there is an answer or a failure; None if the run stops first."""
+        """Try until there is an answer or a failure; None if the run stops first.
+
+        Raises:
+            TeacherUnusable: No request can be answered.
+        """
         attempts = 0
         try:
             while True:
@@ -224,8 +233,6 @@ class Dispatcher:
             if not self._reached and self.stats.failed >= _ALL_REFUSED:
                 self._give_up(f"not one of the first {_ALL_REFUSED} requests could be answered: {error}")
             return Failure(request, str(error))
-        except TeacherUnusable as error:
-            self._give_up(str(error))
         except PacerClosed:
             pass
         return None
@@ -246,7 +253,7 @@ class Dispatcher:
         self._last_success, self._reached = time.monotonic(), True
         self._failing.clear()
         self._count(key, request, response)
-        return Answer(request, response, fresh=True)
+        return Answer(request, self._within_limit(request, response), fresh=True)
 
     def _count(self, key: str, request: ChatRequest, response: ChatResponse) -> None:
         if key in self._counted:  # the same request from another row is paid for once
@@ -266,6 +273,23 @@ class Dispatcher:
                     "they can be"
                 )
             self.stop(BudgetSpent(f"{spent}. {RESUME}, with a higher `max_cost`"))
+
+    def _within_limit(self, request: ChatRequest, response: ChatResponse) -> ChatResponse:
+        """Return a response, as cut off if it thinks longer than `Sampling.max_thinking_tokens`.
+
+        Raises:
+            TeacherUnusable: That cannot be told, since the length of the thoughts is not reported.
+        """
+        limit, count = request.sampling.max_thinking_tokens, response.thinking_tokens
+        if limit is None or self.teacher.ends_thoughts or response.finish_reason != "stop":
+            return response
+        longest = response.completion_tokens or request.sampling.max_tokens
+        if count is None and longest > limit and thoughts_part(response.text):
+            raise TeacherUnusable(
+                f"`max_thinking_tokens: {limit}` cannot be kept, since how long the model thinks is not reported "
+                "(`usage.completion_tokens_details.reasoning_tokens`); leave it out, and limit the whole answer instead"
+            )
+        return replace(response, finish_reason="length") if count and count > limit else response
 
     def _check_health(self, key: str, turned_away: bool, reason: str) -> None:
         self._failing.add(key)

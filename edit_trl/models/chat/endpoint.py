@@ -63,6 +63,8 @@ class OpenAICompatibleTeacher:
             sent, or the `openai` package is not installed.
     """
 
+    ends_thoughts = False
+
     def __init__(
         self,
         model: str,

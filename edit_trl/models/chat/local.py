@@ -16,13 +16,14 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate.utils import is_peft_model
 from transformers.utils import logging
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.thoughts import opens_thoughts, without_opening
 from edit_trl.models.chat.protocol import (
     ChatRequest,
     ChatResponse,
@@ -32,7 +33,7 @@ from edit_trl.models.chat.protocol import (
     Sampling,
     TeacherUnusable,
 )
-from edit_trl.models.chat_templates import render
+from edit_trl.models.chat_templates import check_variables, render
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import Engine, Stream
 from edit_trl.models.identity import model_hash
@@ -62,10 +63,21 @@ class TransformersTeacher:
         model: A path or Hub id, of a model or of a PEFT adapter, which is merged into its base.
         batch_size: Prompts per padded batch.
         continuous: Whether requests without a seed go through continuous batching; where None, on a GPU.
+        chat_template_kwargs: Values of the chat template's variables.
     """
 
-    def __init__(self, model: str, *, batch_size: int = 16, continuous: bool | None = None):
+    ends_thoughts = True
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        batch_size: int = 16,
+        continuous: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ):
         self.model = model
+        self._chat_template_kwargs = chat_template_kwargs
         self._batch_size = batch_size
         self._continuous = torch.cuda.is_available() if continuous is None else continuous
         self._engine: Engine | None = None
@@ -76,12 +88,19 @@ class TransformersTeacher:
         self._stream_sampling: Sampling | None = None
         self._in_stream = 0  # requests that the stream is answering
         self._idle = asyncio.Condition()
-        self._make = partial(TransformersTeacher, model, batch_size=batch_size, continuous=continuous)
+        self._make = partial(
+            TransformersTeacher,
+            model,
+            batch_size=batch_size,
+            continuous=continuous,
+            chat_template_kwargs=chat_template_kwargs,
+        )
 
     @cached_property
     def address(self) -> str:
-        """The hash of the weights, on which answers depend beside the model's name."""
-        return f"weights {model_hash(self.model)}"
+        """The hash of the weights and values of the chat template, on which answers depend beside the model's name."""
+        values = self._chat_template_kwargs
+        return f"weights {model_hash(self.model)}" + (f" {json.dumps(values, sort_keys=True)}" if values else "")
 
     def makers(self) -> list[Callable[[], TransformersTeacher]]:
         """Return a single function that makes the same teacher in any number of other processes."""
@@ -91,7 +110,7 @@ class TransformersTeacher:
         """Load the model.
 
         Raises:
-            InputError: It cannot be loaded.
+            InputError: It cannot be loaded, or its chat template has no such variables, which is said before.
         """
         if self._loading is None:  # once, however many requests wait for it
             self._loading = asyncio.create_task(asyncio.to_thread(self._load))
@@ -136,14 +155,17 @@ class TransformersTeacher:
 
     def _load(self) -> None:
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-        model, tokenizer = ModelSource(self.model, dtype=dtype).load()
+        source = ModelSource(self.model, dtype=dtype)
+        if self._chat_template_kwargs:
+            check_variables(source.load_tokenizer(), self._chat_template_kwargs)
+        model, tokenizer = source.load()
         self._engine = Engine(model.merge_and_unload() if is_peft_model(model) else model, tokenizer)
         if tokenizer.chat_template is None:
             logger.warning(f"{self.model} has no chat template: prompts are sent as plain text")
 
     def _encode(self, request: ChatRequest) -> list[int]:
         messages = [{"role": role, "content": content} for role, content in request.messages]
-        return prompt_ids(self._engine.tokenizer, messages)
+        return prompt_ids(self._engine.tokenizer, messages, self._chat_template_kwargs)
 
     async def _answer_in_batches(self) -> None:
         """Answer what is waiting, batch by batch; the requests of a batch share their sampling."""
@@ -203,10 +225,10 @@ class TransformersTeacher:
 
     def _raw(self, request: ChatRequest, prompt: Sequence[int], ids: Sequence[int], latency: float) -> RawResponse:
         engine, tokenizer = self._engine, self._engine.tokenizer
-        response, ended = engine.split_at_eos(ids)
+        response, ended = engine.response_of(prompt, ids, _decoding(request.sampling))
         if not ended:  # by a stop string, after which there is padding
             response = [token for token in response if token != engine.pad_id]
-        text = tokenizer.decode(response, skip_special_tokens=True).strip()
+        text = engine.text_of(prompt, response)
         if request.messages[-1][0] == "assistant":
             # Decoded with the prompt: a tokenizer may drop the space that the first word begins with.
             options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
@@ -221,15 +243,20 @@ class TransformersTeacher:
         return RawResponse(json.dumps(body, ensure_ascii=False), latency)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
     """Return the token ids of a conversation, up to where the model writes.
 
     Args:
         tokenizer: Without a chat template, messages are joined as plain text.
         messages: `role` and `content` of each; the model continues a last one of the assistant.
+        chat_template_kwargs: Values of the chat template's variables.
 
     Raises:
-        InputError: The chat template refuses the messages.
+        InputError: The chat template refuses the messages, or has no such variable.
     """
     *earlier, last = messages
     beginning = last["content"] if last["role"] == "assistant" else ""
@@ -237,12 +264,16 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[st
     if tokenizer.chat_template is None:
         text = "\n\n".join(message["content"] for message in complete) + "\n"
         return tokenizer(text + beginning)["input_ids"]
-    text = render(tokenizer, complete, add_generation_prompt=True)
+    text = render(tokenizer, complete, add_generation_prompt=True, chat_template_kwargs=chat_template_kwargs)
+    if opens_thoughts(text):
+        beginning = without_opening(beginning)
     return tokenizer(text + beginning, add_special_tokens=False)["input_ids"]
 
 
 def _decoding(sampling: Sampling) -> Decoding:
-    return Decoding(sampling.max_tokens, sampling.temperature, sampling.top_p)
+    return Decoding(
+        sampling.max_tokens, sampling.temperature, sampling.top_p, max_thinking_tokens=sampling.max_thinking_tokens
+    )
 
 
 def _draw_seed(request: ChatRequest) -> int:

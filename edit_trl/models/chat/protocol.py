@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
-from edit_trl.common.checks import at_least, not_negative, share
+from edit_trl.common.checks import at_least, not_negative, positive, share
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.terminal import visible_line
 
@@ -30,6 +30,7 @@ class Sampling:
         top_p: The probability mass of nucleus sampling; None leaves it to the endpoint.
         max_tokens: The length in tokens at which an answer is cut off.
         stop: Texts that end an answer.
+        max_thinking_tokens: The length in tokens of thoughts above which an answer counts as cut off.
 
     Raises:
         InputError: A value is out of range or not finite, which no request could hold.
@@ -39,10 +40,12 @@ class Sampling:
     top_p: float | None = 1.0
     max_tokens: int = 1024
     stop: tuple[str, ...] = ()
+    max_thinking_tokens: int | None = None
 
     def __post_init__(self) -> None:
         problems = [*not_negative(temperature=self.temperature), *share(top_p=self.top_p)]
         problems += at_least(1, max_tokens=self.max_tokens)
+        problems += positive(max_thinking_tokens=self.max_thinking_tokens)
         raise_problems(problems)
 
 
@@ -77,6 +80,8 @@ class ChatRequest:
         """
         parts = asdict(self) | {"model": teacher.model, "address": teacher.address}
         row_id = parts.pop("row_id")
+        if self.sampling.max_thinking_tokens is None or not teacher.ends_thoughts:
+            del parts["sampling"]["max_thinking_tokens"]
         text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         try:
             row_id.encode()
@@ -129,11 +134,13 @@ class ChatResponse:
     """An answer that has been read.
 
     Attributes:
-        text: What the teacher wrote.
+        text: What the teacher wrote; with thoughts, in the form of `edit_trl.common.thoughts.join_thoughts` or as it
+            wrote them.
         finish_reason: `length` if the answer was cut off, `refused` if the teacher declined to answer.
         model: The name that the endpoint gives its model.
         prompt_tokens: The length of the prompt as reported; 0 if no possible number is.
-        completion_tokens: The length of the answer as reported; 0 if no possible number is.
+        completion_tokens: The length of the answer as reported, thoughts included; 0 if no possible number is.
+        thinking_tokens: The length of its thoughts as reported; None if no possible number is.
     """
 
     text: str
@@ -141,6 +148,7 @@ class ChatResponse:
     model: str
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    thinking_tokens: int | None = None
 
 
 class Teacher(Protocol):
@@ -149,10 +157,13 @@ class Teacher(Protocol):
     Attributes:
         model: The name of the model.
         address: Whatever else an answer depends on, such as base URLs or weights; never an API key.
+        ends_thoughts: Whether it ends an answer at `Sampling.max_thinking_tokens`, which is then another answer. An
+            endpoint is not sent that limit: the answer is measured when it has come.
     """
 
     model: str
     address: str
+    ends_thoughts: bool
 
     async def check(self) -> None:
         """Check that the teacher can be reached and has the model.

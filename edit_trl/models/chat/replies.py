@@ -7,10 +7,11 @@ numbers are used only where they are possible.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from edit_trl.common.terminal import visible_line
+from edit_trl.common.thoughts import FIELDS, join_thoughts, split_thoughts, thoughts_of
 from edit_trl.models.chat.protocol import ChatResponse, FinishReason, MalformedResponse, RawResponse, read_json
 
 _MOST_WORDS = 300
@@ -43,15 +44,22 @@ def first_choice(raw: RawResponse) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_completion(raw: RawResponse) -> ChatResponse:
-    """Read a chat completion. One without a text, such as with thoughts alone, is an empty answer.
+    """Read a chat completion: what the model thinks and says as one text, in the form of `join_thoughts`.
+
+    Thoughts are read from their own field, from parts of the content, or are left in the content between their tags.
+    Without any content, they never end, and there is no answer.
 
     Raises:
         MalformedResponse: See `first_choice`.
     """
     body, choice = first_choice(raw)
     message = choice["message"] if isinstance(choice.get("message"), dict) else {}
-    text, refusal = _text_of(message.get("content")), _text_of(message.get("refusal"))
+    content, refusal = message.get("content"), _text_of(message.get("refusal"))
     reason = str(choice.get("finish_reason")).lower()
+    text, thoughts = _text_of(content), _thoughts_in(message)
+    # Some servers give the thoughts twice: in their field, and with tags in the content.
+    if thoughts and split_thoughts(text).thoughts != thoughts:
+        text = join_thoughts(thoughts, text if text.strip() else None)
     if refusal or reason in _REFUSED:
         return response_of(body, refusal or text, "refused")
     return response_of(body, text, "length" if reason in _CUT_OFF else "stop")
@@ -60,10 +68,13 @@ def read_completion(raw: RawResponse) -> ChatResponse:
 def response_of(body: Mapping[str, Any], text: str, reason: FinishReason) -> ChatResponse:
     """Make a response with the model and the token counts that the endpoint reports."""
     usage = body["usage"] if isinstance(body.get("usage"), dict) else {}
-    counts = [_possible_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
+    counts = [_possible_count(usage.get(name)) or 0 for name in ("prompt_tokens", "completion_tokens")]
+    details = usage.get("completion_tokens_details")
+    details = details if isinstance(details, dict) else usage
+    thinking = _possible_count(details.get("reasoning_tokens"))
     model = visible_line(body.get("model") or "")[:_MOST_NAME]
     # JSON can hold half of a surrogate pair, which cannot be saved as UTF-8.
-    return ChatResponse(text.encode("utf-8", "replace").decode(), reason, model, *counts)
+    return ChatResponse(text.encode("utf-8", "replace").decode(), reason, model, *counts, thinking)
 
 
 def listed_models(text: str) -> list[str] | None:
@@ -103,14 +114,35 @@ def short(text: str) -> str:
     return " ".join(visible_line(text[: 2 * _MOST_WORDS]).split())[:_MOST_WORDS]
 
 
-def _text_of(content: Any) -> str:
-    """Return a text, or the texts of a list of parts."""
+def _thoughts_in(message: Mapping[str, Any]) -> str:
+    """Return the thoughts in a message: of its own field, or of the parts of its content, without their markers."""
+    lists = [parts for name in (*FIELDS, "reasoning_details") if isinstance(parts := message.get(name), list)]
+    content = message.get("content")
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        lists.append([part for part in content if isinstance(part, dict) and _is_thought(part)])
+    thoughts = thoughts_of(message) or next(filter(str.strip, map(_thoughts_of_parts, lists)), "")
+    return split_thoughts(thoughts).thoughts or thoughts.strip()
+
+
+def _thoughts_of_parts(parts: Sequence[Any]) -> str:
+    """Return the thoughts in parts, each of which holds them as text or in parts of its own."""
+    names = ("thinking", "reasoning", "text", "summary")
+    texts = ([_text_of(part.get(name)) for name in names] if isinstance(part, dict) else [] for part in parts)
+    return "".join(next(filter(None, found), "") for found in texts)
+
+
+def _is_thought(part: Mapping[str, Any]) -> bool:
+    return str(part.get("type")).startswith(("thinking", "reasoning"))
+
+
+def _text_of(content: Any) -> str:
+    """Return a text, or the texts of a list of parts that are no thoughts."""
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) and not _is_thought(part) else part for part in content]
         return "".join(part for part in parts if isinstance(part, str))
     return content if isinstance(content, str) else ""
 
 
-def _possible_count(value: Any) -> int:
+def _possible_count(value: Any) -> int | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return int(value) if is_number and 0 <= value < 2**53 else 0
+    return int(value) if is_number and 0 <= value < 2**53 else None

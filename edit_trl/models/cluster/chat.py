@@ -71,7 +71,7 @@ class RayTeacher:
     """
 
     def __init__(self, here: Teacher, pool: RayPool, role: str, *, everywhere: bool = False):
-        self.model, self.address = here.model, here.address
+        self.model, self.address, self.ends_thoughts = here.model, here.address, here.ends_thoughts
         self._here, self._pool, self._role, self._everywhere = here, pool, role, everywhere
 
     async def check(self) -> None:
