@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.terminal import visible, visible_line
+from edit_trl.data.chains import turn_text
 
 if TYPE_CHECKING:
     from edit_trl.data.pair_statistics import Pair
@@ -22,13 +23,13 @@ def bracketed(text: str, spans: Sequence[Sequence[int]]) -> str:
     return text
 
 
-def prompt_text(prompt: str | list[dict[str, str]]) -> str:
+def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
     """Return a prompt as text; several messages are written with their roles."""
     if isinstance(prompt, str):
         return prompt.strip()
     if len(prompt) == 1:
-        return prompt[0]["content"].strip()
-    return "\n".join(f"{turn['role']}: {turn['content'].strip()}" for turn in prompt)
+        return turn_text(prompt[0]).strip()
+    return "\n".join(f"{turn['role']}: {turn_text(turn).strip()}" for turn in prompt)
 
 
 def pair_tags(pair: Pair) -> str:

@@ -5,7 +5,21 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from edit_trl.common.conversion import nearest
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, show
+
+
+def read_values(text: str, option: str) -> dict[str, Any]:
+    """Read a mapping of any values from the command line, such as {"enable_thinking": false}.
+
+    Raises:
+        InputError: It is none.
+    """
+    from edit_trl.common.yaml_file import parse_yaml
+
+    values = parse_yaml(text, option)
+    if not isinstance(values, dict):
+        raise InputError(f"{option} must be a mapping, such as '{{\"enable_thinking\": false}}', got {show(text)}")
+    return values
 
 
 class Parser(argparse.ArgumentParser):

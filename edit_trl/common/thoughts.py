@@ -90,6 +90,11 @@ def join_thoughts(thoughts: str, answer: str | None) -> str:
     return opened if answer is None else f"{opened}\n</think>\n\n{answer.lstrip()}".rstrip()
 
 
+def in_our_form(text: str) -> str:
+    """Return a response, with its thoughts, if there are any, in this package's form."""
+    return text.strip() if thoughts_part(text) is None else join_thoughts(*split_thoughts(text))
+
+
 def with_thoughts(text: str, thoughts: Thoughts) -> str | None:
     """Return a response as it is kept: whole (`keep`), its answer alone (`drop`), or its thoughts alone (`only`).
 

@@ -41,14 +41,21 @@ def messages_text(messages: Messages) -> str:
 
     The turns of others, such as the results of tools, are not part of it.
     """
-    return "\n\n".join(filter(None, (_turn_text(message) for message in messages if message["role"] == "assistant")))
+    return "\n\n".join(filter(None, (turn_text(message) for message in messages if message["role"] == "assistant")))
+
+
+def turn_text(message: Mapping[str, Any]) -> str:
+    """Return what a turn thinks, says and calls; "" if it is empty."""
+    said = join_thoughts(thoughts_of(message), message.get("content") or "") if thoughts_of(message) else None
+    calls = [_call_text(call) for call in message.get("tool_calls") or ()]
+    return "\n".join(filter(None, (message.get("content") if said is None else said, *calls)))
 
 
 def pieces_of(messages: Messages) -> list[Piece]:
     """Return the pieces of `messages_text`, one for each turn of the assistant that has a text."""
     pieces, start = [], 0
     for message in messages:
-        text = _turn_text(message) if message["role"] == "assistant" else ""
+        text = turn_text(message) if message["role"] == "assistant" else ""
         if text:
             pieces.append(Piece(start, text, tuple(_turn_pieces(message, start))))
             start += len(text) + 2
@@ -93,15 +100,9 @@ def _find(piece: Piece, rendered: str, start: int, is_end: bool) -> list[Place] 
     return [Place(begin, end, piece.start + indent)]
 
 
-def _turn_text(message: Mapping[str, Any]) -> str:
-    said = join_thoughts(thoughts_of(message), message.get("content") or "") if thoughts_of(message) else None
-    calls = [_call_text(call) for call in message.get("tool_calls") or ()]
-    return "\n".join(filter(None, (message.get("content") if said is None else said, *calls)))
-
-
 def _turn_pieces(message: Mapping[str, Any], start: int) -> Iterator[Piece]:
     """Yield the parts of an assistant's turn: thoughts, answer and tool calls; none where it is one text."""
-    text, calls = _turn_text(message), message.get("tool_calls") or ()
+    text, calls = turn_text(message), message.get("tool_calls") or ()
     said = "\n".join(_call_text(call) for call in calls)
     said = text[: len(text) - len(said)] if calls else text
     spans = [span for span in (thoughts_part(said), answer_part(said)) if span]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
 from edit_trl.common.steps import WORD
-from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of
+from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of, with_prompt
 from edit_trl.key_steps import KeyStepMethod, Span, locate_key_steps
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Pair:
     source: str | None
     mistake: list[str]
     answer: str | None
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[dict[str, Any]]
     chosen: str
     rejected: str | None
     chosen_spans: list[Span]
@@ -95,7 +95,7 @@ def locate_pairs(
         InputError: A row lacks what the method needs.
     """
     pairs = []
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(map(with_prompt, rows), 1):
         try:
             pairs += [_pair(number, pair, is_chosen_alone(row), method, tokenizer) for pair in pairs_of(row)]
         except InputError as error:

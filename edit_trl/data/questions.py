@@ -12,10 +12,13 @@ from typing import Any, NamedTuple, get_args
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.data.answers import AnswerType, check_answer, check_answer_type, infer_answer_type
 from edit_trl.data.files import check_local_source, is_text_file, load_table, read_rows
-from edit_trl.data.row import rows_of
-from edit_trl.data.row_checks import checked_mapping
+from edit_trl.data.row import TEMPLATE_COLUMNS, rows_of, template_options
+from edit_trl.data.row_checks import checked_mapping, template_errors
 
-COLUMNS = ("question", "answer", "id", "task", "task_description", "answer_type", "choices", "context")
+COLUMNS = (
+    *("question", "answer", "id", "task", "task_description", "answer_type", "choices", "context"),
+    *TEMPLATE_COLUMNS,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Question:
         answer_type: The type of the answer; inferred from the answer where None.
         task: The task that the question belongs to.
         task_description: A sentence that describes the task.
+        tools: JSON schemas of the tools that the chat template names.
+        chat_template_kwargs: Values of the chat template's variables for this question.
     """
 
     id: str
@@ -37,6 +42,8 @@ class Question:
     answer_type: AnswerType | None = None
     task: str | None = None
     task_description: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def kind(self) -> AnswerType:
@@ -59,8 +66,8 @@ def read_questions(
     """Read questions and check every row.
 
     The columns are `question` and `answer`, and optionally `id`, `task`, `task_description`, `answer_type`,
-    `context` (a passage before the question) and `choices`. Choices (a list of texts, or
-    `{"text": [...], "label": [...]}` as in ARC) follow the question as (A), (B), ... The answer is then the
+    `tools`, `chat_template_kwargs`, `context` (a passage before the question) and `choices`. Choices (a list of
+    texts, or `{"text": [...], "label": [...]}` as in ARC) follow the question as (A), (B), ... The answer is then the
     label of a choice, its text, its number from 0, or a list with one of these. Digits in a text count from 0
     where one of the answers is "0" (as in HellaSwag), and from 1 where one is the last choice's number from 1.
 
@@ -127,6 +134,7 @@ def _row_errors(row: Mapping[str, Any], after: str | None, first: int | None) ->
     for column in ("id", "task", "task_description", "context"):
         if not isinstance(row.get(column), str | None):
             yield column, f"must be a text, got {show(row[column])}"
+    yield from template_errors(row)
     kind = row["answer_type"]
     if kind is not None and kind not in get_args(AnswerType):
         yield "answer_type", f"must be one of {', '.join(get_args(AnswerType))}, got {show(kind)}"
@@ -169,6 +177,7 @@ def _question(
         answer_type=row["answer_type"] or ("choice" if choices else None),
         task=row["task"],
         task_description=row.get("task_description") or descriptions.get(row["task"] or ""),
+        **template_options(row),
     )
 
 

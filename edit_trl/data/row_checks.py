@@ -180,14 +180,14 @@ def _row_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[st
     for column in TEXT_COLUMNS:
         if not isinstance(row.get(column), str | None):
             yield column, f"must be text, got {show(row[column])}"
-    yield from _template_errors(row)
+    yield from template_errors(row)
     mistake = row.get("mistake")
     if mistake is not None and not (isinstance(mistake, list) and all(isinstance(kind, str) for kind in mistake)):
         yield "mistake", f'must be a list of texts, such as ["arithmetic"], got {show(mistake)}'
 
 
-def _template_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the errors of what a row gives its chat template."""
+def template_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the (column, error) pairs of what a row gives its chat template."""
     tools, values = row.get("tools"), row.get("chat_template_kwargs")
     if isinstance(tools, str):
         try:
@@ -260,7 +260,7 @@ def _turns_error(column: str, value: Any) -> str | None:
     if not isinstance(value, list):
         return f"must be text or a list of messages, got {show(value)}"
     for message in value:
-        if error := _message_error(message):
+        if error := message_error(message):
             return error
     roles = [message["role"] for message in value]
     if column == "prompt" and roles[-1:] not in (["user"], ["tool"]):
@@ -273,7 +273,7 @@ def _turns_error(column: str, value: Any) -> str | None:
     return None if all(messages_text([m]).strip() for m in value if m["role"] == "assistant") else "a message is empty"
 
 
-def _message_error(message: Any) -> str | None:
+def message_error(message: Any) -> str | None:
     """Return what is wrong with a message; None if nothing is."""
     if not isinstance(message, dict) or not isinstance(message.get("content"), str | None):
         return f'a message must be {{"role": ..., "content": text}}, got {show(message)}'

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from edit_trl.common.errors import InputError
 from edit_trl.common.steps import step_start
 from edit_trl.data.answers import extract_answer, infer_answer_type
+from edit_trl.data.chains import turn_text
 from edit_trl.data.row import SPAN_COLUMNS, chain_text, has_several_rejected, is_chosen_alone, pairs_of
 
 Row = dict[str, Any]
@@ -35,7 +37,7 @@ def chosen_alone(rows: Iterable[Row]) -> Iterator[Row]:
         key = _prompt_text(row["prompt"]), chain_text(row["chosen"])
         if key not in seen:
             seen.add(key)
-            yield _without_rejected(row)
+            yield without_rejected(row)
 
 
 def rejected_alone(rows: Iterable[Row]) -> Iterator[Row]:
@@ -48,7 +50,7 @@ def rejected_alone(rows: Iterable[Row]) -> Iterator[Row]:
             key = _prompt_text(row["prompt"]), chain_text(pair["rejected"])
             if key not in seen:
                 seen.add(key)
-                alone = _without_rejected(row) | {"chosen": pair["rejected"]}
+                alone = without_rejected(row) | {"chosen": pair["rejected"]}
                 yield renamed(alone, f"wrong {len(seen)}") if has_several_rejected(row) else alone
 
 
@@ -59,24 +61,38 @@ def answer_task(row: Row, marker: str) -> Row | None:
     if statement is None:
         return None
     label = chain[statement[0] :].strip()
-    return renamed(task(row, marker, label), "answer") | {"chosen_key_spans": [[0, len(label)]]}
+    # A `prefix` begins the chain, not its answer.
+    without_prefix = {"prefix": None} if row.get("prefix") else {}
+    return renamed(task(row, marker, label), "answer") | {"chosen_key_spans": [[0, len(label)]]} | without_prefix
 
 
-def task(row: Row, marker: str, chain: str) -> Row:
-    """Return the row with a marker after its prompt and another chain."""
+def task(row: Row, marker: str, chain: str | None = None) -> Row:
+    """Return the row with a marker after its prompt, and with another chain, if one is given, in a single turn."""
 
     def ask(text: str) -> str:
         question = text.rstrip()
         # What separates the prompt from the chain stays at the end.
         return f"{question}\n{marker}{text[len(question) :]}"
 
-    chosen = chain if isinstance(row["chosen"], str) else [{**row["chosen"][-1], "content": chain}]
-    return row | {"prompt": _with_question(row["prompt"], ask), "chosen": chosen}
+    asked = row | {"prompt": with_question(row["prompt"], ask)}
+    if chain is None:
+        return asked
+    return asked | {"chosen": chain if isinstance(row["chosen"], str) else [{"role": "assistant", "content": chain}]}
+
+
+def refuse_several_turns(row: Row, view: str) -> None:
+    """Raise an InputError if a correct chain has several turns, which a view that rewrites it would lose."""
+    if not isinstance(row["chosen"], str) and len(row["chosen"]) > 1:
+        name = row.get("id") or _prompt_text(row["prompt"])[:40]
+        raise InputError(
+            f"the view {view!r} rewrites the correct chain, and that of {name!r} has {len(row['chosen'])} turns; use "
+            "the view 'mt_cot', 'check' or 'chosen', or leave such rows out"
+        )
 
 
 def marked(row: Row, marker: str) -> Row:
     """Return the row with a marker before its prompt."""
-    return row | {"prompt": _with_question(row["prompt"], lambda text: f"{marker} {text}")}
+    return row | {"prompt": with_question(row["prompt"], lambda text: f"{marker} {text}")}
 
 
 def renamed(row: Row, suffix: str) -> Row:
@@ -84,15 +100,18 @@ def renamed(row: Row, suffix: str) -> Row:
     return row if row.get("id") is None else row | {"id": f"{row['id']}/{suffix}"}
 
 
-def _without_rejected(row: Row) -> Row:
+def without_rejected(row: Row) -> Row:
     return {**row, "rejected": []} | dict.fromkeys(SPAN_COLUMNS)
 
 
-def _with_question(prompt: Any, change: Callable[[str], str]) -> Any:
+def with_question(prompt: Any, change: Callable[[str], str]) -> Any:
+    """Return a prompt, plain or conversational, whose last text of the user is changed."""
     if isinstance(prompt, str):
         return change(prompt)
-    return [*prompt[:-1], {**prompt[-1], "content": change(prompt[-1]["content"])}]
+    place = max((place for place, turn in enumerate(prompt) if turn["role"] == "user"), default=len(prompt) - 1)
+    question = {**prompt[place], "content": change(prompt[place]["content"])}
+    return [*prompt[:place], question, *prompt[place + 1 :]]
 
 
 def _prompt_text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else "\0".join(turn["content"] for turn in prompt)
+    return prompt if isinstance(prompt, str) else "\0".join(map(turn_text, prompt))

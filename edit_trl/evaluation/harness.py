@@ -5,7 +5,8 @@ restored. The harness uses its own prompts and the generation settings of the mo
 compared with published ones.
 
 Read in lm_eval 0.4.13: `TaskManager.load`, `evaluator.evaluate` (which `simple_evaluate` calls), and `HFLM`,
-which puts the model into eval mode, ties its weights again and adds a padding token to the tokenizer.
+which puts the model into eval mode, ties its weights again and adds a padding token to the tokenizer. It has the
+options `chat_template_args`, `enable_thinking` and `think_end_token` (a text or an id).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from edit_trl.common.checks import at_least
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.files import write_whole
 from edit_trl.common.tables import aligned
+from edit_trl.models.chat_templates import check_variables
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HARNESS_FILE = "harness.json"
+
+_ENDS_OF_THOUGHTS = ("</think>", "[/THINK]", "<channel|>", "<|END_THINKING|>", "◁/think▷")
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def evaluate_with_harness(
     limit: int | None = None,
     num_fewshot: int | None = None,
     apply_chat_template: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure a model on tasks of lm-evaluation-harness.
@@ -111,7 +116,9 @@ def evaluate_with_harness(
         batch_size: Number of requests per batch.
         limit: The most items of each task, from its beginning.
         num_fewshot: Number of worked examples in a prompt; that of each task if None. A task that sets it to 0 keeps 0.
-        apply_chat_template: Whether to apply the chat template of the tokenizer.
+        apply_chat_template: Whether to apply the chat template of the tokenizer. What precedes the end of the thoughts
+            of a response is then not part of it.
+        chat_template_kwargs: Values of the chat template's variables, such as {"enable_thinking": False}.
         seed: Seed of few-shot examples and of sampling.
 
     Returns:
@@ -120,14 +127,20 @@ def evaluate_with_harness(
         `scores` and `stderr` of groups; `settings`; and the versions of `lm_eval` and `edit_trl`.
 
     Raises:
-        InputError: See `load_harness_tasks`; or an option is out of range, or there is no chat template.
+        InputError: See `load_harness_tasks`; or an option is out of range, there is no chat template or it has no such
+            variable, or thinking is switched on for a task that compares log-probabilities.
     """
     errors = at_least(1, batch_size=batch_size, limit=limit) + at_least(0, num_fewshot=num_fewshot)
     if apply_chat_template and tokenizer.chat_template is None:
         errors.append(f"the tokenizer ({tokenizer.name_or_path}) has no chat template to apply")
+    if chat_template_kwargs and not apply_chat_template:
+        errors.append("`chat_template_kwargs` has no effect here: the chat template is not applied")
     raise_problems(errors)
+    check_variables(tokenizer, chat_template_kwargs)
     if not isinstance(tasks, HarnessTasks):
         tasks = load_harness_tasks(tasks, include_path)
+    if (chat_template_kwargs or {}).get("enable_thinking"):
+        raise_problems(_without_thoughts(tasks))
     _set_examples(tasks, num_fewshot, seed)
     settings = {
         "tasks": list(tasks.names),
@@ -137,6 +150,8 @@ def evaluate_with_harness(
         "apply_chat_template": apply_chat_template,
         "seed": seed,
     }
+    if chat_template_kwargs:
+        settings["chat_template_kwargs"] = dict(chat_template_kwargs)
     from edit_trl.models.generation import undisturbed
 
     with _restored_random_states(), undisturbed(model):
@@ -224,7 +239,7 @@ def _run(
 
     set_seed(settings["seed"])
     return evaluate(
-        _wrapped(model, tokenizer, settings["batch_size"]),
+        _wrapped(model, tokenizer, settings),
         tasks.loaded,
         limit=settings["limit"],
         apply_chat_template=settings["apply_chat_template"],
@@ -233,7 +248,31 @@ def _run(
     )
 
 
-def _wrapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> HFLM:
+def _without_thoughts(tasks: HarnessTasks) -> Iterator[str]:
+    """Yield an error for each task that lets the model write nothing."""
+    for name, task in tasks.loaded["tasks"].items():
+        if task.get_config("output_type") != "generate_until":
+            yield (
+                f"the task {name!r} compares log-probabilities of given answers, before which a model cannot think; "
+                "leave it out, or set `enable_thinking: false` in `chat_template_kwargs`"
+            )
+
+
+def _thinking(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `HFLM` about chat templates and thoughts."""
+    if not settings["apply_chat_template"]:
+        return {}
+    values, vocabulary = settings.get("chat_template_kwargs") or {}, tokenizer.get_vocab()
+    # As an id: a special token is not part of the text.
+    end = next((vocabulary[token] for token in _ENDS_OF_THOUGHTS if token in vocabulary), "</think>")
+    return {
+        "chat_template_args": values,
+        "enable_thinking": values.get("enable_thinking"),
+        "think_end_token": end,
+    }
+
+
+def _wrapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> HFLM:
     from lm_eval.models.huggingface import HFLM
 
     logger = logging.getLogger("lm_eval.models.huggingface")
@@ -243,7 +282,8 @@ def _wrapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_s
     model.tie_weights = lambda: None
     try:
         # A copy, since HFLM adds a padding token to the tokenizer.
-        return HFLM(pretrained=model, tokenizer=deepcopy(tokenizer), batch_size=batch_size)
+        options = {"batch_size": settings["batch_size"], **_thinking(tokenizer, settings)}
+        return HFLM(pretrained=model, tokenizer=deepcopy(tokenizer), **options)
     finally:
         del model.tie_weights
         logger.setLevel(level)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
 from edit_trl.common.json_text import checker, read_json_file
+from edit_trl.data.chains import turn_text
 from edit_trl.data.pair_statistics import locate_pairs
 from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of
 from edit_trl.key_steps import KeyStepMethod
@@ -43,6 +44,8 @@ OBJECTIVE_FIELDS = (
     "preference_reduction",
     "preference_beta",
     "preference_margin",
+    "dpop_lambda",
+    "loss_type",
     "reference",
     "max_fork_confidence",
     "hardest_forks",
@@ -286,7 +289,7 @@ def pick_examples(
     examples = []
     for pair in locate_pairs(picked, method, tokenizer):
         messages = [{"content": pair.prompt}] if isinstance(pair.prompt, str) else pair.prompt
-        prompt = "\n\n".join(message["content"] for message in messages).strip()
+        prompt = "\n\n".join(map(turn_text, messages)).strip()
         spans = [[list(span) for span in side or ()] for side in (pair.chosen_spans, pair.rejected_spans)]
         examples.append(Example(prompt, pair.chosen, pair.rejected, *spans))
     return examples

@@ -25,20 +25,35 @@ def response_text(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], res
         prompt: Token ids of the prompt.
         response: Token ids of the response, without EOS.
     """
-    marked = _with_markers(tokenizer, prompt, response)
+    marked = opened_by(tokenizer, prompt) + tokenizer.decode(response)
     if thoughts_part(marked) is None:
         return tokenizer.decode(response, skip_special_tokens=True).strip()
+    return text_with_thoughts(tokenizer, marked)
+
+
+def opened_by(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> str:
+    """Return the marker of thoughts that a prompt has opened, as the beginning of its response; "" if it has not."""
+    return "<think>\n" if opens_thoughts(tokenizer.decode(prompt[-_TAIL:])) else ""
+
+
+def text_with_thoughts(tokenizer: PreTrainedTokenizerBase, marked: str) -> str:
+    """Return a response that was decoded with its special tokens in the form of `edit_trl.common.thoughts`."""
+
+    def plain(text: str) -> str:
+        for token in (*(token.content for token in added if token.special), *tokenizer.all_special_tokens):
+            text = text.replace(token, "")
+        return text
+
+    added = tokenizer.added_tokens_decoder.values()
+    if thoughts_part(marked) is None:
+        return plain(marked)
     thoughts, answer = split_thoughts(marked)
-    for token in tokenizer.added_tokens_decoder.values():
-        if token.special:
-            thoughts = thoughts.replace(token.content, "")
-            answer = answer and answer.replace(token.content, "")
-    return join_thoughts(thoughts.strip(), answer and answer.strip())
+    return join_thoughts(plain(thoughts).strip(), answer and plain(answer).strip())
 
 
 def is_thinking(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], response: Sequence[int]) -> bool:
     """Return whether the thoughts of a response have begun, in it or at the end of its prompt, and have not ended."""
-    return answer_part(_with_markers(tokenizer, prompt, response)) is None
+    return answer_part(opened_by(tokenizer, prompt) + tokenizer.decode(response)) is None
 
 
 def cut_thoughts(
@@ -49,9 +64,3 @@ def cut_thoughts(
         return None
     beginning = list(response[:limit])
     return beginning if is_thinking(tokenizer, prompt, beginning) else None
-
-
-def _with_markers(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], response: Sequence[int]) -> str:
-    text = tokenizer.decode(response)
-    is_open = opens_thoughts(tokenizer.decode(prompt[-_TAIL:]))
-    return f"<think>\n{text}" if is_open and not text.lstrip().startswith("<think>") else text

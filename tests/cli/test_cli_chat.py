@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 from conftest import byte_level_tokenizer, tiny_llama
+from thinking_models import thinking_tokenizer
 
 from edit_trl.cli.chat import Chat
 from edit_trl.cli.main import main
@@ -237,3 +238,65 @@ def test_messages_that_the_template_refuses_are_said_and_forgotten(tmp_path, cap
     assert chat.messages == []
     chat.ask("Something kind", lambda text: None)
     assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+
+
+# Models that think
+
+
+THOUGHTS = "<think>\n2 + 2 = 4.\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("markers", "said"),
+    [
+        ("think", f"{THOUGHTS}It is 4."),
+        (
+            "gpt_oss",
+            "<|channel|>analysis<|message|>2 + 2 = 4.<|end|><|start|>assistant<|channel|>final<|message|>It is 4.",
+        ),
+    ],
+)
+def test_thoughts_are_shown_and_not_remembered(markers, said):
+    tokenizer, shown = thinking_tokenizer(markers), []
+    chat = Chat(stopped(tokenizer, said), tokenizer, Decoding(8))
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask("How many?", shown.append)
+    assert "".join(shown).strip() == f"{THOUGHTS}It is 4."
+    assert len(shown) > 1
+    assert chat.messages[1] == {"role": "assistant", "content": "It is 4."}
+
+
+def test_a_template_is_given_its_values_and_may_open_the_thoughts(capsys):
+    from edit_trl.cli.chat import _answer
+
+    tokenizer = thinking_tokenizer("think")
+    tokenizer.chat_template += "{% if add_generation_prompt and enable_thinking %}<think>\n{% endif %}"
+    prompts = []
+
+    def generate(streamer, input_ids, **options):
+        prompts.append(tokenizer.decode(input_ids[0]))
+        streamer.put(input_ids)
+        streamer.put(torch.tensor(tokenizer("It is 4.").input_ids))
+        streamer.end()
+        return input_ids
+
+    model = tiny_llama(len(tokenizer))
+    model.generate = generate
+    for values, printed in (
+        (None, "It is 4.\n"),
+        ({"enable_thinking": True}, "<think>\nIt is 4. (the thoughts"),
+    ):
+        chat = Chat(model, tokenizer, Decoding(8), chat_template_kwargs=values)
+        _answer(chat, "How many?")
+        assert capsys.readouterr().out.startswith(printed)
+        assert chat.messages[1]["content"] == ("It is 4." if values is None else "")
+    assert [prompt.endswith("<think>\n") for prompt in prompts] == [False, True]
+
+
+def test_values_that_a_template_does_not_have(parrot, no_template, capsys):
+    assert main(["chat", str(parrot), "--chat_template_kwargs", '{"enable_thinking": false}']) == 2
+    assert "has no variable 'enable_thinking'" in capsys.readouterr().err
+    assert main(["chat", str(parrot), "--chat_template_kwargs", "off"]) == 2
+    assert "--chat_template_kwargs must be a mapping" in capsys.readouterr().err
+    assert main(["chat", str(parrot), "--max_thinking_tokens", "512"]) == 2
+    assert "`max_thinking_tokens: 512` has no effect" in capsys.readouterr().err

@@ -399,3 +399,46 @@ def test_the_procedural_teachers_pairs(tmp_path, capfd):
     save_dual_cots(generate_dual_cots(ProceduralTeacher(), 14), tmp_path / "rows.parquet")
     output = inspect(capfd, tmp_path / "rows.parquet", "--method", "spans", "--task", "navigate")
     assert "2 rows, 2 pairs" in output
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+CALL = [{"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}]
+
+
+def turns_row(**more) -> dict:
+    """A row of several turns, with thoughts and a tool."""
+
+    def chain(answer: str) -> list[dict]:
+        return [
+            {"role": "assistant", "content": None, "reasoning_content": "I add.", "tool_calls": CALL},
+            {"role": "tool", "content": "a secret of the tool"},
+            {"role": "assistant", "content": f"The answer is {answer}."},
+        ]
+
+    prompt = [{"role": "user", "content": "Sum?"}, *chain("1"), {"role": "user", "content": "What is 2 + 2?"}]
+    return {"prompt": prompt, "chosen": chain("4"), "rejected": chain("5"), "tools": [TOOL], "answer": "4"} | more
+
+
+def test_rows_with_thoughts_turns_tools_and_no_prompt(tmp_path, capfd):
+    path = tmp_path / "rows.jsonl"
+    row = turns_row(id="turns", chat_template_kwargs={"enable_thinking": True})
+    path.write_text(json.dumps(row) + "\n")
+    shown = inspect(capfd, path)
+    assert "assistant: <think>" in shown
+    assert '{"name": "add", "arguments": {"a": 2, "b": 2}}' in shown
+    assert "The answer is [4]." in shown
+    assert shown.count("a secret of the tool") == 1  # in the prompt: it is no part of a chain
+    assert main(["validate", "--dataset", str(path)]) == 0
+    prompt = row.pop("prompt")
+    whole = row | {side: prompt + row[side] for side in ("chosen", "rejected")}
+    path.write_text(json.dumps(whole) + "\n")
+    assert "The answer is [4]." in inspect(capfd, path)
+    assert main(["validate", "--dataset", str(path)]) == 0
+    assert inspect(capfd, path, "--html", tmp_path / "page.html")
+
+
+def test_a_prefix_is_no_obstacle(tmp_path, capfd):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROWS[0] | {"prefix": "White: 2 / 2"}) + "\n")
+    assert "In total 2 [+] 1" in inspect(capfd, path)
+    assert main(["validate", "--dataset", str(path)]) == 0

@@ -10,6 +10,8 @@ from datasets import Dataset
 
 from edit_trl import DualCoTConfig, DualCoTTrainer
 from edit_trl.common.errors import InputError
+from edit_trl.common.thoughts import split_thoughts
+from edit_trl.data.row import chain_text
 from edit_trl.data.row_checks import validate_dual_cots
 from edit_trl.data.row_rewriting import answer_statement
 from edit_trl.data.tokenization import tokenize_dual_cot
@@ -224,3 +226,77 @@ def test_views_with_spans_are_those_named():
     for view in ALL_VIEWS:
         rows = apply_view(PAIRS, view)
         assert any(row.get("chosen_key_spans") for row in rows) == (view in WEIGHTED_VIEWS)
+
+
+# Chains with thoughts, and of several turns
+
+
+def thinking(row: dict) -> dict:
+    """The row as messages, with all but the last sentence of each chain as thoughts in a field of their own."""
+
+    def parted(chain: str) -> list[dict]:
+        thoughts, _, answer = chain.rpartition(" Therefore")
+        return [{"role": "assistant", "content": f"Therefore{answer}", "reasoning_content": thoughts}]
+
+    row = conversational(row) | {side: parted(row[side]) for side in ("chosen", "rejected")}
+    return row | {"prompt": [*row["prompt"], {"role": "assistant", "content": None}, {"role": "tool", "content": "x"}]}
+
+
+def with_turns(row: dict) -> dict:
+    turns = [{"role": "assistant", "content": "Wait."}, {"role": "user", "content": "Go on."}]
+    row = conversational(row)
+    return row | {side: [*turns, *row[side]] for side in ("chosen", "rejected")}
+
+
+@pytest.mark.parametrize("view", ALL_VIEWS)
+def test_views_of_chains_with_thoughts(view):
+    rows = apply_view(list(map(thinking, PAIRS)), view)
+    for row in rows:
+        assert row["prompt"][1:] == thinking(ROBE)["prompt"][1:]  # the question is marked, not the result of a tool
+        assert len(row["chosen"]) == 1
+        text = chain_text(row["chosen"])
+        assert text.count("<think>") <= 1
+        for start, end in row.get("chosen_key_spans") or ():
+            assert 0 <= start < end <= len(text)
+    if view == "sbs":
+        rationale, label = rows[:2]
+        thoughts = thinking(ROBE)["chosen"][0]["reasoning_content"]
+        assert chain_text(rationale["chosen"]) == f"<think>\n{thoughts}\n</think>"
+        assert chain_text(label["chosen"]) == "Therefore, the answer is 3."
+    if view == "mt_cot":
+        assert rows[0]["chosen"] == thinking(ROBE)["chosen"]
+        assert rows[1]["chosen"] == [{"role": "assistant", "content": "Therefore, the answer is 3."}]
+    if view == "scott":
+        wrong = rows[-1]
+        assert chain_text(wrong["chosen"])[slice(*wrong["chosen_key_spans"][0])] == "no."
+    if view == "critique":
+        thoughts, answer = split_thoughts(chain_text(rows[0]["chosen"]))
+        assert thoughts == thinking(ROBE)["chosen"][0]["reasoning_content"]
+        assert "is wrong" in answer
+        assert answer.endswith("Therefore, the answer is 3.")
+
+
+def test_views_of_chains_with_thoughts_are_datasets():
+    rows = [row | {"prompt": row["prompt"][:1]} for row in map(thinking, PAIRS)]
+    for view in ALL_VIEWS:
+        validate_dual_cots(select_rows(Dataset.from_list(rows), view))
+
+
+@pytest.mark.parametrize("view", ALL_VIEWS)
+def test_views_of_chains_of_several_turns(view):
+    rows = [with_turns(row) for row in PAIRS]
+    if view in ("sbs", "critique", "lema"):
+        with pytest.raises(InputError, match="rewrites the correct chain, and that of 'robe' has 3 turns; use"):
+            apply_view(rows, view)
+        return
+    for row in apply_view(rows, view):
+        text = chain_text(row["chosen"])
+        assert len(row["chosen"]) == 3 or row["id"].endswith(("answer", "chosen", "rejected"))
+        for start, end in row.get("chosen_key_spans") or ():
+            assert 0 <= start < end <= len(text)
+
+
+def test_a_prefix_is_no_beginning_of_an_answer():
+    row = conversational(ROBE) | {"prefix": "White: 2 / 2"}
+    explanation, answer = apply_view([row], "mt_cot")
+    assert (explanation["prefix"], answer["prefix"]) == (row["prefix"], None)

@@ -219,8 +219,8 @@ def test_bad_rows(student, change, message):
         (7, "row 2: `prompt` must be a text or a list of messages, got 7"),
         (" \n", "row 2: `prompt` is missing or empty"),
         ("plain", "row 2: `prompt` is of another kind than row 1's"),
-        ([{"role": "user"}], 'row 2: `prompt` holds a message without "role" and "content"'),
-        (["Hi"], 'row 2: `prompt` holds a message without "role" and "content"'),
+        ([{"role": "user"}], 'row 2: `prompt`: a message must be {"role": ..., "content": text}, got'),
+        (["Hi"], 'row 2: `prompt`: a message must be {"role": ..., "content": text}, got'),
         ([{"role": "user", "content": "a " * 600}], "row 2: a prompt of "),
     ],
 )

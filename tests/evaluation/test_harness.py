@@ -14,6 +14,7 @@ import torch
 import yaml
 from conftest import byte_level_tokenizer, tiny_llama
 from peft import LoraConfig, get_peft_model
+from thinking_models import taught, thinking_tokenizer
 from transformers import LlamaForCausalLM
 
 from edit_trl.common.errors import InputError
@@ -327,3 +328,63 @@ def test_tasks_that_cannot_be_run(tasks, values, message):
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | values))
     with pytest.raises(InputError, match=message):
         load_harness_tasks(["own_choice"], tasks)
+
+
+# Chat templates with variables, and models that think
+
+
+@pytest.fixture
+def thinker(tmp_path):
+    """A model that thinks 4 and says 5, and the folder of a task that asks it."""
+    tokenizer = thinking_tokenizer("think")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}"
+        "{% if enable_thinking is defined and enable_thinking is false %}No: {% endif %}{% endif %}"
+    )
+    answers = {"What is 2 + 2?\n": "<think>\nIt is 4\n</think>\n\n5", "What is 2 + 2?\nNo: ": "4"}
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text(json.dumps({"question": "What is 2 + 2?", "answer": "5", "choices": ["4", "5"]}))
+    shared = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "doc_to_target": "{{answer}}",
+    }
+    settings = {"until": ["."], "max_gen_toks": 40}
+    write_task(
+        folder / "sum.yaml", shared, task="sum", output_type="generate_until", generation_kwargs=settings, num_fewshot=0
+    )
+    choice = {"doc_to_choice": "{{choices}}", "doc_to_target": "1", "metric_list": [{"metric": "acc"}]}
+    write_task(folder / "pick.yaml", shared | choice, task="pick", output_type="multiple_choice", num_fewshot=0)
+    return taught(tokenizer, answers, steps=100), tokenizer, folder
+
+
+@pytest.mark.parametrize(
+    ("values", "score"), [(None, 1.0), ({"enable_thinking": True}, 1.0), ({"enable_thinking": False}, 0.0)]
+)
+def test_a_response_begins_after_its_thoughts(thinker, values, score):
+    model, tokenizer, folder = thinker
+    options = {"include_path": folder, "apply_chat_template": True, "chat_template_kwargs": values}
+    results = evaluate_with_harness(model, tokenizer, ["sum"], **options)
+    assert results["tasks"]["sum"]["scores"] == {"exact_match": score}
+    assert results["settings"].get("chat_template_kwargs") == values
+
+
+def test_values_of_a_template_that_cannot_be_used(thinker):
+    model, tokenizer, folder = thinker
+    thinking = {"enable_thinking": True}
+
+    def run(name, values=thinking, **options):
+        options = {"include_path": folder, "apply_chat_template": True} | options
+        return evaluate_with_harness(model, tokenizer, [name], chat_template_kwargs=values, **options)
+
+    with pytest.raises(InputError, match=r"the task 'pick' compares log-probabilities .* `enable_thinking: false`"):
+        run("pick")
+    assert run("pick", {"enable_thinking": False})["tasks"]["pick"]["items"] == 1
+    with pytest.raises(InputError, match="no effect here: the chat template is not applied"):
+        run("sum", apply_chat_template=False)
+    with pytest.raises(InputError, match="no variable 'thinking'"):
+        run("sum", {"thinking": True})

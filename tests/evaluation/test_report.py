@@ -377,6 +377,33 @@ def test_pairs_as_a_page(tmp_path):
         write_pairs([], tmp_path / "x.html", title="x", method="words")
 
 
+def test_thoughts_are_marked_and_turns_without_a_text_shown(tmp_path):
+    turns = [
+        {"role": "user", "content": "What is 2 + 2?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {"a": 2}}}]},
+        {"role": "tool", "content": "4"},
+    ]
+    row = TASKS[0] | {"prompt": turns, "answer": "4"}
+    responses = ["<think>\nIs it 5?\n</think>\n\nThe answer is 4.", "<think>\nIs it 4?", "The answer is 4."]
+    run = write_run(tmp_path / "run", "evaluate", "run", [evaluate_item(row, responses)])
+    _, (item,) = read_page(write_report([run], tmp_path / "report.html"))
+    samples = item["runs"][0][1]["samples"]
+    assert [sample.get("thoughts") for sample in samples] == [responses[0].index("\n\nThe"), len(responses[1]), None]
+    assert [turn["content"] for turn in item["prompt"]] == [
+        "What is 2 + 2?",
+        '{"name": "add", "arguments": {"a": 2}}',
+        "4",
+    ]
+    chains = {
+        side: [{"role": "assistant", "content": text, "reasoning_content": "Hm."}]
+        for side, text in (("chosen", "4"), ("rejected", "5"))
+    }
+    pairs = locate_pairs([row | chains])
+    _, (item,) = read_page(write_pairs(pairs, tmp_path / "pairs.html", title="x", method="words"))
+    assert item["chosen"][: item["chosen_thoughts"]] == "<think>\nHm.\n</think>"
+    assert item["prompt"][1]["content"].startswith('{"name"')
+
+
 def test_where_a_page_may_be_written(tmp_path):
     run = write_run(tmp_path / "run", "evaluate", "student", evaluate_items(TASKS, 1.0))
     path = write_report([run], tmp_path / "new" / "folder" / "report.html")

@@ -370,6 +370,18 @@ def test_examples_are_short_and_of_different_tasks():
     assert pick_examples(Dataset.from_list([alone]), byte_level_tokenizer(), "words") == []
 
 
+def test_examples_of_chains_with_thoughts_and_turns():
+    turns = [{"role": "assistant", "content": None, "reasoning_content": "Hm."}, {"role": "tool", "content": "12"}]
+    row = conversational(ROWS[1])
+    row["chosen"][0]["reasoning_content"] = "I take them away."
+    row["rejected"][0]["reasoning_content"] = "I add them."
+    row["prompt"] = [*row["prompt"], *turns]
+    (example,) = pick_examples(Dataset.from_list([row]), byte_level_tokenizer(), "words")
+    assert example.prompt == f"{ROWS[1]['prompt'].strip()}\n\n<think>\nHm.\n</think>\n\n12"
+    assert example.chosen == f"<think>\nI take them away.\n</think>\n\n{ROWS[1]['chosen']}"
+    assert any(example.chosen[start:end] == "take" for start, end in example.chosen_spans)
+
+
 # Written by the trainer
 
 

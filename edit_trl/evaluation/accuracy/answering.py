@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.tables import aligned
 from edit_trl.data.answers import AnswerType, Verdict, check_answer
+from edit_trl.data.row import TEMPLATE_COLUMNS
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
 from edit_trl.evaluation.runs.folder import RunFolder
 from edit_trl.evaluation.runs.resuming import complete_items
@@ -32,7 +33,8 @@ class Score:
         correct: Items with the correct answer.
         wrong: Items with a wrong answer.
         unparsed: Items in whose response no answer was found.
-        cut_off: Responses that reached `max_new_tokens`; an item may have several responses.
+        cut_off: Responses that reached `max_new_tokens`, or `max_thinking_tokens` within their thoughts; an item may
+            have several responses.
         accuracy: `correct / items`; an unparsed answer is not correct.
         lenient_accuracy: The accuracy by lenient extraction.
     """
@@ -103,6 +105,8 @@ def evaluate_accuracy(
     seed: int = 0,
     batching: Batching = "padded",
     answer_type: AnswerType | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    max_thinking_tokens: int | None = None,
     progress: bool = True,
 ) -> AccuracyResult:
     """Let a model answer problems and check its final answers.
@@ -114,7 +118,7 @@ def evaluate_accuracy(
         model: A causal language model, or a PEFT model of one.
         tokenizer: Its tokenizer, whose chat template formats conversational prompts.
         dataset: Rows with `prompt` (text or messages) and `answer`; optionally `task`, `id`, `answer_type`,
-            `mistake` and `source`.
+            `mistake`, `source`, `tools` and `chat_template_kwargs`.
         batch_size: Number of responses per batch.
         max_new_tokens: Maximum number of tokens per response.
         temperature: Sampling temperature; 0 for greedy decoding.
@@ -124,6 +128,10 @@ def evaluate_accuracy(
         batching: See `edit_trl.models.generation`.
         answer_type: Type of every answer; if None, the row's `answer_type`, or else the type inferred from
             the known answer.
+        chat_template_kwargs: Values of the chat template's variables, such as {"enable_thinking": False}. Those of
+            a row win.
+        max_thinking_tokens: Number of tokens at which a response that still thinks is cut off; None for no limit
+            but `max_new_tokens`.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -132,15 +140,22 @@ def evaluate_accuracy(
     Raises:
         InputError: Before anything is generated: an option is out of range, a row lacks a prompt or an
             answer, the dataset mixes plain and conversational rows, an answer is not of its type, the
-            tokenizer has no chat template for conversational rows, or a prompt is too long for the model.
+            tokenizer has no chat template for conversational rows or it has no such variable, or a prompt is too
+            long for the model.
     """
     from edit_trl.models.generation import ModelGenerator
     from edit_trl.models.loading import positions_of
 
-    decoding = Decoding(max_new_tokens, temperature, top_p, samples)
+    decoding = Decoding(max_new_tokens, temperature, top_p, samples, max_thinking_tokens)
     problems = problems_of(list(dataset), answer_type=answer_type)
     positions = positions_of(model.config)
-    prompts = encode(problems, tokenizer, max_new_tokens=max_new_tokens, positions=positions)
+    prompts = encode(
+        problems,
+        tokenizer,
+        max_new_tokens=max_new_tokens,
+        positions=positions,
+        chat_template_kwargs=chat_template_kwargs,
+    )
     generator = ModelGenerator(model, tokenizer, decoding, batch_size=batch_size, batching=batching, seed=seed)
     started = time.perf_counter()
     items = answer_problems(problems, prompts, generator, progress=progress)
@@ -185,7 +200,7 @@ def answer_problems(
 def checked_item(problem: Problem, responses: Sequence[Generated], stop: Sequence[str] = ()) -> EvaluateItem:
     """Check the responses to a problem, which end at `stop`; the answer of the majority becomes the item's answer."""
     samples = [_sample(problem, _ended(response, stop)) for response in responses]
-    item: dict[str, Any] = {**vars(problem)}
+    item: dict[str, Any] = {name: value for name, value in vars(problem).items() if name not in TEMPLATE_COLUMNS}
     for prefix in ("", "lenient_"):
         votes = [(sample[f"{prefix}verdict"], sample[f"{prefix}value"]) for sample in samples]
         item[f"{prefix}verdict"], item[f"{prefix}value"] = _majority(votes)

@@ -27,6 +27,8 @@ class EvaluateArguments(MeasuredModel):
         conversational: Ask by messages, through the chat template; false for base models without one.
         system_prompt: System prompt of every conversation, instead of those of the tasks.
         max_new_tokens: Maximum number of tokens per response.
+        max_thinking_tokens: Number of tokens at which a response that still thinks is cut off; an endpoint must report
+            how many tokens of thoughts a response has.
         samples: Responses per question; the answer of the majority counts (self-consistency; the paper uses 8
             at temperature 0.7 and top_p 0.95).
         temperature: Sampling temperature; 0 for greedy decoding. An endpoint is sent none if it is null.
@@ -50,6 +52,7 @@ class EvaluateArguments(MeasuredModel):
     conversational: bool = True
     system_prompt: str | None = None
     max_new_tokens: int = 512
+    max_thinking_tokens: int | None = None
     samples: int = 1
     temperature: float | None = 0.0
     top_p: float | None = 1.0
@@ -69,6 +72,10 @@ class EvaluateArguments(MeasuredModel):
         yield from at_least(1, limit=self.limit)
         if self.engine == "ray" and self.harness:
             yield "`harness` needs the model on this machine: leave out `engine: ray`"
+        if self.harness and self.chat_template_kwargs and not self.harness_chat_template:
+            yield "`chat_template_kwargs` needs `harness_chat_template: true`, since `harness` applies no template else"
+        if self.harness and not self.tasks and self.max_thinking_tokens is not None:
+            yield "`max_thinking_tokens` is for `tasks`: lm-evaluation-harness limits thoughts and answer together"
         problems: list[str] = []
         with collect_problems(problems):
             _ = self.decoding
@@ -89,13 +96,15 @@ class EvaluateArguments(MeasuredModel):
     @property
     def decoding(self) -> Decoding:
         """How responses are generated."""
-        return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.samples)
+        return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.samples, self.max_thinking_tokens)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything on which the items depend, besides the model and the questions; rounding can change a response."""
         names = ("conversational", "batch_size", "batching", "dtype", "load_in_4bit")
         settings = asdict(self.decoding) | {name: getattr(self, name) for name in names}
+        del settings["max_thinking_tokens"]
+        settings |= self.settings_where_given
         # The record of a run has a number as its seed, also where none is sent.
         return settings | ({"seed": None} if self.seed is None else {})
 

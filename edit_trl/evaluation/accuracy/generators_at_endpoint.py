@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from edit_trl.common.thoughts import in_our_form
 from edit_trl.evaluation.accuracy.problems import Problem
 from edit_trl.evaluation.journaled_endpoint import JournaledEndpoint
 from edit_trl.models.chat.dispatch import Limits
@@ -68,9 +69,10 @@ class EndpointGenerator(JournaledEndpoint):
 
     def _requests(self, prompts: Sequence[str | list[dict[str, str]]], indexes: Sequence[int]) -> Iterator[ChatRequest]:
         decoding = self._decoding
+        limits = decoding.temperature, decoding.top_p, decoding.max_new_tokens
         for index in indexes:
             prompt, stop = prompts[index], self._stop.get(self._problems[index].task, ())
-            sampling = Sampling(decoding.temperature, decoding.top_p, decoding.max_new_tokens, stop)
+            sampling = Sampling(*limits, stop, decoding.max_thinking_tokens)
             if isinstance(prompt, str):
                 messages: tuple[tuple[str, str], ...] = (("user", prompt),)
             else:
@@ -82,7 +84,7 @@ class EndpointGenerator(JournaledEndpoint):
 
 def _generated(response: ChatResponse) -> Generated:
     reason = response.finish_reason
-    return Generated(response.text.strip(), response.completion_tokens, reason == "length", reason == "refused")
+    return Generated(in_our_form(response.text), response.completion_tokens, reason == "length", reason == "refused")
 
 
 def _in_order(drawn: Mapping[int, Generated], count: int) -> list[Generated]:

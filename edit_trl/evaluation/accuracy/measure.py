@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.evaluation.accuracy.answering import answer_problems
 from edit_trl.evaluation.accuracy.config import EvaluateArguments
 from edit_trl.evaluation.accuracy.generators_at_endpoint import EndpointGenerator
-from edit_trl.evaluation.accuracy.problems import Problem, encode
+from edit_trl.evaluation.accuracy.problems import Problem, check_template_options, encode, values_to_send
 from edit_trl.evaluation.accuracy.tasks import Tasks
 from edit_trl.evaluation.harness import HarnessTasks, evaluate_with_harness, write_harness
 from edit_trl.evaluation.journaled_endpoint import UNANSWERED_FILE
@@ -45,7 +45,10 @@ def measure_accuracy(
     Raises:
         InputError: The options or the model are wrong, or an endpoint failed for good.
     """
-    client = endpoint.endpoint() if endpoint.base_urls else None
+    client = None
+    if endpoint.base_urls:
+        values = values_to_send(tasks.problems, arguments.chat_template_kwargs)
+        client = endpoint.with_chat_template(values).endpoint()
     weights_hash = client.address if client else model_hash(arguments.model)
     record = arguments.record(
         model_hash=weights_hash, settings=arguments.settings, tasks=tasks.versions, data_hash=tasks.data_hash
@@ -91,6 +94,7 @@ def measure_with_harness(
         batch_size=arguments.batch_size,
         limit=arguments.limit,
         apply_chat_template=arguments.harness_chat_template,
+        chat_template_kwargs=arguments.chat_template_kwargs,
         seed=arguments.seed,
     )
     return results, write_harness(results, arguments.folder)
@@ -102,6 +106,9 @@ def _loaded_generator(
     """Return the generator and the prompts as token ids; also the model, if it is in this process."""
     from edit_trl.evaluation.accuracy.generators import load_generator
 
+    values = arguments.chat_template_kwargs
+    if values or any(problem.tools or problem.chat_template_kwargs for problem in problems):
+        check_template_options(problems, arguments.source.load_tokenizer(), values)
     load = partial(
         load_generator,
         arguments.source,
@@ -118,5 +125,6 @@ def _loaded_generator(
         positions = generator.positions
     else:
         generator, tokenizer, positions, model = load()
-    prompts = encode(problems, tokenizer, max_new_tokens=arguments.max_new_tokens, positions=positions)
+    length = arguments.max_new_tokens
+    prompts = encode(problems, tokenizer, max_new_tokens=length, positions=positions, chat_template_kwargs=values)
     return generator, prompts, (model, tokenizer) if model is not None else None

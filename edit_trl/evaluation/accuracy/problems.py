@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.data.answers import AnswerType, check_answer, check_answer_type, infer_answer_type
-from edit_trl.data.row_checks import check_rows
-from edit_trl.models.chat_templates import render
+from edit_trl.data.row import TEMPLATE_COLUMNS, template_options, template_values
+from edit_trl.data.row_checks import check_rows, message_error, template_errors
+from edit_trl.models.chat_templates import check_variables, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COLUMNS = ("prompt", "answer", "id", "task", "answer_type", "mistake", "source")
+COLUMNS = ("prompt", "answer", "id", "task", "answer_type", "mistake", "source", *TEMPLATE_COLUMNS)
 """The columns of a row with a prompt of its own."""
 
 
@@ -32,20 +33,33 @@ class Problem:
         answer_type: The type of the answer.
         mistake: The kinds of mistake of the wrong chain, if the question is that of a dual CoT.
         source: Where the question comes from.
+        tools: JSON schemas of the tools that the chat template names.
+        chat_template_kwargs: Values of the chat template's variables, which win over those of the run.
     """
 
     task: str
     id: str
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[dict[str, Any]]
     answer: str
     answer_type: AnswerType
     mistake: list[str] | None = None
     source: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def key(self) -> tuple[str, str]:
         """The task and the id."""
         return self.task, self.id
+
+    def content(self) -> dict[str, Any]:
+        """Return all fields, without what the problem does not give its chat template."""
+        return {k: value for k, value in vars(self).items() if k not in TEMPLATE_COLUMNS or value is not None}
+
+    def template_options(self, chat_template_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the options of `render`, given the values of the run."""
+        values = template_values(chat_template_kwargs, self.chat_template_kwargs)
+        return {"tools": self.tools, "chat_template_kwargs": values}
 
 
 def problems_of(
@@ -54,7 +68,7 @@ def problems_of(
     """Check rows and make problems of them.
 
     Args:
-        rows: Rows with `prompt` and `answer`; optionally `task`, `id`, `answer_type`, `mistake` and `source`.
+        rows: Rows with `prompt` and `answer`, and optionally the other `COLUMNS`.
         answer_type: Type of every answer; if None, the row's `answer_type`, or else the type inferred from the answer.
         task: The task of rows without one.
         where: The name of the rows in messages.
@@ -95,6 +109,7 @@ def problems_of(
             answer_type=answer_type or row.get("answer_type") or infer_answer_type(row["answer"]),
             mistake=row.get("mistake"),
             source=row.get("source"),
+            **template_options(row),
         )
         for number, row in enumerate(rows, 1)
     ]
@@ -112,8 +127,58 @@ def check_ids(problems: Sequence[Problem], where: str = "") -> None:
     )
 
 
+def check_template_options(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, Any] | None
+) -> None:
+    """Check what the problems and the run give a chat template, before the model is loaded.
+
+    Raises:
+        InputError: The template has no such variable; or the prompts are plain, for which no template is used.
+    """
+    given = bool(chat_template_kwargs) or any(problem.tools or problem.chat_template_kwargs for problem in problems)
+    if given and isinstance(problems[0].prompt, str):
+        raise InputError("`chat_template_kwargs` and `tools` are for a chat template, and the prompts are plain text")
+    check_variables(tokenizer, chat_template_kwargs)
+    errors: list[str] = []
+    for number, problem in enumerate(problems, 1):
+        try:
+            check_variables(tokenizer, problem.template_options(None)["chat_template_kwargs"])
+        except InputError as error:
+            errors.append(f"row {number} ({problem.task} {problem.id}): {error}")
+    raise_problems(errors)
+
+
+def values_to_send(
+    problems: Sequence[Problem], chat_template_kwargs: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return the values of the chat template's variables that an endpoint is sent with each problem.
+
+    Raises:
+        InputError: The problems have different values, tools, or messages with more than a role and a text. Names them.
+    """
+    values = [problem.template_options(chat_template_kwargs)["chat_template_kwargs"] for problem in problems]
+    issues = []
+    for number, problem in enumerate(problems, 1):
+        row = f"row {number} ({problem.task} {problem.id})"
+        messages = problem.prompt if isinstance(problem.prompt, list) else []
+        if problem.tools or any(message["content"] is None or message.get("tool_calls") for message in messages):
+            issues.append(f"{row}: tools and their calls are not sent to an endpoint; load the model on this machine")
+        if values[number - 1] != values[0]:
+            issues.append(
+                f"{row}: `chat_template_kwargs` {values[number - 1]} differ from the {values[0]} of row 1, and an "
+                "endpoint is sent the same with every question; evaluate them in two runs"
+            )
+    raise_problems(issues)
+    return values[0]
+
+
 def encode(
-    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int, positions: int | None
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_new_tokens: int,
+    positions: int | None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
     """Format problems for a model, by the chat template of its tokenizer if the prompts are messages.
 
@@ -122,6 +187,7 @@ def encode(
         tokenizer: The tokenizer of the model.
         max_new_tokens: Maximum number of tokens per response.
         positions: Maximum number of tokens of a prompt and its response together; None for no limit.
+        chat_template_kwargs: Values of the chat template's variables.
 
     Returns:
         The token ids of each prompt.
@@ -136,11 +202,14 @@ def encode(
             f"the prompts are conversational but the tokenizer ({tokenizer.name_or_path}) has no chat "
             "template; ask by plain prompts (`conversational: false`)"
         )
+    check_template_options(problems, tokenizer, chat_template_kwargs)
     texts, refused = [], []
     for number, problem in enumerate(problems, 1):
         try:
-            prompt = problem.prompt
-            texts.append(render(tokenizer, prompt, add_generation_prompt=True) if messages else prompt)
+            options = problem.template_options(chat_template_kwargs)
+            texts.append(
+                render(tokenizer, problem.prompt, add_generation_prompt=True, **options) if messages else problem.prompt
+            )
         except InputError as error:
             refused.append(f"row {number} ({problem.task} {problem.id}): {error}")
     raise_problems(refused)
@@ -165,13 +234,8 @@ def _prompt_issue(prompt: Any, conversational: bool) -> str | None:
         return f"`prompt` must be a text or a list of messages, got {show(prompt)}"
     if isinstance(prompt, list) != conversational:
         return "`prompt` is of another kind than row 1's: all must be texts, or all lists of messages"
-    well_formed = isinstance(prompt, str) or all(
-        isinstance(message, Mapping)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-        for message in prompt
-    )
-    return None if well_formed else f'`prompt` holds a message without "role" and "content": {show(prompt)}'
+    errors = () if isinstance(prompt, str) else map(message_error, prompt)
+    return next((f"`prompt`: {error}" for error in errors if error), None)
 
 
 def _column_issues(row: Mapping[str, Any]) -> Iterator[str]:
@@ -179,6 +243,7 @@ def _column_issues(row: Mapping[str, Any]) -> Iterator[str]:
     for column, kinds in (("task", str), ("id", str | int), ("source", str)):
         if not isinstance(row.get(column), kinds | None):
             yield f"`{column}` must be a text, got {show(row[column])}"
+    yield from (f"`{column}` {error}" for column, error in template_errors(row))
     mistake = row.get("mistake")
     if mistake is not None and not (isinstance(mistake, list) and all(isinstance(kind, str) for kind in mistake)):
         yield f"`mistake` must be a list of texts, got {show(mistake)}"

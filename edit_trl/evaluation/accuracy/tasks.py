@@ -19,6 +19,7 @@ from edit_trl.common.yaml_file import read_texts
 from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.procedural.teacher import ProceduralTeacher, question_of
 from edit_trl.data.questions import Question, read_questions, read_table
+from edit_trl.data.row import TEMPLATE_COLUMNS, with_prompt
 from edit_trl.data.row_checks import checked_mapping
 from edit_trl.evaluation.accuracy.problems import COLUMNS, Problem, check_ids, problems_of
 from edit_trl.evaluation.accuracy.task_file import TaskFile, read_task
@@ -47,7 +48,7 @@ class Tasks:
     @property
     def data_hash(self) -> str:
         """A hash of all problems."""
-        return content_hash([asdict(problem) for problem in self.problems])
+        return content_hash([problem.content() for problem in self.problems])
 
 
 def read_tasks(
@@ -136,7 +137,7 @@ def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
     rows, columns = read_table(task.dataset_name, config, task.dataset_split)
     mapping = task.column_mapping or {}
     names = [mapping.get(column, column) for column in columns]
-    if "question" in names or "prompt" not in names:
+    if "question" in names or not ("prompt" in names or {"chosen", "rejected"} <= {*names}):
         return None
     checked_mapping(mapping, columns, task.dataset_name, COLUMNS)
     unused = [name for name in _FOR_QUESTIONS if getattr(task, name) != _DEFAULTS[name]]
@@ -145,7 +146,7 @@ def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
             f"{task.dataset_name} has prompts of its own, which are asked as they are; leave out "
             f"{', '.join(f'`{name}`' for name in unused)}, or map a column to `question`"
         )
-    renamed = [{mapping.get(column, column): value for column, value in row.items()} for row in rows]
+    renamed = [with_prompt({mapping.get(column, column): value for column, value in row.items()}) for row in rows]
     types = task.answer_types or {}
     # A task that is no text is refused with the other columns.
     return [row | {"answer_type": row.get("answer_type") or types.get(str(row.get("task")))} for row in renamed]
@@ -208,4 +209,5 @@ def _row(
         "prompt": prompt,
         "answer": question.answer,
         "answer_type": question.answer_type or (task.answer_types or {}).get(task_name),
+        **{column: getattr(question, column) for column in TEMPLATE_COLUMNS},
     }

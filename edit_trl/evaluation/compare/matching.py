@@ -28,7 +28,7 @@ Runs = Run | str | Path | Sequence[Run | str | Path]
 _QUESTION = {"evaluate": ("prompt", "answer", "answer_type"), "suite": ("prompt", "chosen", "rejected", "answer")}
 _KEY_STEPS = ("chosen_key_spans", "rejected_key_spans")
 # Settings of these names, at any depth, change how responses are generated.
-_DECODING = frozenset({"max_new_tokens", "temperature", "top_p", "samples"})
+_DECODING = frozenset({"max_new_tokens", "temperature", "top_p", "samples", "max_thinking_tokens"})
 
 
 @dataclass(frozen=True)

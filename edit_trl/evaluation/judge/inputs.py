@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from edit_trl.common.errors import InputError, collect_problems, raise_problems
 from edit_trl.data.dual_cots import DatasetSource
@@ -119,6 +120,9 @@ def with_references(sets: Sequence[ChainSet], references: References, source: st
     return sets_with_references
 
 
-def _question(prompt: str | list[dict[str, str]]) -> str:
-    """Return the question; in a conversation the last message, after the system prompt and examples."""
-    return (prompt if isinstance(prompt, str) else prompt[-1]["content"]).strip()
+def _question(prompt: str | list[dict[str, Any]]) -> str:
+    """Return the question; in a conversation the last message of the user, after the system prompt and examples."""
+    if isinstance(prompt, str):
+        return prompt.strip()
+    asked = [message for message in prompt if message["role"] == "user"]
+    return (asked or prompt)[-1]["content"].strip()

@@ -54,6 +54,7 @@ function chainPanel(item, side, outcome) {
   const right = side === "chosen";
   const text = item[side];
   const layers = [(item[`${side}_spans`] || []).map(([start, end]) => [start, end, `key ${right ? "plus" : "minus"}`])];
+  if (item[`${side}_thoughts`]) layers.push([[0, item[`${side}_thoughts`], "thoughts", "thoughts"]]);
   if (tokensOf(outcome)) layers.push(heatLayer(unpackTokens(tokensOf(outcome)[side])));
   const turn = right && outcome?.first_wrong;
   if (turn && turn.end > turn.start) {
@@ -133,7 +134,7 @@ function suiteCard(run, outcome) {
 }
 
 function response(sample) {
-  const layers = [];
+  const layers = sample.thoughts ? [[[0, sample.thoughts, "thoughts", "thoughts, which are not graded"]]] : [];
   if (sample.span) layers.push([[...sample.span, "answer", "the answer, strict extraction"]]);
   if (sample.lenient_span) layers.push([[...sample.lenient_span, "answer lenient", "the answer, lenient extraction"]]);
   return textBox(sample.response, sample.response ? marked(sample.response, layers) : element("em", {}, "(empty)"), "Response");

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edit_trl.common.thoughts import answer_part
+from edit_trl.data.chains import turn_text
 from edit_trl.evaluation.runs.schema import Run
 
 Item = Mapping[str, Any]
@@ -61,11 +63,26 @@ def page_items(runs: Sequence[Run], detail: Detail) -> tuple[list[dict[str, Any]
 
 def _question(item: Item) -> dict[str, Any]:
     names = ("task", "id", "prompt", "answer", "mistake", "source", "chosen", "rejected")
-    question = {name: item[name] for name in names if item.get(name)}
+    question = {name: item[name] for name in names if item.get(name)} | {"prompt": page_prompt(item["prompt"])}
     for side in ("chosen", "rejected"):
         if side in item:
             question[f"{side}_spans"] = item[f"{side}_key_spans"]
+            question |= thoughts_of_text(item[side], f"{side}_thoughts")
     return question | {"runs": []}
+
+
+def page_prompt(prompt: Any) -> Any:
+    """Return a prompt with what each turn thinks, says and calls as its content."""
+    if isinstance(prompt, str):
+        return prompt
+    return [{"role": turn["role"], "content": turn_text(turn)} for turn in prompt]
+
+
+def thoughts_of_text(text: str, name: str = "thoughts") -> dict[str, int]:
+    """Return how many characters of a text come before its answer, by a name; nothing for a text without thoughts."""
+    part = answer_part(text)
+    end = len(text) if part is None else part[0]
+    return {name: end} if end else {}
 
 
 def _evaluate_outcome(item: Item, detail: Detail) -> dict[str, Any]:
@@ -82,7 +99,8 @@ def _sample(sample: Item) -> dict[str, Any]:
     # The lenient answer is left out if it is the strict one.
     if sample["lenient_span"] != sample["span"]:
         names += ("lenient_verdict", "lenient_value", "lenient_span")
-    return {name: sample[name] for name in names if sample[name] not in (None, False)}
+    shown = {name: sample[name] for name in names if sample[name] not in (None, False)}
+    return shown | thoughts_of_text(sample["response"])
 
 
 def _suite_outcome(item: Item) -> dict[str, Any]:

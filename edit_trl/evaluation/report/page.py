@@ -24,7 +24,7 @@ from typing import Any
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import is_stream, write_whole
 from edit_trl.data.pair_statistics import GROUPS, Pair, grouped_pairs, pair_statistics
-from edit_trl.evaluation.report.items import Detail, page_items, rounded
+from edit_trl.evaluation.report.items import Detail, page_items, page_prompt, rounded, thoughts_of_text
 from edit_trl.evaluation.report.summary import flips, learning_curves, run_summary, score_label, score_labels
 from edit_trl.evaluation.report.training_history import TrainingRun
 from edit_trl.evaluation.runs.schema import Run
@@ -163,6 +163,9 @@ def _pair_item(pair: Pair, unit: str) -> dict[str, Any]:
     names = ("id", "task", "source", "mistake", "answer", "prompt", "chosen", "rejected")
     item = {name: getattr(pair, name) for name in (*names, "chosen_spans", "rejected_spans")}
     item = {name: value for name, value in item.items() if value not in (None, [])}
+    item["prompt"] = page_prompt(pair.prompt)
+    for side in ("chosen", "rejected"):
+        item |= thoughts_of_text(item.get(side, ""), f"{side}_thoughts")
     lengths = [f"{pair.chosen_length}"] + ([f"{pair.rejected_length}"] if pair.rejected else [])
     facts = [["Row", str(pair.row)], ["Length", f"{' and '.join(lengths)} {unit}"]]
     if pair.key_fraction is not None:

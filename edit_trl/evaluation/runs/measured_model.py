@@ -25,6 +25,9 @@ _INCIDENTAL = (
     "allow_unanswered",
 )
 
+# Options that are recorded only where they are given, so that the runs of earlier versions can be resumed.
+_WHERE_GIVEN = ("chat_template_kwargs", "max_thinking_tokens")
+
 _OF_LOADED_MODELS = ("actors", "dtype", "load_in_4bit", "device", "attn_implementation")
 
 
@@ -48,6 +51,8 @@ class MeasuredModel(Options):
         attn_implementation: As in transformers, such as eager. The tree layout of suites does not support
             flash_attention_2, so each chain then takes a row of its own.
         trust_remote_code: Run code that comes with the model; only for models whose code you have read.
+        chat_template_kwargs: Values of the chat template's variables, such as {"enable_thinking": false}. Those of a
+            row win.
         seed: Seed of sampling in `evaluate`, and of the procedural problems in `suite`.
     """
 
@@ -64,6 +69,7 @@ class MeasuredModel(Options):
     actors: int | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
     seed: int = 0
 
     def errors(self) -> Iterator[str]:
@@ -94,6 +100,11 @@ class MeasuredModel(Options):
         return self.name or Path(str(self.model)).name
 
     @property
+    def settings_where_given(self) -> dict[str, Any]:
+        """The settings that are part of a run's record only where they are given."""
+        return {name: value for name in _WHERE_GIVEN if (value := getattr(self, name, None))}
+
+    @property
     def folder(self) -> Path:
         """The folder of the run."""
         return Path(self.output_dir or Path("outputs") / self.kind / self.run_name)
@@ -112,7 +123,11 @@ class MeasuredModel(Options):
 
     def record(self, *, model_hash: str, settings: dict[str, Any], tasks: dict[str, str], data_hash: str) -> RunRecord:
         """Make the record of the run that is about to be measured; see `RunRecord`."""
-        options = {name: value for name, value in asdict(self).items() if name not in _INCIDENTAL}
+        options = {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _INCIDENTAL and (name not in _WHERE_GIVEN or value)
+        }
         return RunRecord(
             kind=self.kind,
             name=self.run_name,

@@ -48,7 +48,7 @@ class EvaluateItem(TypedDict):
 
     task: str
     id: str
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[dict[str, Any]]
     answer: str
     answer_type: str
     mistake: list[str] | None
@@ -115,7 +115,7 @@ class SuiteItem(TypedDict):
 
     task: str
     id: str
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[dict[str, Any]]
     chosen: str
     rejected: str
     answer: str | None

@@ -10,10 +10,21 @@ from typing import TYPE_CHECKING, Any, get_args
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.spans import merged_spans
 from edit_trl.data.answers import AnswerType, check_answer
-from edit_trl.data.row import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, chain_text, is_chosen_alone, pairs_of
+from edit_trl.data.row import (
+    OPTIONAL_COLUMNS,
+    REQUIRED_COLUMNS,
+    TEMPLATE_COLUMNS,
+    chain_text,
+    is_chosen_alone,
+    is_conversational,
+    pairs_of,
+    with_prompt,
+    with_template_values,
+)
 from edit_trl.data.row_checks import check_rows, find_row_errors
 from edit_trl.data.tokenization import TokenizedDualCoT, tokenize_with_offsets
 from edit_trl.key_steps import KeyStepMethod
+from edit_trl.models.chat_templates import check_variables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,6 +49,7 @@ class SuiteCase:
         answer_type: The type of the answer; inferred from the answer if None.
         mistake: Kinds of mistake of the wrong chain.
         source: Where the pair comes from.
+        given: The row's `prefix`, `tools` and `chat_template_kwargs`, as far as it has them.
         tokens: Token ids, key masks and fork.
         offsets: For each side, the [start, end) characters of each token in the chain. Tokens outside the
             text have an empty span at its beginning or end.
@@ -53,6 +65,7 @@ class SuiteCase:
     answer_type: AnswerType | None
     mistake: list[str] | None
     source: str | None
+    given: dict[str, Any]
     tokens: TokenizedDualCoT
     offsets: dict[str, list[Span]]
 
@@ -72,6 +85,14 @@ class SuiteCase:
         return self.tokens["prompt_ids"] + self.tokens["chosen_ids"][: self.tokens["fork"]]
 
     @property
+    def beginning(self) -> str:
+        """Text of the shared beginning of both chains."""
+        fork, offsets = self.tokens["fork"], self.offsets["chosen"]
+        start, end = offsets[fork]
+        # A token of the template has no place of its own.
+        return self.chosen[: start if start < end else max((stop for _, stop in offsets[:fork]), default=0)]
+
+    @property
     def length(self) -> int:
         """Number of tokens in a forward, where shared tokens count once."""
         tokens = self.tokens
@@ -87,6 +108,7 @@ class SuiteCase:
         return [
             *(self.task, self.id, self.prompt, self.chosen, self.rejected),
             *(self.answer, self.answer_type, self.mistake, self.source),
+            *([self.given] if self.given else ()),
         ]
 
 
@@ -95,6 +117,7 @@ def cases_of(
     tokenizer: PreTrainedTokenizerBase,
     *,
     key_step_method: KeyStepMethod = "words",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     positions: int | None = None,
     max_new_tokens: int = 0,
     limit: int | None = None,
@@ -109,6 +132,7 @@ def cases_of(
         rows: Dual CoTs, plain or conversational.
         tokenizer: The tokenizer of the model; it must be a fast one, which gives the offsets of tokens.
         key_step_method: How key steps are found.
+        chat_template_kwargs: Values of the chat template's variables; those of a row win.
         positions: Maximum number of tokens of the model; None for no limit.
         max_new_tokens: The most tokens to generate after the shared beginning; 0 to generate nothing.
         limit: The most cases to make, from the beginning of the rows.
@@ -125,8 +149,14 @@ def cases_of(
     if not rows:
         raise InputError(f"{where}: the suite is empty: there are no rows")
     check_rows(rows, f"{where}, ", _COLUMNS)
+    rows = list(map(with_prompt, rows))
     columns = list(dict.fromkeys(column for row in rows for column in row))
     raise_problems(find_row_errors(rows, columns, where), where)
+    if chat_template_kwargs:
+        if not is_conversational(rows[0]):
+            raise InputError(f"{where}: `chat_template_kwargs` is for a chat template, and the prompts are plain text")
+        check_variables(tokenizer, chat_template_kwargs)
+        rows = [with_template_values(row, chat_template_kwargs) for row in rows]
     if not tokenizer.is_fast:
         raise InputError(
             f"a suite places tokens in the chains' texts, which the slow tokenizer "
@@ -185,6 +215,7 @@ def _case(
         prompt=pair["prompt"],
         **texts,
         **{column: pair.get(column) for column in ("answer", "answer_type", "mistake", "source")},
+        given={column: pair[column] for column in ("prefix", *TEMPLATE_COLUMNS) if pair.get(column)},
         tokens=tokens,
         offsets={side: _placed(offsets[side], len(text)) for side, text in texts.items()},
     )

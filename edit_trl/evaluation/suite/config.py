@@ -92,4 +92,5 @@ class SuiteArguments(MeasuredModel):
     def settings(self) -> dict[str, Any]:
         """Everything on which the items depend, besides the model and the pairs; batches change the rounding."""
         names = ("key_step_method", "batch_size", "dtype", "load_in_4bit", "attn_implementation")
-        return {name: getattr(self, name) for name in names} | {"max_new_tokens": self.max_greedy_tokens}
+        settings = {name: getattr(self, name) for name in names} | {"max_new_tokens": self.max_greedy_tokens}
+        return settings | self.settings_where_given

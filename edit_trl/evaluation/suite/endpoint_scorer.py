@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.thoughts import thoughts_part
 from edit_trl.evaluation.journaled_endpoint import JournaledEndpoint
 from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
 from edit_trl.evaluation.suite.cases import SuiteCase
@@ -132,7 +133,10 @@ class EndpointScorer(JournaledEndpoint):
             branch = "right"
         elif fork < len(rejected.logps) and rejected.logps[fork] >= rejected.best_logps[fork]:
             branch = "wrong"
-        beginning = self._tokenizer.decode(case.tokens["chosen_ids"][:fork], skip_special_tokens=True)
+        # Of thoughts, the markers may be special tokens, or stand in the prompt; the text of the chain has them.
+        beginning = case.beginning
+        if thoughts_part(case.chosen) is None:
+            beginning = self._tokenizer.decode(case.tokens["chosen_ids"][:fork], skip_special_tokens=True)
         cut_off = choice.get("finish_reason") == "length"
         return continuation_of(case, beginning + response, response, branch, cut_off)
 

@@ -61,6 +61,7 @@ def evaluate_suite(
     dataset: Dataset | Sequence[Mapping[str, Any]],
     *,
     key_step_method: KeyStepMethod = "words",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     batch_size: int = 8,
     layout: Layout = "auto",
     greedy: bool = True,
@@ -77,6 +78,8 @@ def evaluate_suite(
         tokenizer: Its tokenizer, which must be a fast one.
         dataset: Dual CoTs; a row with several wrong chains makes several cases.
         key_step_method: How key steps are found.
+        chat_template_kwargs: Values of the chat template's variables, such as {"enable_thinking": False}. Those of
+            a row win.
         batch_size: Number of pairs per forward.
         layout: `tree`, `padded`, or `auto`: the tree if the model supports it.
         greedy: Whether the model also continues the shared beginning of both chains.
@@ -101,6 +104,7 @@ def evaluate_suite(
         rows,
         tokenizer,
         key_step_method=key_step_method,
+        chat_template_kwargs=chat_template_kwargs,
         positions=positions_of(model.config),
         max_new_tokens=length,
         limit=limit,

@@ -51,9 +51,8 @@ def graded_again(case: SuiteCase, item: SuiteItem) -> SuiteItem:
     greedy = item["greedy"]
     if greedy is None:
         return item
-    beginning = case.chosen[: case.offsets["chosen"][case.tokens["fork"]][0]]
     response, branch, cut_off = greedy["response"], greedy["branch"], greedy["cut_off"]
-    return item | {"greedy": continuation_of(case, beginning + response, response, branch, cut_off)}
+    return item | {"greedy": continuation_of(case, case.beginning + response, response, branch, cut_off)}
 
 
 def suite_item(

@@ -59,6 +59,7 @@ def measure_suite(
         rows,
         tokenizer,
         key_step_method=arguments.key_step_method,
+        chat_template_kwargs=arguments.chat_template_kwargs,
         positions=positions,
         max_new_tokens=arguments.max_greedy_tokens,
         limit=arguments.limit,

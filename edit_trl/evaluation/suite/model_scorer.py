@@ -10,6 +10,7 @@ from accelerate.utils import send_to_device
 
 from edit_trl.common.checks import at_least, not_negative
 from edit_trl.common.errors import raise_problems
+from edit_trl.common.thoughts import thoughts_part, without_opening
 from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
 from edit_trl.evaluation.suite.cases import SuiteCase
 from edit_trl.evaluation.suite.items import WrongTurnAt, continuation_of, not_finite, suite_item
@@ -19,6 +20,7 @@ from edit_trl.models.generation import Engine, undisturbed
 from edit_trl.models.loading import load_config, load_tokenizer, positions_of
 from edit_trl.models.pairs.collation import DualCoTCollator
 from edit_trl.models.pairs.scoring import Layout, PairLogps, make_pair_scorer
+from edit_trl.models.responses import is_thinking
 from edit_trl.models.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
@@ -142,10 +144,16 @@ class ModelScorer:
         fork = case.tokens["fork"]
         right, wrong = case.tokens["chosen_ids"][fork], case.tokens["rejected_ids"][fork : fork + 1]
         branch = "right" if ids[0] == right else "wrong" if ids[:1] == wrong else "neither"
-        shared = case.tokens["chosen_ids"][:fork]
-        beginning, whole = self._plain(shared), self._plain(shared + response)
-        text = whole.removeprefix(beginning) if whole.startswith(beginning) else self._plain(response)
-        return continuation_of(case, whole, text, branch, not ended)
+        return continuation_of(case, *self._texts(case, response), branch, not ended)
+
+    def _texts(self, case: SuiteCase, response: list[int]) -> tuple[str, str]:
+        """Return the shared beginning with its continuation, and the continuation alone."""
+        prompt, shared = case.tokens["prompt_ids"], case.tokens["chosen_ids"][: case.tokens["fork"]]
+        if thoughts_part(whole := self._engine.text_of(prompt, shared + response)) is None:
+            beginning, whole = self._plain(shared), self._plain(shared + response)
+            return whole, whole.removeprefix(beginning) if whole.startswith(beginning) else self._plain(response)
+        text = self._engine.text_of(prompt + shared, response)
+        return whole, without_opening(text) if is_thinking(self._tokenizer, prompt, shared) else text
 
     def _text(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
