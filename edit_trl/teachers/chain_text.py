@@ -16,7 +16,7 @@ from edit_trl.common.thoughts import Thoughts, join_thoughts, second_thoughts, s
 from edit_trl.data.answers import AnswerType
 from edit_trl.teachers.prompts import read_chain, without_conclusion
 
-ThoughtsForm = Literal["text", "reasoning_content", "reasoning", "thinking"]
+ThoughtsForm = Literal["text", "reasoning_content", "thinking"]
 """Where a message has its thoughts: in its text, between tags, or in a field."""
 
 _ABOUT_THE_PROMPT = re.compile(

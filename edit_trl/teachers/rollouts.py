@@ -104,4 +104,6 @@ def _without_tail(text: str) -> str:
 
 def _continued(prefix: str, text: str) -> str:
     """Return a prefix and its continuation; where thoughts have a field of their own, that opens them once more."""
-    return prefix + (without_opening(text) if answer_part(prefix) is None else text)
+    rest = without_opening(text) if answer_part(prefix) is None else text
+    # Such a field has lost the space before its first word, where a prefix ends.
+    return f"{prefix} {rest}" if rest != text and not prefix[-1].isspace() else prefix + rest

@@ -7,16 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_llama
+from conftest import CHAT_TEMPLATE, tiny_llama
 from scripted_teacher import generate
+from thinking_models import taught, thinking_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.thoughts import split_thoughts
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.local import TransformersTeacher
 from edit_trl.models.chat.protocol import ChatRequest, MalformedResponse, NoAnswer, RawResponse, Sampling
+from edit_trl.models.chat_templates import check_variables, render
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation_control import SeededDraw
+from edit_trl.models.identity import model_hash
 
 
 def request(text: str, number: int = 0, **sampling) -> ChatRequest:
@@ -158,3 +162,58 @@ def test_a_student_goes_through_the_pipeline(saved_student, tmp_path):
     assert dispatcher.stats.models == {str(saved_student): 4}
     assert json.dumps(made.failures) == "[]"
     assert time.monotonic() - started < 60
+
+
+THINKS = CHAT_TEMPLATE.replace("assistant\n{%", "assistant\n{% if hidden is not defined %}<think>\n{% endif %}{%")
+"""Opens the thoughts in the prompt, as R1's template, if it is not told otherwise."""
+
+
+@pytest.fixture
+def thinker(tmp_path):
+    """A student that has learnt to think by heart."""
+    tokenizer = thinking_tokenizer("think", special=False)
+    tokenizer.chat_template = THINKS
+    prompt = render(tokenizer, [{"role": "user", "content": "a?"}], add_generation_prompt=True)
+    model = taught(tokenizer, {prompt: "2 + 2 = 4.\n</think>\n\nThe answer is 4."})
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "thinker")
+    return tmp_path / "thinker"
+
+
+def test_thoughts_that_the_prompt_opens_are_part_of_the_answer(thinker):
+    (answer,) = ask(thinker, request("a?", max_tokens=60))
+    assert (answer.text, answer.finish_reason) == ("<think>\n2 + 2 = 4.\n</think>\n\nThe answer is 4.", "stop")
+    short, shorter = ask(thinker, *(request("a?", max_tokens=60, max_thinking_tokens=limit) for limit in (30, 5)))
+    assert short == answer
+    assert (shorter.finish_reason, shorter.completion_tokens) == ("length", 5)
+    assert split_thoughts(shorter.text).answer is None
+    # A beginning of the answer goes on where the prompt stops, and not with thoughts that are opened twice.
+    (rest,) = ask(thinker, going_on("a?", "<think>\n2 + 2", max_tokens=60))
+    assert rest.text == " = 4.\n</think>\n\nThe answer is 4."
+
+
+def test_values_of_the_chat_template_reach_the_prompt_and_the_key(thinker):
+    plain = TransformersTeacher(str(thinker))
+    given = TransformersTeacher(str(thinker), chat_template_kwargs={"hidden": 1})
+    asked = request("a?")
+    assert plain.address == f"weights {model_hash(str(thinker))}"
+    assert given.address == plain.address + ' {"hidden": 1}'
+    assert asked.key(given) != asked.key(plain)
+    assert given.makers()[0]().address == given.address
+    with_values, without = (ask(thinker, asked, chat_template_kwargs=values)[0] for values in ({"hidden": 1}, None))
+    assert with_values.prompt_tokens < without.prompt_tokens
+
+
+def test_values_that_the_chat_template_does_not_know_are_named_before_the_model_is_loaded(thinker, tokenizer):
+    teacher = TransformersTeacher(str(thinker), chat_template_kwargs={"hiden": 1})
+    with pytest.raises(InputError, match="has no variable 'hiden'; did you mean `hidden`"):
+        asyncio.run(teacher.check())
+    assert teacher._engine is None
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match="has no chat template; leave them out"):
+        check_variables(tokenizer, {"hidden": 1})
+
+
+def test_a_limit_for_thoughts_is_part_of_a_local_answers_key(thinker):
+    teacher = TransformersTeacher(str(thinker))
+    assert request("a?", max_thinking_tokens=5).key(teacher) != request("a?").key(teacher)

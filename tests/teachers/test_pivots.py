@@ -26,10 +26,12 @@ from edit_trl.cli.generate import main as generate
 from edit_trl.common.errors import InputError
 from edit_trl.data.answers import check_answer
 from edit_trl.data.questions import Question
+from edit_trl.data.row import chain_text
 from edit_trl.data.tokenization import tokenize_dual_cot
 from edit_trl.models.chat.dispatch import Dispatcher, Limits
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 from edit_trl.models.chat.journal import Journal
+from edit_trl.teachers.export import dual_rows
 from edit_trl.teachers.filters import Bounds
 from edit_trl.teachers.generation import Generation, PipelineOptions, PivotOptions
 from edit_trl.teachers.pivots import make_pivots, step_ends
@@ -500,3 +502,41 @@ def test_the_procedural_families_are_questions_too(tmp_path, saved_student, caps
     assert "3 questions; student" in capsys.readouterr().err
     assert "no pair is left" in str(caught.value)
     assert "3 no sample ends in a wrong answer" in str(caught.value)
+
+
+def thinking_student(request) -> str:
+    """The same, but with the steps in thoughts; in a field of their own, as an endpoint has them."""
+    number, begun = parts(request.messages)
+    if "</think>" in begun:
+        return f"\nTherefore, the answer is {number + 7 + ('Bad' in begun)}."
+    steps, _, conclusion = go_on(number, begun.removeprefix("<think>\n"), request.sample % 2 == 1).rpartition(" Theref")
+    return f"<think>\n{steps.lstrip()}\n</think>\n\nTheref{conclusion}"
+
+
+def test_a_step_is_found_in_thoughts(tmp_path):
+    made, _ = find(tmp_path, Scripted(thinking_student))
+    assert made.thoughts == "keep"
+    assert [pair.id for pair in made.pairs] == [f"q{n}/pivot/0" for n in range(5)]
+    for number, pair in enumerate(made.pairs):
+        ((start, end),) = pair.rejected_key_spans
+        assert pair.rejected[start:end] == f"Bad step {number}."
+        for chain in (pair.chosen, pair.rejected):
+            assert chain.count("<think>") == chain.count("</think>") == 1
+            assert chain.count(" step ") == STEPS
+            assert ".Good" not in chain
+        row = dual_rows([pair], conversational=True)[0]
+        assert chain_text(row["rejected"])[start:end] == f"Bad step {number}."
+
+
+def test_thoughts_that_never_end_are_no_chain(tmp_path):
+    made, _ = find(tmp_path, Scripted(lambda request: "<think>\nThe answer is 7."), QUESTIONS[:1])
+    assert made.counts["samples"] == {"unparsed": 2}
+    assert made.dropped == {"no sample ends in a wrong answer": ["q0"]}
+
+
+def test_what_follows_a_chain_with_thoughts_is_cut(tmp_path):
+    def say(request):
+        return f"{go_on(0, parts(request.messages)[1], request.sample % 2 == 1)}\n\nQuestion: What is 9 + 9?"
+
+    made, _ = find(tmp_path, Scripted(lambda request: f"<think>Hm.</think>{say(request)}"), QUESTIONS[:1], rollouts=1)
+    assert [chain.text for chain in made.correct] == [f"<think>Hm.</think>{go_on(0, '', True)}"]
