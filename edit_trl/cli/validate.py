@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.cli.parser import Parser
 from edit_trl.cli.recipe_command import RecipeOptions
 from edit_trl.common.conversion import convert
+from edit_trl.common.environment import read_recipe_words
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.options import hints_of
-from edit_trl.common.yaml_file import read_words
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     own, words = _parser().parse_known_args(argv)
-    recipe = read_words(own.config) if own.config is not None else {}
+    recipe = read_recipe_words(own.config) if own.config is not None else {}
     if own.config is not None and (kind := recipe_kind({*recipe, *_flags(argv)})) != "train":
         print(f"{own.config}: a recipe of `edit-trl {kind}`\n{_check_recipe(kind, argv, recipe)}\nvalid")
         return 0

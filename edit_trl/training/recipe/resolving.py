@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import ModelConfig, TrlParser
 
 from edit_trl.common.conversion import convert, nearest
+from edit_trl.common.environment import take_environment
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import hints_of
 from edit_trl.common.yaml_file import read_words
@@ -41,13 +42,15 @@ class Recipe:
 
     Attributes:
         path: The file; None for a run given by options alone.
-        values: Its options, without `stages`.
+        values: Its options, without `stages` and `env`.
         stages: (name, overrides) in order; empty for a recipe that is a single run.
+        env: Its environment variables, which the commands have set when this is read.
     """
 
     path: Path | None
     values: dict[str, Any]
     stages: tuple[tuple[str, dict[str, Any]], ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
 
     @property
     def runs(self) -> tuple[tuple[str | None, dict[str, Any]], ...]:
@@ -102,6 +105,7 @@ def read_recipe(path: str | Path | None) -> Recipe:
         return Recipe(None, {})
     path = Path(path)
     values = read_words(path, again=True)
+    env = take_environment(values, str(path))
     if "teacher" in values or "base_urls" in values:
         raise InputError(f"{path}: this is a recipe of `edit-trl generate`, not of train")
     stages = values.pop("stages", None)
@@ -111,7 +115,7 @@ def read_recipe(path: str | Path | None) -> Recipe:
     if problems:
         raise InputError(problems, heading=f"{path}:")
     outline = ((stage["name"], {k: v for k, v in stage.items() if k != "name"}) for stage in stages or ())
-    return Recipe(path, values, tuple(outline))
+    return Recipe(path, values, tuple(outline), env)
 
 
 def _stage_problems(stages: Any) -> Iterator[str]:
