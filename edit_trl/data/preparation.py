@@ -16,6 +16,7 @@ from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.data.row import pairs_of
 from edit_trl.data.row_checks import validate_dual_cots
 from edit_trl.data.tokenization import is_alone, rendering_notes, tokenize_dual_cot
+from edit_trl.data.unused_columns import unused_columns
 from edit_trl.key_steps import KeyStepMethod
 
 if TYPE_CHECKING:
@@ -256,6 +257,8 @@ def prepare_for_training(
     if PartialState().is_main_process:
         log = logger.warning if report.dropped or report.truncated else logger.info
         log(f"{name} dataset: {report}")
+        if unused := unused_columns(dataset.column_names, options.key_step_method):
+            logger.warning_once(f"{name} dataset: {unused}")
         for note in rendering_notes(next(pairs_of(dataset[0])), tokenizer):
             logger.warning(f"{name} dataset: {note}")
     return prepared, report

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from edit_trl.common.errors import InputError
 from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
 from edit_trl.data.row import REQUIRED_COLUMNS, is_chosen_alone, pairs_of, rows_of
+from edit_trl.data.unused_columns import unused_columns
 from edit_trl.models.adapters import adapter_base
 from edit_trl.models.loading import load_tokenizer
 from edit_trl.training.quantization import settle_adapter_dtype
@@ -64,12 +65,15 @@ def preference_pairs(
         if not is_chosen_alone(row)
         for pair in pairs_of(row)
     ]
+    columns = dataset.column_names
     if not pairs:
         raise InputError(f"{name} dataset: there is no pair, only correct chains alone; TRL's trainers need pairs")
     dataset = Dataset.from_list(pairs)
     # Only to learn which pairs are dropped, for which any alignment will do.
     prepared, report = prepare_dual_cots(dataset, RowPreparation(tokenizer, "edit", max_length), name=name)
     (logger.warning if report.dropped else logger.info)(f"{name} dataset: {report}")
+    if unused := unused_columns(columns):
+        logger.warning_once(f"{name} dataset: {unused}")
     return dataset.select([row - 1 for row in prepared["row"]])
 
 

@@ -19,9 +19,10 @@ from trl import ModelConfig, TrlParser
 
 from edit_trl.common.conversion import convert, nearest
 from edit_trl.common.environment import take_environment
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, collect_problems
 from edit_trl.common.options import hints_of
 from edit_trl.common.yaml_file import read_words
+from edit_trl.data.mixture import read_datasets
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import FORMER_NAMES, OF_EVERY_RUN, REFUSED
 from edit_trl.training.option_checks import choices_of, option_problems
@@ -203,7 +204,7 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
     trainers = [({**recipe.values, **stage, **options}).get("trainer") or "dual_cot" for _, stage in recipe.runs]
     for (stage, overrides), trainer in zip(recipe.runs, trainers, strict=True):
         own_options = _options_of(trainer, trainers, options)
-        values = {**recipe.values, **overrides, **own_options}
+        values = override(override(recipe.values, overrides), own_options)
         if stage is not None:
             values["output_dir"] = str(Path(values.get("output_dir") or "outputs") / stage)
         try:
@@ -215,6 +216,19 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
     if any(problems):
         raise InputError(by_stage(recipe, problems), heading=f"{recipe.path or 'command line'}:")
     return runs
+
+
+# Where the rows come from is one choice: who makes it anew does not inherit these options.
+_REPLACED = {
+    "dataset_name": ("datasets", "test_split_size"),
+    "datasets": ("dataset_name", "dataset_config", "dataset_revision", "dataset_train_split"),
+}
+
+
+def override(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with others that win over them."""
+    replaced = {name for given, names in _REPLACED.items() if given in others for name in names}
+    return {**{name: value for name, value in values.items() if name not in replaced}, **others}
 
 
 def resolve_run(recipe: Recipe, options: Mapping[str, Any], stage: str | None) -> RunArguments:
@@ -266,6 +280,10 @@ def _resolve(stage: str | None, values: dict[str, Any], left_out: tuple[str, ...
     problems = [f"unknown key `{name}`{_meant(name, hints, [trainer])}" for name in values if name not in hints]
     values, misspelt = _respelt(values, trainer)
     problems += misspelt
+    if values.get("datasets") is not None:
+        with collect_problems(problems):
+            values, datasets = values | {"datasets": []}, values["datasets"]
+            values["datasets"] = read_datasets(datasets)
     values, not_converted = convert({name: value for name, value in values.items() if name in hints}, hints)
     problems += not_converted
     # Not part of the run's values: what is implied may differ on the machine that resumes it.
