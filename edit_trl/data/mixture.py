@@ -189,7 +189,7 @@ class Mixture:
     def _with_lists_of_rejected(self, tables: list[pa.Table]) -> list[pa.Table]:
         """Return tables that all have lists of wrong chains, if one has."""
         depths = [_depth(table) for table in tables]
-        deepest = max((depth for depth in depths if depth is not None), default=None)
+        deepest = max(1 if depth is None else depth for depth in depths)
         return [
             table if depth in (None, deepest) else _with_list_of_rejected(table, _label(source))
             for source, table, depth in zip(self.sources, tables, depths, strict=True)
