@@ -18,7 +18,8 @@ For a pair with N⁺ and N⁻ completion tokens, key masks m⁺, m⁻ and token 
 | C      | `preference_loss`       | what asks for s⁺ > s⁻                                          |
 
 The method is EDIT (arXiv 2405.19737), whose key-step objective is the point α = 1, β = 0.025, γ = 0,
-λ = 0, R = log p, Z = completion tokens. SFT on the correct chains is α = γ = 1, β = λ = 0.
+λ = 0, R = log p, Z = completion tokens. SFT on the correct chains is α = γ = 1, β = λ = 0. REDI
+(arXiv 2505.24850, eq. 6) is α = γ = 1, β = 0.8, λ = 0, R = log p, with m⁻ the whole wrong chain.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ from torch import Tensor
 
 RejectedPenalty = Literal["likelihood", "unlikelihood"]
 Normalization = Literal["completion", "key_tokens", "step"]
-PreferenceLoss = Literal["sigmoid", "ipo", "hinge", "orpo", "simpo"]
+PreferenceLoss = Literal["sigmoid", "ipo", "hinge", "orpo", "simpo", "dpop", "apo_zero", "apo_down"]
+ChosenLoss = Literal["nll", "dft"]
 PreferenceReduction = Literal["mean", "sum"]
 
 # -log(1 - p) has no bound as p approaches 1, which the tokens that follow from an error do: they are
@@ -70,8 +72,13 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(values, mask) / mask.sum(-1).clamp(min=1)
 
 
-def chosen_term(logps: Tensor, mask: Tensor, key_mask: Tensor, key_weight: float, context_weight: float) -> Tensor:
+def chosen_term(
+    logps: Tensor, mask: Tensor, key_mask: Tensor, key_weight: float, context_weight: float, kind: ChosenLoss = "nll"
+) -> Tensor:
     """Σ_t [α m⁺_t + γ (1 - m⁺_t)] (-log p⁺_t), not yet divided by Z⁺ (EDIT, section 3.3).
+
+    With `dft` (Dynamic Fine-Tuning, arXiv 2508.05629, eq. 9) each -log p is weighted by p, through which no gradient
+    flows, so that tokens the student finds unlikely pull less.
 
     Args:
         logps: log p⁺. Shape (B, T).
@@ -79,12 +86,14 @@ def chosen_term(logps: Tensor, mask: Tensor, key_mask: Tensor, key_weight: float
         key_mask: m⁺, a subset of `mask`. Bool, shape (B, T).
         key_weight: α.
         context_weight: γ.
+        kind: `nll` or `dft`.
 
     Returns:
         Shape (B,).
     """
-    key = masked_sum(-logps, key_mask)
-    context = masked_sum(-logps, mask & ~key_mask)
+    losses = -logps * logps.detach().exp() if kind == "dft" else -logps
+    key = masked_sum(losses, key_mask)
+    context = masked_sum(losses, mask & ~key_mask)
     return key_weight * key + context_weight * context
 
 
@@ -115,7 +124,12 @@ def chain_score(logps: Tensor, scope_mask: Tensor, reduction: PreferenceReductio
 
 
 def preference_term(
-    chosen_score: Tensor, rejected_score: Tensor, kind: PreferenceLoss, beta: float, margin: float
+    chosen_score: Tensor,
+    rejected_score: Tensor,
+    kind: PreferenceLoss,
+    beta: float,
+    margin: float,
+    dpop_lambda: float = 0.0,
 ) -> Tensor:
     """C(s⁺, s⁻), not yet weighted by λ.
 
@@ -128,6 +142,9 @@ def preference_term(
     | `hinge`          | max(0, 1 + margin - b Δ)                     | SLiC, arXiv 2305.10425        |
     | `ipo`            | (Δ - 1 / (2 b))²                             | IPO, arXiv 2310.12036, eq. 17 |
     | `orpo`           | -log σ(b (log odds⁺ - log odds⁻) - margin)   | ORPO, arXiv 2403.07691, eq. 7 |
+    | `dpop`           | -log σ(b (Δ - λ' max(0, -s⁺)) - margin)      | DPOP, arXiv 2402.13228, eq. 3 |
+    | `apo_zero`       | 1 - σ(b s⁺) + σ(b s⁻)                        | APO, arXiv 2408.06266, eq. 7  |
+    | `apo_down`       | σ(b s⁺) + 1 - σ(b Δ)                         | APO, arXiv 2408.06266, eq. 8  |
 
     `sigmoid` with b = 1, no margin and summed scores is -log(P⁺ / (P⁺ + P⁻)), the bounded contrast between two ways on.
 
@@ -136,13 +153,20 @@ def preference_term(
         rejected_score: s⁻. Shape (B,).
         kind: Which C.
         beta: b, the inverse temperature.
-        margin: How much larger b Δ should be than 0; `ipo` has its own target and ignores it.
+        margin: How much larger b Δ should be than 0; `ipo` and `apo_*` have targets of their own and ignore it.
+        dpop_lambda: λ', the weight of the correct chain's fall below the reference in `dpop`.
 
     Returns:
         Shape (B,).
     """
     if kind == "ipo":
         return (chosen_score - rejected_score - 1 / (2 * beta)) ** 2
+    if kind == "apo_zero":
+        return 1 - torch.sigmoid(beta * chosen_score) + torch.sigmoid(beta * rejected_score)
+    if kind == "apo_down":
+        return torch.sigmoid(beta * chosen_score) + 1 - torch.sigmoid(beta * (chosen_score - rejected_score))
+    if kind == "dpop":
+        chosen_score = chosen_score - dpop_lambda * torch.relu(-chosen_score)
     if kind == "orpo":
         chosen_score, rejected_score = _log_odds(chosen_score), _log_odds(rejected_score)
     scaled = beta * (chosen_score - rejected_score) - margin
@@ -189,6 +213,7 @@ def dual_cot_loss(
     chosen_key_mask: Tensor,
     rejected_key_mask: Tensor,
     *,
+    chosen_loss: ChosenLoss = "nll",
     chosen_key_weight: float = 2.0,
     chosen_context_weight: float = 1.0,
     rejected_key_weight: float = 0.0,
@@ -200,6 +225,7 @@ def dual_cot_loss(
     preference_reduction: PreferenceReduction = "mean",
     preference_beta: float = 1.0,
     preference_margin: float = 0.0,
+    dpop_lambda: float = 0.0,
     chosen_scope_mask: Tensor | None = None,
     rejected_scope_mask: Tensor | None = None,
     reference_scores: tuple[Tensor, Tensor] | None = None,
@@ -213,6 +239,7 @@ def dual_cot_loss(
         rejected_mask: Which positions of the wrong chains are completion tokens. (B, T⁻), bool.
         chosen_key_mask: m⁺. (B, T⁺), bool.
         rejected_key_mask: m⁻, already limited to the tokens that may be penalised. (B, T⁻), bool.
+        chosen_loss: The loss of a token of the correct chain; see `chosen_term`.
         chosen_key_weight: α.
         chosen_context_weight: γ.
         rejected_key_weight: β.
@@ -225,6 +252,7 @@ def dual_cot_loss(
         preference_reduction: Whether s sums or averages.
         preference_beta: b.
         preference_margin: The margin in C.
+        dpop_lambda: λ' of `preference_loss="dpop"`.
         chosen_scope_mask: The tokens s⁺ is taken over; `chosen_key_mask` where None.
         rejected_scope_mask: The tokens s⁻ is taken over; `rejected_key_mask` where None.
         reference_scores: s⁺ and s⁻ of the reference model, subtracted. Two of shape (B,).
@@ -235,9 +263,8 @@ def dual_cot_loss(
     """
     chosen_z = normalizer(chosen_mask, chosen_key_mask, normalization, step_means and step_means[0])
     rejected_z = normalizer(rejected_mask, rejected_key_mask, normalization, step_means and step_means[1])
-    chosen = (
-        chosen_term(chosen_logps, chosen_mask, chosen_key_mask, chosen_key_weight, chosen_context_weight) / chosen_z
-    )
+    weights = chosen_key_weight, chosen_context_weight
+    chosen = chosen_term(chosen_logps, chosen_mask, chosen_key_mask, *weights, chosen_loss) / chosen_z
     # A weight of zero leaves its term out of the graph: 0 times an infinite penalty is not a number.
     rejected = preference = torch.zeros_like(chosen)
     if rejected_key_weight:
@@ -251,7 +278,8 @@ def dual_cot_loss(
         if reference_scores is not None:
             chosen_score = chosen_score - reference_scores[0]
             rejected_score = rejected_score - reference_scores[1]
-        contrast = preference_term(chosen_score, rejected_score, preference_loss, preference_beta, preference_margin)
+        strength = preference_beta, preference_margin, dpop_lambda
+        contrast = preference_term(chosen_score, rejected_score, preference_loss, *strength)
         comparable = chosen_scope.any(-1) & rejected_scope.any(-1)
         preference = preference_weight * contrast.masked_fill(~comparable, 0.0)
     return DualCoTLoss(chosen + rejected + preference, chosen, rejected, preference)

@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch
 from edit_trl.losses import (
     UNLIKELIHOOD_MAX_PROBABILITY,
     DualCoTLoss,
+    PreferenceLoss,
     chain_score,
     dual_cot_loss,
     masked_mean,
@@ -65,6 +67,24 @@ def test_normalization_by_step():
     options = {"chosen_key_weight": 1.0, "normalization": "step"}
     assert value(**options, step_means=(10.0, 10.0)) == pytest.approx(5 * LN2 / 10)
     assert value(**options) == pytest.approx(5 * LN2 / 4)  # without the step's mean: this batch's
+
+
+def test_dynamic_fine_tuning_by_hand():
+    # p (-log p) of 1/2, 1/4, 1/8, 1/2, in units of ln 2, over 4 tokens; p itself has no gradient.
+    expected = (1 / 2 + 2 / 4 + 3 / 8 + 1 / 2) * LN2 / 4
+    options = {"chosen_key_weight": 1.0, "chosen_context_weight": 1.0, "chosen_loss": "dft"}
+    assert value(**options) == pytest.approx(expected)
+    logps = torch.tensor([CHOSEN], dtype=torch.float64).log().requires_grad_()
+    dual_cot_loss(**pair(chosen_logps=logps), rejected_key_weight=0.0, **options).loss.backward()
+    assert logps.grad.tolist() == [pytest.approx([-p / 4 for p in CHOSEN])]
+
+
+def test_redi_by_hand():
+    # -log p⁺ / 4 + 0.8 log p⁻ / 2 with p⁺ = 2^-7 and p⁻ = 2^-3: the whole chains, whatever is key.
+    whole = pair(rejected_key_mask=torch.tensor([[True, True, False]]))
+    weights = {"chosen_key_weight": 1.0, "chosen_context_weight": 1.0, "rejected_key_weight": 0.8}
+    loss = dual_cot_loss(**whole, **weights, rejected_penalty="likelihood")
+    assert loss.loss.item() == pytest.approx(7 * LN2 / 4 - 0.8 * 3 * LN2 / 2)
 
 
 def test_likelihood_penalty_by_hand():
@@ -141,11 +161,21 @@ S_CHOSEN, S_REJECTED = torch.tensor([0.5]).double().log(), torch.tensor([0.125])
         ("ipo", 0.5, 0.0, (2 * LN2 - 1) ** 2),
         # Odds 1 and 1/7: σ(log 7) = 7/8.
         ("orpo", 1.0, 0.0, -math.log(7 / 8)),
+        # σ(s⁺) = 1/3, σ(s⁻) = 1/9, σ(Δ) = 4/5.
+        ("apo_zero", 1.0, 0.0, 2 / 3 + 1 / 9),
+        ("apo_down", 1.0, 0.0, 1 / 3 + 1 / 5),
     ],
 )
 def test_preference_by_hand(kind, beta, margin, expected):
     result = preference_term(S_CHOSEN, S_REJECTED, kind, beta, margin)
     assert result.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_dpop_pays_for_a_correct_chain_below_the_reference():
+    # s⁺ = -ln 2 is below it: with λ' = 1, Δ falls from 2 ln 2 to ln 2, and σ(ln 2) = 2/3.
+    assert preference_term(S_CHOSEN, S_REJECTED, "dpop", 1.0, 0.0, 1.0).item() == pytest.approx(-math.log(2 / 3))
+    above = preference_term(-S_CHOSEN, S_REJECTED, "dpop", 1.0, 0.0, 50.0)
+    assert above.item() == pytest.approx(preference_term(-S_CHOSEN, S_REJECTED, "sigmoid", 1.0, 0.0).item())
 
 
 def test_orpo_is_finite_when_every_token_is_certain():
@@ -170,6 +200,10 @@ def test_preference_scopes_and_reference():
     # References equal to the scores themselves (-5 ln 2, -2 ln 2): Δ = 0.
     scores = torch.tensor([-5 * LN2]).double(), torch.tensor([-2 * LN2]).double()
     assert value(**first, reference_scores=scores) == pytest.approx(2 * LN2)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
 
 
 def naive(tensors, weights, penalty, normalization, preference, scope) -> list[float]:
@@ -206,6 +240,9 @@ def naive(tensors, weights, penalty, normalization, preference, scope) -> list[f
                 "orpo": math.log(1 + math.exp(-0.7 * delta)),
                 "hinge": max(0.0, 1 - 0.7 * delta),
                 "ipo": (delta - 1 / 1.4) ** 2,
+                "dpop": math.log(1 + math.exp(-0.7 * (delta - 2 * max(0.0, -s[0])))),
+                "apo_zero": 1 - sigmoid(0.7 * s[0]) + sigmoid(0.7 * s[1]),
+                "apo_down": sigmoid(0.7 * s[0]) + 1 - sigmoid(0.7 * delta),
             }[preference]
             loss += lam * contrast
         losses.append(loss)
@@ -227,7 +264,7 @@ def random_batch(shape, dtype, seed):
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (8, 40)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("preference", ["sigmoid", "ipo", "hinge", "orpo", "simpo"])
+@pytest.mark.parametrize("preference", get_args(PreferenceLoss))
 @pytest.mark.parametrize("penalty", ["likelihood", "unlikelihood"])
 @pytest.mark.parametrize(("normalization", "scope"), [("completion", "key_steps"), ("key_tokens", "completion")])
 def test_agrees_with_a_naive_version(shape, dtype, preference, penalty, normalization, scope):
@@ -246,6 +283,7 @@ def test_agrees_with_a_naive_version(shape, dtype, preference, penalty, normaliz
         normalization=normalization,
         preference_loss=preference,
         preference_beta=0.7,
+        dpop_lambda=2.0,
         **masks,
     )
     expected = naive(tensors, weights, penalty, normalization, preference, scope)
@@ -254,7 +292,7 @@ def test_agrees_with_a_naive_version(shape, dtype, preference, penalty, normaliz
     assert torch.allclose(loss.loss, loss.chosen + loss.rejected + loss.preference)
 
 
-@pytest.mark.parametrize("preference", ["sigmoid", "ipo", "hinge", "orpo", "simpo"])
+@pytest.mark.parametrize("preference", get_args(PreferenceLoss))
 @pytest.mark.parametrize("penalty", ["likelihood", "unlikelihood"])
 def test_gradients(preference, penalty):
     tensors = random_batch((3, 5), torch.float64, seed=3)

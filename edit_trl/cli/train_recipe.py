@@ -146,6 +146,7 @@ def _suite_callbacks(run: RunArguments) -> list[SuiteCallback]:
             rows=data.suite_rows,
             accuracy_rows=data.suite_accuracy_rows,
             max_new_tokens=data.suite_max_new_tokens,
+            stop_at_plateau=data.stop_at_plateau,
             key_step_method=method,
         )
     ]

@@ -47,7 +47,8 @@ class DualCoT(TypedDict):
     `prefix` is a beginning of the answer that both chains continue, or that stands at the beginning of both. It is part
     of what the student is given. `tools` are the JSON schemas of tools, as a list or as JSON text, and
     `chat_template_kwargs` are values of the chat template's variables, such as {"enable_thinking": False}. Both are for
-    conversational rows, as in TRL.
+    conversational rows, as in TRL. `critique` says what is wrong with the wrong chain; the views `critique` and `lema`
+    train on it.
 
     `rejected` may be a list of wrong chains, each of which makes a pair with the correct chain; span columns
     then hold one list of spans per wrong chain. An empty list means a correct chain alone, such as for the
@@ -63,6 +64,7 @@ class DualCoT(TypedDict):
     source: NotRequired[str | None]
     id: NotRequired[str | None]
     prefix: NotRequired[str | None]
+    critique: NotRequired[str | None]
     tools: NotRequired[list[dict[str, Any]] | str | None]
     chat_template_kwargs: NotRequired[dict[str, Any] | None]
     chosen_key_spans: NotRequired[list[list[int]] | list[list[list[int]]] | None]
@@ -73,11 +75,11 @@ class DualCoT(TypedDict):
 _UNREADABLE = (ValueError, ArithmeticError, LookupError)
 
 REQUIRED_COLUMNS = ("prompt", "chosen", "rejected")
-TEXT_COLUMNS = ("answer", "task", "source", "id", "prefix")
+TEXT_COLUMNS = ("answer", "task", "source", "id", "prefix", "critique")
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 SPAN_COLUMNS = {"chosen_key_spans": "chosen", "rejected_key_spans": "rejected"}
 GENERATED_COLUMNS = ("answer", "task", "mistake", "source", "id", *SPAN_COLUMNS)
-OPTIONAL_COLUMNS = (*GENERATED_COLUMNS, "prefix", *TEMPLATE_COLUMNS)
+OPTIONAL_COLUMNS = (*GENERATED_COLUMNS, "prefix", "critique", *TEMPLATE_COLUMNS)
 
 
 def column_types(conversational: bool, thoughts_field: str | None = None) -> dict[str, Any]:

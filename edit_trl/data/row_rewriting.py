@@ -35,7 +35,7 @@ def chosen_alone(rows: Iterable[Row]) -> Iterator[Row]:
         key = _prompt_text(row["prompt"]), chain_text(row["chosen"])
         if key not in seen:
             seen.add(key)
-            yield _without_rejected(row)
+            yield without_rejected(row)
 
 
 def rejected_alone(rows: Iterable[Row]) -> Iterator[Row]:
@@ -48,7 +48,7 @@ def rejected_alone(rows: Iterable[Row]) -> Iterator[Row]:
             key = _prompt_text(row["prompt"]), chain_text(pair["rejected"])
             if key not in seen:
                 seen.add(key)
-                alone = _without_rejected(row) | {"chosen": pair["rejected"]}
+                alone = without_rejected(row) | {"chosen": pair["rejected"]}
                 yield renamed(alone, f"wrong {len(seen)}") if has_several_rejected(row) else alone
 
 
@@ -71,12 +71,12 @@ def task(row: Row, marker: str, chain: str) -> Row:
         return f"{question}\n{marker}{text[len(question) :]}"
 
     chosen = chain if isinstance(row["chosen"], str) else [{**row["chosen"][-1], "content": chain}]
-    return row | {"prompt": _with_question(row["prompt"], ask), "chosen": chosen}
+    return row | {"prompt": with_question(row["prompt"], ask), "chosen": chosen}
 
 
 def marked(row: Row, marker: str) -> Row:
     """Return the row with a marker before its prompt."""
-    return row | {"prompt": _with_question(row["prompt"], lambda text: f"{marker} {text}")}
+    return row | {"prompt": with_question(row["prompt"], lambda text: f"{marker} {text}")}
 
 
 def renamed(row: Row, suffix: str) -> Row:
@@ -84,11 +84,12 @@ def renamed(row: Row, suffix: str) -> Row:
     return row if row.get("id") is None else row | {"id": f"{row['id']}/{suffix}"}
 
 
-def _without_rejected(row: Row) -> Row:
+def without_rejected(row: Row) -> Row:
     return {**row, "rejected": []} | dict.fromkeys(SPAN_COLUMNS)
 
 
-def _with_question(prompt: Any, change: Callable[[str], str]) -> Any:
+def with_question(prompt: Any, change: Callable[[str], str]) -> Any:
+    """Return a prompt, plain or conversational, whose last text is changed."""
     if isinstance(prompt, str):
         return change(prompt)
     return [*prompt[:-1], {**prompt[-1], "content": change(prompt[-1]["content"])}]

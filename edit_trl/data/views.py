@@ -18,6 +18,9 @@ students' answers are read alike, and the end of a text is trained.
 | `mt_cot`         | MT-CoT: two tasks with a marker each, the whole chain and the answer              |
 | `sbs`            | Distilling step-by-step: two tasks, the rationale and the answer                  |
 | `scott`          | SCOTT: correct chains marked `[Factual]`, and answers marked `[Counterfactual]`   |
+| `critique`       | a wrong chain in the prompt -> what is wrong with it, then the correct chain      |
+| `lema`           | correct chains, and the rows of `critique`                                        |
+| `check`          | a chain in the prompt -> "Yes" or "No", for both chains of each pair              |
 
 Rows of a chain alone have `rejected: []`. Their `chosen_key_spans` are the part with a weight of its own:
 with `key_step_method: spans` it is weighted by `chosen_key_weight`, and the rest by `chosen_context_weight`.
@@ -33,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import nearest
+from edit_trl.data.mistake_views import checks, critiques, lema
 from edit_trl.data.row import chain_text, is_chosen_alone, rows_of
 from edit_trl.data.row_rewriting import (
     Row,
@@ -61,6 +65,9 @@ View = Literal[
     "mt_cot",
     "sbs",
     "scott",
+    "critique",
+    "lema",
+    "check",
 ]
 
 PAIR_VIEWS: tuple[View, ...] = ("pairs", "rectified", "corrupted")
@@ -225,6 +232,9 @@ _VIEWS = {
     "mt_cot": _mt_cot,
     "sbs": _sbs,
     "scott": _scott,
+    "critique": critiques,
+    "lema": lema,
+    "check": checks,
 }
 _NEEDS = dict.fromkeys(_VIEWS, "it takes correct chains") | {
     "rectified": f"it takes pairs whose `source` is {', '.join(RECTIFIED_SOURCES)}",
@@ -233,6 +243,8 @@ _NEEDS = dict.fromkeys(_VIEWS, "it takes correct chains") | {
     "repeat_sampling": f"it takes chains whose `source` is none of {', '.join(RECTIFIED_SOURCES)}",
     "mt_cot": "it takes chains that state their answer",
     "sbs": "it takes chains that state their answer",
+    "critique": "it takes pairs",
+    "check": "it takes pairs",
 }
 
 

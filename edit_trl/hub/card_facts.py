@@ -43,6 +43,8 @@ OBJECTIVE_FIELDS = (
     "preference_reduction",
     "preference_beta",
     "preference_margin",
+    "dpop_lambda",
+    "loss_type",
     "reference",
     "max_fork_confidence",
     "hardest_forks",

@@ -14,11 +14,11 @@ from edit_trl.training.option_checks import option_problems, schedule_problems
 
 logger = logging.get_logger(__name__)
 
-KeyStepScope = Literal["all", "fork"]
+KeyStepScope = Literal["all", "fork", "completion"]
 PreferenceScope = Literal["key_steps", "fork", "completion"]
 Reference = Literal["none", "adapter_off", "precomputed"]
 
-REFERENCE_BASED_PREFERENCES = ("ipo",)
+REFERENCE_BASED_PREFERENCES = ("ipo", "dpop", "apo_zero", "apo_down")
 REFERENCE_FREE_PREFERENCES = ("orpo", "simpo")
 
 
@@ -99,7 +99,8 @@ class DualCoTConfig(SFTConfig):
         metadata={
             "help": "Which key tokens of the wrong chain are penalised. 'all': every one (the "
             "paper). 'fork': from the first difference to the end of that step, since what follows "
-            "the error is mostly right reasoning from a wrong premise."
+            "the error is mostly right reasoning from a wrong premise. 'completion': the whole wrong "
+            "chain, key or not (REDI)."
         },
     )
     rejected_penalty: RejectedPenalty = field(
@@ -119,6 +120,16 @@ class DualCoTConfig(SFTConfig):
         },
     )
 
+    # TRL's help is about its own implementation.
+    loss_type: str = field(
+        default="nll",
+        metadata={
+            "help": "The loss of the correct chain's tokens. 'nll': -log p. 'dft': the same weighted by p (Dynamic "
+            "Fine-Tuning), an SFT baseline.",
+            "choices": ["nll", "dft"],
+        },
+    )
+
     # The preference term
     preference_weight: float = field(
         default=0.1, metadata={"help": "Lambda: weight of the contrastive preference term; 0 switches it off."}
@@ -126,8 +137,8 @@ class DualCoTConfig(SFTConfig):
     preference_loss: PreferenceLoss = field(
         default="sigmoid",
         metadata={
-            "help": "The preference term: sigmoid (DPO), ipo, hinge (SLiC), orpo or simpo. See "
-            "edit_trl.losses.preference_term for the equations."
+            "help": "The preference term: sigmoid (DPO), ipo, hinge (SLiC), orpo, simpo, dpop, apo_zero or "
+            "apo_down. See edit_trl.losses.preference_term for the equations."
         },
     )
     preference_scope: PreferenceScope | None = field(
@@ -147,6 +158,13 @@ class DualCoTConfig(SFTConfig):
     )
     preference_margin: float = field(
         default=0.0, metadata={"help": "By how much the correct chain's scaled score should lead."}
+    )
+    dpop_lambda: float = field(
+        default=50.0,
+        metadata={
+            "help": "With preference_loss dpop: the weight of the correct chain's fall below the reference (50 in the "
+            "paper, on summed scores)."
+        },
     )
     reference: Reference = field(
         default="none",
@@ -238,6 +256,9 @@ class DualCoTConfig(SFTConfig):
             yield "`lr_decay_per_epoch` needs `lr_scheduler_type: constant`; two schedules cannot both hold"
 
     def _preference_problems(self):
+        default = type(self).__dataclass_fields__["dpop_lambda"].default
+        if self.dpop_lambda != default and not (self.preference_weight and self.preference_loss == "dpop"):
+            yield f"`dpop_lambda: {self.dpop_lambda}` is for `preference_loss: dpop`; set that, or remove it"
         if not self.preference_weight:
             if self.preference_scope is not None:
                 yield (

@@ -35,7 +35,7 @@ HONOURED: dict[str, tuple[str, ...]] = {
         *("pad_to_multiple_of", "per_device_train_batch_size", "per_device_eval_batch_size"),
         *("gradient_accumulation_steps", "train_sampling_strategy", "data_seed", "bf16", "fp16"),
         *("logging_nan_inf_filter", "prediction_loss_only", "neftune_noise_alpha", "auto_find_batch_size"),
-        *("bf16_full_eval", "fp16_full_eval", "save_total_limit", "eval_on_start", "router_aux_loss_coef"),
+        *("loss_type", "bf16_full_eval", "fp16_full_eval", "save_total_limit", "eval_on_start", "router_aux_loss_coef"),
     ),
     # By trl.SFTTrainer, whose constructor and training step are used
     "SFTTrainer": (
@@ -81,7 +81,6 @@ REFUSED: dict[str, Refusal] = {
     "padding_free": Refusal(f"{NOT_FOR_PAIRS}; `layout: tree` has no padding. Remove it"),
     "completion_only_loss": Refusal(f"{NOT_FOR_PAIRS}: the loss is of the two chains, never of the prompt", (True,)),
     "assistant_only_loss": Refusal(f"{NOT_FOR_PAIRS}: the loss is of the two chains, which are the assistant's"),
-    "loss_type": Refusal(f"{NOT_FOR_PAIRS}; choose the loss by `preference_loss` and the weights of the objective"),
     "dataset_text_field": Refusal(f"{NOT_FOR_PAIRS}; rename columns with `column_mapping`"),
     "truncation_mode": Refusal(f"{NOT_FOR_PAIRS}: a cut chain keeps its start (`truncate_long: true`); remove it"),
     "dataset_kwargs": Refusal(f"{NOT_FOR_PAIRS}: rows are always prepared here; remove it"),

@@ -90,7 +90,7 @@ class Objective:
         """
         config = self.config
         chosen_scope, rejected_scope = self._scopes(batch)
-        penalised = "key_mask" if config.rejected_key_scope == "all" else "fork_mask"
+        penalised = {"all": "key_mask", "completion": "mask"}.get(config.rejected_key_scope, "fork_mask")
         return dual_cot_loss(
             logps.chosen,
             logps.rejected,
@@ -98,6 +98,7 @@ class Objective:
             batch["rejected_mask"],
             batch["chosen_key_mask"],
             batch[f"rejected_{penalised}"],
+            chosen_loss=config.loss_type,
             chosen_key_weight=config.chosen_key_weight,
             chosen_context_weight=config.chosen_context_weight,
             rejected_key_weight=config.rejected_key_weight,
@@ -109,6 +110,7 @@ class Objective:
             preference_reduction=config.preference_reduction,
             preference_beta=config.preference_beta,
             preference_margin=config.preference_margin,
+            dpop_lambda=config.dpop_lambda,
             chosen_scope_mask=chosen_scope,
             rejected_scope_mask=rejected_scope,
             reference_scores=reference_scores,

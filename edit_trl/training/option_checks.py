@@ -61,6 +61,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("chosen_key_weight", "chosen_context_weight", "rejected_key_weight"), NOT_NEGATIVE),
     **dict.fromkeys(("preference_weight", "beta"), NOT_NEGATIVE),
     **dict.fromkeys(("preference_beta", "displacement_warning"), POSITIVE),
+    "dpop_lambda": NOT_NEGATIVE,
     "preference_margin": Range(math.isfinite, "must be a finite number"),
     **dict.fromkeys(("max_key_fraction", "max_fork_confidence", "hardest_forks", "lr_decay_per_epoch"), SHARE),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout", "label_smoothing"), BELOW_1),

@@ -198,6 +198,27 @@ def test_a_resumed_run_goes_on_without_duplicates(tmp_path):
     assert [line["step"] for line in history(tmp_path)] == [4]
 
 
+def test_training_ends_at_a_plateau(tmp_path, caplog):
+    def run(name, resume=None, **options):
+        suite = SuiteCallback(SUITE, steps=1, accuracy_rows=2, max_new_tokens=4, stop_at_plateau=2)
+        # Nothing is learned, so that no score rises.
+        options = {"learning_rate": 0.0, "max_steps": 6, "save_strategy": "steps", "save_steps": 1} | options
+        trainer = make_trainer(tmp_path / name, [suite], **options)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.state.global_step
+
+    assert run("whole") == 3  # the first suite is the best, and two more are no better
+    assert [entry["step"] for entry in history(tmp_path / "whole")] == [1, 2, 3]
+    assert run("whole", resume=str(tmp_path / "whole" / "run" / "checkpoint-2")) == 3
+    other = {"metric_for_best_model": "suite/margin", "greater_is_better": True, "max_steps": 2}
+    assert run("other", **other) == 2
+
+
+def test_a_plateau_needs_answers(tmp_path):
+    with pytest.raises(InputError, match="`stop_at_plateau` watches the accuracy"):
+        make_trainer(tmp_path, [SuiteCallback(SUITE, steps=1, stop_at_plateau=2)])
+
+
 def test_another_trainer_can_use_it(tmp_path):
     def sft(callback) -> SFTTrainer:
         args = SFTConfig(
@@ -282,6 +303,8 @@ BAD_OPTIONS = {
     "steps": (["--suite_eval_steps", "0"], "`suite_eval_steps` must be at least 1, got 0"),
     "alone": (["--suite_rows", "3"], "`suite_rows` need `suite_eval_steps`"),
     "metric": (["--metric_for_best_model", "suite/margin"], "needs `suite_eval_steps`"),
+    "plateau": (["--stop_at_plateau", "2"], "`stop_at_plateau` needs `suite_eval_steps`"),
+    "plateau of what": (["--suite_eval_steps", "1", "--stop_at_plateau", "2"], "set `suite_accuracy_rows`"),
     "split": (["--suite_eval_steps", "1", "--suite_dataset_split", "x"], "which is missing"),
     "file": (["--suite_eval_steps", "1", "--suite_dataset_name", "nothing.jsonl"], "no such file or folder"),
 }

@@ -22,6 +22,7 @@ RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 SFT = ((1.0, 1.0, 0.0, 0.0), "step")
 TASKS = ((1.0, 1.0, 0.0, 0.0), "completion")
 PAPER = ((1.0, 0.0, 0.025, 0.0), "completion")
+REDI = ((1.0, 1.0, 0.8, 0.0), "completion")
 OURS = ((2.0, 1.0, 0.0, 0.1), "completion")
 
 # Of each system: its view and objective in the warm-up; its view, objective and key-step method after it.
@@ -45,12 +46,19 @@ KEY_STEPS = {
     "edit": ("pairs", OURS, "words"),
     "random_mask": ("pairs", OURS, "random"),
     "mistake_logical": ("pairs", OURS, "words"),
+    "redi": ("pairs", REDI, "words"),
+    "redi_key_steps": ("pairs", REDI, "words"),
+    "dpop": ("pairs", ((0.0, 0.0, 0.0, 1.0), "completion"), "words"),
+    "dft": ("chosen", SFT, "words"),
+    "critique": ("critique", SFT, "words"),
+    "lema": ("lema", SFT, "words"),
 }
 # Of each system that TRL trains: the trainer and the options that make it.
 PREFERENCE = {
     "dpo": ("dpo", {"loss_type": ["sigmoid"], "loss_weights": None, "beta": 0.1}),
     "dpo_nll": ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0], "beta": 0.1}),
     "ipo": ("dpo", {"loss_type": ["ipo"], "beta": 0.1}),
+    "apo_zero": ("dpo", {"loss_type": ["apo_zero"], "loss_weights": None, "beta": 0.1}),
     "orpo": ("orpo", {"beta": 0.1}),
     "simpo": ("cpo", {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0}),
 }
@@ -86,7 +94,10 @@ def test_the_second_stage_is_the_systems_own(name):
     assert (run.data.view, objective(run), run.training.key_step_method) == (view, loss, method)
     assert run.data.dataset_train_split == "dual"
     if loss[0][2]:
-        assert (run.training.rejected_key_scope, run.training.rejected_penalty) == ("all", "likelihood")
+        scope = "completion" if name == "redi" else "all"
+        assert (run.training.rejected_key_scope, run.training.rejected_penalty) == (scope, "likelihood")
+    assert run.training.loss_type == ("dft" if name == "dft" else "nll")
+    assert run.training.preference_loss == ("dpop" if name == "dpop" else "sigmoid")
     assert run.data.mistake == (["logical"] if name == "mistake_logical" else None)
 
 
@@ -115,7 +126,10 @@ def test_all_systems_share_what_they_do_not_differ_in():
     stages = [stage for values in shared for stage in values.pop("stages")]
     assert all(values == shared[0] for values in shared)
     assert {stage["learning_rate"] for stage in stages if stage["name"] == "warm_up"} == {5.0e-4}
-    assert {stage["learning_rate"] for stage in stages if stage["name"] == "key_steps"} == {7.5e-5}
+    # Penalties and preferences of whole chains take the rate of TRL's preference trainers.
+    whole = {"redi", "redi_key_steps", "dpop"}
+    rates = {name: runs(name)["key_steps"].training.learning_rate for name in KEY_STEPS}
+    assert rates == {name: 1.0e-5 if name in whole else 7.5e-5 for name in KEY_STEPS}
     assert {stage["learning_rate"] for stage in stages if stage["name"] == "preference"} == {1.0e-5}
 
 

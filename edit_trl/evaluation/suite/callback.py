@@ -66,6 +66,8 @@ class SuiteCallback(TrainerCallback):
         max_new_tokens: Maximum number of tokens per answer.
         batch_size: Pairs or answers per batch; `per_device_eval_batch_size` if None.
         key_step_method: How key steps are found.
+        stop_at_plateau: End the training once the watched score has not become better in this many suites in a row:
+            the accuracy, or the score that `metric_for_best_model` names. None to train to the end.
 
     Attributes:
         trainer: The trainer that logs the scores. `edit-trl train` and `train_recipe` set it; with a trainer
@@ -86,14 +88,16 @@ class SuiteCallback(TrainerCallback):
         max_new_tokens: int = 256,
         batch_size: int | None = None,
         key_step_method: KeyStepMethod = "words",
+        stop_at_plateau: int | None = None,
     ):
         errors = at_least(1, steps=steps, rows=rows, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        errors += at_least(1, stop_at_plateau=stop_at_plateau)
         raise_problems(errors + not_negative(accuracy_rows=accuracy_rows))
         self.trainer: Trainer | None = None
         self._rows = list(rows_of(dataset)) if hasattr(dataset, "column_names") else list(dataset)
         self._steps, self._limit, self._accuracy_rows = steps, rows, accuracy_rows
         self._decoding, self._batch_size = Decoding(max_new_tokens), batch_size
-        self._method = key_step_method
+        self._method, self._patience = key_step_method, stop_at_plateau
         self._cases: list[SuiteCase] = []
         self._problems: list[Problem] = []
         self._prompts: list[list[int]] = []
@@ -129,6 +133,11 @@ class SuiteCallback(TrainerCallback):
         step = state.global_step
         if self._steps is not None and (step % self._steps == 0 or step >= state.max_steps):
             self._run(args, state, control, kwargs["model"], kwargs["processing_class"])
+            if self._patience is not None and self._since_best(args) >= self._patience:
+                if state.is_world_process_zero and step < state.max_steps:
+                    name = _own_metric(args) or "accuracy"
+                    logger.warning(f"stopped at step {step}: {name} has not risen in {self._patience} suites in a row")
+                control.should_training_stop = True
 
     def on_evaluate(
         self,
@@ -176,8 +185,17 @@ class SuiteCallback(TrainerCallback):
             self._prompts = encode(self._problems, tokenizer, max_new_tokens=length, positions=positions)
         self._check_metric(args)
 
+    def _since_best(self, args: TrainingArguments) -> int:
+        """Return how many suites have been run since the one with the best score, the first of equals."""
+        name = _own_metric(args) or "accuracy"
+        sign = -1 if name in LOWER_IS_BETTER else 1
+        scores = [sign * entry[name] for _, entry in sorted(self._history.items()) if name in entry]
+        return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+
     def _check_metric(self, args: TrainingArguments) -> None:
         metric = _own_metric(args)
+        if metric is None and self._patience is not None and not self._problems:
+            raise InputError("`stop_at_plateau` watches the accuracy, which needs `accuracy_rows` of the suite")
         if metric is None:
             return
         names = (*_PAIR_SCORES, *(_ACCURACY_SCORES if self._problems else ()))

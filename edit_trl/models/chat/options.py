@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from edit_trl.common.checks import positive
+from edit_trl.common.errors import InputError
 from edit_trl.common.options import Options
 from edit_trl.models.chat.connection import DEFAULT_KEY, url_problem
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 
+Arguments = TypeVar("Arguments", bound="EndpointArguments")
 TeacherType = TypeVar("TeacherType", bound=OpenAICompatibleTeacher)
 
 
@@ -41,6 +43,19 @@ class EndpointArguments(Options):
         """See `Options.errors`."""
         yield from positive(timeout=self.timeout)
         yield from (problem for url in self.base_urls or () if (problem := url_problem(url)))
+
+    def with_chat_template(self: Arguments, values: Mapping[str, Any] | None) -> Arguments:
+        """Return the options with values of the chat template's variables, which vLLM, SGLang and llama.cpp take.
+
+        Raises:
+            InputError: `extra_body` sets them too.
+        """
+        if not values:
+            return self
+        extra = self.extra_body or {}
+        if "chat_template_kwargs" in extra:
+            raise InputError("`chat_template_kwargs` is given twice: as an option and in `extra_body`; remove one")
+        return replace(self, extra_body={**extra, "chat_template_kwargs": dict(values)})
 
     def endpoint(
         self,

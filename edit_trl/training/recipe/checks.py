@@ -151,15 +151,24 @@ def _view_problems(values: Mapping[str, Any], trainer: TrainerName) -> Iterator[
 
 
 def _suite_problems(values: Mapping[str, Any]) -> Iterator[str]:
-    sizes = ("suite_eval_steps", "suite_rows", "suite_max_new_tokens")
+    sizes = ("suite_eval_steps", "suite_rows", "suite_max_new_tokens", "stop_at_plateau")
     yield from at_least(1, **{name: values.get(name) for name in sizes})
     yield from not_negative(suite_accuracy_rows=values.get("suite_accuracy_rows"))
     if values.get("suite_dataset_split") is not None and not values.get("suite_dataset_name"):
         yield "`suite_dataset_split` is a split of `suite_dataset_name`, which is missing"
+    metric = str(values.get("metric_for_best_model", "")).removeprefix("eval_")
+    if values.get("stop_at_plateau") is not None:
+        if values.get("suite_eval_steps") is None:
+            yield "`stop_at_plateau` needs `suite_eval_steps`, how often the student is measured"
+        elif not values.get("suite_accuracy_rows") and not metric.startswith("suite/"):
+            yield (
+                "`stop_at_plateau` watches the accuracy: set `suite_accuracy_rows`, the number of questions, or name "
+                "another score of the suite with `metric_for_best_model`"
+            )
     if values.get("suite_eval_steps") is not None:
         return
     without_steps = [name for name in values if name.startswith("suite_") and values[name] is not None]
     if without_steps:
         yield f"`{'`, `'.join(without_steps)}` need `suite_eval_steps`, how often the suite is run"
-    if str(values.get("metric_for_best_model", "")).removeprefix("eval_").startswith("suite/"):
+    if metric.startswith("suite/"):
         yield f"`metric_for_best_model: {values['metric_for_best_model']}` needs `suite_eval_steps`"

@@ -79,7 +79,8 @@ class DataArguments:
             "'unrectified': the chains that were correct from the start. 'repeat_sampling': those repeated "
             "until they are as many as all chains. 'dual_cot_sft': correct chains, and wrong ones marked as "
             "such. 'mt_cot', 'sbs': chain and answer as two tasks. 'scott': correct chains, and the answers "
-            "of wrong ones. See edit_trl.data.views and recipes/baselines."
+            "of wrong ones. 'critique': say what is wrong with a wrong chain, then solve. 'lema': that, beside "
+            "correct chains. 'check': is a chain right, yes or no. See edit_trl.data.views and recipes/baselines."
         },
     )
     mistake: list[str] | None = field(
@@ -113,6 +114,15 @@ class DataArguments:
     )
     suite_max_new_tokens: int = field(
         default=256, metadata={"help": "The longest answer to a question of the suite, in tokens."}
+    )
+
+    stop_at_plateau: int | None = field(
+        default=None,
+        metadata={
+            "help": "End the stage once its accuracy on the suite's questions has not risen in this many suites in a "
+            "row, or the score of the suite that metric_for_best_model names. What is saved are the last weights, or "
+            "with load_best_model_at_end the best."
+        },
     )
 
     def __post_init__(self):
