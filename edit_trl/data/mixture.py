@@ -17,7 +17,15 @@ from edit_trl.common.conversion import convert, natural
 from edit_trl.common.errors import InputError, collect_problems, raise_problems, show
 from edit_trl.common.yaml_file import parse_yaml
 from edit_trl.data.dual_cots import DatasetSource
-from edit_trl.data.row import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, SPAN_COLUMNS, is_conversational, rows_of, with_prompts
+from edit_trl.data.row import (
+    OPTIONAL_COLUMNS,
+    REQUIRED_COLUMNS,
+    SPAN_COLUMNS,
+    TEMPLATE_COLUMNS,
+    is_conversational,
+    rows_of,
+    with_prompts,
+)
 from edit_trl.data.unused_columns import unknown_columns, unused_columns
 
 if TYPE_CHECKING:
@@ -167,7 +175,7 @@ class Mixture:
         from datasets import Dataset
         from datasets.table import InMemoryTable
 
-        tables, problems = self._with_lists_of_rejected(tables), []
+        tables, problems = _with_json(self._with_lists_of_rejected(tables)), []
         columns = [
             name for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if any(name in t.column_names for t in tables)
         ]
@@ -249,6 +257,27 @@ def _with_list_of_rejected(table: pa.Table, source: str) -> pa.Table:
             ) from error
         table = table.set_column(table.column_names.index(column), column, array)
     return table
+
+
+def _with_json(tables: list[pa.Table]) -> list[pa.Table]:
+    """Return tables whose columns for the chat template are JSON where two tables have them in different types.
+
+    As one Arrow type, each tool would get the parameters of all tools, as None.
+    """
+    import pyarrow as pa
+    from datasets import Dataset
+
+    for column in TEMPLATE_COLUMNS:
+        having = [column in table.column_names for table in tables]
+        if len({str(table.schema.field(column).type) for table, has in zip(tables, having, strict=True) if has}) < 2:
+            continue
+        for place, table in enumerate(tables):
+            if having[place]:
+                values = Dataset(table.select([column]))[column][:]
+                texts = [value if isinstance(value, str | None) else json.dumps(value) for value in values]
+                array = pa.array(texts, pa.json_())
+                tables[place] = table.set_column(table.column_names.index(column), column, array)
+    return tables
 
 
 def _with_unique_ids(tables: list[pa.Table]) -> list[pa.Table]:

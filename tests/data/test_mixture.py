@@ -87,6 +87,21 @@ def test_messages_with_more_fields_and_spans_of_other_widths(write, tmp_path):
     assert [row["chosen_key_spans"] for row in rows] == [[[0, 2]]] * 2 + [None] * 2
 
 
+def test_tools_of_each_dataset_stay_as_they_are(write):
+    def row(place: int, **columns) -> dict:
+        return conversational(sums(1, place)[0]) | columns
+
+    one, two = ([{"name": name, "parameters": {name: {"type": "number"}}}] for name in ("add", "subtract"))
+    first = write("a.jsonl", [row(0, tools=one, chat_template_kwargs={"enable_thinking": False})])
+    second = write("b.jsonl", [row(1, tools=two, chat_template_kwargs={"effort": 2}), row(2)])
+    third = write("c.jsonl", [row(3, tools=json.dumps(two))])
+    rows = Mixture((first, second, third, write("d.jsonl", [row(4)]))).load()
+    validate_dual_cots(rows)
+    assert [row["tools"] for row in rows] == [one, two, None, two, None]
+    kwargs = [{"enable_thinking": False}, {"effort": 2}, None, None, None]
+    assert [row["chat_template_kwargs"] for row in rows] == kwargs
+
+
 def test_one_and_several_wrong_chains(write):
     spans = {"chosen_key_spans": [[0, 2]], "rejected_key_spans": [[0, 2]]}
     several = [row | {"rejected": [row["rejected"], "No."]} for row in sums(1, 5)]
@@ -205,11 +220,11 @@ def test_plain_and_conversational(write):
 
 
 def test_columns_of_two_types(write):
-    rows = [conversational(row) for row in sums(1)]
-    tools = [row | {"tools": [{"name": "add"}]} for row in rows]
-    text = [row | {"tools": '[{"name": "add"}]'} for row in rows]
-    [problem] = problems_of((write("a.jsonl", tools), write("b.jsonl", rows), write("c.jsonl", text)))
-    assert problem.startswith("c.jsonl, tools: holds string, but a.jsonl has list<")
+    alone = [row | {"rejected": []} for row in sums(1, 5, chosen_key_spans=[[0, 2]])]
+    several = [row | {"rejected": [row["rejected"]], "chosen_key_spans": [[[0, 2]]]} for row in sums(1)]
+    [problem] = problems_of((write("a.jsonl", sums(1)), write("b.jsonl", several), write("c.jsonl", alone)))
+    assert problem.startswith("c.jsonl, chosen_key_spans: holds list<")
+    assert "but b.jsonl has list<" in problem
 
 
 def test_a_share_that_leaves_nothing(write):
