@@ -294,7 +294,7 @@ def _map(dataset: "Dataset", preparation: RowPreparation, desc: str, num_proc: i
             folder = Path(dataset.cache_files[0]["filename"]).parent
         folder.mkdir(parents=True, exist_ok=True)
         cache_file = str(folder / f"dual-cots-{fingerprint}.arrow")
-    return dataset.map(
+    prepared = dataset.map(
         preparation,
         with_indices=True,
         batched=True,
@@ -305,3 +305,5 @@ def _map(dataset: "Dataset", preparation: RowPreparation, desc: str, num_proc: i
         new_fingerprint=fingerprint,
         desc=desc,
     )
+    # A transform (`with_transform`) has made the rows that were tokenized; it is not for the tokens.
+    return prepared if prepared.format["type"] is None else prepared.with_format(None)

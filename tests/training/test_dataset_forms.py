@@ -53,6 +53,20 @@ def test_a_format_changes_nothing(tmp_path, tokenizer, rows):
     assert {"eval_a_loss", "eval_b_loss"} <= by_name.evaluate().keys()
 
 
+def test_a_transform_makes_the_rows(tmp_path, tokenizer):
+    def transform(batch):
+        return batch | {"prompt": [f"{prompt}Think first.\n" for prompt in batch["prompt"]]}
+
+    data = Dataset.from_list(ROWS)
+    expected = make(tmp_path, tokenizer, data.map(transform, batched=True), data.map(transform, batched=True))
+    trainer = make(tmp_path, tokenizer, data.with_transform(transform), data.with_transform(transform))
+    assert trainer.train_dataset.to_list() == expected.train_dataset.to_list()
+    assert trainer.eval_dataset.to_list() == expected.eval_dataset.to_list()
+    assert make(tmp_path, tokenizer, data).train_dataset["prompt_ids"][:] != trainer.train_dataset["prompt_ids"][:]
+    trainer.train()
+    trainer.evaluate(data.with_transform(transform))
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_view_of_rows_with_a_format(name):
     data = Dataset.from_list(CHAT)
