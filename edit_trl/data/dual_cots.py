@@ -25,6 +25,7 @@ from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
     SPAN_COLUMNS,
+    TEMPLATE_COLUMNS,
     TEXT_COLUMNS,
     has_several_rejected,
     rows_of,
@@ -32,9 +33,10 @@ from edit_trl.data.row import (
 from edit_trl.data.row_checks import checked_mapping, find_row_errors, validate_dual_cots
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
-_CSV_JSON_COLUMNS = ("mistake", *SPAN_COLUMNS)
+_CSV_JSON_COLUMNS = ("mistake", "chat_template_kwargs", *SPAN_COLUMNS)
 
 
 # --- Loading ---------------------------------------------------------------------------------
@@ -56,8 +58,8 @@ def load_dual_cots(
     Args:
         source: A .jsonl, .json (a list of rows, or {"data": [...]}), .csv or .parquet file; a folder written
             by `datasets.save_to_disk` or by `edit-trl generate` (with the splits `dual` and `warm_up`); or
-            the id of a dataset on the Hub. In CSV every cell is text, except that `mistake`, spans and
-            conversations are JSON, and that an empty cell of an optional column is None.
+            the id of a dataset on the Hub. In CSV every cell is text, except that `mistake`, spans,
+            `chat_template_kwargs` and conversations are JSON, and that an empty cell of an optional column is None.
         name: The configuration, for a dataset on the Hub.
         split: The split, "train" by default; a file has no other.
         revision: The branch, tag or commit, for a dataset on the Hub.
@@ -182,13 +184,24 @@ def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str], chosen: Sequ
     arrays = {}
     for column in columns:
         values = [row.get(column) for row in rows]
+        is_structured = column in TEMPLATE_COLUMNS or (column in REQUIRED_COLUMNS and not isinstance(values[0], str))
         try:
-            arrays[column] = pa.array(values, type=types.get(column))
+            arrays[column] = array_of(column, values) if is_structured else pa.array(values, type=types.get(column))
         except (pa.ArrowException, OverflowError) as error:
             row = bisect.bisect(range(len(rows)), False, key=lambda last: not _is_column(values[: last + 1]))
             reason = f"column {column!r} cannot be stored, its values must be of one type: {error}"
             raise InputError(f"{path}, row {row + 1}: {reason}") from error
     return Dataset(InMemoryTable.from_pydict(arrays))
+
+
+def array_of(column: str, values: list[Any]) -> pa.ChunkedArray:
+    """Return the values of a column as Arrow stores them; dicts whose keys differ are JSON, as in files that TRL loads.
+
+    One Arrow type for all of them would have the keys of all, and give each dict those of the others, as None.
+    """
+    from datasets import Dataset
+
+    return Dataset.from_dict({column: values}, on_mixed_types="use_json").data.table[column]
 
 
 def _is_column(values: list[Any]) -> bool:

@@ -16,7 +16,7 @@ from edit_trl.common.checks import positive
 from edit_trl.common.conversion import convert, natural
 from edit_trl.common.errors import InputError, collect_problems, raise_problems, show
 from edit_trl.common.yaml_file import parse_yaml
-from edit_trl.data.dual_cots import DatasetSource
+from edit_trl.data.dual_cots import DatasetSource, array_of
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
@@ -175,7 +175,7 @@ class Mixture:
         from datasets import Dataset
         from datasets.table import InMemoryTable
 
-        tables, problems = _with_json(self._with_lists_of_rejected(tables)), []
+        tables, problems = _with_common_types(self._with_lists_of_rejected(tables)), []
         columns = [
             name for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if any(name in t.column_names for t in tables)
         ]
@@ -259,24 +259,23 @@ def _with_list_of_rejected(table: pa.Table, source: str) -> pa.Table:
     return table
 
 
-def _with_json(tables: list[pa.Table]) -> list[pa.Table]:
-    """Return tables whose columns for the chat template are JSON where two tables have them in different types.
+def _with_common_types(tables: list[pa.Table]) -> list[pa.Table]:
+    """Return tables whose messages, tools and template options have one type, which is JSON where their fields differ.
 
-    As one Arrow type, each tool would get the parameters of all tools, as None.
+    A type with the fields of all would give each tool the parameters of all tools, as None.
     """
-    import pyarrow as pa
     from datasets import Dataset
 
-    for column in TEMPLATE_COLUMNS:
-        having = [column in table.column_names for table in tables]
-        if len({str(table.schema.field(column).type) for table, has in zip(tables, having, strict=True) if has}) < 2:
+    for column in (*REQUIRED_COLUMNS, *TEMPLATE_COLUMNS):
+        having = [place for place, table in enumerate(tables) if column in table.column_names]
+        if len({str(tables[place].schema.field(column).type) for place in having}) < 2:
             continue
-        for place, table in enumerate(tables):
-            if having[place]:
-                values = Dataset(table.select([column]))[column][:]
-                texts = [value if isinstance(value, str | None) else json.dumps(value) for value in values]
-                array = pa.array(texts, pa.json_())
-                tables[place] = table.set_column(table.column_names.index(column), column, array)
+        parts = [Dataset(tables[place].select([column])) for place in having]
+        array = array_of(column, [value for part in parts for value in part[column][:]])
+        for place in having:
+            table = tables[place]
+            own, array = array[: len(table)], array[len(table) :]
+            tables[place] = table.set_column(table.column_names.index(column), column, own)
     return tables
 
 

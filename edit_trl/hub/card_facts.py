@@ -293,7 +293,7 @@ def pick_examples(
     examples = []
     for pair in locate_pairs(picked, method, tokenizer):
         messages = [{"content": pair.prompt}] if isinstance(pair.prompt, str) else pair.prompt
-        prompt = "\n\n".join(message["content"] for message in messages).strip()
+        prompt = "\n\n".join(message.get("content") or "" for message in messages).strip()
         spans = [[list(span) for span in side or ()] for side in (pair.chosen_spans, pair.rejected_spans)]
         examples.append(Example(prompt, pair.chosen, pair.rejected, *spans))
     return examples

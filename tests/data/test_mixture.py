@@ -83,7 +83,7 @@ def test_messages_with_more_fields_and_spans_of_other_widths(write, tmp_path):
     table.save_to_disk(tmp_path / "saved")
     rows = Mixture((write("a.jsonl", thinking), DatasetSource("saved"))).load()
     validate_dual_cots(rows)
-    assert [row["chosen"][0]["reasoning_content"] for row in rows] == ["Let me add."] * 2 + [None] * 2
+    assert [row["chosen"] for row in rows] == [row["chosen"] for row in thinking] + table["chosen"][:]
     assert [row["chosen_key_spans"] for row in rows] == [[[0, 2]]] * 2 + [None] * 2
 
 
