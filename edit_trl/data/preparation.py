@@ -16,6 +16,7 @@ from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.data.row import is_conversational, pairs_of, with_prompts
 from edit_trl.data.row_checks import validate_dual_cots
 from edit_trl.data.tokenization import is_alone, tokenize_with_notes
+from edit_trl.data.unused_columns import unused_columns
 from edit_trl.key_steps import KeyStepMethod
 
 if TYPE_CHECKING:
@@ -277,6 +278,9 @@ def prepare_for_training(
         for note, count in report.notes.items():
             some = "" if count == report.kept else f", {count} of {report.kept} pairs"
             logger.warning(f"{name} dataset{some}: {note}")
+        conversational = is_conversational(dataset[0])
+        if unused := unused_columns(dataset.column_names, options.key_step_method, conversational=conversational):
+            logger.warning_once(f"{name} dataset: {unused}")
     return prepared, report
 
 
@@ -310,7 +314,7 @@ def _map(dataset: "Dataset", preparation: RowPreparation, desc: str, num_proc: i
             folder = Path(dataset.cache_files[0]["filename"]).parent
         folder.mkdir(parents=True, exist_ok=True)
         cache_file = str(folder / f"dual-cots-{fingerprint}.arrow")
-    return dataset.map(
+    prepared = dataset.map(
         preparation,
         with_indices=True,
         batched=True,
@@ -321,3 +325,5 @@ def _map(dataset: "Dataset", preparation: RowPreparation, desc: str, num_proc: i
         new_fingerprint=fingerprint,
         desc=desc,
     )
+    # A transform (`with_transform`) has made the rows that were tokenized; it is not for the tokens.
+    return prepared if prepared.format["type"] is None else prepared.with_format(None)

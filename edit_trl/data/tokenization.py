@@ -17,7 +17,7 @@ from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
 from edit_trl.data.chains import Place
 from edit_trl.data.conversation import Conversation, RenderedChain
-from edit_trl.data.row import chain_text, is_conversational
+from edit_trl.data.row import chain_text, is_conversational, template_options
 from edit_trl.key_steps import SIDES, Chain, KeyStepMethod, KeySteps, mark
 
 if TYPE_CHECKING:
@@ -128,12 +128,24 @@ def tokenize_with_notes(
 def _notes(row: Mapping[str, Any], rendered: Sequence[RenderedChain], lost: str) -> list[str]:
     """Return the notes of both texts; `lost` is the end of the prompt that is no part of the training text."""
     notes = list(dict.fromkeys(text.note for text in rendered if text.note))
+    if is_conversational(row) and _has_null(template_options(row)["tools"]):
+        notes.append(
+            "`tools` holds null values, which a chat template writes into the prompt; where a dataset filled them in, "
+            "give the tools as JSON text"
+        )
     if lost and is_conversational(row) and all(text.text.startswith(text.prompt) for text in rendered):
         notes.append(
             f"the end of the prompt, {lost!r}, is one token with the beginning of a chain, so the prompts of training "
             "end before it; those of a generation do not"
         )
     return notes
+
+
+def _has_null(value: Any) -> bool:
+    """Whether a mapping in a nested value has a value of None."""
+    if isinstance(value, Mapping):
+        return any(item is None or _has_null(item) for item in value.values())
+    return isinstance(value, list) and any(map(_has_null, value))
 
 
 def _render_pair(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> tuple[RenderedChain, RenderedChain]:

@@ -23,6 +23,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.data.conversation import LOSES_THOUGHTS
 from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
 from edit_trl.data.row import REQUIRED_COLUMNS, TEMPLATE_COLUMNS, is_chosen_alone, pairs_of, rows_of, with_prompts
+from edit_trl.data.unused_columns import unused_columns
 from edit_trl.models.adapters import adapter_base
 from edit_trl.models.loading import load_tokenizer
 from edit_trl.training.quantization import settle_adapter_dtype
@@ -71,6 +72,7 @@ def preference_pairs(
         if not is_chosen_alone(row)
         for pair in pairs_of(row)
     ]
+    given = dataset.column_names
     if not pairs:
         raise InputError(f"{name} dataset: there is no pair, only correct chains alone; TRL's trainers need pairs")
     dataset = Dataset.from_list(pairs)
@@ -83,6 +85,8 @@ def preference_pairs(
                 f"{name} dataset: {note}, which TRL's own trainers cannot be told; train on a student whose chat "
                 "template keeps thoughts, or on rows without them"
             )
+    if unused := unused_columns(given):
+        logger.warning_once(f"{name} dataset: {unused}")
     return dataset.select([row - 1 for row in prepared["row"]])
 
 

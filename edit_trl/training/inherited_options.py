@@ -182,6 +182,8 @@ FORMER_NAMES: dict[str, str] = {
     "dataset_batch_size": "remove it",
     "tokenizer_name_or_path": "remove it: the student's own tokenizer is used",
     "dataset_streaming": "remove it: key steps are found before training, from all rows",
+    "streaming": "remove it: key steps are found before training, from all rows",
+    "env": "write it at the top of a recipe: environment variables of all stages, by name",
     "ignore_bias_buffers": "write `ddp_broadcast_buffers: false`",
     "bnb_4bit_use_double_quant": "write `use_bnb_nested_quant`",
     "lora_rank": "write `lora_r`",

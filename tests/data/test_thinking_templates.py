@@ -182,6 +182,24 @@ def test_tools_and_their_results(name, as_text, tmp_path):
     assert "Add two numbers." in fast.decode(tokenize_with_offsets(pair, fast)[0]["prompt_ids"])
 
 
+def test_nulls_that_a_dataset_fills_in_are_said(tmp_path):
+    fast = tokenizer("qwen3")
+    other = {
+        "type": "function",
+        "function": {"name": "now", "description": "The time.", "parameters": {"type": "object"}},
+    }
+    pair = {"prompt": QUESTION, "chosen": with_tools(5), "rejected": with_tools(6), "tools": [TOOL]}
+    dataset = Dataset.from_list([pair, {**pair, "tools": [other]}])
+    notes = [tokenize_with_notes(row, fast)[2] for row in dataset]
+    assert "`tools` holds null values" in notes[1][0]
+    assert ours([pair, {**pair, "tools": [other]}], fast) == trls([pair, {**pair, "tools": [other]}], fast, tmp_path)
+    # Files of rows keep each schema as it is.
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({**pair, "tools": [tool]}) + "\n" for tool in (TOOL, other))
+    )
+    assert [tokenize_with_notes(row, fast)[2] for row in load_dual_cots(tmp_path / "rows.jsonl")] == [[], []]
+
+
 def test_rows_without_a_prompt(tmp_path):
     fast = tokenizer("qwen3")
     system = [{"role": "system", "content": "Be brief."}, *QUESTION]
