@@ -42,33 +42,63 @@ class RenderedChain:
 
 
 @dataclass(frozen=True)
-class Conversation:
-    """One side of a conversational row, and the tokenizer that renders it.
+class Opening:
+    """The prompt of a conversational row, which both of its chains share, and the tokenizer that renders it.
 
     Attributes:
         row: The row.
-        side: `chosen` or `rejected`.
         tokenizer: Has a chat template.
-        prefix: Stands before the chain, in the same message.
     """
 
     row: Mapping[str, Any]
-    side: str
     tokenizer: PreTrainedTokenizerBase
+
+    @cached_property
+    def prompt(self) -> str:
+        """What a model is prompted with."""
+        return self.render([], add_generation_prompt=True)
+
+    @cached_property
+    def bare(self) -> str:
+        """The messages of the prompt alone."""
+        return self.render([])
+
+    def render(self, answer: Messages, template: str | None = None, *, add_generation_prompt: bool = False) -> str:
+        """Return the conversation with an answer, by the tokenizer's own chat template or another one."""
+        return render(
+            self.tokenizer,
+            [*self.row["prompt"], *answer],
+            add_generation_prompt=add_generation_prompt,
+            chat_template=template,
+            **template_options(self.row),
+        )
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One side of a conversational row.
+
+    Attributes:
+        opening: The row and its prompt.
+        side: `chosen` or `rejected`.
+        prefix: Stands before the chain, in the same message.
+    """
+
+    opening: Opening
+    side: str
     prefix: str = ""
 
     @cached_property
     def chain(self) -> Messages:
         """The messages of the chain, the first with the prefix."""
-        first, *others = self.row[self.side]
+        first, *others = self.opening.row[self.side]
         return (
             [{**first, "content": self.prefix + (first["content"] or "")}, *others] if self.prefix else [first, *others]
         )
 
-    @cached_property
-    def prompt(self) -> str:
-        """What a model is prompted with."""
-        return self._render([], add_generation_prompt=True)
+    @property
+    def _template_name(self) -> str:
+        return f"the chat template of {self.opening.tokenizer.name_or_path}"
 
     def text(self) -> RenderedChain:
         """Return the conversation as text.
@@ -94,7 +124,7 @@ class Conversation:
             return continued
         what = "thoughts or tool calls" if any(piece.parts for piece in pieces_of(self.chain)) else "text"
         raise InputError(
-            f"the chat template of {self.tokenizer.name_or_path} leaves out or rewrites the assistant's {what} "
+            f"{self._template_name} leaves out or rewrites the assistant's {what} "
             f"({self.side}: {messages_text(self.chain)[:40]!r}), so key steps cannot be placed on its tokens; use "
             "another template (`chat_template_path`) or plain strings"
         )
@@ -104,12 +134,12 @@ class Conversation:
         yield self.chain, None, None
         if not any(split_thoughts(messages_text([m])).thoughts for m in self.chain if m["role"] == "assistant"):
             return
-        lost = f"the chat template of {self.tokenizer.name_or_path} {LOSES_THOUGHTS}, so they are"
+        lost = f"{self._template_name} {LOSES_THOUGHTS}, so they are"
         own = next((name for name in FIELDS if any(message.get(name) for message in self.chain)), None)
         other_fields = [
             (_with_field(self.chain, name), None, f"{lost} given to it in `{name}`") for name in FIELDS if name != own
         ]
-        name, training = training_template(self.tokenizer) or (None, None)
+        name, training = training_template(self.opening.tokenizer) or (None, None)
         if own:
             yield from other_fields
         if training:
@@ -123,8 +153,9 @@ class Conversation:
 
     def _place(self, messages: Messages, template: str | None) -> RenderedChain | None:
         """Return the conversation as text; None where a part of the chain is missing in it."""
-        prompt = self.prompt
-        text, bare = self._render(messages, template), self._render([], template)
+        prompt = self.opening.prompt
+        text = self.opening.render(messages, template)
+        bare = self.opening.bare if template is None else self.opening.render([], template)
         # Templates may render the prompt alone differently. The search starts where both still agree, so that a chain
         # repeated in the prompt is not taken for the answer.
         places = find_places(pieces_of(self.chain), text, common_prefix(bare, text))
@@ -153,7 +184,7 @@ class Conversation:
 
     def _continued(self, template: str | None = None) -> RenderedChain | None:
         """Return the text of a chain that begins as its prompt ends, such as with <think>; None for any other."""
-        prompt, probe, chain = self.prompt, self._probe(template), messages_text(self.chain)
+        prompt, probe, chain = self.opening.prompt, self._probe(template), messages_text(self.chain)
         opening, stripped = prompt[common_prefix(prompt, probe) :].strip(), chain.strip()
         if not opening or len(self.chain) > 1 or not stripped.startswith(opening):
             return None
@@ -165,16 +196,7 @@ class Conversation:
 
     def _probe(self, template: str | None) -> str:
         """Return the conversation with any other answer, which shows what the template puts before and after one."""
-        return self._render([{"role": "assistant", "content": _PROBE}], template)
-
-    def _render(self, answer: Messages, template: str | None = None, *, add_generation_prompt: bool = False) -> str:
-        return render(
-            self.tokenizer,
-            [*self.row["prompt"], *answer],
-            add_generation_prompt=add_generation_prompt,
-            chat_template=template,
-            **template_options(self.row),
-        )
+        return self.opening.render([{"role": "assistant", "content": _PROBE}], template)
 
 
 def _without_fields(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
 from edit_trl.data.chains import Place
-from edit_trl.data.conversation import Conversation, RenderedChain
+from edit_trl.data.conversation import Conversation, Opening, RenderedChain
 from edit_trl.data.row import chain_text, is_conversational, template_options
 from edit_trl.key_steps import SIDES, Chain, KeyStepMethod, KeySteps, mark
 
@@ -167,7 +167,8 @@ def _render_pair(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -
             f"the rows are conversational but the tokenizer ({tokenizer.name_or_path}) has no chat "
             "template; use an instruct model, set `chat_template_path`, or give plain strings"
         )
-    texts = tuple(Conversation(row, side, tokenizer, prefix if is_before else "").text() for side in SIDES)
+    opening = Opening(row, tokenizer)
+    texts = tuple(Conversation(opening, side, prefix if is_before else "").text() for side in SIDES)
     return tuple(_after_prefix(text, len(prefix), is_before) for text in texts) if prefix else texts
 
 
@@ -213,16 +214,15 @@ def _encode_chain(
 
 def _offsets(tokens: Sequence[tuple[int, int]], places: Sequence[Place]) -> list[tuple[int, int]]:
     """Return the characters of a chain in each token, given their characters in the text; (0, 0) for tokens outside."""
-    offsets, number = [], 0
-    for start, end in tokens:
-        while number < len(places) and places[number].end <= start:
-            number += 1
-        place = places[number] if number < len(places) else None
-        if place is None or end <= place.start or start >= end:
-            offsets.append((0, 0))
-            continue
-        shift = place.of_chain - place.start
-        offsets.append((max(start, place.start) + shift, min(end, place.end) + shift))
+    offsets = [(0, 0)] * len(tokens)
+    for place in places:
+        begin, stop, shift = place.start, place.end, place.of_chain - place.start
+        for number, (start, end) in enumerate(tokens):
+            if start < stop and end > begin:
+                offsets[number] = (
+                    (start if start > begin else begin) + shift,
+                    (end if end < stop else stop) + shift,
+                )
     return offsets
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.thoughts import join_thoughts, split_thoughts
-from edit_trl.data.conversation import Conversation
+from edit_trl.data.conversation import Conversation, Opening
 from edit_trl.models.chat_templates import check_variables, render
 from edit_trl.teachers.chain_text import ThoughtsForm, message_of
 
@@ -36,7 +36,7 @@ def check_thoughts_form(
             f"write `thoughts_as: {others[0]}`"
         )
     try:
-        Conversation({"prompt": _PROMPT, "chosen": [message_of(_PROBE, form)]}, "chosen", tokenizer).text()
+        Conversation(Opening({"prompt": _PROMPT, "chosen": [message_of(_PROBE, form)]}, tokenizer), "chosen").text()
     except InputError as error:
         raise InputError(
             f"`thoughts: keep`: the chat template of {tokenizer.name_or_path} leaves thoughts out in every form; write "
