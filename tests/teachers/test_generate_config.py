@@ -34,6 +34,7 @@ def test_every_file_is_one_of_these():
         "own_questions",
         "pivots",
         "procedural",
+        "thinking",
     ]
     files = {path for path in (ROOT / "generate").rglob("*") if path.is_file()}
     assert files == {*RECIPES, *EXEMPLARS, ROOT / "generate" / "bbh_tasks.yaml"}
