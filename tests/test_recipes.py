@@ -22,6 +22,7 @@ ACCELERATE = sorted((ROOT / "accelerate").glob("*.yaml"))
 SLURM = ROOT / "accelerate" / "slurm_multinode.sbatch"
 RECIPES = [*MODEL_RECIPES, *QUICKSTART]
 PAPER = ROOT / "Llama-2-7b" / "edit" / "config_paper.yaml"
+THINKING = ROOT / "Qwen3-0.6B" / "edit" / "config_thinking.yaml"
 
 MODELS = {
     *("SmolLM2-135M-Instruct", "SmolLM2-360M-Instruct", "SmolLM2-1.7B-Instruct"),
@@ -49,7 +50,7 @@ def variant(name: str) -> list[Path]:
 
 
 def test_every_recipe_is_found():
-    assert len(MODEL_RECIPES) == 40
+    assert len(MODEL_RECIPES) == 41
     assert len(QUICKSTART) >= 1
     assert len(ACCELERATE) == 6
     # Nothing in recipes/ escapes the tests below.
@@ -62,9 +63,9 @@ def test_every_recipe_is_found():
 
 
 def test_every_model_has_every_variant():
-    found = {(path.parts[-3], path.stem) for path in MODEL_RECIPES if path != PAPER}
+    found = {(path.parts[-3], path.stem) for path in MODEL_RECIPES if path not in (PAPER, THINKING)}
     assert found == {(model, f"config_{name}") for model in MODELS for name in ("full", "lora", "qlora")}
-    assert PAPER in MODEL_RECIPES
+    assert {PAPER, THINKING} <= {*MODEL_RECIPES}
 
 
 @each(RECIPES)
@@ -124,10 +125,11 @@ def test_is_named_for_its_model_and_shared_settings(path):
         hub_name = run.model.model_name_or_path.split("/")[1]
         assert hub_name == ("Llama-2-7b-hf" if path == PAPER else name)
         assert Path(run.training.output_dir).parent == Path("outputs", f"{name}-EDIT-{form}")
-        assert run.data.dataset_name == "data/dual_cots.jsonl"
+        assert run.data.dataset_name == ("outputs/thinking" if path == THINKING else "data/dual_cots.jsonl")
         assert "bf16" not in run.values  # taken where the machine has it, so that any machine validates
         assert run.training.gradient_checkpointing is True
-        assert run.training.max_length == 1024
+        assert run.training.max_length == (4096 if path == THINKING else 1024)
+        assert run.training.chat_template_kwargs == ({"enable_thinking": True} if path == THINKING else None)
         assert run.training.eval_strategy == "no"
         assert run.training.push_to_hub is False
 

@@ -8,11 +8,14 @@ import argparse
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from edit_trl.cli.launch import SignalRelay, accelerate_config, end_with_launcher, launch
 from edit_trl.cli.launch_options import shards
 from edit_trl.cli.parser import Parser
 from edit_trl.cli.train_help import full_help, short_help
+from edit_trl.common.environment import read_recipe_words
 from edit_trl.training.resuming.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
 
 STOPPING = (
@@ -31,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     own, options = _parser().parse_known_args(argv)
     if _print_help(own):
         return 0
+    recipe = _read_recipe(own)
     if own.dry_run:
         from edit_trl.cli.dry_run import dry_run
 
@@ -38,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     relay = SignalRelay()
     try:
         with handled(relay.pass_on):
-            code = _launch_stages(own, options, relay)
+            code = _launch_stages(own, options, _stage_names(recipe, own.stage), relay)
     except TrainingStopped as stopped:
         print(stopped, file=sys.stderr)
         code = EXIT_CODE
@@ -47,8 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _launch_stages(own: argparse.Namespace, options: list[str], relay: SignalRelay) -> int:
-    stages = _stage_names(own.config, own.stage)
+def _read_recipe(own: argparse.Namespace) -> dict[str, Any]:
+    """Read the recipe's options and set its `env`, before libraries are imported and processes started."""
+    return read_recipe_words(own.config, again=True) if own.config else {}
+
+
+def _launch_stages(own: argparse.Namespace, options: list[str], stages: list[str | None], relay: SignalRelay) -> int:
     for stage in stages:
         chosen = ["--config", own.config] if own.config else []
         chosen += ["--stage", stage] if stage else []
@@ -94,11 +102,9 @@ def _print_help(own: argparse.Namespace) -> bool:
     return own.help_all or own.help
 
 
-def _stage_names(config: str | None, stage: str | None) -> list[str | None]:
+def _stage_names(recipe: Mapping[str, Any], stage: str | None) -> list[str | None]:
     # The names alone: the checks need the libraries that the launched process imports.
-    from edit_trl.common.yaml_file import read_yaml
-
-    stages = None if stage or not config else read_yaml(config, again=True).get("stages")
+    stages = None if stage else recipe.get("stages")
     named = isinstance(stages, list) and all(isinstance(s, dict) and _is_name(s.get("name")) for s in stages)
     return [s["name"] for s in stages] if named else [stage]
 
@@ -116,6 +122,7 @@ def train_stage(argv: list[str]) -> int:
     own, options = _parser().parse_known_args(argv)
     if _print_help(own):
         return 0
+    _read_recipe(own)
     stop_signals = StopSignals()
     try:
         with handled(stop_signals.receive):

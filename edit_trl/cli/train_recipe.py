@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import release_memory
+from transformers.utils import logging
 
 from edit_trl.cli.launch_options import check_processes
 from edit_trl.cli.push import find_evaluations
@@ -23,6 +24,8 @@ from edit_trl.training.recipe.run_checks import check_runs
 from edit_trl.training.recipe.stage import find_start, is_last_stage, train_stage
 from edit_trl.training.resuming.checkpoints import holding
 from edit_trl.training.resuming.stopping import StopSignals
+
+logger = logging.get_logger(__name__)
 
 
 def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = None, **options: Any) -> Path:
@@ -56,6 +59,7 @@ def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = N
         ```
     """
     outline = read_recipe(recipe)
+    _set_environment(outline)
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     runs = resolve_runs(outline, values)
     check_runs(outline, runs)
@@ -64,6 +68,17 @@ def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = N
         folder = run_stage(outline, resolve_run(outline, values, name))
         release_memory()  # the trainer is in reference cycles with its callbacks
     return folder
+
+
+def _set_environment(recipe: Recipe) -> None:
+    """Set the recipe's `env` in this process, which has imported torch: what is read at import has no effect."""
+    changed = [name for name, value in recipe.env.items() if os.environ.get(name) != value]
+    os.environ.update(recipe.env)
+    if changed:
+        logger.warning(
+            f"{recipe.path}: {', '.join(changed)} of `env` {'is' if len(changed) == 1 else 'are'} set after torch was "
+            "imported, which may be too late; use `edit-trl train`, or export them before you start Python"
+        )
 
 
 def run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | None = None) -> Path:

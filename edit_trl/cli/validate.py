@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from edit_trl.cli.parser import Parser
 from edit_trl.cli.recipe_command import RecipeOptions
 from edit_trl.common.conversion import convert
+from edit_trl.common.environment import read_recipe_words
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.options import hints_of
-from edit_trl.common.yaml_file import read_words
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,11 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     own, words = _parser().parse_known_args(argv)
-    recipe = read_words(own.config) if own.config is not None else {}
+    recipe = read_recipe_words(own.config) if own.config is not None else {}
     if own.config is not None and (kind := recipe_kind({*recipe, *_flags(argv)})) != "train":
         print(f"{own.config}: a recipe of `edit-trl {kind}`\n{_check_recipe(kind, argv, recipe)}\nvalid")
         return 0
-    from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
+    from edit_trl.training.recipe.resolving import override, parse_options, read_recipe, resolve_runs
     from edit_trl.training.recipe.run_checks import check_runs
 
     if own.config is None and own.dataset is None:
@@ -51,9 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     runs, values = [], named
     try:
         recipe = read_recipe(own.config)
-        values = recipe.values | values
+        values = override(recipe.values, named)
         options = parse_options(words, recipe) | named
-        values |= options
+        values = override(recipe.values, options)
         if own.config:
             runs = resolve_runs(recipe, options)
             check_runs(recipe, runs)
@@ -153,13 +153,21 @@ def _named_source(values: Mapping[str, Any], is_recipe: bool) -> "list[DatasetSo
     Raises:
         InputError: The options are no text, and there is no recipe with which they were checked.
     """
+    from edit_trl.data.mixture import read_datasets
     from edit_trl.training.recipe.data_arguments import DataArguments
 
-    names = ("dataset_name", "dataset_train_split", "dataset_config", "dataset_revision", "column_mapping")
-    options, problems = convert({name: values[name] for name in names if name in values}, hints_of([DataArguments]))
+    names = ("dataset_name", "dataset_train_split", "dataset_config", "dataset_revision", "column_mapping", "datasets")
+    values = {name: values[name] for name in names if name in values}
+    if values.get("datasets") is not None:
+        try:
+            values["datasets"] = read_datasets(values["datasets"])
+        except InputError:
+            return []  # reported with the recipe
+    options, problems = convert(values, hints_of([DataArguments]))
     if not is_recipe:  # the values of a recipe were checked with it
         raise_problems(problems)
-    return [DataArguments(**options).train_source] if isinstance(options.get("dataset_name"), str) else []
+    is_named = isinstance(options.get("dataset_name"), str) or options.get("datasets")
+    return [DataArguments(**options).train_source] if is_named else []
 
 
 def _check_selection(rows: "Dataset", source: "DatasetSource", runs: "Sequence[RunArguments]") -> list[str]:

@@ -133,7 +133,7 @@ def build_options(
     """Build one object of each class from a recipe and from options that override it.
 
     Args:
-        path: A YAML file; None for options alone.
+        path: A YAML file, whose `env` is set; None for options alone.
         options: Values by name, from `read_options`.
         classes: Dataclasses whose checks raise InputError.
         hidden: Fields that are not options.
@@ -142,9 +142,9 @@ def build_options(
     Raises:
         InputError: Every error of the recipe and the options at once.
     """
-    from edit_trl.common.yaml_file import read_words
+    from edit_trl.common.environment import read_recipe_words
 
-    recipe = read_words(path) if path and recipe is None else recipe or {}
+    recipe = read_recipe_words(path) if path and recipe is None else recipe or {}
     hints = {name: hint for name, hint in hints_of(classes).items() if name not in set(hidden)}
     values, problems = convert({**recipe, **options}, hints)
     return build(classes, values, problems, f"{path or 'command line'}:")

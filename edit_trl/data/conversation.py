@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE = "§"
+LOSES_THOUGHTS = "would lose the thoughts of the chains"
+"""In the notes about chains that are given to a chat template in another way than as they are."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Conversation:
         yield self.chain, None, None
         if not any(split_thoughts(messages_text([m])).thoughts for m in self.chain if m["role"] == "assistant"):
             return
-        lost = f"the chat template of {self.tokenizer.name_or_path} would lose the thoughts of the chains, so they are"
+        lost = f"the chat template of {self.tokenizer.name_or_path} {LOSES_THOUGHTS}, so they are"
         own = next((name for name in FIELDS if any(message.get(name) for message in self.chain)), None)
         other_fields = [
             (_with_field(self.chain, name), None, f"{lost} given to it in `{name}`") for name in FIELDS if name != own

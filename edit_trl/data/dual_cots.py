@@ -10,30 +10,35 @@ import bisect
 import csv
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edit_trl.common.conversion import nearest
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.files import replacing
 from edit_trl.common.hub_ids import looks_like_file
 from edit_trl.common.json_text import read_json
-from edit_trl.data.files import check_local_source, is_text_file, load_table, read_rows
+from edit_trl.data.files import DataFiles, check_local_source, is_text_file, load_table, read_rows
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
     SPAN_COLUMNS,
+    TEMPLATE_COLUMNS,
     TEXT_COLUMNS,
     has_several_rejected,
     rows_of,
+    with_prompt,
+    with_prompts,
 )
 from edit_trl.data.row_checks import checked_mapping, find_row_errors, validate_dual_cots
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
-_CSV_JSON_COLUMNS = ("mistake", *SPAN_COLUMNS)
+_CSV_JSON_COLUMNS = ("mistake", "chat_template_kwargs", *SPAN_COLUMNS)
 
 
 # --- Loading ---------------------------------------------------------------------------------
@@ -46,18 +51,24 @@ def load_dual_cots(
     split: str | None = None,
     revision: str | None = None,
     column_mapping: Mapping[str, str] | None = None,
+    columns: Sequence[str] | None = None,
+    data_dir: str | None = None,
+    data_files: DataFiles = None,
 ) -> Dataset:
     """Load dual CoTs, rename their columns and validate every row.
 
     Args:
         source: A .jsonl, .json (a list of rows, or {"data": [...]}), .csv or .parquet file; a folder written
             by `datasets.save_to_disk` or by `edit-trl generate` (with the splits `dual` and `warm_up`); or
-            the id of a dataset on the Hub. In CSV every cell is text, except that `mistake`, spans and
-            conversations are JSON, and that an empty cell of an optional column is None.
+            the id of a dataset on the Hub. In CSV every cell is text, except that `mistake`, spans,
+            `chat_template_kwargs` and conversations are JSON, and that an empty cell of an optional column is None.
         name: The configuration, for a dataset on the Hub.
         split: The split, "train" by default; a file has no other.
         revision: The branch, tag or commit, for a dataset on the Hub.
         column_mapping: Their column name -> ours, such as {"correct": "chosen"}.
+        columns: Keep only these columns, under the names that they have before the mapping.
+        data_dir: A folder in a dataset on the Hub.
+        data_files: Files of a dataset on the Hub.
 
     Returns:
         The dataset, including its other columns.
@@ -66,11 +77,16 @@ def load_dual_cots(
         InputError: A source that cannot be found, read or mapped, or rows that are not dual CoTs.
     """
     path, where = Path(source).expanduser(), str(source)
-    check_local_source(where, split, name=name, revision=revision)
+    files = {"data_dir": data_dir, "data_files": data_files}
+    check_local_source(where, split, name=name, revision=revision, **files)
     if is_text_file(path):
-        return _dataset_of_rows(path, column_mapping or {})
-    dataset = load_table(where, name, split, revision)
+        return _dataset_of_rows(path, column_mapping or {}, columns)
+    # A saved format is a way to look at the rows.
+    dataset = load_table(where, name, split, revision, **files).with_format(None)
+    if columns is not None:
+        dataset = dataset.select_columns(_checked_columns(columns, dataset.column_names, where))
     dataset = dataset.rename_columns(checked_mapping(column_mapping or {}, dataset.column_names, where))
+    dataset = with_prompts(dataset)
     validate_dual_cots(dataset, source=where)
     return dataset
 
@@ -85,6 +101,9 @@ class DatasetSource:
         split: The split, "train" if None.
         revision: The branch, tag or commit, for a dataset on the Hub.
         column_mapping: Their column name -> ours.
+        columns: The columns to keep, under their names; None for all.
+        data_dir: A folder in a dataset on the Hub.
+        data_files: Files of a dataset on the Hub.
     """
 
     name: str
@@ -92,12 +111,24 @@ class DatasetSource:
     split: str | None = None
     revision: str | None = None
     column_mapping: Mapping[str, str] | None = None
+    columns: Sequence[str] | None = None
+    data_dir: str | None = None
+    data_files: DataFiles = None
+
+    @property
+    def names(self) -> list[str]:
+        """The name of every dataset that the rows come from."""
+        return [self.name]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the rows are on this machine."""
+        return Path(self.name).expanduser().exists()
 
     def load(self) -> Dataset:
         """Load and validate the rows; see `load_dual_cots`."""
-        return load_dual_cots(
-            self.name, name=self.config, split=self.split, revision=self.revision, column_mapping=self.column_mapping
-        )
+        options = asdict(self)
+        return load_dual_cots(options.pop("name"), name=options.pop("config"), **options)
 
 
 def _parse_csv_cell(column: str, text: str) -> Any:
@@ -120,18 +151,34 @@ def _parse_csv_cell(column: str, text: str) -> Any:
     return value if column in _CSV_JSON_COLUMNS or is_turns else text
 
 
-def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str]) -> Dataset:
+def _checked_columns(chosen: Sequence[str], columns: Sequence[str], source: str) -> list[str]:
+    """Return the chosen columns; raise an InputError if one does not exist."""
+    raise_problems(
+        f"{source}: no column {show(name)} (columns: {', '.join(columns)}){nearest(str(name), columns)}"
+        for name in chosen
+        if name not in columns
+    )
+    return list(chosen)
+
+
+def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str], chosen: Sequence[str] | None) -> Dataset:
     import pyarrow as pa
     from datasets import Dataset
     from datasets.table import InMemoryTable
 
     rows = read_rows(path)
     columns = list(dict.fromkeys(column for row in rows for column in row))
+    if chosen is not None:
+        columns = _checked_columns(chosen, columns, str(path))
+        rows = [{column: row[column] for column in columns if column in row} for row in rows]
     mapping = checked_mapping(column_mapping, columns, str(path))
     rows = [{mapping.get(column, column): value for column, value in row.items()} for row in rows]
     columns = [mapping.get(column, column) for column in columns]
     if path.suffix.lower() == ".csv":
         rows = [{c: _parse_csv_cell(c, text) for c, text in row.items()} for row in rows]
+    if "prompt" not in columns:
+        rows = [with_prompt(row) for row in rows]
+        columns += ["prompt"] if "prompt" in rows[0] else []
     raise_problems(find_row_errors(rows, columns, str(path)), str(path))
 
     # Arrow cannot infer the type of a column of empty lists or None, so known columns have fixed types.
@@ -143,13 +190,24 @@ def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str]) -> Dataset:
     arrays = {}
     for column in columns:
         values = [row.get(column) for row in rows]
+        is_structured = column in TEMPLATE_COLUMNS or (column in REQUIRED_COLUMNS and not isinstance(values[0], str))
         try:
-            arrays[column] = pa.array(values, type=types.get(column))
+            arrays[column] = array_of(column, values) if is_structured else pa.array(values, type=types.get(column))
         except (pa.ArrowException, OverflowError) as error:
             row = bisect.bisect(range(len(rows)), False, key=lambda last: not _is_column(values[: last + 1]))
             reason = f"column {column!r} cannot be stored, its values must be of one type: {error}"
             raise InputError(f"{path}, row {row + 1}: {reason}") from error
     return Dataset(InMemoryTable.from_pydict(arrays))
+
+
+def array_of(column: str, values: list[Any]) -> pa.ChunkedArray:
+    """Return the values of a column as Arrow stores them; dicts whose keys differ are JSON, as in files that TRL loads.
+
+    One Arrow type for all of them would have the keys of all, and give each dict those of the others, as None.
+    """
+    from datasets import Dataset
+
+    return Dataset.from_dict({column: values}, on_mixed_types="use_json").data.table[column]
 
 
 def _is_column(values: list[Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # What `datasets` raises for the files of a saved dataset that are not as it wrote them.
 _BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, RecursionError)
 
+DataFiles = str | Sequence[str] | Mapping[str, str] | None
+
 
 def pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> Any:
     """Return the value of a split, "train" by default; raise an InputError if there is no such split."""
@@ -32,7 +34,7 @@ def pick_split(splits: Mapping[str, Any], split: str | None, source: str) -> Any
     return splits[name]
 
 
-def check_local_source(source: str, split: str | None, **hub_options: str | None) -> None:
+def check_local_source(source: str, split: str | None, **hub_options: DataFiles) -> None:
     """Check that a source on this machine is asked for nothing that only the Hub has, and a file for no other split.
 
     Raises:
@@ -41,12 +43,15 @@ def check_local_source(source: str, split: str | None, **hub_options: str | None
     path = Path(source).expanduser()
     listed = ", ".join(f"{option}={value!r}" for option, value in hub_options.items() if value is not None)
     if listed and path.exists():
-        raise InputError(f"{source} is on this machine: {listed} only applies to a dataset on the Hub")
+        hint = "; give the path of the file itself" if "data_" in listed else ""
+        raise InputError(f"{source} is on this machine: {listed} only applies to a dataset on the Hub{hint}")
     if path.is_file():
         pick_split({"train": path}, split, source)
 
 
-def _load_from_hub(source: str, name: str | None, split: str | None, revision: str | None) -> Dataset:
+def _load_from_hub(
+    source: str, name: str | None, split: str | None, revision: str | None, **files: DataFiles
+) -> Dataset:
     """Load a dataset from the Hub; raise an InputError if that fails."""
     from datasets import DatasetDict, load_dataset
     from datasets.exceptions import DatasetsError
@@ -54,7 +59,7 @@ def _load_from_hub(source: str, name: str | None, split: str | None, revision: s
     # OSError covers a missing dataset, a refusal, no network and the offline mode; ValueError an
     # unknown configuration or split, whose message lists the known ones.
     try:
-        loaded = load_dataset(source, name, split=split, revision=revision)
+        loaded = load_dataset(source, name, split=split, revision=revision, **files)
     except (OSError, ValueError, DatasetsError) as error:
         raise InputError(
             f"{source!r} is neither a file or folder here (looked in {Path.cwd()}) nor a dataset "
@@ -109,8 +114,13 @@ def _readable(dataset: Dataset, source: str) -> Dataset:
     return dataset
 
 
-def load_table(source: str, name: str | None, split: str | None, revision: str | None = None) -> Dataset:
-    """Load a Parquet file, a folder or a dataset on the Hub; raise an InputError if that fails."""
+def load_table(
+    source: str, name: str | None, split: str | None, revision: str | None = None, **files: DataFiles
+) -> Dataset:
+    """Load a Parquet file, a folder or a dataset on the Hub; raise an InputError if that fails.
+
+    `files` are `data_dir` and `data_files` of `datasets.load_dataset`, for the Hub.
+    """
     path = Path(source).expanduser()
     if path.is_file():
         return _read_parquet(path)
@@ -119,7 +129,7 @@ def load_table(source: str, name: str | None, split: str | None, revision: str |
     if path.exists():
         raise InputError(f"{source} is a device or a pipe; write its contents to a file, and name that")
     refuse_missing_path(source)
-    return _load_from_hub(source, name, split, revision)
+    return _load_from_hub(source, name, split, revision, **files)
 
 
 def is_text_file(path: Path) -> bool:

@@ -5,7 +5,7 @@ import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,9 +13,10 @@ from transformers.utils import logging
 
 from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError, raise_problems
-from edit_trl.data.row import pairs_of
+from edit_trl.data.row import is_conversational, pairs_of, with_prompts
 from edit_trl.data.row_checks import validate_dual_cots
-from edit_trl.data.tokenization import is_alone, rendering_notes, tokenize_dual_cot
+from edit_trl.data.tokenization import is_alone, tokenize_with_notes
+from edit_trl.data.unused_columns import unused_columns
 from edit_trl.key_steps import KeyStepMethod
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class PreparationOptions(Protocol):
     max_key_fraction: float
     eos_token: str | None
     dataset_num_proc: int | None
+    chat_template_kwargs: Mapping[str, Any] | None
 
 
 @dataclass
@@ -49,6 +51,7 @@ class PreparationReport:
         truncated: Pairs cut to `max_length`.
         truncated_key_tokens: Key tokens that were cut off with them.
         key_fraction: Mean share of key tokens in the kept pairs' completions.
+        notes: How the text of pairs differs from TRL's, or from what a model is prompted with -> their number.
     """
 
     rows: int
@@ -57,6 +60,7 @@ class PreparationReport:
     truncated: int = 0
     truncated_key_tokens: int = 0
     key_fraction: float = 0.0
+    notes: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = [f"{self.kept} of {self.rows} pairs kept"]
@@ -78,6 +82,7 @@ class RowPreparation:
         truncate_long: Cut longer rows instead of dropping them.
         max_key_fraction: Drop pairs with a larger share of key tokens.
         key_step_seed: See `tokenize_dual_cot`.
+        chat_template_kwargs: Values of the chat template's variables, for rows that do not set them.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -86,6 +91,7 @@ class RowPreparation:
     truncate_long: bool = False
     max_key_fraction: float = 1.0
     key_step_seed: int = 0
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     @classmethod
     def of_options(cls, tokenizer: "PreTrainedTokenizerBase", options: "PreparationOptions") -> "RowPreparation":
@@ -123,10 +129,16 @@ class RowPreparation:
         return Hasher.hash((dataset._fingerprint, settings, code))
 
     def _prepare(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        output: dict[str, Any] = tokenize_dual_cot(
+        if self.chat_template_kwargs and is_conversational(row):
+            values = {
+                name: value for name, value in (row.get("chat_template_kwargs") or {}).items() if value is not None
+            }
+            row = {**row, "chat_template_kwargs": {**self.chat_template_kwargs, **values}}
+        output: dict[str, Any]
+        output, _, notes = tokenize_with_notes(
             row, self.tokenizer, key_step_method=self.key_step_method, key_step_seed=self.key_step_seed
         )
-        output |= {"row": index + 1, "row_id": row.get("id"), "truncated_key_tokens": -1}
+        output |= {"notes": notes, "row": index + 1, "row_id": row.get("id"), "truncated_key_tokens": -1}
         prompt = len(output["prompt_ids"])
         room = None if self.max_length is None else self.max_length - prompt
         longest = max(len(output["chosen_ids"]), len(output["rejected_ids"]))
@@ -231,10 +243,11 @@ def prepare_dual_cots(
         truncated=len(cut),
         truncated_key_tokens=sum(cut),
         key_fraction=sum(remaining["key_fraction"][:]) / max(len(remaining), 1),
+        notes=dict(Counter(note for notes in remaining["notes"] for note in notes)),
     )
     if not len(remaining):
         raise InputError(f"{name} dataset: no pair is left to train on ({report})")
-    return remaining.remove_columns(["problem", "key_fraction", "truncated_key_tokens"]), report
+    return remaining.remove_columns(["problem", "notes", "key_fraction", "truncated_key_tokens"]), report
 
 
 def prepare_for_training(
@@ -249,15 +262,25 @@ def prepare_for_training(
     """
     from accelerate import PartialState
 
+    dataset = with_prompts(dataset)
     validate_dual_cots(dataset, source=f"{name} dataset")
+    if options.chat_template_kwargs and not is_conversational(dataset[0]):
+        raise InputError(
+            f"`chat_template_kwargs` has no effect: the rows of the {name} dataset are plain text, which no chat "
+            "template renders; remove it, or give messages"
+        )
     preparation = RowPreparation.of_options(tokenizer, options)
     with PartialState().main_process_first():
         prepared, report = prepare_dual_cots(dataset, preparation, name=name, num_proc=options.dataset_num_proc)
     if PartialState().is_main_process:
         log = logger.warning if report.dropped or report.truncated else logger.info
         log(f"{name} dataset: {report}")
-        for note in rendering_notes(next(pairs_of(dataset[0])), tokenizer):
-            logger.warning(f"{name} dataset: {note}")
+        for note, count in report.notes.items():
+            some = "" if count == report.kept else f", {count} of {report.kept} pairs"
+            logger.warning(f"{name} dataset{some}: {note}")
+        conversational = is_conversational(dataset[0])
+        if unused := unused_columns(dataset.column_names, options.key_step_method, conversational=conversational):
+            logger.warning_once(f"{name} dataset: {unused}")
     return prepared, report
 
 
@@ -291,7 +314,7 @@ def _map(dataset: "Dataset", preparation: RowPreparation, desc: str, num_proc: i
             folder = Path(dataset.cache_files[0]["filename"]).parent
         folder.mkdir(parents=True, exist_ok=True)
         cache_file = str(folder / f"dual-cots-{fingerprint}.arrow")
-    return dataset.map(
+    prepared = dataset.map(
         preparation,
         with_indices=True,
         batched=True,
@@ -302,3 +325,5 @@ def _map(dataset: "Dataset", preparation: RowPreparation, desc: str, num_proc: i
         new_fingerprint=fingerprint,
         desc=desc,
     )
+    # A transform (`with_transform`) has made the rows that were tokenized; it is not for the tokens.
+    return prepared if prepared.format["type"] is None else prepared.with_format(None)

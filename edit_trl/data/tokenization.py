@@ -17,7 +17,7 @@ from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
 from edit_trl.data.chains import Place
 from edit_trl.data.conversation import Conversation, RenderedChain
-from edit_trl.data.row import chain_text, is_conversational
+from edit_trl.data.row import chain_text, is_conversational, template_options
 from edit_trl.key_steps import SIDES, Chain, KeyStepMethod, KeySteps, mark
 
 if TYPE_CHECKING:
@@ -76,6 +76,22 @@ def tokenize_with_offsets(
         The pair, and `chosen` and `rejected` -> a span per token, empty for tokens outside the text (EOS,
         template); None where the tokenizer has no offsets.
     """
+    return tokenize_with_notes(row, tokenizer, key_step_method=key_step_method, key_step_seed=key_step_seed)[:2]
+
+
+def tokenize_with_notes(
+    row: Mapping[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    key_step_method: KeyStepMethod = "words",
+    key_step_seed: int = 0,
+) -> tuple[TokenizedDualCoT, dict[str, list[tuple[int, int]] | None], list[str]]:
+    """Tokenize as `tokenize_with_offsets`, and say how the text of a conversation differs from TRL's.
+
+    Returns:
+        Also sentences for the user: what the text of training has otherwise than TRL's, or than what a model is
+        prompted with. There are none for plain rows, and with most chat templates.
+    """
     rendered = _render_pair(row, tokenizer)
     prompt_ids = _encode(rendered[0].prompt, tokenizer, special=not is_conversational(row))[0]
     chains = {
@@ -84,7 +100,7 @@ def tokenize_with_offsets(
     start = min(common_prefix(prompt_ids, chain.ids) for chain in chains.values())
     if start == 0:
         raise InputError(
-            f"the tokenized prompt {chain_text(row['prompt'])[:40]!r} shares no token with prompt + "
+            f"the tokenized prompt {rendered[0].prompt[:40]!r} shares no token with prompt + "
             "chain, so the first token of the completion cannot be predicted; use a tokenizer that "
             "adds a BOS token, or put a space or newline at the end of the prompt"
         )
@@ -104,29 +120,32 @@ def tokenize_with_offsets(
         # A correct chain alone is paired with itself and has no fork; its last token stands in for it.
         "fork": min(common_prefix(chosen.ids, rejected.ids), len(chosen.ids) - 1),
     }
-    return output, {"chosen": chosen.offsets, "rejected": rejected.offsets}
+    offsets = {"chosen": chosen.offsets, "rejected": rejected.offsets}
+    lost = tokenizer.decode(prompt_ids[start:]) if start < len(prompt_ids) else ""
+    return output, offsets, _notes(row, rendered, lost)
 
 
-def rendering_notes(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Say how the training text of a row differs from what TRL makes of it, or from what a model is prompted with.
-
-    Returns:
-        Sentences for the user; none for a plain row, and with most chat templates.
-    """
-    if not is_conversational(row):
-        return []
-    rendered = _render_pair(row, tokenizer)
+def _notes(row: Mapping[str, Any], rendered: Sequence[RenderedChain], lost: str) -> list[str]:
+    """Return the notes of both texts; `lost` is the end of the prompt that is no part of the training text."""
     notes = list(dict.fromkeys(text.note for text in rendered if text.note))
-    if any(not text.text.startswith(text.prompt) for text in rendered):
-        return notes
-    prompt_ids = _encode(rendered[0].prompt, tokenizer, special=False)[0]
-    used = tokenize_dual_cot(row, tokenizer, key_step_method="edit")["prompt_ids"]
-    if len(used) < len(prompt_ids):
+    if is_conversational(row) and _has_null(template_options(row)["tools"]):
         notes.append(
-            f"the end of the prompt, {tokenizer.decode(prompt_ids[len(used) :])!r}, is one token with the beginning of "
-            "a chain, so the prompts of training end before it; those of a generation do not"
+            "`tools` holds null values, which a chat template writes into the prompt; where a dataset filled them in, "
+            "give the tools as JSON text"
+        )
+    if lost and is_conversational(row) and all(text.text.startswith(text.prompt) for text in rendered):
+        notes.append(
+            f"the end of the prompt, {lost!r}, is one token with the beginning of a chain, so the prompts of training "
+            "end before it; those of a generation do not"
         )
     return notes
+
+
+def _has_null(value: Any) -> bool:
+    """Whether a mapping in a nested value has a value of None."""
+    if isinstance(value, Mapping):
+        return any(item is None or _has_null(item) for item in value.values())
+    return isinstance(value, list) and any(map(_has_null, value))
 
 
 def _render_pair(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> tuple[RenderedChain, RenderedChain]:

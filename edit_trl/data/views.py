@@ -109,6 +109,7 @@ def select_rows(
     Raises:
         InputError: No pair has a kind of mistake, or the view has no rows or too few.
     """
+    dataset = dataset.with_format(None)  # a format is a way to look at the rows
     if mistake and view in PAIR_VIEWS:
         dataset = _with_mistake(dataset, mistake, source)
     if view != "pairs":

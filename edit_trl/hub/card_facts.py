@@ -45,7 +45,7 @@ OBJECTIVE_FIELDS = (
     "preference_beta",
     "preference_margin",
     "dpop_lambda",
-    "loss_type",
+    "chosen_loss",
     "reference",
     "max_fork_confidence",
     "hardest_forks",
@@ -95,7 +95,7 @@ class StageFacts:
         revision: Revision of that model.
         adapter: Options of the adapter; None if all weights were trained.
         quantization: Quantization of the base model while training, such as "4-bit nf4"; None without.
-        dataset: Id or path of the dual CoTs.
+        dataset: Id or path of the dual CoTs; a list for a mixture.
         rows: How many pairs were kept and dropped, in words, by dataset ("train", "eval").
         objective: Options of the loss.
         training: Options of the training.
@@ -112,7 +112,7 @@ class StageFacts:
     revision: str | None
     adapter: dict[str, Any] | None
     quantization: str | None
-    dataset: str | None
+    dataset: str | list[str] | None
     rows: dict[str, str]
     objective: dict[str, Any]
     training: dict[str, Any]
@@ -122,6 +122,11 @@ class StageFacts:
     examples: list[Example] = field(default_factory=list)
     conversational: bool = False
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def datasets(self) -> list[str]:
+        """The id or path of every dataset."""
+        return [self.dataset] if isinstance(self.dataset, str) else self.dataset or []
 
 
 @dataclass(frozen=True)

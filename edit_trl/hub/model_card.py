@@ -158,7 +158,7 @@ def _metadata(
     tags: Sequence[str],
     evaluations: Sequence[Evaluation],
 ) -> ModelCardData:
-    datasets = list(dict.fromkeys(s.dataset for s in facts.stages if is_hub_id(s.dataset)))
+    datasets = list(dict.fromkeys(name for stage in facts.stages for name in stage.datasets if is_hub_id(name)))
     extra = {}
     if is_hub_id(base_model):
         extra["base_model_relation"] = "adapter" if facts.form == "adapter" else "finetune"

@@ -48,9 +48,11 @@ def _public_options(options: Mapping[str, Any], base_model: str | None) -> dict[
 def _without_path(option: str, value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_path(key, item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_path(option, item) for item in value]
     if not isinstance(value, str):
         return value
-    names = ("model_name_or_path", "dataset_name", "eval_dataset_name")
+    names = ("model_name_or_path", "dataset_name", "eval_dataset_name", "path")  # the last one of `datasets`
     is_local = option in names and not is_hub_id(value)
     is_path = value.startswith("~") or ".." in Path(value).parts or Path(value).is_absolute()
     return Path(value).name if is_local or is_path else value

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.conversion import convert
+from edit_trl.common.environment import read_recipe_words
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.hub_ids import refuse_missing_folder
 from edit_trl.common.options import build, find_beside, hints_of
-from edit_trl.common.yaml_file import read_texts, read_words
+from edit_trl.common.yaml_file import read_texts
 from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.questions import Question, read_questions
 from edit_trl.models.chat.dispatch import Limits
@@ -165,7 +166,7 @@ def read_generate_config(
     Raises:
         InputError: Everything that is wrong with the recipe.
     """
-    values = {**(read_words(path) if path and recipe is None else recipe or {}), **options}
+    values = {**(read_recipe_words(path) if path and recipe is None else recipe or {}), **options}
     for name, command in (("stages", "train"), ("model_name_or_path", "train"), ("runs", "judge")):
         if name in values:
             raise InputError(f"{path or 'these options'}: this is a recipe of `edit-trl {command}`, not of generate")

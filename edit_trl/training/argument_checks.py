@@ -38,7 +38,13 @@ def check_arguments(model, args, train_dataset, eval_dataset, peft_config, data_
         problems.append(f"`args` must be a DualCoTConfig, got {type(args).__name__}")
     elif args.reference == "adapter_off":
         problems += reference_problems(model, peft_config)
-    if not isinstance(train_dataset, Dataset):
+    if isinstance(train_dataset, dict):  # also a DatasetDict
+        problems.append(
+            f"`train_dataset` must be one datasets.Dataset, got a {type(train_dataset).__name__} of "
+            f"{', '.join(map(show, train_dataset)) or 'nothing'}; choose a split, such as "
+            f"`train_dataset=dataset[{next(iter(train_dataset), 'train')!r}]`"
+        )
+    elif not isinstance(train_dataset, Dataset):
         problems.append(
             f"`train_dataset` must be a datasets.Dataset, got {type(train_dataset).__name__}; key "
             "steps are found once before training, so a stream must be loaded first"

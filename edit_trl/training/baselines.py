@@ -5,8 +5,9 @@ without the guarantees of `edit_trl.training.resuming.resumable`: an incomplete 
 resumed run need not end with the same weights.
 """
 
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
 from datasets import Dataset
@@ -19,8 +20,10 @@ from transformers import (
 from transformers.utils import logging
 
 from edit_trl.common.errors import InputError
+from edit_trl.data.conversation import LOSES_THOUGHTS
 from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
-from edit_trl.data.row import REQUIRED_COLUMNS, is_chosen_alone, pairs_of, rows_of
+from edit_trl.data.row import REQUIRED_COLUMNS, TEMPLATE_COLUMNS, is_chosen_alone, pairs_of, rows_of, with_prompts
+from edit_trl.data.unused_columns import unused_columns
 from edit_trl.models.adapters import adapter_base
 from edit_trl.models.loading import load_tokenizer
 from edit_trl.training.quantization import settle_adapter_dtype
@@ -41,7 +44,11 @@ REFERENCE_ADAPTER = "ref"
 
 
 def preference_pairs(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, name: str = "train"
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    name: str = "train",
+    columns: Sequence[str] = TEMPLATE_COLUMNS,
 ) -> Dataset:
     """Convert dual CoTs to the rows of TRL's preference trainers.
 
@@ -51,26 +58,52 @@ def preference_pairs(
         tokenizer: The student's tokenizer.
         max_length: Pairs with more tokens are dropped, not cut.
         name: The dataset's name in messages.
+        columns: The columns of `TEMPLATE_COLUMNS` that the trainer reads.
 
     Returns:
-        The columns `prompt`, `chosen` and `rejected`, a row per pair.
+        The columns `prompt`, `chosen` and `rejected`, those of `columns` that rows have, a row per pair.
 
     Raises:
-        InputError: No pair is left.
+        InputError: No pair is left, or the trainer would train on another text than `DualCoTTrainer`.
     """
     pairs = [
-        {column: pair[column] for column in REQUIRED_COLUMNS}
-        for row in rows_of(dataset)
+        _preference_row(pair, columns)
+        for row in rows_of(with_prompts(dataset))
         if not is_chosen_alone(row)
         for pair in pairs_of(row)
     ]
+    given = dataset.column_names
     if not pairs:
         raise InputError(f"{name} dataset: there is no pair, only correct chains alone; TRL's trainers need pairs")
     dataset = Dataset.from_list(pairs)
     # Only to learn which pairs are dropped, for which any alignment will do.
     prepared, report = prepare_dual_cots(dataset, RowPreparation(tokenizer, "edit", max_length), name=name)
     (logger.warning if report.dropped else logger.info)(f"{name} dataset: {report}")
+    for note in report.notes:
+        if LOSES_THOUGHTS in note:
+            raise InputError(
+                f"{name} dataset: {note}, which TRL's own trainers cannot be told; train on a student whose chat "
+                "template keeps thoughts, or on rows without them"
+            )
+    if unused := unused_columns(given):
+        logger.warning_once(f"{name} dataset: {unused}")
     return dataset.select([row - 1 for row in prepared["row"]])
+
+
+def _preference_row(pair: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    """Return the columns of a pair that a trainer of TRL's reads.
+
+    Raises:
+        InputError: The pair has a value in a column that it would not read.
+    """
+    if pair.get("prefix"):
+        raise InputError(
+            "the rows have a `prefix`, which TRL's own trainers do not know; put it into prompt and chains"
+        )
+    given = {column: pair[column] for column in TEMPLATE_COLUMNS if pair.get(column)}
+    if unread := [column for column in given if column not in columns]:
+        raise InputError(f"the rows have `{unread[0]}`, which this trainer of TRL's does not read; use `trainer: dpo`")
+    return {column: pair[column] for column in REQUIRED_COLUMNS} | given
 
 
 def preference_trainer(
@@ -108,9 +141,11 @@ def preference_trainer(
     )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    train_dataset = preference_pairs(train_dataset, tokenizer, args.max_length)
+    # ORPO's and CPO's trainers read no tools.
+    columns = TEMPLATE_COLUMNS if trainer == "dpo" else ("chat_template_kwargs",)
+    train_dataset = preference_pairs(train_dataset, tokenizer, args.max_length, columns=columns)
     if eval_dataset is not None:
-        eval_dataset = preference_pairs(eval_dataset, tokenizer, args.max_length, "eval")
+        eval_dataset = preference_pairs(eval_dataset, tokenizer, args.max_length, "eval", columns)
     args.hub_token = None  # the Trainer pickles its arguments beside the weights
 
     reference = None

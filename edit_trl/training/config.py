@@ -8,9 +8,9 @@ from trl import SFTConfig
 
 from edit_trl.common.errors import InputError
 from edit_trl.key_steps import KeyStepMethod
-from edit_trl.losses import Normalization, PreferenceLoss, PreferenceReduction, RejectedPenalty
+from edit_trl.losses import ChosenLoss, Normalization, PreferenceLoss, PreferenceReduction, RejectedPenalty
 from edit_trl.models.pairs.scoring import Layout
-from edit_trl.training.option_checks import option_problems, schedule_problems
+from edit_trl.training.option_checks import as_mapping, option_problems, schedule_problems
 
 logger = logging.get_logger(__name__)
 
@@ -74,6 +74,13 @@ class DualCoTConfig(SFTConfig):
             "default."
         },
     )
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Values of the chat template's variables, as JSON or YAML, for rows that do not set them in a "
+            "column of this name: '{\"enable_thinking\": false}'."
+        },
+    )
     truncate_long: bool = field(
         default=False,
         metadata={
@@ -120,13 +127,11 @@ class DualCoTConfig(SFTConfig):
         },
     )
 
-    # TRL's help is about its own implementation.
-    loss_type: str = field(
+    chosen_loss: ChosenLoss = field(
         default="nll",
         metadata={
             "help": "The loss of the correct chain's tokens. 'nll': -log p. 'dft': the same weighted by p (Dynamic "
-            "Fine-Tuning), an SFT baseline.",
-            "choices": ["nll", "dft"],
+            "Fine-Tuning), an SFT baseline."
         },
     )
 
@@ -229,6 +234,8 @@ class DualCoTConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        if isinstance(self.chat_template_kwargs, str):
+            self.chat_template_kwargs = as_mapping(self.chat_template_kwargs)
         problems = [*option_problems(type(self), vars(self)), *self._objective_problems()]
         problems += [*self._preference_problems()]
         has_bf16 = is_torch_bf16_gpu_available()

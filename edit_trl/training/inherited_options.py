@@ -35,7 +35,7 @@ HONOURED: dict[str, tuple[str, ...]] = {
         *("pad_to_multiple_of", "per_device_train_batch_size", "per_device_eval_batch_size"),
         *("gradient_accumulation_steps", "train_sampling_strategy", "data_seed", "bf16", "fp16"),
         *("logging_nan_inf_filter", "prediction_loss_only", "neftune_noise_alpha", "auto_find_batch_size"),
-        *("loss_type", "bf16_full_eval", "fp16_full_eval", "save_total_limit", "eval_on_start", "router_aux_loss_coef"),
+        *("bf16_full_eval", "fp16_full_eval", "save_total_limit", "eval_on_start", "router_aux_loss_coef"),
     ),
     # By trl.SFTTrainer, whose constructor and training step are used
     "SFTTrainer": (
@@ -81,6 +81,9 @@ REFUSED: dict[str, Refusal] = {
     "padding_free": Refusal(f"{NOT_FOR_PAIRS}; `layout: tree` has no padding. Remove it"),
     "completion_only_loss": Refusal(f"{NOT_FOR_PAIRS}: the loss is of the two chains, never of the prompt", (True,)),
     "assistant_only_loss": Refusal(f"{NOT_FOR_PAIRS}: the loss is of the two chains, which are the assistant's"),
+    "loss_type": Refusal(
+        f"{NOT_FOR_PAIRS}; choose by `chosen_loss` (nll or dft), `preference_loss` and the weights of the objective"
+    ),
     "dataset_text_field": Refusal(f"{NOT_FOR_PAIRS}; rename columns with `column_mapping`"),
     "truncation_mode": Refusal(f"{NOT_FOR_PAIRS}: a cut chain keeps its start (`truncate_long: true`); remove it"),
     "dataset_kwargs": Refusal(f"{NOT_FOR_PAIRS}: rows are always prepared here; remove it"),
@@ -179,6 +182,8 @@ FORMER_NAMES: dict[str, str] = {
     "dataset_batch_size": "remove it",
     "tokenizer_name_or_path": "remove it: the student's own tokenizer is used",
     "dataset_streaming": "remove it: key steps are found before training, from all rows",
+    "streaming": "remove it: key steps are found before training, from all rows",
+    "env": "write it at the top of a recipe: environment variables of all stages, by name",
     "ignore_bias_buffers": "write `ddp_broadcast_buffers: false`",
     "bnb_4bit_use_double_quant": "write `use_bnb_nested_quant`",
     "lora_rank": "write `lora_r`",
@@ -203,7 +208,7 @@ CHECKPOINTING_KEYS = ("use_reentrant", "preserve_rng_state", "determinism_check"
 
 MAPPINGS = (
     *("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
-    *("model_init_kwargs", "liger_kernel_config"),
+    *("model_init_kwargs", "liger_kernel_config", "chat_template_kwargs"),
 )
 """The options that must be mappings, or JSON of one; others may also name a file."""
 

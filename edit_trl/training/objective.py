@@ -98,7 +98,7 @@ class Objective:
             batch["rejected_mask"],
             batch["chosen_key_mask"],
             batch[f"rejected_{penalised}"],
-            chosen_loss=config.loss_type,
+            chosen_loss=config.chosen_loss,
             chosen_key_weight=config.chosen_key_weight,
             chosen_context_weight=config.chosen_context_weight,
             rejected_key_weight=config.rejected_key_weight,

@@ -36,13 +36,16 @@ class PublishingMixin:
             self.args.hub_token = token
 
     def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+        self,
+        model_name: str | None = None,
+        dataset_name: str | list[str] | None = None,
+        tags: str | list[str] | None = None,
     ) -> None:
         """Write the card, its picture and `card.json` into the output folder.
 
         Args:
             model_name: The name in the title; the folder's where None.
-            dataset_name: Id or path of the dual CoTs.
+            dataset_name: Id or path of the dual CoTs; a list for a mixture.
             tags: Tags of the Hub, in addition to the trainer's own.
         """
         if not self.is_world_process_zero():
@@ -53,7 +56,7 @@ class PublishingMixin:
         write_facts(folder, facts)
         write_card(folder, facts, model_name=model_name, tags=sorted(tags))
 
-    def _facts(self, dataset_name: str | None) -> StageFacts:
+    def _facts(self, dataset_name: str | list[str] | None) -> StageFacts:
         args, config = self.args, self.model.config
         quantization = getattr(config, "quantization_config", None)
         return StageFacts(

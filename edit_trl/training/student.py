@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from edit_trl.common.errors import InputError
 from edit_trl.key_steps import SIDES
-from edit_trl.models.chat_templates import check_template, share_template
+from edit_trl.models.chat_templates import check_template, check_variables, share_template
 from edit_trl.models.loading import check_student, load_processor, load_tokenizer, load_trainable
 from edit_trl.models.vocabulary import check_vocabulary
 from edit_trl.training.config import DualCoTConfig
@@ -92,6 +92,7 @@ def _take_template(
             path, eos = None, eos or source.eos_token
     tokenizer = share_template(processing_class)
     check_template(tokenizer)
+    check_variables(tokenizer, args.chat_template_kwargs)
     if eos is not None and path is None:
         check_token(tokenizer, "eos_token", eos)
         tokenizer.eos_token = eos

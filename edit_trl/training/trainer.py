@@ -296,8 +296,9 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         dataset_name: str = "train",
     ) -> Dataset:
         """Prepare a dataset given to `__init__` or `evaluate`, as TRL's hook; a prepared one stays as it is."""
-        if dataset.format["type"] is not None or set(dataset.format["columns"]) != set(dataset.column_names):
-            dataset = dataset.with_format(None)  # a format is a way to look at the rows
+        # A format is a way to look at the rows; a transform makes others of them.
+        if dataset.format["type"] != "custom" and dataset.format != dataset.with_format(None).format:
+            dataset = dataset.with_format(None)
         if "chosen_key_mask" in dataset.column_names:
             return dataset
         tokenizer = share_template(processing_class)

@@ -227,3 +227,17 @@ def test_help_all_lists_every_option_of_every_trainer(capfd):
     assert len(names) > 200
     for name in ("config", "stage", "num_processes", *names):
         assert re.search(rf"^ +(-\w, )?--{name}\b", text, flags=re.MULTILINE), name
+
+
+def test_launched_processes_have_the_environment_of_the_recipe(recipe, tmp_path):
+    cache = tmp_path / "cache"
+    recipe.write_text(f"env:\n  HF_DATASETS_CACHE: {cache}\n{recipe.read_text()}")
+    command = [sys.executable, "-m", "edit_trl.cli.main", "train", "--config", str(recipe), "--stage", "warm_up"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert list((cache / "edit_trl").iterdir())  # the rows that the process has prepared
+    alone = [sys.executable, "-m", "edit_trl.cli.train", *command[4:], "--output_dir", str(tmp_path / "alone")]
+    (cache / "edit_trl").rename(tmp_path / "first")
+    done = subprocess.run(alone, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert list((cache / "edit_trl").iterdir())

@@ -684,3 +684,28 @@ def test_a_wrong_value_among_good_ones_is_named(tmp_path, value, expected):
     path.write_text("".join(lines))
     [problem] = problems_of(load_dual_cots, path)
     assert problem.startswith(f"{path}, {expected}")
+
+
+def test_tools_and_calls_keep_their_own_parameters(tmp_path):
+    def called(number: int, name: str) -> dict:
+        call = {"type": "function", "function": {"name": name, "arguments": {name: number}}}
+        asked = {"role": "assistant", "tool_calls": [call]}
+        turns = [asked, {"role": "tool", "content": str(number)}]
+        return {
+            "prompt": [{"role": "user", "content": f"{name} {number}?"}],
+            "chosen": [*turns, {"role": "assistant", "content": "Yes."}],
+            "rejected": [*turns, {"role": "assistant", "content": "No."}],
+            "tools": [{"name": name, "parameters": {name: {"type": "number"}}}],
+            "chat_template_kwargs": {name: True},
+        }
+
+    rows = [called(1, "add"), called(2, "subtract")]
+    loaded = load_dual_cots(write_jsonl(tmp_path / "rows.jsonl", rows))
+    assert loaded.to_list() == rows
+    for name in ("again.jsonl", "again.parquet", "again"):
+        save_dual_cots(loaded, tmp_path / name)
+        assert load_dual_cots(tmp_path / name).to_list() == rows
+    options = [row | {"tools": json.dumps(row["tools"])} for row in rows]
+    loaded = load_dual_cots(write_jsonl(tmp_path / "options.jsonl", options))
+    save_dual_cots(loaded, tmp_path / "options.csv")
+    assert load_dual_cots(tmp_path / "options.csv").to_list() == options

@@ -16,7 +16,7 @@ from edit_trl.data.procedural import ANSWER_TYPES, Family, ProceduralTeacher, ge
 from edit_trl.data.procedural import teacher as procedural
 from edit_trl.data.procedural.problems import Mistake, Problem, Slip, follow, write_chains
 from edit_trl.data.procedural.solvers import SOLVERS
-from edit_trl.data.row import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
+from edit_trl.data.row import GENERATED_COLUMNS, REQUIRED_COLUMNS
 
 FAMILIES = get_args(Family)
 CONCLUSION = re.compile(r" Therefore, the answer is (.+)\.$")
@@ -354,7 +354,7 @@ def test_more_rows_than_problems(monkeypatch):
 
 def test_dataset_has_every_column():
     dataset = generate_dual_cots(ProceduralTeacher(), 21)
-    assert dataset.column_names == [*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS]
+    assert dataset.column_names == [*REQUIRED_COLUMNS, *GENERATED_COLUMNS]
     assert list(dataset) == list(ProceduralTeacher().rows(21))
 
 

@@ -14,7 +14,7 @@ from trl import DPOConfig, DPOTrainer
 from edit_trl import DualCoTConfig
 from edit_trl.common.errors import InputError
 from edit_trl.data.preparation import RowPreparation, prepare_dual_cots, prepare_for_training
-from edit_trl.data.tokenization import rendering_notes, tokenize_dual_cot, tokenize_with_offsets
+from edit_trl.data.tokenization import tokenize_dual_cot, tokenize_with_notes, tokenize_with_offsets
 from edit_trl.models.chat_templates import render
 
 CJK_ROW = {
@@ -260,8 +260,8 @@ import datasets, edit_trl.data.preparation as t
 datasets.config.HF_DATASETS_CACHE = {cache!r}
 tokenizer = byte_level_tokenizer()
 tokenizer("used before", padding=True, truncation=True, max_length=8)
-original, calls = t.tokenize_dual_cot, []
-t.tokenize_dual_cot = lambda *a, **k: calls.append(1) or original(*a, **k)
+original, calls = t.tokenize_with_notes, []
+t.tokenize_with_notes = lambda *a, **k: calls.append(1) or original(*a, **k)
 t.prepare_dual_cots(Dataset.from_list(ROWS), t.RowPreparation(tokenizer, {method!r}))
 print("CALLS", len(calls))
 """
@@ -482,7 +482,7 @@ def test_a_person_is_told_what_comes_before_the_chains(tokenizer, log):
     prepare_for_training(rows, tokenizer, args, "train")
     [told] = [message for message in log if "generation prompt" in message]
     assert told.startswith("train dataset: the generation prompt ends with '<think>\\n', which")
-    assert rendering_notes(ROWS[0], tokenizer) == []
+    assert tokenize_with_notes(ROWS[0], tokenizer)[2] == []
 
 
 def test_rows_that_a_template_refuses_are_named(tokenizer):

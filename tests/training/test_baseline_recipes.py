@@ -96,7 +96,7 @@ def test_the_second_stage_is_the_systems_own(name):
     if loss[0][2]:
         scope = "completion" if name == "redi" else "all"
         assert (run.training.rejected_key_scope, run.training.rejected_penalty) == (scope, "likelihood")
-    assert run.training.loss_type == ("dft" if name == "dft" else "nll")
+    assert run.training.chosen_loss == ("dft" if name == "dft" else "nll")
     assert run.training.preference_loss == ("dpop" if name == "dpop" else "sigmoid")
     assert run.data.mistake == (["logical"] if name == "mistake_logical" else None)
 

@@ -20,7 +20,7 @@ def test_defaults_are_gentle(tmp_path):
 
 def test_every_field_of_ours_has_help():
     ours = [f for f in dataclasses.fields(DualCoTConfig) if f.name in DualCoTConfig.__annotations__]
-    assert len(ours) == 28
+    assert len(ours) == 29
     assert all(f.metadata["help"].endswith(".") for f in ours)
 
 
@@ -66,7 +66,8 @@ BAD = [
     ({"max_length": 1}, "`max_length` must be at least 2"),
     ({"packing": True}, "`packing: True` does not apply to dual CoTs"),
     ({"padding_free": True}, "`padding_free: True` does not apply"),
-    ({"loss_type": "chunked_nll"}, "`loss_type: 'chunked_nll'`: expected one of nll, dft"),
+    ({"loss_type": "dft"}, "`loss_type: dft` does not apply to dual CoTs; choose by `chosen_loss` (nll or dft)"),
+    ({"chosen_loss": "dtf"}, "`chosen_loss: 'dtf'`: expected one of nll, dft"),
     ({"preference_loss": "apo_zero"}, "compares with a reference model, but `reference` is 'none'"),
     ({"dpop_lambda": 5.0}, "`dpop_lambda: 5.0` is for `preference_loss: dpop`"),
     ({"dpop_lambda": -1.0}, "`dpop_lambda` must be a finite number, 0 or more"),

@@ -58,6 +58,7 @@ SET = {
     "padding_free": True,
     "completion_only_loss": False,
     "assistant_only_loss": True,
+    "loss_type": "dft",
     "dataset_text_field": "body",
     "truncation_mode": "keep_end",
     "dataset_kwargs": {"skip_prepare_dataset": True},

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import signal
 import threading
 
@@ -13,6 +14,7 @@ from train_recipe_runs import run_file, stage
 from transformers import LlamaForCausalLM, TrainerCallback
 
 from edit_trl import train_recipe
+from edit_trl.cli import train_recipe as train_recipe_module
 from edit_trl.common.errors import InputError
 from edit_trl.training.recipe import stage as stage_module
 
@@ -161,3 +163,17 @@ def test_signals_are_left_alone_also_in_a_thread(recipe, tmp_path):
     thread.join()
     assert folders == [tmp_path / "out" / "warm_up"]
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_the_environment_of_a_recipe_is_set_and_may_be_late(recipe, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    told = []
+    monkeypatch.setattr(train_recipe_module.logger, "warning", told.append)
+    recipe.write_text(f"env: {{EDIT_TRL_TEST: 1}}\n{recipe.read_text()}")
+    folder = train_recipe(recipe, stage="warm_up", max_steps=1)
+    assert os.environ["EDIT_TRL_TEST"] == "1"
+    assert "env" not in run_file(folder)["options"]
+    assert [line.split(": ")[1][:13] for line in told] == ["EDIT_TRL_TEST"]
+    assert "use `edit-trl train`, or export" in told[0]
+    train_recipe(recipe, stage="warm_up", max_steps=1)
+    assert len(told) == 1

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -50,7 +49,7 @@ def longest_batch(run: RunArguments) -> tuple[list[dict[str, Any]], str]:
             pairs = sum(total <= budget for total in accumulate(lengths[row] for row in order))
     columns = [name for name in EXAMPLE_COLUMNS if name in rows.column_names]
     examples = rows.select(order[:pairs]).select_columns(columns)
-    return examples.to_list(), f"the longest of {run.data.dataset_name}"
+    return examples.to_list(), f"the longest of {run.data.train_source.name}"
 
 
 def _tokens_per_pair(rows: Dataset, layout: BatchLayoutName, with_rejected: bool) -> list[int]:
@@ -65,7 +64,7 @@ def _tokens_per_pair(rows: Dataset, layout: BatchLayoutName, with_rejected: bool
 def _local_rows(run: RunArguments) -> Dataset | None:
     """Return the prepared rows; None if the dataset or the tokenizer would have to be downloaded."""
     training = run.training
-    if not Path(run.data.dataset_name).exists():
+    if not run.data.train_source.is_local:
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -5,6 +5,7 @@ Each class (`DataArguments`, the trainer's, TRL's `ModelConfig`) checks its own 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING
+from pathlib import Path
 from typing import Any
 
 from edit_trl.common.checks import at_least, not_negative
@@ -23,6 +24,7 @@ def run_problems(values: Mapping[str, Any], trainer: TrainerName) -> Iterator[st
         trainer: The run's trainer.
     """
     yield from _model_problems(values)
+    yield from _mixture_problems(values)
     yield from _unused_problems(values)
     yield from _view_problems(values, trainer)
     yield from _suite_problems(values)
@@ -31,7 +33,7 @@ def run_problems(values: Mapping[str, Any], trainer: TrainerName) -> Iterator[st
 def _model_problems(values: Mapping[str, Any]) -> Iterator[str]:
     if not values.get("model_name_or_path"):
         yield "`model_name_or_path` is missing: the student, as a Hub id or a path"
-    if not values.get("dataset_name"):
+    if not values.get("dataset_name") and values.get("datasets") is None:
         yield "`dataset_name` is missing: the dual CoTs, as a file, a folder or a Hub id"
     for bits in ("load_in_4bit", "load_in_8bit"):
         if values.get(bits) and not values.get("use_peft"):
@@ -44,6 +46,36 @@ def _model_problems(values: Mapping[str, Any]) -> Iterator[str]:
         )
     if values.get("reference") == "adapter_off" and not values.get("use_peft"):
         yield "`reference: adapter_off` needs an adapter to switch off; set `use_peft: true`"
+
+
+def _mixture_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    size = values.get("test_split_size")
+    if size is not None and not (0 < size < 1 or (size >= 1 and size == int(size))):
+        yield f"`test_split_size` must be a share below 1 or a whole number of rows, got {size:g}"
+    if values.get("datasets") is None:
+        if size is not None:
+            yield (
+                "`test_split_size` is for a mixture; write `datasets: [{path: ...}]` instead of `dataset_name`, or "
+                "name `eval_dataset_name`"
+            )
+        return
+    names = ("dataset_name", "dataset_config", "dataset_revision", "dataset_train_split")
+    unused = [name for name in names if values.get(name) is not None]
+    if unused:
+        yield (
+            f"`{'`, `'.join(unused)}` would have no effect beside `datasets`, where each dataset has its own `path`, "
+            "`name`, `revision` and `split`; remove one of the two"
+        )
+    if values.get("eval_dataset_name"):
+        if size is not None:
+            yield "`test_split_size` and `eval_dataset_name` both name the rows to evaluate on; remove one"
+        return
+    files = [entry["path"] for entry in values["datasets"] if Path(entry["path"]).expanduser().is_file()]
+    if files and size is None and _word(values.get("eval_strategy", "no")) != "no":
+        yield (
+            f"`eval_strategy: {_word(values['eval_strategy'])}` needs rows to evaluate on, and {files[0]} is a file, "
+            "which has no other split; set `test_split_size: 0.05`, or `eval_dataset_name`"
+        )
 
 
 def _unused_problems(values: Mapping[str, Any]) -> Iterator[str]:

@@ -1,11 +1,13 @@
 """The options of a recipe that choose its data, its view and its trainer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from datasets import Dataset
 
 from edit_trl.common.options import read_mapping
 from edit_trl.data.dual_cots import DatasetSource
+from edit_trl.data.mixture import Mixture
 from edit_trl.data.views import View, select_rows
 from edit_trl.training.trainer_choice import TrainerName
 
@@ -25,13 +27,30 @@ class DataArguments:
             "aliases": ["--dataset"],
         },
     )
+    datasets: list[dict[str, Any]] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of dataset_name: a mixture of datasets, as in TRL. Each has a `path` (as dataset_name), "
+            "and may have `name` (its configuration), `split`, `columns` (those to keep), `fraction` (its share of the "
+            "mixture), `revision`, `column_mapping`, `data_dir` and `data_files` (of a Hub dataset). On the command "
+            'line as JSON: \'[{"path": "rows.jsonl"}]\'.'
+        },
+    )
+    test_split_size: float | None = field(
+        default=None,
+        metadata={
+            "help": "Hold out this share of the mixture, or this number of rows, to evaluate on. They are the same in "
+            "every stage, and rows with the same prompt stay together."
+        },
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
     dataset_train_split: str | None = field(
         default=None, metadata={"help": "Split to train on; 'train' where the dataset has splits."}
     )
     dataset_test_split: str = field(
-        default="test", metadata={"help": "Split to evaluate on if eval_strategy is not 'no'."}
+        default="test",
+        metadata={"help": "Split to evaluate on if eval_strategy is not 'no'; with `datasets`, of each of them."},
     )
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "File, folder or Hub id to evaluate on instead of dataset_test_split."}
@@ -40,7 +59,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Renames columns of the dataset, as JSON or YAML: "
-            '\'{"correct": "chosen", "incorrect": "rejected"}\'.'
+            '\'{"correct": "chosen", "incorrect": "rejected"}\'. With `datasets`, of those that have none of their own.'
         },
     )
 
@@ -111,19 +130,25 @@ class DataArguments:
             self.column_mapping = read_mapping(self.column_mapping, "column_mapping")
 
     @property
-    def train_source(self) -> DatasetSource:
+    def train_source(self) -> DatasetSource | Mixture:
         """The dataset to train on."""
+        if self.datasets:
+            return self._mixture()
         return self._source(self.dataset_name, self.dataset_train_split)
 
     @property
-    def eval_source(self) -> DatasetSource:
+    def eval_source(self) -> DatasetSource | Mixture:
         """The dataset to evaluate on."""
         if self.eval_dataset_name:
             return self._source(self.eval_dataset_name, None)
+        if self.datasets and self.test_split_size is None:
+            return Mixture(tuple(self._source_of(entry, self.dataset_test_split) for entry in self.datasets))
+        if self.datasets:
+            return replace(self._mixture(), part="test")
         return self._source(self.dataset_name, self.dataset_test_split)
 
     @property
-    def suite_source(self) -> DatasetSource:
+    def suite_source(self) -> DatasetSource | Mixture:
         """The dataset of the suite."""
         if self.suite_dataset_name:
             return self._source(self.suite_dataset_name, self.suite_dataset_split)
@@ -132,13 +157,26 @@ class DataArguments:
     def _source(self, name: str, split: str | None) -> DatasetSource:
         return DatasetSource(name, self.dataset_config, split, self.dataset_revision, self.column_mapping)
 
+    def _mixture(self) -> Mixture:
+        sources = tuple(self._source_of(entry, entry.get("split") or "train") for entry in self.datasets)
+        fractions = tuple(entry.get("fraction") for entry in self.datasets)
+        return Mixture(sources, None if None in fractions else fractions, self.test_split_size)
+
+    def _source_of(self, entry: dict[str, Any], split: str) -> DatasetSource:
+        """Return one dataset of the mixture."""
+        options = {name: entry.get(name) for name in ("revision", "columns", "data_dir", "data_files")}
+        mapping = entry.get("column_mapping")
+        mapping = self.column_mapping if mapping is None else mapping
+        return DatasetSource(entry["path"], entry.get("name"), split, column_mapping=mapping, **options)
+
     def train_view(self, rows: Dataset, seed: int) -> Dataset:
         """Return the rows to train on: the view of the dataset, its kinds of mistake and its number of rows.
 
         Raises:
             InputError: No row is left.
         """
-        return select_rows(rows, self.view, mistake=self.mistake, rows=self.rows, seed=seed, source=self.dataset_name)
+        source = self.train_source.name
+        return select_rows(rows, self.view, mistake=self.mistake, rows=self.rows, seed=seed, source=source)
 
     def load_train_rows(self, seed: int) -> Dataset:
         """Load the rows to train on.

@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import ModelConfig, TrlParser
 
 from edit_trl.common.conversion import convert, nearest
-from edit_trl.common.errors import InputError
+from edit_trl.common.environment import take_environment
+from edit_trl.common.errors import InputError, collect_problems
 from edit_trl.common.options import hints_of
 from edit_trl.common.yaml_file import read_words
+from edit_trl.data.mixture import read_datasets
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import FORMER_NAMES, OF_EVERY_RUN, REFUSED
 from edit_trl.training.option_checks import choices_of, option_problems
@@ -41,13 +43,15 @@ class Recipe:
 
     Attributes:
         path: The file; None for a run given by options alone.
-        values: Its options, without `stages`.
+        values: Its options, without `stages` and `env`.
         stages: (name, overrides) in order; empty for a recipe that is a single run.
+        env: Its environment variables, which the commands have set when this is read.
     """
 
     path: Path | None
     values: dict[str, Any]
     stages: tuple[tuple[str, dict[str, Any]], ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
 
     @property
     def runs(self) -> tuple[tuple[str | None, dict[str, Any]], ...]:
@@ -102,6 +106,7 @@ def read_recipe(path: str | Path | None) -> Recipe:
         return Recipe(None, {})
     path = Path(path)
     values = read_words(path, again=True)
+    env = take_environment(values, str(path))
     if "teacher" in values or "base_urls" in values:
         raise InputError(f"{path}: this is a recipe of `edit-trl generate`, not of train")
     stages = values.pop("stages", None)
@@ -111,7 +116,7 @@ def read_recipe(path: str | Path | None) -> Recipe:
     if problems:
         raise InputError(problems, heading=f"{path}:")
     outline = ((stage["name"], {k: v for k, v in stage.items() if k != "name"}) for stage in stages or ())
-    return Recipe(path, values, tuple(outline))
+    return Recipe(path, values, tuple(outline), env)
 
 
 def _stage_problems(stages: Any) -> Iterator[str]:
@@ -199,7 +204,7 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
     trainers = [({**recipe.values, **stage, **options}).get("trainer") or "dual_cot" for _, stage in recipe.runs]
     for (stage, overrides), trainer in zip(recipe.runs, trainers, strict=True):
         own_options = _options_of(trainer, trainers, options)
-        values = {**recipe.values, **overrides, **own_options}
+        values = override(override(recipe.values, overrides), own_options)
         if stage is not None:
             values["output_dir"] = str(Path(values.get("output_dir") or "outputs") / stage)
         try:
@@ -211,6 +216,19 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
     if any(problems):
         raise InputError(by_stage(recipe, problems), heading=f"{recipe.path or 'command line'}:")
     return runs
+
+
+# Where the rows come from is one choice: who makes it anew does not inherit these options.
+_REPLACED = {
+    "dataset_name": ("datasets", "test_split_size"),
+    "datasets": ("dataset_name", "dataset_config", "dataset_revision", "dataset_train_split"),
+}
+
+
+def override(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with others that win over them."""
+    replaced = {name for given, names in _REPLACED.items() if given in others for name in names}
+    return {**{name: value for name, value in values.items() if name not in replaced}, **others}
 
 
 def resolve_run(recipe: Recipe, options: Mapping[str, Any], stage: str | None) -> RunArguments:
@@ -262,6 +280,10 @@ def _resolve(stage: str | None, values: dict[str, Any], left_out: tuple[str, ...
     problems = [f"unknown key `{name}`{_meant(name, hints, [trainer])}" for name in values if name not in hints]
     values, misspelt = _respelt(values, trainer)
     problems += misspelt
+    if values.get("datasets") is not None:
+        with collect_problems(problems):
+            values, datasets = values | {"datasets": []}, values["datasets"]
+            values["datasets"] = read_datasets(datasets)
     values, not_converted = convert({name: value for name, value in values.items() if name in hints}, hints)
     problems += not_converted
     # Not part of the run's values: what is implied may differ on the machine that resumes it.

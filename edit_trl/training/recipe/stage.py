@@ -155,9 +155,17 @@ def _save(trainer: Trainer, run: RunArguments, start: StageStart) -> None:
     trainer.save_model()
     with written_whole("the state and the card", start.folder):
         trainer.save_state()
-        trainer.create_model_card(dataset_name=run.data.dataset_name)
+        trainer.create_model_card(dataset_name=_dataset_of(run))
     if trainer.is_world_process_zero():
         include_earlier_stages(start.folder, Path(start.student))
+
+
+def _dataset_of(run: RunArguments) -> str | list[str] | None:
+    """Return the dataset for the card: a list for a mixture, for which TRL's cards have no place."""
+    names = run.data.train_source.names
+    if len(names) == 1:
+        return names[0]
+    return names if run.data.trainer == "dual_cot" else None
 
 
 def _make_trainer(
