@@ -43,6 +43,15 @@ _AT_THE_END = re.compile(rf"(?:{_BEGIN.pattern})\s*\Z", re.IGNORECASE)
 _CHANNEL_END = re.compile(r"<\|(?:end|return)\|>\s*\Z")
 
 
+# Each marker has one of these words, which are found faster than the markers are.
+_WORDS = ("think", "thought", "reason", "reflection", "scratchpad", "channel", "analysis", "assistantfinal")
+
+
+def _may_have_markers(text: str) -> bool:
+    lower = text.lower()
+    return any(word in lower for word in _WORDS)
+
+
 class Parts(NamedTuple):
     """A response: its thoughts, "" where there are none, and its answer, None where the thoughts never end."""
 
@@ -53,6 +62,8 @@ class Parts(NamedTuple):
 def answer_part(response: str) -> tuple[int, int] | None:
     """Return the [start, end) of what follows the thoughts of a response; None if the thoughts never end."""
     start = 0
+    if not _may_have_markers(response):
+        return start, len(response)
     for closing in _END.finditer(response):
         start = closing.end()
     return None if _BEGIN.search(response, start) else (start, len(response))
@@ -60,6 +71,8 @@ def answer_part(response: str) -> tuple[int, int] | None:
 
 def thoughts_part(response: str) -> tuple[int, int] | None:
     """Return the [start, end) of the thoughts of a response, without their markers; None if there are none."""
+    if not _may_have_markers(response):
+        return None
     opening, closings = _BEGIN.search(response), list(_END.finditer(response))
     if opening is None and not closings:
         return None
@@ -93,19 +106,6 @@ def join_thoughts(thoughts: str, answer: str | None) -> str:
 def in_our_form(text: str) -> str:
     """Return a response, with its thoughts, if there are any, in this package's form."""
     return text.strip() if thoughts_part(text) is None else join_thoughts(*split_thoughts(text))
-
-
-def with_thoughts(text: str, thoughts: Thoughts) -> str | None:
-    """Return a response as it is kept: whole (`keep`), its answer alone (`drop`), or its thoughts alone (`only`).
-
-    Returns:
-        The text in this package's form; None where nothing is left, because the thoughts never end or there are none.
-    """
-    parts = split_thoughts(text)
-    if parts.answer is None:
-        return None
-    kept = {"keep": join_thoughts(parts.thoughts, parts.answer), "drop": parts.answer, "only": parts.thoughts}
-    return kept[thoughts] or None
 
 
 def second_thoughts(response: str) -> str | None:

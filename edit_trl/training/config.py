@@ -39,12 +39,10 @@ class DualCoTConfig(SFTConfig):
     key_step_method: KeyStepMethod = field(
         default="words",
         metadata={
-            "help": "How key steps are found. 'edit': minimum edit distance over token ids (the "
-            "paper). 'words': the same over words and numbers. 'fork': only the first step in which "
-            "the chains differ. 'forks': that, and of every later step only the first word that "
-            "differs. 'spans': the row's chosen_key_spans and rejected_key_spans. "
-            "'reference': 'edit' with the tie-breaking of the authors' code. 'random': as many tokens "
-            "as 'words' marks, at random places of the chain; a control."
+            "help": "How key steps are found. 'edit': minimum edit distance over token ids (the paper). 'words': over "
+            "words and numbers. 'fork': only the step in which the chains part. 'forks': that, and the first other "
+            "word of every later step. 'spans': the row's spans. 'reference': 'edit' as in the authors' code. "
+            "'random': as many tokens as 'words', anywhere; a control."
         },
     )
     key_step_seed: int = field(
@@ -53,25 +51,22 @@ class DualCoTConfig(SFTConfig):
     max_key_fraction: float = field(
         default=1.0,
         metadata={
-            "help": "Drop pairs in which more than this share of the completion tokens is key: such "
-            "chains are worded differently and show no key step. Between 0 and 1; 1 keeps all."
+            "help": "Drop pairs in which more than this share of the completion tokens is key, since such chains are "
+            "worded differently. Between 0 and 1."
         },
     )
     max_fork_confidence: float | None = field(
         default=None,
         metadata={
-            "help": "Drop pairs whose fork the student already decides rightly with more than this "
-            "probability: they teach nothing. One pass over the data before training, cached; its "
-            "histogram is logged. Between 0 and 1; off by default."
+            "help": "Drop pairs whose fork the student already decides rightly with more than this probability. One "
+            "cached pass before training; its histogram is logged. Between 0 and 1; off by default."
         },
     )
     hardest_forks: float | None = field(
         default=None,
         metadata={
-            "help": "Keep only this share of the pairs: those to whose right token at the fork the "
-            "student gives the lowest probabilities (0.5: the hardest half; ties go to earlier rows). With "
-            "max_fork_confidence, the share is of the pairs that it leaves. Above 0, at most 1; off by "
-            "default."
+            "help": "Keep only this share of the pairs (of those that max_fork_confidence leaves): those to whose "
+            "right token at the fork the student gives the lowest probabilities. Off by default."
         },
     )
     chat_template_kwargs: dict | str | None = field(
@@ -104,10 +99,9 @@ class DualCoTConfig(SFTConfig):
     rejected_key_scope: KeyStepScope = field(
         default="fork",
         metadata={
-            "help": "Which key tokens of the wrong chain are penalised. 'all': every one (the "
-            "paper). 'fork': from the first difference to the end of that step, since what follows "
-            "the error is mostly right reasoning from a wrong premise. 'completion': the whole wrong "
-            "chain, key or not (REDI)."
+            "help": "Which tokens of the wrong chain are penalised. 'all': every key token (the paper). 'fork': "
+            "those from the first difference to the end of that step. 'completion': the whole chain, key or not "
+            "(REDI)."
         },
     )
     rejected_penalty: RejectedPenalty = field(
@@ -120,10 +114,9 @@ class DualCoTConfig(SFTConfig):
     normalization: Normalization = field(
         default="completion",
         metadata={
-            "help": "What a chain's weighted token losses are divided by. 'completion': its "
-            "completion tokens, each pair counts the same. 'key_tokens': its key tokens. 'step': "
-            "the mean completion length in the optimizer step, each token counts the same, as in "
-            "TRL's SFT."
+            "help": "What a chain's weighted token losses are divided by: its tokens ('completion'), its key tokens "
+            "('key_tokens'), or the mean length in the optimizer step ('step': each token counts the same, as in TRL's "
+            "SFT)."
         },
     )
 
@@ -166,10 +159,7 @@ class DualCoTConfig(SFTConfig):
     )
     dpop_lambda: float = field(
         default=50.0,
-        metadata={
-            "help": "With preference_loss dpop: the weight of the correct chain's fall below the reference (50 in the "
-            "paper, on summed scores)."
-        },
+        metadata={"help": "With preference_loss dpop: the weight of the correct chain's fall below the reference."},
     )
     reference: Reference = field(
         default="none",
@@ -184,9 +174,8 @@ class DualCoTConfig(SFTConfig):
     layout: Layout = field(
         default="auto",
         metadata={
-            "help": "How the two chains of a pair are run. 'tree': every token they share once, about "
-            "twice as fast. 'padded': each chain in a row of its own, rows of similar length together. "
-            "'auto': the tree where the model can take it and the first batch shows that both agree."
+            "help": "How the two chains of a pair are run. 'tree': every token they share once. 'padded': each chain "
+            "in a row of its own. 'auto': the tree where the model can take it and the first batch agrees."
         },
     )
     max_tokens_per_batch: int | None = field(

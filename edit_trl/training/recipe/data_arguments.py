@@ -30,18 +30,13 @@ class DataArguments:
     datasets: list[dict[str, Any]] | str | None = field(
         default=None,
         metadata={
-            "help": "Instead of dataset_name: a mixture of datasets, as in TRL. Each has a `path` (as dataset_name), "
-            "and may have `name` (its configuration), `split`, `columns` (those to keep), `fraction` (its share of the "
-            "mixture), `revision`, `column_mapping`, `data_dir` and `data_files` (of a Hub dataset). On the command "
-            'line as JSON: \'[{"path": "rows.jsonl"}]\'.'
+            "help": "Instead of dataset_name: a mixture, as in TRL (see recipes/README.md). Each has a `path` and "
+            'may have a `fraction`, `split` and others. As JSON: \'[{"path": "rows.jsonl"}]\'.'
         },
     )
     test_split_size: float | None = field(
         default=None,
-        metadata={
-            "help": "Hold out this share of the mixture, or this number of rows, to evaluate on. They are the same in "
-            "every stage, and rows with the same prompt stay together."
-        },
+        metadata={"help": "Hold out this share of the mixture, or this number of rows, to evaluate on."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
@@ -74,21 +69,15 @@ class DataArguments:
     view: View = field(
         default="pairs",
         metadata={
-            "help": "Which rows the dual CoTs become. 'pairs': as they are. 'rectified', 'corrupted': the "
-            "pairs that began as a wrong, or as a correct chain. 'chosen': each correct chain alone. "
-            "'unrectified': the chains that were correct from the start. 'repeat_sampling': those repeated "
-            "until they are as many as all chains. 'dual_cot_sft': correct chains, and wrong ones marked as "
-            "such. 'mt_cot', 'sbs': chain and answer as two tasks. 'scott': correct chains, and the answers "
-            "of wrong ones. 'critique': say what is wrong with a wrong chain, then solve. 'lema': that, beside "
-            "correct chains. 'check': is a chain right, yes or no. See edit_trl.data.views and recipes/baselines."
+            "help": "Which rows the dual CoTs become: 'pairs' (as they are), 'rectified' or 'corrupted' (those that "
+            "began as a wrong or a correct chain), 'chosen' (each correct chain alone), 'check' (is a chain right), "
+            "'critique', 'lema', 'unrectified', 'repeat_sampling', 'dual_cot_sft', 'mt_cot', 'sbs' or 'scott'. See "
+            "edit_trl.data.views."
         },
     )
     mistake: list[str] | None = field(
         default=None,
-        metadata={
-            "help": "Keep only pairs with one of these kinds of mistake, as the column `mistake` names them. "
-            "Does not change views of single chains."
-        },
+        metadata={"help": "Keep only pairs whose column `mistake` has one of these kinds; not for single chains."},
     )
     rows: int | None = field(
         default=None,
@@ -98,8 +87,8 @@ class DataArguments:
     suite_eval_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Measure the student on a suite of dual CoTs every this many steps. Scores go to "
-            "suite_history.jsonl; `metric_for_best_model: suite/key_preference` selects weights by them."
+            "help": "Measure the student on a suite of dual CoTs every this many steps. "
+            "`metric_for_best_model: suite/key_preference` selects weights by its scores."
         },
     )
     suite_dataset_name: str | None = field(
@@ -119,9 +108,9 @@ class DataArguments:
     stop_at_plateau: int | None = field(
         default=None,
         metadata={
-            "help": "End the stage once its accuracy on the suite's questions has not risen in this many suites in a "
-            "row, or the score of the suite that metric_for_best_model names. What is saved are the last weights, or "
-            "with load_best_model_at_end the best."
+            "help": "End the stage once its accuracy on the suite's questions, or the suite's metric_for_best_model, "
+            "has not risen in this many suites in a row. Saves the last weights, or the best by "
+            "load_best_model_at_end."
         },
     )
 
