@@ -149,7 +149,7 @@ class DualCoTConfig(SFTConfig):
     )
     preference_reduction: PreferenceReduction = field(
         default="mean",
-        metadata={"help": "Whether a chain's score is the mean or the sum of its tokens' log-probabilities."},
+        metadata={"help": "Whether a chain's score is the mean or the sum over its tokens."},
     )
     preference_beta: float = field(
         default=1.0, metadata={"help": "b, the inverse temperature of the preference term (beta in DPO)."}
@@ -197,10 +197,7 @@ class DualCoTConfig(SFTConfig):
 
     lr_decay_per_epoch: float | None = field(
         default=None,
-        metadata={
-            "help": "Multiply the learning rate by this after each epoch (0.95 in the paper); with "
-            "lr_scheduler_type constant only. Above 0, at most 1; off by default."
-        },
+        metadata={"help": "Multiply a constant learning rate by this after each epoch (0.95 in the paper)."},
     )
 
     # This filter reads the loss from the device at every batch; ours is checked at each log and checkpoint.
@@ -216,10 +213,7 @@ class DualCoTConfig(SFTConfig):
     # TRL's default is bf16, which fails on a machine without it.
     bf16: bool | None = field(
         default=None,
-        metadata={
-            "help": "Whether to use bf16 mixed precision. If not set: yes on a GPU that has it, "
-            "unless fp16 is set; no on a CPU."
-        },
+        metadata={"help": "Use bf16 mixed precision; if not set, where a GPU has it and fp16 is not set."},
     )
 
     def __post_init__(self):
