@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from edit_trl.common.thoughts import answer_part, join_thoughts, thoughts_of, thoughts_part
@@ -20,11 +21,14 @@ class Piece:
         start: Its first character in the text of the chain.
         text: The part.
         parts: Its own parts, in order.
+        spelling: For a text that a template may write in another way, such as with the escapes of JSON or without
+            them: each of its characters as it is in the piece, and as it is in the other spelling.
     """
 
     start: int
     text: str
     parts: tuple[Piece, ...] = ()
+    spelling: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ def _find(piece: Piece, rendered: str, start: int, is_end: bool) -> list[Place] 
         return []
     begin = (rendered.rfind if is_end else rendered.find)(stripped, start)
     if begin < 0:
-        return find_places(piece.parts, rendered, start, is_end=is_end) if piece.parts else None
+        places = find_places(piece.parts, rendered, start, is_end=is_end) if piece.parts else None
+        return _find_spelling(piece, rendered, start, is_end) if places is None else places
     indent = len(piece.text) - len(piece.text.lstrip())
     while indent and begin > start and rendered[begin - 1] == piece.text[indent - 1]:
         begin, indent = begin - 1, indent - 1
@@ -98,6 +103,21 @@ def _find(piece: Piece, rendered: str, start: int, is_end: bool) -> list[Place] 
             break
         end += 1
     return [Place(begin, end, piece.start + indent)]
+
+
+def _find_spelling(piece: Piece, rendered: str, start: int, is_end: bool) -> list[Place] | None:
+    """Find a piece in its other spelling; only the characters that are the same in both have a place."""
+    spelt = "".join(other for _, other in piece.spelling)
+    place = (rendered.rfind if is_end else rendered.find)(spelt, start) if spelt else -1
+    if place < 0:
+        return None
+    places, of_chain = [], piece.start
+    for is_same, characters in groupby(piece.spelling, lambda pair: pair[0] == pair[1]):
+        own, other = map("".join, zip(*characters, strict=True))
+        if is_same:
+            places.append(Place(place, place + len(other), of_chain))
+        place, of_chain = place + len(other), of_chain + len(own)
+    return places
 
 
 def _turn_pieces(message: Mapping[str, Any], start: int) -> Iterator[Piece]:
@@ -134,16 +154,26 @@ def _call_pieces(call: Mapping[str, Any], start: int) -> Iterator[Piece]:
     function, text = _function(call), _call_text(call)
     yield Piece(start + len('{"name": "'), str(function.get("name") or ""))
     arguments, place = function.get("arguments"), text.rindex(_arguments(function))
-    values, parts = arguments.values() if isinstance(arguments, Mapping) else (), []
-    after = place
-    for value in values:
-        written = value if isinstance(value, str) else _json(value)
-        after = text.find(written, after)
-        if after < 0:
-            break
-        parts.append(Piece(start + after, written))
-        after += len(written)
-    yield Piece(start + place, _arguments(function), tuple(parts))
+    after, parts = place, []
+    for key, value in arguments.items() if isinstance(arguments, Mapping) else ():
+        after = text.index(f"{_json(key)}: ", after) + len(_json(key)) + 2
+        parts.append(_value_piece(value, start + after))
+        after += len(_json(value))
+    # Many templates write arguments that are JSON text as a string of JSON.
+    raw = arguments if isinstance(arguments, str) else ""
+    spelling = tuple((character, _json(character)[1:-1]) for character in raw)
+    if arguments:
+        yield Piece(start + place, _arguments(function), tuple(parts), spelling)
+
+
+def _value_piece(value: Any, start: int) -> Piece:
+    """Return the piece of an argument, which templates write as in JSON, as it is, or as in Python."""
+    if isinstance(value, str):
+        spelling = tuple((_json(character)[1:-1], character) for character in value)
+        return Piece(start + 1, _json(value)[1:-1], spelling=spelling)
+    is_word = value is None or isinstance(value, bool)  # of the same length in JSON and in Python
+    spelling = tuple(zip(_json(value), repr(value), strict=True)) if is_word else ()
+    return Piece(start, _json(value), spelling=spelling)
 
 
 def _json(value: Any) -> str:

@@ -63,6 +63,30 @@ class Opening:
         """The messages of the prompt alone."""
         return self.render([])
 
+    @cached_property
+    def training(self) -> tuple[str, str] | None:
+        """TRL's variant of the chat template for training: its name and its text; see `training_template`."""
+        return training_template(self.tokenizer)
+
+    @cached_property
+    def _training_prompt(self) -> str:
+        return self.render([], self.training[1], add_generation_prompt=True)
+
+    def with_answer(self, answer: Messages, template: str | None) -> str:
+        """Return the conversation with an answer, by the tokenizer's own chat template or its variant for training.
+
+        The variant keeps the thoughts of earlier turns, which a model is not prompted with: it renders the answer, and
+        the prompt stays as it is.
+        """
+        text = self.render(answer, template)
+        if template is None or self._training_prompt == self.prompt:
+            return text
+        shared = common_prefix(self._training_prompt, text)
+        lost = len(self._training_prompt) - shared
+        if not self.prompt.endswith(self._training_prompt[shared:]):
+            return text
+        return self.prompt[: len(self.prompt) - lost] + text[shared:]
+
     def render(self, answer: Messages, template: str | None = None, *, add_generation_prompt: bool = False) -> str:
         """Return the conversation with an answer, by the tokenizer's own chat template or another one."""
         return render(
@@ -139,7 +163,7 @@ class Conversation:
         other_fields = [
             (_with_field(self.chain, name), None, f"{lost} given to it in `{name}`") for name in FIELDS if name != own
         ]
-        name, training = training_template(self.opening.tokenizer) or (None, None)
+        name, training = self.opening.training or (None, None)
         if own:
             yield from other_fields
         if training:
@@ -153,15 +177,20 @@ class Conversation:
 
     def _place(self, messages: Messages, template: str | None) -> RenderedChain | None:
         """Return the conversation as text; None where a part of the chain is missing in it."""
-        prompt = self.opening.prompt
-        text = self.opening.render(messages, template)
-        bare = self.opening.bare if template is None else self.opening.render([], template)
+        prompt, bare = self.opening.prompt, self.opening.bare
+        text = self.opening.with_answer(messages, template)
         # Templates may render the prompt alone differently. The search starts where both still agree, so that a chain
         # repeated in the prompt is not taken for the answer.
         places = find_places(pieces_of(self.chain), text, common_prefix(bare, text))
         if not places or text.startswith(prompt):
             return RenderedChain(text, prompt, places) if places else None
         lost = prompt[common_prefix(prompt, text) :]
+        if common_prefix(prompt, text) < common_prefix(prompt, bare):
+            note = (
+                "the chat template renders turns of the prompt in another way once a chain follows, such as without "
+                "their thoughts; these turns are trained on as part of the chains, as in TRL"
+            )
+            return RenderedChain(text, prompt, places, note=note)
         if thoughts_part(lost) and not opens_thoughts(prompt) and split_thoughts(messages_text(self.chain)).thoughts:
             note = (
                 f"the chains have thoughts, and the generation prompt ends with {lost!r}, as if they had none, so that "
@@ -177,8 +206,8 @@ class Conversation:
         places = [Place(place.start + moved, place.end + moved, place.of_chain) for place in places]
         ended = ", and their thoughts end at once, since they have none" if closing else ""
         note = (
-            f"the generation prompt ends with {lost!r}, which the chat template does not put before a given answer; "
-            f"the chains are trained after it, as they will be generated{ended}"
+            f"the generation prompt ends with {prompt[cut:]!r}, which the chat template does not put before a given "
+            f"answer; the chains are trained after it, as they will be generated{ended}"
         )
         return RenderedChain(prompt + closing + text[cut:], prompt, places, is_joined=True, note=note)
 
@@ -205,7 +234,7 @@ class Conversation:
 
     def _probe(self, template: str | None) -> str:
         """Return the conversation with any other answer, which shows what the template puts before and after one."""
-        return self.opening.render([{"role": "assistant", "content": _PROBE}], template)
+        return self.opening.with_answer([{"role": "assistant", "content": _PROBE}], template)
 
 
 def _without_fields(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -202,6 +202,92 @@ def test_tools_and_their_results(name, as_text, tmp_path):
     assert "Add two numbers." in fast.decode(tokenize_with_offsets(pair, fast)[0]["prompt_ids"])
 
 
+def with_call(number: int, arguments) -> list[dict]:
+    first, *others = with_tools(number)
+    return [
+        {**first, "tool_calls": [{"type": "function", "function": {"name": "run", "arguments": arguments}}]},
+        *others,
+    ]
+
+
+ARGUMENTS = {
+    "JSON text": lambda number: json.dumps({"a": 2, "b": number - 2}),
+    "JSON text with escapes": lambda number: json.dumps({"code": f'x = "a\\n"\n\treturn {number}'}),
+    "escapes": lambda number: {"code": f'x = "a\\n"\n\treturn {number}', "path": "a\\b"},
+    "a value like its key": lambda number: {"5": str(number), "b": "b"},
+    "empty": lambda number: {"text": "", "b": number},
+    "null": lambda number: {"text": None, "b": number},
+    "none": lambda number: {},
+}
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5", "gptoss", "lfm2_2_5"])
+def test_arguments_of_calls_as_templates_write_them(name, arguments, tmp_path):
+    """Some write JSON, some a string of JSON, and some each value as it is, or as in Python."""
+    if name == "lfm2_2_5" and arguments.startswith("JSON text"):
+        pytest.skip("the template refuses arguments that are text")
+    fast, make = tokenizer(name), ARGUMENTS[arguments]
+    chosen, rejected = (with_call(number, make(number)) for number in (5, 6))
+    pair = {"prompt": QUESTION, "chosen": chosen, "rejected": rejected, "tools": json.dumps([TOOL])}
+    assert ours([pair], fast) == trls([pair], fast, tmp_path)
+    argument = {"JSON text": ["4"], "none": []}.get(arguments, ["6"])
+    assert key_text(pair, fast, "rejected") == [*argument, "6"]
+
+
+def test_arguments_that_a_dataset_fills_with_none_are_those_of_trl(tmp_path):
+    fast = tokenizer("qwen3")
+    rows = [
+        {"prompt": QUESTION, "chosen": with_call(5, call), "rejected": with_call(6, call), "tools": json.dumps([TOOL])}
+        for call in ({"a": 2}, {"query": "2 + 3"})
+    ]
+    assert ours(rows, fast) == trls(rows, fast, tmp_path)
+
+
+# Prompts of several turns, whose earlier answers have thoughts that templates leave out of prompts
+
+EARLIER = [*QUESTION, *chain(7, "spaced"), {"role": "user", "content": "Really?"}]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gptoss", "gemma3", "llama3"])
+@pytest.mark.parametrize("form", ["plain", "spaced"])
+def test_prompts_of_several_turns(name, form, tmp_path):
+    fast, pair = tokenizer(name), {**row(form), "prompt": [{"role": "system", "content": "Be brief."}, *EARLIER]}
+    assert ours([pair], fast) == trls([pair], fast, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "thinks"), [("deepseek_r1_distill", "<think>\n"), ("qwen3_5_think", "<think>\n"), ("qwen3", "")]
+)
+def test_trls_variant_renders_the_answer_and_not_the_prompt(name, thinks):
+    """The variant keeps the thoughts of earlier turns, which the prompt of a model has not."""
+    fast = tokenizer(name)
+    chosen, rejected = ([*chain(number, "spaced"), *EARLIER[-1:], *chain(number, "spaced")] for number in (5, 6))
+    pair = {"prompt": EARLIER, "chosen": chosen, "rejected": rejected}
+    output, _, notes = tokenize_with_notes(pair, fast)
+    assert f"rendered by TRL's {name}_training" in notes[0]
+    prompt = fast.apply_chat_template(EARLIER, tokenize=False, add_generation_prompt=True)
+    assert prompt.endswith(thinks)
+    assert fast.decode(output["prompt_ids"]) == prompt
+    text = fast.decode(output["chosen_ids"])
+    assert text.removeprefix("<think>\n").startswith("2 + 3 = 5.\n</think>\n\nThe answer is 5.<")
+    assert "7" not in text
+    assert key_text(pair, fast, "rejected") == ["6", "6", "6", "6"]
+
+
+def test_turns_of_the_prompt_that_the_answer_changes_are_trained_on_as_in_trl(tmp_path):
+    """Qwen3 writes the thoughts of a call until the next question, which is part of these chains."""
+    fast = tokenizer("qwen3")
+    thinks = {"content": "<think>\nI add.\n</think>\n\n"}
+    [call, result, _] = with_tools(5)
+    chosen, rejected = ([*chain(number, "plain"), *QUESTION, *chain(number, "plain")] for number in (5, 6))
+    prompt = [*QUESTION, call | thinks, result]
+    pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "tools": json.dumps([TOOL])}
+    [note] = tokenize_with_notes(pair, fast)[2]
+    assert "renders turns of the prompt in another way once a chain follows" in note
+    assert ours([pair], fast) == trls([pair], fast, tmp_path)
+
+
 def test_nulls_that_a_dataset_fills_in_are_said(tmp_path):
     fast = tokenizer("qwen3")
     other = {
