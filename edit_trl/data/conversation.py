@@ -12,7 +12,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.common.thoughts import FIELDS, join_thoughts, opens_thoughts, split_thoughts, thoughts_of, thoughts_part
 from edit_trl.data.chains import Messages, Place, find_places, messages_text, pieces_of
 from edit_trl.data.row import template_options
-from edit_trl.models.chat_templates import render, training_template
+from edit_trl.models.chat_templates import arguments_hint, render, training_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -125,8 +125,8 @@ class Conversation:
         what = "thoughts or tool calls" if any(piece.parts for piece in pieces_of(self.chain)) else "text"
         raise InputError(
             f"{self._template_name} leaves out or rewrites the assistant's {what} "
-            f"({self.side}: {messages_text(self.chain)[:40]!r}), so key steps cannot be placed on its tokens; use "
-            "another template (`chat_template_path`) or plain strings"
+            f"({self.side}: {messages_text(self.chain)[:40]!r}), so key steps cannot be placed on its tokens"
+            f"{arguments_hint(self.chain)}; use another template (`chat_template_path`) or plain strings"
         )
 
     def _forms(self) -> Iterator[tuple[Messages, str | None, str | None]]:
