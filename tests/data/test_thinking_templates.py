@@ -200,6 +200,18 @@ def test_nulls_that_a_dataset_fills_in_are_said(tmp_path):
     assert [tokenize_with_notes(row, fast)[2] for row in load_dual_cots(tmp_path / "rows.jsonl")] == [[], []]
 
 
+@pytest.mark.parametrize(("name", "form"), [("nemotron_3_nano", "tight"), ("qwen3_8", "spaced"), ("qwen3_8", "tight")])
+def test_thoughts_begin_once(name, form):
+    """Some templates know thoughts in a field alone, and others end the prompt in the tag that begins the content."""
+    fast = tokenizer(name)
+    output, _, notes = tokenize_with_notes(row(form), fast)
+    text = fast.decode(output["prompt_ids"] + output["chosen_ids"])
+    assert (text.count("<think>"), text.count("</think>")) == (1, 1)
+    assert text.endswith(f"<think>\n{fast.decode(output['chosen_ids'])}")
+    assert key_text(row(form), fast, "chosen") == ["5", "5"]
+    assert len(notes) == 1
+
+
 @pytest.mark.parametrize("name", ["gptoss", "glm4moe"])  # one writes the text in quotation marks, one refuses it
 def test_arguments_as_json_text_are_named(name):
     pair = {"prompt": QUESTION, "chosen": with_tools(5), "rejected": with_tools(6), "tools": [TOOL]}
