@@ -28,7 +28,7 @@ _TAGS = r"think|thinking|thoughts?|thought_process|reasoning|reflection|scratchp
 _NOT_QUOTED = r"(?=[<\[])(?!(?:(?<=\A[`\"'])|(?<=[\s(:,][`\"']))[<\[][^<>\[\]]*[>\]][`\"'])"
 _BEGIN = re.compile(
     rf"{_NOT_QUOTED}(?:<(?:{_TAGS})(?:\s[^<>\n]*)?>|\[THINK\])|◁think▷|<\|START_THINKING\|>|<\|channel>thought(?:\n|\Z)"
-    r"|(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)(?:[^<\n]*<\|message\|>)?"
+    r"|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)(?:[^<\n]*<\|message\|>)?"
     # The same channels after a tokenizer left out its special tokens.
     r"|\Aanalysis(?-i:(?=[A-Z]))",
     re.IGNORECASE,
@@ -91,9 +91,19 @@ def split_thoughts(response: str) -> Parts:
     """
     thoughts, answer = thoughts_part(response), answer_part(response)
     return Parts(
-        _END.sub("", _BEGIN.sub("", response[slice(*thoughts)])).strip() if thoughts else "",
+        _without_markers(_without_markers(response[slice(*thoughts)], _BEGIN), _END).strip() if thoughts else "",
         _CHANNEL_END.sub("", response[slice(*answer)]).strip() if answer else None,
     )
+
+
+def _without_markers(text: str, marker: re.Pattern[str]) -> str:
+    """Return a text without markers; a line ends where one stood between two words."""
+
+    def instead(match: re.Match[str]) -> str:
+        before, after = text[: match.start()][-1:], text[match.end() :][:1]
+        return "\n" if before.strip() and after.strip() else ""
+
+    return marker.sub(instead, text)
 
 
 def join_thoughts(thoughts: str, answer: str | None) -> str:
