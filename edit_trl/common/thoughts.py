@@ -23,24 +23,24 @@ Thoughts = Literal["keep", "drop", "only"]
 FIELDS = ("reasoning_content", "reasoning", "thinking")
 """The names under which a message holds its thoughts: at most endpoints, in newer vLLM, and in gpt-oss's template."""
 
-_TAGS = r"think|thinking|thoughts?|reasoning|reflection|scratchpad|seed:think"
+_TAGS = r"think|thinking|thoughts?|thought_process|reasoning|reflection|scratchpad|seed:think"
 # A tag in quotation marks or as code, such as `<think>`, is only spoken of.
 _NOT_QUOTED = r"(?=[<\[])(?!(?:(?<=\A[`\"'])|(?<=[\s(:,][`\"']))[<\[][^<>\[\]]*[>\]][`\"'])"
 _BEGIN = re.compile(
-    rf"{_NOT_QUOTED}(?:<(?:{_TAGS})>|\[THINK\])|◁think▷|<\|START_THINKING\|>|<\|channel>thought(?:\n|\Z)"
+    rf"{_NOT_QUOTED}(?:<(?:{_TAGS})(?:\s[^<>\n]*)?>|\[THINK\])|◁think▷|<\|START_THINKING\|>|<\|channel>thought(?:\n|\Z)"
     r"|(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)(?:[^<\n]*<\|message\|>)?"
     # The same channels after a tokenizer left out its special tokens.
     r"|\Aanalysis(?-i:(?=[A-Z]))",
     re.IGNORECASE,
 )
 _END = re.compile(
-    rf"{_NOT_QUOTED}(?:</(?:{_TAGS})>|\[/THINK\])|◁/think▷|<\|END_THINKING\|>|<channel\|>"
+    rf"{_NOT_QUOTED}(?:</(?:{_TAGS})>|\[/THINK\])|◁/think▷|<\|END_THINKING\|>(?:\s*<\|START_RESPONSE\|>)?|<channel\|>"
     r"|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final(?:[^<\n]*(?:<\|constrain\|>[^<\n]*)?<\|message\|>)"
     r"|(?<=.)assistantfinal(?=[\W\d]|(?-i:[A-Z]))",
     re.IGNORECASE | re.DOTALL,
 )
 _AT_THE_END = re.compile(rf"(?:{_BEGIN.pattern})\s*\Z", re.IGNORECASE)
-_CHANNEL_END = re.compile(r"<\|(?:end|return)\|>\s*\Z")
+_CHANNEL_END = re.compile(r"<\|(?:end|return|END_RESPONSE)\|>\s*\Z")
 
 
 # Each marker has one of these words, which are found faster than the markers are.

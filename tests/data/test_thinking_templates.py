@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from edit_trl import DualCoTConfig, load_dual_cots
+from edit_trl import DualCoTConfig, DualCoTTrainer, load_dual_cots, select_rows
 from edit_trl.common.errors import InputError
 from edit_trl.data.dual_cots import save_dual_cots
 from edit_trl.data.preparation import prepare_for_training
@@ -227,10 +227,17 @@ def test_rows_without_a_prompt(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(pair) + "\n")
     [loaded] = load_dual_cots(tmp_path / "rows.jsonl")
     assert (loaded["prompt"], loaded["chosen"]) == (system, chain(5, "spaced"))
-    args = DualCoTConfig(str(tmp_path / "out"), use_cpu=True, report_to="none")
-    prepared, _ = prepare_for_training(Dataset.from_list([pair]), fast, args, "train")
+    args = DualCoTConfig(str(tmp_path / "out"), use_cpu=True, report_to="none", max_steps=1, save_strategy="no")
+    dataset = Dataset.from_list([pair])
+    trainer = DualCoTTrainer(
+        tiny_llama(vocab_size=len(fast)), args=args, train_dataset=dataset, eval_dataset=dataset, processing_class=fast
+    )
     [expected] = trls([pair], fast, tmp_path)
-    assert {name: prepared[0][name] for name in expected} == expected
+    for prepared in (trainer.train_dataset, trainer.eval_dataset):
+        assert {name: prepared[0][name] for name in expected} == expected
+    trainer.train()
+    [alone] = select_rows(dataset, "chosen")
+    assert (alone["prompt"], alone["chosen"], alone["rejected"]) == (system, chain(5, "spaced"), [])
 
 
 def test_rows_with_none_and_columns_of_other_use(tmp_path):
@@ -307,6 +314,10 @@ def test_a_prefix_of_plain_rows_is_part_of_the_prompt(tmp_path):
 
 BAD = {
     "one side": ({"prefix": "2 + 3 = 5."}, "row 1, prefix: chosen begins with '2 + 3 = 5.' and rejected does not"),
+    "whole chain": (
+        {"chosen": [{"role": "assistant", "content": "2 + 3"}], "prefix": "2 + 3"},
+        "row 1, prefix: is the whole of chosen, so that nothing is left",
+    ),
     "number": ({"prefix": 3}, "row 1, prefix: must be text, got 3"),
     "tools": ({"tools": "[{"}, "row 1, tools: is text that is not JSON"),
     "tool": ({"tools": {"name": "add"}}, "row 1, tools: must be a list of JSON schemas"),

@@ -158,6 +158,8 @@ def thought(*content) -> list[dict]:
             },
             "<think>\nHm, so 4.\n</think>\n\n4",
         ),
+        ({"content": "4", "reasoning": {"text": "Hm."}}, "<think>\nHm.\n</think>\n\n4"),
+        ({"content": "4", "reasoning_content": ["Hm, ", "so 4."]}, "<think>\nHm, so 4.\n</think>\n\n4"),
         # Tags in the content stay, also where the field repeats what is between them.
         ({"content": "<think>Hm.</think>4"}, "<think>Hm.</think>4"),
         ({"content": "<think>Hm.</think>4", "reasoning": "Hm."}, "<think>Hm.</think>4"),
@@ -165,7 +167,7 @@ def thought(*content) -> list[dict]:
         # Thoughts without an answer never end.
         *(({"content": nothing, "reasoning": "Hm."}, "<think>\nHm.") for nothing in (None, "", "\n", [], thought("x"))),
         # Odd shapes.
-        ({"content": "4", "reasoning_content": 7, "reasoning": {"text": "Hm."}, "reasoning_details": "x"}, "4"),
+        ({"content": "4", "reasoning_content": 7, "reasoning_details": "x"}, "4"),
         ({"content": "4", "reasoning_content": [None, [], {"text": {}}, {"thinking": [{"text": 7}]}]}, "4"),
         ({"content": {"text": "4"}, "reasoning_content": " "}, ""),
         ({"content": "4", "reasoning_content": "half \ud83d"}, "<think>\nhalf ?\n</think>\n\n4"),
