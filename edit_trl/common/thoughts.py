@@ -40,6 +40,7 @@ _END = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _AT_THE_END = re.compile(rf"(?:{_BEGIN.pattern})\s*\Z", re.IGNORECASE)
+_EMPTY_AT_THE_END = re.compile(rf"(?:{_BEGIN.pattern})\s*(?:{_END.pattern})\s*\Z", re.IGNORECASE | re.DOTALL)
 _CHANNEL_END = re.compile(r"<\|(?:end|return|END_RESPONSE)\|>\s*\Z")
 
 
@@ -127,6 +128,11 @@ def without_opening(text: str) -> str:
 def opens_thoughts(prompt: str) -> bool:
     """Return whether a prompt ends where a model thinks already, as the generation prompts of some templates do."""
     return bool(_AT_THE_END.search(prompt, max(0, len(prompt) - 80)))
+
+
+def ends_with_no_thoughts(prompt: str) -> bool:
+    """Return whether a text ends with thoughts that are empty, so that what follows is an answer."""
+    return bool(_EMPTY_AT_THE_END.search(prompt, max(0, len(prompt) - 80)))
 
 
 def thoughts_of(message: Mapping[str, Any]) -> str:

@@ -220,6 +220,28 @@ def test_nulls_that_a_dataset_fills_in_are_said(tmp_path):
     assert [tokenize_with_notes(row, fast)[2] for row in load_dual_cots(tmp_path / "rows.jsonl")] == [[], []]
 
 
+@pytest.mark.parametrize(("name", "form"), [("nemotron_3_nano", "tight"), ("qwen3_8", "spaced"), ("qwen3_8", "tight")])
+def test_thoughts_begin_once(name, form):
+    """Some templates know thoughts in a field alone, and others end the prompt in the tag that begins the content."""
+    fast = tokenizer(name)
+    output, _, notes = tokenize_with_notes(row(form), fast)
+    text = fast.decode(output["prompt_ids"] + output["chosen_ids"])
+    assert (text.count("<think>"), text.count("</think>")) == (1, 1)
+    assert text.endswith(f"<think>\n{fast.decode(output['chosen_ids'])}")
+    assert key_text(row(form), fast, "chosen") == ["5", "5"]
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize("name", ["gptoss", "glm4moe"])  # one writes the text in quotation marks, one refuses it
+def test_arguments_as_json_text_are_named(name):
+    pair = {"prompt": QUESTION, "chosen": with_tools(5), "rejected": with_tools(6), "tools": [TOOL]}
+    for side in ("chosen", "rejected"):
+        function = pair[side][0]["tool_calls"][0]["function"]
+        function["arguments"] = json.dumps(function["arguments"])
+    with pytest.raises(InputError, match="give the `arguments` of tool calls as a mapping instead of JSON text"):
+        ours([pair], tokenizer(name))
+
+
 def test_rows_without_a_prompt(tmp_path):
     fast = tokenizer("qwen3")
     system = [{"role": "system", "content": "Be brief."}, *QUESTION]
@@ -265,6 +287,10 @@ def test_values_of_the_run_are_for_rows_without_their_own(tmp_path):
     assert prepared([row("plain", chat_template_kwargs=on)], chat_template_kwargs=off) == without
     mixed = [row("plain", chat_template_kwargs=off), row("plain", chat_template_kwargs=None)]
     assert prepared(mixed) == [*prepared(mixed[:1]), *without]
+    with pytest.raises(
+        InputError, match=r"'enable_thinking' is the text 'False', .* write false without quotation marks"
+    ):
+        prepared([row("plain")], chat_template_kwargs={"enable_thinking": "False"})
     with pytest.raises(InputError, match="has no variable 'enable_thinkin'; did you mean `enable_thinking`"):
         prepared([row("plain")], chat_template_kwargs={"enable_thinkin": False})
     plain = {"prompt": "a\n", "chosen": "It is 5.", "rejected": "It is 6."}

@@ -11,6 +11,7 @@ from chat_server import ERROR, MODEL, ChatServer, completion, running
 from edit_trl.common.errors import InputError
 from edit_trl.common.thoughts import FIELDS
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
+from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.chat.protocol import (
     ChatRequest,
     ChatResponse,
@@ -460,3 +461,8 @@ def test_an_endpoint_that_is_not_there():
     for options in ({}, {"check_model": False}):
         with pytest.raises(InputError, match=r"cannot reach http://127.0.0.1:1/v1 .*is the server running"):
             check(MODEL, LOCAL, **options)
+
+
+def test_a_boolean_as_text_is_refused():
+    with pytest.raises(InputError, match="'enable_thinking' is the text 'false'"):
+        EndpointArguments().with_chat_template({"enable_thinking": "false"})
