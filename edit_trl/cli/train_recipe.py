@@ -148,5 +148,6 @@ def _suite_callbacks(run: RunArguments) -> list[SuiteCallback]:
             max_new_tokens=data.suite_max_new_tokens,
             stop_at_plateau=data.stop_at_plateau,
             key_step_method=method,
+            chat_template_kwargs=run.training.chat_template_kwargs,
         )
     ]

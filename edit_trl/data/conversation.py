@@ -198,12 +198,21 @@ class Conversation:
         return RenderedChain(prompt + closing + text[cut:], prompt, places, is_joined=True, note=note)
 
     def _continued(self, template: str | None = None) -> RenderedChain | None:
-        """Return the text of a chain that begins as its prompt ends, such as with <think>; None for any other."""
+        """Return the text of a chain that begins as its prompt ends, such as with <think>, or that goes on from there.
+
+        None for any other chain.
+        """
         prompt, probe, chain = self.opening.prompt, self._probe(template), messages_text(self.chain)
         opening, stripped = prompt[common_prefix(prompt, probe) :].strip(), chain.strip()
-        if not opening or len(self.chain) > 1 or not stripped.startswith(opening):
+        if not opening or len(self.chain) > 1:
             return None
-        rest = stripped[len(opening) :].removeprefix(prompt[len(prompt.rstrip()) :])
+        thoughts = thoughts_part(stripped)
+        if stripped.startswith(opening):
+            rest = stripped[len(opening) :].removeprefix(prompt[len(prompt.rstrip()) :])
+        elif thoughts and not thoughts[0] and opens_thoughts(prompt):  # thoughts that have their closing tag alone
+            rest = stripped
+        else:
+            return None
         place = Place(len(prompt), len(prompt) + len(rest), chain.index(stripped) + len(stripped) - len(rest))
         return RenderedChain(
             prompt + rest + probe[probe.rindex(_PROBE) + len(_PROBE) :], prompt, [place], is_joined=True

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError, raise_problems
-from edit_trl.data.row import is_conversational, pairs_of
+from edit_trl.data.row import is_conversational, pairs_of, with_template_values
 from edit_trl.data.row_checks import validate_dual_cots
 from edit_trl.data.tokenization import is_alone, tokenize_with_notes
 from edit_trl.data.unused_columns import unused_columns
@@ -129,11 +129,8 @@ class RowPreparation:
         return Hasher.hash((dataset._fingerprint, settings, code))
 
     def _prepare(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        if self.chat_template_kwargs and is_conversational(row):
-            values = {
-                name: value for name, value in (row.get("chat_template_kwargs") or {}).items() if value is not None
-            }
-            row = {**row, "chat_template_kwargs": {**self.chat_template_kwargs, **values}}
+        if is_conversational(row):
+            row = with_template_values(row, self.chat_template_kwargs)
         output: dict[str, Any]
         output, _, notes = tokenize_with_notes(
             row, self.tokenizer, key_step_method=self.key_step_method, key_step_seed=self.key_step_seed

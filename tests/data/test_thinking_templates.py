@@ -161,6 +161,26 @@ def test_thoughts_in_a_field_that_the_template_does_not_read_become_text(name, t
     assert ours([row("reasoning_content")], fast) == trls([row("spaced")], fast, tmp_path)
 
 
+@pytest.mark.parametrize("form", ["spaced", "without opening", "reasoning_content"])
+def test_a_template_of_ones_own_that_opens_thoughts_is_continued(form):
+    """TRL knows no variant of it for training, and it drops what stands before </think>."""
+    fast = tokenizer("deepseek_r1_distill")
+    fast.chat_template = "{# ours #}" + fast.chat_template
+    output = tokenize_with_offsets(row(form), fast)[0]
+    assert fast.decode(output["prompt_ids"]).endswith("<｜Assistant｜><think>\n")
+    expected = "2 + 3 = 5.\n</think>\n\nThe answer is 5.<｜end▁of▁sentence｜>"
+    assert fast.decode(output["chosen_ids"]) == expected
+    assert key_text(row(form), fast, "rejected") == ["6", "6"]
+
+
+@pytest.mark.parametrize("form", ["spaced", "reasoning_content"])
+def test_a_template_that_loses_thoughts_in_any_form_is_refused(form):
+    fast = tokenizer("llama3")
+    fast.chat_template = fast.chat_template.replace("message['content']", "message['content'].split('</think>')[-1]")
+    with pytest.raises(InputError, match="leaves out or rewrites the assistant's thoughts"):
+        tokenize_with_offsets(row(form), fast)
+
+
 def test_a_chain_without_thoughts_closes_those_that_the_prompt_opens():
     fast = tokenizer("deepseek_r1_distill")
     output, _, notes = tokenize_with_notes(row("plain"), fast)

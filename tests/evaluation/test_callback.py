@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROWS, byte_level_tokenizer, conversational, tiny_llama
+from conftest import CHAT_TEMPLATE, ROWS, byte_level_tokenizer, conversational, tiny_llama
 from datasets import Dataset
 from peft import LoraConfig
 from test_invariants import config
@@ -297,6 +297,19 @@ def test_a_recipe_turns_it_on(recipe, tmp_path, capsys):
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
     assert "accuracy" in json.loads(lines[0])
     assert run_file(tmp_path / "out" / "warm_up")["finished"]
+
+
+def test_the_suite_gives_the_template_the_values_of_the_training(recipe, tmp_path, capsys):
+    suite, template = tmp_path / "suite.jsonl", tmp_path / "template.jinja"
+    suite.write_text("".join(json.dumps(conversational(row)) + "\n" for row in ROWS))
+    template.write_text("{% if style != 'short' %}{{ raise_exception('no style') }}{% endif %}" + CHAT_TEMPLATE)
+    options = ["--suite_eval_steps", "2", "--suite_dataset_name", str(suite), "--suite_accuracy_rows", "1"]
+    options += ["--suite_max_new_tokens", "3", "--dataset_name", str(suite), "--chat_template_path", str(template)]
+    assert stage(recipe, "warm_up", *options) != 0
+    assert "no style" in capsys.readouterr().err
+    options += ["--chat_template_kwargs", '{"style": "short"}']
+    assert stage(recipe, "warm_up", *options) == 0, capsys.readouterr().err
+    assert (tmp_path / "out" / "warm_up" / HISTORY_FILE).is_file()
 
 
 BAD_OPTIONS = {

@@ -1,9 +1,11 @@
 """Models that think, measured: their answers alone are graded, and their chat template is given its variables."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import trl
 from chat_server import MODEL, ChatServer, running
 from conftest import conversational
 from datasets import Dataset
@@ -12,10 +14,13 @@ from thinking_models import taught, thinking_tokenizer
 from edit_trl import evaluate_accuracy, evaluate_suite
 from edit_trl.cli.main import main
 from edit_trl.common.errors import InputError
+from edit_trl.evaluation.accuracy.answering import checked_item
 from edit_trl.evaluation.accuracy.problems import encode, problems_of, values_to_send
 from edit_trl.evaluation.runs.folder import read_run
 from edit_trl.evaluation.suite.cases import cases_of
 from edit_trl.models.chat_templates import render
+from edit_trl.models.decoding import Generated
+from edit_trl.models.responses import response_text
 
 # As that of Qwen3: thoughts that are switched off are empty.
 TEMPLATE = (
@@ -53,6 +58,15 @@ def test_only_what_follows_the_thoughts_is_graded(student):
     said = sample(result)
     assert (said["response"], said["verdict"], said["value"], said["lenient_value"]) == (DRAFT, "wrong", "5", "5")
     assert said["response"][slice(*said["span"])] == "5"
+
+
+def test_a_text_that_ends_a_response_may_stand_in_its_thoughts():
+    (problem,) = problems_of([SUM])
+    said = "<think>\n2 + 2\n\nis 4.\n</think>\n\nThe answer is 4."
+    for text, response in ((f"{said}\n\nWhat is 1 + 1? It is 2.", said), (OPEN, OPEN)):
+        item = checked_item(problem, [Generated(text, 20, cut_off=False)], ["\n\n"])
+        assert item["samples"][0]["response"] == response
+        assert item["verdict"] == ("correct" if response == said else "unparsed")
 
 
 def test_values_of_the_template_are_an_option_and_a_column_which_wins(student):
@@ -114,6 +128,37 @@ def test_a_run_records_what_it_gave_the_template(student, tmp_path, capsys):
     assert main(["evaluate", *words, "--chat_template_kwargs", '{"thinking": false}']) != 0
     assert "no variable 'thinking'" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+CHANNELS = (
+    "<|channel|>analysis<|message|>2 + 2 = 4.<|end|><|start|>assistant<|channel|>final<|message|>The answer is 4."
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "markers", "values", "prompt_has", "said"),
+    [
+        ("qwen3", "think", {}, "assistant\n", "<think>\n2 + 2 = 4.\n</think>\n\nThe answer is 4."),
+        ("qwen3", "think", OFF, "<think>\n\n</think>\n\n", "The answer is 4."),
+        ("deepseek_r1_distill", "think", {}, "<think>\n", "2 + 2 = 4.\n</think>\n\nThe answer is 4."),
+        ("gptoss", "gpt_oss", {"reasoning_effort": "low"}, "<|start|>assistant", CHANNELS),
+        ("gptoss", "gpt_oss", {"reasoning_effort": "low"}, "Reasoning: low", CHANNELS),
+    ],
+)
+def test_real_templates(name, markers, values, prompt_has, said):
+    """With TRL's copies of the templates, and tokens that mark thoughts as in the real tokenizers."""
+    tokenizer = thinking_tokenizer(markers)
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+    problems = problems_of([SUM])
+    (ids,) = encode(problems, tokenizer, max_new_tokens=60, positions=None, chat_template_kwargs=values)
+    text = tokenizer.decode(ids)
+    assert prompt_has in text if prompt_has == "Reasoning: low" else text.endswith(prompt_has)
+    response = response_text(tokenizer, ids, tokenizer(said)["input_ids"])
+    thoughts = "" if values == OFF else "<think>\n2 + 2 = 4.\n</think>\n\n"
+    assert response == f"{thoughts}The answer is 4."
+    item = checked_item(problems[0], [Generated(response, 20, cut_off=False)])
+    assert (item["verdict"], item["value"]) == ("correct", "4")
 
 
 # Suites

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.tables import aligned
+from edit_trl.common.thoughts import answer_part
 from edit_trl.data.answers import AnswerType, Verdict, check_answer
 from edit_trl.data.row import TEMPLATE_COLUMNS
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
@@ -216,8 +217,12 @@ def graded_again(problem: Problem, item: EvaluateItem) -> EvaluateItem:
 
 
 def _ended(response: Generated, stop: Sequence[str]) -> Generated:
-    places = [place for text in stop if (place := response.text.find(text)) >= 0]
-    return replace(response, text=response.text[: min(places)], cut_off=False) if places else response
+    text, part = response.text, answer_part(response.text) if stop else None
+    if part is None:  # thoughts may hold these texts
+        return response
+    start = part[0] + len(text[part[0] :]) - len(text[part[0] :].lstrip())
+    places = [place for end in stop if (place := text.find(end, start)) >= 0]
+    return replace(response, text=text[: min(places)], cut_off=False) if places else response
 
 
 def _sample(problem: Problem, response: Generated) -> Sample:
