@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from edit_trl.common.conversion import nearest
+from edit_trl.common.conversion import natural, nearest
 from edit_trl.common.errors import InputError, show
 
 
@@ -19,7 +19,7 @@ def read_values(text: str, option: str) -> dict[str, Any]:
     values = parse_yaml(text, option)
     if not isinstance(values, dict):
         raise InputError(f"{option} must be a mapping, such as '{{\"enable_thinking\": false}}', got {show(text)}")
-    return values
+    return natural(values)
 
 
 class Parser(argparse.ArgumentParser):

@@ -23,24 +23,25 @@ Thoughts = Literal["keep", "drop", "only"]
 FIELDS = ("reasoning_content", "reasoning", "thinking")
 """The names under which a message holds its thoughts: at most endpoints, in newer vLLM, and in gpt-oss's template."""
 
-_TAGS = r"think|thinking|thoughts?|reasoning|reflection|scratchpad|seed:think"
+_TAGS = r"think|thinking|thoughts?|thought_process|reasoning|reflection|scratchpad|seed:think"
 # A tag in quotation marks or as code, such as `<think>`, is only spoken of.
 _NOT_QUOTED = r"(?=[<\[])(?!(?:(?<=\A[`\"'])|(?<=[\s(:,][`\"']))[<\[][^<>\[\]]*[>\]][`\"'])"
 _BEGIN = re.compile(
-    rf"{_NOT_QUOTED}(?:<(?:{_TAGS})>|\[THINK\])|◁think▷|<\|START_THINKING\|>|<\|channel>thought(?:\n|\Z)"
-    r"|(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)(?:[^<\n]*<\|message\|>)?"
+    rf"{_NOT_QUOTED}(?:<(?:{_TAGS})(?:\s[^<>\n]*)?>|\[THINK\])|◁think▷|<\|START_THINKING\|>|<\|channel>thought(?:\n|\Z)"
+    r"|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)(?:[^<\n]*<\|message\|>)?"
     # The same channels after a tokenizer left out its special tokens.
     r"|\Aanalysis(?-i:(?=[A-Z]))",
     re.IGNORECASE,
 )
 _END = re.compile(
-    rf"{_NOT_QUOTED}(?:</(?:{_TAGS})>|\[/THINK\])|◁/think▷|<\|END_THINKING\|>|<channel\|>"
+    rf"{_NOT_QUOTED}(?:</(?:{_TAGS})>|\[/THINK\])|◁/think▷|<\|END_THINKING\|>(?:\s*<\|START_RESPONSE\|>)?|<channel\|>"
     r"|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final(?:[^<\n]*(?:<\|constrain\|>[^<\n]*)?<\|message\|>)"
     r"|(?<=.)assistantfinal(?=[\W\d]|(?-i:[A-Z]))",
     re.IGNORECASE | re.DOTALL,
 )
 _AT_THE_END = re.compile(rf"(?:{_BEGIN.pattern})\s*\Z", re.IGNORECASE)
-_CHANNEL_END = re.compile(r"<\|(?:end|return)\|>\s*\Z")
+_EMPTY_AT_THE_END = re.compile(rf"(?:{_BEGIN.pattern})\s*(?:{_END.pattern})\s*\Z", re.IGNORECASE | re.DOTALL)
+_CHANNEL_END = re.compile(r"<\|(?:end|return|END_RESPONSE)\|>\s*\Z")
 
 
 # Each marker has one of these words, which are found faster than the markers are.
@@ -90,9 +91,19 @@ def split_thoughts(response: str) -> Parts:
     """
     thoughts, answer = thoughts_part(response), answer_part(response)
     return Parts(
-        _END.sub("", _BEGIN.sub("", response[slice(*thoughts)])).strip() if thoughts else "",
+        _without_markers(_without_markers(response[slice(*thoughts)], _BEGIN), _END).strip() if thoughts else "",
         _CHANNEL_END.sub("", response[slice(*answer)]).strip() if answer else None,
     )
+
+
+def _without_markers(text: str, marker: re.Pattern[str]) -> str:
+    """Return a text without markers; a line ends where one stood between two words."""
+
+    def instead(match: re.Match[str]) -> str:
+        before, after = text[: match.start()][-1:], text[match.end() :][:1]
+        return "\n" if before.strip() and after.strip() else ""
+
+    return marker.sub(instead, text)
 
 
 def join_thoughts(thoughts: str, answer: str | None) -> str:
@@ -127,6 +138,11 @@ def without_opening(text: str) -> str:
 def opens_thoughts(prompt: str) -> bool:
     """Return whether a prompt ends where a model thinks already, as the generation prompts of some templates do."""
     return bool(_AT_THE_END.search(prompt, max(0, len(prompt) - 80)))
+
+
+def ends_with_no_thoughts(prompt: str) -> bool:
+    """Return whether a text ends with thoughts that are empty, so that what follows is an answer."""
+    return bool(_EMPTY_AT_THE_END.search(prompt, max(0, len(prompt) - 80)))
 
 
 def thoughts_of(message: Mapping[str, Any]) -> str:

@@ -159,11 +159,8 @@ def _call_pieces(call: Mapping[str, Any], start: int) -> Iterator[Piece]:
         after = text.index(f"{_json(key)}: ", after) + len(_json(key)) + 2
         parts.append(_value_piece(value, start + after))
         after += len(_json(value))
-    # Many templates write arguments that are JSON text as a string of JSON.
-    raw = arguments if isinstance(arguments, str) else ""
-    spelling = tuple((character, _json(character)[1:-1]) for character in raw)
     if arguments:
-        yield Piece(start + place, _arguments(function), tuple(parts), spelling)
+        yield Piece(start + place, _arguments(function), tuple(parts))
 
 
 def _value_piece(value: Any, start: int) -> Piece:

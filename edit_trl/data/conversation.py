@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
-from edit_trl.common.thoughts import FIELDS, join_thoughts, opens_thoughts, split_thoughts, thoughts_of, thoughts_part
+from edit_trl.common.thoughts import (
+    FIELDS,
+    ends_with_no_thoughts,
+    join_thoughts,
+    opens_thoughts,
+    split_thoughts,
+    thoughts_of,
+    thoughts_part,
+)
 from edit_trl.data.chains import Messages, Place, find_places, messages_text, pieces_of
 from edit_trl.data.row import template_options
-from edit_trl.models.chat_templates import render, training_template
+from edit_trl.models.chat_templates import arguments_hint, render, training_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -149,8 +157,8 @@ class Conversation:
         what = "thoughts or tool calls" if any(piece.parts for piece in pieces_of(self.chain)) else "text"
         raise InputError(
             f"{self._template_name} leaves out or rewrites the assistant's {what} "
-            f"({self.side}: {messages_text(self.chain)[:40]!r}), so key steps cannot be placed on its tokens; use "
-            "another template (`chat_template_path`) or plain strings"
+            f"({self.side}: {messages_text(self.chain)[:40]!r}), so key steps cannot be placed on its tokens"
+            f"{arguments_hint(self.chain)}; use another template (`chat_template_path`) or plain strings"
         )
 
     def _forms(self) -> Iterator[tuple[Messages, str | None, str | None]]:
@@ -176,14 +184,18 @@ class Conversation:
             yield from other_fields
 
     def _place(self, messages: Messages, template: str | None) -> RenderedChain | None:
-        """Return the conversation as text; None where a part of the chain is missing in it."""
+        """Return the conversation as text; None where it lacks a part of the chain or its thoughts."""
         prompt, bare = self.opening.prompt, self.opening.bare
         text = self.opening.with_answer(messages, template)
         # Templates may render the prompt alone differently. The search starts where both still agree, so that a chain
         # repeated in the prompt is not taken for the answer.
         places = find_places(pieces_of(self.chain), text, common_prefix(bare, text))
-        if not places or text.startswith(prompt):
-            return RenderedChain(text, prompt, places) if places else None
+        has_thoughts = bool(split_thoughts(messages_text(self.chain)).thoughts)
+        # Thoughts after empty ones, which a template that knows them as a field alone has written, are an answer.
+        if not places or (has_thoughts and ends_with_no_thoughts(text[: places[0].start])):
+            return None
+        if text.startswith(prompt):
+            return RenderedChain(text, prompt, places)
         lost = prompt[common_prefix(prompt, text) :]
         if common_prefix(prompt, text) < common_prefix(prompt, bare):
             note = (
@@ -191,7 +203,7 @@ class Conversation:
                 "their thoughts; these turns are trained on as part of the chains, as in TRL"
             )
             return RenderedChain(text, prompt, places, note=note)
-        if thoughts_part(lost) and not opens_thoughts(prompt) and split_thoughts(messages_text(self.chain)).thoughts:
+        if thoughts_part(lost) and not opens_thoughts(prompt) and has_thoughts:
             note = (
                 f"the chains have thoughts, and the generation prompt ends with {lost!r}, as if they had none, so that "
                 "this end is left out of training, as in TRL; `chat_template_kwargs` may switch thoughts on"
@@ -199,11 +211,14 @@ class Conversation:
             return RenderedChain(text, prompt, places, note=note)
         if continued := self._continued(template):
             return continued
-        cut = min(common_prefix(prompt, text), common_prefix(prompt, self._probe(template)), places[0].start)
+        shared = common_prefix(prompt, text)
+        cut = min(shared, common_prefix(prompt, self._probe(template)), places[0].start)
+        if places[0].start < shared and opens_thoughts(text[:shared]):  # the prompt has opened the chain's thoughts
+            cut = shared
         # Thoughts that the prompt opens and the chain does not have end before it begins.
         closing = "\n</think>\n\n" if opens_thoughts(prompt) and "</think>" not in text[cut:] else ""
         moved = len(prompt) + len(closing) - cut
-        places = [Place(place.start + moved, place.end + moved, place.of_chain) for place in places]
+        places = [Place(max(p.start, cut) + moved, p.end + moved, p.of_chain + max(0, cut - p.start)) for p in places]
         ended = ", and their thoughts end at once, since they have none" if closing else ""
         note = (
             f"the generation prompt ends with {prompt[cut:]!r}, which the chat template does not put before a given "

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError, raise_problems
-from edit_trl.data.row import is_conversational, pairs_of, with_prompts, with_template_values
+from edit_trl.data.row import is_conversational, pairs_of, with_template_values
 from edit_trl.data.row_checks import validate_dual_cots
 from edit_trl.data.tokenization import is_alone, tokenize_with_notes
 from edit_trl.data.unused_columns import unused_columns
@@ -259,7 +259,6 @@ def prepare_for_training(
     """
     from accelerate import PartialState
 
-    dataset = with_prompts(dataset)
     validate_dual_cots(dataset, source=f"{name} dataset")
     if options.chat_template_kwargs and not is_conversational(dataset[0]):
         raise InputError(

@@ -236,6 +236,8 @@ def _pair_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[s
         turns = [message for column in ("chosen", "rejected") for message in _messages_in(row.get(column))]
         if any(map(thoughts_of, turns)):
             yield "prefix", "cannot stand before thoughts in a field of their own; write them in the content"
+        if ended := [name for name, chain in chains.items() if chain.startswith(prefix) and len(chain) == len(prefix)]:
+            yield "prefix", f"is the whole of {ended[0]}, so that nothing is left to learn: {show(prefix)}"
         begun = [name for name, chain in chains.items() if chain.startswith(prefix)]
         if len(begun) == 1 and len(chains) == 2:
             other = "rejected" if begun == ["chosen"] else "chosen"

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import nearest
 from edit_trl.data.mistake_views import checks, critiques, lema
-from edit_trl.data.row import chain_text, is_chosen_alone, rows_of
+from edit_trl.data.row import chain_text, is_chosen_alone, rows_of, with_prompts
 from edit_trl.data.row_rewriting import (
     Row,
     answer_statement,
@@ -109,7 +109,7 @@ def select_rows(
     Raises:
         InputError: No pair has a kind of mistake, or the view has no rows or too few.
     """
-    dataset = dataset.with_format(None)  # a format is a way to look at the rows
+    dataset = with_prompts(dataset.with_format(None))  # a format is a way to look at the rows
     if mistake and view in PAIR_VIEWS:
         dataset = _with_mistake(dataset, mistake, source)
     if view != "pairs":

@@ -69,8 +69,9 @@ def check_variables(
     """Check that a chat template has the variables that `chat_template_kwargs` sets.
 
     Raises:
-        InputError: It has not; names the nearest.
+        InputError: It has not; names the nearest. Or see `check_values`.
     """
+    check_values(values)
     template = chat_template or tokenizer.chat_template
     if values and template is None:
         raise InputError(f"`chat_template_kwargs`: {tokenizer.name_or_path} has no chat template; leave them out")
@@ -82,6 +83,20 @@ def check_variables(
             raise InputError(
                 f"`chat_template_kwargs`: the chat template of {tokenizer.name_or_path} has no variable {name!r}"
                 f"{nearest(name, known)}; it has: {', '.join(sorted(known)) or 'none'}"
+            )
+
+
+def check_values(values: Mapping[str, Any] | None) -> None:
+    """Check that no value of a chat template's variables is a boolean as text, which a template does not read as one.
+
+    Raises:
+        InputError: One is; says how to write it.
+    """
+    for name, value in (values or {}).items():
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            raise InputError(
+                f"`chat_template_kwargs`: {name!r} is the text {value!r}, which a chat template does not take for a "
+                f"boolean; write {value.lower()} without quotation marks"
             )
 
 
@@ -148,10 +163,20 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: Messages, options: Mapp
     except (TemplateError, *_EXPRESSION_ERRORS) as error:
         roles = ", ".join(str(message["role"]) for message in messages)
         raise InputError(
-            f"the chat template of {tokenizer.name_or_path} refuses the messages ({roles}): {brief(error)}; change "
-            "them, or use another template (`chat_template_path`)"
+            f"the chat template of {tokenizer.name_or_path} refuses the messages ({roles}): {brief(error)}"
+            f"{arguments_hint(messages) or '; change them'}, or use another template (`chat_template_path`)"
         ) from error
     return text
+
+
+def arguments_hint(messages: Messages) -> str:
+    """Return what to write instead of the JSON text that some endpoints give as arguments of tool calls; "" if none is.
+
+    Some templates need a mapping there, and others would write the text in quotation marks.
+    """
+    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+    is_text = any(isinstance((call.get("function") or call).get("arguments"), str) for call in calls)
+    return "; give the `arguments` of tool calls as a mapping instead of JSON text" if is_text else ""
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:

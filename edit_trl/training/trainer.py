@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from edit_trl.data.preparation import PreparationReport, map_datasets, prepare_for_training
-from edit_trl.data.row import is_conversational
+from edit_trl.data.row import is_conversational, with_prompts
 from edit_trl.hub.card_facts import pick_examples
 from edit_trl.hub.card_templates import EDIT_CITATION
 from edit_trl.key_steps import SIDES
@@ -301,6 +301,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
             dataset = dataset.with_format(None)
         if "chosen_key_mask" in dataset.column_names:
             return dataset
+        dataset = with_prompts(dataset)
         tokenizer = share_template(processing_class)
         is_train = dataset_name == "train" and not self.preparation_reports  # an evaluation set may have that name
         name = dataset_name if is_train or dataset_name == "eval" else f"eval_{dataset_name}"

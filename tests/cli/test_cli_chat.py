@@ -1,9 +1,11 @@
 """`edit-trl chat`, through a pipe and through a terminal, with a model that says what it was taught."""
 
+import io
 import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,6 +293,18 @@ def test_a_template_is_given_its_values_and_may_open_the_thoughts(capsys):
         assert capsys.readouterr().out.startswith(printed)
         assert chat.messages[1]["content"] == ("It is 4." if values is None else "")
     assert [prompt.endswith("<think>\n") for prompt in prompts] == [False, True]
+
+
+@pytest.mark.parametrize(("value", "last"), [("true", "y"), ("false", "n")])
+def test_values_of_the_command_line_have_their_types(parrot, tmp_path, capsys, monkeypatch, value, last):
+    shutil.copytree(parrot, tmp_path / "model")
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template += "{% if enable_thinking is true %}y{% elif enable_thinking is false %}n{% endif %}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
+    words = ["chat", str(tmp_path / "model"), "--device", "cpu", "--max_new_tokens", "3"]
+    assert main([*words, "--chat_template_kwargs", f'{{"enable_thinking": {value}}}']) == 0
+    assert capsys.readouterr().out.strip() == 3 * last
 
 
 def test_values_that_a_template_does_not_have(parrot, no_template, capsys):

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from edit_trl import DualCoTConfig, load_dual_cots
+from edit_trl import DualCoTConfig, DualCoTTrainer, load_dual_cots, select_rows
 from edit_trl.common.errors import InputError
 from edit_trl.data.dual_cots import save_dual_cots
 from edit_trl.data.preparation import prepare_for_training
@@ -211,8 +211,6 @@ def with_call(number: int, arguments) -> list[dict]:
 
 
 ARGUMENTS = {
-    "JSON text": lambda number: json.dumps({"a": 2, "b": number - 2}),
-    "JSON text with escapes": lambda number: json.dumps({"code": f'x = "a\\n"\n\treturn {number}'}),
     "escapes": lambda number: {"code": f'x = "a\\n"\n\treturn {number}', "path": "a\\b"},
     "a value like its key": lambda number: {"5": str(number), "b": "b"},
     "empty": lambda number: {"text": "", "b": number},
@@ -224,15 +222,12 @@ ARGUMENTS = {
 @pytest.mark.parametrize("arguments", ARGUMENTS)
 @pytest.mark.parametrize("name", ["qwen3", "qwen2_5", "gptoss", "lfm2_2_5"])
 def test_arguments_of_calls_as_templates_write_them(name, arguments, tmp_path):
-    """Some write JSON, some a string of JSON, and some each value as it is, or as in Python."""
-    if name == "lfm2_2_5" and arguments.startswith("JSON text"):
-        pytest.skip("the template refuses arguments that are text")
+    """Some write JSON, and some each value as it is, or as in Python."""
     fast, make = tokenizer(name), ARGUMENTS[arguments]
     chosen, rejected = (with_call(number, make(number)) for number in (5, 6))
     pair = {"prompt": QUESTION, "chosen": chosen, "rejected": rejected, "tools": json.dumps([TOOL])}
     assert ours([pair], fast) == trls([pair], fast, tmp_path)
-    argument = {"JSON text": ["4"], "none": []}.get(arguments, ["6"])
-    assert key_text(pair, fast, "rejected") == [*argument, "6"]
+    assert key_text(pair, fast, "rejected") == (["6"] if arguments == "none" else ["6", "6"])
 
 
 def test_arguments_that_a_dataset_fills_with_none_are_those_of_trl(tmp_path):
@@ -306,6 +301,28 @@ def test_nulls_that_a_dataset_fills_in_are_said(tmp_path):
     assert [tokenize_with_notes(row, fast)[2] for row in load_dual_cots(tmp_path / "rows.jsonl")] == [[], []]
 
 
+@pytest.mark.parametrize(("name", "form"), [("nemotron_3_nano", "tight"), ("qwen3_8", "spaced"), ("qwen3_8", "tight")])
+def test_thoughts_begin_once(name, form):
+    """Some templates know thoughts in a field alone, and others end the prompt in the tag that begins the content."""
+    fast = tokenizer(name)
+    output, _, notes = tokenize_with_notes(row(form), fast)
+    text = fast.decode(output["prompt_ids"] + output["chosen_ids"])
+    assert (text.count("<think>"), text.count("</think>")) == (1, 1)
+    assert text.endswith(f"<think>\n{fast.decode(output['chosen_ids'])}")
+    assert key_text(row(form), fast, "chosen") == ["5", "5"]
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize("name", ["gptoss", "glm4moe"])  # one writes the text in quotation marks, one refuses it
+def test_arguments_as_json_text_are_named(name):
+    pair = {"prompt": QUESTION, "chosen": with_tools(5), "rejected": with_tools(6), "tools": [TOOL]}
+    for side in ("chosen", "rejected"):
+        function = pair[side][0]["tool_calls"][0]["function"]
+        function["arguments"] = json.dumps(function["arguments"])
+    with pytest.raises(InputError, match="give the `arguments` of tool calls as a mapping instead of JSON text"):
+        ours([pair], tokenizer(name))
+
+
 def test_rows_without_a_prompt(tmp_path):
     fast = tokenizer("qwen3")
     system = [{"role": "system", "content": "Be brief."}, *QUESTION]
@@ -313,10 +330,17 @@ def test_rows_without_a_prompt(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(pair) + "\n")
     [loaded] = load_dual_cots(tmp_path / "rows.jsonl")
     assert (loaded["prompt"], loaded["chosen"]) == (system, chain(5, "spaced"))
-    args = DualCoTConfig(str(tmp_path / "out"), use_cpu=True, report_to="none")
-    prepared, _ = prepare_for_training(Dataset.from_list([pair]), fast, args, "train")
+    args = DualCoTConfig(str(tmp_path / "out"), use_cpu=True, report_to="none", max_steps=1, save_strategy="no")
+    dataset = Dataset.from_list([pair])
+    trainer = DualCoTTrainer(
+        tiny_llama(vocab_size=len(fast)), args=args, train_dataset=dataset, eval_dataset=dataset, processing_class=fast
+    )
     [expected] = trls([pair], fast, tmp_path)
-    assert {name: prepared[0][name] for name in expected} == expected
+    for prepared in (trainer.train_dataset, trainer.eval_dataset):
+        assert {name: prepared[0][name] for name in expected} == expected
+    trainer.train()
+    [alone] = select_rows(dataset, "chosen")
+    assert (alone["prompt"], alone["chosen"], alone["rejected"]) == (system, chain(5, "spaced"), [])
 
 
 def test_rows_with_none_and_columns_of_other_use(tmp_path):
@@ -344,6 +368,10 @@ def test_values_of_the_run_are_for_rows_without_their_own(tmp_path):
     assert prepared([row("plain", chat_template_kwargs=on)], chat_template_kwargs=off) == without
     mixed = [row("plain", chat_template_kwargs=off), row("plain", chat_template_kwargs=None)]
     assert prepared(mixed) == [*prepared(mixed[:1]), *without]
+    with pytest.raises(
+        InputError, match=r"'enable_thinking' is the text 'False', .* write false without quotation marks"
+    ):
+        prepared([row("plain")], chat_template_kwargs={"enable_thinking": "False"})
     with pytest.raises(InputError, match="has no variable 'enable_thinkin'; did you mean `enable_thinking`"):
         prepared([row("plain")], chat_template_kwargs={"enable_thinkin": False})
     plain = {"prompt": "a\n", "chosen": "It is 5.", "rejected": "It is 6."}
@@ -393,6 +421,10 @@ def test_a_prefix_of_plain_rows_is_part_of_the_prompt(tmp_path):
 
 BAD = {
     "one side": ({"prefix": "2 + 3 = 5."}, "row 1, prefix: chosen begins with '2 + 3 = 5.' and rejected does not"),
+    "whole chain": (
+        {"chosen": [{"role": "assistant", "content": "2 + 3"}], "prefix": "2 + 3"},
+        "row 1, prefix: is the whole of chosen, so that nothing is left",
+    ),
     "number": ({"prefix": 3}, "row 1, prefix: must be text, got 3"),
     "tools": ({"tools": "[{"}, "row 1, tools: is text that is not JSON"),
     "tool": ({"tools": {"name": "add"}}, "row 1, tools: must be a list of JSON schemas"),

@@ -559,8 +559,9 @@ def test_thoughts_over_the_limit_count_as_cut_off(tmp_path, limit, reason):
             assert server.seen == count
 
 
-def test_a_limit_for_thoughts_that_cannot_be_kept_stops_the_run(tmp_path):
-    server = ChatServer(thinking)
+@pytest.mark.parametrize("details", [{}, {"reasoning_tokens": 0}])  # some servers report 0 for any thoughts
+def test_a_limit_for_thoughts_that_cannot_be_kept_stops_the_run(tmp_path, details):
+    server = ChatServer(lambda body: thinking(body, **details))
     limited = [replace(asked, sampling=Sampling(max_thinking_tokens=20)) for asked in requests(3)]
     short = [replace(asked, sampling=Sampling(max_thinking_tokens=30)) for asked in requests(3)]
     message = "`max_thinking_tokens: 20` cannot be kept, since how long the model thinks is not reported"

@@ -11,6 +11,7 @@ from chat_server import ERROR, MODEL, ChatServer, completion, running
 from edit_trl.common.errors import InputError
 from edit_trl.common.thoughts import FIELDS
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
+from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.chat.protocol import (
     ChatRequest,
     ChatResponse,
@@ -158,6 +159,8 @@ def thought(*content) -> list[dict]:
             },
             "<think>\nHm, so 4.\n</think>\n\n4",
         ),
+        ({"content": "4", "reasoning": {"text": "Hm."}}, "<think>\nHm.\n</think>\n\n4"),
+        ({"content": "4", "reasoning_content": ["Hm, ", "so 4."]}, "<think>\nHm, so 4.\n</think>\n\n4"),
         # Tags in the content stay, also where the field repeats what is between them.
         ({"content": "<think>Hm.</think>4"}, "<think>Hm.</think>4"),
         ({"content": "<think>Hm.</think>4", "reasoning": "Hm."}, "<think>Hm.</think>4"),
@@ -165,7 +168,7 @@ def thought(*content) -> list[dict]:
         # Thoughts without an answer never end.
         *(({"content": nothing, "reasoning": "Hm."}, "<think>\nHm.") for nothing in (None, "", "\n", [], thought("x"))),
         # Odd shapes.
-        ({"content": "4", "reasoning_content": 7, "reasoning": {"text": "Hm."}, "reasoning_details": "x"}, "4"),
+        ({"content": "4", "reasoning_content": 7, "reasoning_details": "x"}, "4"),
         ({"content": "4", "reasoning_content": [None, [], {"text": {}}, {"thinking": [{"text": 7}]}]}, "4"),
         ({"content": {"text": "4"}, "reasoning_content": " "}, ""),
         ({"content": "4", "reasoning_content": "half \ud83d"}, "<think>\nhalf ?\n</think>\n\n4"),
@@ -458,3 +461,8 @@ def test_an_endpoint_that_is_not_there():
     for options in ({}, {"check_model": False}):
         with pytest.raises(InputError, match=r"cannot reach http://127.0.0.1:1/v1 .*is the server running"):
             check(MODEL, LOCAL, **options)
+
+
+def test_a_boolean_as_text_is_refused():
+    with pytest.raises(InputError, match="'enable_thinking' is the text 'false'"):
+        EndpointArguments().with_chat_template({"enable_thinking": "false"})

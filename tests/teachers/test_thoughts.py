@@ -60,6 +60,9 @@ def thought(thoughts: str, answer: str) -> str:
         ("<reasoning>a</reasoning>Answer: So 4.", "So 4."),
         ("<thinking>a</thinking>\n\nSo 4.\n\nQuestion: And 5?", "So 4."),
         ("◁think▷a◁/think▷So 4.", "So 4."),
+        ('<think type="x">a</think>So 4.', "So 4."),
+        ("<thought_process>a</thought_process>So 4.", "So 4."),
+        ("<|START_THINKING|>a<|END_THINKING|><|START_RESPONSE|>So 4.<|END_RESPONSE|>", "So 4."),
         ("<|channel>thought\na<channel|>So 4.", "So 4."),
         ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>So 4.<|return|>", "So 4."),
         ("<|channel|>analysis<|message|>a<|end|>", ""),
@@ -71,6 +74,19 @@ def thought(thoughts: str, answer: str) -> str:
 )
 def test_a_chain_is_what_follows_the_thoughts(text, chain):
     assert read_chain(text) == chain
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>a</think>b<think>c</think>So 4.",
+        "<think>\na\nb<think>c</think></think>\n\nSo 4.",
+        "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary<|message|>b<|end|><|start|>assistant"
+        "<|channel|>analysis<|message|>c<|end|><|start|>assistant<|channel|>final<|message|>So 4.<|return|>",
+    ],
+)
+def test_several_thoughts_are_one_text_without_markers(text):
+    assert split_thoughts(text) == ("a\nb\nc", "So 4.")
 
 
 def test_only_the_answer_is_graded():
@@ -101,7 +117,7 @@ def test_a_conclusion_is_not_told_by_the_thoughts_before_it():
     [
         ("drop", thought("a", "The answer is 4."), None, ("The answer is 4.", False)),
         ("keep", "<reasoning>a</reasoning>Answer: So 4.\n\nQuestion: b", None, (thought("a", "So 4."), True)),
-        ("keep", "<think>a</think>b<think>c</think>So 4.", None, (thought("abc", "So 4."), True)),
+        ("keep", "<think>a</think>b<think>c</think>So 4.", None, (thought("a\nb\nc", "So 4."), True)),
         ("keep", "The answer is 4.", None, ("The answer is 4.", False)),
         ("keep", "<think>The answer is 4.", None, ("", False)),
         ("only", thought("a", "First 2. Then 2. The answer is 4."), None, ("a\n\nThe answer is 4.", True)),

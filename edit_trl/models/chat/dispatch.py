@@ -284,7 +284,7 @@ class Dispatcher:
         if limit is None or self.teacher.ends_thoughts or response.finish_reason != "stop":
             return response
         longest = response.completion_tokens or request.sampling.max_tokens
-        if count is None and longest > limit and thoughts_part(response.text):
+        if not count and longest > limit and thoughts_part(response.text):  # some servers always report 0
             raise TeacherUnusable(
                 f"`max_thinking_tokens: {limit}` cannot be kept, since how long the model thinks is not reported "
                 "(`usage.completion_tokens_details.reasoning_tokens`); leave it out, and limit the whole answer instead"

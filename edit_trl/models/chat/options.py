@@ -11,6 +11,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.common.options import Options
 from edit_trl.models.chat.connection import DEFAULT_KEY, url_problem
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
+from edit_trl.models.chat_templates import check_values
 
 Arguments = TypeVar("Arguments", bound="EndpointArguments")
 TeacherType = TypeVar("TeacherType", bound=OpenAICompatibleTeacher)
@@ -48,10 +49,11 @@ class EndpointArguments(Options):
         """Return the options with values of the chat template's variables, which vLLM, SGLang and llama.cpp take.
 
         Raises:
-            InputError: `extra_body` sets them too.
+            InputError: `extra_body` sets them too, or see `check_values`.
         """
         if not values:
             return self
+        check_values(values)
         extra = self.extra_body or {}
         if "chat_template_kwargs" in extra:
             raise InputError("`chat_template_kwargs` is given twice: as an option and in `extra_body`; remove one")

@@ -116,7 +116,8 @@ def short(text: str) -> str:
 
 def _thoughts_in(message: Mapping[str, Any]) -> str:
     """Return the thoughts in a message: of its own field, or of the parts of its content, without their markers."""
-    lists = [parts for name in (*FIELDS, "reasoning_details") if isinstance(parts := message.get(name), list)]
+    fields = [message.get(name) for name in (*FIELDS, "reasoning_details")]
+    lists = [[parts] if isinstance(parts, dict) else parts for parts in fields if isinstance(parts, dict | list)]
     content = message.get("content")
     if isinstance(content, list):
         lists.append([part for part in content if isinstance(part, dict) and _is_thought(part)])
@@ -127,7 +128,9 @@ def _thoughts_in(message: Mapping[str, Any]) -> str:
 def _thoughts_of_parts(parts: Sequence[Any]) -> str:
     """Return the thoughts in parts, each of which holds them as text or in parts of its own."""
     names = ("thinking", "reasoning", "text", "summary")
-    texts = ([_text_of(part.get(name)) for name in names] if isinstance(part, dict) else [] for part in parts)
+    texts = (
+        [_text_of(part.get(name)) for name in names] if isinstance(part, dict) else [_text_of(part)] for part in parts
+    )
     return "".join(next(filter(None, found), "") for found in texts)
 
 
