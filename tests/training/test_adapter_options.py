@@ -178,6 +178,7 @@ def test_options_of_an_adapter_without_one(recipe, capsys):
         ({"router_aux_loss_coef": 0.1}, "`router_aux_loss_coef: 0.1` is for a mixture of experts"),
         ({"eos_token": "<nope>"}, "`eos_token: <nope>` is no token of the student's tokenizer"),
         ({"pad_token": "<nope>"}, "`pad_token: <nope>` is no token of the student's tokenizer"),
+        ({"chat_template_kwargs": {"nope": 1}}, "has no variable 'nope'"),
         ({"model_init_kwargs": {"foo": 1}}, "`model_init_kwargs` has 'foo', which is no option of loading"),
         ({"lora_r": 0}, "`lora_r` must be at least 1, got 0"),
         ({"lora_dropout": 1.0}, "`lora_dropout` must be 0 or more and below 1, got 1.0"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError, collect_problems, show
+from edit_trl.models.chat_templates import check_variables
 from edit_trl.models.loading import load_config, load_tokenizer
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import LOADING
@@ -52,9 +53,13 @@ def _student_problems(run: RunArguments) -> list[str]:
             raise InputError(f"`router_aux_loss_coef: {coefficient}` is for a mixture of experts; {student} is none")
         lora_config(run.model, student, remote)
         tokens = {name: getattr(training, name, None) for name in ("eos_token", "pad_token")}
-        # A chat template may bring its tokens.
-        if isinstance(training, DualCoTConfig) and any(tokens.values()) and training.chat_template_path is None:
+        values = getattr(training, "chat_template_kwargs", None)
+        # A chat template that replaces the student's may bring its tokens and its variables.
+        is_own = isinstance(training, DualCoTConfig) and training.chat_template_path is None
+        if is_own and (any(tokens.values()) or values):
             tokenizer = load_tokenizer(student, trust_remote_code=remote)
+            if tokenizer.chat_template is not None:  # a processor may have it instead
+                check_variables(tokenizer, values)
             for name, token in tokens.items():
                 if token is not None:
                     check_token(tokenizer, name, token)
