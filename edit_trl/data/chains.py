@@ -66,6 +66,12 @@ def pieces_of(messages: Messages) -> list[Piece]:
     return pieces
 
 
+def arguments_texts(messages: Messages) -> list[str]:
+    """Return the arguments of tool calls that are given as JSON text."""
+    calls = [_function(call) for message in messages for call in message.get("tool_calls") or ()]
+    return [call["arguments"] for call in calls if isinstance(call.get("arguments"), str)]
+
+
 def find_places(pieces: Sequence[Piece], rendered: str, start: int, *, is_end: bool = True) -> list[Place] | None:
     """Find pieces in a rendered conversation, one after the other; None where one is missing.
 
@@ -159,8 +165,11 @@ def _call_pieces(call: Mapping[str, Any], start: int) -> Iterator[Piece]:
         after = text.index(f"{_json(key)}: ", after) + len(_json(key)) + 2
         parts.append(_value_piece(value, start + after))
         after += len(_json(value))
+    # Some templates write arguments that are JSON text as a string of JSON.
+    raw = arguments if isinstance(arguments, str) else ""
+    spelling = tuple((character, _json(character)[1:-1]) for character in raw)
     if arguments:
-        yield Piece(start + place, _arguments(function), tuple(parts))
+        yield Piece(start + place, _arguments(function), tuple(parts), spelling)
 
 
 def _value_piece(value: Any, start: int) -> Piece:

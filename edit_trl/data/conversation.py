@@ -18,7 +18,7 @@ from edit_trl.common.thoughts import (
     thoughts_of,
     thoughts_part,
 )
-from edit_trl.data.chains import Messages, Place, find_places, messages_text, pieces_of
+from edit_trl.data.chains import Messages, Place, arguments_texts, find_places, messages_text, pieces_of
 from edit_trl.data.row import template_options
 from edit_trl.models.chat_templates import arguments_hint, render, training_template
 
@@ -149,7 +149,7 @@ class Conversation:
                 refusal = refusal or error
                 continue
             if text is not None:
-                return replace(text, note=note or text.note)
+                return replace(text, note=note or text.note or self._quotation_note(text.text))
         if refusal is not None:
             raise refusal
         if continued := self._continued():
@@ -245,6 +245,15 @@ class Conversation:
         place = Place(len(prompt), len(prompt) + len(rest), chain.index(stripped) + len(stripped) - len(rest))
         return RenderedChain(
             prompt + rest + probe[probe.rindex(_PROBE) + len(_PROBE) :], prompt, [place], is_joined=True
+        )
+
+    def _quotation_note(self, text: str) -> str | None:
+        """Return a note where the template writes arguments that are JSON text in quotation marks."""
+        if all(arguments in text for arguments in arguments_texts(self.chain)):
+            return None
+        return (
+            f"{self._template_name} writes the `arguments` of tool calls, which are JSON text, as a string in "
+            f"quotation marks, as with TRL{arguments_hint(self.chain)}"
         )
 
     def _probe(self, template: str | None) -> str:

@@ -313,14 +313,25 @@ def test_thoughts_begin_once(name, form):
     assert len(notes) == 1
 
 
-@pytest.mark.parametrize("name", ["gptoss", "glm4moe"])  # one writes the text in quotation marks, one refuses it
-def test_arguments_as_json_text_are_named(name):
-    pair = {"prompt": QUESTION, "chosen": with_tools(5), "rejected": with_tools(6), "tools": [TOOL]}
-    for side in ("chosen", "rejected"):
-        function = pair[side][0]["tool_calls"][0]["function"]
-        function["arguments"] = json.dumps(function["arguments"])
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5", "gptoss"])
+def test_arguments_as_json_text_are_those_of_trl(name, tmp_path):
+    fast = tokenizer(name)
+    texts = [json.dumps({"code": f'x = "a\\n"\n\treturn {number}'}) for number in (5, 6)]
+    chosen, rejected = (with_call(number, text) for number, text in zip((5, 6), texts, strict=True))
+    pair = {"prompt": QUESTION, "chosen": chosen, "rejected": rejected, "tools": json.dumps([TOOL])}
+    assert ours([pair], fast) == trls([pair], fast, tmp_path)
+    assert key_text(pair, fast, "rejected") == ["6", "6"]
+    notes = tokenize_with_notes(pair, fast)[2]
+    assert len(notes) == (name != "qwen3")  # it writes the text as it is
+    assert all(
+        "as a string in quotation marks" in note and "as a mapping instead of JSON text" in note for note in notes
+    )
+
+
+def test_a_template_that_refuses_arguments_as_json_text_is_named():
+    pair = {"prompt": QUESTION, "chosen": with_call(5, "{}"), "rejected": with_call(6, "{}"), "tools": [TOOL]}
     with pytest.raises(InputError, match="give the `arguments` of tool calls as a mapping instead of JSON text"):
-        ours([pair], tokenizer(name))
+        ours([pair], tokenizer("glm4moe"))
 
 
 def test_rows_without_a_prompt(tmp_path):
