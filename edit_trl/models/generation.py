@@ -13,17 +13,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.decoding import Batching, Decoding, Generated, check_batching
-from edit_trl.models.generation_control import SeededDraw, ThinkingLimit
+from edit_trl.models.drawing import Draws, ResponseLoop
 from edit_trl.models.loading import positions_of
 from edit_trl.models.responses import cut_thoughts, response_text
 from edit_trl.models.vocabulary import check_vocabulary, embeddings_of
@@ -86,9 +86,9 @@ class Engine:
         Args:
             prompts: Token ids of each prompt.
             decoding: How responses are drawn; its `samples` are ignored.
-            seed: Seeds the batch as a whole: what a prompt draws depends on the other prompts of its batch.
-            seeds: Seeds each prompt by itself, in place of `seed`: what it draws does not depend on its
-                batch, except for rounding, since padding changes the order of sums.
+            seed: Gives each response a seed, with its prompt and its place in the batch.
+            seeds: The seed of each response: what it draws does not depend on its batch, except for rounding, since
+                padding changes the order of sums.
             stop: Texts that end a response.
             streamer: Receives the tokens of a single prompt as they are drawn.
 
@@ -96,24 +96,23 @@ class Engine:
             The new token ids of each response, in the order of the prompts; an EOS token and padding may
             follow the response (see `response_of`).
         """
-        extra: dict[str, Any] = {"streamer": streamer} if streamer is not None else {}
-        if stop:
-            extra["tokenizer"] = self.tokenizer
-        if decoding.max_thinking_tokens is not None:
-            limit = ThinkingLimit(self.tokenizer, prompts, decoding.max_thinking_tokens)
-            extra["stopping_criteria"] = StoppingCriteriaList([limit])
-        if seeds is not None and decoding.temperature:
-            extra["logits_processor"] = LogitsProcessorList([SeededDraw(decoding, seeds)])
-            decoding = replace(decoding, temperature=0.0, samples=1)
-        config = self.settings(decoding, stop)
         check_vocabulary(self.model, self.tokenizer, prompts)
-        # With a seed for each prompt, the global random state is left to a `Stream` that may be open.
-        random_state = nullcontext() if seeds is not None else _forked_random_state(self.model.device, seed)
+        if seeds is None:
+            seeds = [batch_seed(seed, [number, *prompt]) for number, prompt in enumerate(prompts)]
+        # A prompt of several responses is computed once.
+        places: dict[tuple[int, ...], int] = {}
+        copies = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
+        loop = ResponseLoop(
+            list(places), copies, Draws(decoding, seeds), self.tokenizer, decoding.max_thinking_tokens, streamer
+        )
+        criteria = StoppingCriteriaList([StopStringCriteria(self.tokenizer, list(stop))] if stop else [])
+        config = self.settings(replace(decoding, temperature=0.0, samples=1))  # the loop draws
         # No inference mode: weights that FSDP gathers in it could not be trained afterwards.
-        with _prepared(self.model, config), random_state, torch.no_grad():
-            inputs = _left_pad(prompts, config.pad_token_id, self.model.device)
-            output = self.model.generate(**inputs, generation_config=config, **extra)
-        return output[:, inputs["input_ids"].size(1) :].tolist()
+        with _prepared(self.model, config), torch.no_grad():
+            inputs = _left_pad(list(places), config.pad_token_id, self.model.device)
+            return self.model.generate(
+                **inputs, generation_config=config, stopping_criteria=criteria, custom_generate=loop
+            )
 
     def schedule(self, prompts: Sequence[Sequence[int]], decoding: Decoding, *, seed: int = 0) -> list[list[int]]:
         """Draw one response for each prompt by continuous batching; see `generate`.
@@ -260,12 +259,15 @@ class ModelGenerator:
     ) -> Iterator[tuple[list[int], list[list[Generated]]]]:
         """See `edit_trl.models.decoding.Generator.run`."""
         size = self._decoding.samples
-        draw = self.engine.schedule if self.batching == "continuous" else self.engine.generate
         for batch in batches:
-            # The seed depends on the batch alone: a resumed run draws what an uninterrupted one draws.
-            seed = batch_seed(self._seed, prompts[batch[0]])
+            # The seeds depend on the batch at most: a resumed run draws what an uninterrupted one draws.
             drawn_for = [prompts[index] for index in batch for _ in range(size)]
-            outputs = draw(drawn_for, self._decoding, seed=seed)
+            if self.batching == "continuous":
+                seed = batch_seed(self._seed, prompts[batch[0]])
+                outputs = self.engine.schedule(drawn_for, self._decoding, seed=seed)
+            else:
+                seeds = [batch_seed(self._seed, [sample, *prompts[i]]) for i in batch for sample in range(size)]
+                outputs = self.engine.generate(drawn_for, self._decoding, seeds=seeds)
             samples = [self._read(prompt, ids) for prompt, ids in zip(drawn_for, outputs, strict=True)]
             yield batch, [samples[start : start + size] for start in range(0, len(samples), size)]
 
@@ -275,7 +277,7 @@ class ModelGenerator:
 
 
 def batch_seed(seed: int, ids: Sequence[int]) -> int:
-    """Return a seed of 32 bits that depends on the run's seed and on a prompt."""
+    """Return a seed of 32 bits that depends on the run's seed and on token ids."""
     return int.from_bytes(hashlib.sha256(f"{seed} {list(ids)}".encode()).digest()[:4], "big")
 
 

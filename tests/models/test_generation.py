@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import is_peft_model
 
 from edit_trl.models.decoding import Decoding
+from edit_trl.models.drawing import Draws
 from edit_trl.models.generation import Engine, Stream
 from edit_trl.models.loading import ModelSource
 
@@ -69,3 +70,43 @@ def test_the_end_of_a_response(engine):
     eos = engine.eos_ids[0]
     assert engine.split_at_eos([5, 6, eos, 7]) == ([5, 6], True)
     assert engine.split_at_eos([5, 6]) == ([5, 6], False)
+
+
+def test_responses_that_end_leave_the_batch_and_change_no_other(engine, prompts, monkeypatch):
+    """A sixth of the vocabulary ends a response, so a batch of 24 loses some at almost every step."""
+    vocabulary = engine.model.config.vocab_size
+    engine.eos_ids = list(range(0, vocabulary, 6))
+    decoding, sizes = Decoding(12, temperature=1.0), []
+    forward = engine.model.forward
+
+    def watched(*args, **kwargs):
+        sizes.append(kwargs["input_ids"].shape)
+        return forward(*args, **kwargs)
+
+    alone = [engine.generate([prompt], decoding, seeds=[seed])[0] for seed in range(8) for prompt in prompts]
+    monkeypatch.setattr(engine.model, "forward", watched)
+    seeds = [seed for seed in range(8) for _ in prompts]
+    together = engine.generate(prompts * 8, decoding, seeds=seeds)
+    assert [engine.split_at_eos(ids) for ids in together] == [engine.split_at_eos(ids) for ids in alone]
+    # Each prompt is computed once, then one token of each response that has not left.
+    assert sizes[0] == (3, max(map(len, prompts)))
+    assert sizes[1][0] <= 24
+    assert sizes[-1][0] < 12
+    assert all(length == 1 for _, length in sizes[1:])
+
+
+def test_models_that_keep_offsets_by_row_keep_their_batch(engine, prompts):
+    decoding = Decoding(6, temperature=1.0)
+    expected = engine.generate(prompts[:1] * 3, decoding, seeds=[1, 2, 3])
+    engine.model.model.rope_deltas = None  # as Qwen2-VL has
+    assert engine.generate(prompts[:1] * 3, decoding, seeds=[1, 2, 3]) == expected
+
+
+def test_the_nucleus_leaves_out_the_unlikely_and_every_seed_has_its_stream():
+    logits = torch.tensor([[2.0, 1.0, -5.0]])
+    draws = Draws(Decoding(4, temperature=1.0, top_p=0.9), range(300))
+    tokens = draws.pick(logits.expand(300, -1), torch.arange(300), 0)
+    assert set(tokens.tolist()) == {0, 1}
+    some = draws.pick(logits.expand(5, -1), torch.tensor([7, 3, 250, 0, 9]), 0)
+    assert torch.equal(some, tokens[[7, 3, 250, 0, 9]])
+    assert not torch.equal(draws.pick(logits.expand(300, -1), torch.arange(300), 1), tokens)

@@ -19,7 +19,7 @@ from edit_trl.models.chat.local import TransformersTeacher
 from edit_trl.models.chat.protocol import ChatRequest, MalformedResponse, NoAnswer, RawResponse, Sampling
 from edit_trl.models.chat_templates import check_variables, render
 from edit_trl.models.decoding import Decoding
-from edit_trl.models.generation_control import SeededDraw
+from edit_trl.models.drawing import Draws
 from edit_trl.models.identity import model_hash
 
 
@@ -112,8 +112,8 @@ def test_seeds_decide_what_is_drawn_whatever_the_batch(saved_student):
 def test_a_seeded_draw_is_a_draw_from_the_model():
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).log_softmax(-1)
     decoding = Decoding(temperature=2.0, top_p=0.85)
-    draws = [SeededDraw(decoding, [seed])(None, logits) for seed in range(4000)]
-    counts = torch.bincount(torch.cat(draws).argmax(-1), minlength=4) / 4000
+    draws = Draws(decoding, range(4000)).pick(logits.expand(4000, -1), torch.arange(4000), step=3)
+    counts = torch.bincount(draws, minlength=4) / 4000
     kept = (logits[0] / 2).softmax(-1) * torch.tensor([1.0, 1.0, 1.0, 0.0])
     assert torch.allclose(counts, kept / kept.sum(), atol=0.03)
 

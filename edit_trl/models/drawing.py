@@ -1,0 +1,206 @@
+"""The loop that draws responses token by token, for `generate` of transformers (its `custom_generate`).
+
+It differs from transformers' own loop in three ways. A prompt of several responses is computed once, and its cache is
+copied for each of them. Responses that have ended leave the batch. Each response draws from a stream of random
+numbers of its own, so that it does not depend on its batch, except for rounding.
+
+Read in transformers 5.23: `GenerationMixin._sample`, `_update_model_kwargs_for_generation`,
+`_has_unfinished_sequences`, the two tests for weights that processes share, and `Cache.reorder_cache`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TopPLogitsWarper
+from transformers.generation.utils import is_deepspeed_zero3_enabled, is_fsdp_managed_module
+
+from edit_trl.models.responses import is_thinking
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+    from transformers.generation.streamers import BaseStreamer
+
+    from edit_trl.models.decoding import Decoding
+
+# The share of the batch that has to end before the rest goes on without it: leaving copies the cache once, about as
+# much work as the cache's growth by one token.
+_LEAVING = 0.1
+
+
+class Draws:
+    """Picks tokens: the most likely ones, or a sample with a stream of uniform numbers for each response.
+
+    Args:
+        decoding: Temperature and nucleus of all responses.
+        seeds: The seed of each response; without effect in greedy decoding.
+    """
+
+    def __init__(self, decoding: Decoding, seeds: Sequence[int]):
+        self._temperature = decoding.temperature
+        self._uniform = None
+        if self._temperature:
+            # The warper sorts the vocabulary, also where nothing is to be left out.
+            self._nucleus = TopPLogitsWarper(decoding.top_p) if decoding.top_p < 1 else None
+            size, double = decoding.max_new_tokens, torch.float64
+            streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+            self._uniform = torch.stack([torch.rand(size, dtype=double, generator=stream) for stream in streams])
+
+    def pick(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
+        """Return a token for each response of the batch.
+
+        Args:
+            logits: Shape (responses in the batch, vocabulary), float32.
+            rows: The number of each response, among all seeds.
+            step: How many tokens each response has.
+        """
+        if self._uniform is None:
+            return logits.argmax(-1)
+        logits = logits / self._temperature
+        if self._nucleus is not None:
+            logits = self._nucleus(None, logits)
+        shares = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+        points = self._uniform[rows.cpu(), step].to(logits.device) * shares[:, -1]
+        return torch.searchsorted(shares, points[:, None], right=True)[:, 0].clamp_(max=logits.size(-1) - 1)
+
+
+class ResponseLoop:
+    """Draws all responses of a batch; the `custom_generate` of one call of `generate`.
+
+    Args:
+        prompts: Token ids of each prompt of the batch, without padding.
+        copies: For each response, the index of its prompt.
+        draws: Picks the tokens.
+        tokenizer: The tokenizer of the model.
+        max_thinking_tokens: The number of tokens at which a response that still thinks ends, if any.
+        streamer: Receives the tokens of a single response as they are drawn.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        copies: Sequence[int],
+        draws: Draws,
+        tokenizer: PreTrainedTokenizerBase,
+        max_thinking_tokens: int | None = None,
+        streamer: BaseStreamer | None = None,
+    ):
+        self._prompts, self._copies, self._draws = prompts, copies, draws
+        self._tokenizer, self._max_thinking_tokens = tokenizer, max_thinking_tokens
+        self._streamer = streamer
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        *,
+        logits_processor: Any,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> list[list[int]]:
+        """Return the new token ids of each response, padded at its end if others of the batch went on."""
+        start, device = input_ids.size(1), input_ids.device
+        pad = generation_config.pad_token_id
+        copies = torch.tensor(self._copies, device=device)
+        can_take, is_synced = _can_take_rows(model, model_kwargs), _is_synced(model)
+        if not can_take:
+            input_ids, model_kwargs = input_ids[copies], _take(model_kwargs, copies)
+        inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
+        with _contiguous_head(model):
+            outputs = model(**inputs, return_dict=True)
+        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+        logits = outputs.logits[:, -1].float()
+        rows = torch.arange(len(copies), device=device)  # of the responses that are in the batch
+        if can_take and not torch.equal(copies, rows):
+            input_ids, logits, model_kwargs = input_ids[copies], logits[copies], _take(model_kwargs, copies)
+        responses: list[list[int]] = [[] for _ in self._copies]
+        ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        for step in range(generation_config.max_new_tokens):
+            tokens = self._draws.pick(logits, rows, step)
+            tokens = torch.where(ended, pad, tokens)
+            input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
+            if self._streamer is not None:
+                self._streamer.put(tokens.cpu())
+            ended = ended | stopping_criteria(input_ids, None) | self._still_think(input_ids[:, start:], rows, step + 1)
+            if not model._has_unfinished_sequences(bool(ended.all()), is_synced, device):
+                break
+            if can_take and not ended.all() and ended.sum() > _LEAVING * len(ended):
+                self._store(responses, input_ids[ended, start:], rows[ended])
+                staying = (~ended).nonzero()[:, 0]
+                input_ids, rows, ended = input_ids[staying], rows[staying], ended[staying]
+                model_kwargs = _take(model_kwargs, staying)
+            inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+            outputs = model(**inputs, return_dict=True)
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+            logits = outputs.logits[:, -1].float()
+        self._store(responses, input_ids[:, start:], rows)
+        if self._streamer is not None:
+            self._streamer.end()
+        return responses
+
+    def _still_think(self, ids: torch.Tensor, rows: torch.Tensor, length: int) -> torch.Tensor:
+        """Return which responses end because they still think after the most tokens of thoughts."""
+        if length != self._max_thinking_tokens:
+            return torch.zeros(len(rows), dtype=torch.bool, device=ids.device)
+        prompts = [self._prompts[self._copies[row]] for row in rows.tolist()]
+        thinking = [is_thinking(self._tokenizer, *pair) for pair in zip(prompts, ids.tolist(), strict=True)]
+        return torch.tensor(thinking, device=ids.device)
+
+    def _store(self, responses: list[list[int]], ids: torch.Tensor, rows: torch.Tensor) -> None:
+        for row, response in zip(rows.tolist(), ids.tolist(), strict=True):
+            responses[row] = response
+
+
+@contextmanager
+def _contiguous_head(model: PreTrainedModel) -> Iterator[None]:
+    """Give the output embeddings contiguous states.
+
+    With the last states of each prompt as a view, a bfloat16 product on a CPU took 700 times as long (torch 2.13).
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, states: tuple(state.contiguous() for state in states))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+_BY_ROW = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
+_SHARED = ("use_cache", "logits_to_keep")
+
+
+def _can_take_rows(model: PreTrainedModel, model_kwargs: dict[str, Any]) -> bool:
+    """Return whether rows of the batch can be copied and removed: all that the generation keeps by row is known."""
+    # Some multimodal models keep a position offset for each row of the batch in the model itself.
+    if any(hasattr(module, "rope_deltas") for module in model.modules()):
+        return False
+    has_cache = any(hasattr(value, "reorder_cache") for value in model_kwargs.values())
+    return has_cache and all(
+        value is None or name in _SHARED or name in _BY_ROW or hasattr(value, "reorder_cache")
+        for name, value in model_kwargs.items()
+    )
+
+
+def _take(model_kwargs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
+    """Return the state of a generation with only these rows of the batch, in this order; the cache is changed."""
+    taken = dict(model_kwargs)
+    for name, value in model_kwargs.items():
+        if name in _BY_ROW and value is not None:
+            taken[name] = value.index_select(-2, rows)  # the batch is the last dimension but one, also of 3D positions
+        elif hasattr(value, "reorder_cache"):
+            value.reorder_cache(rows)
+    return taken
+
+
+def _is_synced(model: PreTrainedModel) -> bool:
+    """Return whether processes share the weights, so that each has to run the model until all have ended."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    return torch.distributed.get_world_size() > 1 and (is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model))
