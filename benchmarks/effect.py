@@ -23,6 +23,7 @@ from effect_matrix.cells import clear, list_cells, read_cell, settle
 from effect_matrix.checks import check_options, check_power, detectable, items_of
 from effect_matrix.config import read_matrix
 from effect_matrix.data import make_sets
+from effect_matrix.kept import keep, take_up, with_missing
 from effect_matrix.matrix import Matrix
 from effect_matrix.pool import Ended, run_cells
 from inputs import run_benchmark
@@ -42,6 +43,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--path", nargs="+", default=[], metavar="NAME=PATH", help="Replaces a path of the matrix file's `paths`."
     )
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="Run only these methods, and the baseline.")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="Also keep each finished cell's record here, as small JSON to commit, and take up those that are here.",
+    )
     parser.add_argument("--redo", action="store_true", help="Run cells again whose part of the YAML has changed.")
     parser.add_argument("--check", action="store_true", help="Check everything without running a cell.")
     parser.add_argument(
@@ -84,13 +91,30 @@ def show_power(matrix: Matrix) -> None:
     check_power(matrix, effects)
 
 
+def take_up_kept(matrix: Matrix, args: argparse.Namespace) -> None:
+    """Take up the kept records, and say how many there are and which were kept aside."""
+    if args.keep is None:
+        return
+    taken, aside = take_up(list_cells(matrix), args.output, args.keep, matrix.paths, args.redo)
+    if taken:
+        print(f"{len(taken)} records taken up from {args.keep}")
+    for file in aside:
+        print(f"kept aside, since its part of the matrix has changed: {file}")
+
+
 def run(matrix: Matrix, args: argparse.Namespace) -> int:
     show_power(matrix)
     cells = list_cells(matrix)
+    take_up_kept(matrix, args)
     left = settle(cells, args.output, args.redo)
     print(f"{len(cells)} cells, {len(cells) - len(left)} done, {len(left)} to do", flush=True)
     if args.check:
         return 0
+    again = {cell.name for cell in left}
+    left = with_missing(left, cells, args.output)
+    if len(left) > len(again):
+        names = ", ".join(cell.name for cell in left if cell.name not in again)
+        print(f"run again for their models and pairs, which a record does not have: {names}", flush=True)
     clear(left, args.output)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "evaluation.json").write_text(json.dumps(vars(matrix.evaluation)), encoding="utf-8")
@@ -99,6 +123,8 @@ def run(matrix: Matrix, args: argparse.Namespace) -> int:
     def tell(end: Ended) -> None:
         nonlocal count
         count += 1
+        if args.keep:
+            keep(end.cell, args.output, args.keep, matrix.paths)
         clock = time.strftime("%H:%M:%S")
         record = read_cell(end.cell.folder(args.output))
         dev = record.get("result", {}).get("dev")
@@ -125,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.report:
             from effect_matrix.results import report
 
+            take_up_kept(matrix, args)
             return report(matrix, args.output, args.markdown)
         check_options(matrix)
         make_sets(matrix, args.output / "data")

@@ -81,9 +81,13 @@ class _Maker:
             return None
         start = self.warm_up(student, seed)
         inputs = {"pairs": self.sets[f"pairs_{name}"], "warm_up": start.inputs}
+        needs = [start.name]
+        if source.student_of:
+            before = self.final(student, source.student_of, seed)
+            inputs["student_of"] = before.inputs
+            needs.append(before.name)
         if source.of:
             inputs["of"] = self.sets["warm_up" if source.of == "warm_up" else f"pairs_{source.of}"]
-        needs = [start.name]
         if source.beside:
             other = self.pairs(student, seed, source.beside)
             inputs["beside"] = other.inputs if other else self.sets[f"pairs_{source.beside}"]
@@ -102,7 +106,12 @@ class _Maker:
             "pairs": pairs.inputs if pairs else self.sets[f"pairs_{method.pairs}"],
             "warm_up": start.inputs,
         }
-        return (start.name, *([pairs.name] if pairs else [])), inputs
+        needs = [start.name, *([pairs.name] if pairs else [])]
+        if method.start:
+            before = self.final(student, method.start, seed)
+            inputs["start"] = before.inputs
+            needs.append(before.name)
+        return tuple(needs), inputs
 
     def tune(self, student: str, name: str) -> list[Cell]:
         method, seed = self.matrix.methods[name], self.matrix.tuning_seed
@@ -130,6 +139,8 @@ class _Maker:
             needs, inputs = self.training(student, seed, self.matrix.methods[name])
             needs = (*needs, *(cell.name for cell in grid))
             inputs |= {"grid": self.matrix.methods[name].grid, **self.measurements(tests)}
+            if self.matrix.methods[name].evaluation:
+                inputs["evaluation"] = self.matrix.methods[name].evaluation
         cell = Cell(f"{student}/final/{name}_seed{seed}", "final", student, seed, needs, inputs, name)
         return self.add(cell)
 
@@ -199,7 +210,7 @@ def settle(cells: Sequence[Cell], output: Path, redo: bool) -> list[Cell]:
         elif not record or record["status"] != "done":
             left.append(cell)
     if changed and not redo:
-        lines = [f"{cell.name}: {'; '.join(_changes(record['inputs'], cell.inputs))}" for cell, record in changed]
+        lines = [f"{cell.name}: {'; '.join(changes_of(record['inputs'], cell.inputs))}" for cell, record in changed]
         rest = [f"and {len(lines) - 5} other cells"] if len(lines) > 5 else []
         raise InputError(
             [*lines[:5], *rest, "run them again with --redo, or choose another --output"],
@@ -215,12 +226,13 @@ def clear(cells: Iterable[Cell], output: Path) -> None:
         shutil.rmtree(cell.folder(output), ignore_errors=True)
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
+def changes_of(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
+    """What differs between a cell's recorded inputs and those of now, one text per option."""
     changes = []
     for key in sorted({*before, *now}):
         old, new = before.get(key), json.loads(json.dumps(now.get(key), default=str))
         if isinstance(old, dict) and isinstance(new, dict):
-            changes += _changes(old, new, f"{where}{key}.")
+            changes += changes_of(old, new, f"{where}{key}.")
         elif old != new:
             changes.append(f"`{where}{key}` was {str(old)[:60]}, is {str(new)[:60]}")
     return changes

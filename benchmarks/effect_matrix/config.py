@@ -46,7 +46,8 @@ def read_matrix(path: Path, paths: Mapping[str, str] | None = None) -> Matrix:
     unknown = [name for name in paths or {} if name not in own_paths]
     if unknown:
         raise InputError(f"{path} has no path {unknown[0]!r}{nearest_of(unknown[0], own_paths)}")
-    values = _fill_in(values, {**own_paths, **(paths or {})})
+    all_paths = {**own_paths, **(paths or {})}
+    values = _fill_in(values, all_paths)
     errors = [f"unknown key `{name}`{nearest(name, _KEYS)}" for name in values if name not in _KEYS]
     errors += [f"`{name}` is missing" for name in _REQUIRED if name not in values]
     if errors:
@@ -64,7 +65,7 @@ def read_matrix(path: Path, paths: Mapping[str, str] | None = None) -> Matrix:
         seeds = values["seeds"] if isinstance(values["seeds"], list) else [values["seeds"]]
         tuning = values.get("tuning_seed", seeds[0] if seeds else 0)
         options = (values["warm_up"], values["stage_2"], methods, values["baseline"])
-        matrix = Matrix(path, students, seeds, tuning, data, *options, **parts, collapse=collapse)
+        matrix = Matrix(path, students, seeds, tuning, data, *options, **parts, collapse=collapse, paths=all_paths)
         reader.errors += matrix_errors(matrix)
     if reader.errors:
         raise InputError(reader.errors, heading=f"{path}:")

@@ -31,6 +31,10 @@ def matrix_errors(matrix: Matrix) -> Iterator[str]:
         if method.control is not None and (method.control == name or method.control not in matrix.methods):
             hint = nearest_of(method.control, matrix.methods)
             yield f"`methods.{name}`: `control: {method.control}` is none of the other methods{hint}"
+        above = list(matrix.methods)[: list(matrix.methods).index(name)]
+        if method.start is not None and method.start not in above:
+            hint = nearest_of(method.start, above) if above else ""
+            yield f"`methods.{name}`: `start: {method.start}` must be a method above it{hint}"
         for option, values in method.grid.items():
             if not isinstance(values, list) or not values:
                 yield f"`methods.{name}`: the grid's `{option}` must be a list of values, got {values!r}"
@@ -90,6 +94,13 @@ def _source_errors(name: str, source: Source, matrix: Matrix) -> Iterator[str]:
         other = f"pairs_{getattr(source, option)}"
         if name in order and other in order and order.index(other) >= order.index(name):
             yield f"`{option}: {getattr(source, option)}` must stand above it in `data.pairs`"
+    if source.student_of is not None:
+        first = matrix.methods.get(source.student_of)
+        if source.generate is None or first is None:
+            hint = nearest_of(source.student_of, matrix.methods)
+            yield f"`student_of: {source.student_of}` must be a method, beside `generate`{hint}"
+        elif f"pairs_{first.pairs}" in order[order.index(name) :]:
+            yield f"`student_of: {source.student_of}` trains on `{first.pairs}`, which must stand above it"
     if source.problems_of and source.wrong_chains_of:
         yield "needs one of problems_of and wrong_chains_of"
     if source.path is not None and "{" not in source.path and not Path(source.path).exists():

@@ -51,6 +51,8 @@ class Source:
         generate: A recipe of `edit-trl generate`. {model} is the warmed-up student of the cell, {data} the
             folder of the sets, each with a `questions.jsonl`, and {output} the folder for the pairs;
             {student} and {seed} are those of the cell.
+        student_of: A method whose final model of the seed is {model} in `generate`, instead of the warm-up: the
+            pairs of a second round.
     """
 
     families: list[str] | None = None
@@ -67,6 +69,7 @@ class Source:
     problems_of: str | None = None
     wrong_chains_of: str | None = None
     generate: dict | None = None
+    student_of: str | None = None
 
     @property
     def by_student(self) -> bool:
@@ -91,6 +94,9 @@ class Method:
         label: Name of the method in tables.
         control: Another method to compare with, beside the baseline: SFT on the same pairs, if these are not
             the baseline's.
+        start: Another method, whose final model of the seed is trained further; the warm-up where None.
+        evaluation: Options of `edit-trl evaluate` for the tests, which override the matrix's. With several samples
+            a question, the majority of these samples is a row of its own in the tables.
     """
 
     recipe: str | None = None
@@ -99,6 +105,8 @@ class Method:
     pairs: str = "new"
     label: str | None = None
     control: str | None = None
+    start: str | None = None
+    evaluation: dict = field(default_factory=dict)
 
     @property
     def points(self) -> list[Options]:
@@ -145,10 +153,12 @@ class Evaluation:
     Attributes:
         batch_size: Number of responses per batch.
         max_new_tokens: Maximum number of tokens in a response.
+        dtype: Number format of the weights.
     """
 
     batch_size: int = 100
     max_new_tokens: int = 200
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -184,3 +194,4 @@ class Matrix:
     evaluation: Evaluation
     power: Power
     collapse: Collapse | None
+    paths: dict[str, str] = field(default_factory=dict)

@@ -11,6 +11,8 @@ import yaml
 
 Result = dict[str, Any]
 
+# How a record of a cell tells the score of an item; an item without a score has none.
+MARKS = {True: "1", False: "0", None: "-"}
 CURVES = ("loss", "logps/chosen", "fork/confidence", "key_accuracy")
 
 
@@ -24,6 +26,7 @@ def held_out_scores(items: Sequence[Mapping[str, Any]], folder: Path) -> Result:
     from edit_trl.evaluation.runs.folder import read_run
 
     scores = dict(read_run(folder).record.scores)
+    scores["marks"] = _marks(items, "key_preference", "suite")
     scores["chosen_logp"] = sum(item["logps"]["chosen"] for item in items) / len(items)
     scores["fork_confidence"] = sum(map(fork_confidence, items)) / len(items)
     return scores
@@ -68,7 +71,18 @@ def train(folder: Path, options: Mapping[str, Any], student: str, rows: Path, se
     }
 
 
-def evaluate_set(model: Path, name: str, spec: Mapping[str, Any], folder: Path, output: Path) -> Result:
+def _marks(items: Sequence[Any], score: str, kind: str) -> str:
+    """The score of each item that is right or wrong, one character each: see `MARKS`."""
+    from edit_trl.evaluation.runs.scores import SCORES
+
+    values = [SCORES[kind][score](item) for item in items]
+    return "".join(MARKS[None if value is None else bool(value)] for value in values)
+
+
+def evaluate_set(
+    model: Path, name: str, spec: Mapping[str, Any], folder: Path, output: Path, over: Mapping[str, Any] | None = None
+) -> Result:
+    """Evaluate a model on a set, with some options of `edit-trl evaluate` overridden; returns scores and marks."""
     from edit_trl.cli.evaluate import main as evaluate
     from edit_trl.evaluation.runs.folder import read_run
 
@@ -85,11 +99,14 @@ def evaluate_set(model: Path, name: str, spec: Mapping[str, Any], folder: Path, 
         "batching": "padded",
         **({"limit": spec["rows"]} if "tasks" in spec and "rows" in spec else {}),
         **matrix,
+        **(over or {}),
     }
     evaluate(["--config", str(write_yaml(folder.with_name(f"{name}.yaml"), options))])
-    record = read_run(folder).record
+    evaluated = read_run(folder)
+    record = evaluated.record
     by_task = {task: scores["accuracy"] for task, scores in record.groups["task"].items()}
-    return {**record.scores, "items": record.items, "tasks": by_task}
+    marks = _marks(evaluated.items, "accuracy", "evaluate")
+    return {**record.scores, "items": record.items, "tasks": by_task, "marks": marks}
 
 
 def suite_items(model: Path, rows: Path, folder: Path) -> list[Any]:

@@ -81,11 +81,15 @@ def _student(matrix: Matrix, student: str, cells: Sequence[Cell], done: Mapping[
         for name in (WARM_UP, *matrix.methods)
         if name in by_method
     }
-    _compare(matrix, methods, by_method, output)
+    marks = {
+        name: {seed: _marks(done[cell.name]["result"]) for seed, cell in by_seed.items()}
+        for name, by_seed in by_method.items()
+    }
+    _compare(matrix, methods, marks)
     for name, record in methods.items():
         for test in matrix.data.tests:
-            folders = [cell.folder(output) / f"test_{test}" for cell in by_method[name].values()]
-            record["tests"][test]["interval"] = accuracy_interval(folders)
+            interval = accuracy_interval([scores[test] for scores in marks[name].values()])
+            record["tests"][test]["interval"] = interval
     variants: dict[str, list[Cell]] = {}
     for cell in finals:
         if "variant" in cell.inputs:
@@ -95,9 +99,7 @@ def _student(matrix: Matrix, student: str, cells: Sequence[Cell], done: Mapping[
         "parameters": warmed.get("parameters"),
         "warm_up": {key: warmed.get(key) for key in ("steps", "tokens", "cpu_seconds")},
         "methods": methods,
-        "collapse": {
-            name: _collapse(matrix, runs, by_method.get(WARM_UP, {}), output) for name, runs in variants.items()
-        },
+        "collapse": {name: _collapse(matrix, runs, marks.get(WARM_UP, {}), done) for name, runs in variants.items()},
     }
 
 
@@ -149,13 +151,22 @@ def _mean_tasks(tasks: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.fmean(scores[name] for scores in tasks) for name in tasks[0]}
 
 
-def _compare(matrix: Matrix, methods: dict[str, Record], cells: Mapping[str, Mapping[int, Cell]], output: Path) -> None:
+def _marks(result: Record) -> dict[str, str]:
+    """The marks of a cell's items by test, and those of its held-out pairs."""
+    tests = {name.removeprefix("test_"): scores["marks"] for name, scores in result["tests"].items()}
+    return tests | {"key_preference": result["held_out"]["marks"]}
+
+
+MarksBySeed = Mapping[int, Mapping[str, str]]
+
+
+def _compare(matrix: Matrix, methods: dict[str, Record], marks: Mapping[str, MarksBySeed]) -> None:
     """Add to each method's record its differences to the baseline and to its control."""
     pairs = {name: matrix.baseline for name in methods if name != matrix.baseline}
-    _differences("differences", pairs, matrix, methods, cells, output)
+    _differences("differences", pairs, matrix, methods, marks)
     controls = {name: matrix.methods[name].control for name in methods if name in matrix.methods}
-    pairs = {name: control for name, control in controls.items() if control in cells}
-    _differences("control_differences", pairs, matrix, methods, cells, output)
+    pairs = {name: control for name, control in controls.items() if control in marks}
+    _differences("control_differences", pairs, matrix, methods, marks)
 
 
 def _differences(
@@ -163,23 +174,17 @@ def _differences(
     pairs: Mapping[str, str],
     matrix: Matrix,
     methods: dict[str, Record],
-    cells: Mapping[str, Mapping[int, Cell]],
-    output: Path,
+    marks: Mapping[str, MarksBySeed],
 ) -> None:
     """The differences of some methods to others, on every test, p-values corrected over the methods."""
-    measured = [(f"test_{test}", test, "accuracy") for test in matrix.data.tests]
-    measured.append(("held_out", "key_preference", "key_preference"))
-    for folder, name, score in measured:
+    for name in (*matrix.data.tests, "key_preference"):
         p_values = {}
         for method, other in pairs.items():
-            seeds = [seed for seed in cells[method] if seed in cells.get(other, {})]
+            seeds = [seed for seed in marks[method] if seed in marks.get(other, {})]
             if not seeds:
                 continue
-            change = difference(
-                [cells[other][seed].folder(output) / folder for seed in seeds],
-                [cells[method][seed].folder(output) / folder for seed in seeds],
-                score,
-            )
+            before, after = ([marks[run][seed][name] for seed in seeds] for run in (other, method))
+            change = difference(before, after)
             methods[method].setdefault(key, {})[name] = change
             p_values[method] = change["p_value"]
         corrected = {} if WARM_UP not in p_values else {WARM_UP: p_values.pop(WARM_UP)}  # the warm-up is not a method
@@ -187,15 +192,15 @@ def _differences(
             methods[method][key][name]["holm_p_value"] = p_value
 
 
-def _collapse(matrix: Matrix, cells: Sequence[Cell], started: Mapping[int, Cell], output: Path) -> Record:
+def _collapse(matrix: Matrix, cells: Sequence[Cell], started: MarksBySeed, done: Mapping[str, Record]) -> Record:
     """The runs of a variant, each compared with the warm-up that it started from."""
     test = next(iter(matrix.data.tests))
     runs = []
     for cell in cells:
         if cell.seed not in started:
             continue
-        before = started[cell.seed].folder(output) / f"test_{test}"
-        change = difference([before], [cell.folder(output) / f"test_{test}"], "accuracy")
+        after = done[cell.name]["result"]["tests"][f"test_{test}"]["marks"]
+        change = difference([started[cell.seed][test]], [after])
         runs.append({"seed": cell.inputs["stage_2_seed"], **change})
     worse = [run for run in runs if run["difference"] < 0 and run["p_value"] < 0.05]
     return {"options": cells[0].inputs["variant"], "runs": runs, "significantly_worse": len(worse)}

@@ -15,6 +15,7 @@ from typing import Any
 
 from edit_trl.common.conversion import natural
 from edit_trl.common.yaml_file import parse_yaml
+from edit_trl.models.identity import model_hash
 from effect_matrix.cells import WARM_UP, Cell, read_cell, write_cell
 from effect_matrix.data import prompt_text
 from effect_matrix.measure import (
@@ -68,6 +69,14 @@ def warmed_up(cell: Cell, output: Path) -> Path:
     return output / "cells" / cell.student / "warm_up" / f"seed{cell.seed}" / "model"
 
 
+def _start(cell: Cell, output: Path, key: str) -> Path:
+    """The model that a cell starts from: the final one of the method that `key` of its inputs names, or the warm-up."""
+    if key not in cell.inputs:
+        return warmed_up(cell, output)
+    [name] = [name for name in cell.needs if "/final/" in name]
+    return output / read_cell(output / "cells" / name)["result"]["model"]
+
+
 def _warm_up(cell: Cell, output: Path) -> Result:
     folder, inputs = cell.folder(output), cell.inputs
     student, parameters = inputs["student"].get("path"), None
@@ -82,7 +91,8 @@ def _warm_up(cell: Cell, output: Path) -> Result:
         parameters = make_student(sizes, rows, cell.seed, Path(student))
     options = training_options(None, {"chosen_key_weight": 1.0, "preference_weight": 0.0}, inputs["warm_up"])
     trained = train(folder / "model", options, student, set_folder(output, "warm_up"), cell.seed)
-    return {"parameters": parameters, **trained, **_dev(folder / "model", cell, output)}
+    weights = model_hash(str(folder / "model"))
+    return {"parameters": parameters, "weights": weights, **trained, **_dev(folder / "model", cell, output)}
 
 
 def _pairs(cell: Cell, output: Path) -> Result:
@@ -124,7 +134,7 @@ def _generate(recipe: Mapping[str, Any], cell: Cell, output: Path) -> Result:
     from edit_trl.cli.generate import main as generate
 
     rows = cell.folder(output) / "rows"
-    words = {"model": warmed_up(cell, output), "student": cell.student, "seed": cell.seed}
+    words = {"model": _start(cell, output, "student_of"), "student": cell.student, "seed": cell.seed}
     words |= {"data": output / "data", "output": rows}
     options = {key: _filled(value, words) for key, value in {"output_dir": "{output}", **recipe}.items()}
     code = generate(["--config", str(write_yaml(cell.folder(output) / "generate.yaml", options))])
@@ -173,7 +183,7 @@ def _stage_2(cell: Cell, output: Path, point: Mapping[str, Any], folder: Path) -
     rows = pairs_path(inputs["pairs_name"], inputs["pairs"], cell, output)
     if is_generated(rows):
         options.setdefault("dataset_train_split", "dual")
-    return train(folder, options, str(warmed_up(cell, output)), rows, seed)
+    return train(folder, options, str(_start(cell, output, "start")), rows, seed)
 
 
 def _tune(cell: Cell, output: Path) -> Result:
@@ -191,19 +201,23 @@ def best_point(cells: Sequence[str], output: Path) -> tuple[str, Result]:
 
 def _final(cell: Cell, output: Path) -> Result:
     folder, trained, model = cell.folder(output), {}, warmed_up(cell, output)
+    weights = model_hash(str(model))
     if cell.method != WARM_UP:
         best, result = best_point([name for name in cell.needs if "/tune/" in name], output)
-        if "variant" not in cell.inputs and _tuning_seed(best, output) == cell.seed:
-            trained, model = result, output / "cells" / best / "model"
+        tuned = output / "cells" / best / "model"
+        # A record may come from another machine, without its model.
+        if "variant" not in cell.inputs and _tuning_seed(best, output) == cell.seed and tuned.is_dir():
+            trained, model = result, tuned
         else:
             model = folder / "model"
             trained = _stage_2(cell, output, result["point"], model)
         trained = {key: value for key, value in trained.items() if key != "dev"} | {"point": result["point"]}
     tests = {}
     for name, spec in cell.inputs["tests"].items():
-        tests[name] = evaluate_set(model, name, spec, folder / name, output)
+        tests[name] = evaluate_set(model, name, spec, folder / name, output, cell.inputs.get("evaluation"))
     items = suite_items(model, set_folder(output, "held_out"), folder / "held_out")
-    return {**trained, "tests": tests, "held_out": held_out_scores(items, folder / "held_out")}
+    result = {"model": str(model.relative_to(output)), "started_from": weights, **trained, "tests": tests}
+    return {**result, "held_out": held_out_scores(items, folder / "held_out")}
 
 
 def _tuning_seed(name: str, output: Path) -> int:

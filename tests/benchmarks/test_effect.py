@@ -18,13 +18,14 @@ from effect_matrix.checks import check_options, check_power, detectable
 from effect_matrix.config import read_matrix
 from effect_matrix.data import make_sets, prompt_text, resolve
 from effect_matrix.differences import accuracy_interval, difference
+from effect_matrix.kept import keep, take_up, with_missing
 from effect_matrix.measure import fork_confidence
 from effect_matrix.page import write_page
 from effect_matrix.pool import run_cells
 from effect_matrix.tables import as_markdown, fill
 from effect_matrix.work import best_point, run_cell, training_options
 
-from edit_trl import ProceduralTeacher, compare_runs, load_dual_cots
+from edit_trl import ProceduralTeacher, load_dual_cots
 from edit_trl.common.errors import InputError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -107,6 +108,12 @@ def matrix_file(folder: Path, **changes) -> Path:
         ({"power": {"test": "harder"}}, "`power.test: harder` is none of `data.tests`"),
         ({"methods/ours/control": "stf"}, "`control: stf` is none of the other methods; did you mean `sft`?"),
         ({"methods/ours/control": "ours"}, "`control: ours` is none of the other methods"),
+        ({"methods/sft/start": "ours"}, "`methods.sft`: `start: ours` must be a method above it"),
+        ({"data/pairs/hard/student_of": "sft"}, "`student_of: sft` must be a method, beside `generate`"),
+        (
+            {"data/pairs/hard": {"generate": {}, "student_of": "ours"}},
+            "`student_of: ours` trains on `hard`, which must stand above it",
+        ),
         ({"collapse": {"method": "our", "variants": {}}}, "`collapse.method: our` is none of the methods"),
         ({"collapse": {"method": "ours"}}, "`collapse`: `variants` is missing"),
     ],
@@ -144,7 +151,7 @@ def test_the_shipped_matrices_pass_all_checks(tmp_path, monkeypatch):
     recorded = tmp_path / "bbh.jsonl"
     recorded.write_text("{}\n", encoding="utf-8")
     found = sorted(path.name for path in BENCHMARKS.glob("effect_*.yaml"))
-    assert found == ["effect_gpu.yaml", "effect_small.yaml"]
+    assert found == ["effect_gpu.yaml", "effect_pretrained.yaml", "effect_small.yaml"]
     for name in found:
         paths = {"bbh": str(recorded)} if name == "effect_gpu.yaml" else {}
         matrix = read_matrix(BENCHMARKS / name, paths)
@@ -371,71 +378,101 @@ def test_a_worker_that_is_killed_fails_its_cell_alone(tmp_path):
     assert read_cell(cells[1].folder(output)) is None
 
 
-@pytest.fixture
-def measured(tmp_path):
-    """Writes a run of `evaluate` with these items right."""
-    from edit_trl.evaluation.runs.folder import RunFolder
-    from edit_trl.evaluation.runs.schema import RunRecord
-    from edit_trl.evaluation.runs.scores import run_scores
-
-    def write(name: str, right: list[bool], first: int = 0) -> Path:
-        nothing = dict.fromkeys(("value", "lenient_value", "span", "lenient_span"))
-        sample = {
-            **nothing,
-            "response": "",
-            "verdict": "wrong",
-            "lenient_verdict": "wrong",
-            "cut_off": False,
-            "tokens": 1,
-        }
-        items = [
-            {
-                **dict.fromkeys(("mistake", "source", "value", "lenient_value")),
-                "task": "t",
-                "id": str(number),
-                "prompt": "?",
-                "answer": "3",
-                "answer_type": "number",
-                "verdict": "correct" if is_right else "wrong",
-                "lenient_verdict": "wrong",
-                "cut_off": 0,
-                "samples": [sample],
-            }
-            for number, is_right in enumerate(right, first)
-        ]
-        record = RunRecord("evaluate", name, "m", "h", {}, {"t": "1"}, "d")
-        folder = RunFolder(tmp_path / name, record)
-        folder.append(items)
-        folder.finish([("t", item["id"]) for item in items], *run_scores(items, "evaluate"))
-        return tmp_path / name
-
-    return write
-
-
-def test_differences_are_paired_by_seed(measured):
+def test_differences_are_paired_by_seed():
     """Warm-ups far apart, and a method that mends the same share of items in each."""
-    shares = {0: 20, 1: 50, 2: 80}
-    before = [measured(f"before{seed}", [n < right for n in range(100)]) for seed, right in shares.items()]
-    after = [measured(f"after{seed}", [n < right + 8 for n in range(100)]) for seed, right in shares.items()]
-    found = difference(before, after, "accuracy")
+    shares = (20, 50, 80)
+    before = ["1" * right + "0" * (100 - right) for right in shares]
+    after = ["1" * (right + 8) + "0" * (92 - right) for right in shares]
+    found = difference(before, after)
     assert found["difference"] == pytest.approx(0.08)
     # Each of 24 items is mended in one of three seeds: its mean is 1/3 or 0, so their variance is known.
     error = (24 * (1 / 3 - 0.08) ** 2 + 76 * 0.08**2) / 99 / 100
     assert (found["high"] - found["low"]) / 2 == pytest.approx(1.984 * error**0.5, rel=0.01)
     assert found["p_value"] < 0.001
-    unpaired = compare_runs(before, after).systems[0].overall
-    assert unpaired.p_value > 0.5  # the warm-ups differ in more than that
     low, high = accuracy_interval(after)
-    assert low < 0.2 and high > 0.9  # noqa: PT018
-    with pytest.raises(InputError, match="runs of other items"):
-        difference(before, [*after[:2], measured("other", [True] * 100, first=7)], "accuracy")
+    assert low < 0.2
+    assert high > 0.9
+    with pytest.raises(InputError, match="runs of 100, 100, 99, 100, 100, 100 items"):
+        difference(before, [*after[:2], "1" * 99])
 
 
-def test_one_seed_is_tested_exactly(measured):
-    before, after = measured("a", [False] * 10), measured("b", [True] * 6 + [False] * 4)
-    found = difference([before], [after], "accuracy")
+def test_one_seed_is_tested_exactly():
+    found = difference(["0" * 10], ["1" * 6 + "0" * 4])
     assert found["p_value"] == pytest.approx(2 / 2**6)
     assert found["seeds"] == 1
+
+
+def test_items_without_a_score_in_one_run_do_not_count():
+    assert difference(["0-01"], ["11-1"])["difference"] == pytest.approx(1 / 2)
+
+
+KEPT = {"paths": {"model": "first/student"}, "students/toy": {"path": "{model}"}}
+
+
+@pytest.fixture
+def kept_matrix(tmp_path):
+    """A matrix whose student is a folder, which differs between machines, and whose methods build on each other."""
+
+    def make(student: str, **changes):
+        folder = tmp_path / student
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+        more = {"methods/then": {"start": "ours", "pairs": "hard"}, **KEPT, **changes}
+        return read_matrix(matrix_file(tmp_path, **more), {"model": str(folder)})
+
+    return make
+
+
+def test_records_are_taken_up_on_another_machine(kept_matrix, tmp_path):
+    matrix, kept = kept_matrix("here"), tmp_path / "kept"
+    cells = list_cells(matrix)
+    by_name = {cell.name: cell for cell in cells}
+    for cell in cells:
+        result = {"dev": {"accuracy": 0.5}, "model": f"cells/{cell.name}/model"}
+        write_cell(cell.folder(tmp_path / "one"), {"inputs": cell.inputs, "status": "done", "result": result})
+        if "then" not in cell.name:
+            keep(cell, tmp_path / "one", kept, matrix.paths)
+    assert "here" not in (kept / "toy/warm_up/seed0.json").read_text(encoding="utf-8")
+
+    other = kept_matrix("there")
+    cells, output = list_cells(other), tmp_path / "two"
+    taken, aside = take_up(cells, output, kept, other.paths, redo=False)
+    assert len(taken) == len(cells) - 2
+    assert aside == []
+    left = settle(cells, output, redo=False)
+    assert [cell.name for cell in left] == ["toy/tune/then_0", "toy/final/then_seed0"]
+    # What the two need is built again: the final model of `ours`, its pairs and the warm-up; no record of a grid is.
+    names = ["toy/warm_up/seed0", "toy/pairs/hard_seed0", "toy/final/ours_seed0"]
+    again = with_missing(left, cells, output)
+    assert [cell.name for cell in again if cell not in left] == [name for name in by_name if name in names]
+    (output / "cells/toy/final/ours_seed0/model").mkdir()
+    assert "toy/final/ours_seed0" not in [cell.name for cell in with_missing(left, cells, output)]
+
+    # A cell that was built again keeps its first record, with the place of its new model.
+    final = next(cell for cell in cells if cell.name == "toy/final/ours_seed0")
+    built = {"dev": {"accuracy": 0.4}, "model": "cells/elsewhere"}
+    write_cell(final.folder(output), {"inputs": final.inputs, "status": "done", "result": built})
+    keep(final, output, kept, other.paths)
+    assert read_cell(final.folder(output))["result"] == {"dev": {"accuracy": 0.5}, "model": "cells/elsewhere"}
+
+
+def test_records_of_another_version_are_named_and_kept_aside(kept_matrix, tmp_path):
+    matrix, kept = kept_matrix("here"), tmp_path / "kept"
+    for cell in list_cells(matrix):
+        write_cell(cell.folder(tmp_path / "one"), {"inputs": cell.inputs, "status": "done", "result": {}})
+        keep(cell, tmp_path / "one", kept, matrix.paths)
+    changed = kept_matrix("here", **{"methods/ours/options": {"preference_weight": 0.2}})
+    cells, output = list_cells(changed), tmp_path / "two"
+    with pytest.raises(InputError, match=r"ours_0\.json: `options.preference_weight` was None, is 0.2") as caught:
+        take_up(cells, output, kept, changed.paths, redo=False)
+    assert "--redo" in str(caught.value)
+    taken, aside = take_up(cells, output, kept, changed.paths, redo=True)
+    assert not [name for name in taken if "ours" in name or "then" in name]
+    assert all(file.is_file() and file.parent.parent.parent == kept / "aside" for file in aside)
+    assert not (kept / "toy/tune/ours_0.json").exists()
+    (kept / "toy/warm_up/seed0.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(InputError, match=r"seed0\.json is not the record of a finished cell: it has no `inputs`"):
+        take_up(cells, tmp_path / "three", kept, changed.paths, redo=False)
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
