@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,24 @@ def train(folder: Path, options: Mapping[str, Any], student: str, rows: Path, se
     }
 
 
+@contextmanager
+def as_served(model: Path, output: Path) -> Iterator[Path]:
+    """The model as it would be served: an adapter is merged into its base, in the dtype of the measurements."""
+    if not (model / "adapter_config.json").is_file():
+        yield model
+        return
+    from edit_trl.models.merging import merge_adapter
+
+    dtype = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))["dtype"]
+    merged = model.with_name(f"{model.name}_merged")
+    shutil.rmtree(merged, ignore_errors=True)
+    try:
+        merge_adapter(str(model), merged, dtype=dtype)
+        yield merged
+    finally:
+        shutil.rmtree(merged, ignore_errors=True)
+
+
 def _marks(items: Sequence[Any], score: str, kind: str) -> str:
     """The score of each item that is right or wrong, one character each: see `MARKS`."""
     from edit_trl.evaluation.runs.scores import SCORES
@@ -109,7 +129,7 @@ def evaluate_set(
     return {**record.scores, "items": record.items, "tasks": by_task, "marks": marks}
 
 
-def suite_items(model: Path, rows: Path, folder: Path) -> list[Any]:
+def suite_items(model: Path, rows: Path, folder: Path, output: Path) -> list[Any]:
     from edit_trl.cli.suite import main as suite
     from edit_trl.evaluation.runs.folder import read_run
 
@@ -120,6 +140,7 @@ def suite_items(model: Path, rows: Path, folder: Path) -> list[Any]:
         "history": None,
         "greedy": False,
         "batch_size": 16,
+        "dtype": json.loads((output / "evaluation.json").read_text(encoding="utf-8"))["dtype"],
     }
     suite(["--config", str(write_yaml(folder.with_name(f"{folder.name}.yaml"), options))])
     return read_run(folder).items

@@ -20,6 +20,7 @@ from effect_matrix.cells import WARM_UP, Cell, read_cell, write_cell
 from effect_matrix.data import prompt_text
 from effect_matrix.measure import (
     Result,
+    as_served,
     evaluate_set,
     fork_confidence,
     held_out_scores,
@@ -119,7 +120,7 @@ def _pairs(cell: Cell, output: Path) -> Result:
                 ]
             )
     if "hardest" in spec:
-        items = suite_items(warmed_up(cell, output), whole, cell.folder(output) / "suite")
+        items = suite_items(warmed_up(cell, output), whole, cell.folder(output) / "suite", output)
         confidence = {item["id"]: fork_confidence(item) for item in items}
         order = sorted(range(len(pairs)), key=lambda index: confidence[pairs[index]["id"]])
         hardest = sorted(order[: max(1, round(len(pairs) * spec["hardest"]))])
@@ -213,9 +214,10 @@ def _final(cell: Cell, output: Path) -> Result:
             trained = _stage_2(cell, output, result["point"], model)
         trained = {key: value for key, value in trained.items() if key != "dev"} | {"point": result["point"]}
     tests = {}
-    for name, spec in cell.inputs["tests"].items():
-        tests[name] = evaluate_set(model, name, spec, folder / name, output, cell.inputs.get("evaluation"))
-    items = suite_items(model, set_folder(output, "held_out"), folder / "held_out")
+    with as_served(model, output) as served:
+        for name, spec in cell.inputs["tests"].items():
+            tests[name] = evaluate_set(served, name, spec, folder / name, output, cell.inputs.get("evaluation"))
+        items = suite_items(served, set_folder(output, "held_out"), folder / "held_out", output)
     result = {"model": str(model.relative_to(output)), "started_from": weights, **trained, "tests": tests}
     return {**result, "held_out": held_out_scores(items, folder / "held_out")}
 
@@ -226,8 +228,8 @@ def _tuning_seed(name: str, output: Path) -> int:
 
 def _dev(model: Path, cell: Cell, output: Path) -> Result:
     folder = cell.folder(output) / "dev"
-    scores = evaluate_set(model, "dev", {}, folder, output)
-    return {"dev": scores}
+    with as_served(model, output) as served:
+        return {"dev": evaluate_set(served, "dev", {}, folder, output)}
 
 
 def finish(cell: Cell, output: Path) -> str:
