@@ -24,6 +24,7 @@ from edit_trl.evaluation.accuracy.answering import checked_item, format_table, g
 from edit_trl.evaluation.accuracy.problems import encode, problems_of
 from edit_trl.evaluation.accuracy.votes import Weight, count_votes
 from edit_trl.evaluation.accuracy.weighing import Weigher
+from edit_trl.evaluation.report.items import Detail, page_items, rounded
 from edit_trl.evaluation.runs.folder import read_run
 from edit_trl.evaluation.runs.scores import mean_scores
 from edit_trl.evaluation.statistics import area_under_curve
@@ -312,6 +313,15 @@ def test_from_python(student):
     assert "majority" not in format_table({"x": majority})
 
 
+@pytest.mark.slow  # the scheduler takes six seconds to start, twice
+def test_continuous_batching_goes_on_between_the_weights(student):
+    rows = [PROBLEMS[1] | {"id": str(copy)} for copy in range(9)]
+    options = {"batching": "continuous", "batch_size": 2, "samples": 2, "votes": "checked", "max_new_tokens": 45}
+    result = evaluate_accuracy(*student, rows, **SAMPLED | options)  # the scheduler is called twice
+    assert any(sample["weight"] for item in result.items for sample in item["samples"])
+    assert student[0].config._attn_implementation == "sdpa"
+
+
 def test_bad_votes_from_python(student):
     with pytest.raises(InputError, match="`votes: checked` has no effect with `samples: 1`"):
         evaluate_accuracy(*student, PROBLEMS, votes="checked")
@@ -371,6 +381,10 @@ def test_by_the_command_and_what_reads_its_run(recipe, tmp_path, capsys):
         main(["report", str(tmp_path / "run"), str(tmp_path / "majority"), "--output", str(tmp_path / "r.html")]) == 0
     )
     assert "Accuracy, majority" in (tmp_path / "r.html").read_text()
+    [[[_, outcome], [_, of_majority]], *_] = [item["runs"] for item in page_items([run, majority], Detail())[0]]
+    assert outcome["majority"] == run.items[0]["majority_verdict"]
+    assert [s.get("weight") for s in outcome["samples"]] == [rounded(s["weight"]) for s in run.items[0]["samples"]]
+    assert "majority" not in of_majority
     capsys.readouterr()
     history = tmp_path / "history.sqlite"
     for metric in ("majority_accuracy", "weight_tokens", "weight_auc_pooled"):

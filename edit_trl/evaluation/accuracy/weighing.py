@@ -16,7 +16,7 @@ from edit_trl.data.mistake_views import VERDICTS, check_prompt
 from edit_trl.data.tokenization import tokenize_with_offsets
 from edit_trl.evaluation.accuracy.votes import Votes, Weight
 from edit_trl.models.generation import Engine, undisturbed
-from edit_trl.models.pairs.collation import DualCoTCollator
+from edit_trl.models.pairs.collation import SIDES, DualCoTCollator
 from edit_trl.models.pairs.scoring import make_pair_scorer
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Weigher:
         collator = DualCoTCollator(self._engine.pad_id)
         # The layouts are compared once; the scorer goes after each call, since continuous batching needs the model as
         # it was.
-        check = max(examples, key=_length) if self._layout == "auto" else None
+        check = _whole_text(max(examples, key=_length)) if self._layout == "auto" else None
         scorer = make_pair_scorer(self._model, collator, self._layout, check_example=check, with_best=True)
         try:
             for batch in _batches(examples):
@@ -199,6 +199,12 @@ def _example(prompt: list[int], chosen: list[int], rejected: list[int]) -> dict[
     for name in ("key_mask", "fork_mask"):
         example |= {f"chosen_{name}": [False] * len(chosen), f"rejected_{name}": [False] * len(rejected)}
     return example | {"fork": 0, "row": 0}
+
+
+def _whole_text(example: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an example that scores its prompt too: in half precision, single tokens vary too much for a check."""
+    first, *rest = example["prompt_ids"]
+    return _example([first], *(rest + example[f"{side}_ids"] for side in SIDES))
 
 
 def _length(example: Mapping[str, Any]) -> int:
