@@ -75,7 +75,8 @@ class Weigher:
     ) -> list[list[Weight]]:
         """Return the weight of each response to each problem.
 
-        A response that is cut off or refused has no answer, hence no weight.
+        A response that is cut off or refused can have no answer, hence it has no weight. One in which no answer is
+        found is weighed all the same, since another version of the answer check may find one.
 
         Args:
             problems: Some of the problems.
