@@ -135,7 +135,7 @@ def _time(row: HistoryRow) -> str:
 
 
 def _value(value: float, name: str) -> str:
-    from edit_trl.evaluation.runs.scores import IN_NATS, SCORES
+    from edit_trl.evaluation.runs.scores import SCORES, UNITS
 
-    share = name not in IN_NATS and any(name in scores for scores in SCORES.values())
+    share = name not in UNITS and any(name in scores for scores in SCORES.values())
     return f"{value:.1%}" if share else f"{value:.3f}"

@@ -11,7 +11,18 @@ from dataclasses import is_dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NoReturn,
+    NotRequired,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from edit_trl.common.errors import InputError, show
 
@@ -100,8 +111,9 @@ def _refuse(constant: str) -> NoReturn:
 def checker(annotation: Any) -> Checker:
     """Return a function that checks a JSON value against an annotation.
 
-    Of dataclasses and of TypedDicts every field must be there and no other; `Annotated[list[X], n]` is a list of n
-    values; integers have 64 bits, as in SQLite; numbers are finite, and so are sums of their squares.
+    Of dataclasses and of TypedDicts every field must be there, unless it is `NotRequired`, and no other.
+    `Annotated[list[X], n]` is a list of n values; integers have 64 bits, as in SQLite; numbers are finite, and so are
+    sums of their squares.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is Any:
@@ -119,7 +131,9 @@ def checker(annotation: Any) -> Checker:
         return _items(dict, "object", checker(arguments[1]), None)
     if is_typeddict(annotation) or is_dataclass(annotation):
         hints = get_type_hints(annotation, include_extras=True)
-        return _fields({name: checker(hint) for name, hint in hints.items()})
+        optional = {name for name, hint in hints.items() if get_origin(hint) is NotRequired}
+        hints |= {name: get_args(hints[name])[0] for name in optional}
+        return _fields({name: checker(hint) for name, hint in hints.items()}, optional)
     noun, kinds, limit = _SCALARS[annotation]
     return lambda value: (
         None if type(value) in kinds and (limit is None or abs(value) < limit) else f": {show(value)} is no {noun}"
@@ -193,15 +207,14 @@ def _items(kind: type, noun: str, check_item: Checker, is_fine: Callable[[list],
     return check
 
 
-def _fields(checkers: dict[str, Checker]) -> Checker:
+def _fields(checkers: dict[str, Checker], optional: set[str]) -> Checker:
     def check(value: Any) -> str | None:
         if type(value) is not dict:
             return f": {show(value)} is no object"
-        if value.keys() != checkers.keys():
-            odd = ", ".join(sorted(map(str, value.keys() ^ checkers.keys())))
-            return f": {odd} missing, or not known"
+        if odd := (value.keys() ^ checkers.keys()) - (optional - value.keys()):
+            return f": {', '.join(sorted(map(str, odd)))} missing, or not known"
         for name, check_value in checkers.items():
-            if (problem := check_value(value[name])) is not None:
+            if name in value and (problem := check_value(value[name])) is not None:
                 return f".{name}{problem}"
         return None
 

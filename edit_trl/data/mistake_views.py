@@ -66,6 +66,11 @@ def check_question(chain: str) -> str:
     return f"Proposed solution:\n{chain.strip()}\n\nIs this solution right? Answer Yes or No."
 
 
+def check_prompt(prompt: Any, chain: str) -> Any:
+    """Return a prompt, plain or conversational, that asks whether a chain is right instead of asking for one."""
+    return _followed(prompt, check_question(chain))
+
+
 def critique_of(pair: Mapping[str, Any]) -> str:
     """Return what is wrong with the wrong chain of a pair: its `critique`, or else where and how the chains part."""
     given = pair.get("critique")
@@ -97,13 +102,18 @@ def _pairs(rows: list[Row]) -> Iterator[tuple[int, Row, Mapping[str, Any]]]:
             yield from ((number, row, pair) for number, pair in enumerate(pairs_of(row), 1))
 
 
-def _asking(row: Row, asked: str, target: str) -> Row:
-    """Return a row whose prompt ends with `asked`, and whose chain is `target`, alone."""
+def _followed(prompt: Any, asked: str) -> Any:
+    """Return a prompt whose question is followed by `asked`."""
 
     def ask(text: str) -> str:
         question = text.rstrip()
         # What separates the prompt from the chain stays at the end.
         return f"{question}\n\n{asked}{text[len(question) :]}"
 
+    return with_question(prompt, ask)
+
+
+def _asking(row: Row, asked: str, target: str) -> Row:
+    """Return a row whose prompt ends with `asked`, and whose chain is `target`, alone."""
     chosen = target if isinstance(row["chosen"], str) else [{"role": "assistant", "content": target}]
-    return without_rejected(row) | {"prompt": with_question(row["prompt"], ask), "chosen": chosen}
+    return without_rejected(row) | {"prompt": _followed(row["prompt"], asked), "chosen": chosen}

@@ -11,6 +11,7 @@ Hesterberg 2015). `tests/evaluation/test_statistics.py` simulates the coverage o
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -105,6 +106,18 @@ def bootstrap_interval(
         rng=np.random.default_rng(seed),
     )
     return Interval(mean, *map(float, result.confidence_interval))
+
+
+def area_under_curve(positives: Sequence[float], negatives: Sequence[float]) -> float | None:
+    """Return the area under the ROC curve: how likely a positive is above a negative, where equals count half.
+
+    None without positives or without negatives.
+    """
+    if not positives or not negatives:
+        return None
+    below = sorted(negatives)
+    wins = sum(bisect_left(below, value) + bisect_right(below, value) for value in positives)
+    return wins / (2 * len(positives) * len(negatives))
 
 
 def paired_difference(

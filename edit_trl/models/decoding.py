@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 from edit_trl.common.checks import at_least, not_negative, share
@@ -61,12 +61,14 @@ class Generated:
         cut_off: Whether no EOS token came within `max_new_tokens`, or thoughts did not end within
             `max_thinking_tokens`.
         refused: Whether the model declined to answer, or a filter broke its answer off.
+        ids: The generated token ids, EOS included; None where they are not known.
     """
 
     text: str
     tokens: int
     cut_off: bool
     refused: bool = False
+    ids: Sequence[int] | None = field(default=None, compare=False, repr=False)
 
 
 class Generator(Protocol):

@@ -273,7 +273,8 @@ class ModelGenerator:
 
     def _read(self, prompt: list[int], ids: list[int]) -> Generated:
         response, ended = self.engine.response_of(prompt, ids, self._decoding)
-        return Generated(self.engine.text_of(prompt, response), len(response) + ended, not ended)
+        count = len(response) + ended
+        return Generated(self.engine.text_of(prompt, response), count, not ended, ids=ids[:count])
 
 
 def batch_seed(seed: int, ids: Sequence[int]) -> int:

@@ -281,7 +281,7 @@ def test_the_shipped_recipes(capsys):
     root = Path(__file__).parents[2] / "recipes" / "evaluate"
     names = set()
     recipes = [path for path in sorted(root.glob("*.yaml")) if "tasks" in yaml.safe_load(path.read_text())]
-    assert len(recipes) == 7
+    assert len(recipes) == 8
     for path in recipes:
         options = {"model": "x", "base_urls": None}
         values = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key not in options}

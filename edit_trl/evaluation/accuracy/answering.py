@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from edit_trl.common.errors import raise_problems
 from edit_trl.common.tables import aligned
 from edit_trl.common.thoughts import answer_part
-from edit_trl.data.answers import AnswerType, Verdict, check_answer
+from edit_trl.data.answers import AnswerType, check_answer
 from edit_trl.data.row import TEMPLATE_COLUMNS
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
+from edit_trl.evaluation.accuracy.votes import Votes, Weight, count_votes, votes_problems
 from edit_trl.evaluation.runs.folder import RunFolder
 from edit_trl.evaluation.runs.resuming import complete_items
 from edit_trl.evaluation.runs.schema import EvaluateItem, Sample
+from edit_trl.evaluation.runs.scores import mean_scores
 from edit_trl.models.decoding import Decoding, Generated
 
 if TYPE_CHECKING:
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from edit_trl.models.decoding import Batching, Generator
+
+
+Weigh = Callable[[Sequence[Problem], Sequence[Sequence[int]], Sequence[Sequence[Generated]]], list[list[Weight]]]
+"""Takes problems, their prompts as token ids and the responses to each; returns the weight of each response."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,10 @@ class Score:
             have several responses.
         accuracy: `correct / items`; an unparsed answer is not correct.
         lenient_accuracy: The accuracy by lenient extraction.
+        majority_accuracy: Where votes have weights, the accuracy of the majority of the same responses; else None.
+        weight_auc: How likely a right response has more weight than a wrong one to the same question (area under the
+            ROC curve, mean over the items that have both); None without weights or such items.
+        no_weight: Items where no answer has any weight, so that the majority decided.
     """
 
     items: int
@@ -47,19 +58,25 @@ class Score:
     cut_off: int
     accuracy: float
     lenient_accuracy: float
+    majority_accuracy: float | None = None
+    weight_auc: float | None = None
+    no_weight: int = 0
 
     @classmethod
     def from_items(cls, items: Sequence[EvaluateItem]) -> Score:
         counts = Counter(item["verdict"] for item in items)
-        lenient = sum(item["lenient_verdict"] == "correct" for item in items)
+        means = mean_scores(items, "evaluate")
         return cls(
             items=len(items),
             correct=counts["correct"],
             wrong=counts["wrong"],
             unparsed=counts["unparsed"],
             cut_off=sum(item["cut_off"] for item in items),
-            accuracy=counts["correct"] / len(items),
-            lenient_accuracy=lenient / len(items),
+            accuracy=means["accuracy"],
+            lenient_accuracy=means["lenient_accuracy"],
+            majority_accuracy=means.get("majority_accuracy"),
+            weight_auc=means.get("weight_auc"),
+            no_weight=sum(item.get("no_weight", False) for item in items),
         )
 
 
@@ -73,6 +90,7 @@ class AccuracyResult:
         items: The items, in the order of the dataset.
         seconds: Wall-clock time of the generation.
         generated_tokens: Number of generated tokens, EOS included.
+        weight_tokens: Number of tokens that were run to find the weights of the responses.
     """
 
     overall: Score
@@ -80,13 +98,15 @@ class AccuracyResult:
     items: list[EvaluateItem]
     seconds: float
     generated_tokens: int
+    weight_tokens: int = 0
 
     @classmethod
     def from_items(cls, items: Sequence[EvaluateItem], seconds: float) -> AccuracyResult:
         names = dict.fromkeys(item["task"] for item in items)
         tasks = {name: Score.from_items([item for item in items if item["task"] == name]) for name in names}
-        tokens = sum(sample["tokens"] for item in items for sample in item["samples"])
-        return cls(Score.from_items(items), tasks, list(items), seconds, tokens)
+        samples = [sample for item in items for sample in item["samples"]]
+        tokens = sum(sample["tokens"] for sample in samples), sum(sample.get("weight_tokens", 0) for sample in samples)
+        return cls(Score.from_items(items), tasks, list(items), seconds, *tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, as values that JSON can hold."""
@@ -103,6 +123,7 @@ def evaluate_accuracy(
     temperature: float = 0.0,
     top_p: float = 1.0,
     samples: int = 1,
+    votes: Votes = "majority",
     seed: int = 0,
     batching: Batching = "padded",
     answer_type: AnswerType | None = None,
@@ -124,7 +145,9 @@ def evaluate_accuracy(
         max_new_tokens: Maximum number of tokens per response.
         temperature: Sampling temperature; 0 for greedy decoding.
         top_p: Probability mass of nucleus sampling.
-        samples: Number of responses per problem; the majority's answer counts (self-consistency, arXiv 2203.11171).
+        samples: Number of responses per problem, which vote on the answer (self-consistency, arXiv 2203.11171).
+        votes: The weight of a response in the vote: `majority`, `likelihood` or `checked`; see
+            `edit_trl.evaluation.accuracy.votes`.
         seed: Seed of sampling.
         batching: See `edit_trl.models.generation`.
         answer_type: Type of every answer; if None, the row's `answer_type`, or else the type inferred from
@@ -143,10 +166,12 @@ def evaluate_accuracy(
             answer, the dataset mixes plain and conversational rows, an answer is not of its type, the
             tokenizer has no chat template for conversational rows or it has no such variable, or a prompt is too
             long for the model.
+        FloatingPointError: The log-probabilities that give the weights are not numbers.
     """
     from edit_trl.models.generation import ModelGenerator
     from edit_trl.models.loading import positions_of
 
+    raise_problems(votes_problems(votes, samples))
     decoding = Decoding(max_new_tokens, temperature, top_p, samples, max_thinking_tokens)
     problems = problems_of(list(dataset), answer_type=answer_type)
     positions = positions_of(model.config)
@@ -158,9 +183,33 @@ def evaluate_accuracy(
         chat_template_kwargs=chat_template_kwargs,
     )
     generator = ModelGenerator(model, tokenizer, decoding, batch_size=batch_size, batching=batching, seed=seed)
+    weigh = weigher_of(votes, model, tokenizer, problems, max_new_tokens, chat_template_kwargs)
     started = time.perf_counter()
-    items = answer_problems(problems, prompts, generator, progress=progress)
+    items = answer_problems(problems, prompts, generator, weigh=weigh, progress=progress)
     return AccuracyResult.from_items(items, time.perf_counter() - started)
+
+
+def weigher_of(
+    votes: Votes,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    max_new_tokens: int,
+    chat_template_kwargs: Mapping[str, Any] | None,
+) -> Weigh | None:
+    """Return what finds the weights of responses, None where each has one vote; see `Weigher` for the rest."""
+    if votes == "majority":
+        return None
+    from edit_trl.evaluation.accuracy.weighing import Weigher
+
+    return Weigher(
+        votes,
+        model,
+        tokenizer,
+        problems,
+        max_new_tokens=max_new_tokens,
+        chat_template_kwargs=chat_template_kwargs,
+    )
 
 
 def answer_problems(
@@ -170,6 +219,7 @@ def answer_problems(
     *,
     folder: RunFolder | None = None,
     stop: Mapping[str, Sequence[str]] | None = None,
+    weigh: Weigh | None = None,
     progress: bool = True,
 ) -> list[EvaluateItem]:
     """Generate and check the answers to problems, except for those of the items that the folder already holds.
@@ -180,6 +230,7 @@ def answer_problems(
         generator: Generates the responses.
         folder: Stores each batch of items when it is finished.
         stop: The texts at which a response ends, by task, also where the generator went on.
+        weigh: Finds the weights of the responses to some problems; None for one vote each.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -189,30 +240,55 @@ def answer_problems(
 
     def make_items(batches: Sequence[list[int]]) -> Iterator[list[EvaluateItem]]:
         for batch, samples in generator.run(prompts, batches):
+            asked = [problems[index] for index in batch]
+            ended = [
+                [_ended(response, stop.get(problem.task, ())) for response in drawn]
+                for problem, drawn in zip(asked, samples, strict=True)
+            ]
+            weights = weigh(asked, [prompts[index] for index in batch], ended) if weigh else [None] * len(batch)
             yield [
-                checked_item(problems[index], responses, stop.get(problems[index].task, ()))
-                for index, responses in zip(batch, samples, strict=True)
+                checked_item(problem, responses, weights=their_weights)
+                for problem, responses, their_weights in zip(asked, ended, weights, strict=True)
             ]
 
     batches = generator.plan([len(prompt) for prompt in prompts])
     return complete_items(problems, batches, make_items, graded_again, "Generating", "problem", folder, progress)
 
 
-def checked_item(problem: Problem, responses: Sequence[Generated], stop: Sequence[str] = ()) -> EvaluateItem:
-    """Check the responses to a problem, which end at `stop`; the answer of the majority becomes the item's answer."""
+def checked_item(
+    problem: Problem,
+    responses: Sequence[Generated],
+    stop: Sequence[str] = (),
+    weights: Sequence[Weight] | None = None,
+) -> EvaluateItem:
+    """Check the responses to a problem, which end at `stop`; they vote on its answer, each once or with its weight."""
     samples = [_sample(problem, _ended(response, stop)) for response in responses]
     item: dict[str, Any] = {name: value for name, value in vars(problem).items() if name not in TEMPLATE_COLUMNS}
-    for prefix in ("", "lenient_"):
-        votes = [(sample[f"{prefix}verdict"], sample[f"{prefix}value"]) for sample in samples]
-        item[f"{prefix}verdict"], item[f"{prefix}value"] = _majority(votes)
-    return item | {"cut_off": sum(sample["cut_off"] for sample in samples), "samples": samples}
+    votes, lenient_votes = (
+        [(sample[f"{prefix}verdict"], sample[f"{prefix}value"]) for sample in samples] for prefix in ("", "lenient_")
+    )
+    ones = [1.0] * len(samples)
+    values = [weight.value for weight in weights] if weights else ones
+    (item["verdict"], item["value"]), no_weight = count_votes(votes, values)
+    (item["lenient_verdict"], item["lenient_value"]), _ = count_votes(lenient_votes, values)
+    item |= {"cut_off": sum(sample["cut_off"] for sample in samples), "samples": samples}
+    if weights:
+        (item["majority_verdict"], item["majority_value"]), _ = count_votes(votes, ones)
+        item["no_weight"] = no_weight
+        for sample, weight in zip(samples, weights, strict=True):
+            sample |= {"weight": weight.value, "weight_tokens": weight.tokens}
+    return item
 
 
 def graded_again(problem: Problem, item: EvaluateItem) -> EvaluateItem:
     """Return an item with the verdicts of the present answer check on its stored responses."""
-    responses = [Generated(sample["response"], sample["tokens"], sample["cut_off"]) for sample in item["samples"]]
-    checked = checked_item(problem, responses)
+    samples, weights = item["samples"], None
     names = ("verdict", "value", "lenient_verdict", "lenient_value", "samples")
+    responses = [Generated(sample["response"], sample["tokens"], sample["cut_off"]) for sample in samples]
+    if "majority_verdict" in item:
+        weights = [Weight(sample.get("weight"), sample.get("weight_tokens", 0)) for sample in samples]
+        names += ("majority_verdict", "majority_value", "no_weight")
+    checked = checked_item(problem, responses, weights=weights)
     return item | {name: checked[name] for name in names}
 
 
@@ -222,7 +298,7 @@ def _ended(response: Generated, stop: Sequence[str]) -> Generated:
         return response
     start = part[0] + len(text[part[0] :]) - len(text[part[0] :].lstrip())
     places = [place for end in stop if (place := text.find(end, start)) >= 0]
-    return replace(response, text=text[: min(places)], cut_off=False) if places else response
+    return replace(response, text=text[: min(places)], cut_off=False, ids=None) if places else response
 
 
 def _sample(problem: Problem, response: Generated) -> Sample:
@@ -234,12 +310,6 @@ def _sample(problem: Problem, response: Generated) -> Sample:
         sample[f"{prefix}verdict"], sample[f"{prefix}value"] = check.verdict, check.value
         sample[f"{prefix}span"] = list(check.span) if check.span else None
     return sample | {"cut_off": response.cut_off, "tokens": response.tokens}
-
-
-def _majority(votes: Sequence[tuple[Verdict, str | None]]) -> tuple[Verdict, str | None]:
-    """Return the most frequent answer, the earliest of equals; a sample without an answer has no vote."""
-    counts = Counter(vote for vote in votes if vote[1] is not None)
-    return counts.most_common(1)[0][0] if counts else ("unparsed", None)
 
 
 def format_table(results: Mapping[str, AccuracyResult]) -> str:
@@ -255,4 +325,15 @@ def format_table(results: Mapping[str, AccuracyResult]) -> str:
         ["cut off", *(f"{r.overall.cut_off} of {sum(len(i['samples']) for i in r.items)}" for r in every)],
         ["seconds", *(f"{result.seconds:.0f}" for result in every)],
     ]
+    if any(result.overall.majority_accuracy is not None for result in every):
+        shares = {"all, majority": "majority_accuracy", "AUC of weights": "weight_auc"}
+        values = {label: [getattr(result.overall, name) for result in every] for label, name in shares.items()}
+        counts[1:1] = [
+            [label, *("-" if value is None else f"{value:.1%}" for value in row)] for label, row in values.items()
+        ]
+        counts += [
+            ["no weight", *(f"{result.overall.no_weight} of {result.overall.items}" for result in every)],
+            ["tokens generated", *(f"{result.generated_tokens:,}" for result in every)],
+            ["tokens for weights", *(f"{result.weight_tokens:,}" for result in every)],
+        ]
     return aligned([[["", *results]], by_task, counts])

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from edit_trl.common.checks import at_least
 from edit_trl.common.errors import collect_problems, raise_problems
 from edit_trl.evaluation.accuracy.tasks import Tasks, read_tasks
+from edit_trl.evaluation.accuracy.votes import Votes, votes_problems
 from edit_trl.evaluation.runs.measured_model import MeasuredModel
 from edit_trl.evaluation.runs.schema import RunKind
 from edit_trl.models.chat.limits import Limits
@@ -29,8 +30,11 @@ class EvaluateArguments(MeasuredModel):
         max_new_tokens: Maximum number of tokens per response.
         max_thinking_tokens: Number of tokens at which a response that still thinks is cut off; an endpoint must report
             how many tokens of thoughts a response has.
-        samples: Responses per question; the answer of the majority counts (self-consistency; the paper uses 8
-            at temperature 0.7 and top_p 0.95).
+        samples: Responses per question, which vote on the answer (self-consistency; the paper uses 8 at temperature
+            0.7 and top_p 0.95).
+        votes: The weight of each response in the vote: majority (1), likelihood (its probability, normalized by its
+            length) or checked (how likely the student says "Yes" when asked whether it is right, as the view `check`
+            trains). The last two are shown beside the majority of the same responses, with their cost in tokens.
         temperature: Sampling temperature; 0 for greedy decoding. An endpoint is sent none if it is null.
         top_p: Probability mass of nucleus sampling. An endpoint is sent none if it is null.
         seed: Seed of sampling. An endpoint is sent none if it is null.
@@ -54,6 +58,7 @@ class EvaluateArguments(MeasuredModel):
     max_new_tokens: int = 512
     max_thinking_tokens: int | None = None
     samples: int = 1
+    votes: Votes = "majority"
     temperature: float | None = 0.0
     top_p: float | None = 1.0
     seed: int | None = 0
@@ -70,6 +75,9 @@ class EvaluateArguments(MeasuredModel):
         if not self.tasks and not self.harness:
             yield "`tasks` is missing: task files, or names of those in recipes/evaluate/tasks"
         yield from at_least(1, limit=self.limit)
+        yield from votes_problems(self.votes, self.samples, batching=self.batching, engine=self.engine)
+        if self.votes != "majority" and not self.tasks:
+            yield f"`votes: {self.votes}` is for `tasks`; lm-evaluation-harness draws no samples that could vote"
         if self.engine == "ray" and self.harness:
             yield "`harness` needs the model on this machine: leave out `engine: ray`"
         if self.harness and self.chat_template_kwargs and not self.harness_chat_template:
@@ -86,6 +94,7 @@ class EvaluateArguments(MeasuredModel):
     def check_place(self, endpoint: EndpointArguments, limits: Limits) -> None:
         """See `MeasuredModel.check_place`."""
         super().check_place(endpoint, limits)
+        raise_problems(votes_problems(self.votes, self.samples, at_endpoint=bool(endpoint.base_urls)))
         if not endpoint.base_urls:
             raise_problems(
                 f"`{name}: null` leaves it to an endpoint; a model that is loaded needs a number"

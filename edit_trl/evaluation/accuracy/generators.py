@@ -31,16 +31,22 @@ class Loaded(NamedTuple):
 
 
 def load_generator(
-    source: ModelSource, decoding: Decoding, *, batch_size: int, batching: Batching, seed: int
+    source: ModelSource,
+    decoding: Decoding,
+    *,
+    batch_size: int,
+    batching: Batching,
+    seed: int,
+    in_memory: bool = False,
 ) -> Loaded:
     """Load a model and make its generator; see `ModelGenerator` for the options.
 
-    The batching `auto` is `vllm` if vLLM is installed and there is a GPU.
+    The batching `auto` is `vllm` if vLLM is installed and there is a GPU, unless the model is needed `in_memory`.
 
     Raises:
         InputError: The model cannot be loaded, or does not support `batching`.
     """
-    if batching == "vllm" or (batching == "auto" and vllm_is_faster()):
+    if batching == "vllm" or (batching == "auto" and not in_memory and vllm_is_faster()):
         tokenizer = source.load_tokenizer()
         generator = VllmGenerator(source.model, decoding, dtype=source.dtype or "auto", seed=seed)
         return Loaded(generator, tokenizer, None, None)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.evaluation.accuracy.answering import answer_problems
+from edit_trl.evaluation.accuracy.answering import answer_problems, weigher_of
 from edit_trl.evaluation.accuracy.config import EvaluateArguments
 from edit_trl.evaluation.accuracy.generators_at_endpoint import EndpointGenerator
 from edit_trl.evaluation.accuracy.problems import Problem, check_template_options, encode, values_to_send
@@ -53,7 +53,7 @@ def measure_accuracy(
     record = arguments.record(
         model_hash=weights_hash, settings=arguments.settings, tasks=tasks.versions, data_hash=tasks.data_hash
     )
-    folder, loaded = RunFolder(arguments.folder, record), None
+    folder, loaded, weigh = RunFolder(arguments.folder, record), None, None
     if folder.finished:
         say(f"{folder.path} is finished ({folder.record.finished}), nothing to ask")
     else:
@@ -72,7 +72,10 @@ def measure_accuracy(
             prompts = [problem.prompt for problem in tasks.problems]
         else:
             generator, prompts, loaded = _loaded_generator(arguments, tasks.problems, weights_hash)
-        answer_problems(tasks.problems, prompts, generator, folder=folder, stop=tasks.stop)
+            if loaded:
+                length, values = arguments.max_new_tokens, arguments.chat_template_kwargs
+                weigh = weigher_of(arguments.votes, *loaded, tasks.problems, length, values)
+        answer_problems(tasks.problems, prompts, generator, folder=folder, stop=tasks.stop, weigh=weigh)
     if (folder.path / UNANSWERED_FILE).is_file():
         say(f"some questions got no answer and count as unparsed: {folder.path / UNANSWERED_FILE}")
     return finish_run(folder, tasks.problems, arguments.history), loaded
@@ -116,6 +119,7 @@ def _loaded_generator(
         batch_size=arguments.batch_size,
         batching=arguments.batching,
         seed=arguments.seed,
+        in_memory=arguments.votes != "majority",
     )
     if arguments.engine == "ray":
         from edit_trl.evaluation.accuracy.generators_on_ray import RayGenerator

@@ -30,7 +30,7 @@ from edit_trl.evaluation.compare.matching import (
     setting_differences,
 )
 from edit_trl.evaluation.runs.schema import RunKind, key_of
-from edit_trl.evaluation.runs.scores import IN_NATS, LOWER_IS_BETTER, MAIN_SCORE, SCORES, names_in
+from edit_trl.evaluation.runs.scores import LOWER_IS_BETTER, MAIN_SCORE, SCORES, UNITS, names_in
 from edit_trl.evaluation.statistics import (
     LEVEL,
     Difference,
@@ -204,7 +204,7 @@ def _compare(baseline: System, other: System, score: str, by: GroupBy) -> System
     binary = bool(np.isin(np.hstack([before, after]), (0.0, 1.0)).all())
     groups = {name: _paired(name, before[rows], after[rows], score, binary) for name, rows in indexes.items()}
     adjusted = holm({name: group.p_value for name, group in groups.items()})
-    over_tasks = paired_difference(before, after, tasks, share=score not in IN_NATS)
+    over_tasks = paired_difference(before, after, tasks, share=score not in UNITS)
     single_seeds = max(before.shape[1], after.shape[1]) == 1
     fixed, broken = _flipped_items(aligned, score) if binary and single_seeds else (None, None)
     return SystemComparison(
@@ -226,7 +226,7 @@ def _compare(baseline: System, other: System, score: str, by: GroupBy) -> System
 
 def _paired(name: str, before: np.ndarray, after: np.ndarray, score: str, binary: bool) -> PairedScores:
     """Compare one group, by scores of shape (items, seeds); `binary` tells whether each is 0 or 1."""
-    difference = paired_difference(before, after, share=score not in IN_NATS)
+    difference = paired_difference(before, after, share=score not in UNITS)
     change = -difference.value if score in LOWER_IS_BETTER else difference.value
     return PairedScores(
         name=name,

@@ -12,7 +12,7 @@ from edit_trl.common.errors import raise_problems
 from edit_trl.common.terminal import visible, visible_line
 from edit_trl.evaluation.compare.comparison import Comparison, SystemComparison
 from edit_trl.evaluation.compare.score_text import amount, count_text, value_of
-from edit_trl.evaluation.runs.scores import IN_NATS, LOWER_IS_BETTER
+from edit_trl.evaluation.runs.scores import LOWER_IS_BETTER, UNITS
 from edit_trl.evaluation.statistics import LEVEL
 
 # A drop of exactly the allowed amount passes despite rounding.
@@ -117,7 +117,7 @@ def _check(comparison: Comparison, gates: Gates) -> None:
             errors.append(f"{name} must be a finite number")
         if limit < 0 and name != "--min-score":
             errors.append(f"{name} cannot be negative, got {limit}")
-        if limit > 1 and name != "--max-broken" and score not in IN_NATS:
+        if limit > 1 and name != "--max-broken" and score not in UNITS:
             errors.append(f"{name} {limit:g}: `{score}` is a share between 0 and 1; write 0.5, or 50%")
     if score in LOWER_IS_BETTER and gates.min_score is not None:
         errors.append(f"--min-score: the lower `{score}` the better; use --max-drop")

@@ -27,8 +27,8 @@ Runs = Run | str | Path | Sequence[Run | str | Path]
 # The fields that make up the question of an item, by kind of run; and those that scores of key tokens need.
 _QUESTION = {"evaluate": ("prompt", "answer", "answer_type"), "suite": ("prompt", "chosen", "rejected", "answer")}
 _KEY_STEPS = ("chosen_key_spans", "rejected_key_spans")
-# Settings of these names, at any depth, change how responses are generated.
-_DECODING = frozenset({"max_new_tokens", "temperature", "top_p", "samples", "max_thinking_tokens"})
+# Settings of these names, at any depth, change how responses are generated, and which answer they vote for.
+_DECODING = frozenset({"max_new_tokens", "temperature", "top_p", "samples", "max_thinking_tokens", "votes"})
 
 
 @dataclass(frozen=True)

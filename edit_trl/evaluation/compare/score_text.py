@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 
-from edit_trl.evaluation.runs.scores import IN_NATS
+from edit_trl.evaluation.runs.scores import UNITS
 from edit_trl.evaluation.statistics import Difference
 
 
 def value_of(value: float, score: str) -> str:
-    """Format a score, in percent or nats."""
-    return f"{value:.3f}" if score in IN_NATS else f"{value:.1%}"
+    """Format a score, in percent, nats or tokens."""
+    return f"{value:.3f}" if score in UNITS else f"{value:.1%}"
 
 
 def amount(value: float, score: str, sign: bool = True) -> str:
-    """Format a difference of scores with its unit, percentage points or nats."""
-    return f"{number(value, score, sign)} {'nats' if score in IN_NATS else 'points'}"
+    """Format a difference of scores with its unit, percentage points, nats or tokens."""
+    return f"{number(value, score, sign)} {UNITS.get(score, 'points')}"
 
 
 def number(value: float, score: str, sign: bool = True) -> str:
@@ -23,7 +23,7 @@ def number(value: float, score: str, sign: bool = True) -> str:
     if not math.isfinite(value):
         return "any" if sign else "-"
     plus = "+" if sign else ""
-    text = f"{value:{plus}.3f}" if score in IN_NATS else f"{100 * value:{plus}.1f}"
+    text = f"{value:{plus}.3f}" if score in UNITS else f"{100 * value:{plus}.1f}"
     return text if float(text) else text.lstrip("+-")  # no -0.0
 
 

@@ -143,14 +143,16 @@ function response(sample) {
 function answerLine(sample) {
   return [verdict(sample.verdict), " ", sample.value !== undefined && ["answer ", words(sample.value, "code")],
     sample.lenient_value !== undefined && [" lenient: ", words(sample.lenient_value, "code"), ` (${sample.lenient_verdict})`],
-    sample.cut_off && element("span", { class: "verdict cut" }, " \u22ef cut off"), element("span", { class: "note" }, ` ${sample.tokens} tokens`)];
+    sample.cut_off && element("span", { class: "verdict cut" }, " \u22ef cut off"), element("span", { class: "note" },
+      ` ${sample.tokens} tokens${sample.weight === undefined ? "" : `, weight ${sample.weight.toFixed(3)}`}`)];
 }
 
 function evaluateCard(run, outcome) {
   const [first, ...others] = outcome.samples;
   return element("div", { class: "panel run" },
     element("h4", {}, runName(run), " ", verdict(outcome.verdict), outcome.of > 1 && element("span", { class: "note" },
-      ` majority of ${outcome.of} samples`)),
+      outcome.majority === undefined ? ` majority of ${outcome.of} samples` : [` weighted vote of ${outcome.of} samples, their majority: `,
+        verdict(outcome.majority)])),
     element("p", {}, answerLine(first)), response(first),
     others.length > 0 && details(`${others.length} more ${others.length > 1 ? "samples" : "sample"}`, () =>
       others.map((sample) => [element("p", {}, answerLine(sample)), response(sample)]).flat()));

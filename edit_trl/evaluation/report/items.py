@@ -19,7 +19,7 @@ class Detail:
     """How much detail a page shows.
 
     Attributes:
-        samples: Whether to show all responses, or only the first with the answer of the majority.
+        samples: Whether to show all responses, or only the first with the answer that won the vote.
         tokens: Whether to show log-probabilities of tokens.
     """
 
@@ -89,6 +89,8 @@ def _evaluate_outcome(item: Item, detail: Detail) -> dict[str, Any]:
     samples = item["samples"]
     outcome = {name: item[name] for name in ("verdict", "value", "lenient_verdict", "cut_off")}
     outcome["of"] = len(samples)
+    if "majority_verdict" in item:  # votes have weights
+        outcome["majority"] = item["majority_verdict"]
     if not detail.samples:
         samples = [next((sample for sample in samples if sample["value"] == item["value"]), samples[0])]
     return outcome | {"samples": [_sample(sample) for sample in samples]}
@@ -100,6 +102,8 @@ def _sample(sample: Item) -> dict[str, Any]:
     if sample["lenient_span"] != sample["span"]:
         names += ("lenient_verdict", "lenient_value", "lenient_span")
     shown = {name: sample[name] for name in names if sample[name] not in (None, False)}
+    weight = sample.get("weight")
+    shown |= {} if weight is None else {"weight": rounded(weight)}
     return shown | thoughts_of_text(sample["response"])
 
 

@@ -13,21 +13,29 @@ from edit_trl.evaluation.report.training_history import TrainingRun
 from edit_trl.evaluation.runs.schema import Run
 from edit_trl.evaluation.runs.scores import (
     GROUPS,
-    IN_NATS,
     LOWER_IS_BETTER,
     MAIN_SCORE,
     SCORES,
+    UNITS,
     group_items,
     score_intervals,
 )
 from edit_trl.evaluation.statistics import Interval, exact_mcnemar, paired_difference
 
-# What tables and charts call the scores, and which are shares (0 to 1) rather than nats.
+# What tables and charts call the scores, and what they are.
 SCORE_LABELS = {
     "accuracy": ("Accuracy", "share of right answers, strict extraction"),
     "lenient_accuracy": ("Accuracy, lenient", "share of right answers, lenient extraction"),
     "unparsed": ("Unparsed", "share of items without an answer"),
     "cut_off": ("Cut off", "share of responses that ran into the length limit"),
+    "majority_accuracy": ("Accuracy, majority", "share of right answers if every response has the same weight"),
+    "weight_auc": (
+        "AUC of weights",
+        "how likely a right response has more weight than a wrong one to the same question",
+    ),
+    "no_weight": ("No weight", "share of items where no answer has weight, so that the majority decided"),
+    "generated_tokens": ("Tokens", "generated per item"),
+    "weight_tokens": ("Tokens of weights", "run per item to find the weights of its responses"),
     "preference": ("Preference", "share of pairs whose correct chain is likelier per token"),
     "margin": ("Margin", "nats per token by which the correct chain is likelier"),
     "key_preference": ("Key preference", "share of pairs whose correct key steps are likelier per token"),
@@ -86,10 +94,7 @@ def run_summary(run: Run) -> dict[str, Any]:
 
 def score_labels(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return the label, explanation, unit and direction of each score."""
-    return {
-        name: score_label(*SCORE_LABELS[name], "nats" if name in IN_NATS else "share", name in LOWER_IS_BETTER)
-        for name in names
-    }
+    return {name: score_label(*SCORE_LABELS[name], UNITS.get(name, "share"), name in LOWER_IS_BETTER) for name in names}
 
 
 def score_label(label: str, explanation: str, unit: str, lower_is_better: bool = False) -> dict[str, Any]:

@@ -26,7 +26,7 @@ _INCIDENTAL = (
 )
 
 # Options that are recorded only where they are given, so that the runs of earlier versions can be resumed.
-_WHERE_GIVEN = ("chat_template_kwargs", "max_thinking_tokens")
+_WHERE_GIVEN = ("chat_template_kwargs", "max_thinking_tokens", "votes")
 
 _OF_LOADED_MODELS = ("actors", "dtype", "load_in_4bit", "device", "attn_implementation")
 
@@ -102,7 +102,8 @@ class MeasuredModel(Options):
     @property
     def settings_where_given(self) -> dict[str, Any]:
         """The settings that are part of a run's record only where they are given."""
-        return {name: value for name in _WHERE_GIVEN if (value := getattr(self, name, None))}
+        given = {name: getattr(self, name, None) for name in _WHERE_GIVEN}
+        return {name: value for name, value in given.items() if value and value != getattr(type(self), name)}
 
     @property
     def folder(self) -> Path:
@@ -126,7 +127,7 @@ class MeasuredModel(Options):
         options = {
             name: value
             for name, value in asdict(self).items()
-            if name not in _INCIDENTAL and (name not in _WHERE_GIVEN or value)
+            if name not in _INCIDENTAL and (name not in _WHERE_GIVEN or name in self.settings_where_given)
         }
         return RunRecord(
             kind=self.kind,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from edit_trl.data.answers import VERIFIER_VERSION, Verdict
 
@@ -26,6 +26,9 @@ class Sample(TypedDict):
     `verdict` and `value` come from strict answer extraction, `lenient_*` from lenient extraction. `span` and
     `lenient_span` are the [start, end) characters of the answer in the response, or None. `tokens` is the
     number of generated tokens, EOS included; `cut_off` is true if there was no EOS before the limit.
+
+    Where votes have weights, `weight` is that of the sample, None if it has none (see
+    `edit_trl.evaluation.accuracy.votes`), and `weight_tokens` is the number of tokens that were run to find it.
     """
 
     response: str
@@ -37,13 +40,18 @@ class Sample(TypedDict):
     lenient_span: Span | None
     cut_off: bool
     tokens: int
+    weight: NotRequired[float | None]
+    weight_tokens: NotRequired[int]
 
 
 class EvaluateItem(TypedDict):
     """A question and the responses of the model.
 
     `prompt` is the text or the messages without a chat template, so that models can be compared. `verdict`
-    and `value` are those of the majority of the samples; `cut_off` is the number of samples cut off.
+    and `value` are those that the vote of the samples chose; `cut_off` is the number of samples cut off.
+
+    Where votes have weights, `majority_verdict` and `majority_value` are those of the majority of the same samples, and
+    `no_weight` is whether no sample with an answer has any weight, so that the majority decided.
     """
 
     task: str
@@ -59,6 +67,9 @@ class EvaluateItem(TypedDict):
     lenient_value: str | None
     cut_off: int
     samples: list[Sample]
+    majority_verdict: NotRequired[Verdict]
+    majority_value: NotRequired[str | None]
+    no_weight: NotRequired[bool]
 
 
 class Logps(TypedDict):

@@ -4,6 +4,13 @@
     is not correct.
 `unparsed`: share of items in which strict extraction found no answer.
 `cut_off`: share of responses that reached the limit of tokens.
+`majority_accuracy`: where votes have weights, share of questions that the majority of the same responses answers
+    correctly.
+`weight_auc`: area under the ROC curve of the weights of right and wrong responses to the same question: how likely a
+    right one has more weight than a wrong one. 0.5 is chance. `weight_auc_pooled` is the same over the responses to all
+    questions, which a weight that only knows hard questions from easy ones raises too.
+`no_weight`: share of questions where no answer has any weight, so that the majority decided.
+`generated_tokens`, `weight_tokens`: tokens per question that were generated, and that were run to find the weights.
 `preference`: share of pairs whose correct chain has the higher mean log-probability per token.
 `margin`: difference of these log-probabilities, in nats.
 `key_preference`, `key_margin`: the same over key tokens, for pairs with key tokens on both sides.
@@ -16,10 +23,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from edit_trl.evaluation.runs.schema import RunKind
-from edit_trl.evaluation.statistics import Interval, bootstrap_interval
+from edit_trl.evaluation.statistics import Interval, area_under_curve, bootstrap_interval
 
 ItemScore = Callable[[Mapping[str, Any]], float | None]
 
@@ -35,9 +43,34 @@ def _greedy(item: Mapping[str, Any], name: str, value: str | bool) -> float | No
     return float(greedy[name] == value)
 
 
+def _weighted(item: Mapping[str, Any], score: ItemScore) -> float | None:
+    """Return a score of an item whose votes have weights; None for any other."""
+    return score(item) if "majority_verdict" in item else None
+
+
+def weight_auc(items: Iterable[Mapping[str, Any]]) -> float | None:
+    """Return how well the weights of responses tell the right ones from the wrong ones; None without either."""
+    weights: dict[str, list[float]] = {}
+    for item in items:
+        for sample in item.get("samples", ()):
+            if sample.get("weight") is not None:
+                weights.setdefault(sample["verdict"], []).append(sample["weight"])
+    return area_under_curve(weights.get("correct", ()), weights.get("wrong", ()))
+
+
+WEIGHTED_VOTES: dict[str, ItemScore] = {
+    "majority_accuracy": lambda item: float(item["majority_verdict"] == "correct"),
+    "weight_auc": lambda item: weight_auc([item]),
+    "no_weight": lambda item: float(item.get("no_weight", False)),
+    "generated_tokens": lambda item: float(sum(sample["tokens"] for sample in item["samples"])),
+    "weight_tokens": lambda item: float(sum(sample.get("weight_tokens", 0) for sample in item["samples"])),
+}
+"""The scores of items whose votes have weights. Runs without such items do not have these scores at all."""
+
 SCORES: dict[RunKind, dict[str, ItemScore]] = {
     "evaluate": {
         "accuracy": lambda item: float(item["verdict"] == "correct"),
+        **{name: partial(_weighted, score=score) for name, score in WEIGHTED_VOTES.items()},
         "lenient_accuracy": lambda item: float(item["lenient_verdict"] == "correct"),
         "unparsed": lambda item: float(item["verdict"] == "unparsed"),
         "cut_off": lambda item: item["cut_off"] / len(item["samples"]),
@@ -59,21 +92,24 @@ SCORES: dict[RunKind, dict[str, ItemScore]] = {
 MAIN_SCORE: dict[RunKind, str] = {"evaluate": "accuracy", "suite": "key_preference"}
 """The score that is shown first, and compared by default."""
 
-LOWER_IS_BETTER = frozenset({"unparsed", "cut_off", "wrong_branch"})
-IN_NATS = frozenset({"margin", "key_margin"})
-"""The scores in nats; all others are shares between 0 and 1."""
+LOWER_IS_BETTER = frozenset({"unparsed", "cut_off", "wrong_branch", "no_weight", "generated_tokens", "weight_tokens"})
+UNITS = {"margin": "nats", "key_margin": "nats", "generated_tokens": "tokens", "weight_tokens": "tokens"}
+"""The units of scores; all others are shares between 0 and 1."""
 GROUPS = ("task", "mistake", "source")
 
 
 def mean_scores(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, float | None]:
     """Return the mean of each score over the items that have it; None if no item has it."""
-    return {name: _mean(map(score, items)) for name, score in SCORES[kind].items()}
+    means = {name: _mean(map(score, items)) for name, score in SCORES[kind].items()}
+    means = {name: mean for name, mean in means.items() if mean is not None or name not in WEIGHTED_VOTES}
+    pooled = weight_auc(items)
+    return means if pooled is None else means | {"weight_auc_pooled": pooled}
 
 
 def score_intervals(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, Interval]:
     """Return the bootstrap interval over items of each score that some item has."""
     values = {name: [value for value in map(score, items) if value is not None] for name, score in SCORES[kind].items()}
-    return {name: bootstrap_interval(numbers, share=name not in IN_NATS) for name, numbers in values.items() if numbers}
+    return {name: bootstrap_interval(numbers, share=name not in UNITS) for name, numbers in values.items() if numbers}
 
 
 def grouped_scores(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, dict[str, dict[str, float | None]]]:

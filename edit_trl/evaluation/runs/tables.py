@@ -5,11 +5,11 @@ from __future__ import annotations
 from edit_trl.common.tables import aligned
 from edit_trl.common.terminal import visible_line
 from edit_trl.evaluation.runs.schema import Run, RunKind
-from edit_trl.evaluation.runs.scores import GROUPS, IN_NATS, SCORES
+from edit_trl.evaluation.runs.scores import GROUPS, UNITS
 
 # The scores that are also shown for each group.
 _IN_GROUPS: dict[RunKind, tuple[str, ...]] = {
-    "evaluate": tuple(SCORES["evaluate"]),
+    "evaluate": ("accuracy", "majority_accuracy", "lenient_accuracy", "unparsed", "cut_off"),
     "suite": (*("preference", "key_preference", "key_margin", "no_wrong_turn", "right_branch", "greedy_accuracy"),),
 }
 
@@ -41,7 +41,9 @@ def run_table(run: Run) -> str:
 
 
 def format_score(score: str, value: float | None) -> str:
-    """Format the value of a score: a share in percent, a margin in nats."""
+    """Format the value of a score: a share in percent, a margin in nats, a number of tokens."""
     if value is None:
         return "-"
-    return f"{value:+.3f}" if score in IN_NATS else f"{value:.1%}"
+    if score not in UNITS:
+        return f"{value:.1%}"
+    return f"{value:+.3f}" if UNITS[score] == "nats" else f"{value:,.1f}"

@@ -25,7 +25,7 @@ from edit_trl.common.json_text import checker, read_json
 from edit_trl.data.row import rows_of, with_prompt
 from edit_trl.evaluation.accuracy.answering import checked_item
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
-from edit_trl.evaluation.runs.scores import LOWER_IS_BETTER, SCORES, mean_scores
+from edit_trl.evaluation.runs.scores import LOWER_IS_BETTER, SCORES, WEIGHTED_VOTES, mean_scores
 from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
 from edit_trl.evaluation.suite.model_scorer import ModelScorer
 from edit_trl.key_steps import KeyStepMethod
@@ -45,7 +45,7 @@ HISTORY_FILE = "suite_history.jsonl"
 PREFIX = "suite/"
 _GENERATED = ("right_branch", "wrong_branch", "greedy_accuracy", "cut_off")
 _PAIR_SCORES = tuple(name for name in SCORES["suite"] if name not in _GENERATED)
-_ACCURACY_SCORES = tuple(SCORES["evaluate"])
+_ACCURACY_SCORES = tuple(name for name in SCORES["evaluate"] if name not in WEIGHTED_VOTES)
 
 
 class SuiteCallback(TrainerCallback):

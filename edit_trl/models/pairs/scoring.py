@@ -285,7 +285,7 @@ def make_pair_scorer(
     collator: DualCoTCollator,
     layout: Layout,
     *,
-    check_example: dict[str, Any],
+    check_example: dict[str, Any] | None,
     half_precision: bool = False,
     obstacle: str | None = None,
     with_best: bool = False,
@@ -296,7 +296,7 @@ def make_pair_scorer(
         model: The student, as for `PairScorer`.
         collator: The collator that will make the batches; its layout is set.
         layout: `tree`, `padded`, or `auto`: the tree where the model can take one.
-        check_example: See `TreeCheck`.
+        check_example: See `TreeCheck`; None for no check, where an earlier scorer has made it.
         half_precision: Whether the forward pass runs in bf16 or fp16, whatever the dtype of the weights.
         obstacle: Why the run cannot use the tree, for a reason other than the model.
         with_best: See `PairScorer`.
@@ -314,7 +314,7 @@ def make_pair_scorer(
         if not obstacle:
             exact = not half_precision and model.dtype == torch.float32
             exact = exact and getattr(model, "quantization_method", None) is None
-            check = TreeCheck(check_example, exact, required=layout == "tree")
+            check = TreeCheck(check_example, exact, required=layout == "tree") if check_example else None
             collator.layout = "tree"
             return PairScorer(model, collator, TreeAttention(model), check, with_best)
         logger.warning(f"layout: padded, since {type(model).__name__} cannot take a tree: {obstacle}")
