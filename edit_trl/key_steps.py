@@ -8,6 +8,7 @@ deleted or replaced on its side is a key token. The methods:
   never key alone.
 - `fork`: of the key words, those from the first divergence to the end of that step (sentence or line).
 - `forks`: `fork`, and of every later step its first key word: where the chains part again, not what follows.
+- `step`: from the first divergence to the end of that step, every word, key or not (Step-DPO, arXiv 2406.18629).
 - `spans`: key steps given as character offsets.
 - `reference`: align token ids with the tie-breaking of the authors' code, for replication.
 - `random`: as many tokens as `words` marks, anywhere in the chain. This control shows how much of a gain
@@ -35,7 +36,7 @@ from edit_trl.common.steps import WORD, step_end, visible_start
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KeyStepMethod = Literal["edit", "words", "fork", "forks", "spans", "reference", "random"]
+KeyStepMethod = Literal["edit", "words", "fork", "forks", "step", "spans", "reference", "random"]
 
 TOKEN_METHODS: tuple[KeyStepMethod, ...] = ("edit", "reference")
 """The methods that align token ids; all others but `random` mark characters of the text."""
@@ -231,9 +232,11 @@ def _word_spans(chains: Sequence[Chain], method: KeyStepMethod) -> list[list[Spa
     texts = [chain.text for chain in chains]
     ids, words = _tokenize(texts, None)
     masks = edit_masks(*ids)
-    if method in ("fork", "forks"):
-        limit = _within_step if method == "fork" else _where_steps_part
+    if method in ("fork", "forks", "step"):
+        limit = _where_steps_part if method == "forks" else _within_step
         fork = common_prefix(*ids)
+        if method == "step":
+            masks = [[True] * len(side) for side in ids]
         masks = [
             limit(mask, side, text, side[fork][0] if fork < len(side) else len(text))
             for mask, side, text in zip(masks, words, texts, strict=True)

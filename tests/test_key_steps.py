@@ -255,6 +255,20 @@ def test_where_the_fork_ends(chosen, rejected, chosen_words, rejected_words):
     assert marked(chosen, rejected, "fork") == (chosen_words, rejected_words)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "chosen_words", "rejected_words"),
+    [
+        # From where they part to the end of the step, shared words too.
+        ("It is 1 + 2 = 3. So 3.", "It is 1 * 2 = 2. So 2.", ["+ 2 = 3."], ["* 2 = 2."]),
+        ("Add 2. Take 3. End.", "Take 3. End.", ["Add 2."], ["Take 3."]),
+        ("one two", "one", ["two"], []),
+        ("same", "same", [], []),
+    ],
+)
+def test_a_whole_step_is_marked_from_where_the_chains_part(chosen, rejected, chosen_words, rejected_words):
+    assert marked(chosen, rejected, "step") == (chosen_words, rejected_words)
+
+
 def test_forks_adds_the_first_key_word_of_every_later_step():
     assert marked(*STEPS, "forks") == (["3", "8", "8"], ["4", "9", "9"])
     chosen = "It is 1 + 2 = 3. Then 3 - 1 = 2 apples. No change. So 2."
@@ -468,7 +482,7 @@ def test_methods_on_text_refuse_token_ids(method):
 
 
 def test_unknown_method():
-    message = "'levenshtein'; choose one of edit, words, fork, forks, spans, reference, random"
+    message = "'levenshtein'; choose one of edit, words, fork, forks, step, spans, reference, random"
     with pytest.raises(InputError, match=message):
         key_step_masks([1], [2], "levenshtein")
     with pytest.raises(InputError, match=message):

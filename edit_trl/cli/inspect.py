@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=int, metavar="N", help="show only the first N pairs; statistics are over all pairs")
     add(
         "--method",
-        choices=["words", "edit", "fork", "forks", "spans", "reference", "random"],
+        choices=["words", "edit", "fork", "forks", "step", "spans", "reference", "random"],
         default="words",
         help="the method that finds key steps (default: %(default)s); spans: those given in the rows",
     )

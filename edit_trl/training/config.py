@@ -40,8 +40,8 @@ class DualCoTConfig(SFTConfig):
         default="words",
         metadata={
             "help": "How key steps are found. 'edit': minimum edit distance over token ids (the paper). 'words': over "
-            "words and numbers. 'fork': only the step in which the chains part. 'forks': that, and the first other "
-            "word of every later step. 'spans': the row's spans. 'reference': 'edit' as in the authors' code. "
+            "words and numbers. 'fork': 'words' in the step in which the chains part. 'forks': that, and the first "
+            "word of later steps. 'step': that whole step. 'spans': the row's. 'reference': the authors' 'edit'. "
             "'random': as many tokens as 'words', anywhere; a control."
         },
     )

@@ -49,6 +49,7 @@ KEY_STEPS = {
     "redi": ("pairs", REDI, "words"),
     "redi_key_steps": ("pairs", REDI, "words"),
     "dpop": ("pairs", ((0.0, 0.0, 0.0, 1.0), "completion"), "words"),
+    "step_dpo": ("pairs", ((0.0, 0.0, 0.0, 1.0), "completion"), "step"),
     "dft": ("chosen", SFT, "words"),
     "critique": ("critique", SFT, "words"),
     "lema": ("lema", SFT, "words"),
@@ -127,7 +128,7 @@ def test_all_systems_share_what_they_do_not_differ_in():
     assert all(values == shared[0] for values in shared)
     assert {stage["learning_rate"] for stage in stages if stage["name"] == "warm_up"} == {5.0e-4}
     # Penalties and preferences of whole chains take the rate of TRL's preference trainers.
-    whole = {"redi", "redi_key_steps", "dpop"}
+    whole = {"redi", "redi_key_steps", "dpop", "step_dpo"}
     rates = {name: runs(name)["key_steps"].training.learning_rate for name in KEY_STEPS}
     assert rates == {name: 1.0e-5 if name in whole else 7.5e-5 for name in KEY_STEPS}
     assert {stage["learning_rate"] for stage in stages if stage["name"] == "preference"} == {1.0e-5}
