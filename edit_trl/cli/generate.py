@@ -1,6 +1,6 @@
 """`edit-trl generate`: make dual CoTs, with a teacher or without one.
 
-With `--config RECIPE` a teacher answers questions. With `--student MODEL --pivots` the pairs come from the
+With `--config RECIPE` a teacher answers questions. With `--student MODEL --pairs closest` the pairs come from the
 student's own chains. Without these options the embedded teacher writes problems with both of their chains.
 """
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 RECIPE_USAGE = (
     "edit-trl generate --config RECIPE.yaml [--OPTION VALUE ...]\n"
-    "       edit-trl generate --student MODEL --pivots [--OPTION VALUE ...]"
+    "       edit-trl generate --student MODEL --pairs closest|pivots [--OPTION VALUE ...]"
 )
 RECIPE_DESCRIPTION = (
-    "Ask a teacher questions and make dual CoTs from its answers. With --pivots, make them from a student's "
-    "own chains, at the steps that lose the right answer, without a teacher. Options, in the recipe or here:"
+    "Ask a teacher questions and make dual CoTs from its answers. With --pairs, make them from a student's "
+    "own chains, without a teacher. Options, in the recipe or here:"
 )
 
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             replaced; or a run that stopped.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if any(word.split("=")[0] in ("--config", "--student", "--pivots") for word in argv):
+    if any(word.split("=")[0] in ("--config", "--student", "--pairs") for word in argv):
         return _generate_by_recipe(argv)
     options = _parser().parse_args(argv)
 
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Make dual CoTs with the embedded teacher, which needs no network.",
         epilog="To ask a teacher your own questions: edit-trl generate --config RECIPE.yaml "
         "[--OPTION VALUE ...]. To make pairs from a student's own chains: edit-trl generate --student MODEL "
-        "--pivots [--OPTION VALUE ...]. edit-trl generate --config --help lists the options of both; "
+        "--pairs closest|pivots [--OPTION VALUE ...]. edit-trl generate --config --help lists the options of both; "
         "recipes/generate/ has recipes.",
     )
     add = parser.add_argument

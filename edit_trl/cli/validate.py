@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Options by which a recipe is not for training.
 _NOT_OF_TRAIN = {
-    *("model", "base_urls", "teacher", "student", "pivots", "families"),
+    *("model", "base_urls", "teacher", "student", "pairs", "families"),
     *("tasks", "harness", "from_run", "runs"),
 }
 

@@ -110,8 +110,13 @@ class Engine:
         # No inference mode: weights that FSDP gathers in it could not be trained afterwards.
         with _prepared(self.model, config), torch.no_grad():
             inputs = _left_pad(list(places), config.pad_token_id, self.model.device)
+            # `generate` gives the streamer the prompt, and the loop gives it the tokens.
             return self.model.generate(
-                **inputs, generation_config=config, stopping_criteria=criteria, custom_generate=loop
+                **inputs,
+                generation_config=config,
+                stopping_criteria=criteria,
+                custom_generate=loop,
+                streamer=streamer,
             )
 
     def schedule(self, prompts: Sequence[Sequence[int]], decoding: Decoding, *, seed: int = 0) -> list[list[int]]:

@@ -57,6 +57,7 @@ def generation_card(
             "provenance": provenance,
             "pairs": len(dual),
             "warm_up_chains": len(rows[WARM_UP]),
+            "by_student": "teacher" not in provenance.stats,
             "outcomes": {stage: sorted(counter.items()) for stage, counter in generation.counts.items()},
             "dropped": sorted((reason, len(ids)) for reason, ids in generation.dropped.items()),
             "thoughts": generation.thoughts,

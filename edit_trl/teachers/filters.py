@@ -21,7 +21,8 @@ class ChainPair:
         question: The question.
         chosen: The correct chain.
         rejected: The wrong chain.
-        source: The pair's origin: `rectified`, `rectified_minimal`, `corrupted`, `on_policy` or `pivot`.
+        source: The pair's origin: `rectified`, `rectified_minimal`, `corrupted`, `on_policy`, `own` or
+            `pivot`.
         sample: Number of the pair among those of the same source and question.
         mistake: Kinds of mistake, where they were labelled.
         mistake_text: The labeller's whole answer.

@@ -13,6 +13,7 @@ from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.cluster.cluster import Engine, engine_problems
 from edit_trl.teachers.chain_text import ThoughtsForm
 
+OwnPairs = Literal["closest", "pivots"]
 TeacherKind = Literal["openai_compatible", "transformers_local", "procedural", "none"]
 
 
@@ -22,7 +23,7 @@ class GenerateArguments(EndpointArguments):
 
     Attributes:
         teacher: `openai_compatible` asks an endpoint, `transformers_local` a model on this machine, `procedural` the
-            embedded teacher, which only knows its own problems; `none` asks the student only (`pivots`).
+            embedded teacher, which only knows its own problems; `none` asks the student only (`pairs`).
         model: The teacher's name at the endpoint, or its path or Hub id.
         batch_size: Number of prompts per batch of a local model.
         engine: `local`, or `ray`: machines of a running Ray cluster load the local models, which must have
@@ -43,7 +44,7 @@ class GenerateArguments(EndpointArguments):
         limit: Maximum number of questions, per configuration.
         exemplars: A YAML or JSON Lines file of worked examples.
         templates: Your own prompt templates, name: text file.
-        families: Families of the procedural teacher's problems; all by default. With `pivots` and without
+        families: Families of the procedural teacher's problems; all by default. With `pairs` and without
             `dataset_name`, the questions come from them, too.
         rows: Number of problems that the procedural teacher makes.
         difficulty: Difficulty of its problems, 1 to 5.
@@ -54,9 +55,10 @@ class GenerateArguments(EndpointArguments):
         chat_template_kwargs: Values of the variables of the teacher's chat template, such as
             {"enable_thinking": false}. An endpoint, of the teacher and of the labeller, is sent them.
         student_chat_template_kwargs: The same for the student. Train it with the same values.
-        pivots: Whether to make the pairs from the student's own chains, without a teacher: its wrong chains,
-            and its own right continuations from before the step that loses the answer. An endpoint of the
-            student must be able to continue a partial answer (`continue_final_message` of vLLM and SGLang).
+        pairs: Makes the pairs from the student's own chains, without a teacher. `closest`: each wrong chain, and the
+            most similar right one of the same question. `pivots`: each wrong chain, and a right continuation from
+            before the step that loses the answer; an endpoint of the student must be able to continue a partial
+            answer (`continue_final_message` of vLLM and SGLang).
         labeller: Another model at the teacher's endpoints that labels the mistakes.
         output_dir: Folder for the journal, the dual CoTs and their card.
         conversational: Whether rows hold messages rather than plain strings.
@@ -64,8 +66,8 @@ class GenerateArguments(EndpointArguments):
             and `</think>`, or in a field that the student's chat template reads.
         push_to_hub: Dataset repository to push the result to.
         private: Whether that repository is private.
-        rounds: Number of rounds of generating and training. Each round uses the mistakes, or the pivots, of
-            the student of the round before.
+        rounds: Number of rounds of generating and training. Each round uses the mistakes of the student of the round
+            before.
         train_recipe: The recipe that each round trains with.
     """
 
@@ -92,7 +94,7 @@ class GenerateArguments(EndpointArguments):
     student_base_urls: list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     student_chat_template_kwargs: dict[str, Any] | None = None
-    pivots: bool = False
+    pairs: OwnPairs | None = None
     labeller: str | None = None
     output_dir: str = "outputs/dual_cots"
     conversational: bool = True
@@ -106,13 +108,13 @@ class GenerateArguments(EndpointArguments):
         """See `Options.errors`."""
         yield from super().errors()
         endpoint = self.teacher == "openai_compatible"
-        if self.pivots and self.teacher != "none":
-            yield f"`pivots` asks no teacher: write `teacher: none`, or leave it out; got {self.teacher}"
+        if self.pairs and self.teacher != "none":
+            yield f"`pairs` asks no teacher: write `teacher: none`, or leave it out; got {self.teacher}"
         elif self.teacher == "none":
-            if not self.pivots:
-                yield "`teacher: none` is for `pivots: true`: without it somebody must write the chains"
+            if not self.pairs:
+                yield "`teacher: none` needs `pairs: closest` or `pivots`: without it somebody must write the chains"
             if not self.student:
-                yield "`student` is missing: the model whose chains `pivots` searches, as a path or Hub id"
+                yield "`student` is missing: the model whose own chains make the pairs, as a path or Hub id"
         elif self.teacher != "procedural":
             if not self.model:
                 form = "as the endpoint names it" if endpoint else "as a path or Hub id"

@@ -171,7 +171,7 @@ def read_generate_config(
         if name in values:
             raise InputError(f"{path or 'these options'}: this is a recipe of `edit-trl {command}`, not of generate")
     converted, problems = convert(values, OPTIONS)
-    if converted.get("pivots"):
+    if converted.get("pairs"):
         converted.setdefault("teacher", "none")
     classes = (GenerateArguments, Bounds, Limits, PipelineOptions, PivotOptions)
     problems += _misplaced(converted)
@@ -191,11 +191,11 @@ def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
     def given(names: Iterable[str]) -> list[str]:
         return [name for name in names if values.get(name) is not None]
 
-    if teacher != "none":
+    if values.get("pairs") != "pivots":
         names = [field.name for field in fields(PivotOptions) if field.name in values]
         if names:
-            yield f"{_named(names)} {'is' if len(names) == 1 else 'are'} for `pivots: true`"
-    elif names := given(_TEACHER_OPTIONS):
+            yield f"{_named(names)} {'is' if len(names) == 1 else 'are'} for `pairs: pivots`"
+    if teacher == "none" and (names := given(_TEACHER_OPTIONS)):
         hint = "; the student's is `student_temperature`" if "temperature" in names else ""
         yield f"there is no teacher (`teacher: none`): leave out {_named(names)}{hint}"
     yield from _misplaced_thoughts(values, given)
@@ -213,7 +213,7 @@ def _misplaced_thoughts(values: Mapping[str, Any], given: Callable[[Iterable[str
             yield f"{_named(names)}: for a model that may think, but the procedural teacher is none; leave out"
     elif values.get("teacher") == "none":
         if names := given(("thoughts", "thoughts_as")):
-            yield f"{_named(names)}: with `pivots`, chains are the student's own text, with its thoughts; leave out"
+            yield f"{_named(names)}: with `pairs`, chains are the student's own text, with its thoughts; leave out"
     elif given(("thoughts_as",)) and values.get("thoughts") != "keep":
         yield "`thoughts_as` is for `thoughts: keep`"
 

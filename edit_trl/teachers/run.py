@@ -18,6 +18,7 @@ from edit_trl.models.chat.display import Display
 from edit_trl.models.chat.journal import Journal
 from edit_trl.models.chat.protocol import Teacher
 from edit_trl.teachers.card import Provenance
+from edit_trl.teachers.closest import make_closest
 from edit_trl.teachers.export import save_generation
 from edit_trl.teachers.generate_config import GenerateConfig
 from edit_trl.teachers.generation import Generation
@@ -124,15 +125,11 @@ class GenerationPlan:
 
     async def _make(self, dispatchers: dict[str, Dispatcher], display: Display) -> Generation:
         options = self.config.options
-        if self.config.arguments.pivots:
-            return await make_pivots(
-                self.questions,
-                dispatchers["student"],
-                options=options,
-                pivots=self.config.pivots,
-                templates=self.templates,
-                watcher=display,
-            )
+        if self.teacher is None:
+            shared = {"options": options, "templates": self.templates, "watcher": display}
+            if self.config.arguments.pairs == "closest":
+                return await make_closest(self.questions, dispatchers["student"], **shared)
+            return await make_pivots(self.questions, dispatchers["student"], pivots=self.config.pivots, **shared)
         return await make_dual_cots(
             self.questions,
             dispatchers["teacher"],

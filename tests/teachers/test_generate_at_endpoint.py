@@ -85,7 +85,7 @@ def test_what_is_null_is_sent_in_no_stage(tmp_path):
     ("values", "names"),
     [
         ({"teacher": "procedural", "temperature": None, "top_p": None}, ["temperature", "top_p"]),
-        ({"student": "s", "pivots": True, "student_temperature": None}, ["student_temperature"]),
+        ({"student": "s", "pairs": "pivots", "student_temperature": None}, ["student_temperature"]),
     ],
 )
 def test_a_model_that_is_loaded_needs_numbers(tmp_path, values, names):

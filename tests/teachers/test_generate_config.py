@@ -46,7 +46,7 @@ def test_shipped_recipes_hold(path, monkeypatch):
     config = read_generate_config(path, {})
     assert config.templates().texts
     teacher = config.make_teacher()
-    if config.arguments.pivots:
+    if config.arguments.pairs:
         assert (teacher, config.arguments.teacher) == (None, "none")
         assert len(config.questions(None)) == config.arguments.rows
     else:
@@ -188,7 +188,7 @@ def test_students_and_labellers_are_made(tmp_path, saved_student):
     [
         ({"answer_after": "####"}, "`answer_after`: for questions of `dataset_name`, but they are procedural problems"),
         ({"task": "a", "dataset_split": "b"}, "`dataset_split`, `task`: for questions of `dataset_name`"),
-        ({"rollouts": 4}, "`rollouts` is for `pivots: true`"),
+        ({"rollouts": 4}, "`rollouts` is for `pairs: pivots`"),
         ({"wrong_share": 1.5}, "`wrong_share` must be from 0 to 1, got 1.5"),
         ({"difficulty": 0}, "`difficulty` must be from 1 to 5, got 0"),
         ({"seed": -1}, "`seed` must be from 0 to 9007199254740991, got -1"),

@@ -410,7 +410,7 @@ def test_a_limit_that_the_endpoint_does_not_let_be_kept_stops_the_run(tmp_path, 
             for name, value in (("thoughts", "keep"), ("max_thinking_tokens", 9), ("chat_template_kwargs", {"a": 1}))
         ),
         *(
-            ({"pivots": True, "student": "s", "model": ..., "base_urls": ..., name: value}, f"`{name}`")
+            ({"pairs": "pivots", "student": "s", "model": ..., "base_urls": ..., name: value}, f"`{name}`")
             for name, value in (("thoughts", "drop"), ("chat_template_kwargs", {"a": 1}))
         ),
     ],
