@@ -137,7 +137,7 @@ def _suite_callbacks(run: RunArguments) -> list[SuiteCallback]:
         return []
     method = run.training.key_step_method
     # A random mask is no key step, and a view of single chains has spans that its suite does not have.
-    if method == "random" or data.view not in PAIR_VIEWS:
+    if method == "random" or not {*data.view_names} <= {*PAIR_VIEWS}:
         method = "words"
     return [
         SuiteCallback(

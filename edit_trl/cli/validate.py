@@ -183,6 +183,6 @@ def _check_selection(rows: "Dataset", source: "DatasetSource", runs: "Sequence[R
         except InputError as error:
             problems += [f"{stage}: {problem}" if stage else problem for problem in error.problems]
             continue
-        if (data.view, data.mistake, data.rows) != ("pairs", None, None):
-            print(f"  {f'{stage}, ' if stage else ''}view {data.view}: {len(selected)} rows")
+        if (data.view_names, data.mistake, data.rows) != (["pairs"], None, None):
+            print(f"  {f'{stage}, ' if stage else ''}view {', '.join(data.view_names)}: {len(selected)} rows")
     return problems

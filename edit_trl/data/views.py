@@ -34,10 +34,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.options import nearest
 from edit_trl.data.mistake_views import checks, critiques, lema
-from edit_trl.data.row import chain_text, is_chosen_alone, rows_of, with_prompts
+from edit_trl.data.row import (
+    SPAN_COLUMNS,
+    chain_text,
+    has_several_rejected,
+    is_chosen_alone,
+    rows_of,
+    with_prompts,
+)
 from edit_trl.data.row_rewriting import (
     Row,
     answer_statement,
@@ -49,6 +56,7 @@ from edit_trl.data.row_rewriting import (
     renamed,
     task,
 )
+from edit_trl.data.view_mixture import mixed, weight_problems, weighted_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -90,6 +98,7 @@ def select_rows(
     dataset: Dataset,
     view: View = "pairs",
     *,
+    views: Mapping[str, float] | None = None,
     mistake: Sequence[str] | None = None,
     rows: int | None = None,
     seed: int = 0,
@@ -100,6 +109,8 @@ def select_rows(
     Args:
         dataset: Validated dual CoTs.
         view: The view of them.
+        views: Instead of one view, a mixture: the weight of each by its name. A weight of 0.5 draws half of the view's
+            rows, one of 2 repeats each once. Rows of pairs and of a chain alone can be mixed.
         mistake: Keep only pairs with one of these kinds of mistake (the paper's table 7). Views of single
             chains ignore it.
         rows: Size of a random sample of the view's rows; None for all rows.
@@ -107,17 +118,20 @@ def select_rows(
         source: Name of the dataset in messages.
 
     Raises:
-        InputError: No pair has a kind of mistake, or the view has no rows or too few.
+        InputError: No pair has a kind of mistake, or the view has no rows or too few; a view or a weight is none, or
+            the views cannot be mixed.
     """
     dataset = with_prompts(dataset.with_format(None))  # a format is a way to look at the rows
-    if mistake and view in PAIR_VIEWS:
-        dataset = _with_mistake(dataset, mistake, source)
-    if view != "pairs":
-        dataset = _dataset(apply_view(rows_of(dataset), view, source), dataset)
+    names = list(views or [view])
+    if views is not None:
+        dataset = _mixture(dataset, views, mistake, seed, source)
+    else:
+        dataset = _viewed(dataset, view, mistake, source)
     if rows is None:
         return dataset
     if not 1 <= rows <= len(dataset):
-        selection = f"view {view}" + (f", mistake {', '.join(mistake)}" if mistake and view in PAIR_VIEWS else "")
+        filtered = mistake and set(names) & {*PAIR_VIEWS}
+        selection = f"view {', '.join(names)}" + (f", mistake {', '.join(mistake)}" if filtered else "")
         raise InputError(
             f"`rows: {rows}`, but {source} has {len(dataset)} rows here ({selection}); ask for 1 to {len(dataset)}"
         )
@@ -262,6 +276,17 @@ def _warn_of_unanswered(rows: Iterator[Row], view: View, source: str) -> None:
         )
 
 
+def check_views(views: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with a mixture of views: see `select_rows`."""
+    for name in views:
+        if name not in _VIEWS:
+            yield f"`views`: unknown view {name!r}{nearest(str(name), _VIEWS)}; choose of {', '.join(_VIEWS)}"
+    yield from weight_problems(views)
+    pairs, weighted = ([name for name in views if name in kinds] for kinds in (PAIR_VIEWS, WEIGHTED_VIEWS))
+    if pairs and weighted:
+        yield f"`views`: {weighted[0]!r} weights parts of single chains, which pairs ({pairs[0]!r}) have no place for"
+
+
 # --- Datasets --------------------------------------------------------------------------------------
 
 
@@ -278,12 +303,34 @@ def _with_mistake(dataset: Dataset, wanted: Sequence[str], source: str) -> Datas
     return dataset.select([i for i, row_kinds in enumerate(kinds) if set(row_kinds) & set(wanted)])
 
 
+def _viewed(dataset: Dataset, view: View, mistake: Sequence[str] | None, source: str) -> Dataset:
+    if mistake and view in PAIR_VIEWS:
+        dataset = _with_mistake(dataset, mistake, source)
+    return dataset if view == "pairs" else _dataset(apply_view(rows_of(dataset), view, source), dataset)
+
+
+def _mixture(
+    dataset: Dataset, views: Mapping[str, float], mistake: Sequence[str] | None, seed: int, source: str
+) -> Dataset:
+    raise_problems(check_views(views), source)
+    rows = {
+        view: weighted_rows(list(rows_of(_viewed(dataset, view, mistake, source))), view, weight, seed)
+        for view, weight in views.items()
+    }
+    counts = ", ".join(f"{len(members)} of {view} (weight {views[view]:g})" for view, members in rows.items())
+    logger.info(f"{source}: rows by view: {counts}")
+    return _dataset(mixed(rows), dataset)
+
+
 def _dataset(rows: list[Row], dataset: Dataset) -> Dataset:
     """Return a dataset of the rows, with the columns of the dataset that they come from."""
     from datasets import Dataset, Features, List, Value
 
     features = dict(dataset.features)
-    if all(is_chosen_alone(row) for row in rows):
+    if any(map(has_several_rejected, rows)) and features["rejected"] != List(features["chosen"]):
+        features["rejected"] = List(features["rejected"])
+        features |= {name: List(features[name]) for name in SPAN_COLUMNS if name in features}
+    elif all(is_chosen_alone(row) for row in rows):
         features["rejected"] = List(features["chosen"])
         features["chosen_key_spans"] = List(List(Value("int64")))
         features.pop("rejected_key_spans", None)

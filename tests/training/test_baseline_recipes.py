@@ -53,6 +53,7 @@ KEY_STEPS = {
     "dft": ("chosen", SFT, "words"),
     "critique": ("critique", SFT, "words"),
     "lema": ("lema", SFT, "words"),
+    "check": ("chosen, check", SFT, "words"),
 }
 # Of each system that TRL trains: the trainer and the options that make it.
 PREFERENCE = {
@@ -92,7 +93,8 @@ def test_the_first_stage_is_sft_on_the_systems_view(name):
 def test_the_second_stage_is_the_systems_own(name):
     run = runs(name)["key_steps"]
     view, loss, method = KEY_STEPS[name]
-    assert (run.data.view, objective(run), run.training.key_step_method) == (view, loss, method)
+    assert (", ".join(run.data.view_names), objective(run), run.training.key_step_method) == (view, loss, method)
+    assert run.data.views == ({"chosen": 1, "check": 0.5} if name == "check" else None)
     assert run.data.dataset_train_split == "dual"
     if loss[0][2]:
         scope = "completion" if name == "redi" else "all"

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.checks import at_least, not_negative
-from edit_trl.data.views import PAIR_VIEWS
+from edit_trl.common.errors import collect_problems
+from edit_trl.data.view_mixture import read_weights
+from edit_trl.data.views import PAIR_VIEWS, check_views
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import REFUSED_IN_RECIPES
 from edit_trl.training.option_checks import as_mapping
@@ -130,24 +132,42 @@ def _word(value: Any) -> str:
 
 def _view_problems(values: Mapping[str, Any], trainer: TrainerName) -> Iterator[str]:
     yield from at_least(1, rows=values.get("rows"))
-    view = values.get("view", "pairs")
+    names, problems = _views(values)
+    if problems:
+        yield from problems
+        return
+    alone = [name for name in names if name not in PAIR_VIEWS]
     if trainer != "dual_cot":
-        if view not in PAIR_VIEWS:
+        if alone:
             yield (
-                f"`trainer: {trainer}` learns from pairs, and `view: {view}` has chains alone; set one "
+                f"`trainer: {trainer}` learns from pairs, and `view: {alone[0]}` has chains alone; set one "
                 f"of the views {', '.join(PAIR_VIEWS)}"
             )
         if values.get("suite_eval_steps") is not None:
             yield f"`suite_eval_steps` is for `trainer: dual_cot`, got {trainer!r}; measure with `edit-trl suite`"
         return
-    if view in PAIR_VIEWS:
+    if len(alone) < len(names):
         return
     for name in ("rejected_key_weight", "preference_weight"):
         if values.get(name, DualCoTConfig.__dataclass_fields__[name].default):
             yield (
-                f"`view: {view}` has chains alone, and `{name}` is about pairs; set `{name}: 0`, or "
+                f"`view: {', '.join(alone)}` has chains alone, and `{name}` is about pairs; set `{name}: 0`, or "
                 f"one of the views {', '.join(PAIR_VIEWS)}"
             )
+
+
+def _views(values: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the names of the views, and what is wrong with a mixture of them."""
+    views = values.get("views")
+    if views is None:
+        return [values.get("view", "pairs")], []
+    problems: list[str] = []
+    with collect_problems(problems):
+        views = read_weights(views)
+        problems += check_views(views)
+        if "view" in values:
+            problems.append("`view` and `views` both say which rows to train on; leave one out")
+    return list(views), problems
 
 
 def _suite_problems(values: Mapping[str, Any]) -> Iterator[str]:

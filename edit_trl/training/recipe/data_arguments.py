@@ -8,6 +8,7 @@ from datasets import Dataset
 from edit_trl.common.options import read_mapping
 from edit_trl.data.dual_cots import DatasetSource
 from edit_trl.data.mixture import Mixture
+from edit_trl.data.view_mixture import read_weights
 from edit_trl.data.views import View, select_rows
 from edit_trl.training.trainer_choice import TrainerName
 
@@ -69,11 +70,13 @@ class DataArguments:
     view: View = field(
         default="pairs",
         metadata={
-            "help": "Which rows the dual CoTs become: 'pairs' (as they are), 'rectified' or 'corrupted' (those that "
-            "began as a wrong or a correct chain), 'chosen' (each correct chain alone), 'check' (is a chain right), "
+            "help": "Which rows the dual CoTs become: 'pairs', 'rectified', 'corrupted', 'chosen', 'check', "
             "'critique', 'lema', 'unrectified', 'repeat_sampling', 'dual_cot_sft', 'mt_cot', 'sbs' or 'scott'. See "
             "edit_trl.data.views."
         },
+    )
+    views: dict | str | None = field(
+        default=None, metadata={"help": "Instead of view: a mixture by weight, such as '{chosen: 1, check: 0.5}'."}
     )
     mistake: list[str] | None = field(
         default=None,
@@ -117,6 +120,13 @@ class DataArguments:
     def __post_init__(self):
         if self.column_mapping is not None:
             self.column_mapping = read_mapping(self.column_mapping, "column_mapping")
+        if self.views is not None:
+            self.views = read_weights(self.views)
+
+    @property
+    def view_names(self) -> list[str]:
+        """The names of the views that the run trains on."""
+        return list(self.views or [self.view])
 
     @property
     def train_source(self) -> DatasetSource | Mixture:
@@ -165,7 +175,9 @@ class DataArguments:
             InputError: No row is left.
         """
         source = self.train_source.name
-        return select_rows(rows, self.view, mistake=self.mistake, rows=self.rows, seed=seed, source=source)
+        return select_rows(
+            rows, self.view, views=self.views, mistake=self.mistake, rows=self.rows, seed=seed, source=source
+        )
 
     def load_train_rows(self, seed: int) -> Dataset:
         """Load the rows to train on.
@@ -182,4 +194,4 @@ class DataArguments:
             InputError: As in `load_train_rows`.
         """
         source = self.eval_source
-        return select_rows(source.load(), self.view, source=source.name)
+        return select_rows(source.load(), self.view, views=self.views, source=source.name)
