@@ -11,12 +11,10 @@ import asyncio
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edit_trl.cli.parser import Parser
-from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -142,10 +140,12 @@ def _generate_by_recipe(argv: Sequence[str]) -> int:
     path, options = read_options(argv, OPTIONS, FLAGS)
     config = read_generate_config(path, options)
     try:
-        if config.arguments.rounds == 1:
-            _generate(config, Path(config.arguments.output_dir))
+        if config.arguments.train_recipe:
+            from edit_trl.cli.rounds import run_rounds
+
+            run_rounds(config, _generate)
         else:
-            _generate_and_train(config)
+            _generate(config, Path(config.arguments.output_dir))
     except Interrupted as interruption:
         print(f"{interruption}:\n  edit-trl generate {' '.join(argv)}", file=sys.stderr)
         return 130
@@ -164,28 +164,6 @@ def _generate(config: GenerateConfig, folder: Path) -> None:
     if repository:
         push_generation(folder, repository, private=config.arguments.private)
         print(f"pushed to {repository}")
-
-
-def _generate_and_train(config: GenerateConfig) -> None:
-    """Alternate between generating and training the student, which is then the student of the next round."""
-    from edit_trl.cli.train import main
-    from edit_trl.teachers.generation import DUAL
-    from edit_trl.training.recipe.resolving import read_recipe
-
-    arguments = config.arguments
-    stages = read_recipe(arguments.train_recipe).stages  # before the first request: a bad recipe costs nothing
-    student = arguments.student
-    for number in range(1, arguments.rounds + 1):
-        print(f"round {number} of {arguments.rounds}: student {student}", file=sys.stderr)
-        folder = Path(arguments.output_dir) / f"round_{number}"
-        _generate(replace(config, arguments=replace(arguments, student=student)), folder)
-        output = folder / "student"
-        options = {"--config": arguments.train_recipe, "--model_name_or_path": student}
-        options |= {"--dataset_name": str(folder / DUAL), "--output_dir": str(output)}
-        code = main([word for option in options.items() for word in option])
-        if code:
-            raise InputError(f"training to {output} ended with exit code {code}; run again to resume it")
-        student = str(output / stages[-1][0] if stages else output)
 
 
 def _generation_summary(generation: Generation, folder: Path, rows: dict[str, int]) -> str:

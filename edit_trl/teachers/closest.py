@@ -46,14 +46,14 @@ async def make_closest(
         (arXiv 2308.01825) trains on.
 
     Raises:
-        InputError: Two questions have the same id.
+        InputError: Two questions have the same id, or the student gets the first questions all right or all wrong.
         RunStopped: See `Dispatcher.run`; the journal holds every answer so far.
     """
     options = options or PipelineOptions()
     requests = Requests(questions, options, templates or Templates.load(), watcher)
     generation = requests.generation
     generation.thoughts = "keep"  # chains are compared as the student wrote them
-    samples = await Rollouts(requests, student, count=0).sample(questions, options.samples, "samples")
+    samples = await Rollouts(requests, student, count=0).sample_all(questions, options.samples)
     right = [chain for chain in samples if chain.outcome == "correct"]
     wrong = [chain for chain in samples if chain.outcome == "wrong"]
     generation.correct = distinct_chains(right, options.samples)

@@ -68,7 +68,11 @@ class GenerateArguments(EndpointArguments):
         private: Whether that repository is private.
         rounds: Number of rounds of generating and training. Each round uses the mistakes of the student of the round
             before.
-        train_recipe: The recipe that each round trains with.
+        train_recipe: The recipe that each round trains with, on its pairs.
+        control_recipe: A recipe of SFT that each round also trains with, from the same student, on the right chains
+            alone (`warm_up.parquet`) and for as many steps: what the wrong chains are worth.
+        dev_task: A task file of `edit-trl evaluate`, whose questions are none of the rounds. The student is measured on
+            it before the first round and after each; the rounds stop when its accuracy falls.
     """
 
     teacher: TeacherKind = "openai_compatible"
@@ -103,6 +107,8 @@ class GenerateArguments(EndpointArguments):
     private: bool | None = None
     rounds: int = 1
     train_recipe: str | None = None
+    control_recipe: str | None = None
+    dev_task: str | None = None
 
     def errors(self) -> Iterator[str]:
         """See `Options.errors`."""
@@ -147,5 +153,8 @@ class GenerateArguments(EndpointArguments):
             yield "`actors` is for models that are loaded; each endpoint has one process"
         if self.rounds > 1 and not (self.student and self.train_recipe):
             yield "`rounds` trains a student between generations: set `student` and `train_recipe`"
-        if self.train_recipe and self.rounds == 1:
-            yield "`train_recipe` is for `rounds` of 2 or more"
+        if self.train_recipe and self.student_base_urls:
+            yield "`train_recipe` trains the student, and one behind `student_base_urls` cannot be trained here"
+        for name in ("control_recipe", "dev_task"):
+            if getattr(self, name) and not self.train_recipe:
+                yield f"`{name}` is for rounds: it needs `train_recipe`"

@@ -42,7 +42,10 @@ _QUESTION_OPTIONS = (
     *("dataset_config", "dataset_split", "column_mapping", "answer_after", "answer_type", "task"),
     "task_descriptions",
 )
-_FILES = ("dataset_name", "task_descriptions", "exemplars")
+_FILES = (
+    *("dataset_name", "task_descriptions", "exemplars"),
+    *("train_recipe", "control_recipe", "dev_task"),
+)
 
 CLASSES = (EndpointArguments, GenerateArguments, PipelineOptions, PivotOptions, Bounds, Limits)
 HIDDEN = ("bounds",)  # its fields are options themselves

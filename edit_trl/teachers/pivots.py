@@ -62,14 +62,15 @@ async def make_pivots(
         The pairs. `correct` has the student's right samples and `rectified` the correct halves of the pairs.
 
     Raises:
-        InputError: Two questions have the same id, or the student cannot continue a prefix.
+        InputError: Two questions have the same id, the student cannot continue a prefix, or it gets the first
+            questions all right or all wrong.
         RunStopped: See `Dispatcher.run`; the journal holds every answer so far.
     """
     options, pivots = options or PipelineOptions(), pivots or PivotOptions()
     requests = Requests(questions, options, templates or Templates.load(), watcher)
     generation, rollouts = requests.generation, Rollouts(requests, student, pivots.rollouts)
     generation.thoughts = "keep"  # chains are searched as the student wrote them
-    samples = await rollouts.sample(questions, options.samples, "samples")
+    samples = await rollouts.sample_all(questions, options.samples)
     generation.correct = [chain for chain in samples if chain.outcome == "correct"]
     wrong = [chain for chain in samples if chain.outcome == "wrong"]
     wrong = distinct_chains(wrong, options.pairs_per_question)

@@ -19,6 +19,10 @@ Place = tuple[Question, str]
 """Where rollouts begin: a question and the prefix of a chain."""
 
 
+# The number of questions after which a student that gets everything right, or nothing, is noticed.
+_FIRST = 20
+
+
 @dataclass
 class Tally:
     """The rollouts from one place: those that reach the right answer, prefix included, and the number of all."""
@@ -45,6 +49,24 @@ class Rollouts:
     student: Dispatcher
     count: int
     _next_sample: Counter[Place] = field(default_factory=Counter)  # numbers of one place are all different
+
+    async def sample_all(self, questions: Sequence[Question], count: int) -> list[Chain]:
+        """Draw `count` chains of each question, of the first questions first.
+
+        Raises:
+            InputError: All chains of the first questions are right, or none is: there would be nothing to pair.
+        """
+        first, rest = questions[:_FIRST], questions[_FIRST:]
+        chains = await self.sample(first, count, "samples")
+        outcomes = Counter(chain.outcome for chain in chains)
+        if rest and not (outcomes["correct"] and outcomes["wrong"]):
+            counts = ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())) or "no answer"
+            way_out = "harder questions" if outcomes["correct"] else "easier questions, or a warm-up of the student"
+            raise InputError(
+                f"of {self.student.teacher.model}'s samples for the first {len(first)} of {len(questions)} questions: "
+                f"{counts}. Pairs need right and wrong ones; take {way_out}"
+            )
+        return chains + await self.sample(rest, count, "samples")
 
     async def sample(self, questions: Iterable[Question], count: int, name: str) -> list[Chain]:
         """Draw `count` more chains of each question; `name` is the stage in counts and on the display."""

@@ -1,7 +1,6 @@
 """A student's own pivots: a scripted student, one behind HTTP, and a real one that is trained here."""
 
 import asyncio
-import itertools
 import json
 import math
 import random
@@ -9,17 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from chat_server import MODEL, ChatServer, running
-from conftest import CHAT_TEMPLATE
 from scripted_teacher import Scripted
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from toy_students import make_toy_student, toy_question_file, toy_tokenizer
 
 from edit_trl import load_dual_cots
 from edit_trl.cli.generate import main as generate
@@ -38,13 +33,6 @@ from edit_trl.teachers.pivots import make_pivots, step_ends
 
 COMMAND = [sys.executable, "-m", "edit_trl.cli.main"]
 STEPS = 7
-UPDATES = 220
-# Of the switch: kept or flipped once to four times, then held.
-ALL_TURNS = [
-    [*turns, *["hold"] * (4 - count)]
-    for count in range(1, 5)
-    for turns in itertools.product(("keep", "flip"), repeat=count)
-]
 QUESTIONS = [Question(f"q{n}", f"What is {n} + 7?", str(n + 7), "number") for n in range(5)]
 
 
@@ -262,82 +250,13 @@ def test_an_endpoint_that_does_not_is_told(tmp_path):
     assert "`continue_final_message`" in str(caught.value)
 
 
-def toy_problem(turns: Sequence[str], rng: random.Random | None = None) -> tuple[str, str, str]:
-    """A switch that is flipped, kept or held: question, chain, answer; slips are drawn, and carried on.
-
-    Nobody slips where it is held.
-    """
-    states, truth = [False], False
-    for turn in turns:
-        truth ^= turn == "flip"
-        slip = rng is not None and turn != "hold" and rng.random() < 0.25
-        states.append(states[-1] ^ (turn == "flip") ^ slip)
-    steps = [
-        f"{_word(before)}, {turn}: {_word(after)}."
-        for before, turn, after in zip(states, turns, states[1:], strict=False)
-    ]
-    conclusion = f"#### {_word(states[-1])}"
-    return f"{', '.join(turns)}?", " ".join([*steps, conclusion]), _word(truth)
-
-
-def _word(state: bool) -> str:
-    return "on" if state else "off"
-
-
-def toy_tokenizer() -> PreTrainedTokenizerFast:
-    words = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>", "user", "assistant", "keep", "flip", "hold"]
-    words += ["on", "off", "####"]
-    words += [*",.:? \n"]
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|\s|#+|[^\w\s]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|pad|>", unk_token="<unk>"
-    )
-    fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
-
-
 @pytest.fixture(scope="module")
 def toy_student(tmp_path_factory) -> Path:
-    """A real student that has learnt to slip: a Llama of 80 thousand parameters, trained here."""
-    torch.manual_seed(0)
-    rng, tokenizer = random.Random(0), toy_tokenizer()
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=len(tokenizer), eos_token_id=2, pad_token_id=0, bos_token_id=None, **sizes)
-    model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, UPDATES, pct_start=0.1)
-    for _ in range(UPDATES):
-        rows = []
-        for _ in range(32):
-            question, chain, _ = toy_problem(rng.choice(ALL_TURNS), rng)
-            prompt = tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
-            )
-            rows.append([tokenizer(text)["input_ids"] for text in (prompt, f"{chain}<|im_end|>")])
-        longest = max(len(prompt) + len(chain) for prompt, chain in rows)
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        labels = torch.full_like(ids, -100)
-        for number, (prompt, chain) in enumerate(rows):
-            ids[number, : len(prompt) + len(chain)] = torch.tensor(prompt + chain)
-            labels[number, len(prompt) : len(prompt) + len(chain)] = torch.tensor(chain)
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    folder = tmp_path_factory.mktemp("student")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return make_toy_student(tmp_path_factory.mktemp("student"))
 
 
 def toy_questions(folder: Path) -> Path:
-    path = folder / "questions.jsonl"
-    problems = [toy_problem(turns) for turns in ALL_TURNS]
-    path.write_text("".join(json.dumps({"question": question, "answer": a}) + "\n" for question, _, a in problems))
-    return path
+    return toy_question_file(folder / "questions.jsonl")
 
 
 def edit_trl(*words) -> subprocess.CompletedProcess:

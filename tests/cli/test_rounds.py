@@ -1,0 +1,194 @@
+"""Rounds: sample the student, pair its mistakes, train, measure, and again; the student is real and slips."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import tiny_llama
+from safetensors.torch import load_file
+from toy_students import make_toy_student, toy_question_file
+
+from edit_trl.cli.main import main
+from edit_trl.cli.rounds import _check, _has_fallen
+from edit_trl.common.errors import InputError
+from edit_trl.teachers.generate_config import read_generate_config
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "rounds"
+TRAIN = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "save_strategy": "no",
+}
+
+
+@pytest.fixture(scope="session")
+def toy_student(tmp_path_factory) -> Path:
+    return make_toy_student(tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture
+def recipe(tmp_path, toy_student):
+    """Writes the files of a recipe; returns its path."""
+    questions = toy_question_file(tmp_path / "questions.jsonl", 0, 20)
+    dev = toy_question_file(tmp_path / "dev.jsonl", 20, 30)
+
+    def write(train=None, **changes) -> Path:
+        (tmp_path / "train.yaml").write_text(yaml.safe_dump(TRAIN | (train or {})))
+        rft = {"view": "chosen", "preference_weight": 0.0, "chosen_key_weight": 1.0}
+        (tmp_path / "rft.yaml").write_text(yaml.safe_dump(TRAIN | rft))
+        (tmp_path / "dev.yaml").write_text(yaml.safe_dump({"version": 1, "dataset_name": str(dev)}))
+        values = {"teacher": "none", "pairs": "closest", "student": str(toy_student), "rounds": 2}
+        values |= {"dataset_name": str(questions), "max_tokens": 64, "samples": 3, "student_temperature": 0.6}
+        values |= {"train_recipe": "train.yaml", "control_recipe": "rft.yaml", "dev_task": "dev.yaml"}
+        values |= {"send_seed": True, "output_dir": str(tmp_path / "out")} | changes
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({name: value for name, value in values.items() if value is not None}))
+        return path
+
+    return write
+
+
+def run(path: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edit_trl.cli.main", "generate", "--config", path, *words]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, check=False)
+
+
+def state_of(folder: Path) -> dict:
+    return json.loads((folder / "rounds.json").read_text(encoding="utf-8"))
+
+
+def without_times(state: dict) -> dict:
+    for one in state["rounds"]:
+        one["making_seconds"] = one["training_seconds"] = None
+    return state
+
+
+def test_rounds_are_trained_measured_and_resumed_after_a_kill(recipe, tmp_path):
+    # The rate is so high that the second student is worse: the rounds stop.
+    path = recipe({"learning_rate": 0.3}, rounds=4)
+    done = run(path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = state_of(tmp_path / "out")
+    assert state["start"]["accuracy"] > 0.5
+    assert len(state["rounds"]) < 4
+    assert f"stopped after round {len(state['rounds'])}" in done.stderr
+    assert state["rounds"][-1]["dev"]["accuracy"] < state["start"]["accuracy"]
+    first = state["rounds"][0]
+    assert (first["right"] + first["wrong"] <= 60, first["steps"]) == (True, 2)
+    assert first["pairs"] >= 1
+    assert first["control"]["accuracy"] >= 0
+    weights = {
+        name: load_file(tmp_path / "out/round_1" / name / "model.safetensors") for name in ("student", "control")
+    }
+    assert any(not weights["student"][key].equal(weights["control"][key]) for key in weights["student"])
+    assert "dev accuracy (95%)" in done.stdout
+    # Killed at several points, the same command ends with the same state.
+    other = tmp_path / "killed"
+    command = [sys.executable, "-m", "edit_trl.cli.main", "generate", "--config", str(path), "--output_dir", str(other)]
+    for place in ("journal.sqlite", "round_1/dual.parquet", "round_1/student/run.json", "round_1/dev/evaluation.json"):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        while not (other / place).exists() and process.poll() is None:
+            time.sleep(0.01)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert run(path, "--output_dir", other).returncode == 0
+    expected = json.loads(json.dumps(without_times(state)).replace(f"{tmp_path}/out", str(other)))
+    assert without_times(state_of(other)) == expected
+    again = run(path, "--output_dir", other)
+    assert again.returncode == 0
+    assert "Generating" not in again.stderr  # nothing is sampled, trained or measured again
+
+
+def test_the_rounds_stop_when_the_accuracy_falls():
+    def after(*accuracies: float) -> bool:
+        start, *rounds = ({"accuracy": accuracy} for accuracy in accuracies)
+        return _has_fallen({"start": start, "rounds": [{"dev": dev} for dev in rounds]}, len(rounds))
+
+    assert not after(0.5, 0.5)
+    assert not after(0.5, 0.6)
+    assert after(0.5, 0.49)
+    assert after(0.4, 0.6, 0.5)
+
+
+def refused(path: Path, capsys) -> str:
+    assert main(["generate", "--config", str(path)]) != 0
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_recipe": None, "control_recipe": None, "dev_task": None}, "`rounds` trains a student between"),
+        ({"train_recipe": None, "rounds": 1}, "`control_recipe` is for rounds: it needs `train_recipe`"),
+        ({"train_recipe": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"dev_task": "nowhere.yaml"}, "no task 'nowhere.yaml'"),
+        ({"student_base_urls": ["http://127.0.0.1:9/v1"]}, "one behind `student_base_urls` cannot be trained here"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_is_asked(recipe, tmp_path, changes, message, capsys):
+    assert message in refused(recipe(**changes), capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_training_recipe_costs_nothing(recipe, tmp_path, capsys):
+    assert "did you mean `max_steps`?" in refused(recipe({"max_step": 3}), capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_dev_questions_among_the_questions_are_named(recipe, tmp_path, capsys):
+    path = recipe()
+    toy_question_file(tmp_path / "dev.jsonl", 18, 30)
+    told = refused(path, capsys)
+    assert "question 1 is also question" in told
+    assert "question 2 is also question" in told
+    assert "question 3" not in told
+    (tmp_path / "dev.jsonl").write_text('{"question": "What?"}\n')
+    assert "answer" in refused(path, capsys)
+
+
+def test_other_options_in_the_same_folder_are_named(recipe, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    state = {"options": {"samples": 4}, "start": None, "rounds": []}
+    (tmp_path / "out" / "rounds.json").write_text(json.dumps(state))
+    told = refused(recipe(), capsys)
+    assert "has rounds of other options" in told
+    assert "`samples` was '4', is '3'" in told
+    (tmp_path / "out" / "rounds.json").write_text("[]")
+    assert "is not the state of rounds" in refused(recipe(), capsys)
+
+
+def test_a_student_that_is_never_right_is_noticed_after_the_first_questions(recipe, tmp_path, toy_student, capsys):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(toy_student)
+    tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "random")
+    tokenizer.save_pretrained(tmp_path / "random")
+    toy_question_file(tmp_path / "questions.jsonl", 0, 30)
+    path = recipe(student=str(tmp_path / "random"), dev_task=None, max_tokens=8)
+    told = refused(path, capsys)
+    assert "samples for the first 20 of 30 questions" in told
+    assert "easier questions, or a warm-up of the student" in told
+
+
+def test_the_shipped_recipe_holds():
+    config = read_generate_config(RECIPES / "own_mistakes.yaml", {})
+    _check(config)
+    assert (config.arguments.pairs, config.arguments.rounds) == ("closest", 2)
+    assert {path.name for path in RECIPES.iterdir()} == {"own_mistakes.yaml", "train.yaml", "rft.yaml", "dev.yaml"}
+    same = read_generate_config(RECIPES / "own_mistakes.yaml", {"seed": "1000003"})
+    with pytest.raises(InputError, match="What is measured must not be trained on"):
+        _check(same)
