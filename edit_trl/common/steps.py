@@ -40,6 +40,15 @@ def step_end(text: str, start: int) -> int:
     return len(text)
 
 
+def step_spans(text: str) -> list[tuple[int, int]]:
+    """Return the [start, end) characters of each sentence or line of a text, without the white space around it."""
+    spans, start = [], 0
+    while (first := start + len(text[start:]) - len(text[start:].lstrip())) < len(text):
+        start = step_end(text, first)
+        spans.append((first, first + len(text[first:start].rstrip())))
+    return spans
+
+
 def step_start(text: str, position: int) -> int:
     """Return the start of the sentence or line that holds `position`, after its leading white space."""
     start = 0

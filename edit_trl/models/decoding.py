@@ -11,6 +11,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.common.options import Options, nearest
 
 Batching = Literal["auto", "padded", "continuous", "vllm"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)

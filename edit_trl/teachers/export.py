@@ -23,19 +23,20 @@ if TYPE_CHECKING:
 
 
 # The order of the columns in the files; `mistake_text` is the labeller's whole answer.
-_COLUMNS = (*REQUIRED_COLUMNS, "answer", "task", "mistake", "mistake_text", "source", "id", *SPAN_COLUMNS)
+_COLUMNS = (*REQUIRED_COLUMNS, "answer", "task", "mistake", "mistake_text", "critique", "source", "id", *SPAN_COLUMNS)
 
 
 def dual_rows(
     pairs: Sequence[ChainPair], conversational: bool, thoughts_as: ThoughtsForm = "text"
 ) -> list[dict[str, Any]]:
-    """Return the rows of pairs; they have span columns if the key steps of any pair are known."""
-    has_spans = any(pair.rejected_key_spans is not None for pair in pairs)
+    """Return the rows of pairs; they have columns for spans and critiques if those of any pair are known."""
+    more = [*SPAN_COLUMNS] if any(pair.rejected_key_spans is not None for pair in pairs) else []
+    more += ["critique"] if any(pair.critique is not None for pair in pairs) else []
     rows = []
     for pair in pairs:
         row = _row(pair, pair.chosen, pair.rejected, conversational, thoughts_as)
         row |= {"mistake": pair.mistake, "mistake_text": pair.mistake_text}
-        rows.append(row | ({column: getattr(pair, column) for column in SPAN_COLUMNS} if has_spans else {}))
+        rows.append(row | {column: getattr(pair, column) for column in more})
     return rows
 
 
@@ -148,7 +149,7 @@ def _dataset(rows: list[dict[str, Any]], conversational: bool, thoughts_as: Thou
     from datasets import Dataset, Features, List, Value
 
     types = column_types(conversational, None if thoughts_as == "text" else thoughts_as) | {
-        "mistake_text": Value("string")
+        **dict.fromkeys(("mistake_text", "critique"), Value("string"))
     }
     if "mistake" not in rows[0]:  # the warm-up: a list of chains
         types["rejected"] = List(types["chosen"])

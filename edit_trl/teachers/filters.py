@@ -28,6 +28,7 @@ class ChainPair:
         mistake_text: The labeller's whole answer.
         chosen_key_spans: [start, end) characters of the key step in the correct chain, where it is known.
         rejected_key_spans: [start, end) characters of the key step in the wrong chain, where it is known.
+        critique: What is wrong with the wrong chain, in words.
     """
 
     question: Question
@@ -39,6 +40,7 @@ class ChainPair:
     mistake_text: str | None = None
     chosen_key_spans: tuple[tuple[int, int], ...] | None = None
     rejected_key_spans: tuple[tuple[int, int], ...] | None = None
+    critique: str | None = None
 
     @property
     def id(self) -> str:

@@ -11,6 +11,7 @@ from edit_trl.data.answers import AnswerType
 from edit_trl.models.chat.connection import url_problem
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.cluster.cluster import Engine, engine_problems
+from edit_trl.models.decoding import Dtype
 from edit_trl.teachers.chain_text import ThoughtsForm
 
 OwnPairs = Literal["closest", "pivots"]
@@ -26,6 +27,7 @@ class GenerateArguments(EndpointArguments):
             embedded teacher, which only knows its own problems; `none` asks the student only (`pairs`).
         model: The teacher's name at the endpoint, or its path or Hub id.
         batch_size: Number of prompts per batch of a local model.
+        dtype: Number format of local models; bfloat16 on a GPU and float32 elsewhere by default.
         engine: `local`, or `ray`: machines of a running Ray cluster load the local models, which must have
             the same path on all of them, and ask each endpoint from a process of its own.
         actors: Number of processes of the Ray cluster that load local models. Default: one per GPU, or one
@@ -59,7 +61,7 @@ class GenerateArguments(EndpointArguments):
             most similar right one of the same question. `pivots`: each wrong chain, and a right continuation from
             before the step that loses the answer; an endpoint of the student must be able to continue a partial
             answer (`continue_final_message` of vLLM and SGLang).
-        labeller: Another model at the teacher's endpoints that labels the mistakes.
+        labeller: Another model at the teacher's endpoints that labels and criticises the mistakes.
         output_dir: Folder for the journal, the dual CoTs and their card.
         conversational: Whether rows hold messages rather than plain strings.
         thoughts_as: Where messages have the thoughts that `thoughts: keep` keeps: in their `text`, between `<think>`
@@ -77,6 +79,7 @@ class GenerateArguments(EndpointArguments):
 
     teacher: TeacherKind = "openai_compatible"
     batch_size: int = 16
+    dtype: Dtype | None = None
     engine: Engine = "local"
     actors: int | None = None
     dataset_name: str | None = None

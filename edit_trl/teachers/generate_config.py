@@ -32,7 +32,7 @@ from edit_trl.teachers.prompts import Templates
 # Options that concern a teacher: without one they would have no effect, so they are refused.
 _TEACHER_OPTIONS = (
     *("model", "base_urls", "exemplars", "exemplars_per_prompt", "labeller", "label", "rectify"),
-    *("rectify_check", "corrupt", "wrong_share", "system_prompt", "temperature", "chat_template_kwargs"),
+    *("critique", "rectify_check", "corrupt", "wrong_share", "system_prompt", "temperature", "chat_template_kwargs"),
     *("prompt_price", "completion_price", "max_cost"),
 )
 # Options that concern a model that may think, which the procedural teacher does not.
@@ -109,7 +109,7 @@ class GenerateConfig:
         if arguments.teacher == "procedural":
             return self._problems()
         if arguments.teacher == "transformers_local":
-            return _local(arguments.model, arguments.batch_size, arguments.chat_template_kwargs)
+            return _local(arguments.model, arguments, arguments.chat_template_kwargs)
         return arguments.with_chat_template(arguments.chat_template_kwargs).endpoint()
 
     def _problems(self) -> ProceduralChat:
@@ -131,7 +131,7 @@ class GenerateConfig:
         if arguments.student_base_urls:
             return arguments.with_chat_template(values).endpoint(arguments.student, arguments.student_base_urls)
         refuse_missing_folder(arguments.student, "student")
-        return _local(arguments.student, arguments.batch_size, values)
+        return _local(arguments.student, arguments, values)
 
     def check_student_template(self) -> None:
         """Check that a student on this machine can be trained on thoughts in the form in which rows will have them.
@@ -153,7 +153,7 @@ class GenerateConfig:
 
     def make_labeller(self) -> Teacher | None:
         """Return the model that labels mistakes; None where the teacher does."""
-        if self.arguments.labeller is None or self.options.label == "none":
+        if self.arguments.labeller is None or (self.options.label == "none" and not self.options.critique):
             return None
         return self.arguments.with_chat_template(self.arguments.chat_template_kwargs).endpoint(self.arguments.labeller)
 
@@ -239,8 +239,10 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _local(model: str, batch_size: int, chat_template_kwargs: Mapping[str, Any] | None) -> Teacher:
+def _local(model: str, arguments: GenerateArguments, chat_template_kwargs: Mapping[str, Any] | None) -> Teacher:
     # Heavy, and needed for local models alone.
     from edit_trl.models.chat.local import TransformersTeacher
 
-    return TransformersTeacher(model, batch_size=batch_size, chat_template_kwargs=chat_template_kwargs)
+    return TransformersTeacher(
+        model, batch_size=arguments.batch_size, dtype=arguments.dtype, chat_template_kwargs=chat_template_kwargs
+    )

@@ -18,7 +18,7 @@ DUAL, WARM_UP = "dual.parquet", "warm_up.parquet"
 
 Rectify = Literal["hint", "minimal", "none"]
 RectifyCheck = Literal["none", "self_consistency", "judge"]
-Label = Literal["none", "paper", "fine"]
+Label = Literal["none", "paper", "fine", "steps"]
 Outcome = Literal["correct", "wrong", "unparsed", "cut off", "refused"]
 
 
@@ -35,7 +35,11 @@ class PipelineOptions(Options):
         rectify_check: A second check of rectified chains, whose prompt does not tell the answer:
             `self_consistency` lets the teacher draw the conclusion again, `judge` asks whether every step is sound.
         corrupt: Whether correct chains are corrupted (CCP).
-        label: Whether the kinds of mistake are named: the `paper`'s four, or the `fine` set.
+        label: What is named of each mistake: its kinds, by the `paper`'s four or the `fine` set, or the `steps` that
+            carry it, which become the key steps of `key_step_method: spans`. Pairs whose steps cannot be read, or do
+            not differ between the chains, are dropped.
+        critique: Whether a critique of each wrong chain is written, for the views `critique` and `lema`. One that
+            finds no mistake, or has no verdict, is left out; its pair stays.
         temperature: Temperature for annotating, rectifying and corrupting. An endpoint is sent none if it is null.
         student_temperature: Temperature of the student's own chains; also null.
         top_p: Nucleus sampling; also null.
@@ -61,6 +65,7 @@ class PipelineOptions(Options):
     rectify_check: RectifyCheck = "none"
     corrupt: bool = True
     label: Label = "none"
+    critique: bool = False
     temperature: float | None = 0.2
     student_temperature: float | None = 0.7
     top_p: float | None = 1.0

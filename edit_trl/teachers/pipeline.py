@@ -1,4 +1,4 @@
-"""Makes dual CoTs from questions: annotate, verify, rectify, corrupt, verify, filter, label.
+"""Makes dual CoTs from questions: annotate, verify, rectify, corrupt, verify, filter, label, criticise.
 
 Each stage runs over all questions before the next one starts. Every choice (which exemplars a prompt has,
 which chains are paired, the order of the rows) depends on ids and the seed only, never on when an answer
@@ -10,9 +10,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from edit_trl.common.thoughts import split_thoughts
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.dispatch import Dispatcher
@@ -20,12 +19,10 @@ from edit_trl.models.chat.display import Watcher
 from edit_trl.models.chat.protocol import ChatResponse
 from edit_trl.teachers.filters import ChainPair
 from edit_trl.teachers.generation import Chain, Generation, PipelineOptions
+from edit_trl.teachers.labelling import Labelling
 from edit_trl.teachers.prompts import (
-    LabelSet,
     TemplateName,
     Templates,
-    listed_kinds,
-    read_kinds,
     read_verdict,
     without_conclusion,
 )
@@ -55,7 +52,7 @@ async def make_dual_cots(
         templates: The prompt templates; the package's own where None.
         exemplars: Worked examples for the teacher's prompts. Those with a wrong chain are also used to corrupt.
         student: Where given, the teacher also rectifies the student's own wrong chains (`on_policy`).
-        labeller: Names the kinds of mistake; the teacher where None.
+        labeller: Names the kinds or steps of mistakes, and criticises wrong chains; the teacher where None.
         watcher: Receives the progress.
 
     Raises:
@@ -75,8 +72,13 @@ async def make_dual_cots(
         chains = await pipeline.annotate(student, by_student=True)
         generation.pairs += await pipeline.rectify(teacher, chains, minimal=True, source="on_policy")
     generation.filter_pairs(questions, options.bounds)
-    if options.label != "none":
-        generation.pairs = await pipeline.label(labeller or teacher, options.label)
+    labelling = Labelling(requests, labeller or teacher)
+    if options.label == "steps":
+        await labelling.label_steps()
+    elif options.label != "none":
+        await labelling.label_kinds(options.label)
+    if options.critique:
+        await labelling.criticise()
     return generation
 
 
@@ -137,26 +139,6 @@ class Pipeline:
             for chain in self.requests.chains_of(answers, "corrupted", correct)
             if chain.outcome == "wrong"
         ]
-
-    async def label(self, labeller: Dispatcher, kinds: LabelSet) -> list[ChainPair]:
-        """Return the pairs with their kinds of mistake; None where the answer does not have the required form."""
-        pairs = list(self.requests.generation.pairs)
-        requests = {}
-        for number, pair in enumerate(pairs):
-            values = {"chosen": pair.chosen, "rejected": pair.rejected, "kinds": listed_kinds(kinds)}
-            request = self.requests.make("label", pair.question, 0, number=number, temperature=0.0, **values)
-            requests[pair.question, number] = request
-
-        def outcome(_: Slot, response: ChatResponse) -> str:
-            return "unparsed" if read_kinds(response.text, kinds) is None else "labelled"
-
-        answers = await self.requests.run(labeller, requests, "label", outcome)
-        for (_, number), answer in answers.items():
-            names = read_kinds(answer.text, kinds)
-            mistake = None if names is None else tuple(names)
-            text = split_thoughts(answer.text).answer or ""
-            pairs[number] = replace(pairs[number], mistake=mistake, mistake_text=text)
-        return pairs
 
     def _by_slot(self, chains: Sequence[Chain], outcome: str) -> dict[Slot, Chain]:
         """Return the chains of an outcome that are used, at most `pairs_per_question` of each question."""

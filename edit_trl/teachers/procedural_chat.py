@@ -12,6 +12,8 @@ import random
 from collections.abc import Sequence
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.steps import step_spans
+from edit_trl.data.mistake_views import critique_of
 from edit_trl.data.procedural.families import Family
 from edit_trl.data.procedural.teacher import ProceduralTeacher, question_of
 from edit_trl.data.questions import Question
@@ -76,7 +78,16 @@ class ProceduralChat:
         if request.stage == "corrupt":
             return row["rejected"]
         if request.stage == "label":
-            return "Kinds: other"
+            return _steps_of_mistake(row) if "Steps:" in request.messages[-1][1] else "Kinds: other"
+        if request.stage == "critique":
+            return f"{critique_of(row)}\nVerdict: wrong"
         if request.stage == "check" and "Verdict:" in request.messages[-1][1]:
             return "Verdict: sound"
         return row["chosen"]
+
+
+def _steps_of_mistake(row: dict) -> str:
+    """Return the step of the wrong chain in which its mistake begins."""
+    first = min(start for start, _ in row["rejected_key_spans"] or [(0, 0)])
+    number = next(n for n, (_, end) in enumerate(step_spans(row["rejected"]), 1) if first < end)
+    return f"Steps: {number}"

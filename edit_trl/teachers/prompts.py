@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import nearest
@@ -26,7 +26,10 @@ from edit_trl.data.answers import AnswerType, extract_answer
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
 
-TemplateName = Literal["annotate", "rectify", "rectify_minimal", "corrupt", "conclude", "judge", "label", "student"]
+TemplateName = Literal[
+    *("annotate", "rectify", "rectify_minimal", "corrupt", "conclude", "judge", "label", "label_steps", "critique"),
+    "student",
+]
 
 LabelSet = Literal["paper", "fine"]
 
@@ -38,6 +41,8 @@ PLACEHOLDERS: dict[TemplateName, frozenset[str]] = {
     "conclude": frozenset({"task_description", "question", "chain"}),
     "judge": frozenset({"question", "chain"}),
     "label": frozenset({"kinds", "question", "chosen", "rejected"}),
+    "label_steps": frozenset({"question", "chosen", "steps"}),
+    "critique": frozenset({"question", "chain"}),
     "student": frozenset({"question"}),
 }
 
@@ -79,7 +84,16 @@ WITH_THOUGHTS = "Write the reasoning between <think> and </think>, and the answe
 
 _KINDS_LINE = re.compile(r"^[\s*_]*kinds?[\s*_]*:(?P<names>.*)$", re.IGNORECASE | re.MULTILINE)
 
+_STEPS_LINE = re.compile(r"^[\s*_]*steps?[\s*_]*:(?P<numbers>.*)$", re.IGNORECASE | re.MULTILINE)
+
 _VERDICT_LINE = re.compile(r"^[\s*_]*verdict[\s*_]*:[\s*_]*(?P<verdict>\w+)", re.IGNORECASE | re.MULTILINE)
+
+
+class Critique(NamedTuple):
+    """What an answer says about a chain, without its verdict, and whether it finds a mistake."""
+
+    text: str
+    finds_a_mistake: bool
 
 
 @dataclass(frozen=True)
@@ -124,8 +138,8 @@ class Templates:
             name: The template.
             question: The question, with its answer and the description of its task.
             exemplars: Worked examples; those for `corrupt` have a wrong chain.
-            values: The other placeholders: the `chain`, or the `chosen` and `rejected` chains and the `kinds` of
-                mistake. Those that the template does not have are ignored.
+            values: The other placeholders: the `chain`, or the `chosen` and `rejected` chains, the `kinds` of
+                mistake or the numbered `steps`. Those that the template does not have are ignored.
         """
         description = question.task_description
         values |= {
@@ -189,3 +203,24 @@ def read_kinds(text: str, kinds: LabelSet) -> list[str] | None:
     if not all(name in KINDS[kinds] for name in names):
         return None
     return [kind for kind in KINDS[kinds] if kind in names]
+
+
+def read_steps(text: str, count: int) -> list[int] | None:
+    """Return the sorted numbers of the steps that an answer names, from 1 to `count`; None in another form."""
+    lines = [match["numbers"] for match in _STEPS_LINE.finditer(split_thoughts(text).answer or "")]
+    if not lines:
+        return None
+    words = [word.strip(" .*_`\"'") for word in lines[-1].split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        return None
+    numbers = sorted({int(word) for word in words})
+    return numbers if numbers[0] >= 1 and numbers[-1] <= count else None
+
+
+def read_critique(text: str) -> Critique | None:
+    """Return a critique; None where it has no verdict on its last line, or says nothing before it."""
+    answer = (split_thoughts(text).answer or "").strip()
+    critique, _, last = answer.rpartition("\n")
+    verdict = _VERDICT_LINE.fullmatch(last.strip(" .*_"))
+    found = {"wrong": True, "right": False}.get(verdict["verdict"].lower()) if verdict else None
+    return None if found is None or not critique.strip() else Critique(critique.strip(), found)

@@ -19,7 +19,12 @@ from edit_trl.teachers.generation import Chain, Generation, Outcome, PipelineOpt
 from edit_trl.teachers.prompts import WITH_THOUGHTS, TemplateName, Templates, read_chain
 
 # The stages of the templates that are not called as their stage is.
-_STAGES: dict[TemplateName, Stage] = {"rectify_minimal": "rectify", "conclude": "check", "judge": "check"}
+_STAGES: dict[TemplateName, Stage] = {
+    "rectify_minimal": "rectify",
+    "conclude": "check",
+    "judge": "check",
+    "label_steps": "label",
+}
 
 Slot = tuple[Question, int]
 """Identifies a request of a stage: its question, and its number among the requests of that question."""

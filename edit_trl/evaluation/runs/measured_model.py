@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from edit_trl.common.checks import seed_range
 from edit_trl.common.errors import InputError
@@ -15,9 +15,8 @@ from edit_trl.evaluation.runs.schema import RunKind, RunRecord
 from edit_trl.models.chat.limits import Limits
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.cluster.cluster import Engine, engine_problems
+from edit_trl.models.decoding import Dtype
 from edit_trl.models.loading import NF4, ModelSource
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 # Options that do not change what is measured.
 _INCIDENTAL = (

@@ -62,6 +62,7 @@ class TransformersTeacher:
     Args:
         model: A path or Hub id, of a model or of a PEFT adapter, which is merged into its base.
         batch_size: Prompts per padded batch.
+        dtype: Number format of the weights; where None, bfloat16 on a GPU and float32 elsewhere.
         continuous: Whether requests without a seed go through continuous batching; where None, on a GPU.
         chat_template_kwargs: Values of the chat template's variables.
     """
@@ -73,12 +74,13 @@ class TransformersTeacher:
         model: str,
         *,
         batch_size: int = 16,
+        dtype: str | None = None,
         continuous: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ):
         self.model = model
         self._chat_template_kwargs = chat_template_kwargs
-        self._batch_size = batch_size
+        self._batch_size, self._dtype = batch_size, dtype
         self._continuous = torch.cuda.is_available() if continuous is None else continuous
         self._engine: Engine | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -92,6 +94,7 @@ class TransformersTeacher:
             TransformersTeacher,
             model,
             batch_size=batch_size,
+            dtype=dtype,
             continuous=continuous,
             chat_template_kwargs=chat_template_kwargs,
         )
@@ -154,7 +157,7 @@ class TransformersTeacher:
         self._engine = self._loading = None
 
     def _load(self) -> None:
-        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+        dtype = self._dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
         source = ModelSource(self.model, dtype=dtype)
         if self._chat_template_kwargs:
             check_variables(source.load_tokenizer(), self._chat_template_kwargs)

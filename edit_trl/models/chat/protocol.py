@@ -17,7 +17,7 @@ from edit_trl.common.checks import at_least, not_negative, positive, share
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.terminal import visible_line
 
-Stage = Literal["annotate", "rectify", "corrupt", "check", "label", "student", "judge", "score", "continue"]
+Stage = Literal["annotate", "rectify", "corrupt", "check", "label", "critique", "student", "judge", "score", "continue"]
 FinishReason = Literal["stop", "length", "refused"]
 
 
