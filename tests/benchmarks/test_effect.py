@@ -151,7 +151,7 @@ def test_the_shipped_matrices_pass_all_checks(tmp_path, monkeypatch):
     recorded = tmp_path / "bbh.jsonl"
     recorded.write_text("{}\n", encoding="utf-8")
     found = sorted(path.name for path in BENCHMARKS.glob("effect_*.yaml"))
-    assert found == ["effect_gpu.yaml", "effect_pretrained.yaml", "effect_small.yaml"]
+    assert found == ["effect_gpu.yaml", "effect_power.yaml", "effect_pretrained.yaml", "effect_small.yaml"]
     for name in found:
         paths = {"bbh": str(recorded)} if name == "effect_gpu.yaml" else {}
         matrix = read_matrix(BENCHMARKS / name, paths)
