@@ -163,8 +163,6 @@ def list_cells(matrix: Matrix) -> list[Cell]:
     seeds = [matrix.tuning_seed, *(seed for seed in matrix.seeds if seed != matrix.tuning_seed)]
     for student in matrix.students:
         for seed in seeds:
-            maker.warm_up(student, seed)
-        for seed in seeds:
             for name in (WARM_UP, *matrix.methods):
                 maker.final(student, name, seed)
         if matrix.collapse:
