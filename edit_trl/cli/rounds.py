@@ -103,7 +103,8 @@ def run_rounds(config: GenerateConfig, make_pairs: Callable[[GenerateConfig, Pat
             made = time.monotonic()
             trained = _train(arguments.train_recipe, student, place / DUAL, place / "student")
             steps, trained_at = _steps(trained), time.monotonic()
-            samples = read_json_file(place / "report.json")["counts"]["samples"]
+            counts = read_json_file(place / "report.json")["counts"]
+            samples = counts.get("samples") or counts.get("student", {})  # without or with a teacher
             finished = Round(
                 *(str(trained), samples.get("correct", 0), samples.get("wrong", 0), _rows(place / DUAL), steps),
                 *(round(made - started, 1), round(trained_at - made, 1)),
@@ -148,7 +149,8 @@ def _check(config: GenerateConfig) -> None:
         from edit_trl.evaluation.accuracy.tasks import read_tasks
 
         tasks = read_tasks([arguments.dev_task], beside=Path())
-        _refuse_overlap(config.questions(None), [problem.prompt for problem in tasks.problems], arguments.dev_task)
+        questions = config.questions(config.make_teacher())
+        _refuse_overlap(questions, [problem.prompt for problem in tasks.problems], arguments.dev_task)
 
 
 def _refuse_overlap(questions: Sequence[Question], prompts: Sequence[Any], task: str) -> None:

@@ -192,3 +192,15 @@ def test_the_shipped_recipe_holds():
     same = read_generate_config(RECIPES / "own_mistakes.yaml", {"seed": "1000003"})
     with pytest.raises(InputError, match="What is measured must not be trained on"):
         _check(same)
+
+
+def test_rounds_with_a_teacher_count_the_students_samples(recipe, tmp_path, toy_student):
+    """A teacher rectifies what the student gets wrong; here the embedded one, so the questions are its own."""
+    changes = {"teacher": "procedural", "pairs": None, "dataset_name": None, "families": ["arithmetic"], "rows": 6}
+    changes |= {"control_recipe": None, "dev_task": None, "rounds": 1, "corrupt": True, "samples": 1}
+    done = run(recipe(**changes))
+    assert done.returncode == 0, done.stderr[-2000:]
+    (first,) = state_of(tmp_path / "out")["rounds"]
+    assert first["pairs"] >= 1
+    assert first["dev"] is None
+    assert f"the last student: {tmp_path / 'out' / 'round_1' / 'student'}" in done.stdout
