@@ -134,6 +134,11 @@ class _Maker:
             start = self.warm_up(student, seed)
             inputs = {"warm_up": start.inputs, **self.measurements(tests)}
             needs = (start.name,)
+        elif of := self.matrix.methods[name].measures:
+            before = self.final(student, of, seed)
+            inputs = {"measures": before.inputs, "evaluation": self.matrix.methods[name].evaluation}
+            inputs |= self.measurements(tests)
+            needs = (before.name,)
         else:
             grid = self.tune(student, name)
             needs, inputs = self.training(student, seed, self.matrix.methods[name])

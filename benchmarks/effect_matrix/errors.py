@@ -35,6 +35,14 @@ def matrix_errors(matrix: Matrix) -> Iterator[str]:
         if method.start is not None and method.start not in above:
             hint = nearest_of(method.start, above) if above else ""
             yield f"`methods.{name}`: `start: {method.start}` must be a method above it{hint}"
+        if method.measures is not None:
+            if method.measures not in above:
+                hint = nearest_of(method.measures, above) if above else ""
+                yield f"`methods.{name}`: `measures: {method.measures}` must be a method above it{hint}"
+            if method.options or method.grid or method.recipe or method.start:
+                yield f"`methods.{name}`: `measures` trains nothing, so leave out its options and grid"
+            if not method.evaluation:
+                yield f"`methods.{name}`: `measures` needs `evaluation`, how the model is measured instead"
         for option, values in method.grid.items():
             if not isinstance(values, list) or not values:
                 yield f"`methods.{name}`: the grid's `{option}` must be a list of values, got {values!r}"

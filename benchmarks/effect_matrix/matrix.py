@@ -95,8 +95,9 @@ class Method:
         control: Another method to compare with, beside the baseline: SFT on the same pairs, if these are not
             the baseline's.
         start: Another method, whose final model of the seed is trained further; the warm-up where None.
-        evaluation: Options of `edit-trl evaluate` for the tests, which override the matrix's. With several samples
-            a question, the majority of these samples is a row of its own in the tables.
+        evaluation: Options of `edit-trl evaluate` for the tests, which override the matrix's. Where `votes` weighs the
+            samples, their plain majority is a row of its own in the tables.
+        measures: Another method, whose final model of the seed is measured with `evaluation`; nothing is trained.
     """
 
     recipe: str | None = None
@@ -107,6 +108,7 @@ class Method:
     control: str | None = None
     start: str | None = None
     evaluation: dict = field(default_factory=dict)
+    measures: str | None = None
 
     @property
     def points(self) -> list[Options]:

@@ -126,7 +126,10 @@ def evaluate_set(
     record = evaluated.record
     by_task = {task: scores["accuracy"] for task, scores in record.groups["task"].items()}
     marks = _marks(evaluated.items, "accuracy", "evaluate")
-    return {**record.scores, "items": record.items, "tasks": by_task, "marks": marks}
+    result = {**record.scores, "items": record.items, "tasks": by_task, "marks": marks}
+    if "majority_accuracy" in record.scores:
+        result["majority_marks"] = _marks(evaluated.items, "majority_accuracy", "evaluate")
+    return result
 
 
 def suite_items(model: Path, rows: Path, folder: Path, output: Path) -> list[Any]:

@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,16 +71,23 @@ def _brief(student: Record) -> Record:
 
 
 def _student(matrix: Matrix, student: str, cells: Sequence[Cell], done: Mapping[str, Record], output: Path) -> Record:
+    done = dict(done)
     finals = [c for c in cells if c.student == student and c.kind == "final" and c.name in done]
     by_method: dict[str, dict[int, Cell]] = {}
     for cell in finals:
-        if "variant" not in cell.inputs:
-            by_method.setdefault(cell.method, {})[cell.seed] = cell
+        if "variant" in cell.inputs:
+            continue
+        by_method.setdefault(cell.method, {})[cell.seed] = cell
+        result = done[cell.name]["result"]
+        if any("majority_marks" in test for test in result["tests"].values()):
+            # Weighted votes are shown beside the majority of the same samples.
+            beside = replace(cell, name=f"{cell.name}, majority", method=f"{cell.method}_majority")
+            by_method.setdefault(beside.method, {})[cell.seed] = beside
+            done[beside.name] = {"result": result | {"tests": _by_majority(result["tests"])}}
     started = {seed: done[c.name]["result"] for seed, c in by_method.get(WARM_UP, {}).items()}
+    order = [name for method in (WARM_UP, *matrix.methods) for name in (method, f"{method}_majority")]
     methods = {
-        name: _method(matrix, name, by_method[name], done, started, student)
-        for name in (WARM_UP, *matrix.methods)
-        if name in by_method
+        name: _method(matrix, name, by_method[name], done, started, student) for name in order if name in by_method
     }
     marks = {
         name: {seed: _marks(done[cell.name]["result"]) for seed, cell in by_seed.items()}
@@ -133,7 +141,10 @@ def _method(
     record: Record = {"seeds": list(cells), "tests": tests, "held_out": held_out, "grid": []}
     if name == WARM_UP:
         return record | {"label": "the warm-up alone", "pairs": ""}
-    method = matrix.methods[name]
+    method, suffix = matrix.methods.get(name), ""
+    if method is None:
+        name, suffix = name.removesuffix("_majority"), ", majority"
+        method = matrix.methods[name]
     for number in range(len(method.points)):
         tuned = done.get(f"{student}/tune/{name}_{number}")
         if tuned:
@@ -144,7 +155,16 @@ def _method(
     for key in ("tokens", "train_seconds", "cpu_seconds"):
         values = [r[key] for r in results.values() if r[key] is not None]
         record[key] = statistics.fmean(values) if values else None
-    return record | {"label": method.label or name, "pairs": method.pairs}
+    pairs = matrix.methods[method.measures].pairs if method.measures else method.pairs
+    return record | {"label": f"{method.label or name}{suffix}", "pairs": pairs}
+
+
+def _by_majority(tests: Mapping[str, Record]) -> dict[str, Record]:
+    """The results on the tests with the majority's answers in place of those of the weighted vote."""
+    return {
+        name: scores | {"marks": scores["majority_marks"], "accuracy": scores["majority_accuracy"]}
+        for name, scores in tests.items()
+    }
 
 
 def _mean_tasks(tasks: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -165,6 +185,8 @@ def _compare(matrix: Matrix, methods: dict[str, Record], marks: Mapping[str, Mar
     pairs = {name: matrix.baseline for name in methods if name != matrix.baseline}
     _differences("differences", pairs, matrix, methods, marks)
     controls = {name: matrix.methods[name].control for name in methods if name in matrix.methods}
+    # The control of a weighted vote is the majority of the same samples.
+    controls |= {name.removesuffix("_majority"): name for name in methods if name not in (WARM_UP, *matrix.methods)}
     pairs = {name: control for name, control in controls.items() if control in marks}
     _differences("control_differences", pairs, matrix, methods, marks)
 
@@ -186,6 +208,8 @@ def _differences(
             before, after = ([marks[run][seed][name] for seed in seeds] for run in (other, method))
             change = difference(before, after)
             methods[method].setdefault(key, {})[name] = change
+            if key == "control_differences":
+                methods[method]["control"] = other
             p_values[method] = change["p_value"]
         corrected = {} if WARM_UP not in p_values else {WARM_UP: p_values.pop(WARM_UP)}  # the warm-up is not a method
         for method, p_value in (corrected | holm(p_values)).items():

@@ -50,7 +50,7 @@ def tables_of(matrix: Matrix, results: Record, student: str) -> list[tuple[str, 
             tables.append((f"{label}, {name}: {student}", [["method", *_DIFFERENCE_HEAD], *rows]))
     tables.append((f"What else changed ({tests[0]} and held-out pairs): {student}", others))
     rows = [
-        [record["label"], methods[matrix.methods[name].control]["label"], test, *_difference_cells(change)]
+        [record["label"], methods[record["control"]]["label"], test, *_difference_cells(change)]
         for name, record in methods.items()
         for test, change in record.get("control_differences", {}).items()
     ]

@@ -226,26 +226,40 @@ def best_point(cells: Sequence[str], output: Path) -> tuple[str, Result]:
     return best, results[best]
 
 
+# What a cell's result says about its training.
+_TRAINED = ("point", "steps", "tokens", "train_seconds", "cpu_seconds", "curves")
+
+
 def _final(cell: Cell, output: Path) -> Result:
-    folder, trained, model = cell.folder(output), {}, warmed_up(cell, output)
-    weights = model_hash(str(model))
+    if "measures" in cell.inputs:
+        [name] = cell.needs
+        before = read_cell(output / "cells" / name)["result"]
+        trained = {key: before[key] for key in ("started_from", *_TRAINED) if key in before}
+        return _measured(cell, output, output / before["model"], trained)
+    folder, model = cell.folder(output), warmed_up(cell, output)
+    trained = {"started_from": model_hash(str(model))}
     if cell.method != WARM_UP:
         best, result = best_point([name for name in cell.needs if "/tune/" in name], output)
         tuned = output / "cells" / best / "model"
         # A record may come from another machine, without its model.
         if "variant" not in cell.inputs and _tuning_seed(best, output) == cell.seed and tuned.is_dir():
-            trained, model = result, tuned
+            model = tuned
         else:
             model = folder / "model"
-            trained = _stage_2(cell, output, result["point"], model)
-        trained = {key: value for key, value in trained.items() if key != "dev"} | {"point": result["point"]}
-    tests = {}
+            result = result | _stage_2(cell, output, result["point"], model)
+        trained |= {key: value for key, value in result.items() if key in _TRAINED}
+    return _measured(cell, output, model, trained)
+
+
+def _measured(cell: Cell, output: Path, model: Path, trained: Result) -> Result:
+    """The result of a final cell: how its model was trained, and its scores on the tests and the held-out pairs."""
+    folder, tests = cell.folder(output), {}
     with as_served(model, output) as served:
         for name, spec in cell.inputs["tests"].items():
             tests[name] = evaluate_set(served, name, spec, folder / name, output, cell.inputs.get("evaluation"))
         items = suite_items(served, set_folder(output, "held_out"), folder / "held_out", output)
-    result = {"model": str(model.relative_to(output)), "started_from": weights, **trained, "tests": tests}
-    return {**result, "held_out": held_out_scores(items, folder / "held_out")}
+    held_out = held_out_scores(items, folder / "held_out")
+    return {"model": str(model.relative_to(output)), **trained, "tests": tests, "held_out": held_out}
 
 
 def _tuning_seed(name: str, output: Path) -> int:

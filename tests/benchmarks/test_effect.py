@@ -109,6 +109,9 @@ def matrix_file(folder: Path, **changes) -> Path:
         ({"methods/ours/control": "stf"}, "`control: stf` is none of the other methods; did you mean `sft`?"),
         ({"methods/ours/control": "ours"}, "`control: ours` is none of the other methods"),
         ({"methods/sft/start": "ours"}, "`methods.sft`: `start: ours` must be a method above it"),
+        ({"methods/ours/measures": "sfft"}, "`measures: sfft` must be a method above it; did you mean `sft`?"),
+        ({"methods/ours/measures": "sft"}, "`measures` needs `evaluation`"),
+        ({"methods/ours": {"measures": "sft", "grid": {"a": [1]}}}, "leave out its options and grid"),
         ({"data/pairs/hard/student_of": "sft"}, "`student_of: sft` must be a method, beside `generate`"),
         (
             {"data/pairs/hard": {"generate": {}, "student_of": "ours"}},
@@ -515,14 +518,26 @@ def test_a_small_matrix_runs_resumes_and_reports(tmp_path):
         "data/pairs/control": {"of": "new", "problems_of": "hard"},
     }
     methods = {f"methods/{name}": {"pairs": name} for name in ("broken", "made", "control")}
-    path = matrix_file(tmp_path, **pairs, **methods, **{"methods/control/control": "ours"})
+    more = {"methods/control/control": "ours", "methods/further": {"start": "ours"}}
+    votes = {"samples": 2, "temperature": 0.7, "votes": "likelihood"}
+    more["methods/voted"] = {"measures": "ours", "evaluation": votes}
+    path = matrix_file(tmp_path, **pairs, **methods, **more)
     first = run(path, "--output", output)
     assert first.returncode == 1, first.stderr
     assert "failed: toy/pairs/broken_seed0" in first.stderr
     results = json.loads((output / "effect.json").read_text(encoding="utf-8"))
     assert list(results["cells"]["failed"]) == ["toy/pairs/broken_seed0"]
     methods = results["students"]["toy"]["methods"]
-    assert list(methods) == ["warm_up", "sft", "ours", "made", "control"]
+    assert list(methods) == ["warm_up", "sft", "ours", "made", "control", "further", "voted", "voted_majority"]
+    # The votes are those of the model of `ours`, which is not trained again, beside the majority of the same samples.
+    assert methods["voted"]["steps"] == 2
+    assert methods["voted_majority"]["label"] == "voted, majority"
+    assert methods["voted"]["control_differences"]["in_domain"]["seeds"] == 1
+    records = {name: read_cell(output / f"cells/toy/final/{name}_seed0")["result"] for name in ("ours", "further")}
+    assert records["further"]["started_from"] == records["ours"]["started_from"]  # the warm-up of their seed
+    assert records["further"]["tests"]["test_in_domain"]["items"] == len(
+        records["ours"]["tests"]["test_in_domain"]["marks"]
+    )
     assert methods["ours"]["steps"] == methods["sft"]["steps"] == 2
     assert len(methods["sft"]["grid"]) == 2
     assert methods["warm_up"]["held_out"]["displacement"] == 0
@@ -543,7 +558,7 @@ def test_a_small_matrix_runs_resumes_and_reports(tmp_path):
     assert 0 < made["hard"]["most_confident"] < 1
 
     again = run(path, "--output", output)
-    assert "17 cells, 14 done, 3 to do" in again.stdout  # the failed one, and the two that need it
+    assert "20 cells, 17 done, 3 to do" in again.stdout  # the failed one, and the two that need it
     assert again.returncode == 1
     good = matrix_file(tmp_path)
     assert run(good, "--output", output, "--report").returncode == 0
