@@ -64,6 +64,19 @@ def run(path: Path, *words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, check=False)
 
 
+def kill_when_there(file: Path, path: Path, *words: object) -> None:
+    """Run the command, and kill it as soon as a file is there."""
+    command = [sys.executable, "-m", "edit_trl.cli.main", "generate", "--config", path, *words]
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while not file.exists():
+        assert process.poll() is None, f"it ended without {file}"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
 def state_of(folder: Path) -> dict:
     return json.loads((folder / "rounds.json").read_text(encoding="utf-8"))
 
@@ -85,7 +98,11 @@ def test_rounds_are_trained_measured_and_resumed_after_a_kill(recipe, tmp_path):
     assert f"stopped after round {len(state['rounds'])}" in done.stderr
     assert state["rounds"][-1]["dev"]["accuracy"] < state["start"]["accuracy"]
     first = state["rounds"][0]
-    assert (first["right"] + first["wrong"] <= 60, first["steps"]) == (True, 2)
+    assert (first["right"] + first["wrong"] <= 60, first["steps"], first["questions"]) == (True, 2, 20)
+    dropped = json.loads((tmp_path / "out/round_1/report.json").read_text())["dropped"]
+    assert first["mixed"] == 20 - len({*dropped["every sample is right"], *dropped.get("no sample is right", [])})
+    assert first["making_tokens"] >= 60 * 20  # each chain has four steps of six tokens at least, beside spaces
+    assert first["training_tokens"] > 0
     assert first["pairs"] >= 1
     assert first["control"]["accuracy"] >= 0
     weights = {
@@ -93,24 +110,49 @@ def test_rounds_are_trained_measured_and_resumed_after_a_kill(recipe, tmp_path):
     }
     assert any(not weights["student"][key].equal(weights["control"][key]) for key in weights["student"])
     assert "dev accuracy (95%)" in done.stdout
-    # Killed at several points, the same command ends with the same state.
+    # Killed while it measures, samples, exports and trains, the same command ends with the same state.
     other = tmp_path / "killed"
-    command = [sys.executable, "-m", "edit_trl.cli.main", "generate", "--config", str(path), "--output_dir", str(other)]
-    for place in ("journal.sqlite", "round_1/dual.parquet", "round_1/student/run.json", "round_1/dev/evaluation.json"):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        while not (other / place).exists() and process.poll() is None:
-            time.sleep(0.01)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    for place in (
+        *("dev/evaluation.json", "journal-0.sqlite", "round_1/dual.parquet", "round_1/student/run.json"),
+        *("round_1/dev/evaluation.json", "round_1/control/run.json", "round_1/control_dev/evaluation.json"),
+    ):
+        kill_when_there(other / place, path, "--output_dir", other)
+        file = other / "rounds.json"
+        assert not file.exists() or not state_of(other)["rounds"]
     assert run(path, "--output_dir", other).returncode == 0
     expected = json.loads(json.dumps(without_times(state)).replace(f"{tmp_path}/out", str(other)))
     assert without_times(state_of(other)) == expected
     again = run(path, "--output_dir", other)
     assert again.returncode == 0
     assert "Generating" not in again.stderr  # nothing is sampled, trained or measured again
+
+
+def test_the_adapter_of_a_round_is_trained_further_in_the_next(recipe, tmp_path):
+    lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear"}
+    done = run(recipe(lora, control_recipe=None, dev_task=None))
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (tmp_path / f"out/round_{number}/student" for number in (1, 2))
+    # Both are adapters of the model that the first round started from.
+    bases = {
+        json.loads((one / "adapter_config.json").read_text())["base_model_name_or_path"] for one in (first, second)
+    }
+    assert bases == {str(yaml.safe_load((tmp_path / "recipe.yaml").read_text())["student"])}
+    before, after = (load_file(one / "adapter_model.safetensors") for one in (first, second))
+    assert before.keys() == after.keys()
+    changed = [name for name in before if not before[name].equal(after[name])]
+    assert changed
+    # LoRA's A is drawn at random: a new adapter would be nowhere near that of the round before.
+    assert max(float((before[name] - after[name]).abs().max()) for name in before) < 0.01
+    assert f"the last student: {second}" in done.stdout
+
+
+def test_a_later_student_without_pairs_ends_with_the_rounds_before_it(recipe, tmp_path):
+    # At this rate the student of the first round writes nothing that ends in an answer.
+    done = run(recipe({"learning_rate": 10.0}, control_recipe=None, dev_task=None))
+    assert done.returncode == 2
+    assert "round 2: no pair is left" in done.stderr
+    assert f"the last student: {tmp_path / 'out/round_1/student'}" in done.stderr
+    assert len(state_of(tmp_path / "out")["rounds"]) == 1
 
 
 def test_the_rounds_stop_when_the_accuracy_falls():
@@ -167,6 +209,7 @@ def test_other_options_in_the_same_folder_are_named(recipe, tmp_path, capsys):
     told = refused(recipe(), capsys)
     assert "has rounds of other options" in told
     assert "`samples` was '4', is '3'" in told
+    assert "`hash of questions` was 'None'" in told
     (tmp_path / "out" / "rounds.json").write_text("[]")
     assert "is not the state of rounds" in refused(recipe(), capsys)
 
