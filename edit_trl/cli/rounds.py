@@ -48,12 +48,13 @@ class Round:
     Attributes:
         student: The folder of the trained student.
         questions: Number of questions.
-        mixed: Number of questions with something to pair: right samples and wrong ones.
+        mixed: Number of questions with something to pair: right samples and wrong ones. None with a teacher, who
+            writes the right chains.
         right: Number of right samples of the student that the round began with.
         wrong: Number of its wrong samples.
         pairs: Number of pairs.
-        steps: Optimizer steps of the training.
-        making_tokens: Tokens that the student wrote for the pairs, those before an interruption included.
+        steps: Optimizer steps of the training, all stages together.
+        making_tokens: Tokens that were written for the pairs, those before an interruption included.
         training_tokens: Tokens that the student was trained on.
         making_seconds: Time of sampling and pairing; that of the last attempt, if it was interrupted.
         training_seconds: Time of the training, likewise.
@@ -63,7 +64,7 @@ class Round:
 
     student: str
     questions: int
-    mixed: int
+    mixed: int | None
     right: int
     wrong: int
     pairs: int
@@ -117,27 +118,29 @@ def run_rounds(config: GenerateConfig, make_pairs: Callable[[GenerateConfig, Pat
                     f"round {number}: {error}\n\nThe rounds before it:\n{_summary(state, folder)}"
                 ) from error
             made = time.monotonic()
-            trained = _train(arguments.train_recipe, student, place / DUAL, place / "student")
+            stages = _train(arguments.train_recipe, student, place / DUAL, place / "student")
             trained_at = time.monotonic()
-            report, (steps, tokens) = read_json_file(place / "report.json"), _training_size(trained)
-            samples = report["counts"]["samples"]
+            trained, sizes = str(stages[-1]), [_training_size(stage) for stage in stages]
+            steps, tokens = map(sum, zip(*sizes, strict=True))
+            report = read_json_file(place / "report.json")
+            samples = report["counts"]["samples" if arguments.pairs else "student"]
             finished = Round(
-                student=str(trained),
+                student=trained,
                 questions=len(questions),
-                mixed=len(questions.difference(*report["dropped"].values())),
+                mixed=len(questions.difference(*report["dropped"].values())) if arguments.pairs else None,
                 right=samples.get("correct", 0),
                 wrong=samples.get("wrong", 0),
                 pairs=_rows(place / DUAL),
                 steps=steps,
-                making_tokens=report["completion_tokens"]["student"],
+                making_tokens=sum(report["completion_tokens"].values()),
                 training_tokens=tokens,
                 making_seconds=round(made - started, 1),
                 training_seconds=round(trained_at - made, 1),
-                dev=_measure(config, str(trained), place / "dev") if arguments.dev_task else None,
+                dev=_measure(config, trained, place / "dev") if arguments.dev_task else None,
             )
             if arguments.control_recipe:
                 limit = {"--max_steps": str(steps)}
-                control = _train(arguments.control_recipe, student, place / WARM_UP, place / "control", limit)
+                (control,) = _train(arguments.control_recipe, student, place / WARM_UP, place / "control", limit)
                 measured = _measure(config, str(control), place / "control_dev") if arguments.dev_task else None
                 finished = replace(finished, control=measured)
             state["rounds"].append(asdict(finished))
@@ -173,7 +176,10 @@ def _check(config: GenerateConfig) -> tuple[set[str], dict[str, str]]:
         given = {"model_name_or_path": arguments.student, "dataset_name": "pairs", "output_dir": arguments.output_dir}
         words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         resolve_runs(recipe, parse_options(words, recipe))
-    questions = config.questions(None)
+        if path == arguments.control_recipe and recipe.stages:
+            names = ", ".join(name for name, *_ in recipe.stages)
+            raise InputError(f"{path}: the control trains in one stage, for as many steps as the student; got {names}")
+    questions = config.questions(config.make_teacher() if arguments.teacher == "procedural" else None)
     hashes = {"questions": content_hash([asdict(question) for question in questions])}
     if arguments.dev_task:
         from edit_trl.evaluation.accuracy.tasks import read_tasks
@@ -228,8 +234,8 @@ def _read_state(folder: Path, config: GenerateConfig, hashes: Mapping[str, str])
     return state
 
 
-def _train(recipe: str, student: str, data: Path, output: Path, more: Mapping[str, str] | None = None) -> Path:
-    """Train a student with a recipe, or resume; returns the folder of its last stage."""
+def _train(recipe: str, student: str, data: Path, output: Path, more: Mapping[str, str] | None = None) -> list[Path]:
+    """Train a student with a recipe, or resume; returns the folders of the stages."""
     from edit_trl.cli.train import main
     from edit_trl.training.recipe.resolving import read_recipe
 
@@ -239,7 +245,7 @@ def _train(recipe: str, student: str, data: Path, output: Path, more: Mapping[st
     if code:
         raise InputError(f"training to {output} ended with exit code {code}; run again to resume it")
     stages = read_recipe(recipe).stages
-    return output / stages[-1][0] if stages else output
+    return [output / stage[0] for stage in stages] or [output]
 
 
 def _measure(config: GenerateConfig, model: str, folder: Path) -> Measured:
@@ -279,7 +285,7 @@ def _table(state: Mapping[str, Any]) -> str:
     head = ["round", *counts, "dev accuracy (95%)", "control", *(name.replace("_", " ") for name in costs)]
     rows = [["start", *[""] * len(counts), shown(state["start"]), "", *[""] * len(costs)]]
     for number, one in enumerate(state["rounds"], 1):
-        numbers = [[f"{one[name]:.0f}" for name in names] for names in (counts, costs)]
+        numbers = [["" if one[name] is None else f"{one[name]:.0f}" for name in names] for names in (counts, costs)]
         rows.append([str(number), *numbers[0], shown(one["dev"]), shown(one["control"]), *numbers[1]])
     return aligned([[head], rows])
 
