@@ -2,6 +2,7 @@
 
     python benchmarks/key_step_quality.py --data ../shared/data/key_steps/prmbench_dev.jsonl
         [--tokenizer MODEL] [--scores FILE.jsonl] [--procedural_pairs 1000]
+        [--base_url URL --model NAME --journal FOLDER [--limit 200]]
 
 Rows of `--data` have `correct_steps` and `wrong_steps` (a chain is its steps, joined by newlines),
 `error_steps` (numbers of the wrong steps, from 1), `mistake` and `original_question`. Procedural pairs come
@@ -11,7 +12,9 @@ of `--tokenizer`; `edit` and `reference` align the same units.
 
 The option of a locator (in brackets) is chosen by F1 on the tuning half: the rows whose original question has
 an odd SHA-256, so that no question is in both halves. `--scores` is a file of key_step_scores.py; locators
-that need a student's scores are compared only on the pairs in it. The last line is one JSON object.
+that need a student's scores are compared only on the pairs in it. With `--base_url`, a model is asked which steps
+carry the error (`label: steps` of `edit-trl generate`), and compared on the pairs whose answer can be used; its answers
+are in the journal, so that the same command pays for none twice. The last line is one JSON object.
 
 precision   share of the marks on wrong chains that lie in an error step
 recall      share of the error steps with at least one mark
@@ -23,6 +26,7 @@ pair P, R   precision and recall as means over pairs, and their F1
 """
 
 import argparse
+import asyncio
 import hashlib
 import json
 import os
@@ -70,6 +74,7 @@ class Case:
     errors: set[int]
     mistake: str
     tuning: bool
+    question: str = ""
     offsets: list[Span] = field(default_factory=list)
     marks: dict[str, list[bool]] = field(default_factory=dict)
     own: list[float] = field(default_factory=list)
@@ -95,7 +100,8 @@ def prmbench_cases(path: Path) -> list[Case]:
             starts.append(starts[-1] + len(step) + 1)
         digest = hashlib.sha256(row["original_question"].encode()).hexdigest()
         errors = {number - 1 for number in row["error_steps"]}
-        cases.append(Case(chosen, rejected, starts, errors, row["mistake"], bool(int(digest, 16) % 2)))
+        tuning = bool(int(digest, 16) % 2)
+        cases.append(Case(chosen, rejected, starts, errors, row["mistake"], tuning, row["question"]))
     return cases
 
 
@@ -331,6 +337,48 @@ def read_scores(path: Path, cases: list[Case]) -> list[Case]:
     return scored
 
 
+def ask_for_steps(cases: list[Case], url: str, model: str, journal: Path) -> tuple[list[Case], dict[str, int]]:
+    """Let a model name the steps that carry the error; returns the cases with usable answers, and all outcomes."""
+    from edit_trl.data.questions import Question
+    from edit_trl.models.chat.dispatch import Dispatcher, Limits
+    from edit_trl.models.chat.display import Display
+    from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
+    from edit_trl.models.chat.journal import Journal
+    from edit_trl.teachers.filters import ChainPair
+    from edit_trl.teachers.generation import PipelineOptions
+    from edit_trl.teachers.labelling import Labelling
+    from edit_trl.teachers.prompts import Templates
+    from edit_trl.teachers.requests import Requests
+
+    questions = [Question(str(number), case.question, "?", "text") for number, case in enumerate(cases)]
+    requests = Requests(questions, PipelineOptions(label="steps"), Templates.load())
+    requests.generation.pairs = [
+        ChainPair(question, case.chosen, case.rejected, "labelled", 0)
+        for question, case in zip(questions, cases, strict=True)
+    ]
+
+    async def ask() -> None:
+        teacher = OpenAICompatibleTeacher(model, [url])
+        with Journal(journal) as answers:
+            dispatcher = Dispatcher(teacher, answers, Limits())
+            with Display([dispatcher]) as requests.watcher:
+                await Labelling(requests, dispatcher).label_steps()
+        await teacher.close()
+
+    asyncio.run(ask())
+    usable = []
+    for pair in requests.generation.pairs:
+        case = cases[int(pair.question.id)]
+        case.marks["asked"] = masks_from_spans(list(pair.rejected_key_spans), case.offsets)
+        usable.append(case)
+    return usable, dict(requests.generation.counts["label_steps"])
+
+
+def asked(case: Case, _: float) -> list[bool]:
+    """Every unit of the steps that the model named."""
+    return case.marks["asked"]
+
+
 def exact_spans(cases: list[tuple[Case, list[list[int]]]]) -> dict[str, dict[str, float]]:
     """Precision and recall of each method's marks against all units that really differ."""
     found = {}
@@ -365,13 +413,19 @@ def print_kinds(results: dict[str, dict[str, Any]]) -> None:
         print(f"{kind:<36}" + "".join(f"{text:>22}" for text in texts))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="labelled pairs, JSON Lines")
     parser.add_argument("--tokenizer", help="a model whose tokens are aligned and counted instead of words")
     parser.add_argument("--scores", type=Path, help="what key_step_scores.py wrote")
     parser.add_argument("--procedural_pairs", type=int, default=1000)
-    args = parser.parse_args()
+    parser.add_argument("--base_url", help="an endpoint whose model is asked for the steps")
+    parser.add_argument("--model", help="the model's name there")
+    parser.add_argument("--journal", type=Path, help="the folder for its answers")
+    parser.add_argument("--limit", type=int, help="ask about only so many pairs, from the beginning")
+    args = parser.parse_args(argv)
+    if args.base_url and not (args.model and args.journal):
+        raise InputError("--base_url needs --model and --journal")
     tokenizer = None
     if args.tokenizer:
         from transformers import AutoTokenizer
@@ -389,6 +443,14 @@ def main() -> None:
         scored = read_scores(args.scores, cases)
         results["scored"] = compare(scored, TEXT_LOCATORS | SCORE_LOCATORS)
         print_table(f"{args.data.name}, the {len(scored)} pairs with a student's scores", results["scored"])
+    if args.base_url:
+        usable, outcomes = ask_for_steps(cases[: args.limit], args.base_url, args.model, args.journal)
+        told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+        print(f"\n{args.model} was asked about {sum(outcomes.values())} pairs: {told}")
+        results["outcomes"] = outcomes
+        if usable:
+            results["asked"] = compare(usable, {asked: (0,)})
+            print_table(f"{args.data.name}, the {len(usable)} pairs whose answer can be used", results["asked"])
     results["procedural"] = compare([case for case, _ in made], {})
     print_table(f"procedural: {len(made)} pairs, {unit}; one error step each", results["procedural"])
     results["exact_spans"] = exact_spans(made)

@@ -5,6 +5,7 @@ All work is done by the commands of edit-trl, so that these commands can inspect
 
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -141,7 +142,32 @@ def _generate(recipe: Mapping[str, Any], cell: Cell, output: Path) -> Result:
     code = generate(["--config", str(write_yaml(cell.folder(output) / "generate.yaml", options))])
     if code:
         raise RuntimeError(f"edit-trl generate ended with code {code}")
-    return {"pairs": len(_rows(rows))}
+    left_out = _leave_out_measured(rows, output)
+    counts = json.loads((rows / "report.json").read_text(encoding="utf-8"))["counts"]
+    answers = sum(sum(stage.values()) for stage in counts.values())
+    return {"pairs": len(_rows(rows)), "answers": answers, "left_out": left_out}
+
+
+def _leave_out_measured(rows: Path, output: Path) -> int:
+    """Remove the problems of the dev, held-out and test sets from generated rows; returns how many rows had one.
+
+    A teacher that makes its own problems may hit some of them by chance.
+    """
+    from datasets import load_dataset
+
+    measured: set[str] = set()
+    for file in (output / "data").glob("*/questions.jsonl"):
+        if file.parent.name.startswith(("dev", "held_out", "test_")):
+            measured |= {json.loads(line)["question"] for line in file.read_text(encoding="utf-8").splitlines()}
+    count = 0
+    for file in rows.glob("*.parquet"):
+        whole = load_dataset("parquet", data_files=str(file), split="train", cache_dir=str(rows / "cache"))
+        kept = whole.filter(lambda row: prompt_text(row) not in measured)
+        if len(kept) < len(whole):
+            count += len(whole) - len(kept)
+            kept.to_parquet(file)
+    shutil.rmtree(rows / "cache", ignore_errors=True)
+    return count
 
 
 def _rows(source: Path) -> list[Any]:

@@ -12,6 +12,7 @@ students' answers are read alike, and the end of a text is trained.
 | `rectified`      | D⁻: pairs of a wrong chain and its rectification                                  |
 | `corrupted`      | D⁺: pairs of a correct chain and its corruption                                   |
 | `chosen`         | each correct chain once, alone: Std-CoT with rectified chains (RWC)               |
+| `rejected`       | each wrong chain once, alone: for a model to decode against (arXiv 2309.09117)    |
 | `unrectified`    | the chains that were correct from the start: Std-CoT                              |
 | `repeat_sampling`| the unrectified chains, repeated to the number of all correct and wrong chains    |
 | `dual_cot_sft`   | correct chains, and wrong ones after a prompt marked `[Counterfactual]`           |
@@ -68,6 +69,7 @@ View = Literal[
     "rectified",
     "corrupted",
     "chosen",
+    "rejected",
     "unrectified",
     "repeat_sampling",
     "dual_cot_sft",
@@ -245,6 +247,7 @@ _VIEWS = {
     "corrupted": _pairs_from(CORRUPTED_SOURCES),
     # Std-CoT (Magister et al. 2023, arXiv 2212.08410) on the correct chains, original and rectified.
     "chosen": chosen_alone,
+    "rejected": rejected_alone,
     "unrectified": _unrectified,
     "repeat_sampling": _repeat_sampling,
     "dual_cot_sft": _dual_cot_sft,
@@ -262,6 +265,7 @@ _NEEDS = dict.fromkeys(_VIEWS, "it takes correct chains") | {
     "repeat_sampling": f"it takes chains whose `source` is none of {', '.join(RECTIFIED_SOURCES)}",
     "mt_cot": "it takes chains that state their answer",
     "sbs": "it takes chains that state their answer",
+    "rejected": "it takes pairs",
     "critique": "it takes pairs",
     "check": "it takes pairs",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from edit_trl.common.checks import at_least, not_negative, share
 from edit_trl.common.errors import InputError
@@ -70,6 +70,14 @@ class Generated:
     cut_off: bool
     refused: bool = False
     ids: Sequence[int] | None = field(default=None, compare=False, repr=False)
+
+
+class Against(NamedTuple):
+    """The model that is decoded against, as a path or Hub id, and how; see `edit_trl.models.drawing.Contrast`."""
+
+    model: str
+    weight: float
+    cutoff: float
 
 
 class Generator(Protocol):

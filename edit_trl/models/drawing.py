@@ -10,12 +10,14 @@ Read in transformers 5.23: `GenerationMixin._sample`, `_update_model_kwargs_for_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TopPLogitsWarper
+from transformers import DynamicCache, TopPLogitsWarper
 from transformers.generation.utils import is_deepspeed_zero3_enabled, is_fsdp_managed_module
 
 from edit_trl.models.responses import is_thinking
@@ -67,6 +69,57 @@ class Draws:
         return torch.searchsorted(shares, points[:, None], right=True)[:, 0].clamp_(max=logits.size(-1) - 1)
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """Contrastive decoding (arXiv 2309.09117): tokens that another model likes too lose by it.
+
+    With the probabilities p of the model and q of the other one, a token scores (1 + w) log p - w log q if p is at
+    least `cutoff` times that of the most likely token, and is left out otherwise.
+
+    Attributes:
+        model: The other model, such as the student trained on wrong chains; of the same vocabulary.
+        weight: w; 0 leaves the order of the tokens that remain as it is.
+        cutoff: The plausibility cut-off, above 0 and at most 1.
+    """
+
+    model: PreTrainedModel
+    weight: float = 0.5
+    cutoff: float = 0.1
+
+    def scores(self, logits: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Return the scores of tokens, from both models' logits of shape (responses, vocabulary)."""
+        logps, other_logps = logits.log_softmax(-1), others.log_softmax(-1)
+        scores = (1 + self.weight) * logps - self.weight * other_logps
+        least = logps.max(-1, keepdim=True).values + math.log(self.cutoff)
+        return scores.masked_fill(logps < least, -math.inf)
+
+
+class _Forward:
+    """A model while it generates, with its cache and all else that it keeps for each row of the batch."""
+
+    def __init__(self, model: PreTrainedModel, model_kwargs: dict[str, Any]):
+        self._model, self._state = model, model_kwargs
+
+    def first(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the logits after the prompts."""
+        with _contiguous_head(self._model):
+            return self._run(input_ids, is_first_iteration=True)
+
+    def next(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the logits after the last tokens."""
+        return self._run(input_ids, next_sequence_length=1)
+
+    def take(self, rows: torch.Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
+        self._state = _take(self._state, rows)
+
+    def _run(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        inputs = self._model.prepare_inputs_for_generation(input_ids, **options, **self._state)
+        outputs = self._model(**inputs, return_dict=True)
+        self._state = self._model._update_model_kwargs_for_generation(outputs, self._state)
+        return outputs.logits[:, -1].float()
+
+
 class ResponseLoop:
     """Draws all responses of a batch; the `custom_generate` of one call of `generate`.
 
@@ -77,6 +130,7 @@ class ResponseLoop:
         tokenizer: The tokenizer of the model.
         max_thinking_tokens: The number of tokens at which a response that still thinks ends, if any.
         streamer: Receives the tokens of a single response as they are drawn.
+        contrast: Scores the tokens against another model, which runs beside the first.
     """
 
     def __init__(
@@ -87,10 +141,11 @@ class ResponseLoop:
         tokenizer: PreTrainedTokenizerBase,
         max_thinking_tokens: int | None = None,
         streamer: BaseStreamer | None = None,
+        contrast: Contrast | None = None,
     ):
         self._prompts, self._copies, self._draws = prompts, copies, draws
         self._tokenizer, self._max_thinking_tokens = tokenizer, max_thinking_tokens
-        self._streamer = streamer
+        self._streamer, self._contrast = streamer, contrast
 
     def __call__(
         self,
@@ -107,16 +162,23 @@ class ResponseLoop:
         pad = generation_config.pad_token_id
         copies = torch.tensor(self._copies, device=device)
         can_take, is_synced = _can_take_rows(model, model_kwargs), _is_synced(model)
+        models = [_Forward(model, model_kwargs)]
+        if self._contrast is not None:
+            models.append(_beside(self._contrast.model, model_kwargs))
+            can_take = can_take and not _keeps_rows(self._contrast.model)
+
+        def take(rows: torch.Tensor) -> None:
+            for forward in models:
+                forward.take(rows)
+
         if not can_take:
-            input_ids, model_kwargs = input_ids[copies], _take(model_kwargs, copies)
-        inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
-        with _contiguous_head(model):
-            outputs = model(**inputs, return_dict=True)
-        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
-        logits = outputs.logits[:, -1].float()
+            input_ids = input_ids[copies]
+            take(copies)
+        logits = self._scores([forward.first(input_ids) for forward in models])
         rows = torch.arange(len(copies), device=device)  # of the responses that are in the batch
         if can_take and not torch.equal(copies, rows):
-            input_ids, logits, model_kwargs = input_ids[copies], logits[copies], _take(model_kwargs, copies)
+            input_ids, logits = input_ids[copies], logits[copies]
+            take(copies)
         responses: list[list[int]] = [[] for _ in self._copies]
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
         for step in range(generation_config.max_new_tokens):
@@ -132,15 +194,15 @@ class ResponseLoop:
                 self._store(responses, input_ids[ended, start:], rows[ended])
                 staying = (~ended).nonzero()[:, 0]
                 input_ids, rows, ended = input_ids[staying], rows[staying], ended[staying]
-                model_kwargs = _take(model_kwargs, staying)
-            inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
-            outputs = model(**inputs, return_dict=True)
-            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
-            logits = outputs.logits[:, -1].float()
+                take(staying)
+            logits = self._scores([forward.next(input_ids) for forward in models])
         self._store(responses, input_ids[:, start:], rows)
         if self._streamer is not None:
             self._streamer.end()
         return responses
+
+    def _scores(self, logits: list[torch.Tensor]) -> torch.Tensor:
+        return logits[0] if self._contrast is None else self._contrast.scores(*logits)
 
     def _still_think(self, ids: torch.Tensor, rows: torch.Tensor, length: int) -> torch.Tensor:
         """Return which responses end because they still think after the most tokens of thoughts."""
@@ -178,14 +240,24 @@ _SHARED = ("use_cache", "logits_to_keep")
 
 def _can_take_rows(model: PreTrainedModel, model_kwargs: dict[str, Any]) -> bool:
     """Return whether rows of the batch can be copied and removed: all that the generation keeps by row is known."""
-    # Some multimodal models keep a position offset for each row of the batch in the model itself.
-    if any(hasattr(module, "rope_deltas") for module in model.modules()):
+    if _keeps_rows(model):
         return False
     has_cache = any(hasattr(value, "reorder_cache") for value in model_kwargs.values())
     return has_cache and all(
         value is None or name in _SHARED or name in _BY_ROW or hasattr(value, "reorder_cache")
         for name, value in model_kwargs.items()
     )
+
+
+def _keeps_rows(model: PreTrainedModel) -> bool:
+    """Return whether a model itself keeps a position offset for each row of the batch, as some multimodal ones do."""
+    return any(hasattr(module, "rope_deltas") for module in model.modules())
+
+
+def _beside(model: PreTrainedModel, model_kwargs: Mapping[str, Any]) -> _Forward:
+    """Return another model at the beginning of the same prompts, with a cache of its own."""
+    state = {name: value for name, value in model_kwargs.items() if name in (*_BY_ROW, *_SHARED)}
+    return _Forward(model, state | {"cache": DynamicCache(config=model.config)})
 
 
 def _take(model_kwargs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:

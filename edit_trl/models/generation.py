@@ -23,7 +23,7 @@ from transformers import GenerationConfig, StoppingCriteriaList, StopStringCrite
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.decoding import Batching, Decoding, Generated, check_batching
-from edit_trl.models.drawing import Draws, ResponseLoop
+from edit_trl.models.drawing import Contrast, Draws, ResponseLoop
 from edit_trl.models.loading import positions_of
 from edit_trl.models.responses import cut_thoughts, response_text
 from edit_trl.models.vocabulary import check_vocabulary, embeddings_of
@@ -46,6 +46,7 @@ class Engine:
     Args:
         model: A causal language model, or a PEFT model of one.
         tokenizer: Its tokenizer.
+        contrast: Scores the tokens of padded batches against another model.
 
     Attributes:
         eos_ids: Every token that ends a response: the model's own, and the tokenizer's.
@@ -53,17 +54,19 @@ class Engine:
         can_schedule: Whether continuous batching supports the model and its attention.
 
     Raises:
-        InputError: Neither the model nor the tokenizer has an EOS token.
+        InputError: Neither the model nor the tokenizer has an EOS token, or the other model has another vocabulary.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, contrast: Contrast | None = None):
+        self.model, self.tokenizer, self._contrast = model, tokenizer, contrast
+        if contrast is not None:
+            _check_vocabularies(model, contrast.model)
         self.eos_ids = _eos_ids(model, tokenizer)
         self.positions = positions_of(model.config)
         # The scheduler knows these attentions only; a model just trained has that of the tree layout.
         attention = model.config._attn_implementation or ""
         supported = attention in ("sdpa", "eager") or attention.startswith("flash")
-        self.can_schedule = supported and not is_peft_model(model)
+        self.can_schedule = supported and not is_peft_model(model) and contrast is None
 
     @property
     def pad_id(self) -> int:
@@ -103,7 +106,8 @@ class Engine:
         places: dict[tuple[int, ...], int] = {}
         copies = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
         loop = ResponseLoop(
-            list(places), copies, Draws(decoding, seeds), self.tokenizer, decoding.max_thinking_tokens, streamer
+            *(list(places), copies, Draws(decoding, seeds), self.tokenizer, decoding.max_thinking_tokens, streamer),
+            contrast=self._contrast,
         )
         criteria = StoppingCriteriaList([StopStringCriteria(self.tokenizer, list(stop))] if stop else [])
         config = self.settings(replace(decoding, temperature=0.0, samples=1))  # the loop draws
@@ -221,6 +225,7 @@ class ModelGenerator:
         batch_size: Responses at once.
         batching: `auto` is `continuous` on a GPU and `padded` elsewhere.
         seed: The seed of sampling.
+        contrast: Scores the tokens against another model.
 
     Raises:
         InputError: There is no EOS token, `batching` is unknown or does not support the model, or
@@ -236,9 +241,10 @@ class ModelGenerator:
         batch_size: int = 16,
         batching: Batching = "auto",
         seed: int = 0,
+        contrast: Contrast | None = None,
     ):
         check_batching(batching, batch_size)
-        self.engine = Engine(model, tokenizer)
+        self.engine = Engine(model, tokenizer, contrast)
         if batching == "auto":
             on_gpu = model.device.type == "cuda"
             batching = "continuous" if on_gpu and self.engine.can_schedule else "padded"
@@ -280,6 +286,15 @@ class ModelGenerator:
         response, ended = self.engine.response_of(prompt, ids, self._decoding)
         count = len(response) + ended
         return Generated(self.engine.text_of(prompt, response), count, not ended, ids=ids[:count])
+
+
+def _check_vocabularies(model: PreTrainedModel, other: PreTrainedModel) -> None:
+    sizes = [embeddings_of(one) for one in (model, other)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"`against`: a model of {sizes[1]} tokens beside one of {sizes[0]}; contrastive decoding needs models of "
+            "the same vocabulary, such as an adapter of the same base"
+        )
 
 
 def batch_seed(seed: int, ids: Sequence[int]) -> int:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edit_trl.common.checks import difficulty_range, positive
+from edit_trl.common.checks import positive
 from edit_trl.data.answers import AnswerType
 from edit_trl.models.chat.connection import url_problem
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.cluster.cluster import Engine, engine_problems
 from edit_trl.models.decoding import Dtype
 from edit_trl.teachers.chain_text import ThoughtsForm
+from edit_trl.teachers.procedural_chat import share_problems
 
 OwnPairs = Literal["closest", "pivots"]
 TeacherKind = Literal["openai_compatible", "transformers_local", "procedural", "none"]
@@ -49,8 +50,8 @@ class GenerateArguments(EndpointArguments):
         families: Families of the procedural teacher's problems; all by default. With `pairs` and without
             `dataset_name`, the questions come from them, too.
         rows: Number of problems that the procedural teacher makes.
-        difficulty: Difficulty of its problems, 1 to 5.
-        wrong_share: Share of its annotations that are wrong chains.
+        difficulty: Difficulty of its problems, 1 to 5; of several, each in turn. A question's id has it, as `/d2/`.
+        wrong_share: Share of its annotations that are wrong chains; by difficulty as {1: 0.1, 3: 0.5}.
         student: A model on this machine whose own wrong chains are rectified too (on-policy dual CoTs); its
             name at the endpoint if `student_base_urls` is given.
         student_base_urls: Endpoints of the student.
@@ -95,8 +96,8 @@ class GenerateArguments(EndpointArguments):
     templates: dict[str, str] | None = None
     families: list[str] | None = None
     rows: int = 100
-    difficulty: int = 1
-    wrong_share: float = 0.4
+    difficulty: int | list[int] = 1
+    wrong_share: float | dict[int, float] = 0.4
     student: str | None = None
     student_base_urls: list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -146,9 +147,7 @@ class GenerateArguments(EndpointArguments):
         names = ("batch_size", "rows", "rounds", "limit")
         yield from positive(**{name: getattr(self, name) for name in names})
         yield from engine_problems(self.engine, self.actors)
-        yield from difficulty_range(difficulty=self.difficulty)
-        if not 0 <= self.wrong_share <= 1:
-            yield f"`wrong_share` must be from 0 to 1, got {self.wrong_share}"
+        yield from share_problems(self.difficulty, self.wrong_share)
         if self.engine == "ray" and self.teacher == "procedural":
             yield "`teacher: procedural` has nothing to do on other machines: leave out `engine: ray`"
         local = self.teacher == "transformers_local" or (self.student and not self.student_base_urls)

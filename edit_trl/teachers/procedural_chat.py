@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from edit_trl.common.errors import InputError
+from edit_trl.common.checks import difficulty_range
+from edit_trl.common.errors import raise_problems
 from edit_trl.common.steps import step_spans
 from edit_trl.data.mistake_views import critique_of
 from edit_trl.data.procedural.families import Family
@@ -21,10 +22,17 @@ from edit_trl.models.chat.protocol import ChatRequest, ChatResponse, NoAnswer, R
 
 
 class ProceduralChat:
-    """Answers prompts about `rows` problems of `ProceduralTeacher`; a share of its annotations is wrong.
+    """Answers prompts about problems of `ProceduralTeacher`; a share of its annotations is wrong.
+
+    Args:
+        families: The families of the problems, in turn.
+        rows: Number of problems.
+        seed: See `ProceduralTeacher`.
+        difficulty: See `ProceduralTeacher`; of several, each in turn. It is part of a problem's id, as `/d2/`.
+        wrong_share: The share of wrong annotations, of all problems or by difficulty.
 
     Raises:
-        InputError: See `ProceduralTeacher`; or a share out of range.
+        InputError: See `ProceduralTeacher`; or a share out of range, or a difficulty without one.
     """
 
     ends_thoughts = False
@@ -35,14 +43,15 @@ class ProceduralChat:
         *,
         rows: int = 100,
         seed: int = 0,
-        difficulty: int = 1,
-        wrong_share: float = 0.4,
+        difficulty: int | Sequence[int] = 1,
+        wrong_share: float | Mapping[int, float] = 0.4,
     ):
-        if not 0 <= wrong_share <= 1:
-            raise InputError(f"`wrong_share` must be from 0 to 1, got {wrong_share}")
-        teacher = ProceduralTeacher(families, seed=seed, difficulty=difficulty)
-        self._rows = list(teacher.rows(rows))
-        self._wrong_share = wrong_share
+        raise_problems(share_problems(difficulty, wrong_share))
+        levels = [difficulty] if isinstance(difficulty, int) else list(difficulty)
+        streams = [ProceduralTeacher(families, seed=seed, difficulty=level).rows(rows) for level in levels]
+        self._rows = [next(streams[number % len(levels)]) for number in range(rows)]
+        shares = wrong_share if isinstance(wrong_share, Mapping) else dict.fromkeys(levels, wrong_share)
+        self._wrong_shares = [shares[levels[number % len(levels)]] for number in range(rows)]
         self.model = "procedural"
         self.address = f"seed {seed}, difficulty {difficulty}, wrong share {wrong_share}"
 
@@ -59,7 +68,7 @@ class ProceduralChat:
         position, number = max((prompt.rfind(row["prompt"]), i) for i, row in enumerate(self._rows))
         if position < 0:
             raise NoAnswer("the procedural teacher knows no other problems than its own")
-        text = self._text(request, self._rows[number])
+        text = self._text(request, self._rows[number], self._wrong_shares[number])
         body = {"text": text, "prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
         return RawResponse(json.dumps(body), 0.0)
 
@@ -71,10 +80,10 @@ class ProceduralChat:
     async def close(self) -> None:
         """Does nothing: there is nothing to close."""
 
-    def _text(self, request: ChatRequest, row: dict) -> str:
+    def _text(self, request: ChatRequest, row: dict, wrong_share: float) -> str:
         rng = random.Random(f"{request.stage}/{row['id']}/{request.sample}")
         if request.stage in ("annotate", "student"):
-            return row["rejected" if rng.random() < self._wrong_share else "chosen"]
+            return row["rejected" if rng.random() < wrong_share else "chosen"]
         if request.stage == "corrupt":
             return row["rejected"]
         if request.stage == "label":
@@ -84,6 +93,23 @@ class ProceduralChat:
         if request.stage == "check" and "Verdict:" in request.messages[-1][1]:
             return "Verdict: sound"
         return row["chosen"]
+
+
+def share_problems(difficulty: int | Sequence[int], wrong_share: float | Mapping[int, float]) -> Iterator[str]:
+    """Yield what is wrong with the difficulties and the shares of wrong annotations."""
+    levels = [difficulty] if isinstance(difficulty, int) else list(difficulty)
+    if not levels or len({*levels}) < len(levels):
+        yield f"`difficulty` must be a difficulty, or a list of different ones, got {difficulty!r}"
+    for level in levels:
+        yield from difficulty_range(difficulty=level)
+    shares = wrong_share if isinstance(wrong_share, Mapping) else {None: wrong_share}
+    yield from (
+        f"`wrong_share` must be from 0 to 1, got {share}" + ("" if level is None else f" for difficulty {level}")
+        for level, share in shares.items()
+        if not 0 <= share <= 1
+    )
+    if isinstance(wrong_share, Mapping) and {*levels} != shares.keys():
+        yield f"`wrong_share` has the difficulties {sorted(shares)}, and the problems have {sorted(levels)}"
 
 
 def _steps_of_mistake(row: dict) -> str:

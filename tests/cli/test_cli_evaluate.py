@@ -9,8 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from chat_server import ChatServer, completion, running
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from edit_trl.cli.main import main
 from edit_trl.evaluation.runs.folder import read_run
@@ -296,3 +300,54 @@ def test_the_shipped_recipes(capsys):
     tasks = {name: read_task(name, root)[1] for name in files}
     assert len(tasks["bbh"].dataset_config) == 27
     assert len(tasks["procedural"].families) == len(tasks["procedural_hard"].families) == 7
+
+
+@pytest.fixture
+def adapter(tmp_path, saved_student):
+    """An adapter of the student that is far from it."""
+    model = AutoModelForCausalLM.from_pretrained(saved_student)
+    torch.manual_seed(3)
+    lora = LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(model, lora).save_pretrained(tmp_path / "wrong")
+    return tmp_path / "wrong"
+
+
+def test_a_student_is_decoded_against_an_adapter_of_itself(recipe, adapter, tmp_path, capsys):
+    folders = {name: tmp_path / name for name in ("plain", "weightless", "against", "sampled")}
+    assert evaluate(recipe, "--limit", 3, "--output_dir", folders["plain"]) == 0
+    words = ["--limit", 3, "--against", adapter]
+    assert evaluate(recipe, *words, "--against_weight", 0, "--output_dir", folders["weightless"]) == 0
+    assert evaluate(recipe, *words, "--against_cutoff", 0.01, "--output_dir", folders["against"]) == 0
+    sampled = ["--samples", 2, "--temperature", 0.7, "--output_dir", folders["sampled"]]
+    assert evaluate(recipe, *words, *sampled) == 0
+    responses = {
+        name: [item["samples"][0]["response"] for item in read_run(folder).items] for name, folder in folders.items()
+    }
+    assert responses["weightless"] == responses["plain"]
+    assert responses["against"] != responses["plain"]
+    settings = read_run(folders["against"]).record.settings["against"]
+    assert (settings["weight"], settings["cutoff"]) == (0.5, 0.01)
+    # An adapter with other weights is another run.
+    capsys.readouterr()
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: value * 2 for name, value in weights.items()}, adapter / "adapter_model.safetensors")
+    assert evaluate(recipe, *words, "--against_cutoff", 0.01, "--output_dir", folders["against"]) == 2
+    assert "holds another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--against_weight", 1], "`against_weight` is for `against`"),
+        (["--against", "a", "--against_weight", -1], "`against_weight` cannot be negative"),
+        (["--against", "a", "--against_cutoff", 0], "`against_cutoff` must be above 0 and at most 1"),
+        (["--against", "a", "--batching", "continuous"], "which `batching: continuous` cannot"),
+        (["--against", "a", "--engine", "ray"], "`against` needs both models in one process"),
+        (["--against", "a", "--base_urls", "http://127.0.0.1:9/v1"], "`against` is for models that are loaded"),
+        (["--against", "nowhere/at/all"], "nowhere/at/all"),
+    ],
+)
+def test_what_decoding_against_a_model_cannot_do_is_told(recipe, tmp_path, words, message, capsys):
+    assert evaluate(recipe, *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,13 +1,16 @@
 """The engine: what it draws, in which order, and what it leaves alone."""
 
 import asyncio
+import math
 
 import pytest
 import torch
 from accelerate.utils import is_peft_model
+from conftest import tiny_llama
 
+from edit_trl.common.errors import InputError
 from edit_trl.models.decoding import Decoding
-from edit_trl.models.drawing import Draws
+from edit_trl.models.drawing import Contrast, Draws
 from edit_trl.models.generation import Engine, Stream
 from edit_trl.models.loading import ModelSource
 
@@ -110,3 +113,38 @@ def test_the_nucleus_leaves_out_the_unlikely_and_every_seed_has_its_stream():
     some = draws.pick(logits.expand(5, -1), torch.tensor([7, 3, 250, 0, 9]), 0)
     assert torch.equal(some, tokens[[7, 3, 250, 0, 9]])
     assert not torch.equal(draws.pick(logits.expand(300, -1), torch.arange(300), 1), tokens)
+
+
+def test_contrastive_scores_by_hand():
+    """Of three tokens one is below the cut-off, and the likeliest loses to one that the other model finds unlikely."""
+    logits = torch.tensor([[0.6, 0.37, 0.03]]).log()
+    others = torch.tensor([[0.8, 0.1, 0.1]]).log()
+    scores = Contrast(None, weight=0.5, cutoff=0.1).scores(logits, others)
+    expected = [1.5 * math.log(0.6) - 0.5 * math.log(0.8), 1.5 * math.log(0.37) - 0.5 * math.log(0.1), -math.inf]
+    assert scores[0].tolist() == pytest.approx(expected)
+    assert scores.argmax() == 1
+    # Without a weight the order is the model's own; with a cut-off of 1 only its likeliest token is left.
+    assert torch.equal(Contrast(None, 0.0, 0.01).scores(logits, others).argsort(), logits.argsort())
+    assert torch.equal(Contrast(None, 0.5, 1.0).scores(logits, others).isfinite(), logits == logits.max())
+
+
+def test_decoding_against_another_model(engine, prompts):
+    other = tiny_llama(engine.model.config.vocab_size, seed=5).eval()
+    plain = engine.generate(prompts, Decoding(8))
+    same = Engine(engine.model, engine.tokenizer, Contrast(other, weight=0.0, cutoff=0.1))
+    assert same.generate(prompts, Decoding(8)) == plain
+    against = Engine(engine.model, engine.tokenizer, Contrast(other, weight=1.0, cutoff=0.01))
+    responses = against.generate(prompts * 2, Decoding(8))
+    assert responses[:3] != plain
+    assert not against.can_schedule
+    # Token by token, without caches and batches.
+    ids, scores = list(prompts[0]), against._contrast.scores
+    for token in responses[0]:
+        with torch.no_grad():
+            logits = [model(torch.tensor([ids])).logits[:, -1].float() for model in (engine.model, other)]
+        assert token == scores(*logits).argmax().item()
+        ids.append(token)
+        if token in engine.eos_ids:
+            break
+    with pytest.raises(InputError, match="a model of 500 tokens beside one of"):
+        Engine(engine.model, engine.tokenizer, Contrast(tiny_llama(500)))

@@ -458,3 +458,37 @@ def test_a_recorded_teacher_is_verified_as_it_was(tmp_path):
         made, _ = generate(tmp_path, teacher, questions, rectify="none", corrupt=False)
     correct = {chain.question.id for chain in made.correct}
     assert correct == {str(n) for n, row in enumerate(rows) if row["teacher_correct"]}
+
+
+def test_the_embedded_teacher_errs_by_difficulty(tmp_path):
+    """Its problems take turns; the shares are drawn per problem, so 300 of each difficulty come close to them."""
+    shares = {1: 0.0, 2: 0.3, 4: 1.0}
+    teacher = ProceduralChat(["arithmetic"], rows=900, difficulty=[1, 2, 4], wrong_share=shares)
+    questions = teacher.questions()
+    assert [question.id.split("/")[2] for question in questions[:4]] == ["d1", "d2", "d4", "d1"]
+    made, _ = generate(tmp_path, teacher, questions, rectify="hint", corrupt=False)
+    wrong = Counter(pair.question.id.split("/")[2] for pair in made.pairs if pair.source == "rectified")
+    assert wrong["d1"] == 0
+    assert 60 <= wrong["d2"] <= 120  # 90 expected, a standard deviation of 8
+    assert wrong["d4"] == 300
+    # Which problems it gets wrong does not depend on the others.
+    few = ProceduralChat(["arithmetic"], rows=300, difficulty=[1, 2, 4], wrong_share=shares)
+    again, _ = generate(tmp_path / "few", few, few.questions(), rectify="hint", corrupt=False)
+    ids = {pair.id for pair in made.pairs}
+    assert {pair.id for pair in again.pairs} <= ids
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"difficulty": [1, 2], "wrong_share": {1: 0.1}}, "has the difficulties [1], and the problems have [1, 2]"),
+        ({"difficulty": [], "wrong_share": 0.1}, "or a list of different ones"),
+        ({"difficulty": [2, 2]}, "or a list of different ones"),
+        ({"difficulty": [6]}, "`difficulty` must be from 1 to 5, got 6"),
+        ({"wrong_share": {1: 1.5}}, "must be from 0 to 1, got 1.5 for difficulty 1"),
+    ],
+)
+def test_difficulties_and_shares_belong_together(options, message):
+    with pytest.raises(InputError) as caught:
+        ProceduralChat(["arithmetic"], rows=4, **options)
+    assert message in str(caught.value)

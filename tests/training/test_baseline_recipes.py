@@ -54,6 +54,7 @@ KEY_STEPS = {
     "critique": ("critique", SFT, "words"),
     "lema": ("lema", SFT, "words"),
     "check": ("chosen, check", SFT, "words"),
+    "wrong_chains": ("rejected", SFT, "words"),
 }
 # Of each system that TRL trains: the trainer and the options that make it.
 PREFERENCE = {

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edit_trl.common.checks import at_least
+from edit_trl.common.checks import at_least, not_negative, share
 from edit_trl.common.errors import collect_problems, raise_problems
 from edit_trl.evaluation.accuracy.tasks import Tasks, read_tasks
 from edit_trl.evaluation.accuracy.votes import Votes, votes_problems
@@ -15,7 +15,8 @@ from edit_trl.evaluation.runs.measured_model import MeasuredModel
 from edit_trl.evaluation.runs.schema import RunKind
 from edit_trl.models.chat.limits import Limits
 from edit_trl.models.chat.options import EndpointArguments
-from edit_trl.models.decoding import Batching, Decoding, check_batching
+from edit_trl.models.decoding import Against, Batching, Decoding, check_batching
+from edit_trl.models.identity import model_hash
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class EvaluateArguments(MeasuredModel):
         votes: The weight of each response in the vote: majority (1), likelihood (its probability, normalized by its
             length) or checked (how likely the student says "Yes" when asked whether it is right, as the view `check`
             trains). The last two are shown beside the majority of the same responses, with their cost in tokens.
+        against: A model that is worse by intent, such as an adapter of the student trained on wrong chains: contrastive
+            decoding prefers what the student finds more likely than it does (arXiv 2309.09117). Each token costs a
+            second forward. Train it with recipes/baselines/wrong_chains.yaml.
+        against_weight: How much the other model's log-probabilities count against a token.
+        against_cutoff: Tokens below this share of the most likely token's probability are left out.
         temperature: Sampling temperature; 0 for greedy decoding. An endpoint is sent none if it is null.
         top_p: Probability mass of nucleus sampling. An endpoint is sent none if it is null.
         seed: Seed of sampling. An endpoint is sent none if it is null.
@@ -59,6 +65,9 @@ class EvaluateArguments(MeasuredModel):
     max_thinking_tokens: int | None = None
     samples: int = 1
     votes: Votes = "majority"
+    against: str | None = None
+    against_weight: float = 0.5
+    against_cutoff: float = 0.1
     temperature: float | None = 0.0
     top_p: float | None = 1.0
     seed: int | None = 0
@@ -78,6 +87,7 @@ class EvaluateArguments(MeasuredModel):
         yield from votes_problems(self.votes, self.samples, batching=self.batching, engine=self.engine)
         if self.votes != "majority" and not self.tasks:
             yield f"`votes: {self.votes}` is for `tasks`; lm-evaluation-harness draws no samples that could vote"
+        yield from self._against_errors()
         if self.engine == "ray" and self.harness:
             yield "`harness` needs the model on this machine: leave out `engine: ray`"
         if self.harness and self.chat_template_kwargs and not self.harness_chat_template:
@@ -90,6 +100,21 @@ class EvaluateArguments(MeasuredModel):
         with collect_problems(problems):
             check_batching(self.batching, self.batch_size)
         yield from problems
+
+    def _against_errors(self) -> Iterator[str]:
+        yield from not_negative(against_weight=self.against_weight)
+        yield from share(against_cutoff=self.against_cutoff)
+        if self.against is None:
+            for name in ("against_weight", "against_cutoff"):
+                if getattr(self, name) != getattr(type(self), name):
+                    yield f"`{name}` is for `against`, the model that is decoded against"
+            return
+        if self.batching in ("continuous", "vllm"):
+            yield f"`against` runs two models side by side, which `batching: {self.batching}` cannot; use padded"
+        if self.engine == "ray":
+            yield "`against` needs both models in one process: leave out `engine: ray`"
+        if not self.tasks:
+            yield "`against` is for `tasks`; lm-evaluation-harness decodes by itself"
 
     def check_place(self, endpoint: EndpointArguments, limits: Limits) -> None:
         """See `MeasuredModel.check_place`."""
@@ -108,12 +133,20 @@ class EvaluateArguments(MeasuredModel):
         return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.samples, self.max_thinking_tokens)
 
     @property
+    def contrast(self) -> Against | None:
+        """The model that is decoded against, if any."""
+        return Against(self.against, self.against_weight, self.against_cutoff) if self.against else None
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Everything on which the items depend, besides the model and the questions; rounding can change a response."""
         names = ("conversational", "batch_size", "batching", "dtype", "load_in_4bit")
         settings = asdict(self.decoding) | {name: getattr(self, name) for name in names}
         del settings["max_thinking_tokens"]
         settings |= self.settings_where_given
+        if self.against:
+            contrast = {"weight": self.against_weight, "cutoff": self.against_cutoff}
+            settings["against"] = {"model_hash": model_hash(self.against), **contrast}
         # The record of a run has a number as its seed, also where none is sent.
         return settings | ({"seed": None} if self.seed is None else {})
 

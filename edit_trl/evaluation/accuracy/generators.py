@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from accelerate.utils import is_peft_model
+
+from edit_trl.models.drawing import Contrast
 from edit_trl.models.generation import ModelGenerator
 from edit_trl.models.generation_with_vllm import VllmGenerator, vllm_is_faster
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from edit_trl.models.decoding import Batching, Decoding
+    from edit_trl.models.decoding import Against, Batching, Decoding
     from edit_trl.models.loading import ModelSource
 
 
@@ -38,10 +42,12 @@ def load_generator(
     batching: Batching,
     seed: int,
     in_memory: bool = False,
+    against: Against | None = None,
 ) -> Loaded:
     """Load a model and make its generator; see `ModelGenerator` for the options.
 
     The batching `auto` is `vllm` if vLLM is installed and there is a GPU, unless the model is needed `in_memory`.
+    With `against`, another model is loaded as this one is, and tokens are scored against it.
 
     Raises:
         InputError: The model cannot be loaded, or does not support `batching`.
@@ -51,5 +57,12 @@ def load_generator(
         generator = VllmGenerator(source.model, decoding, dtype=source.dtype or "auto", seed=seed)
         return Loaded(generator, tokenizer, None, None)
     model, tokenizer = source.load()
-    generator = ModelGenerator(model, tokenizer, decoding, batch_size=batch_size, batching=batching, seed=seed)
+    contrast = None
+    if against is not None:
+        other, _ = replace(source, model=against.model).load()
+        # The loop of the generation runs it without PEFT's own `generate`.
+        other = other.get_base_model() if is_peft_model(other) else other
+        contrast = Contrast(other, against.weight, against.cutoff)
+    options = {"batch_size": batch_size, "batching": batching, "seed": seed, "contrast": contrast}
+    generator = ModelGenerator(model, tokenizer, decoding, **options)
     return Loaded(generator, tokenizer, generator.engine.positions, model)

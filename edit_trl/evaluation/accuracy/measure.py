@@ -119,7 +119,8 @@ def _loaded_generator(
         batch_size=arguments.batch_size,
         batching=arguments.batching,
         seed=arguments.seed,
-        in_memory=arguments.votes != "majority",
+        in_memory=arguments.votes != "majority" or arguments.against is not None,
+        against=arguments.contrast,
     )
     if arguments.engine == "ray":
         from edit_trl.evaluation.accuracy.generators_on_ray import RayGenerator

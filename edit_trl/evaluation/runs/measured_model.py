@@ -25,9 +25,9 @@ _INCIDENTAL = (
 )
 
 # Options that are recorded only where they are given, so that the runs of earlier versions can be resumed.
-_WHERE_GIVEN = ("chat_template_kwargs", "max_thinking_tokens", "votes")
+_WHERE_GIVEN = ("chat_template_kwargs", "max_thinking_tokens", "votes", "against", "against_weight", "against_cutoff")
 
-_OF_LOADED_MODELS = ("actors", "dtype", "load_in_4bit", "device", "attn_implementation")
+_OF_LOADED_MODELS = ("against", "actors", "dtype", "load_in_4bit", "device", "attn_implementation")
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,9 @@ class DataArguments:
     view: View = field(
         default="pairs",
         metadata={
-            "help": "Which rows the dual CoTs become: 'pairs', 'rectified', 'corrupted', 'chosen', 'check', "
-            "'critique', 'lema', 'unrectified', 'repeat_sampling', 'dual_cot_sft', 'mt_cot', 'sbs' or 'scott'. See "
-            "edit_trl.data.views."
+            "help": "Which rows the dual CoTs become: 'pairs', 'rectified', 'corrupted', 'chosen', 'rejected', "
+            "'check', 'critique', 'lema', 'unrectified', 'repeat_sampling', 'dual_cot_sft', 'mt_cot', 'sbs' or "
+            "'scott'. See edit_trl.data.views."
         },
     )
     views: dict | str | None = field(
