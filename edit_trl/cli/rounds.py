@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError, raise_problems
-from edit_trl.common.files import write_whole
+from edit_trl.common.files import content_hash, write_whole
 from edit_trl.common.json_text import read_json_file
 from edit_trl.common.tables import aligned
 
@@ -47,10 +47,15 @@ class Round:
 
     Attributes:
         student: The folder of the trained student.
+        questions: Number of questions.
+        mixed: Number of questions with something to pair: right samples and wrong ones. None with a teacher, who
+            writes the right chains.
         right: Number of right samples of the student that the round began with.
         wrong: Number of its wrong samples.
         pairs: Number of pairs.
-        steps: Optimizer steps of the training.
+        steps: Optimizer steps of the training, all stages together.
+        making_tokens: Tokens that were written for the pairs, those before an interruption included.
+        training_tokens: Tokens that the student was trained on.
         making_seconds: Time of sampling and pairing; that of the last attempt, if it was interrupted.
         training_seconds: Time of the training, likewise.
         dev: The student on the dev task; None without one.
@@ -58,10 +63,14 @@ class Round:
     """
 
     student: str
+    questions: int
+    mixed: int | None
     right: int
     wrong: int
     pairs: int
     steps: int
+    making_tokens: int
+    training_tokens: int
     making_seconds: float
     training_seconds: float
     dev: Measured | None = None
@@ -77,14 +86,15 @@ def run_rounds(config: GenerateConfig, make_pairs: Callable[[GenerateConfig, Pat
 
     Raises:
         InputError: Before anything is asked: a recipe or a dev task that cannot be used, dev questions among the
-            questions, or an `output_dir` with rounds of other options. Later: training ended with an error.
+            questions, or an `output_dir` with rounds of other options. Later: a student gives no pairs, or training
+            ended with an error.
     """
     from edit_trl.teachers.generation import DUAL, WARM_UP
 
     arguments = config.arguments
     folder = Path(arguments.output_dir)
-    _check(config)
-    state = _read_state(folder, config)
+    questions, hashes = _check(config)
+    state = _read_state(folder, config, hashes)
 
     def save() -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,20 +109,38 @@ def run_rounds(config: GenerateConfig, make_pairs: Callable[[GenerateConfig, Pat
             print(f"round {number} of {arguments.rounds}: student {student}", file=sys.stderr)
             place = folder / f"round_{number}"
             started = time.monotonic()
-            make_pairs(replace(config, arguments=replace(arguments, student=student)), place)
+            try:
+                make_pairs(replace(config, arguments=replace(arguments, student=student)), place)
+            except InputError as error:  # such as a student that is always right by now
+                if not state["rounds"]:
+                    raise
+                raise InputError(
+                    f"round {number}: {error}\n\nThe rounds before it:\n{_summary(state, folder)}"
+                ) from error
             made = time.monotonic()
-            trained = _train(arguments.train_recipe, student, place / DUAL, place / "student")
-            steps, trained_at = _steps(trained), time.monotonic()
-            counts = read_json_file(place / "report.json")["counts"]
-            samples = counts.get("samples") or counts.get("student", {})  # without or with a teacher
+            stages = _train(arguments.train_recipe, student, place / DUAL, place / "student")
+            trained_at = time.monotonic()
+            trained, sizes = str(stages[-1]), [_training_size(stage) for stage in stages]
+            steps, tokens = map(sum, zip(*sizes, strict=True))
+            report = read_json_file(place / "report.json")
+            samples = report["counts"]["samples" if arguments.pairs else "student"]
             finished = Round(
-                *(str(trained), samples.get("correct", 0), samples.get("wrong", 0), _rows(place / DUAL), steps),
-                *(round(made - started, 1), round(trained_at - made, 1)),
-                dev=_measure(config, str(trained), place / "dev") if arguments.dev_task else None,
+                student=trained,
+                questions=len(questions),
+                mixed=len(questions.difference(*report["dropped"].values())) if arguments.pairs else None,
+                right=samples.get("correct", 0),
+                wrong=samples.get("wrong", 0),
+                pairs=_rows(place / DUAL),
+                steps=steps,
+                making_tokens=sum(report["completion_tokens"].values()),
+                training_tokens=tokens,
+                making_seconds=round(made - started, 1),
+                training_seconds=round(trained_at - made, 1),
+                dev=_measure(config, trained, place / "dev") if arguments.dev_task else None,
             )
             if arguments.control_recipe:
                 limit = {"--max_steps": str(steps)}
-                control = _train(arguments.control_recipe, student, place / WARM_UP, place / "control", limit)
+                (control,) = _train(arguments.control_recipe, student, place / WARM_UP, place / "control", limit)
                 measured = _measure(config, str(control), place / "control_dev") if arguments.dev_task else None
                 finished = replace(finished, control=measured)
             state["rounds"].append(asdict(finished))
@@ -131,8 +159,11 @@ def _has_fallen(state: Mapping[str, Any], number: int) -> bool:
     return last < max(before)
 
 
-def _check(config: GenerateConfig) -> None:
+def _check(config: GenerateConfig) -> tuple[set[str], dict[str, str]]:
     """Read everything that is needed later, before the first request: a bad recipe costs nothing.
+
+    Returns:
+        The ids of the questions, and hashes of the questions and of those of the dev task.
 
     Raises:
         InputError: See `run_rounds`.
@@ -145,27 +176,37 @@ def _check(config: GenerateConfig) -> None:
         given = {"model_name_or_path": arguments.student, "dataset_name": "pairs", "output_dir": arguments.output_dir}
         words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         resolve_runs(recipe, parse_options(words, recipe))
+        if path == arguments.control_recipe and recipe.stages:
+            names = ", ".join(name for name, *_ in recipe.stages)
+            raise InputError(f"{path}: the control trains in one stage, for as many steps as the student; got {names}")
+    questions = config.questions(config.make_teacher() if arguments.teacher == "procedural" else None)
+    hashes = {"questions": content_hash([asdict(question) for question in questions])}
     if arguments.dev_task:
         from edit_trl.evaluation.accuracy.tasks import read_tasks
 
         tasks = read_tasks([arguments.dev_task], beside=Path())
-        questions = config.questions(config.make_teacher())
         _refuse_overlap(questions, [problem.prompt for problem in tasks.problems], arguments.dev_task)
+        hashes["questions of dev_task"] = tasks.data_hash
+    return {question.id for question in questions}, hashes
 
 
 def _refuse_overlap(questions: Sequence[Question], prompts: Sequence[Any], task: str) -> None:
     texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
-    asked = {question.question.strip(): question.id for question in questions}
-    shared = [(number, text) for number, text in enumerate(texts, 1) if text.strip() in asked]
+
+    def plain(text: str) -> str:
+        return " ".join(text.casefold().split())
+
+    asked = {plain(question.question): question.id for question in questions}
+    shared = [(number, text) for number, text in enumerate(texts, 1) if plain(text) in asked]
     raise_problems(
-        f"{task}: question {number} is also question {asked[text.strip()]} of the rounds: {text.strip()[:80]!r}. What "
+        f"{task}: question {number} is also question {asked[plain(text)]} of the rounds: {text.strip()[:80]!r}. What "
         "is measured must not be trained on; take other questions"
         for number, text in shared
     )
 
 
-def _read_state(folder: Path, config: GenerateConfig) -> dict[str, Any]:
-    """Return the state in a folder, or a new one.
+def _read_state(folder: Path, config: GenerateConfig, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """Return the state in a folder, or a new one; `hashes` of the data are compared as options are.
 
     Raises:
         InputError: It belongs to other options.
@@ -175,7 +216,9 @@ def _read_state(folder: Path, config: GenerateConfig) -> dict[str, Any]:
     for name in ("train_recipe", "control_recipe"):
         if path := getattr(arguments, name):
             options[f"text of {name}"] = Path(path).read_text(encoding="utf-8")
-    options = json.loads(json.dumps(options, default=str))
+    options = json.loads(
+        json.dumps(options | {f"hash of {name}": value for name, value in hashes.items()}, default=str)
+    )
     file = folder / STATE
     if not file.is_file():
         return {"options": options, "start": None, "rounds": []}
@@ -191,8 +234,8 @@ def _read_state(folder: Path, config: GenerateConfig) -> dict[str, Any]:
     return state
 
 
-def _train(recipe: str, student: str, data: Path, output: Path, more: Mapping[str, str] | None = None) -> Path:
-    """Train a student with a recipe, or resume; returns the folder of its last stage."""
+def _train(recipe: str, student: str, data: Path, output: Path, more: Mapping[str, str] | None = None) -> list[Path]:
+    """Train a student with a recipe, or resume; returns the folders of the stages."""
     from edit_trl.cli.train import main
     from edit_trl.training.recipe.resolving import read_recipe
 
@@ -202,7 +245,7 @@ def _train(recipe: str, student: str, data: Path, output: Path, more: Mapping[st
     if code:
         raise InputError(f"training to {output} ended with exit code {code}; run again to resume it")
     stages = read_recipe(recipe).stages
-    return output / stages[-1][0] if stages else output
+    return [output / stage[0] for stage in stages] or [output]
 
 
 def _measure(config: GenerateConfig, model: str, folder: Path) -> Measured:
@@ -221,8 +264,10 @@ def _measure(config: GenerateConfig, model: str, folder: Path) -> Measured:
     return Measured(interval.value, interval.low, interval.high)
 
 
-def _steps(folder: Path) -> int:
-    return read_json_file(folder / "trainer_state.json")["global_step"]
+def _training_size(folder: Path) -> tuple[int, int]:
+    """Return the optimizer steps and the tokens of a finished training."""
+    state = read_json_file(folder / "trainer_state.json")
+    return state["global_step"], int(max(log.get("num_tokens", 0) for log in state["log_history"]))
 
 
 def _rows(file: Path) -> int:
@@ -235,12 +280,13 @@ def _table(state: Mapping[str, Any]) -> str:
     def shown(measured: Mapping[str, float] | None) -> str:
         return str(Measured(**measured)) if measured else ""
 
-    head = ["round", "right", "wrong", "pairs", "steps", "dev accuracy (95%)", "control", "making s", "training s"]
-    rows = [["start", "", "", "", "", shown(state["start"]), "", "", ""]]
+    counts = ["questions", "mixed", "right", "wrong", "pairs", "steps"]
+    costs = ["making_tokens", "training_tokens", "making_seconds", "training_seconds"]
+    head = ["round", *counts, "dev accuracy (95%)", "control", *(name.replace("_", " ") for name in costs)]
+    rows = [["start", *[""] * len(counts), shown(state["start"]), "", *[""] * len(costs)]]
     for number, one in enumerate(state["rounds"], 1):
-        counts = [str(one[name]) for name in ("right", "wrong", "pairs", "steps")]
-        seconds = [f"{one[name]:.0f}" for name in ("making_seconds", "training_seconds")]
-        rows.append([str(number), *counts, shown(one["dev"]), shown(one["control"]), *seconds])
+        numbers = [["" if one[name] is None else f"{one[name]:.0f}" for name in names] for names in (counts, costs)]
+        rows.append([str(number), *numbers[0], shown(one["dev"]), shown(one["control"]), *numbers[1]])
     return aligned([[head], rows])
 
 

@@ -96,6 +96,7 @@ def save_generation(
         "failures": [
             {"question": question, "stage": stage, "reason": reason} for question, stage, reason in generation.failures
         ],
+        "completion_tokens": {role: stats.completion_tokens for role, stats in provenance.stats.items()},
     }
     if generation.with_thoughts:
         report["thoughts"] = {"option": generation.thoughts, "answers_with_thoughts": generation.with_thoughts}

@@ -210,6 +210,9 @@ stages:
 """
 
 
+STAGES = ("warm_up", "key_steps")
+
+
 def test_rounds_generate_and_train_in_turn(tmp_path, saved_student):
     (tmp_path / "train.yaml").write_text(TRAINING)
     path = tmp_path / "recipe.yaml"
@@ -221,9 +224,14 @@ def test_rounds_generate_and_train_in_turn(tmp_path, saved_student):
     assert f"round 1 of 2: student {saved_student}" in done.stderr
     trained = tmp_path / "out" / "round_1" / "student" / "key_steps"
     assert f"round 2 of 2: student {trained}" in done.stderr
+    rounds = json.loads((tmp_path / "out" / "rounds.json").read_text())["rounds"]
     for number in (1, 2):
         folder = tmp_path / "out" / f"round_{number}"
         assert len(load_dual_cots(folder / "dual.parquet")) == 12
+        stages = [json.loads((folder / "student" / name / "trainer_state.json").read_text()) for name in STAGES]
+        one = rounds[number - 1]
+        assert one["steps"] == sum(stage["global_step"] for stage in stages)
+        assert (one["questions"], one["mixed"], one["right"]) == (12, None, 0)
         assert (folder / "student" / "key_steps" / "adapter_model.safetensors").is_file()
         # An untrained student of 30 thousand parameters writes nothing that could be mended.
         assert sum(json.loads((folder / "report.json").read_text())["counts"]["student"].values()) == 12

@@ -59,9 +59,26 @@ def recipe(tmp_path, toy_student):
     return write
 
 
+def generate(path: Path) -> int:
+    return main(["generate", "--config", str(path)])
+
+
 def run(path: Path, *words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edit_trl.cli.main", "generate", "--config", path, *words]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, check=False)
+
+
+def kill_when_there(file: Path, path: Path, *words: object) -> None:
+    """Run the command, and kill it as soon as a file is there."""
+    command = [sys.executable, "-m", "edit_trl.cli.main", "generate", "--config", path, *words]
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while not file.exists():
+        assert process.poll() is None, f"it ended without {file}"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
 
 
 def state_of(folder: Path) -> dict:
@@ -74,43 +91,85 @@ def without_times(state: dict) -> dict:
     return state
 
 
-def test_rounds_are_trained_measured_and_resumed_after_a_kill(recipe, tmp_path):
-    # The rate is so high that the second student is worse: the rounds stop.
-    path = recipe({"learning_rate": 0.3}, rounds=4)
-    done = run(path)
-    assert done.returncode == 0, done.stderr[-3000:]
+# The rate is so high that the first trained student is worse: the rounds stop.
+TOO_FAST = {"learning_rate": 0.3}
+
+
+def test_rounds_are_trained_and_measured_until_the_accuracy_falls(recipe, tmp_path, capsys):
+    path = recipe(TOO_FAST, rounds=4)
+    assert generate(path) == 0
+    told = capsys.readouterr()
     state = state_of(tmp_path / "out")
     assert state["start"]["accuracy"] > 0.5
-    assert len(state["rounds"]) < 4
-    assert f"stopped after round {len(state['rounds'])}" in done.stderr
-    assert state["rounds"][-1]["dev"]["accuracy"] < state["start"]["accuracy"]
-    first = state["rounds"][0]
-    assert (first["right"] + first["wrong"] <= 60, first["steps"]) == (True, 2)
+    (first,) = state["rounds"]
+    assert first["dev"]["accuracy"] < state["start"]["accuracy"]
+    assert "stopped after round 1" in told.err
+    assert "no round is better than the student that they started from" in told.out
+    assert (first["right"] + first["wrong"] <= 60, first["steps"], first["questions"]) == (True, 2, 20)
+    dropped = json.loads((tmp_path / "out/round_1/report.json").read_text())["dropped"]
+    assert first["mixed"] == 20 - len({*dropped["every sample is right"], *dropped.get("no sample is right", [])})
     assert first["pairs"] >= 1
+    assert first["making_tokens"] >= 60 * 20  # each chain has four steps of six tokens at least, beside spaces
+    assert first["training_tokens"] > 0
     assert first["control"]["accuracy"] >= 0
     weights = {
         name: load_file(tmp_path / "out/round_1" / name / "model.safetensors") for name in ("student", "control")
     }
     assert any(not weights["student"][key].equal(weights["control"][key]) for key in weights["student"])
-    assert "dev accuracy (95%)" in done.stdout
-    # Killed at several points, the same command ends with the same state.
-    other = tmp_path / "killed"
-    command = [sys.executable, "-m", "edit_trl.cli.main", "generate", "--config", str(path), "--output_dir", str(other)]
-    for place in ("journal.sqlite", "round_1/dual.parquet", "round_1/student/run.json", "round_1/dev/evaluation.json"):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        while not (other / place).exists() and process.poll() is None:
-            time.sleep(0.01)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    assert "dev accuracy (95%)" in told.out
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
+    assert generate(path) == 0
+    assert "Generating" not in capsys.readouterr().err  # nothing is sampled, trained or measured again
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+
+
+@pytest.mark.slow
+def test_a_killed_command_resumes_with_the_same_state(recipe, tmp_path):
+    """Killed while it measures, samples, exports and trains."""
+    path, other = recipe(TOO_FAST), tmp_path / "killed"
+    assert generate(path) == 0
+    for place in (
+        *("dev/evaluation.json", "journal-0.sqlite", "round_1/dual.parquet", "round_1/student/run.json"),
+        *("round_1/dev/evaluation.json", "round_1/control/run.json", "round_1/control_dev/evaluation.json"),
+    ):
+        kill_when_there(other / place, path, "--output_dir", other)
+        file = other / "rounds.json"
+        assert not file.exists() or not state_of(other)["rounds"]
     assert run(path, "--output_dir", other).returncode == 0
+    state = state_of(tmp_path / "out")
     expected = json.loads(json.dumps(without_times(state)).replace(f"{tmp_path}/out", str(other)))
     assert without_times(state_of(other)) == expected
-    again = run(path, "--output_dir", other)
-    assert again.returncode == 0
-    assert "Generating" not in again.stderr  # nothing is sampled, trained or measured again
+
+
+def test_the_adapter_of_a_round_is_trained_further_in_the_next(recipe, tmp_path, toy_student, capsys):
+    """With the recipes for training as they are shipped."""
+    files = {"train_recipe": str(RECIPES / "train.yaml"), "control_recipe": str(RECIPES / "rft.yaml")}
+    assert generate(recipe(**files, dev_task=None)) == 0
+    first, second = (tmp_path / f"out/round_{number}/student" for number in (1, 2))
+    for folder in (first, second, first.parent / "control", second.parent / "control"):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(toy_student)
+    before, after = (load_file(one / "adapter_model.safetensors") for one in (first, second))
+    assert before.keys() == after.keys()
+    assert any(not before[name].equal(after[name]) for name in before)
+    # LoRA's A is drawn from (-1/8, 1/8) for 64 inputs: a new adapter would be nowhere near that of the round before.
+    assert max(float((before[name] - after[name]).abs().max()) for name in before) < 0.01
+    assert f"the last student: {second}" in capsys.readouterr().out
+
+
+def test_a_later_student_without_pairs_ends_with_the_rounds_before_it(recipe, tmp_path, capsys):
+    # At this rate the student of the first round writes nothing that ends in an answer.
+    told = refused(recipe({"learning_rate": 10.0}, control_recipe=None, dev_task=None), capsys)
+    assert "round 2: no pair is left" in told
+    assert f"the last student: {tmp_path / 'out/round_1/student'}" in told
+    assert len(state_of(tmp_path / "out")["rounds"]) == 1
+
+
+def test_a_control_of_several_stages_is_refused(recipe, tmp_path, capsys):
+    stages = tmp_path / "stages.yaml"
+    stages.write_text(yaml.safe_dump(TRAIN | {"stages": [{"name": "one"}, {"name": "two"}]}))
+    assert "the control trains in one stage" in refused(recipe(control_recipe=str(stages)), capsys)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_rounds_stop_when_the_accuracy_falls():
@@ -125,7 +184,7 @@ def test_the_rounds_stop_when_the_accuracy_falls():
 
 
 def refused(path: Path, capsys) -> str:
-    assert main(["generate", "--config", str(path)]) != 0
+    assert generate(path) != 0
     return capsys.readouterr().err
 
 
@@ -167,6 +226,7 @@ def test_other_options_in_the_same_folder_are_named(recipe, tmp_path, capsys):
     told = refused(recipe(), capsys)
     assert "has rounds of other options" in told
     assert "`samples` was '4', is '3'" in told
+    assert "`hash of questions` was 'None'" in told
     (tmp_path / "out" / "rounds.json").write_text("[]")
     assert "is not the state of rounds" in refused(recipe(), capsys)
 
