@@ -93,7 +93,7 @@ def run_rounds(config: GenerateConfig, make_pairs: Callable[[GenerateConfig, Pat
 
     arguments = config.arguments
     folder = Path(arguments.output_dir)
-    questions, hashes = _check(config)
+    questions, hashes = check_rounds(config)
     state = _read_state(folder, config, hashes)
 
     def save() -> None:
@@ -159,7 +159,7 @@ def _has_fallen(state: Mapping[str, Any], number: int) -> bool:
     return last < max(before)
 
 
-def _check(config: GenerateConfig) -> tuple[set[str], dict[str, str]]:
+def check_rounds(config: GenerateConfig) -> tuple[set[str], dict[str, str]]:
     """Read everything that is needed later, before the first request: a bad recipe costs nothing.
 
     Returns:

@@ -129,7 +129,13 @@ def _check_recipe(kind: str, argv: Sequence[str], recipe: Mapping[str, Any]) -> 
 
     if kind == "generate":
         path, options = read_options(argv, OPTIONS, FLAGS)
-        return str(GenerationPlan(read_generate_config(path, options, recipe)))
+        config = read_generate_config(path, options, recipe)
+        plan = GenerationPlan(config)
+        if config.arguments.train_recipe:
+            from edit_trl.cli.rounds import check_rounds
+
+            check_rounds(config)
+        return str(plan)
     command = _recipe_options(kind)
     path, options = read_options(argv, command.names)
     return command.check(*command.build(path, options, recipe))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from toy_students import make_toy_student, toy_question_file
 
 from edit_trl.cli.main import main
-from edit_trl.cli.rounds import _check, _has_fallen
+from edit_trl.cli.rounds import _has_fallen, check_rounds
 from edit_trl.common.errors import InputError
 from edit_trl.teachers.generate_config import read_generate_config
 
@@ -204,8 +204,12 @@ def test_what_cannot_work_is_told_before_anything_is_asked(recipe, tmp_path, cha
 
 
 def test_a_bad_training_recipe_costs_nothing(recipe, tmp_path, capsys):
-    assert "did you mean `max_steps`?" in refused(recipe({"max_step": 3}), capsys)
+    path = recipe({"max_step": 3})
+    assert "did you mean `max_steps`?" in refused(path, capsys)
     assert not (tmp_path / "out").exists()
+    assert main(["validate", "--config", str(path)]) != 0
+    assert "did you mean `max_steps`?" in capsys.readouterr().err
+    assert main(["validate", "--config", str(recipe())]) == 0
 
 
 def test_dev_questions_among_the_questions_are_named(recipe, tmp_path, capsys):
@@ -246,12 +250,12 @@ def test_a_student_that_is_never_right_is_noticed_after_the_first_questions(reci
 
 def test_the_shipped_recipe_holds():
     config = read_generate_config(RECIPES / "own_mistakes.yaml", {})
-    _check(config)
+    check_rounds(config)
     assert (config.arguments.pairs, config.arguments.rounds) == ("closest", 2)
     assert {path.name for path in RECIPES.iterdir()} == {"own_mistakes.yaml", "train.yaml", "rft.yaml", "dev.yaml"}
     same = read_generate_config(RECIPES / "own_mistakes.yaml", {"seed": "1000003"})
     with pytest.raises(InputError, match="What is measured must not be trained on"):
-        _check(same)
+        check_rounds(same)
 
 
 def test_rounds_with_a_teacher_count_the_students_samples(recipe, tmp_path, toy_student):
