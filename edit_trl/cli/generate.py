@@ -169,6 +169,10 @@ def _generate(config: GenerateConfig, folder: Path) -> None:
 def _generation_summary(generation: Generation, folder: Path, rows: dict[str, int]) -> str:
     lines = [f"{folder / name}: {count} rows" for name, count in rows.items()]
     lines += [f"  dropped, {reason}: {len(ids)}" for reason, ids in sorted(generation.dropped.items())]
+    critiques = generation.counts.get("critique")
+    if critiques:
+        left_out = ", ".join(f"{count} {name}" for name, count in sorted(critiques.items()) if name != "critique")
+        lines.append(f"  critiques: {critiques['critique']}" + (f"; left out: {left_out}" if left_out else ""))
     if generation.with_thoughts and generation.thoughts == "drop":
         lines.append(f"  thoughts left out: of {generation.with_thoughts} answers (`thoughts: keep` keeps them)")
     if generation.failures:

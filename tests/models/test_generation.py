@@ -7,6 +7,8 @@ import pytest
 import torch
 from accelerate.utils import is_peft_model
 from conftest import tiny_llama
+from tiny_models import MODELS, TINY
+from transformers import MambaConfig, MambaForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.decoding import Decoding
@@ -148,3 +150,44 @@ def test_decoding_against_another_model(engine, prompts):
             break
     with pytest.raises(InputError, match="a model of 500 tokens beside one of"):
         Engine(engine.model, engine.tokenizer, Contrast(tiny_llama(500)))
+
+
+def mamba():
+    sizes = {name: TINY[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "pad_token_id")}
+    return MambaForCausalLM(MambaConfig(**sizes, state_size=4, eos_token_id=2))
+
+
+def linear_attention():
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
+    heads |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32}
+    experts |= {"shared_expert_intermediate_size": 32}
+    kinds = ["linear_attention", "full_attention"]
+    return Qwen3NextForCausalLM(Qwen3NextConfig(**TINY, **heads, **experts, layer_types=kinds))
+
+
+@pytest.mark.parametrize(
+    "make", [*MODELS.values(), mamba, linear_attention], ids=[*MODELS, "mamba", "linear_attention"]
+)
+def test_every_kind_of_cache_draws_what_transformers_does(make, tokenizer):
+    """Greedily, one prompt at a time without our loop; in ours, rows are copied and leave."""
+    torch.manual_seed(1)
+    model = make().eval()
+    engine = Engine(model, tokenizer)
+    engine.eos_ids = [399]
+    prompts = [tokenizer(text)["input_ids"] for text in ("word " * 30, "two words?", "One, or three of them.", "x")]
+    if model.config.model_type == "mamba":  # which knows no padding
+        prompts = [prompt[:2] for prompt in prompts[:3]]
+
+    def alone(prompt: list[int]) -> list[int]:
+        with torch.no_grad():
+            ids = model.generate(torch.tensor([prompt]), generation_config=engine.settings(Decoding(12)))
+        return ids[0, len(prompt) :].tolist()
+
+    # The third token of the first response is an EOS from here on, so that this response leaves at least.
+    engine.eos_ids = [alone(prompts[0])[2]]
+    expected = [engine.split_at_eos(alone(prompt)) for prompt in prompts]
+    assert expected[0][1]
+    together = engine.generate([prompt for prompt in prompts for _ in range(2)], Decoding(12))
+    assert [engine.split_at_eos(ids) for ids in together[::2]] == expected
+    assert together[::2] == together[1::2]

@@ -198,3 +198,14 @@ def test_bad_options_are_refused(words, message, capsys):
     recipe = "pivots" if "--critique" in words else "procedural"
     assert main(["generate", "--config", f"{RECIPES / recipe}.yaml", *words]) != 0
     assert message in capsys.readouterr().err
+
+
+def test_the_command_tells_how_many_critiques_there_are(tmp_path, capsys):
+    words = ["--teacher", "procedural", "--families", "arithmetic", "--rows", "6", "--critique", "true"]
+    words += ["--label", "steps", "--output_dir", str(tmp_path / "out"), "--max_key_fraction", "1.0"]
+    assert main(["generate", "--config", f"{RECIPES / 'procedural'}.yaml", *words]) == 0
+    assert "  critiques: 6\n" in capsys.readouterr().out
+    (row, *_) = load_dataset("parquet", data_files=str(tmp_path / "out" / "dual.parquet"), split="train")
+    assert row["critique"].startswith('The step "')
+    assert row["rejected_key_spans"]
+    assert "critique" in (tmp_path / "out" / "README.md").read_text()
