@@ -172,6 +172,18 @@ def test_a_control_of_several_stages_is_refused(recipe, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_round_of_rpo_trains_with_trls_trainer(recipe, tmp_path):
+    """The shipped recipe, but for what a tiny student on a CPU needs."""
+    values = yaml.safe_load((RECIPES / "rpo.yaml").read_text(encoding="utf-8"))
+    small = {"max_steps": 1, "lora_r": 2, "lora_alpha": 4, "per_device_train_batch_size": 2}
+    path = recipe(values | small, rounds=1, control_recipe=None, dev_task=None)
+    done = run(path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "out/round_1/student/adapter_model.safetensors").is_file()
+    (first,) = state_of(tmp_path / "out")["rounds"]
+    assert first["steps"] == 1
+
+
 def test_the_rounds_stop_when_the_accuracy_falls():
     def after(*accuracies: float) -> bool:
         start, *rounds = ({"accuracy": accuracy} for accuracy in accuracies)
@@ -252,7 +264,8 @@ def test_the_shipped_recipe_holds():
     config = read_generate_config(RECIPES / "own_mistakes.yaml", {})
     check_rounds(config)
     assert (config.arguments.pairs, config.arguments.rounds) == ("closest", 2)
-    assert {path.name for path in RECIPES.iterdir()} == {"own_mistakes.yaml", "train.yaml", "rft.yaml", "dev.yaml"}
+    check_rounds(read_generate_config(RECIPES / "own_mistakes.yaml", {"train_recipe": str(RECIPES / "rpo.yaml")}))
+    assert {path.stem for path in RECIPES.iterdir()} == {"own_mistakes", "train", "rft", "rpo", "dev"}
     same = read_generate_config(RECIPES / "own_mistakes.yaml", {"seed": "1000003"})
     with pytest.raises(InputError, match="What is measured must not be trained on"):
         check_rounds(same)
