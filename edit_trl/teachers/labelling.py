@@ -78,7 +78,7 @@ class Labelling:
 
         def outcome(_: ChainPair, response: ChatResponse) -> str:
             if response.finish_reason != "stop":
-                return "cut off" if response.finish_reason == "length" else "refused"
+                return _ended_by(response)
             critique = read_critique(response.text)
             if critique is None:
                 return "unparsed"
@@ -112,12 +112,18 @@ class Labelling:
         return {number: answer for (_, number), answer in answers.items()}
 
 
+def _ended_by(response: ChatResponse) -> str:
+    return "cut off" if response.finish_reason == "length" else "refused"
+
+
 def _numbered(chain: str) -> str:
     return "\n".join(f"{number}. {chain[start:end]}" for number, (start, end) in enumerate(step_spans(chain), 1))
 
 
 def _marked_steps(pair: ChainPair, response: ChatResponse) -> tuple[str, tuple[Spans, Spans] | None]:
     """Return what came of a label, and the spans of the named steps in the correct and in the wrong chain."""
+    if response.finish_reason != "stop":  # the last number may be cut in two
+        return _ended_by(response), None
     steps = step_spans(pair.rejected)
     numbers = read_steps(response.text, len(steps))
     if numbers is None:

@@ -221,6 +221,6 @@ def read_critique(text: str) -> Critique | None:
     """Return a critique; None where it has no verdict on its last line, or says nothing before it."""
     answer = (split_thoughts(text).answer or "").strip()
     critique, _, last = answer.rpartition("\n")
-    verdict = _VERDICT_LINE.fullmatch(last.strip(" .*_"))
+    verdict = _VERDICT_LINE.fullmatch(last.strip(" .!*_`"))
     found = {"wrong": True, "right": False}.get(verdict["verdict"].lower()) if verdict else None
     return None if found is None or not critique.strip() else Critique(critique.strip(), found)

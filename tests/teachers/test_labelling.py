@@ -1,8 +1,10 @@
 """Critiques of wrong chains, and the steps that carry a mistake: what is read, refused, counted and saved."""
 
+import json
 from pathlib import Path
 
 import pytest
+from chat_server import MODEL, ChatServer, running
 from datasets import load_dataset
 from scripted_teacher import Scripted, generate
 
@@ -23,10 +25,10 @@ RIGHT = "She starts with 12. Then 12 - 5 = 7. Then 7 + 2 = 9. The answer is 9."
 WRONG = "She starts with 12. Then 12 - 5 = 8. Then 8 + 2 = 10. The answer is 10."
 
 
-def teacher(**answers: str) -> Scripted:
+def teacher(**answers: str | tuple[str, str]) -> Scripted:
     """Right at first, wrong when it corrupts; `answers` are those of the other stages."""
 
-    def say(request) -> str:
+    def say(request) -> str | tuple[str, str]:
         return {"annotate": RIGHT, "corrupt": WRONG, **answers}[request.stage]
 
     return Scripted(say)
@@ -39,6 +41,7 @@ def teacher(**answers: str) -> Scripted:
         ("**Step 2** is off.\nIt says 8.\n\n**Verdict: Wrong.**", ("**Step 2** is off.\nIt says 8.", True)),
         ("<think>hm</think>Off by one.\nVerdict: wrong", ("Off by one.", True)),
         ("All is well.\nVerdict: right", ("All is well.", False)),
+        ("Off by one.\n`Verdict: wrong!`", ("Off by one.", True)),
         ("Verdict: wrong", None),  # nothing is said
         ("12 - 5 is 7.", None),
         ("It is off.\nVerdict: unsure", None),
@@ -86,6 +89,8 @@ def test_critiques_become_a_column_and_contradictions_are_counted(tmp_path):
     for answer, outcome in (
         ("All is well.\nVerdict: right", "contradicts the label"),
         ("Hm.", "unparsed"),
+        (("12 - 5 is 7.\nVerdict: wrong", "length"), "cut off"),
+        (("12 - 5 is 7.\nVerdict: wrong", "refused"), "refused"),
     ):
         made, _ = generate(tmp_path / outcome, teacher(critique=answer), [QUESTION], critique=True)
         assert made.counts["critique"] == {outcome: 1}
@@ -126,6 +131,7 @@ def test_named_steps_are_the_key_steps(tmp_path):
         ("Steps: 1, 2", "a named step does not differ"),
         ("Steps: 9", "unparsed"),
         ("The second.", "unparsed"),
+        (("Steps: 2", "length"), "cut off"),  # of "Steps: 2, 3" or "Steps: 21"
     ],
 )
 def test_pairs_whose_steps_are_not_usable_are_dropped_and_counted(tmp_path, answer, reason):
@@ -209,3 +215,39 @@ def test_the_command_tells_how_many_critiques_there_are(tmp_path, capsys):
     assert row["critique"].startswith('The step "')
     assert row["rejected_key_spans"]
     assert "critique" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_both_stages_at_an_endpoint_and_again(tmp_path):
+    """The second run reads the journal; a file of other questions pays for these alone."""
+
+    def answer(body: dict) -> str:
+        prompt = body["messages"][-1]["content"]
+        if "somebody's attempt" in prompt:
+            return "12 - 5 is 7.\nVerdict: wrong"
+        if 'Write one line: "Steps: "' in prompt:
+            return "Steps: 2"
+        return WRONG if "Right reasoning" in prompt else RIGHT
+
+    server, questions = ChatServer(answer), tmp_path / "questions.jsonl"
+
+    def ask(count: int, url: str) -> None:
+        rows = [{"question": f"{QUESTION.question} ({n})", "answer": "9"} for n in range(count)]
+        questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        words = ["--teacher", "openai_compatible", "--model", MODEL, "--base_urls", url, "--dataset_name", questions]
+        words += ["--label", "steps", "--critique", "true", "--rectify", "none", "--output_dir", tmp_path / "out"]
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text("corrupt: true\n")
+        assert main(["generate", "--config", str(recipe), *map(str, words)]) == 0
+
+    with running(server) as url:
+        ask(3, url)
+        # A chain, a corruption, the steps and a critique of each question.
+        assert sum(server.paid.values()) == 3 * 4
+        ask(3, url)
+        assert sum(server.paid.values()) == 3 * 4
+        ask(4, url)
+    paid = sum(server.paid.values())
+    assert paid <= 4 * 4 + 3  # the new pair is also an example for the corruptions of the others
+    rows = load_dataset("parquet", data_files=str(tmp_path / "out" / "dual.parquet"), split="train")
+    assert [row["critique"] for row in rows] == ["12 - 5 is 7."] * 4
+    assert {WRONG[slice(*span)] for row in rows for span in row["rejected_key_spans"]} == {"Then 12 - 5 = 8."}
