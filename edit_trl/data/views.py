@@ -322,7 +322,7 @@ def _mixture(
         for view, weight in views.items()
     }
     counts = ", ".join(f"{len(members)} of {view} (weight {views[view]:g})" for view, members in rows.items())
-    logger.info(f"{source}: rows by view: {counts}")
+    logger.warning(f"{source}: rows by view: {counts}")
     return _dataset(mixed(rows), dataset)
 
 

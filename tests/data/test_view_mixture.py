@@ -1,6 +1,5 @@
 """Mixtures of views by weight: which rows are drawn, in which form, and what is refused."""
 
-import logging
 import math
 
 import pytest
@@ -26,7 +25,6 @@ def mix(views, pairs=PAIRS, **options) -> list[dict]:
 
 @pytest.mark.parametrize("make", [dict, conversational], ids=["plain", "conversational"])
 def test_a_weight_draws_or_repeats_rows(make, caplog):
-    caplog.set_level(logging.INFO)
     rows = mix({"chosen": 1, "check": 0.5}, list(map(make, PAIRS)))
     ids = [row["id"] for row in rows]
     assert ids[:4] == ["r0", "r1", "r2", "r3"]
