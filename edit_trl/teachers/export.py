@@ -96,8 +96,9 @@ def save_generation(
         "failures": [
             {"question": question, "stage": stage, "reason": reason} for question, stage, reason in generation.failures
         ],
-        "completion_tokens": {role: stats.completion_tokens for role, stats in provenance.stats.items()},
     }
+    if "student" in provenance.stats:  # what its own chains cost, beside training on them
+        report["completion_tokens"] = {role: stats.completion_tokens for role, stats in provenance.stats.items()}
     if generation.with_thoughts:
         report["thoughts"] = {"option": generation.thoughts, "answers_with_thoughts": generation.with_thoughts}
     if generation.pivots is not None:

@@ -143,7 +143,11 @@ class GenerationPlan:
 
     def _provenance(self, stats: dict[str, DispatchStats]) -> Provenance:
         values = {name: value for name, value in self.config.values.items() if name not in _INCIDENTAL}
-        names = ("student",) if self.teacher is None else get_args(TemplateName)
+        options = self.config.options
+        # The stages that a recipe has to ask for are told where it does.
+        asked = {"label_steps": options.label == "steps", "critique": options.critique}
+        names = [name for name in get_args(TemplateName) if asked.get(name, True)]
+        names = ["student"] if self.teacher is None else names
         versions = {name: self.templates.version(name) for name in names}
         author = self.config.arguments.student if self.teacher is None else self.teacher.model
         return Provenance(author, stats, versions, values)

@@ -106,3 +106,16 @@ def test_a_recipe_is_refused_before_anything_is_loaded(options, message):
     with pytest.raises(InputError) as caught:
         resolve_runs(Recipe(None, recipe), {})
     assert message in str(caught.value)
+
+
+def test_a_stage_and_the_command_line_choose_anew():
+    recipe = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o", "use_cpu": True, "view": "chosen"}
+    recipe |= {"preference_weight": 0.0}
+    mixed = {"views": {"chosen": 1, "check": 0.5}}
+    stages = [{"name": "first"}, {"name": "second", **mixed}, {"name": "third", **mixed, "views": {"check": 1}}]
+    runs = resolve_runs(Recipe(None, recipe, tuple((stage.pop("name"), stage) for stage in stages)), {})
+    assert [run.data.view_names for run in runs] == [["chosen"], ["chosen", "check"], ["check"]]
+    (run,) = resolve_runs(Recipe(None, recipe), {"views": "{check: 2}"})
+    assert run.data.views == {"check": 2}
+    (run,) = resolve_runs(Recipe(None, {**recipe, **mixed} | {"view": None}), {"view": "check"})
+    assert run.data.view_names == ["check"]

@@ -114,7 +114,7 @@ def test_column_mapping(recipe):
         ("preference_loss: sigmoit", "did you mean 'sigmoid'?"),
         (
             "key_step_method: word",
-            "expected one of edit, words, fork, forks, spans, reference, random; did you mean 'words'?",
+            "expected one of edit, words, fork, forks, step, spans, reference, random; did you mean 'words'?",
         ),
         ("chosen_key_weight: -2.0", "`chosen_key_weight` must be a finite number, 0 or more"),
         ("load_in_4bit: true", "`load_in_4bit: true` needs an adapter to train; set `use_peft: true`"),

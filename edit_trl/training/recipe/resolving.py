@@ -218,10 +218,12 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
     return runs
 
 
-# Where the rows come from is one choice: who makes it anew does not inherit these options.
+# Where the rows come from is one choice, and so is their view: who makes it anew does not inherit these options.
 _REPLACED = {
     "dataset_name": ("datasets", "test_split_size"),
     "datasets": ("dataset_name", "dataset_config", "dataset_revision", "dataset_train_split"),
+    "view": ("views",),
+    "views": ("view",),
 }
 
 
