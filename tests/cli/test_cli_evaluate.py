@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -351,3 +352,14 @@ def test_what_decoding_against_a_model_cannot_do_is_told(recipe, tmp_path, words
     assert evaluate(recipe, *words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_with_another_tokenizer_is_refused(recipe, saved_student, tmp_path, capsys):
+    other = shutil.copytree(saved_student, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second, *_ = vocabulary
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert evaluate(recipe, "--limit", 1, "--against", other) == 2
+    assert "has another tokenizer than" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from accelerate.utils import is_peft_model
 
+from edit_trl.common.errors import InputError
 from edit_trl.models.drawing import Contrast
 from edit_trl.models.generation import ModelGenerator
 from edit_trl.models.generation_with_vllm import VllmGenerator, vllm_is_faster
@@ -59,7 +60,12 @@ def load_generator(
     model, tokenizer = source.load()
     contrast = None
     if against is not None:
-        other, _ = replace(source, model=against.model).load()
+        other, its_tokenizer = replace(source, model=against.model).load()
+        if its_tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise InputError(
+                f"`against: {against.model}` has another tokenizer than {source.model}; contrastive decoding "
+                "compares the same tokens, so take an adapter of the same base"
+            )
         # The loop of the generation runs it without PEFT's own `generate`.
         other = other.get_base_model() if is_peft_model(other) else other
         contrast = Contrast(other, against.weight, against.cutoff)
