@@ -54,6 +54,8 @@ def _read(
     from edit_trl.evaluation.runs.history import check_history
 
     arguments.check_place(endpoint, limits)
+    if arguments.against:
+        refuse_missing_folder(arguments.against, "against")
     if arguments.harness and endpoint.base_urls:
         raise InputError("`harness` needs the model on this machine: leave out `base_urls`")
     harness = None

@@ -125,6 +125,8 @@ def select_rows(
     """
     dataset = with_prompts(dataset.with_format(None))  # a format is a way to look at the rows
     names = list(views or [view])
+    if views is not None and view != "pairs":
+        raise InputError(f"`view` ({view!r}) and `views` both say which rows to select; leave one out")
     if views is not None:
         dataset = _mixture(dataset, views, mistake, seed, source)
     else:

@@ -119,3 +119,8 @@ def test_a_stage_and_the_command_line_choose_anew():
     assert run.data.views == {"check": 2}
     (run,) = resolve_runs(Recipe(None, {**recipe, **mixed} | {"view": None}), {"view": "check"})
     assert run.data.view_names == ["check"]
+
+
+def test_a_view_beside_a_mixture_is_refused():
+    with pytest.raises(InputError, match=r"`view` \('check'\) and `views` both say which rows"):
+        select_rows(Dataset.from_list(PAIRS), "check", views={"chosen": 1})
