@@ -14,6 +14,7 @@ from types import FrameType
 
 from edit_trl.cli.launch_options import check_process_count, launch_options
 from edit_trl.common.errors import InputError
+from edit_trl.common.shipped import recipes_folder
 from edit_trl.training.resuming.stopping import EXIT_CODE, TrainingStopped
 
 TRAIN_MODULE = "edit_trl.cli.train"
@@ -106,7 +107,8 @@ def _run(options: Sequence[str]) -> int:
 def accelerate_config(own: argparse.Namespace) -> Path | None:
     """Return the file that `--accelerate_config` names; None without the option.
 
-    The option is a path, or a name in recipes/accelerate or in an `accelerate/` folder above the recipe.
+    The option is a path, a name in an `accelerate/` folder above the recipe, or a name of a configuration that comes
+    with the package.
 
     Raises:
         InputError: There is no such file (lists the names that exist).
@@ -114,12 +116,13 @@ def accelerate_config(own: argparse.Namespace) -> Path | None:
     name = own.accelerate_config
     if name is None or Path(name).is_file():
         return Path(name) if name else None
-    above = Path(own.config).resolve().parents if own.config else ()
-    folders = [folder / "accelerate" for folder in above] + [Path("recipes/accelerate")]
+    above = list(Path(own.config).resolve().parents) if own.config else []
+    folders = [recipes_folder() / "accelerate", *(folder / "accelerate" for folder in reversed(above))]
     named = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
     if name not in named:
-        names = ", ".join(sorted(named)) or "none found beside the recipe or in recipes/accelerate"
-        raise InputError(f"no accelerate configuration {name!r}: not a file, and the names are: {names}")
+        raise InputError(
+            f"no accelerate configuration {name!r}: not a file, and the names are: {', '.join(sorted(named))}"
+        )
     return named[name]
 
 

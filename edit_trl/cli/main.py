@@ -28,6 +28,7 @@ COMMANDS = {
     "merge": "put an adapter into the weights of its model",
     "push": "push a trained model to the Hub",
     "chat": "try a model in the terminal",
+    "recipes": "list, show and copy the recipes that come with the package",
 }
 
 HELP = """\

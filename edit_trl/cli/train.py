@@ -16,6 +16,7 @@ from edit_trl.cli.launch_options import shards
 from edit_trl.cli.parser import Parser
 from edit_trl.cli.train_help import full_help, short_help
 from edit_trl.common.environment import read_recipe_words
+from edit_trl.common.shipped import find_recipe
 from edit_trl.training.resuming.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
 
 STOPPING = (
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     own, options = _parser().parse_known_args(argv)
     if _print_help(own):
         return 0
+    own.config = own.config and find_recipe(own.config)
     recipe = _read_recipe(own)
     if own.dry_run:
         from edit_trl.cli.dry_run import dry_run
@@ -79,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-h", "--help", action="store_true", help="Show our own options and exit.")
     parser.add_argument("--help-all", action="store_true", help="Show every option of every trainer and exit.")
-    parser.add_argument("--config", metavar="RECIPE", help="The recipe, a YAML file.")
+    parser.add_argument("--config", metavar="RECIPE", help="The recipe: a YAML file, or a name in `edit-trl recipes`.")
     parser.add_argument("--stage", metavar="NAME", help="Train one stage of the recipe instead of all.")
     parser.add_argument(
         "--dry_run", action="store_true", help="Print how much memory each stage will need and which GPUs have it."
@@ -87,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--accelerate_config",
         metavar="FILE",
-        help="An accelerate configuration: a file, or a name in recipes/accelerate.",
+        help="An accelerate configuration: a file, or a name such as ddp (`edit-trl recipes accelerate`).",
     )
     parser.add_argument("--num_processes", type=int, metavar="N", help="Processes to launch, as in accelerate launch.")
     return parser

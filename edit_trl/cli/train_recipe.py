@@ -16,6 +16,7 @@ from edit_trl.cli.launch_options import check_processes
 from edit_trl.cli.push import find_evaluations
 from edit_trl.common.files import naming
 from edit_trl.common.run_file import read_run_file
+from edit_trl.common.shipped import find_recipe
 from edit_trl.data.views import PAIR_VIEWS
 from edit_trl.evaluation.suite.callback import SuiteCallback
 from edit_trl.hub.push import pushing
@@ -38,7 +39,8 @@ def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = N
     the command, a run that receives SIGTERM does not save first.
 
     Args:
-        recipe: The recipe's YAML file; None for a run given by options alone.
+        recipe: The recipe's YAML file, or the name of one that comes with the package; None for a run given by options
+            alone.
         stage: Train only this stage of the recipe.
         options: Options that win over the recipe and its stages, as on the command line: those of the
             recipe, of `DualCoTConfig` (or of the stage's trainer) and of TRL's `ModelConfig`.
@@ -58,7 +60,7 @@ def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = N
         folder = train_recipe("recipe.yaml", dataset_name="pairs.jsonl", learning_rate=1e-4)
         ```
     """
-    outline = read_recipe(recipe)
+    outline = read_recipe(recipe and find_recipe(os.fspath(recipe)))
     _set_environment(outline)
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     runs = resolve_runs(outline, values)

@@ -12,6 +12,7 @@ from edit_trl.common.conversion import convert
 from edit_trl.common.environment import read_recipe_words
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.options import hints_of
+from edit_trl.common.shipped import find_recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     own, words = _parser().parse_known_args(argv)
+    own.config = own.config and find_recipe(own.config)
     recipe = read_recipe_words(own.config) if own.config is not None else {}
     if own.config is not None and (kind := recipe_kind({*recipe, *_flags(argv)})) != "train":
         print(f"{own.config}: a recipe of `edit-trl {kind}`\n{_check_recipe(kind, argv, recipe)}\nvalid")
@@ -87,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Check a recipe of train, generate, evaluate, suite or judge, or a dataset; loads no model.",
         epilog="Options of the recipe may be given as --key value, as for the command itself.",
     )
-    parser.add_argument("--config", metavar="RECIPE.yaml", help="The recipe.")
+    parser.add_argument("--config", metavar="RECIPE.yaml", help="The recipe, or its name.")
     parser.add_argument("--dataset", metavar="DATA", help="A file, folder or Hub id; wins over the recipe's.")
     return parser
 

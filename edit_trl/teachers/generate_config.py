@@ -17,6 +17,7 @@ from edit_trl.common.environment import read_recipe_words
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.hub_ids import refuse_missing_folder
 from edit_trl.common.options import build, find_beside, hints_of
+from edit_trl.common.shipped import find_recipe
 from edit_trl.common.yaml_file import read_texts
 from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.questions import Question, read_questions
@@ -182,6 +183,7 @@ def read_generate_config(
     raise_problems(_left_to_endpoints(arguments, converted), str(path or "command line"))
     folder = Path(path).parent if path else Path()
     files = {name: find_beside(getattr(arguments, name), folder) for name in _FILES}
+    files |= {name: find_recipe(files[name]) for name in ("train_recipe", "control_recipe") if files[name]}
     if arguments.templates:
         files["templates"] = {name: find_beside(file, folder) for name, file in arguments.templates.items()}
     return GenerateConfig(converted, replace(arguments, **files), replace(pipeline, bounds=bounds), pivots, limits)

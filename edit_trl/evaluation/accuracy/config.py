@@ -82,7 +82,7 @@ class EvaluateArguments(MeasuredModel):
         """See `MeasuredModel.errors`."""
         yield from super().errors()
         if not self.tasks and not self.harness:
-            yield "`tasks` is missing: task files, or names of those in recipes/evaluate/tasks"
+            yield "`tasks` is missing: task files, or names such as gsm8k (`edit-trl recipes evaluate/tasks`)"
         yield from at_least(1, limit=self.limit)
         yield from votes_problems(self.votes, self.samples, batching=self.batching, engine=self.engine)
         if self.votes != "majority" and not self.tasks:

@@ -19,6 +19,7 @@ from edit_trl.common.checks import at_least, difficulty_range, seed_range
 from edit_trl.common.conversion import convert
 from edit_trl.common.errors import InputError, collect_problems, raise_problems
 from edit_trl.common.options import Options, find_beside, hints_of
+from edit_trl.common.shipped import recipes_folder
 from edit_trl.common.templates import template_problems
 from edit_trl.common.yaml_file import read_words
 from edit_trl.data.answers import AnswerType
@@ -101,7 +102,7 @@ def read_task(name: str, beside: Path = Path()) -> tuple[Path, TaskFile]:
     """Read a task file, and resolve the files that it names from the working directory or its own folder.
 
     Args:
-        name: A path, or the name of a file in `tasks/` beside the recipe.
+        name: A path, or the name of a file in `tasks/` beside the recipe, or of a task that comes with the package.
         beside: The folder of the recipe.
 
     Returns:
@@ -119,13 +120,10 @@ def read_task(name: str, beside: Path = Path()) -> tuple[Path, TaskFile]:
 
 
 def _find(name: str, beside: Path) -> Path:
-    folders = (beside / _TASKS_FOLDER, Path("recipes/evaluate") / _TASKS_FOLDER)
+    folders = (beside / _TASKS_FOLDER, recipes_folder() / "evaluate" / _TASKS_FOLDER)
     candidates = (Path(name), beside / name, *(folder / f"{name}.yaml" for folder in folders))
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-        raise InputError(
-            f"no task {name!r}: no such file, and the names beside the recipe and in "
-            f"recipes/evaluate/tasks are: {', '.join(names) or 'none'}"
-        )
+        raise InputError(f"no task {name!r}: no such file, and the names of tasks are: {', '.join(names)}")
     return path
