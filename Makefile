@@ -1,4 +1,4 @@
-# make quickstart   train a real small model with both stages and measure it (7 to 13 minutes on 2 CPU cores)
+# make quickstart   train a real small model with both stages and measure it (about 6 minutes on 2 CPU cores)
 # make test         lint and the fast tests
 # make test-slow    the tests that train a real small model
 #
@@ -18,7 +18,7 @@ OUTPUT := outputs/quickstart
 
 quickstart: $(STAMP)
 	mkdir -p $(OUTPUT)
-	$(BIN)/python recipes/quickstart/quickstart.py --output $(OUTPUT) 2>&1 | tee $(OUTPUT)/log.txt
+	$(BIN)/edit-trl quickstart --output_dir $(OUTPUT) 2>&1 | tee $(OUTPUT)/log.txt
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"

@@ -60,7 +60,7 @@ def test_every_recipe_is_found():
     # tests/cli/test_rounds.py
     elsewhere = {"generate", "evaluate", "baselines", "rounds"}
     files -= {path for path in files if path.relative_to(ROOT).parts[0] in elsewhere}
-    others = {"README.md", "quickstart.py", SLURM.name}
+    others = {"README.md", SLURM.name}
     assert {path.name for path in files - {*RECIPES, *ACCELERATE}} == others
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "merge": "put an adapter into the weights of its model",
     "push": "push a trained model to the Hub",
     "chat": "try a model in the terminal",
+    "quickstart": "train and measure a small student in a few minutes, as an example",
     "recipes": "list, show and copy the recipes that come with the package",
 }
 

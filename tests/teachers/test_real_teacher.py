@@ -1,6 +1,5 @@
 """The pipeline against real models: an engine behind HTTP, and one in process."""
 
-import runpy
 import socket
 import subprocess
 import sys
@@ -11,13 +10,13 @@ from pathlib import Path
 import pytest
 from scripted_teacher import generate
 
+from edit_trl.cli.quickstart import unpack_student
 from edit_trl.data.answers import check_answer
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 from edit_trl.models.chat.local import TransformersTeacher
 
-QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart" / "quickstart.py"
 SUMS = [(2, 3), (4, 1), (7, 2), (5, 5)]
 QUESTIONS = [Question(f"q{a}{b}", f"What is {a} + {b}?", str(a + b), "number") for a, b in SUMS]
 EXEMPLARS = [
@@ -30,7 +29,7 @@ OPTIONS = {"exemplars": EXEMPLARS, "max_tokens": 60, "temperature": 0.0}
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("smollm2")
-    runpy.run_path(str(QUICKSTART))["unpack_student"](folder)
+    unpack_student(folder)
     return folder
 
 
