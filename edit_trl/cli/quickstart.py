@@ -158,7 +158,9 @@ class _Runs:
         """The scores of each model, their 95% intervals, and the number of problems."""
         from edit_trl.evaluation.runs.folder import read_run
 
-        records = {name: (read_run(self.answers(name)).record, read_run(self.suite(name)).record) for name in self.models}
+        records = {
+            name: (read_run(self.answers(name)).record, read_run(self.suite(name)).record) for name in self.models
+        }
         return {
             name: {
                 "scores": answers.scores | suite.scores,
@@ -271,9 +273,7 @@ def _print_end(models: Mapping[str, Mapping[str, dict]], seconds: float, output:
     for name, result in models.items():
         low, high = result["intervals"]["accuracy"]
         scores = result["scores"]
-        rows.append(
-            [name, f"{scores['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", f"{scores['key_preference']:.1%}"]
-        )
+        rows.append([name, f"{scores['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", f"{scores['key_preference']:.1%}"])
     print(f"\n{aligned([[['', 'accuracy', '95% interval', 'key steps preferred']], rows])}")
     problems = next(iter(models.values()))["items"]
     print(f"\n{problems} held-out problems; the quickstart took {seconds:.0f} s. Open the report in a browser:")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
+from transformers import ContinuousBatchingConfig, GenerationConfig, StoppingCriteriaList, StopStringCriteria
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.decoding import Batching, Decoding, Generated, check_batching
@@ -132,7 +132,12 @@ class Engine:
         check_vocabulary(self.model, self.tokenizer, prompts)
         prompts, config = [list(prompt) for prompt in prompts], self.settings(decoding)
         with _prepared(self.model, config), _forked_random_state(self.model.device, seed), torch.no_grad():
-            outputs = self.model.generate_batch(prompts, generation_config=config, warmup=False)
+            outputs = self.model.generate_batch(
+                prompts,
+                generation_config=config,
+                continuous_batching_config=_scheduling(self.model.device),
+                warmup=False,
+            )
         failed = [output.error for output in outputs.values() if output.error is not None]
         if failed or len(outputs) < len(prompts):
             raise RuntimeError(
@@ -192,7 +197,9 @@ class Stream:
     def __init__(self, engine: Engine, decoding: Decoding, stop: Sequence[str] = ()):
         settings = engine.settings(decoding, stop)
         self._max_new_tokens = decoding.max_new_tokens
-        self._manager = engine.model.init_continuous_batching(generation_config=settings)
+        self._manager = engine.model.init_continuous_batching(
+            generation_config=settings, continuous_batching_config=_scheduling(engine.model.device)
+        )
         self._manager.start()
 
     async def generate(self, prompt: list[int]) -> list[int]:
@@ -349,6 +356,14 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     if not ids:
         raise InputError("neither the model nor the tokenizer has an EOS token, so no response would end")
     return ids
+
+
+def _scheduling(device: torch.device) -> ContinuousBatchingConfig | None:
+    """The options of continuous batching on a device; None for transformers' own.
+
+    They give the cache nearly all memory of the device, which a CPU shares with every other program.
+    """
+    return ContinuousBatchingConfig(max_memory_percent=0.1) if device.type == "cpu" else None
 
 
 def _left_pad(sequences: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
