@@ -1,5 +1,7 @@
 """Checks of the arguments of `DualCoTTrainer`."""
 
+from typing import Any
+
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -91,7 +93,7 @@ def _option_problems(model, args: DualCoTConfig, compute_metrics) -> list[str]:
     return problems
 
 
-def tell_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: DualCoTConfig) -> None:
+def tell_padding(model: Any, tokenizer: PreTrainedTokenizerBase, args: DualCoTConfig) -> None:
     """Set the `pad_token` of the options in a model's configurations, as TRL does for its own collator."""
     if args.pad_token is not None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

@@ -14,6 +14,7 @@ from edit_trl.key_steps import SIDES
 from edit_trl.losses import DualCoTLoss
 from edit_trl.models.pairs.scoring import PairLogps
 from edit_trl.training.metrics import BatchLoss, MetricTotals, check_losses, chosen_metrics, pair_metrics
+from edit_trl.training.resuming.resumable import ResumableTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -81,7 +82,7 @@ class RunLog:
         chosen, fork = logps.chosen[:own], batch["fork"][:own]
         totals.add(chosen_metrics(parts, chosen, masks[0], masks[2], fork, paired))
         if logps.rejected is not None:
-            totals.add(pair_metrics(chosen, logps.rejected[:own], *masks, paired))
+            totals.add(pair_metrics(chosen, logps.rejected[:own], masks[0], masks[1], masks[2], masks[3], paired))
         if mode == "train" and own != 0:
             self._tokens += logps.tokens
 
@@ -141,13 +142,15 @@ class RunLog:
         return drift
 
 
-class LoggingMixin:
+class LoggingMixin(ResumableTrainer):
     """Logs what a `RunLog` gathers, for a `ResumableTrainer` on dual CoTs.
 
     Metrics of an evaluation have the prefix of its set (`metric_key_prefix`), as its loss has. Overrides hooks of
     `transformers.Trainer`, read in transformers 5.24.
     """
 
+    model: Any
+    train_dataset: Any
     _run_log: RunLog
     _eval_prefix = "eval"
 

@@ -19,7 +19,6 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from accelerate.utils import is_peft_model
 from transformers.utils import logging
 
 from edit_trl.common.errors import InputError
@@ -82,7 +81,7 @@ class TransformersTeacher:
         self._chat_template_kwargs = chat_template_kwargs
         self._batch_size, self._dtype = batch_size, dtype
         self._continuous = torch.cuda.is_available() if continuous is None else continuous
-        self._engine: Engine | None = None
+        self._loaded: Engine | None = None
         self._loading: asyncio.Task[None] | None = None
         self._waiting: list[_Waiting] = []
         self._pump: asyncio.Task[None] | None = None
@@ -154,15 +153,22 @@ class TransformersTeacher:
         await self._close_stream()
         if self._pump is not None:
             await asyncio.wait([self._pump])
-        self._engine = self._loading = None
+        self._loaded = self._loading = None
+
+    @property
+    def _engine(self) -> Engine:
+        assert self._loaded is not None  # `check` comes first
+        return self._loaded
 
     def _load(self) -> None:
+        from peft import PeftModel
+
         dtype = self._dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
         source = ModelSource(self.model, dtype=dtype)
         if self._chat_template_kwargs:
             check_variables(source.load_tokenizer(), self._chat_template_kwargs)
         model, tokenizer = source.load()
-        self._engine = Engine(model.merge_and_unload() if is_peft_model(model) else model, tokenizer)
+        self._loaded = Engine(model.merge_and_unload() if isinstance(model, PeftModel) else model, tokenizer)
         if tokenizer.chat_template is None:
             logger.warning(f"{self.model} has no chat template: prompts are sent as plain text")
 
@@ -209,10 +215,12 @@ class TransformersTeacher:
                     await self._close_stream()
                     self._stream = Stream(self._engine, _decoding(request.sampling), request.sampling.stop)
                     self._stream_sampling = request.sampling
+            stream = self._stream
+            assert stream is not None  # whoever sets the sampling makes the stream
             self._in_stream += 1
         started = time.monotonic()
         try:
-            ids = await self._stream.generate(prompt)
+            ids = await stream.generate(prompt)
         except RuntimeError as error:
             raise TeacherUnusable(str(error)) from error
         finally:
@@ -234,9 +242,9 @@ class TransformersTeacher:
         text = engine.text_of(prompt, response)
         if request.messages[-1][0] == "assistant":
             # Decoded with the prompt: a tokenizer may drop the space that the first word begins with.
-            options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-            before = tokenizer.decode(prompt, **options)
-            text = tokenizer.decode([*prompt, *response], **options)[len(before) :].rstrip()
+            options: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+            before = str(tokenizer.decode([*prompt], **options))
+            text = str(tokenizer.decode([*prompt, *response], **options))[len(before) :].rstrip()
         body = {
             "text": text,
             "finish_reason": "stop" if ended else "length",
