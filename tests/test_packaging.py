@@ -106,3 +106,8 @@ def test_the_version_stands_in_one_place():
     assert PROJECT["dynamic"] == ["version"]
     assert "version" not in PROJECT
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", edit_trl.__version__)
+
+
+def test_the_types_are_shipped():
+    assert (PACKAGE / "py.typed").is_file()
+    assert "Typing :: Typed" in PROJECT["classifiers"]

@@ -73,7 +73,8 @@ class ModelSource:
         subject = f"`model: {self.model}`" if base is None else describe_base(base, self.model)
         model = replace(self, model=base or self.model).load_whole(subject)
         if base is not None:
-            model = put_on(model, self.model).eval()  # type: ignore[assignment]  # PEFT's wrapper stands in for it
+            adapted: Any = put_on(model, self.model).eval()  # a PeftModel stands in for the model that it wraps
+            model = adapted
         return model, load_tokenizer(self.model, base, trust_remote_code=self.trust_remote_code)
 
     def load_whole(self, subject: str) -> PreTrainedModel:
@@ -96,8 +97,9 @@ class ModelSource:
         check_folder(self.model)
         model = _load_complete(AutoModelForCausalLM.from_pretrained, self.model, options, subject)
         # A quantized model is on its device already, and some cannot be moved.
-        # type: the decorator of transformers hides that `to` is a method.
-        return (model.to(device) if self.quantization is None else model).eval()  # type: ignore[arg-type]
+        if self.quantization is None:
+            model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that it is a method
+        return model.eval()
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer only."""

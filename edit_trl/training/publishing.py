@@ -46,7 +46,7 @@ class PublishingMixin(SFTTrainer):
         finally:
             self.args.hub_token = token
 
-    def create_model_card(  # type: ignore[override]  # the arguments are those of TRL's trainers, and fewer
+    def create_model_card(  # type: ignore[override]  # as in TRL, whose arguments are not those of transformers
         self,
         model_name: str | None = None,
         dataset_name: str | list[str] | None = None,

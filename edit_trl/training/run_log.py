@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from edit_trl.key_steps import SIDES
@@ -158,7 +159,9 @@ class LoggingMixin(ResumableTrainer):
     def _mode(self) -> Mode:
         return "train" if self.model.training else "eval"
 
-    def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Evaluate, as in `transformers.Trainer`; calls itself for each of several sets."""
         outer, self._eval_prefix = self._eval_prefix, metric_key_prefix
         try:
@@ -166,7 +169,7 @@ class LoggingMixin(ResumableTrainer):
         finally:
             self._eval_prefix = outer
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any):
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate a set, without what an earlier one has left."""
         self._run_log.reset_evaluation()
         return super().evaluation_loop(*args, **kwargs)

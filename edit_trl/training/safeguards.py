@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 from edit_trl.common.conversion import nearest
 from edit_trl.common.errors import InputError
@@ -33,7 +34,7 @@ def weights_kept(model: nn.Module) -> Iterator[None]:
 class SafeguardsMixin(Trainer):
     """Overrides hooks of `transformers.Trainer`, read in transformers 5.24."""
 
-    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader):
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> Any:
         """Return the steps of the run and what belongs to them, as in `transformers.Trainer`.
 
         Raises:
@@ -58,7 +59,7 @@ class SafeguardsMixin(Trainer):
             hint = nearest(name, names) or f"; choose from {', '.join(names)}"
             raise InputError(f"`metric_for_best_model: {name}` is no metric of the evaluation{hint}") from error
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any):
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate and keep the trained weights, with `bf16_full_eval` and `fp16_full_eval` too.
 
         Outside of `train` the Trainer casts the model in place, for `evaluate` and `predict`, and what is saved after

@@ -23,6 +23,7 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
+from transformers.trainer_utils import TrainOutput
 
 from edit_trl.data.preparation import PreparationReport, map_datasets, prepare_for_training
 from edit_trl.data.row import is_conversational, with_prompts
@@ -185,7 +186,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         # The size in use, which `auto_find_batch_size` makes smaller.
         return own_pairs(len(batch["fork"]), self._train_batch_size, self.accelerator, size)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, as in `ResumableTrainer`, with noise on the embeddings (`neftune_noise_alpha`)."""
         student = self.accelerator.unwrap_model(self.model)
         with noisy_embeddings(student, self.args.neftune_noise_alpha, self.score_pairs.chain_lengths):

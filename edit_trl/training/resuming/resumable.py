@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 from trl import SFTTrainer
 
@@ -63,7 +63,7 @@ class ResumableTrainer(SafeguardsMixin, SFTTrainer):
         resume_from_checkpoint: str | bool | None = None,
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
-    ):
+    ) -> TrainOutput:
         """Train, as in `transformers.Trainer`.
 
         Raises:
@@ -74,7 +74,7 @@ class ResumableTrainer(SafeguardsMixin, SFTTrainer):
         with holding(str(self.args.output_dir), self.args):
             return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
-    def _train(self, resume_from_checkpoint: str | bool | None, *args: Any):
+    def _train(self, resume_from_checkpoint: str | bool | None, *args: Any) -> TrainOutput:
         folder = str(self.args.output_dir)
         if self.args.should_save and clear_unfinished(folder):
             logger.warning(f"removed from {folder} the unfinished files of a run that was cut off")
@@ -228,17 +228,19 @@ class StopCallback(TrainerCallback):
         self.signals = signals
         self._stopping = False
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._stopping = False
         if self.signals is not None:
             self.signals.training = True
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.signals is not None and self.signals.agreed():
             self._stopping = control.should_save = True
             args.save_only_model = False  # the run resumes from this checkpoint
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._stopping and self.signals is not None:
             raise self.signals.stopped(args, state)
 
