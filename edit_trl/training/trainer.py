@@ -89,10 +89,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         ```
     """
 
-    objective: Objective
-    score_pairs: PairScorer
     data_collator: DualCoTCollator
-
     _tag_names = ["trl", "edit_trl", "dual-cot"]  # noqa: RUF012 (as in TRL)
     _name = "EDIT"
     _paper = {  # noqa: RUF012 (as in TRL)
@@ -225,17 +222,15 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
             prepare = partial(self._prepare_dataset, processing_class=processing_class, args=args)
             train_dataset = prepare(train_dataset)
             eval_dataset = map_datasets(eval_dataset, lambda rows, name: prepare(rows, dataset_name=name))
+        student: Any = model
         if isinstance(model, str):
-            student: Any = load_student(model, args, quantization_config)
+            student = load_student(model, args, quantization_config)
             quantization_config = options["model_init_kwargs"] = None  # or TRL warns that it does not load with them
-        else:
-            student = model
-        added = options["chat_template_path"]
-        if (peft_config is not None or is_peft_model(student)) and added is not None:
+        if (added := options["chat_template_path"]) is not None and (peft_config or is_peft_model(student)):
             check_added_tokens(student, added)
         multiple: Any = args.pad_to_multiple_of  # TRL has made a number of its words
         self._run_log = RunLog(args.displacement_warning)
-        self.objective = Objective(args)
+        self.objective: Objective = Objective(args)
         with replaced_options(args, **options):
             super().__init__(
                 model=student,
@@ -256,7 +251,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         settle_adapter_dtype(self.model, args.fp16)
         tell_padding(self.model, tokenizer, args)
         self.neftune_noise_alpha = None  # `train` adds the noise; the Trainer's is that of a row
-        self.score_pairs = self._pair_scorer()
+        self.score_pairs: PairScorer = self._pair_scorer()
         self._score_before_training()
 
     def _pair_scorer(self) -> PairScorer:
