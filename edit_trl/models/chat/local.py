@@ -81,7 +81,7 @@ class TransformersTeacher:
         self._chat_template_kwargs = chat_template_kwargs
         self._batch_size, self._dtype = batch_size, dtype
         self._continuous = torch.cuda.is_available() if continuous is None else continuous
-        self._loaded: Engine | None = None
+        self._engine: Engine | None = None
         self._loading: asyncio.Task[None] | None = None
         self._waiting: list[_Waiting] = []
         self._pump: asyncio.Task[None] | None = None
@@ -122,7 +122,7 @@ class TransformersTeacher:
         """Generate an answer; see `Teacher.attempt`."""
         await self.check()
         try:
-            prompt, room = self._encode(request), self._engine.positions
+            prompt, room = self._encode(request), self._loaded.positions
         except InputError as error:  # the chat template refuses the messages
             raise NoAnswer(str(error)) from error
         if room is not None and len(prompt) + request.sampling.max_tokens > room:
@@ -153,12 +153,12 @@ class TransformersTeacher:
         await self._close_stream()
         if self._pump is not None:
             await asyncio.wait([self._pump])
-        self._loaded = self._loading = None
+        self._engine = self._loading = None
 
     @property
-    def _engine(self) -> Engine:
-        assert self._loaded is not None  # `check` comes first
-        return self._loaded
+    def _loaded(self) -> Engine:
+        assert self._engine is not None  # `check` comes first
+        return self._engine
 
     def _load(self) -> None:
         from peft import PeftModel
@@ -168,13 +168,13 @@ class TransformersTeacher:
         if self._chat_template_kwargs:
             check_variables(source.load_tokenizer(), self._chat_template_kwargs)
         model, tokenizer = source.load()
-        self._loaded = Engine(model.merge_and_unload() if isinstance(model, PeftModel) else model, tokenizer)
+        self._engine = Engine(model.merge_and_unload() if isinstance(model, PeftModel) else model, tokenizer)
         if tokenizer.chat_template is None:
             logger.warning(f"{self.model} has no chat template: prompts are sent as plain text")
 
     def _encode(self, request: ChatRequest) -> list[int]:
         messages = [{"role": role, "content": content} for role, content in request.messages]
-        return prompt_ids(self._engine.tokenizer, messages, self._chat_template_kwargs)
+        return prompt_ids(self._loaded.tokenizer, messages, self._chat_template_kwargs)
 
     async def _answer_in_batches(self) -> None:
         """Answer what is waiting, batch by batch; the requests of a batch share their sampling."""
@@ -199,7 +199,7 @@ class TransformersTeacher:
 
     def _generate(self, batch: Sequence[_Waiting]) -> list[list[int]]:
         sampling = batch[0].request.sampling
-        return self._engine.generate(
+        return self._loaded.generate(
             [waiting.prompt for waiting in batch],
             _decoding(sampling),
             seeds=[_draw_seed(waiting.request) for waiting in batch],
@@ -213,7 +213,7 @@ class TransformersTeacher:
                 await self._idle.wait_for(lambda: not self._in_stream)
                 if self._stream_sampling != request.sampling:
                     await self._close_stream()
-                    self._stream = Stream(self._engine, _decoding(request.sampling), request.sampling.stop)
+                    self._stream = Stream(self._loaded, _decoding(request.sampling), request.sampling.stop)
                     self._stream_sampling = request.sampling
             stream = self._stream
             assert stream is not None  # whoever sets the sampling makes the stream
@@ -235,7 +235,7 @@ class TransformersTeacher:
             self._stream = self._stream_sampling = None
 
     def _raw(self, request: ChatRequest, prompt: Sequence[int], ids: Sequence[int], latency: float) -> RawResponse:
-        engine, tokenizer = self._engine, self._engine.tokenizer
+        engine, tokenizer = self._loaded, self._loaded.tokenizer
         response, ended = engine.response_of(prompt, ids, _decoding(request.sampling))
         if not ended:  # by a stop string, after which there is padding
             response = [token for token in response if token != engine.pad_id]
