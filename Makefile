@@ -1,5 +1,5 @@
 # make quickstart   train a real small model with both stages and measure it (about 6 minutes on 2 CPU cores)
-# make test         lint and the fast tests
+# make test         lint (ruff and mypy) and the fast tests
 # make test-slow    the tests that train a real small model
 #
 # Each sets up .venv by itself. TORCH is the requirement torch is installed by; name another to get a
@@ -29,6 +29,7 @@ test-slow: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

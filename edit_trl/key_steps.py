@@ -22,7 +22,7 @@ The chains "2 + 3 = 5." and "2 * 3 = 6." have, over words, the masks
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from operator import index
 from random import Random
@@ -84,8 +84,8 @@ class KeySteps:
     rejected: list[bool]
     chosen_spans: list[Span] | None = None
     rejected_spans: list[Span] | None = None
-    chosen_fork: list[bool] | None = None
-    rejected_fork: list[bool] | None = None
+    chosen_fork: list[bool] = field(default_factory=list)
+    rejected_fork: list[bool] = field(default_factory=list)
 
     @property
     def key_fraction(self) -> float:
@@ -115,29 +115,35 @@ def mark(chosen: Chain, rejected: Chain, method: KeyStepMethod = "words", *, see
     chains = (chosen, rejected)
     if method == "random":
         return _draw(chains, mark(chosen, rejected, COUNTED_METHOD), seed)
+    offsets = [chain.offsets for chain in chains if chain.offsets is not None]
+    spans: list[list[Span]] | None = None
     if method not in TOKEN_METHODS:
-        if any(chain.offsets is None for chain in chains):
+        if len(offsets) < len(chains):
             raise InputError(
                 f"key_step_method={method!r} places key steps by character offsets, which this slow "
                 "tokenizer does not give; use a fast tokenizer or key_step_method='edit'"
             )
         spans = _given_spans(chains) if method == "spans" else _word_spans(chains, method)
-        masks = [masks_from_spans(s, chain.offsets) for s, chain in zip(spans, chains, strict=True)]
+        masks = [masks_from_spans(s, places) for s, places in zip(spans, offsets, strict=True)]
     else:
         if method == "reference":
-            masks = authors_mask(chosen.ids, rejected.ids), authors_mask(rejected.ids, chosen.ids)
+            masks = [authors_mask(chosen.ids, rejected.ids), authors_mask(rejected.ids, chosen.ids)]
         else:
-            masks = edit_masks(chosen.ids, rejected.ids)
-        spans = None, None
-        if all(chain.offsets is not None for chain in chains):
+            masks = [*edit_masks(chosen.ids, rejected.ids)]
+        if len(offsets) == len(chains):
             # EOS and the template's tokens are never key, even where an alignment of ids marks them.
             masks = [
-                [key and start < end for key, (start, end) in zip(mask, chain.offsets, strict=True)]
-                for mask, chain in zip(masks, chains, strict=True)
+                [key and start < end for key, (start, end) in zip(mask, places, strict=True)]
+                for mask, places in zip(masks, offsets, strict=True)
             ]
-            spans = [merged_spans(m, c.offsets, c.text) for m, c in zip(masks, chains, strict=True)]
-    forks = [_fork_mask(m, chain) for m, chain in zip(masks, chains, strict=True)]
-    return KeySteps(*masks, *spans, *forks)
+            spans = [merged_spans(m, o, c.text) for m, o, c in zip(masks, offsets, chains, strict=True)]
+    return _key_steps(masks, spans, [_fork_mask(m, chain) for m, chain in zip(masks, chains, strict=True)])
+
+
+def _key_steps(masks: list[list[bool]], spans: list[list[Span]] | None, forks: list[list[bool]]) -> KeySteps:
+    """Return key steps, given a value per side of everything."""
+    chosen_spans, rejected_spans = spans or (None, None)
+    return KeySteps(masks[0], masks[1], chosen_spans, rejected_spans, forks[0], forks[1])
 
 
 def key_step_masks(chosen_ids: Sequence[int], rejected_ids: Sequence[int], method: KeyStepMethod = "edit") -> KeySteps:
@@ -197,9 +203,10 @@ def locate_key_steps(
         InputError: Unknown method, a tokenizer without offsets, or spans that are missing, out of range,
             unsorted or overlapping.
     """
-    texts = (chosen, rejected)
-    chains = map(Chain, texts, *_tokenize(texts, tokenizer), (chosen_spans, rejected_spans))
-    return mark(*chains, method, seed=seed)
+    ids, offsets = _tokenize((chosen, rejected), tokenizer)
+    correct = Chain(chosen, ids[0], offsets[0], chosen_spans)
+    wrong = Chain(rejected, ids[1], offsets[1], rejected_spans)
+    return mark(correct, wrong, method, seed=seed)
 
 
 def fork_scope(mask: Sequence[bool], offsets: Sequence[Span], text: str) -> list[bool]:
@@ -231,7 +238,7 @@ def check_method(method: str) -> None:
 def _word_spans(chains: Sequence[Chain], method: KeyStepMethod) -> list[list[Span]]:
     texts = [chain.text for chain in chains]
     ids, words = _tokenize(texts, None)
-    masks = edit_masks(*ids)
+    masks = [*edit_masks(*ids)]
     if method in ("fork", "forks", "step"):
         limit = _where_steps_part if method == "forks" else _within_step
         fork = common_prefix(*ids)
@@ -267,16 +274,19 @@ def _given_spans(chains: Sequence[Chain]) -> list[list[Span]]:
 
 def _draw(chains: Sequence[Chain], counted: KeySteps, seed: int) -> KeySteps:
     """Draw as many tokens as `counted` marks; those at the fork are drawn from the drawn key tokens."""
-    masks, forks = [], []
+    masks: list[list[bool]] = []
+    forks: list[list[bool]] = []
+    spans = []
     for side, chain in zip(SIDES, chains, strict=True):
+        assert chain.offsets is not None  # the counted method refuses chains without
         positions = [position for position, (start, end) in enumerate(chain.offsets) if start < end]
         # Seeded by text, so that a pair draws the same tokens in any process.
         Random(" ".join([f"{seed} {side}", *(c.text for c in chains)])).shuffle(positions)
         for drawn, mask in ((masks, getattr(counted, side)), (forks, getattr(counted, f"{side}_fork"))):
             key = set(positions[: sum(mask)])
             drawn.append([position in key for position in range(len(mask))])
-    spans = [merged_spans(m, c.offsets, c.text) for m, c in zip(masks, chains, strict=True)]
-    return KeySteps(*masks, *spans, *forks)
+        spans.append(merged_spans(masks[-1], chain.offsets, chain.text))
+    return _key_steps(masks, spans, forks)
 
 
 def _fork_mask(mask: list[bool], chain: Chain) -> list[bool]:

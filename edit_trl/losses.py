@@ -268,9 +268,11 @@ def dual_cot_loss(
     # A weight of zero leaves its term out of the graph: 0 times an infinite penalty is not a number.
     rejected = preference = torch.zeros_like(chosen)
     if rejected_key_weight:
+        assert rejected_logps is not None
         penalty = rejected_term(rejected_logps, rejected_key_mask, rejected_penalty)
         rejected = rejected_key_weight * penalty / rejected_z
     if preference_weight:
+        assert rejected_logps is not None
         chosen_scope = chosen_key_mask if chosen_scope_mask is None else chosen_scope_mask
         rejected_scope = rejected_key_mask if rejected_scope_mask is None else rejected_scope_mask
         chosen_score = chain_score(chosen_logps, chosen_scope, preference_reduction)

@@ -18,7 +18,7 @@ from typing import NoReturn
 _LIBRARIES = (
     *("encodings.utf_8_sig", "encodings.utf_16", "encodings.latin_1", "encodings.idna"),
     *("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate", "pyarrow.parquet", "yaml"),
-    *("scipy.stats", "statsmodels.stats.multitest", "rich.console", "rich.table", "openai", "aiohttp", "jinja2"),
+    *("scipy.stats", "rich.console", "rich.table", "openai", "aiohttp", "jinja2"),
     *("transformers.models.llama.modeling_llama", "torch._dynamo", "safetensors.torch", "rapidfuzz.distance"),
     *("edit_trl.training.trainer", "edit_trl.training.baselines", "edit_trl.training.recipe.stage"),
     *("edit_trl.teachers.run", "edit_trl.teachers.card", "edit_trl.evaluation.report", "edit_trl.models.merging"),

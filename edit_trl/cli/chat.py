@@ -21,7 +21,7 @@ from edit_trl.common.thoughts import answer_part, split_thoughts, thoughts_part
 from edit_trl.models.decoding import Decoding
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COMMANDS = "/clear begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
@@ -203,7 +203,7 @@ class Chat:
             self.messages.append({"role": "assistant", "content": answer or ""})
 
 
-def _streamer(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], show: Callable[[str], None]) -> TextStreamer:
+def _streamer(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], show: Callable[[str], None]) -> Any:
     """Return a streamer that shows a response as it grows, and has what it has `shown`."""
     from transformers import TextStreamer
 

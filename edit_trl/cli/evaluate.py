@@ -72,7 +72,7 @@ def _check(arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Li
     if endpoint.base_urls:
         endpoint.endpoint()
     else:
-        refuse_missing_folder(arguments.model)
+        refuse_missing_folder(arguments.source.model)
     counts = f"{len(tasks.problems)} questions of {len(tasks.versions)} tasks" if tasks else "no tasks of our own"
     return f"{counts}{', lm-evaluation-harness' if harness else ''}; model {arguments.model}"
 

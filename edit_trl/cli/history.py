@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
@@ -97,7 +97,7 @@ def _list(rows: Sequence[HistoryRow], console: Console) -> Table:
 
 def _plot(rows: Sequence[HistoryRow], metric: str) -> Table:
     """Plot one dot per run, between the lowest and the highest value."""
-    values = [row.scores[metric] for row in rows]
+    values = [score for row in rows if (score := row.scores[metric]) is not None]
     low, high = min(values), max(values)
     ends = _value(low, metric), _value(high, metric)
     scale = f"{ends[0]}{ends[1]:>{_WIDTH - len(ends[0])}}" if high > low else ends[0]
@@ -121,7 +121,7 @@ def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     for title in titles:
         # In a narrow terminal, long names are wrapped and numbers are not.
         folds = title in ("name", "model", "folder")
-        justify = "right" if title.endswith(">") else "left"
+        justify: Literal["left", "right"] = "right" if title.endswith(">") else "left"
         table.add_column(
             Text(title.rstrip(">")), justify=justify, no_wrap=not folds, overflow="fold", min_width=8 * folds
         )

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from edit_trl.cli.recipe_command import RecipeOptions, run_recipe
 from edit_trl.common.errors import InputError
@@ -44,8 +43,8 @@ def _check(arguments: JudgeArguments, _options: JudgeOptions, _limits: Limits, r
     return f"{len(sets)} items of {', '.join(runs)}; judge {judge.model!r}"
 
 
-def _judge(arguments: JudgeArguments, *options: Any) -> None:
-    report = judge_runs(arguments, *options, partial(print, file=sys.stderr))
+def _judge(arguments: JudgeArguments, options: JudgeOptions, limits: Limits, recipe_folder: Path) -> None:
+    report = judge_runs(arguments, options, limits, recipe_folder, partial(print, file=sys.stderr))
     folder = Path(arguments.output_dir)
     judgements = folder / JUDGEMENTS_FILE
     print(f"{judgements}, {folder / REPORT_FILE}\n\n{format_report(report)}")

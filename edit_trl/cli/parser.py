@@ -36,7 +36,10 @@ class Parser(argparse.ArgumentParser):
         """Raise an error of the command line."""
         raise InputError(f"{message[:300]} (see `{self.prog} --help`)")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+    # type: typeshed gives the method overloads, for namespaces of other types, of which nothing here makes use.
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> argparse.Namespace:
         """Parse the whole command line."""
         options, unknown = self.parse_known_args(args, namespace)
         names = [name.lstrip("-") for action in self._actions for name in action.option_strings]

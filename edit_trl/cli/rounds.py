@@ -100,7 +100,9 @@ def run_rounds(config: GenerateConfig, make_pairs: Callable[[GenerateConfig, Pat
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / STATE, json.dumps(state, indent=1) + "\n")
 
-    student = arguments.student
+    student, train_recipe = arguments.student, arguments.train_recipe
+    assert student is not None  # the options refuse rounds without both
+    assert train_recipe is not None
     if arguments.dev_task and state["start"] is None:
         state["start"] = asdict(_measure(config, student, folder / "dev"))
         save()
@@ -118,7 +120,7 @@ def run_rounds(config: GenerateConfig, make_pairs: Callable[[GenerateConfig, Pat
                     f"round {number}: {error}\n\nThe rounds before it:\n{_summary(state, folder)}"
                 ) from error
             made = time.monotonic()
-            stages = _train(arguments.train_recipe, student, place / DUAL, place / "student")
+            stages = _train(train_recipe, student, place / DUAL, place / "student")
             trained_at = time.monotonic()
             trained, sizes = str(stages[-1]), [_training_size(stage) for stage in stages]
             steps, tokens = map(sum, zip(*sizes, strict=True))
@@ -255,7 +257,7 @@ def _measure(config: GenerateConfig, model: str, folder: Path) -> Measured:
     from edit_trl.evaluation.runs.scores import score_intervals
 
     arguments = config.arguments
-    words = ["--model", model, "--tasks", arguments.dev_task, "--output_dir", str(folder), "--history", "null"]
+    words = ["--model", model, "--tasks", str(arguments.dev_task), "--output_dir", str(folder), "--history", "null"]
     words += ["--max_new_tokens", str(config.options.max_tokens), "--batch_size", str(arguments.batch_size)]
     if arguments.student_chat_template_kwargs:
         words += ["--chat_template_kwargs", json.dumps(arguments.student_chat_template_kwargs)]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edit_trl.cli.recipe_command import RecipeOptions, run_recipe
 from edit_trl.common.hub_ids import refuse_missing_folder
@@ -48,13 +48,13 @@ def _check(arguments: SuiteArguments, endpoint: EndpointArguments, limits: Limit
 
     rows, source, client = read_inputs(arguments, endpoint, limits, recipe_folder)
     if client is None:
-        refuse_missing_folder(arguments.model)
+        refuse_missing_folder(arguments.source.model)
     return f"{len(list(rows))} dual CoTs of {source}; model {arguments.model}"
 
 
-def _suite(*options: Any) -> None:
+def _suite(arguments: SuiteArguments, endpoint: EndpointArguments, limits: Limits, recipe_folder: Path) -> None:
     from edit_trl.evaluation.runs.tables import run_table
     from edit_trl.evaluation.suite.measure import measure_suite
 
-    run = measure_suite(*options, partial(print, file=sys.stderr))
+    run = measure_suite(arguments, endpoint, limits, recipe_folder, partial(print, file=sys.stderr))
     print(f"{run_table(run)}\n\n{run.path}")

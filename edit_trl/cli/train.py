@@ -107,8 +107,9 @@ def _print_help(own: argparse.Namespace) -> bool:
 def _stage_names(recipe: Mapping[str, Any], stage: str | None) -> list[str | None]:
     # The names alone: the checks need the libraries that the launched process imports.
     stages = None if stage else recipe.get("stages")
-    named = isinstance(stages, list) and all(isinstance(s, dict) and _is_name(s.get("name")) for s in stages)
-    return [s["name"] for s in stages] if named else [stage]
+    if isinstance(stages, list) and all(isinstance(s, dict) and _is_name(s.get("name")) for s in stages):
+        return [s["name"] for s in stages]
+    return [stage]
 
 
 def _is_name(value: object) -> bool:

@@ -35,7 +35,7 @@ def own_options(file: Path, class_name: str) -> Iterator[Option]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     [cls] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name]
     for node in cls.body:
-        if isinstance(node, ast.AnnAssign):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call) and isinstance(node.target, ast.Name):
             arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.value.keywords}
             yield Option(node.target.id, arguments["default"], arguments["metadata"]["help"])
 

@@ -60,7 +60,7 @@ def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = N
         folder = train_recipe("recipe.yaml", dataset_name="pairs.jsonl", learning_rate=1e-4)
         ```
     """
-    outline = read_recipe(recipe and find_recipe(os.fspath(recipe)))
+    outline = read_recipe(None if recipe is None else find_recipe(os.fspath(recipe)))
     _set_environment(outline)
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     runs = resolve_runs(outline, values)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from edit_trl.data.dual_cots import DatasetSource
+    from edit_trl.data.mixture import Mixture
     from edit_trl.training.recipe.resolving import RunArguments
 
 # Options by which a recipe is not for training.
@@ -39,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     own, words = _parser().parse_known_args(argv)
     own.config = own.config and find_recipe(own.config)
-    recipe = read_recipe_words(own.config) if own.config is not None else {}
-    if own.config is not None and (kind := recipe_kind({*recipe, *_flags(argv)})) != "train":
-        print(f"{own.config}: a recipe of `edit-trl {kind}`\n{_check_recipe(kind, argv, recipe)}\nvalid")
+    words_of_recipe = read_recipe_words(own.config) if own.config is not None else {}
+    if own.config is not None and (kind := recipe_kind({*words_of_recipe, *_flags(argv)})) != "train":
+        print(f"{own.config}: a recipe of `edit-trl {kind}`\n{_check_recipe(kind, argv, words_of_recipe)}\nvalid")
         return 0
     from edit_trl.training.recipe.resolving import override, parse_options, read_recipe, resolve_runs
     from edit_trl.training.recipe.run_checks import check_runs
@@ -50,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("nothing to check: give --config RECIPE.yaml, --dataset DATA, or both")
     problems: list[str] = []
     named = {"dataset_name": own.dataset} if own.dataset else {}
-    runs, values = [], named
+    runs: list[RunArguments] = []
+    values: dict[str, Any] = named
     try:
         recipe = read_recipe(own.config)
         values = override(recipe.values, named)
@@ -110,7 +112,7 @@ def recipe_kind(names: Collection[str]) -> str:
         kind: _recipe_options(kind).names for kind in ("evaluate", "suite", "judge")
     }
     unknown = {kind: len(names - options) for kind, options in known.items()}
-    kind = min(unknown, key=unknown.get)
+    kind = min(unknown, key=unknown.__getitem__)
     if unknown[kind]:  # a training recipe with a wrong name is one, too
         from edit_trl.training.recipe.resolving import option_names
 
@@ -143,7 +145,7 @@ def _check_recipe(kind: str, argv: Sequence[str], recipe: Mapping[str, Any]) -> 
     return command.check(*command.build(path, options, recipe))
 
 
-def _sources(runs: "Sequence[RunArguments]") -> "list[DatasetSource]":
+def _sources(runs: "Sequence[RunArguments]") -> "list[DatasetSource | Mixture]":
     """Return every dataset that the runs would load, each once."""
     sources = []
     for run in runs:
@@ -155,7 +157,7 @@ def _sources(runs: "Sequence[RunArguments]") -> "list[DatasetSource]":
     return [source for number, source in enumerate(sources) if source not in sources[:number]]
 
 
-def _named_source(values: Mapping[str, Any], is_recipe: bool) -> "list[DatasetSource]":
+def _named_source(values: Mapping[str, Any], is_recipe: bool) -> "list[DatasetSource | Mixture]":
     """Return the training dataset that unchecked options name, if they do.
 
     Raises:
@@ -178,7 +180,7 @@ def _named_source(values: Mapping[str, Any], is_recipe: bool) -> "list[DatasetSo
     return [DataArguments(**options).train_source] if is_named else []
 
 
-def _check_selection(rows: "Dataset", source: "DatasetSource", runs: "Sequence[RunArguments]") -> list[str]:
+def _check_selection(rows: "Dataset", source: "DatasetSource | Mixture", runs: "Sequence[RunArguments]") -> list[str]:
     """Return the problems of each run that trains on the rows, and print how many rows its view has."""
     problems = []
     for run in runs:

@@ -12,7 +12,7 @@ def common_prefix(first: Sequence, second: Sequence) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def edit_masks(first: list[int], second: list[int]) -> tuple[list[bool], list[bool]]:
+def edit_masks(first: Sequence[int], second: Sequence[int]) -> tuple[list[bool], list[bool]]:
     """Mark the items that one minimum alignment deletes, inserts or replaces.
 
     The common prefix and suffix are left out of the alignment: among alignments of the same cost, it could
@@ -31,15 +31,15 @@ def edit_masks(first: list[int], second: list[int]) -> tuple[list[bool], list[bo
     suffix = common_prefix(first_rest[::-1], second_rest[::-1])
     masks = [False] * len(first), [False] * len(second)
     edits = Levenshtein.editops(first_rest[: len(first_rest) - suffix], second_rest[: len(second_rest) - suffix])
-    for tag, first_at, second_at in edits.as_list():
-        if tag != "insert":
-            masks[0][prefix + first_at] = True
-        if tag != "delete":
-            masks[1][prefix + second_at] = True
+    for edit in edits:
+        if edit.tag != "insert":
+            masks[0][prefix + edit.src_pos] = True
+        if edit.tag != "delete":
+            masks[1][prefix + edit.dest_pos] = True
     return masks
 
 
-def authors_mask(own: list[int], other: list[int]) -> list[bool]:
+def authors_mask(own: Sequence[int], other: Sequence[int]) -> list[bool]:
     """Mark the tokens of `own` that the authors' code deletes or replaces to turn it into `other`.
 
     `levenshtein_operations_tokens` in edit_dis_precal.py (github.com/C-W-D/CasCoD, commit 452b26d) strips
@@ -63,7 +63,7 @@ def authors_mask(own: list[int], other: list[int]) -> list[bool]:
     return mask
 
 
-def _distance_steps(own: list[int], other: list[int]) -> tuple[list[int], list[int]]:
+def _distance_steps(own: Sequence[int], other: Sequence[int]) -> tuple[list[int], list[int]]:
     """Compute the matrix D of edit distances as the differences that walking back needs.
 
     Myers' bit-parallel algorithm in the form of Hyyrö (2003): a column of D takes a handful of operations on

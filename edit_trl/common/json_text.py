@@ -6,7 +6,7 @@ import json
 import re
 import types
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from functools import cache
 from itertools import chain
@@ -156,7 +156,7 @@ def _union(checkers: list[Checker], arguments: tuple[Any, ...]) -> Checker:
         if None in problems:
             return None
         # The deepest is about the alternative that was meant.
-        return max((p for p, a in zip(problems, arguments, strict=True) if a is not type(None)), key=_depth)
+        return max((p for p, a in zip(problems, arguments, strict=True) if p and a is not type(None)), key=_depth)
 
     return check
 
@@ -184,22 +184,23 @@ def _quick_check(annotation: Any) -> Callable[[list], bool] | None:
         )
     if get_origin(annotation) is Annotated:
         of_lists, length = get_args(annotation)
-        check = _quick_check(*get_args(of_lists))
-        return lambda values: (
-            {list}.issuperset(map(type, values))
-            and {length}.issuperset(map(len, values))
-            and check([*chain.from_iterable(values)])
-        )
+        if (check := _quick_check(*get_args(of_lists))) is not None:
+            return lambda values: (
+                {list}.issuperset(map(type, values))
+                and {length}.issuperset(map(len, values))
+                and check([*chain.from_iterable(values)])
+            )
     return None
 
 
-def _items(kind: type, noun: str, check_item: Checker, is_fine: Callable[[list], bool] | None) -> Checker:
+def _items(kind: Any, noun: str, check_item: Checker, is_fine: Callable[[list], bool] | None) -> Checker:
     def check(value: Any) -> str | None:
         if type(value) is not kind:
             return f": {show(value)} is no {noun}"
         if is_fine is not None and is_fine(value):
             return None
-        for key, item in value.items() if kind is dict else enumerate(value):
+        items: Iterable[tuple[Any, Any]] = value.items() if kind is dict else enumerate(value)
+        for key, item in items:
             if (problem := check_item(item)) is not None:
                 return f"[{key!r}]{problem}"
         return None

@@ -10,7 +10,7 @@ import textwrap
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from edit_trl.common.conversion import Word, convert, nearest
 from edit_trl.common.errors import InputError, collect_problems, raise_problems, show
@@ -89,6 +89,12 @@ def read_mapping(mapping: Any, option: str) -> dict[str, str]:
     return values[option]
 
 
+@overload
+def find_beside(path: str, folder: Path) -> str: ...
+@overload
+def find_beside(path: None, folder: Path) -> None: ...
+@overload
+def find_beside(path: str | None, folder: Path) -> str | None: ...
 def find_beside(path: str | None, folder: Path) -> str | None:
     """Look up a path of a recipe in the working directory, then in the recipe's `folder`.
 

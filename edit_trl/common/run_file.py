@@ -50,7 +50,8 @@ def stage_options(folder: Path, names: Sequence[str]) -> list[tuple[str, dict[st
         return []  # a name that is a path must not lead out of the run
     folders = [folder if name == names[-1] else folder.parent / name for name in names]
     options = [read_run_file(stage_folder).get("options") for stage_folder in folders]
-    return list(zip(names, options, strict=True)) if all(options) else []
+    recorded = [values for values in options if values]
+    return list(zip(names, recorded, strict=True)) if len(recorded) == len(names) else []
 
 
 def check_run_folder(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,13 +21,13 @@ def read_template(file: Path | Traversable) -> str:
 def template_problems(text: str, allowed: frozenset[str], optional: Collection[str] = _OPTIONAL) -> list[str]:
     """Return the errors of a template: malformed, unknown and missing placeholders."""
     try:
-        parsed = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
+        parts = [part[1:] for part in string.Formatter().parse(text)]
     except ValueError as error:
         return [f"not a template: {error}; write a literal brace twice"]
-    used = {field for field, _, _ in parsed}
+    used = {field for field, _, _ in parts if field is not None}
     problems = [
         f"placeholder {{{field}}} takes no format: write the name alone"
-        for field, format_spec, conversion in parsed
+        for field, format_spec, conversion in parts
         if format_spec or conversion
     ]
     choices = ", ".join(sorted(allowed))

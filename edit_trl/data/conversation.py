@@ -78,6 +78,7 @@ class Opening:
 
     @cached_property
     def _training_prompt(self) -> str:
+        assert self.training is not None  # read only where an answer is rendered by the variant
         return self.render([], self.training[1], add_generation_prompt=True)
 
     def with_answer(self, answer: Messages, template: str | None) -> str:

@@ -177,7 +177,7 @@ def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str], chosen: Sequ
     if path.suffix.lower() == ".csv":
         rows = [{c: _parse_csv_cell(c, text) for c, text in row.items()} for row in rows]
     if "prompt" not in columns:
-        rows = [with_prompt(row) for row in rows]
+        rows = [dict(with_prompt(row)) for row in rows]
         columns += ["prompt"] if "prompt" in rows[0] else []
     raise_problems(find_row_errors(rows, columns, str(path)), str(path))
 

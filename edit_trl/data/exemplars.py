@@ -81,7 +81,7 @@ def _entry_errors(entry: Any) -> Iterator[str]:
             yield f"column {column!r}: has {value}, and the right one is {answer!r}"
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any) -> Any:
     """Return a text without surrounding space, or None; YAML reads an unquoted answer as a number or a boolean."""
     if isinstance(value, int | float):
         return str(value)

@@ -165,7 +165,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_jsonl(path: Path) -> list[Any]:
-    rows, errors = [], []
+    rows: list[Any] = []
+    errors: list[str] = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():

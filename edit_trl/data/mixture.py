@@ -128,7 +128,8 @@ class Mixture:
         Raises:
             InputError: What is wrong with each dataset, or between them.
         """
-        datasets, problems = [], []
+        datasets: list[Dataset] = []
+        problems: list[str] = []
         for source in self.sources:
             with collect_problems(problems):
                 datasets.append(with_prompts(source.load()))

@@ -111,7 +111,8 @@ def _pair(
         units = [WORD.findall(text) for text in (chosen, rejected)]
     else:
         units = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (chosen, rejected)]
-    spans: tuple[list[Span], list[Span]] = ([], [])
+    chosen_spans: list[Span] | None = []
+    rejected_spans: list[Span] | None = []
     fraction = shared = None
     if not alone:
         steps = locate_key_steps(
@@ -122,7 +123,7 @@ def _pair(
             chosen_spans=pair.get("chosen_key_spans"),
             rejected_spans=pair.get("rejected_key_spans"),
         )
-        spans, fraction = (steps.chosen_spans, steps.rejected_spans), steps.key_fraction
+        chosen_spans, rejected_spans, fraction = steps.chosen_spans, steps.rejected_spans, steps.key_fraction
         shared = common_prefix(*units) / len(units[0]) if units[0] else 0.0
     return Pair(
         row=number,
@@ -130,8 +131,8 @@ def _pair(
         prompt=pair["prompt"],
         chosen=chosen,
         rejected=None if alone else rejected,
-        chosen_spans=spans[0],
-        rejected_spans=spans[1],
+        chosen_spans=chosen_spans or [],
+        rejected_spans=rejected_spans or [],
         chosen_length=len(units[0]),
         rejected_length=0 if alone else len(units[1]),
         key_fraction=fraction,
@@ -147,13 +148,18 @@ def pair_statistics(pairs: Sequence[Pair]) -> Statistics:
     return Statistics(
         rows=len({pair.row for pair in pairs}),
         pairs=len(both),
-        key_fraction=fmean(pair.key_fraction for pair in both) if both else None,
-        shared_prefix=fmean(pair.shared_prefix for pair in both) if both else None,
+        key_fraction=_mean_of_known(pair.key_fraction for pair in both),
+        shared_prefix=_mean_of_known(pair.shared_prefix for pair in both),
         chosen_length=fmean(pair.chosen_length for pair in pairs),
         rejected_length=fmean(pair.rejected_length for pair in both) if both else None,
         median_length=median(lengths),
         longest=max(lengths),
     )
+
+
+def _mean_of_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def grouped_pairs(pairs: Sequence[Pair], group: str) -> dict[str, list[Pair]]:

@@ -37,7 +37,7 @@ class PreparationOptions(Protocol):
     max_key_fraction: float
     eos_token: str | None
     dataset_num_proc: int | None
-    chat_template_kwargs: Mapping[str, Any] | None
+    chat_template_kwargs: Any
 
 
 @dataclass
@@ -131,16 +131,16 @@ class RowPreparation:
     def _prepare(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         if is_conversational(row):
             row = with_template_values(row, self.chat_template_kwargs)
-        output: dict[str, Any]
-        output, _, notes = tokenize_with_notes(
+        tokenized, _, notes = tokenize_with_notes(
             row, self.tokenizer, key_step_method=self.key_step_method, key_step_seed=self.key_step_seed
         )
-        output |= {"notes": notes, "row": index + 1, "row_id": row.get("id"), "truncated_key_tokens": -1}
+        output: dict[str, Any] = {**tokenized, "notes": notes, "row": index + 1, "row_id": row.get("id")}
+        output["truncated_key_tokens"] = -1
         prompt = len(output["prompt_ids"])
         room = None if self.max_length is None else self.max_length - prompt
         longest = max(len(output["chosen_ids"]), len(output["rejected_ids"]))
         too_long = room is not None and longest > room
-        if too_long and self.truncate_long and room > 0:
+        if room is not None and too_long and self.truncate_long and room > 0:
             output["truncated_key_tokens"] = _truncate(output, room)
         chains = [output["chosen_ids"], output["rejected_ids"]]
         # The name that transformers' length-grouping sampler reads.

@@ -169,14 +169,14 @@ def with_prompt(row: Mapping[str, Any]) -> Mapping[str, Any]:
     As TRL's `extract_prompt`, for conversations. The last turn of each is its answer in any case.
     """
     chosen, rejected = row.get("chosen"), row.get("rejected")
-    several = has_several_rejected(row) or rejected == []
-    chains = [chosen, *(rejected if several else [rejected])]
+    several = isinstance(rejected, list) and (has_several_rejected(row) or not rejected)
+    chains: list[Any] = [chosen, *rejected] if isinstance(rejected, list) and several else [chosen, rejected]
     if row.get("prompt") is not None or not all(map(_is_conversation, chains)):
         return row
     turns = zip(*(chain[:-1] for chain in chains), strict=False)
     count = len(list(takewhile(lambda turn: all(other == turn[0] for other in turn), turns)))
     cut = [chain[count:] for chain in chains]
-    return {**row, "prompt": chosen[:count], "chosen": cut[0], "rejected": cut[1:] if several else cut[1]}
+    return {**row, "prompt": chains[0][:count], "chosen": cut[0], "rejected": cut[1:] if several else cut[1]}
 
 
 def with_prompts(dataset: Dataset) -> Dataset:

@@ -106,7 +106,8 @@ def find_row_errors(rows: Iterable[Mapping[str, Any]], columns: list[str], sourc
     missing = [column for column in REQUIRED_COLUMNS if column not in columns]
     if missing:
         yield _missing_columns(missing, columns, source)
-    first_kind, numbers = None, {}
+    first_kind = None
+    numbers: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
         where = f"{source}, row {number}"
         errors = list(_row_errors(row, missing))
@@ -116,9 +117,9 @@ def find_row_errors(rows: Iterable[Mapping[str, Any]], columns: list[str], sourc
                 errors = [("prompt", f"is {_kind(row['prompt'])} while the first row is {first_kind}")]
         yield from (f"{where}, {column}: {error}" for column, error in errors)
         if isinstance(row.get("id"), str):
-            first = numbers.setdefault(row["id"], number)
-            if first != number:
-                yield f"{where}, id: {show(row['id'])} is already the id of row {first}"
+            earlier = numbers.setdefault(row["id"], number)
+            if earlier != number:
+                yield f"{where}, id: {show(row['id'])} is already the id of row {earlier}"
 
 
 def _missing_columns(missing: list[str], columns: list[str], source: str) -> str:
@@ -221,7 +222,7 @@ def _span_list_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _pair_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[str, str]]:
-    turns = {column: row.get(column) for column in REQUIRED_COLUMNS if column not in missing}
+    turns: dict[str, Any] = {column: row.get(column) for column in REQUIRED_COLUMNS if column not in missing}
     errors = {column: _turns_error(column, value) for column, value in turns.items()}
     yield from ((column, error) for column, error in errors.items() if error)
     kinds = {column: _kind(value) for column, value in turns.items() if not errors[column]}
@@ -233,8 +234,8 @@ def _pair_errors(row: Mapping[str, Any], missing: list[str]) -> Iterator[tuple[s
         yield "rejected", f"equals chosen: {show(chains['rejected'])}"
     prefix = row.get("prefix")
     if isinstance(prefix, str) and prefix:
-        turns = [message for column in ("chosen", "rejected") for message in _messages_in(row.get(column))]
-        if any(map(thoughts_of, turns)):
+        messages = [message for column in ("chosen", "rejected") for message in _messages_in(row.get(column))]
+        if any(map(thoughts_of, messages)):
             yield "prefix", "cannot stand before thoughts in a field of their own; write them in the content"
         if ended := [name for name, chain in chains.items() if chain.startswith(prefix) and len(chain) == len(prefix)]:
             yield "prefix", f"is the whole of {ended[0]}, so that nothing is left to learn: {show(prefix)}"

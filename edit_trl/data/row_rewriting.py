@@ -80,7 +80,7 @@ def task(row: Row, marker: str, chain: str | None = None) -> Row:
     return asked | {"chosen": chain if isinstance(row["chosen"], str) else [{"role": "assistant", "content": chain}]}
 
 
-def refuse_several_turns(row: Row, view: str) -> None:
+def refuse_several_turns(row: Mapping[str, Any], view: str) -> None:
     """Raise an InputError if a correct chain has several turns, which a view that rewrites it would lose."""
     if not isinstance(row["chosen"], str) and len(row["chosen"]) > 1:
         name = row.get("id") or _prompt_text(row["prompt"])[:40]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
+from edit_trl.common.spans import Span
 from edit_trl.data.chains import Place
 from edit_trl.data.conversation import Conversation, Opening, RenderedChain
 from edit_trl.data.row import chain_text, is_conversational, template_options
@@ -69,14 +70,17 @@ def tokenize_with_offsets(
     *,
     key_step_method: KeyStepMethod = "words",
     key_step_seed: int = 0,
-) -> tuple[TokenizedDualCoT, dict[str, list[tuple[int, int]] | None]]:
+) -> tuple[TokenizedDualCoT, dict[str, Sequence[Span] | None]]:
     """Tokenize as `tokenize_dual_cot`, and return the tokens' [start, end) characters in each chain.
 
     Returns:
         The pair, and `chosen` and `rejected` -> a span per token, empty for tokens outside the text (EOS,
         template); None where the tokenizer has no offsets.
     """
-    return tokenize_with_notes(row, tokenizer, key_step_method=key_step_method, key_step_seed=key_step_seed)[:2]
+    output, offsets, _ = tokenize_with_notes(
+        row, tokenizer, key_step_method=key_step_method, key_step_seed=key_step_seed
+    )
+    return output, offsets
 
 
 def tokenize_with_notes(
@@ -85,7 +89,7 @@ def tokenize_with_notes(
     *,
     key_step_method: KeyStepMethod = "words",
     key_step_seed: int = 0,
-) -> tuple[TokenizedDualCoT, dict[str, list[tuple[int, int]] | None], list[str]]:
+) -> tuple[TokenizedDualCoT, dict[str, Sequence[Span] | None], list[str]]:
     """Tokenize as `tokenize_with_offsets`, and say how the text of a conversation differs from TRL's.
 
     Returns:
@@ -111,8 +115,8 @@ def tokenize_with_notes(
     steps = _mark(chosen, rejected, key_step_method, key_step_seed)
     output: TokenizedDualCoT = {
         "prompt_ids": prompt_ids[:start],
-        "chosen_ids": chosen.ids,
-        "rejected_ids": rejected.ids,
+        "chosen_ids": list(chosen.ids),
+        "rejected_ids": list(rejected.ids),
         "chosen_key_mask": steps.chosen,
         "rejected_key_mask": steps.rejected,
         "chosen_fork_mask": steps.chosen_fork,
@@ -121,7 +125,7 @@ def tokenize_with_notes(
         "fork": min(common_prefix(chosen.ids, rejected.ids), len(chosen.ids) - 1),
     }
     offsets = {"chosen": chosen.offsets, "rejected": rejected.offsets}
-    lost = tokenizer.decode(prompt_ids[start:]) if start < len(prompt_ids) else ""
+    lost = str(tokenizer.decode(prompt_ids[start:])) if start < len(prompt_ids) else ""
     return output, offsets, _notes(row, rendered, lost)
 
 
@@ -161,15 +165,18 @@ def _render_pair(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -
                 f"the tokenizer ({tokenizer.name_or_path}) has no EOS token, so the student could "
                 "not learn to stop; set `eos_token`"
             )
-        return tuple(_plain_text(given, prompt, row[side], tokenizer.eos_token) for side in SIDES)
+        eos = tokenizer.eos_token
+        return _plain_text(given, prompt, row["chosen"], eos), _plain_text(given, prompt, row["rejected"], eos)
     if tokenizer.chat_template is None:
         raise InputError(
             f"the rows are conversational but the tokenizer ({tokenizer.name_or_path}) has no chat "
             "template; use an instruct model, set `chat_template_path`, or give plain strings"
         )
     opening = Opening(row, tokenizer)
-    texts = tuple(Conversation(opening, side, prefix if is_before else "").text() for side in SIDES)
-    return tuple(_after_prefix(text, len(prefix), is_before) for text in texts) if prefix else texts
+    chosen, rejected = (Conversation(opening, side, prefix if is_before else "").text() for side in SIDES)
+    if prefix:
+        chosen, rejected = (_after_prefix(text, len(prefix), is_before) for text in (chosen, rejected))
+    return chosen, rejected
 
 
 def _plain_text(given: str, prompt: str, chain: str, eos: str) -> RenderedChain:
@@ -254,6 +261,8 @@ def _weighted_alone(chain: Chain) -> list[bool]:
     character: a chain that is key as a whole includes its end, also where context weighs nothing.
     """
     mask = mark(chain, replace(chain, key_spans=[]), "spans").chosen
+    assert chain.key_spans  # or there would be nothing to weight
+    assert chain.offsets is not None  # `mark` refuses chains without
     if chain.key_spans[-1][1] >= len(chain.text.rstrip()):
         last = max(i for i, (start, end) in enumerate(chain.offsets) if start < end)
         mask[last + 1 :] = [True] * (len(mask) - last - 1)

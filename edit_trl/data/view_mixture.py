@@ -29,7 +29,7 @@ def read_weights(value: Any) -> dict[str, Any]:
     return weights
 
 
-def weight_problems(views: Mapping[str, Any]) -> Iterator[str]:
+def weight_problems(views: Mapping[Any, Any]) -> Iterator[str]:
     """Yield what is wrong with the weights of a mixture."""
     if not views:
         yield "`views` is empty; name views with their weights, such as {chosen: 1, check: 0.5}"
@@ -65,7 +65,7 @@ def weighted_rows(rows: Sequence[Row], view: str, weight: float, seed: int) -> l
     return weighted
 
 
-def mixed(rows_by_view: Mapping[str, Sequence[Row]]) -> list[Row]:
+def mixed(rows_by_view: Mapping[Any, Sequence[Row]]) -> list[Row]:
     """Return the rows of several views in one form, where ids are unique.
 
     Where one of the views has pairs, each row has a list of wrong chains, which is empty in rows of a chain alone.

@@ -100,7 +100,7 @@ def select_rows(
     dataset: Dataset,
     view: View = "pairs",
     *,
-    views: Mapping[str, float] | None = None,
+    views: Mapping[View, float] | None = None,
     mistake: Sequence[str] | None = None,
     rows: int | None = None,
     seed: int = 0,
@@ -134,8 +134,8 @@ def select_rows(
     if rows is None:
         return dataset
     if not 1 <= rows <= len(dataset):
-        filtered = mistake and set(names) & {*PAIR_VIEWS}
-        selection = f"view {', '.join(names)}" + (f", mistake {', '.join(mistake)}" if filtered else "")
+        filter_words = f", mistake {', '.join(mistake)}" if mistake and set(names) & {*PAIR_VIEWS} else ""
+        selection = f"view {', '.join(names)}{filter_words}"
         raise InputError(
             f"`rows: {rows}`, but {source} has {len(dataset)} rows here ({selection}); ask for 1 to {len(dataset)}"
         )
@@ -150,16 +150,16 @@ def apply_view(rows: Iterable[Mapping[str, Any]], view: View, source: str = "dat
     """
     if view not in _VIEWS:
         raise InputError(f"unknown view {view!r}{nearest(view, _VIEWS)}; choose one of {', '.join(_VIEWS)}")
-    rows = [dict(row) for row in rows]
-    selected = list(_VIEWS[view](rows))
+    given = [dict(row) for row in rows]
+    selected = list(_VIEWS[view](given))
     if not selected:
-        counts = Counter(row.get("source") or "no source" for row in rows)
+        counts = Counter(row.get("source") or "no source" for row in given)
         by_source = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
         raise InputError(
-            f"{source}: the view {view!r} leaves none of {len(rows)} rows ({_NEEDS[view]}; by `source`: {by_source})"
+            f"{source}: the view {view!r} leaves none of {len(given)} rows ({_NEEDS[view]}; by `source`: {by_source})"
         )
     if view in WEIGHTED_VIEWS:
-        _warn_of_unanswered(rejected_alone(rows) if view == "scott" else chosen_alone(rows), view, source)
+        _warn_of_unanswered(rejected_alone(given) if view == "scott" else chosen_alone(given), view, source)
     return selected
 
 
@@ -220,7 +220,8 @@ def _sbs(rows: list[Row]) -> Iterator[Row]:
     for row in chosen_alone(rows):
         refuse_several_turns(row, "sbs")
         chain, label = chain_text(row["chosen"]), answer_task(row, ANSWER)
-        if label is not None and (rationale := chain[: answer_statement(row, chain)[0]].rstrip()):
+        statement = answer_statement(row, chain)
+        if statement is not None and label is not None and (rationale := chain[: statement[0]].rstrip()):
             yield task(row, RATIONALE, rationale)
             yield label
 
@@ -242,7 +243,7 @@ def _scott(rows: list[Row]) -> Iterator[Row]:
             yield renamed(marked(row, COUNTERFACTUAL), "counterfactual") | spans
 
 
-_VIEWS = {
+_VIEWS: dict[View, Callable[[list[Row]], Iterator[Row]]] = {
     "pairs": iter,
     # D⁻ and D⁺ of the paper's table 2: the teacher's wrong chains rectified, and its correct chains corrupted.
     "rectified": _pairs_from(RECTIFIED_SOURCES),
@@ -282,7 +283,7 @@ def _warn_of_unanswered(rows: Iterator[Row], view: View, source: str) -> None:
         )
 
 
-def check_views(views: Mapping[str, Any]) -> Iterator[str]:
+def check_views(views: Mapping[Any, Any]) -> Iterator[str]:
     """Yield what is wrong with a mixture of views: see `select_rows`."""
     for name in views:
         if name not in _VIEWS:
@@ -316,7 +317,7 @@ def _viewed(dataset: Dataset, view: View, mistake: Sequence[str] | None, source:
 
 
 def _mixture(
-    dataset: Dataset, views: Mapping[str, float], mistake: Sequence[str] | None, seed: int, source: str
+    dataset: Dataset, views: Mapping[View, float], mistake: Sequence[str] | None, seed: int, source: str
 ) -> Dataset:
     raise_problems(check_views(views), source)
     rows = {

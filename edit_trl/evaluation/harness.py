@@ -101,7 +101,7 @@ def evaluate_with_harness(
     num_fewshot: int | None = None,
     apply_chat_template: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> dict[str, Any]:
     """Measure a model on tasks of lm-evaluation-harness.
 
@@ -202,7 +202,7 @@ def _unknown(name: str, names: Sequence[str]) -> str:
     return f"lm-evaluation-harness has no task {name!r}; {hint}"
 
 
-def _set_examples(tasks: HarnessTasks, num_fewshot: int | None, seed: int) -> None:
+def _set_examples(tasks: HarnessTasks, num_fewshot: int | None, seed: int | None) -> None:
     """Set the few-shot examples like `simple_evaluate`, which does not take loaded tasks."""
     for task in tasks.loaded["tasks"].values():
         own = task.get_config("num_fewshot")
@@ -279,13 +279,14 @@ def _wrapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, setting
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns that it is given a model, which is intended
     # The weights are tied already, and tying them again fails if an adapter has a head of its own.
-    model.tie_weights = lambda: None
+    untied: Any = model
+    untied.tie_weights = lambda: None
     try:
         # A copy, since HFLM adds a padding token to the tokenizer.
         options = {"batch_size": settings["batch_size"], **_thinking(tokenizer, settings)}
         return HFLM(pretrained=model, tokenizer=deepcopy(tokenizer), **options)
     finally:
-        del model.tie_weights
+        del untied.tie_weights
         logger.setLevel(level)
 
 

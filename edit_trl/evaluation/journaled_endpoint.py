@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
@@ -46,7 +47,8 @@ class JournaledEndpoint:
         if engine == "ray":
             from edit_trl.models.cluster.chat import on_ray
 
-            client = on_ray({"model": client}, None, limits.max_concurrency)["model"]
+            endpoint: Any = client  # the cluster's machines can make it, too
+            client = on_ray({"model": endpoint}, None, limits.max_concurrency)["model"]
         self._client, self._folder, self._limits = client, folder, limits
         self._allow_unanswered = allow_unanswered
         self._loop = asyncio.new_event_loop()

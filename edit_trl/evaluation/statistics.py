@@ -1,4 +1,4 @@
-"""Confidence intervals and tests; scipy and statsmodels do the arithmetic.
+"""Confidence intervals and tests; scipy does the arithmetic.
 
 There are two intervals for two questions. "On these tasks": the items are a sample, and the tasks are fixed.
 "On other tasks like these": whole tasks are resampled, since the items of one task are alike (Miller,
@@ -78,8 +78,7 @@ def bootstrap_interval(
         error of the bootstrap. If all values of a share are 0 or all are 1, so that all resamples are the same,
         the interval is Wilson's. All three numbers are nan without values.
     """
-    from scipy.stats import bootstrap
-    from statsmodels.stats.proportion import proportion_confint
+    from scipy.stats import binomtest, bootstrap
 
     array = np.asarray(values, dtype=float)
     if not array.size:
@@ -87,8 +86,8 @@ def bootstrap_interval(
     mean = float(array.mean())
     is_constant = bool((array == array[0]).all())
     if share and is_constant and array[0] in (0, 1):
-        low, high = proportion_confint(array.sum(), array.size, alpha=1 - level, method="wilson")
-        return Interval(mean, float(low), float(high))
+        wilson = binomtest(int(array.sum()), array.size).proportion_ci(level, method="wilson")
+        return Interval(mean, float(wilson.low), float(wilson.high))
     if clusters is not None and len(set(clusters)) > 1:
         error = _bootstrap_error(array, clusters, resamples, seed)
         low, high = _t_interval(mean, error, len(set(clusters)) - 1, level)
@@ -220,14 +219,14 @@ def _reach(variance: float, freedom: float, level: float = LEVEL) -> float:
 
 def exact_mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
     """Run the exact test of two paired shares, given whether each system is right for each item."""
-    from statsmodels.stats.contingency_tables import mcnemar
+    from scipy.stats import binomtest
 
     pairs = list(zip(before, after, strict=True))
     fixed = sum(bool(not a and b) for a, b in pairs)
     broken = sum(bool(a and not b) for a, b in pairs)
     if not fixed + broken:
-        return McNemar(0, 0, 1.0)  # statsmodels would divide by zero
-    return McNemar(fixed, broken, float(mcnemar([[0, broken], [fixed, 0]], exact=True).pvalue))
+        return McNemar(0, 0, 1.0)  # a binomial test needs a trial
+    return McNemar(fixed, broken, float(binomtest(fixed, fixed + broken).pvalue))
 
 
 def permutation_p_value(differences: Sequence[float]) -> float:
@@ -271,12 +270,11 @@ def seeds_p_value(difference: Difference, differences: Sequence[float]) -> float
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Return the p-values of several tests, adjusted for their number (Holm 1979)."""
-    from statsmodels.stats.multitest import multipletests
-
-    if not p_values:
-        return {}
-    adjusted = multipletests(list(p_values.values()), method="holm")[1]
-    return dict(zip(p_values, map(float, adjusted), strict=True))
+    largest, adjusted = 0.0, {}
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}
 
 
 def minimum_detectable_effect(difference: Difference, *, power: float = 0.8) -> float:

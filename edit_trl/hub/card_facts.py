@@ -272,7 +272,7 @@ def plain_logs(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float
 
 
 def pick_examples(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, method: KeyStepMethod, count: int = 3
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase | None, method: KeyStepMethod, count: int = 3
 ) -> list[Example]:
     """Pick the shortest pairs of different tasks among the first 300 rows, with their key steps.
 
@@ -292,9 +292,11 @@ def pick_examples(
             if len(picked) < count and pair not in picked and not (one_a_task and pair.get("task") in taken):
                 picked.append(pair)
     examples = []
-    for pair in locate_pairs(picked, method, tokenizer):
-        messages = [{"content": pair.prompt}] if isinstance(pair.prompt, str) else pair.prompt
+    for located in locate_pairs(picked, method, tokenizer):
+        messages = [{"content": located.prompt}] if isinstance(located.prompt, str) else located.prompt
         prompt = "\n\n".join(map(turn_text, messages)).strip()
-        spans = [[list(span) for span in side or ()] for side in (pair.chosen_spans, pair.rejected_spans)]
-        examples.append(Example(prompt, pair.chosen, pair.rejected, *spans))
+        chosen_spans, rejected_spans = (
+            [list(span) for span in spans] for spans in (located.chosen_spans, located.rejected_spans)
+        )
+        examples.append(Example(prompt, located.chosen, located.rejected or "", chosen_spans, rejected_spans))
     return examples

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "block": lambda content, spans=(): Markup(marked_block(content, spans)),
+        "block": _block,
         "code": lambda value: Markup(code(value)),
         "hub_link": _hub_link,
         "json": lambda value: Markup(json.dumps(value, indent=2, sort_keys=True, default=str)),
@@ -67,6 +67,10 @@ def _environment() -> Environment:
     }
     environment.tests["hub_id"] = is_hub_id
     return environment
+
+
+def _block(content: str, spans: Sequence[Sequence[int]] = ()) -> Markup:
+    return Markup(marked_block(content, spans))
 
 
 def _hub_link(name: str, kind: str = "") -> Markup:

@@ -55,8 +55,8 @@ def licence_of(metadata: dict[str, Any], source: str, base_model: str) -> Licenc
     stated = metadata.get("license")
     stated = stated[0] if isinstance(stated, list) and len(stated) == 1 else stated
     if not stated or not isinstance(stated, str):
-        several = isinstance(stated, list) and stated
-        reason = f"names several licences ({', '.join(map(str, stated))})" if several else "states no licence"
+        several = ", ".join(map(str, stated)) if isinstance(stated, list) else ""
+        reason = f"names several licences ({several})" if several else "states no licence"
         why = f"{other} {reason} ({source}). Find out what its terms allow before you share this."
         return Licence("other", "unknown", None, why)
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", stated):

@@ -159,7 +159,7 @@ def _metadata(
     evaluations: Sequence[Evaluation],
 ) -> ModelCardData:
     datasets = list(dict.fromkeys(name for stage in facts.stages for name in stage.datasets if is_hub_id(name)))
-    extra = {}
+    extra: dict[str, Any] = {}
     if is_hub_id(base_model):
         extra["base_model_relation"] = "adapter" if facts.form == "adapter" else "finetune"
     return ModelCardData(

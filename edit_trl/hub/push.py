@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.json_text import checker, read_json_file
@@ -148,7 +148,8 @@ def push(
         InputError: A file cannot be uploaded, or the Hub refused or cannot be reached.
     """
     with tempfile.TemporaryDirectory(prefix="edit_trl-push-") as folder:
-        drafts, notes = Path(folder), []
+        drafts = Path(folder)
+        notes: list[str] = []
         if source.kind == "model":
             files, notes = _model_files(source.path, repo_id, drafts, base_model, evaluations)
         elif source.kind == "generation":
@@ -158,7 +159,7 @@ def push(
         if dry_run:
             message = _listing(source, repo_id, private, files)
         else:
-            target = {"repo_type": source.repo_type, "revision": revision, "token": token}
+            target: dict[str, Any] = {"repo_type": source.repo_type, "revision": revision, "token": token}
             repository = open_repository(repo_id, private=private, **target)
             commit = upload(files, repo_id, message=f"Push {source.name} with edit-trl", **target)
             visibility = "private" if repository.private else "public"
@@ -199,7 +200,7 @@ def _dataset_files(path: Path, repo_id: str, drafts: Path) -> dict[str, Content]
     from edit_trl.data.dual_cots import load_dual_cots, save_dual_cots
     from edit_trl.hub.dataset_card import dataset_card
 
-    names = ["train"]
+    names: Any = ["train"]
     if (path / "dataset_dict.json").is_file():
         content = read_json_file(path / "dataset_dict.json")
         names = content.get("splits") if isinstance(content, dict) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError, show
 from edit_trl.common.hub_ids import is_hub_id
@@ -141,7 +141,8 @@ def _resize_embeddings(base: PreTrainedModel, shapes: Mapping[str, Sequence[int]
     """Give the base as many token embeddings as it had when an adapter was trained that holds them or the LM head."""
     layers = (base.get_input_embeddings(), base.get_output_embeddings())
     names = {name for name, module in base.named_modules() if module in layers}
-    rows, width = base.get_input_embeddings().weight.shape
+    embeddings: Any = base.get_input_embeddings()
+    rows, width = embeddings.weight.shape
     held = {
         shape[0]
         for key, shape in shapes.items()
@@ -153,8 +154,8 @@ def _resize_embeddings(base: PreTrainedModel, shapes: Mapping[str, Sequence[int]
 
 def _check_depth(loaded: PeftModel, adapter: str, name: str) -> None:
     """Refuse a deeper model: PEFT writes `all-linear` out layer by layer, so it would be adapted only in part."""
-    config = loaded.peft_config[loaded.active_adapter]
-    targets = config.target_modules if isinstance(config.target_modules, set | list) else ()
+    named = getattr(loaded.peft_config[loaded.active_adapter], "target_modules", None)
+    targets = named if isinstance(named, set | list) else ()
     layers = {int(layer[1]) for target in targets if (layer := re.search(r"\blayers\.(\d+)\.", target))}
     depth = getattr(loaded.config, "num_hidden_layers", 0)
     if layers and layers == set(range(len(layers))) and len(layers) < depth:

@@ -154,7 +154,9 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: Messages, options: Mapp
     from jinja2 import TemplateError, TemplateSyntaxError
 
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        # TRL and transformers pass on whatever a message holds, more than their annotation says.
+        conversation: list[Any] = [*messages]
+        text = str(tokenizer.apply_chat_template(conversation, tokenize=False, **options))
         text.encode()  # a lone surrogate is no text: it has no tokens
     except TemplateSyntaxError as error:
         raise InputError(
@@ -201,7 +203,7 @@ def share_template(processing_class: PreTrainedTokenizerBase | ProcessorMixin) -
 
     A processor with a template of its own renders with it, in TRL as in vLLM; one without takes its tokenizer's.
     """
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    tokenizer: Any = getattr(processing_class, "tokenizer", processing_class)
     if getattr(processing_class, "chat_template", None) is not None:
         tokenizer.chat_template = processing_class.chat_template
     return tokenizer

@@ -42,11 +42,13 @@ class Draws:
     """
 
     def __init__(self, decoding: Decoding, seeds: Sequence[int]):
-        self._temperature = decoding.temperature
-        self._uniform = None
+        self._temperature = decoding.temperature or 0.0
+        self._uniform: torch.Tensor | None = None
+        self._nucleus: Any = None
         if self._temperature:
             # The warper sorts the vocabulary, also where nothing is to be left out.
-            self._nucleus = TopPLogitsWarper(decoding.top_p) if decoding.top_p < 1 else None
+            if decoding.top_p is not None and decoding.top_p < 1:
+                self._nucleus = TopPLogitsWarper(decoding.top_p)
             size, double = decoding.max_new_tokens, torch.float64
             streams = [torch.Generator().manual_seed(seed) for seed in seeds]
             self._uniform = torch.stack([torch.rand(size, dtype=double, generator=stream) for stream in streams])
@@ -98,7 +100,8 @@ class _Forward:
     """A model while it generates, with its cache and all else that it keeps for each row of the batch."""
 
     def __init__(self, model: PreTrainedModel, model_kwargs: dict[str, Any]):
-        self._model, self._state = model, model_kwargs
+        self._model: Any = model  # `GenerationMixin` too
+        self._state = model_kwargs
 
     def first(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the logits after the prompts."""
@@ -158,6 +161,7 @@ class ResponseLoop:
         **model_kwargs: Any,
     ) -> list[list[int]]:
         """Return the new token ids of each response, padded at its end if others of the batch went on."""
+        generative: Any = model  # `GenerationMixin` too
         start, device = input_ids.size(1), input_ids.device
         pad = generation_config.pad_token_id
         copies = torch.tensor(self._copies, device=device)
@@ -188,7 +192,7 @@ class ResponseLoop:
             if self._streamer is not None:
                 self._streamer.put(tokens.cpu())
             ended = ended | stopping_criteria(input_ids, None) | self._still_think(input_ids[:, start:], rows, step + 1)
-            if not model._has_unfinished_sequences(bool(ended.all()), is_synced, device):
+            if not generative._has_unfinished_sequences(bool(ended.all()), is_synced, device):
                 break
             if can_take and not ended.all() and ended.sum() > _LEAVING * len(ended):
                 self._store(responses, input_ids[ended, start:], rows[ended])

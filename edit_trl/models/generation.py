@@ -58,7 +58,8 @@ class Engine:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, contrast: Contrast | None = None):
-        self.model, self.tokenizer, self._contrast = model, tokenizer, contrast
+        self.model: Any = model  # also a `GenerationMixin`
+        self.tokenizer, self._contrast = tokenizer, contrast
         if contrast is not None:
             _check_vocabularies(model, contrast.model)
         self.eos_ids = _eos_ids(model, tokenizer)
@@ -325,7 +326,7 @@ def _prepared(model: PreTrainedModel, config: GenerationConfig | None = None) ->
     """
     modes = [(module, module.training) for module in model.modules()]
     # With an adapter, both the wrapper and the model inside may hold settings.
-    own = [(m, m.generation_config) for m, _ in modes if "generation_config" in vars(m)]
+    own: list[tuple[Any, Any]] = [(m, m.generation_config) for m, _ in modes if "generation_config" in vars(m)]
     model.eval()
     for module, _ in own if config is not None else ():
         module.generation_config = config

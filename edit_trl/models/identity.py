@@ -33,8 +33,8 @@ def model_hash(path_or_id: str) -> str:
         from transformers.utils import cached_file, extract_commit_hash
 
         with one_line_errors(f"`model: {path_or_id}`"):
-            file = cached_file(path_or_id, ADAPTER_CONFIG if base else "config.json")
-        digest.update((extract_commit_hash(str(file), None) or "").encode())
+            config = cached_file(path_or_id, ADAPTER_CONFIG if base else "config.json")
+        digest.update((extract_commit_hash(str(config), None) or "").encode())
         return digest.hexdigest()[:16]
     files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
     if not any(file.suffix != ".json" for file in files):

@@ -73,7 +73,8 @@ class ModelSource:
         subject = f"`model: {self.model}`" if base is None else describe_base(base, self.model)
         model = replace(self, model=base or self.model).load_whole(subject)
         if base is not None:
-            model = put_on(model, self.model).eval()
+            adapted: Any = put_on(model, self.model).eval()  # a PeftModel stands in for the model that it wraps
+            model = adapted
         return model, load_tokenizer(self.model, base, trust_remote_code=self.trust_remote_code)
 
     def load_whole(self, subject: str) -> PreTrainedModel:
@@ -96,7 +97,9 @@ class ModelSource:
         check_folder(self.model)
         model = _load_complete(AutoModelForCausalLM.from_pretrained, self.model, options, subject)
         # A quantized model is on its device already, and some cannot be moved.
-        return (model.to(device) if self.quantization is None else model).eval()
+        if self.quantization is None:
+            model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that it is a method
+        return model.eval()
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer only."""
@@ -122,9 +125,7 @@ def load_trainable(model: str, options: Mapping[str, Any]) -> PreTrainedModel | 
     return loaded if base is None else put_on(loaded, model, is_trainable=True)
 
 
-def _load_complete(
-    load: Callable[..., tuple[PreTrainedModel, dict[str, Any]]], model: str, options: Mapping[str, Any], subject: str
-) -> PreTrainedModel:
+def _load_complete(load: Callable[..., Any], model: str, options: Mapping[str, Any], subject: str) -> PreTrainedModel:
     """Load the weights of a model, all of them: transformers draws missing ones at random.
 
     Tied weights, and those that transformers computes itself, are not missing.
@@ -206,7 +207,7 @@ def load_processor(
 
 
 def _load_text_processing(
-    auto: type, model: str, base: str | None, revision: str | None, trust_remote_code: bool, option: str
+    auto: Any, model: str, base: str | None, revision: str | None, trust_remote_code: bool, option: str
 ) -> Any:
     check_folder(model, option)
     # What is there and cannot be read is an error, and not a reason to take another tokenizer.
@@ -217,7 +218,7 @@ def _load_text_processing(
                 loaded = auto.from_pretrained(place, revision=revision or "main", trust_remote_code=trust_remote_code)
             break
         except InputError as error:
-            cause = error.__cause__
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
     else:
         raise InputError(
             f"`{option}: {model}` has no tokenizer that can be loaded ({reason(cause)}); save it beside the model"

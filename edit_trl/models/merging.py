@@ -24,6 +24,7 @@ from edit_trl.models.folders import check_folder
 from edit_trl.models.loading import ModelSource, load_config, load_tokenizer
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -161,9 +162,11 @@ def _find_base_model(adapter: str, base_model: str | None) -> str:
     named = read_base_name(adapter)
     if base_model is None:
         try:
-            return adapter_base(adapter)
+            base_model = adapter_base(adapter)
         except InputError as error:
             raise InputError(f"{error}; or name it with --base_model") from error
+        assert base_model is not None  # it is an adapter: its weights were found
+        return base_model
     check_folder(base_model, "base_model")
     if is_hub_id(base_model) and is_hub_id(named) and base_model != named:
         raise InputError(f"{adapter} is an adapter of {named}, not of {base_model}")
@@ -196,7 +199,7 @@ def _quantized_logps(base: ModelSource, adapter: str, batches: Sequence[torch.Te
 
 
 @torch.inference_mode()
-def _logps(model: PreTrainedModel, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+def _logps(model: PreTrainedModel | PeftModel, batches: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the log-probability of every token but the first of each text, shape (tokens,), float32 on the CPU."""
     values = []
     for ids in batches:

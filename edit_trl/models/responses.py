@@ -25,15 +25,15 @@ def response_text(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], res
         prompt: Token ids of the prompt.
         response: Token ids of the response, without EOS.
     """
-    marked = opened_by(tokenizer, prompt) + tokenizer.decode(response)
+    marked = opened_by(tokenizer, prompt) + str(tokenizer.decode([*response]))
     if thoughts_part(marked) is None:
-        return tokenizer.decode(response, skip_special_tokens=True).strip()
+        return str(tokenizer.decode([*response], skip_special_tokens=True)).strip()
     return text_with_thoughts(tokenizer, marked)
 
 
 def opened_by(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> str:
     """Return the marker of thoughts that a prompt has opened, as the beginning of its response; "" if it has not."""
-    return "<think>\n" if opens_thoughts(tokenizer.decode(prompt[-_TAIL:])) else ""
+    return "<think>\n" if opens_thoughts(str(tokenizer.decode([*prompt[-_TAIL:]]))) else ""
 
 
 def text_with_thoughts(tokenizer: PreTrainedTokenizerBase, marked: str) -> str:
@@ -53,7 +53,7 @@ def text_with_thoughts(tokenizer: PreTrainedTokenizerBase, marked: str) -> str:
 
 def is_thinking(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], response: Sequence[int]) -> bool:
     """Return whether the thoughts of a response have begun, in it or at the end of its prompt, and have not ended."""
-    return answer_part(opened_by(tokenizer, prompt) + tokenizer.decode(response)) is None
+    return answer_part(opened_by(tokenizer, prompt) + str(tokenizer.decode([*response]))) is None
 
 
 def cut_thoughts(

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def embeddings_of(model: PreTrainedModel) -> int | None:
+def embeddings_of(model: PreTrainedModel | PeftModel) -> int | None:
     """Return how many tokens a model has an embedding for; None if its configuration does not say."""
     return getattr(model.config.get_text_config(), "vocab_size", None)
 
 
 def check_vocabulary(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequences: Iterable[Iterable[int]]
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, sequences: Iterable[Iterable[int]]
 ) -> None:
     """Check token ids that a model will be given.
 

@@ -82,7 +82,7 @@ def _count_thoughts(generation: Generation, warm_up: Sequence[Mapping[str, Any]]
 
 def _pivot_values(generation: Generation, stats: Mapping[str, DispatchStats]) -> dict[str, Any]:
     """Return the values for the section on pivotal steps: what the rollouts cost, and what they showed."""
-    pivots, samples = generation.pivots, generation.counts["samples"]
+    pivots, samples = generation.pivots or [], generation.counts["samples"]
     drawn_after = sum(pivot.drawn_after for pivot in pivots)
     places = Counter((pivot.step, pivot.steps) for pivot in pivots)
     return {

@@ -99,8 +99,8 @@ def _reason(pair: ChainPair, bounds: Bounds) -> str | None:
         return "chosen equals rejected"
     if len({bool(split_thoughts(chain).thoughts) for chain in (pair.chosen, pair.rejected)}) > 1:
         return "thoughts in one of the chains only"
-    answers = [extract_answer(chain, pair.question.kind) for chain in (pair.chosen, pair.rejected)]
-    if all(answers) and answers[0].value == answers[1].value:
+    chosen, rejected = (extract_answer(chain, pair.question.kind) for chain in (pair.chosen, pair.rejected))
+    if chosen and rejected and chosen.value == rejected.value:
         return "same answer on both sides"
     shorter, longer = sorted((len(pair.chosen), len(pair.rejected)))
     if longer > bounds.max_length_ratio * shorter:

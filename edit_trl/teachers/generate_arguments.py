@@ -153,7 +153,7 @@ class GenerateArguments(EndpointArguments):
         local = self.teacher == "transformers_local" or (self.student and not self.student_base_urls)
         if self.actors is not None and not local:
             yield "`actors` is for models that are loaded; each endpoint has one process"
-        if self.rounds > 1 and not (self.student and self.train_recipe):
+        if (self.rounds > 1 or self.train_recipe) and not (self.student and self.train_recipe):
             yield "`rounds` trains a student between generations: set `student` and `train_recipe`"
         if self.train_recipe and self.student_base_urls:
             yield "`train_recipe` trains the student, and one behind `student_base_urls` cannot be trained here"

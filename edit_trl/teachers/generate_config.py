@@ -110,6 +110,7 @@ class GenerateConfig:
         if arguments.teacher == "procedural":
             return self._problems()
         if arguments.teacher == "transformers_local":
+            assert arguments.model is not None  # its absence is refused with the other options
             return _local(arguments.model, arguments, arguments.chat_template_kwargs)
         return arguments.with_chat_template(arguments.chat_template_kwargs).endpoint()
 
@@ -141,15 +142,15 @@ class GenerateConfig:
             InputError: Its chat template leaves them out; names the form that it holds.
         """
         arguments = self.arguments
-        is_here = arguments.student is not None and not arguments.student_base_urls
-        if is_here and self.options.thoughts == "keep" and arguments.conversational:
+        student = None if arguments.student_base_urls else arguments.student
+        if student is not None and self.options.thoughts == "keep" and arguments.conversational:
             # Heavy, and needed in this case alone.
             from edit_trl.models.adapters import adapter_base
             from edit_trl.models.loading import load_tokenizer
             from edit_trl.teachers.student_template import check_thoughts_form
 
-            refuse_missing_folder(arguments.student, "student")
-            tokenizer = load_tokenizer(arguments.student, adapter_base(arguments.student, "student"), option="student")
+            refuse_missing_folder(student, "student")
+            tokenizer = load_tokenizer(student, adapter_base(student, "student"), option="student")
             check_thoughts_form(tokenizer, arguments.thoughts_as, arguments.student_chat_template_kwargs)
 
     def make_labeller(self) -> Teacher | None:
@@ -182,7 +183,7 @@ def read_generate_config(
     arguments, bounds, limits, pipeline, pivots = build(classes, converted, problems, f"{path or 'command line'}:")
     raise_problems(_left_to_endpoints(arguments, converted), str(path or "command line"))
     folder = Path(path).parent if path else Path()
-    files = {name: find_beside(getattr(arguments, name), folder) for name in _FILES}
+    files: dict[str, Any] = {name: find_beside(getattr(arguments, name), folder) for name in _FILES}
     files |= {name: find_recipe(files[name]) for name in ("train_recipe", "control_recipe") if files[name]}
     if arguments.templates:
         files["templates"] = {name: find_beside(file, folder) for name, file in arguments.templates.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
@@ -87,13 +88,14 @@ class Labelling:
         pairs = self.requests.generation.pairs
         values = [{"chain": pair.rejected} for pair in pairs]
         for number, answer in (await self._ask("critique", values, outcome)).items():
-            if outcome(pairs[number], answer) == "critique":
-                pairs[number] = replace(pairs[number], critique=read_critique(answer.text).text)
+            critique = read_critique(answer.text)
+            if critique is not None and outcome(pairs[number], answer) == "critique":
+                pairs[number] = replace(pairs[number], critique=critique.text)
 
     async def _ask(
         self,
         template: TemplateName,
-        values: Sequence[dict[str, str]],
+        values: Sequence[dict[str, Any]],
         outcome: Callable[[ChainPair, ChatResponse], str],
     ) -> dict[int, ChatResponse]:
         """Ask about each pair; returns the answers by the number of the pair."""
@@ -130,7 +132,7 @@ def _marked_steps(pair: ChainPair, response: ChatResponse) -> tuple[str, tuple[S
         return "unparsed", None
     key_steps = locate_key_steps(pair.chosen, pair.rejected)
     named = [steps[number - 1] for number in numbers]
-    if not all(any(_overlap(step, span) for span in key_steps.rejected_spans) for step in named):
+    if not all(any(_overlap(step, span) for span in key_steps.rejected_spans or ()) for step in named):
         return "a named step does not differ", None
     return "labelled", (counterparts(pair.chosen, pair.rejected, named), tuple(named))
 

@@ -97,7 +97,7 @@ async def make_pivots(
     _collect(searches, tallies, generation)
     generation.filter_pairs(questions, options.bounds)
     ids = {pair.id for pair in generation.pairs}
-    generation.pivots = [pivot for pivot in generation.pivots if pivot.pair in ids]
+    generation.pivots = [pivot for pivot in generation.pivots or [] if pivot.pair in ids]
     return generation
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from edit_trl.common.checks import difficulty_range
 from edit_trl.common.errors import raise_problems
 from edit_trl.common.steps import step_spans
 from edit_trl.data.mistake_views import critique_of
-from edit_trl.data.procedural.families import Family
 from edit_trl.data.procedural.teacher import ProceduralTeacher, question_of
 from edit_trl.data.questions import Question
 from edit_trl.models.chat.protocol import ChatRequest, ChatResponse, NoAnswer, RawResponse
@@ -39,7 +39,7 @@ class ProceduralChat:
 
     def __init__(
         self,
-        families: Sequence[Family] | None = None,
+        families: Sequence[str] | None = None,
         *,
         rows: int = 100,
         seed: int = 0,
@@ -65,7 +65,7 @@ class ProceduralChat:
     async def attempt(self, request: ChatRequest) -> RawResponse:
         """Answer the last of its problems in the prompt; see `Teacher.attempt`."""
         prompt = request.messages[-1][1]
-        position, number = max((prompt.rfind(row["prompt"]), i) for i, row in enumerate(self._rows))
+        position, number = max((prompt.rfind(str(row["prompt"])), i) for i, row in enumerate(self._rows))
         if position < 0:
             raise NoAnswer("the procedural teacher knows no other problems than its own")
         text = self._text(request, self._rows[number], self._wrong_shares[number])
@@ -80,7 +80,7 @@ class ProceduralChat:
     async def close(self) -> None:
         """Does nothing: there is nothing to close."""
 
-    def _text(self, request: ChatRequest, row: dict, wrong_share: float) -> str:
+    def _text(self, request: ChatRequest, row: Mapping[str, Any], wrong_share: float) -> str:
         rng = random.Random(f"{request.stage}/{row['id']}/{request.sample}")
         if request.stage in ("annotate", "student"):
             return row["rejected" if rng.random() < wrong_share else "chosen"]
@@ -102,7 +102,7 @@ def share_problems(difficulty: int | Sequence[int], wrong_share: float | Mapping
         yield f"`difficulty` must be a difficulty, or a list of different ones, got {difficulty!r}"
     for level in levels:
         yield from difficulty_range(difficulty=level)
-    shares = wrong_share if isinstance(wrong_share, Mapping) else {None: wrong_share}
+    shares: Mapping[Any, float] = wrong_share if isinstance(wrong_share, Mapping) else {None: wrong_share}
     yield from (
         f"`wrong_share` must be from 0 to 1, got {share}" + ("" if level is None else f" for difficulty {level}")
         for level, share in shares.items()
@@ -112,7 +112,7 @@ def share_problems(difficulty: int | Sequence[int], wrong_share: float | Mapping
         yield f"`wrong_share` has the difficulties {sorted(shares)}, and the problems have {sorted(levels)}"
 
 
-def _steps_of_mistake(row: dict) -> str:
+def _steps_of_mistake(row: Mapping[str, Any]) -> str:
     """Return the step of the wrong chain in which its mistake begins."""
     first = min(start for start, _ in row["rejected_key_spans"] or [(0, 0)])
     number = next(n for n, (_, end) in enumerate(step_spans(row["rejected"]), 1) if first < end)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import nearest
@@ -27,7 +27,15 @@ from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
 
 TemplateName = Literal[
-    *("annotate", "rectify", "rectify_minimal", "corrupt", "conclude", "judge", "label", "label_steps", "critique"),
+    "annotate",
+    "rectify",
+    "rectify_minimal",
+    "corrupt",
+    "conclude",
+    "judge",
+    "label",
+    "label_steps",
+    "critique",
     "student",
 ]
 
@@ -109,10 +117,11 @@ class Templates:
         Raises:
             InputError: Unknown names, unknown or missing placeholders, and files that cannot be read; all at once.
         """
-        names = get_args(TemplateName)
+        names: tuple[Any, ...] = get_args(TemplateName)
         texts = {name: read_template(resources.files(__package__) / "templates" / f"{name}.txt") for name in names}
         errors = []
-        for name, file in (files or {}).items():
+        replaced: Mapping[Any, str | Path] = files or {}
+        for name, file in replaced.items():
             if name not in names:
                 choices = ", ".join(names)
                 errors.append(f"`templates`: unknown template {name!r}{nearest(name, names)}; choose from {choices}")
@@ -173,7 +182,7 @@ def without_conclusion(chain: str, answer_type: AnswerType) -> str:
     if thoughts := split_thoughts(chain).thoughts:
         chain = f"{thoughts}\n\n{read_chain(chain)}"
     final = answer = extract_answer(chain, answer_type)
-    while answer is not None and answer.value == final.value:
+    while final is not None and answer is not None and answer.value == final.value:
         ends = [match.end() for match in re.finditer(r"[.!?]\s+|\n", chain[: answer.start])]
         chain = chain[: ends[-1]].rstrip() if ends else ""
         answer = extract_answer(chain, answer_type)

@@ -18,12 +18,17 @@ from edit_trl.teachers.chain_text import chain_text
 from edit_trl.teachers.generation import Chain, Generation, Outcome, PipelineOptions
 from edit_trl.teachers.prompts import WITH_THOUGHTS, TemplateName, Templates, read_chain
 
-# The stages of the templates that are not called as their stage is.
 _STAGES: dict[TemplateName, Stage] = {
+    "annotate": "annotate",
+    "rectify": "rectify",
     "rectify_minimal": "rectify",
+    "corrupt": "corrupt",
     "conclude": "check",
     "judge": "check",
+    "label": "label",
     "label_steps": "label",
+    "critique": "critique",
+    "student": "student",
 }
 
 Slot = tuple[Question, int]
@@ -97,7 +102,7 @@ class Requests:
         if options.thoughts == "keep" and like and like.has_thoughts:
             prompt = WITH_THOUGHTS + prompt
         return ChatRequest(
-            stage=_STAGES.get(template, template),
+            stage=_STAGES[template],
             # The number tells requests of one question apart; it is neither sent nor part of the journal's key.
             row_id=f"{sample if number is None else number}\t{question.id}",
             template=self.templates.version(template),
@@ -154,10 +159,14 @@ class Requests:
         """
         chains = []
         for slot, response in answers.items():
-            options = {}
-            if like is not None:
-                options = {"like": like[slot].text, "has_thoughts": like[slot].has_thoughts}
-            text, has_thoughts = chain_text(response.text, self.options.thoughts, slot[0].kind, **options)
+            old = None if like is None else like[slot]
+            text, has_thoughts = chain_text(
+                response.text,
+                self.options.thoughts,
+                slot[0].kind,
+                None if old is None else old.text,
+                has_thoughts=old is None or old.has_thoughts,
+            )
             chains.append(Chain(slot[0], text, answer_outcome(slot, response), source, slot[1], has_thoughts))
         return chains
 

@@ -57,8 +57,8 @@ class GenerationPlan:
         self.teacher: Teacher | None = read(config.make_teacher)
         read(config.check_student_template)
         self.questions: Sequence[Question] = read(lambda: config.questions(self.teacher))
-        if config.arguments.push_to_hub:
-            read(lambda: check_repo_id(config.arguments.push_to_hub, "push_to_hub"))
+        if repository := config.arguments.push_to_hub:
+            read(lambda: check_repo_id(repository, "push_to_hub"))
         if errors:
             raise InputError(errors)
 
@@ -115,8 +115,8 @@ class GenerationPlan:
     def _models(self) -> dict[str, Teacher]:
         """Return the models that are asked, by role; on a Ray cluster where the recipe says so."""
         config = self.config
-        models = {"teacher": self.teacher, "student": config.make_student(), "labeller": config.make_labeller()}
-        models = {role: model for role, model in models.items() if model is not None}
+        roles = {"teacher": self.teacher, "student": config.make_student(), "labeller": config.make_labeller()}
+        models: dict[str, Any] = {role: model for role, model in roles.items() if model is not None}
         if config.arguments.engine != "ray":
             return models
         from edit_trl.models.cluster.chat import on_ray
@@ -126,7 +126,7 @@ class GenerationPlan:
     async def _make(self, dispatchers: dict[str, Dispatcher], display: Display) -> Generation:
         options = self.config.options
         if self.teacher is None:
-            shared = {"options": options, "templates": self.templates, "watcher": display}
+            shared: dict[str, Any] = {"options": options, "templates": self.templates, "watcher": display}
             if self.config.arguments.pairs == "closest":
                 return await make_closest(self.questions, dispatchers["student"], **shared)
             return await make_pivots(self.questions, dispatchers["student"], pivots=self.config.pivots, **shared)
@@ -150,4 +150,4 @@ class GenerationPlan:
         names = ["student"] if self.teacher is None else names
         versions = {name: self.templates.version(name) for name in names}
         author = self.config.arguments.student if self.teacher is None else self.teacher.model
-        return Provenance(author, stats, versions, values)
+        return Provenance(str(author), stats, versions, values)

@@ -49,4 +49,4 @@ def _holds(tokenizer: PreTrainedTokenizerBase, form: ThoughtsForm) -> bool:
         text = render(tokenizer, [*_PROMPT, message_of(_PROBE, form)])
     except InputError:
         return False
-    return all(part in text for part in split_thoughts(_PROBE))
+    return all(part in text for part in split_thoughts(_PROBE) if part is not None)

@@ -1,5 +1,7 @@
 """Checks of the arguments of `DualCoTTrainer`."""
 
+from typing import Any
+
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -15,7 +17,7 @@ from edit_trl.training.reference import reference_problems
 from edit_trl.training.requirements import requirement_problems
 
 
-def check_model(model) -> None:
+def check_model(model: object) -> None:
     """Check that the model of a `DualCoTTrainer` is a name or a loaded model.
 
     Raises:
@@ -25,13 +27,21 @@ def check_model(model) -> None:
         raise InputError(f"`model` must be a Hub id, a folder as a text, or a loaded model, got {show(model)}")
 
 
-def check_arguments(model, args, train_dataset, eval_dataset, peft_config, data_collator, compute_metrics=None) -> None:
+def check_arguments(
+    model: Any,
+    args: Any,
+    train_dataset: Any,
+    eval_dataset: Any,
+    peft_config: Any,
+    data_collator: Any,
+    compute_metrics: Any = None,
+) -> None:
     """Check the arguments of `DualCoTTrainer` before a model is loaded.
 
     Raises:
         InputError: Arguments that cannot be used; the message names all of them.
     """
-    problems = []
+    problems: list[str] = []
     if not isinstance(data_collator, DualCoTCollator | None):
         problems.append(f"`data_collator` must be a DualCoTCollator, got {type(data_collator).__name__}")
     if not isinstance(args, DualCoTConfig):
@@ -76,7 +86,7 @@ def check_arguments(model, args, train_dataset, eval_dataset, peft_config, data_
     raise_problems(problems)
 
 
-def _option_problems(model, args: DualCoTConfig, compute_metrics) -> list[str]:
+def _option_problems(model: Any, args: DualCoTConfig, compute_metrics: Any) -> list[str]:
     """Return the options that need another argument, or something that is not installed."""
     problems = requirement_problems(args)
     if compute_metrics is None:
@@ -91,7 +101,7 @@ def _option_problems(model, args: DualCoTConfig, compute_metrics) -> list[str]:
     return problems
 
 
-def tell_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: DualCoTConfig) -> None:
+def tell_padding(model: Any, tokenizer: PreTrainedTokenizerBase, args: DualCoTConfig) -> None:
     """Set the `pad_token` of the options in a model's configurations, as TRL does for its own collator."""
     if args.pad_token is not None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

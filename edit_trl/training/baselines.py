@@ -15,7 +15,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainingArguments,
 )
 from transformers.utils import logging
 
@@ -34,7 +33,7 @@ from edit_trl.training.student import load_student
 from edit_trl.training.trainer_choice import TrainerName, trl_trainer
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig
 
 logger = logging.get_logger(__name__)
@@ -109,8 +108,8 @@ def _preference_row(pair: Mapping[str, Any], columns: Sequence[str]) -> dict[str
 def preference_trainer(
     trainer: TrainerName,
     student: str,
-    model: PreTrainedModel | None,
-    args: TrainingArguments,
+    model: "PreTrainedModel | PeftModel | None",
+    args: Any,
     train_dataset: Dataset,
     eval_dataset: Dataset | None = None,
     *,

@@ -211,7 +211,7 @@ class DualCoTConfig(SFTConfig):
     )
 
     # TRL's default is bf16, which fails on a machine without it.
-    bf16: bool | None = field(
+    bf16: bool | None = field(  # type: ignore[assignment]  # as in TRL's SFTConfig: None is decided by the device
         default=None,
         metadata={"help": "Use bf16 mixed precision; if not set, where a GPU has it and fp16 is not set."},
     )

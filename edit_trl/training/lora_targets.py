@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import transformers
 from accelerate import init_empty_weights
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
@@ -26,7 +27,7 @@ def make_model(config: PretrainedConfig, dtype: str | None = None) -> PreTrained
         dtype: The dtype of the weights; that of the configuration if None or "auto".
     """
     name = (config.architectures or [""])[0]
-    cls = getattr(transformers, name, None) or AutoModelForCausalLM
+    cls: Any = getattr(transformers, name, None) or AutoModelForCausalLM
     make = cls.from_config if cls is AutoModelForCausalLM else cls._from_config
     return make(config) if dtype in (None, "auto") else make(config, dtype=dtype)
 
@@ -48,7 +49,7 @@ def lora_config(model: ModelConfig, student: str, trust_remote_code: bool = Fals
     Raises:
         InputError: The targets include the LM head, whatever the architecture calls it, or match no layer.
     """
-    adapter = get_peft_config(model)
+    adapter: Any = get_peft_config(model)
     if adapter is None:
         return None
     named = (adapter.target_modules, adapter.modules_to_save, adapter.target_parameters)
@@ -61,7 +62,7 @@ def lora_config(model: ModelConfig, student: str, trust_remote_code: bool = Fals
     return settle_targets(adapter, config)
 
 
-def settle_targets(adapter: LoraConfig, config: PretrainedConfig) -> LoraConfig:
+def settle_targets(adapter: Any, config: PretrainedConfig) -> LoraConfig:
     """Set the targets of an adapter's configuration in place, as described in `lora_config`, and return it."""
     if adapter.target_modules is None:
         return adapter  # PEFT's table for the architecture, in which no head occurs
@@ -92,7 +93,8 @@ def matched_layers(targets: str | Sequence[str] | None, config: PretrainedConfig
     """Return the names of the layers of a student that target modules mean."""
     if isinstance(targets, list) and len(targets) == 1:
         [targets] = targets  # as TRL does
-    adapter = settle_targets(LoraConfig(target_modules=targets), config)
+    names: Any = targets
+    adapter: Any = settle_targets(LoraConfig(target_modules=names), config)
     if adapter.target_modules is None:
         adapter.target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(config.model_type)
     with init_empty_weights():
@@ -127,9 +129,9 @@ def _check_names(adapter: LoraConfig, config: PretrainedConfig) -> None:
             )
 
 
-def _check_targets(adapter: PeftConfig, student: PreTrainedModel) -> None:
+def _check_targets(adapter: LoraConfig, student: PreTrainedModel) -> None:
     targets = adapter.target_modules
-    option = f"`lora_target_modules: {targets if isinstance(targets, str) else ', '.join(sorted(targets))}`"
+    option = f"`lora_target_modules: {targets if isinstance(targets, str) else ', '.join(sorted(targets or ()))}`"
     head = head_name(student)
     if head is not None and check_target_module_exists(adapter, head):
         raise InputError(

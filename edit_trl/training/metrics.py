@@ -5,7 +5,7 @@ from the device until the totals are read.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -117,7 +117,7 @@ class MetricTotals:
             pair = torch.stack(ratio)
             self._totals[name] = self._totals[name] + pair if name in self._totals else pair
 
-    def read(self, reduce) -> dict[str, float]:
+    def read(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return the ratios since the last reading, without metrics whose denominator is 0.
 
         Args:

@@ -42,13 +42,14 @@ def share_of_step(
     if num_items is not None:
         pairs = num_items[0]
         # Data-parallel training averages gradients over processes; `pairs` counts all of them.
-        means = tuple((num_items[1:] / pairs).clamp(min=1))
-        return StepShare(accelerator.num_processes / pairs, means)
+        chosen, rejected = (num_items[1:] / pairs).clamp(min=1)
+        return StepShare(accelerator.num_processes / pairs, (chosen, rejected))
     factor = 1 / max(len(examples[:own]), 1)
     if not own:
         return StepShare(factor, None)
     tokens = [sum(len(example[f"{side}_ids"]) for example in examples[:own]) * factor for side in SIDES]
-    return StepShare(factor, tuple(torch.tensor(tokens, device=accelerator.device).clamp(min=1)))
+    chosen, rejected = torch.tensor(tokens, device=accelerator.device).clamp(min=1)
+    return StepShare(factor, (chosen, rejected))
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Objective:
         """
         reduction = self.config.preference_reduction
         chosen, rejected = self._scopes(batch)
+        assert logps.rejected is not None  # see `logps`
         return chain_score(logps.chosen, chosen, reduction), chain_score(logps.rejected, rejected, reduction)
 
     def loss(
@@ -118,5 +120,6 @@ class Objective:
 
     def _scopes(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the masks of the tokens that the preference term scores."""
-        scope = {"key_steps": "key_mask", "completion": "mask"}.get(self.config.preference_scope, "fork_mask")
+        names: dict[Any, str] = {"key_steps": "key_mask", "completion": "mask"}
+        scope = names.get(self.config.preference_scope, "fork_mask")
         return batch[f"chosen_{scope}"], batch[f"rejected_{scope}"]

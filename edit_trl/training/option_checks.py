@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate.utils import DynamoBackend, is_deepspeed_available
-from transformers import TrainingArguments, get_scheduler
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from edit_trl.common.errors import brief, show
@@ -80,14 +80,14 @@ def _whole(value: float) -> bool:
     return 1 <= value < math.inf and value == int(value)
 
 
-def option_problems(cls: type, values: Mapping[str, Any]) -> list[str]:
+def option_problems(cls: Any, values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the options of a class.
 
     Args:
         cls: `DualCoTConfig`, the options of another trainer, or `ModelConfig`.
         values: The options by name; those that are missing have their default.
     """
-    values = {field.name: _default(field) for field in fields(cls)} | values
+    values = {**{field.name: _default(field) for field in fields(cls)}, **values}
     return [
         *_word_problems(cls, values),
         *_range_problems(values),
@@ -101,7 +101,7 @@ def option_problems(cls: type, values: Mapping[str, Any]) -> list[str]:
 
 
 @functools.cache
-def choices_of(cls: type) -> dict[str, tuple[Any, ...]]:
+def choices_of(cls: Any) -> dict[str, tuple[Any, ...]]:
     """Return the words of every option that has a list of them: in its type, its metadata or `CHOICES`."""
     choices = dict(CHOICES) | {"torch_compile_backend": tuple(backend.value.lower() for backend in DynamoBackend)}
     hints = typing.get_type_hints(cls)
@@ -213,8 +213,8 @@ def _default(field: Field) -> Any:
     return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
-def _refusals(cls: type, values: Mapping[str, Any]) -> Iterator[str]:
-    ours = "key_step_method" in cls.__dataclass_fields__
+def _refusals(cls: Any, values: Mapping[str, Any]) -> Iterator[str]:
+    ours = any(field.name == "key_step_method" for field in fields(cls))
     for field in fields(cls):
         refusal = REFUSED.get(field.name)
         if refusal is None or not (ours or field.name in OF_EVERY_RUN):
@@ -285,7 +285,8 @@ _OF_EVERY_SCHEDULE = ("optimizer", "num_warmup_steps", "num_training_steps", "la
 def schedule_problems(training: TrainingArguments) -> Iterator[str]:
     """Make the schedule for a toy optimizer and take its first steps, to find options that it does not take."""
     kwargs: Any = training.lr_scheduler_kwargs or {}
-    name, option = training.lr_scheduler_type.value, f"`lr_scheduler_kwargs: {training.lr_scheduler_kwargs}`"
+    kind = SchedulerType(training.lr_scheduler_type)
+    name, option = kind.value, f"`lr_scheduler_kwargs: {training.lr_scheduler_kwargs}`"
     if kwargs and name == "constant_with_warmup":
         yield f"{option}: `lr_scheduler_type: {name}` has no options; remove it"
         return
@@ -296,7 +297,8 @@ def schedule_problems(training: TrainingArguments) -> Iterator[str]:
             optimizer.step()
             schedule.step(1.0) if name in ("reduce_lr_on_plateau", "greedy") else schedule.step()
     except (TypeError, ValueError, ZeroDivisionError, AttributeError, KeyError) as error:
-        parameters = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[training.lr_scheduler_type]).parameters
+        make: Any = TYPE_TO_SCHEDULER_FUNCTION[kind]
+        parameters = inspect.signature(make).parameters
         own = [key for key in parameters if key not in _OF_EVERY_SCHEDULE]
         takes = f"; it takes {', '.join(own)}" if own else "; it takes none"
         yield f"`lr_scheduler_type: {name}`{f' with {option}' if kwargs else ''}: {brief(error)}{takes}"

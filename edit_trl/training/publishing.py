@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
+from trl import SFTTrainer
 
+from edit_trl.data.preparation import PreparationReport
 from edit_trl.hub.card_facts import (
     OBJECTIVE_FIELDS,
     TRAINING_FIELDS,
     CardFacts,
+    Example,
     StageFacts,
     adapter_options,
     plain_logs,
@@ -18,14 +21,22 @@ from edit_trl.hub.card_facts import (
 )
 from edit_trl.hub.model_card import package_versions, write_card
 from edit_trl.hub.repository import account, model_files, open_repository, upload
+from edit_trl.training.config import DualCoTConfig
 
 
-class PublishingMixin:
+class PublishingMixin(SFTTrainer):
     """Model cards and uploads for a `transformers.Trainer` on dual CoTs.
 
     Only the files that `edit_trl.hub.repository.model_files` names are pushed, and never a checkpoint. The class
     overrides hooks of `transformers.Trainer` and `trl`.
     """
+
+    args: DualCoTConfig
+    model: Any
+    hub_model_id: str | None  # type: ignore[assignment]  # transformers' hook gives it the value None and no type
+    preparation_reports: dict[str, PreparationReport]
+    _examples: list[Example]
+    _conversational: bool
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # The Trainer pickles its arguments beside the weights, the Hub token with them.
@@ -35,7 +46,7 @@ class PublishingMixin:
         finally:
             self.args.hub_token = token
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # as in TRL, whose arguments are not those of transformers
         self,
         model_name: str | None = None,
         dataset_name: str | list[str] | None = None,
@@ -50,19 +61,20 @@ class PublishingMixin:
         """
         if not self.is_world_process_zero():
             return
-        tags = {*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])}
-        folder = Path(self.args.output_dir)
+        all_tags = {*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])}
+        folder = Path(str(self.args.output_dir))
         facts = CardFacts("adapter" if is_peft_model(self.model) else "model", [self._facts(dataset_name)])
         write_facts(folder, facts)
-        write_card(folder, facts, model_name=model_name, tags=sorted(tags))
+        write_card(folder, facts, model_name=model_name, tags=sorted(all_tags))
 
     def _facts(self, dataset_name: str | list[str] | None) -> StageFacts:
         args, config = self.args, self.model.config
+        loading: Any = args.model_init_kwargs  # `__post_init__` has read the text of an option
         quantization = getattr(config, "quantization_config", None)
         return StageFacts(
-            name=Path(args.output_dir).name,
+            name=Path(str(args.output_dir)).name,
             base_model=config._name_or_path,
-            revision=(args.model_init_kwargs or {}).get("revision"),
+            revision=(loading or {}).get("revision"),
             adapter=adapter_options(self.model) if is_peft_model(self.model) else None,
             quantization=quantization_name(quantization) if quantization else None,
             dataset=dataset_name,
@@ -86,12 +98,12 @@ class PublishingMixin:
         if not self.is_world_process_zero():
             return
         token, args = token or self.args.hub_token, self.args
-        repo_id = args.hub_model_id or f"{account(token) or 'your-name'}/{Path(args.output_dir).name}"
+        repo_id = args.hub_model_id or f"{account(token) or 'your-name'}/{Path(str(args.output_dir)).name}"
         private = args.hub_private_repo if private is None else private
         open_repository(repo_id, private=private, revision=args.hub_revision, token=token)
         self.hub_model_id = repo_id
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]  # transformers' returns None on other processes too
         self,
         commit_message: str | None = "End of training",
         blocking: bool = True,
@@ -124,9 +136,9 @@ class PublishingMixin:
         if not self.is_world_process_zero():
             return None
         return upload(
-            model_files(Path(self.args.output_dir)),
-            self.hub_model_id,
-            message=commit_message,
+            model_files(Path(str(self.args.output_dir))),
+            str(self.hub_model_id),
+            message=commit_message or "End of training",
             revision=revision or self.args.hub_revision,
             token=token,
         )

@@ -16,7 +16,7 @@ from trl import ModelConfig, get_quantization_config
 from edit_trl.common.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig, TrainingArguments
 
     from edit_trl.training.config import DualCoTConfig
 
@@ -122,7 +122,8 @@ def keep_unpacked(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            layer: Any = module
+            layer.support_avx512bf16_for_cpu = False
 
 
 def is_packed(model: nn.Module) -> bool:
@@ -131,7 +132,7 @@ def is_packed(model: nn.Module) -> bool:
     return any(getattr(state, "packing_format_for_cpu", False) for state in states)
 
 
-def check_bitsandbytes(model: ModelConfig, training: "DualCoTConfig") -> None:
+def check_bitsandbytes(model: ModelConfig, training: "TrainingArguments") -> None:
     """Check that the bitsandbytes that a run needs is installed, without importing it.
 
     Raises:

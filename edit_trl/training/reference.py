@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -65,7 +65,7 @@ def reference_scores(
 _WEIGHTS_STAY = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
-def reference_problems(model: nn.Module | str, peft_config: PeftConfig | None) -> Iterator[str]:
+def reference_problems(model: Any, peft_config: PeftConfig | None) -> Iterator[str]:
     """Check that the model with its adapter switched off is the reference (`adapter_off`).
 
     Args:
@@ -110,7 +110,7 @@ _NOT_SCORED = ("_name_or_path", "transformers_version", "use_cache", "architectu
 
 
 @contextmanager
-def adapter_off(model: nn.Module) -> Iterator[None]:
+def adapter_off(model: Any) -> Iterator[None]:
     """Run the model without its PEFT adapter and in eval mode: a reference has no dropout."""
     training = model.training
     model.eval()
@@ -121,7 +121,7 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def weights_hash(model: nn.Module) -> str:
+def weights_hash(model: Any) -> str:
     """Return a hash of all weights and of the configuration, so that cached scores are never those of another model."""
     hasher = Hasher()
     # Scales, windows and rotary embeddings are no weights. What is left out changes no score.

@@ -19,6 +19,7 @@ from transformers.integrations.integration_utils import (
 from transformers.modeling_flash_attention_utils import FLASH_ATTENTION_COMPATIBILITY_MATRIX
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS, OptimizerContext
+from transformers.training_args import OptimizerNames
 from transformers.utils import (
     is_kernels_available,
     is_liger_kernel_available,
@@ -41,8 +42,10 @@ def requirement_problems(training: TrainingArguments, model: ModelConfig | None 
         check_bitsandbytes(model or ModelConfig(), training)
     if not problems:
         problems += [*_optimizer_problems(training), *schedule_problems(training)]
-    kwargs = training.model_init_kwargs if isinstance(getattr(training, "model_init_kwargs", None), dict) else {}
-    for attention in dict.fromkeys((model and model.attn_implementation, kwargs.get("attn_implementation"))):
+    given = getattr(training, "model_init_kwargs", None)
+    kwargs = given if isinstance(given, dict) else {}
+    named = None if model is None else model.attn_implementation
+    for attention in dict.fromkeys((named, kwargs.get("attn_implementation"))):
         problems += _attention_problems(attention)
     if kwargs.get("use_kernels") and not is_kernels_available():
         problems.append(_not_installed("`model_init_kwargs: {use_kernels: true}`", "kernels", "remove it"))
@@ -134,7 +137,7 @@ class _ReadKeys(dict):
 
 def _optimizer_problems(training: TrainingArguments) -> Iterator[str]:
     """Make the optimizer for a toy parameter; where it needs the model, only its packages are looked for."""
-    option, arguments = f"`optim: {training.optim.value}`", training.optim_args or ""
+    option, arguments = f"`optim: {OptimizerNames(training.optim).value}`", training.optim_args or ""
     pairs = [item.split("=") for item in arguments.replace(" ", "").split(",") if item]
     if any(len(pair) != 2 for pair in pairs):
         yield f"`optim_args: {arguments}` must be `key=value, key=value`"

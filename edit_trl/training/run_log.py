@@ -8,12 +8,14 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from edit_trl.key_steps import SIDES
 from edit_trl.losses import DualCoTLoss
 from edit_trl.models.pairs.scoring import PairLogps
 from edit_trl.training.metrics import BatchLoss, MetricTotals, check_losses, chosen_metrics, pair_metrics
+from edit_trl.training.resuming.resumable import ResumableTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -81,7 +83,7 @@ class RunLog:
         chosen, fork = logps.chosen[:own], batch["fork"][:own]
         totals.add(chosen_metrics(parts, chosen, masks[0], masks[2], fork, paired))
         if logps.rejected is not None:
-            totals.add(pair_metrics(chosen, logps.rejected[:own], *masks, paired))
+            totals.add(pair_metrics(chosen, logps.rejected[:own], masks[0], masks[1], masks[2], masks[3], paired))
         if mode == "train" and own != 0:
             self._tokens += logps.tokens
 
@@ -141,13 +143,15 @@ class RunLog:
         return drift
 
 
-class LoggingMixin:
+class LoggingMixin(ResumableTrainer):
     """Logs what a `RunLog` gathers, for a `ResumableTrainer` on dual CoTs.
 
     Metrics of an evaluation have the prefix of its set (`metric_key_prefix`), as its loss has. Overrides hooks of
     `transformers.Trainer`, read in transformers 5.24.
     """
 
+    model: Any
+    train_dataset: Any
     _run_log: RunLog
     _eval_prefix = "eval"
 
@@ -155,7 +159,9 @@ class LoggingMixin:
     def _mode(self) -> Mode:
         return "train" if self.model.training else "eval"
 
-    def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Evaluate, as in `transformers.Trainer`; calls itself for each of several sets."""
         outer, self._eval_prefix = self._eval_prefix, metric_key_prefix
         try:
@@ -163,7 +169,7 @@ class LoggingMixin:
         finally:
             self._eval_prefix = outer
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any):
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate a set, without what an earlier one has left."""
         self._run_log.reset_evaluation()
         return super().evaluation_loop(*args, **kwargs)

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 from edit_trl.common.conversion import nearest
 from edit_trl.common.errors import InputError
@@ -30,10 +31,10 @@ def weights_kept(model: nn.Module) -> Iterator[None]:
             module._buffers[name] = buffer
 
 
-class SafeguardsMixin:
+class SafeguardsMixin(Trainer):
     """Overrides hooks of `transformers.Trainer`, read in transformers 5.24."""
 
-    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader):
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> Any:
         """Return the steps of the run and what belongs to them, as in `transformers.Trainer`.
 
         Raises:
@@ -53,12 +54,12 @@ class SafeguardsMixin:
         try:
             return super()._determine_best_metric(metrics, trial)
         except KeyError as error:
-            name = self.args.metric_for_best_model.removeprefix("eval_")
+            name = str(self.args.metric_for_best_model).removeprefix("eval_")
             names = [metric.removeprefix("eval_") for metric in metrics]
             hint = nearest(name, names) or f"; choose from {', '.join(names)}"
             raise InputError(f"`metric_for_best_model: {name}` is no metric of the evaluation{hint}") from error
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any):
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate and keep the trained weights, with `bf16_full_eval` and `fp16_full_eval` too.
 
         Outside of `train` the Trainer casts the model in place, for `evaluate` and `predict`, and what is saved after
@@ -67,5 +68,6 @@ class SafeguardsMixin:
         casts = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
         if not casts:
             return super().evaluation_loop(*args, **kwargs)
-        with weights_kept(self.model):
+        model: Any = self.model
+        with weights_kept(model):
             return super().evaluation_loop(*args, **kwargs)

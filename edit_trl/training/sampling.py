@@ -1,6 +1,6 @@
 """Samplers of training batches: pairs grouped by length, or batches filled up to a number of tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
@@ -72,7 +72,7 @@ class TokenBudgetBatches(Sampler[list[int]]):
 
     def __init__(
         self,
-        columns: dict[str, Sequence[int]],
+        columns: Mapping[str, Sequence[int]],
         max_tokens: int,
         *,
         layout: BatchLayoutName = "tree",
@@ -185,15 +185,16 @@ def train_batches(
     Raises:
         InputError: A pair alone exceeds the budget.
     """
-    longest = max(pair_costs(lengths, collator.layout))
-    if max_tokens is not None and max_tokens < longest <= args.max_tokens_per_batch:
+    longest, limit = max(pair_costs(lengths, collator.layout)), args.max_tokens_per_batch
+    assert limit is not None  # see above
+    if max_tokens is not None and max_tokens < longest <= limit:
         raise InputError(
             f"out of memory even with batches of {longest} tokens, the length of the longest pair "
             "(`auto_find_batch_size`); lower `max_length` to drop long pairs, or train with less memory (LoRA, 4 bits)"
         )
     batches = TokenBudgetBatches(
         lengths,
-        max_tokens or args.max_tokens_per_batch,
+        max_tokens or limit,
         layout=collator.layout,
         shuffle=args.train_sampling_strategy != "sequential",
         seed=data_seed(args),
@@ -242,12 +243,12 @@ def own_pairs(pairs: int, batch_size: int, accelerator: Accelerator, dataset_siz
     return min(max(remainder - accelerator.process_index * batch_size, 0), pairs)
 
 
-def pair_costs(columns: dict[str, Sequence[int]], layout: BatchLayoutName) -> Sequence[int]:
+def pair_costs(columns: Mapping[str, Sequence[int]], layout: BatchLayoutName) -> Sequence[int]:
     """Return how many tokens of a batch each pair takes by itself."""
     return columns["unique_length"] if layout == "tree" else [2 * length for length in columns["length"]]
 
 
-def check_budget(columns: dict[str, Sequence[int]], max_tokens: int, layout: BatchLayoutName) -> None:
+def check_budget(columns: Mapping[str, Sequence[int]], max_tokens: int, layout: BatchLayoutName) -> None:
     """Check that every pair fits into a batch by itself.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from peft import PeftConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from edit_trl.common.errors import InputError
 from edit_trl.key_steps import SIDES
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def settle_processing(
     processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
-    model: str | PreTrainedModel,
+    model: "str | PreTrainedModel | PeftModel",
     args: DualCoTConfig,
     peft_config: PeftConfig | None = None,
 ) -> tuple[PreTrainedTokenizerBase | ProcessorMixin, dict[str, str | None]]:
@@ -44,12 +44,13 @@ def settle_processing(
     Raises:
         InputError: The student or its tokenizer cannot be used.
     """
-    revision = (args.model_init_kwargs or {}).get("revision")
+    loading: Any = args.model_init_kwargs  # `__post_init__` has read the text of an option
+    revision = (loading or {}).get("revision")
     is_loaded = not isinstance(model, str)
-    if not is_loaded:
+    if isinstance(model, str):
         check_student(model, revision=revision, trust_remote_code=args.trust_remote_code)
     if processing_class is None:
-        name = model.config._name_or_path if is_loaded else model
+        name = model if isinstance(model, str) else model.config._name_or_path
         processing_class = load_processor(name, revision=revision, trust_remote_code=args.trust_remote_code)
     tokenizer = share_template(processing_class)
     if args.pad_token is not None:
@@ -92,7 +93,8 @@ def _take_template(
             path, eos = None, eos or source.eos_token
     tokenizer = share_template(processing_class)
     check_template(tokenizer)
-    check_variables(tokenizer, args.chat_template_kwargs)
+    values: Any = args.chat_template_kwargs  # `__post_init__` has read the text of an option
+    check_variables(tokenizer, values)
     if eos is not None and path is None:
         check_token(tokenizer, "eos_token", eos)
         tokenizer.eos_token = eos
@@ -158,7 +160,7 @@ def replaced_options(args: DualCoTConfig, **values: Any) -> Iterator[None]:
 
 
 def load_student(
-    student: str, args: TrainingArguments, quantization_config: "BitsAndBytesConfig | None"
+    student: str, args: Any, quantization_config: "BitsAndBytesConfig | None"
 ) -> "PreTrainedModel | PeftModel":
     """Load a student to train, with the `model_init_kwargs` of the trainer's options.
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
-from peft import PeftConfig
-from torch import Tensor, nn
+from peft import PeftConfig, PeftModel
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
@@ -23,10 +23,11 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
+from transformers.trainer_utils import TrainOutput
 
 from edit_trl.data.preparation import PreparationReport, map_datasets, prepare_for_training
 from edit_trl.data.row import is_conversational, with_prompts
-from edit_trl.hub.card_facts import pick_examples
+from edit_trl.hub.card_facts import Example, pick_examples
 from edit_trl.hub.card_templates import EDIT_CITATION
 from edit_trl.key_steps import SIDES
 from edit_trl.losses import masked_mean
@@ -88,6 +89,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         ```
     """
 
+    data_collator: DualCoTCollator
     _tag_names = ["trl", "edit_trl", "dual-cot"]  # noqa: RUF012 (as in TRL)
     _name = "EDIT"
     _paper = {  # noqa: RUF012 (as in TRL)
@@ -97,17 +99,17 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
     }
 
     # The loss is a share of the whole optimizer step: the Trainer must not divide it by accumulation steps.
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga = True  # type: ignore[assignment]  # TRL gives it the value None and no type
 
     # The step comes first: it is what this class adds to TRL's.
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
-    ):
+        num_items_in_batch: Any = None,
+    ) -> Any:
         """Return this batch's share of the mean objective over the pairs of the optimizer step."""
         reference = reference_scores(
             self.args.reference,
@@ -121,6 +123,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         parts = self.objective.loss(logps, inputs, reference, share.mean_lengths)
         loss = parts.loss[:own].sum() * share.factor
         if self.aux_loss_enabled:
+            assert logps.aux_loss is not None  # the model returns it where it is enabled
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
             loss = loss + self.router_aux_loss_coef * logps.aux_loss / steps
         self._run_log.add(loss, parts, logps, inputs, own, self.state.global_step, self._mode)
@@ -144,7 +147,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
                 rejected = self.score_pairs(model, batch).rejected
         return replace(self.score_pairs(model, batch, with_rejected=False), rejected=rejected)
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Also count the pairs and tokens of the optimizer step over all processes, to normalize the loss.
 
         Returns:
@@ -158,7 +161,9 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         counts = [len(examples), *(sum(len(ex[f"{side}_ids"]) for ex in examples) for side in SIDES)]
         return batches, self.accelerator.reduce(torch.tensor(counts, device=device), "sum")
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
         """Return, per pair, the mean log-probabilities of both chains as predictions, and 0 as the label."""
         inputs = self._prepare_inputs(inputs)
         inputs["own_pairs"] = self._own_pairs(inputs, self.args.eval_batch_size)
@@ -178,7 +183,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         # The size in use, which `auto_find_batch_size` makes smaller.
         return own_pairs(len(batch["fork"]), self._train_batch_size, self.accelerator, size)
 
-    def train(self, *args: Any, **kwargs: Any):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, as in `ResumableTrainer`, with noise on the embeddings (`neftune_noise_alpha`)."""
         student = self.accelerator.unwrap_model(self.model)
         with noisy_embeddings(student, self.args.neftune_noise_alpha, self.score_pairs.chain_lengths):
@@ -188,7 +193,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | PreTrainedModel | PeftModel,
         args: DualCoTConfig | None = None,
         data_collator: DualCoTCollator | None = None,
         train_dataset: Dataset | None = None,
@@ -209,25 +214,28 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         tokenizer = share_template(processing_class)
 
         self.preparation_reports: dict[str, PreparationReport] = {}
-        self._examples, self._conversational = [], False  # for the card
+        self._examples: list[Example] = []  # for the card, as the next
+        self._conversational = False
         # Before the model is loaded, so that bad rows are reported within seconds. Not where the chat template brings
         # tokens: the base class then calls `_prepare_dataset` after adding them.
         if options["chat_template_path"] is None:
             prepare = partial(self._prepare_dataset, processing_class=processing_class, args=args)
             train_dataset = prepare(train_dataset)
             eval_dataset = map_datasets(eval_dataset, lambda rows, name: prepare(rows, dataset_name=name))
+        student: Any = model
         if isinstance(model, str):
-            model = load_student(model, args, quantization_config)
+            student = load_student(model, args, quantization_config)
             quantization_config = options["model_init_kwargs"] = None  # or TRL warns that it does not load with them
-        if (peft_config is not None or is_peft_model(model)) and options["chat_template_path"] is not None:
-            check_added_tokens(model, args.chat_template_path)
+        if (added := options["chat_template_path"]) is not None and (peft_config or is_peft_model(student)):
+            check_added_tokens(student, added)
+        multiple: Any = args.pad_to_multiple_of  # TRL has made a number of its words
         self._run_log = RunLog(args.displacement_warning)
-        self.objective = Objective(args)
+        self.objective: Objective = Objective(args)
         with replaced_options(args, **options):
             super().__init__(
-                model=model,
+                model=student,
                 args=args,
-                data_collator=data_collator or DualCoTCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
+                data_collator=data_collator or DualCoTCollator(tokenizer.pad_token_id, multiple),
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=processing_class,
@@ -243,7 +251,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         settle_adapter_dtype(self.model, args.fp16)
         tell_padding(self.model, tokenizer, args)
         self.neftune_noise_alpha = None  # `train` adds the noise; the Trainer's is that of a row
-        self.score_pairs = self._pair_scorer()
+        self.score_pairs: PairScorer = self._pair_scorer()
         self._score_before_training()
 
     def _pair_scorer(self) -> PairScorer:
@@ -290,7 +298,7 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         self,
         dataset: Dataset,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin,
-        args: DualCoTConfig,
+        args: Any,  # a DualCoTConfig
         packing: bool = False,
         formatting_func: Callable | None = None,
         dataset_name: str = "train",
@@ -312,8 +320,9 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
             self._conversational = is_conversational(dataset[0])
         return prepared.shuffle(seed=args.seed) if args.shuffle_dataset else prepared
 
-    def _set_signature_columns_if_needed(self):
-        self._signature_columns = [*EXAMPLE_COLUMNS, "length"]
+    def _set_signature_columns_if_needed(self) -> None:
+        columns: Any = [*EXAMPLE_COLUMNS, "length"]  # transformers gives the attribute the value None and no type
+        self._signature_columns = columns
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Group rows of a similar length where they are padded, unless an option sets another order."""
@@ -329,12 +338,13 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         columns = pair_lengths(self.train_dataset)
         return train_batches(dataset, columns, self._max_tokens, self.data_collator, self.args, self.accelerator)
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None):
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
         """Also apply `lr_decay_per_epoch`, for which transformers has no schedule."""
         decay = self.args.lr_decay_per_epoch
         if decay is not None and self.lr_scheduler is None:
             batches = len(self.get_train_dataloader())
             steps = math.ceil(batches / self.args.gradient_accumulation_steps)
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: decay ** (step // steps))
+            scheduled: Any = optimizer or self.optimizer
+            self.lr_scheduler = LambdaLR(scheduled, lambda step: decay ** (step // steps))
             self._created_lr_scheduler = True  # so that another `train` makes another one
         return super().create_scheduler(num_training_steps, optimizer)

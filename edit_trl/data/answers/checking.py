@@ -79,8 +79,9 @@ def infer_answer_type(answer: str) -> AnswerType:
             return kind
     text = text.rstrip(".%").strip()
     number = read(text, 0, len(text), "number")
-    is_whole = number is not None and number.value and " or " not in number.value
-    return "number" if is_whole and (number.start, number.end) == (0, len(text)) else "text"
+    if number is None or not number.value or " or " in number.value:
+        return "text"
+    return "number" if (number.start, number.end) == (0, len(text)) else "text"
 
 
 def extract_answer(response: str | None, answer_type: AnswerType, *, lenient: bool = False) -> Extraction | None:
@@ -137,7 +138,7 @@ def check_answer(
     # Extraction comes first, since it also checks the type.
     extraction = extract_answer(response, answer_type, lenient=lenient)
     expected = _known_answer(answer, answer_type)
-    if extraction is None:
+    if response is None or extraction is None:
         return AnswerCheck("unparsed")
     span, value = (extraction.start, extraction.end), extraction.value
     if answer_type == "math" and formulas.are_equal(answer, response[slice(*span)]):
@@ -168,7 +169,7 @@ def _known_answer(text: str, answer_type: AnswerType) -> Extraction:
             and _TAIL.get(answer_type, _NO_WORD).fullmatch(text, answer.end)
         )
     )
-    if not is_alone:
+    if answer is None or not is_alone:
         raise InputError(f"the known answer {text!r} is not of type {answer_type!r}; name its type")
     return answer
 

@@ -172,7 +172,10 @@ class _Worker:
         # -P: the folder of the worker has modules with the names of others. Answers come as ASCII.
         command = [sys.executable, "-P", str(_WORKER)]
         # math-verify may be found by a path of this process alone.
-        paths = [str(Path(find_spec("math_verify").origin).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        spec = find_spec("math_verify")
+        assert spec is not None  # `check_installed` came first
+        assert spec.origin is not None
+        paths = [str(Path(spec.origin).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         process = subprocess.Popen(
             command,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
@@ -182,11 +185,14 @@ class _Worker:
             text=True,
             encoding="ascii",
         )
+        assert process.stdout is not None
         if process.stdout.readline() != '"ready"\n':
             raise RuntimeError(f"math-verify cannot be started: {' '.join(command)} ended with {process.wait()}")
         return process
 
     def _exchange(self, process: subprocess.Popen[str], request: str) -> str | None:
+        assert process.stdin is not None
+        assert process.stdout is not None
         timer = threading.Timer(_MOST_SECONDS, process.kill)
         timer.start()
         try:

@@ -12,15 +12,15 @@ from typing import NamedTuple
 class Token(NamedTuple):
     """A part of a statement: its kind (a group of the pattern), place, and whether a blank stands before it."""
 
-    kind: str
+    kind: str | None
     text: str
     start: int
     end: int
     spaced: bool
-    match: re.Match[str]
+    match: re.Match[str] | None
 
 
-NOTHING = Token("end", "", 0, 0, True, re.match("", ""))
+NOTHING = Token("end", "", 0, 0, True, None)
 
 _SIGN = "[-+−–‐‑﹣－⁻]"
 # What people put between thousands; a number uses one of them throughout.
@@ -92,13 +92,14 @@ def tokens_of(text: str, start: int, end: int) -> list[Token]:
 
 def value_of(token: Token, negative: bool, prose: bool) -> str:
     """Return a number as a fraction, or as text where it would fill the memory or divides by zero."""
+    assert token.match is not None  # only `NOTHING` has none, and it is no number
     digits = re.sub(r"[\s,{}\\]", "", token.text)
     sign = "-" if negative else ""
-    group = token.match.groupdict()
+    group = token.match.groupdict(default="")
     if len(digits) > _MOST_DIGITS:
         return sign + digits
     if group["factorial"] and prose and token.match.string[token.match.end() : token.match.end() + 1].strip() == "":
-        group["factorial"] = None
+        group["factorial"] = ""
     try:
         value = _fraction(group)
     except ZeroDivisionError:
@@ -108,8 +109,8 @@ def value_of(token: Token, negative: bool, prose: bool) -> str:
     return str(-value if negative else value)
 
 
-def _fraction(group: dict[str, str | None]) -> Fraction | None:
-    """Compute a number from the groups of its token; None if it has too many digits."""
+def _fraction(group: dict[str, str]) -> Fraction | None:
+    """Compute a number from the groups of its token, which are empty where it has none; None if too many digits."""
     if group["whole"]:
         return int(group["whole"]) + _ratio(group["mixed"] or group["ratio"])
     if group["fraction"]:
@@ -143,5 +144,5 @@ def _ratio(text: str) -> Fraction:
     if "frac" not in text:
         above, below = re.split("[/⁄]", text)
     else:
-        above, below = re.findall(r"-?(?:\d+\.?\d*|\.\d+)", text) if "{" in text else text[-2:]
+        above, below = re.findall(r"-?(?:\d+\.?\d*|\.\d+)", text) if "{" in text else list(text[-2:])
     return Fraction(above) / Fraction(below)

@@ -91,7 +91,7 @@ def _parts(tokens: Sequence[Token]) -> list[Sequence[Token]]:
     seen_number = False
     for place, token in enumerate(tokens):
         after = tokens[place + 1] if place + 1 < len(tokens) else NOTHING
-        depth += {"open": 1, "close": -1}.get(token.kind, 0)
+        depth += (token.kind == "open") - (token.kind == "close")
         seen_number = seen_number or token.kind == "number"
         # "8, which is 5 more" gives 8, and "the root of 16, which is 4" gives 4.
         is_equality = token.kind == "equality" and _first_whole(tokens[begin:place], False) is None

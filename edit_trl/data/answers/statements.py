@@ -62,7 +62,7 @@ _SHORT_LINES = re.compile(r"(?:[ \t]*[\w&'’-]+[,;]?[ \t]*(?:\n|\Z))+")
 class Statement(NamedTuple):
     """A place that may give the answer: its kind (the group of its marker), its first and its last character + 1."""
 
-    kind: str
+    kind: str | None
     start: int
     end: int
 

@@ -17,9 +17,16 @@ if TYPE_CHECKING:
     from edit_trl.data.procedural.families import Family
 
 
+def _found(pattern: str, question: str) -> re.Match[str]:
+    match = re.search(pattern, question)
+    if match is None:
+        raise ValueError(f"no question of this family: {question!r}")
+    return match
+
+
 def solve_object_counting(question: str) -> str:
     """Add up the items of the group that the question asks for."""
-    group = re.search(r"[Hh]ow many (.+?) (?:do|are|did|does) ", question).group(1)
+    group = _found(r"[Hh]ow many (.+?) (?:do|are|did|does) ", question).group(1)
     quantities = {"a": 1, "an": 1} | {word: n for n, word in enumerate(NUMBER_WORDS)}
     total = 0
     for noun in GROUPS[group]:
@@ -84,22 +91,22 @@ def solve_shuffled_objects(question: str) -> str:
     holdings = dict(re.findall(r"(\w+) has the (\w+)", question))
     for a, b in re.findall(r"(\w+) and (\w+) (?:swap|trade|exchange) ", question):
         holdings[a], holdings[b] = holdings[b], holdings[a]
-    person = re.search(r"does (\w+) have\?", question).group(1)
+    person = _found(r"does (\w+) have\?", question).group(1)
     letters = {colour: letter for letter, colour in re.findall(r"\((\w)\) (\w+)", question)}
     return f"({letters[holdings[person]]})"
 
 
 def solve_word_sorting(question: str) -> str:
     """Sort the words; no other words of the question are separated by commas."""
-    words = re.search(r"\w+(?:, \w+)+", question).group(0).split(", ")
+    words = _found(r"\w+(?:, \w+)+", question).group(0).split(", ")
     return ", ".join(sorted(words))
 
 
 def solve_navigate(question: str) -> str:
     """Walk in the complex plane: north is 1j, and a turn to the left multiplies by 1j."""
-    place, ahead = 0, 1j
-    turns = {"left": 1j, "right": -1j, "around": -1}
-    ways = {"": 1, "forward": 1, "backward": -1, **turns}
+    place, ahead = 0j, 1j
+    turns: dict[str, complex] = {"left": 1j, "right": -1j, "around": -1}
+    ways: dict[str, complex] = {"": 1, "forward": 1, "backward": -1, **turns}
     orders = re.findall(r"Turn (\w+)\.|Take (\d+) steps? ?(\w*)\.", question)
     for turn, count, way in orders:
         if turn:
@@ -137,7 +144,7 @@ def _date_in(question: str) -> date:
     if match := re.search(rf"({names}) (\d+), (\d+)", question):
         name, day, year = match.groups()
     else:
-        day, name, year = re.search(rf"(\d+) ({names}) (\d+)", question).groups()
+        day, name, year = _found(rf"(\d+) ({names}) (\d+)", question).groups()
     return date(int(year), MONTHS.index(name) + 1, int(day))
 
 

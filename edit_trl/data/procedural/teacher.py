@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import nearest
@@ -12,7 +12,7 @@ from edit_trl.data.procedural.families import ANSWER_TYPES, MAKERS, Family
 from edit_trl.data.procedural.problems import Problem, write_chains
 from edit_trl.data.procedural.solvers import SOLVERS
 from edit_trl.data.questions import Question
-from edit_trl.data.row import DualCoT, column_types
+from edit_trl.data.row import DualCoT, Message, column_types
 from edit_trl.data.row_checks import validate_dual_cots
 
 if TYPE_CHECKING:
@@ -40,16 +40,16 @@ class ProceduralTeacher:
         InputError: An unknown or repeated family, or a seed or difficulty out of range.
     """
 
-    def __init__(self, families: Sequence[Family] | None = None, *, seed: int = 0, difficulty: int = 1):
-        families = get_args(Family) if families is None else families
-        errors = _family_errors(families)
+    def __init__(self, families: Sequence[str] | None = None, *, seed: int = 0, difficulty: int = 1):
+        names: Sequence[Any] = get_args(Family) if families is None else families
+        errors = _family_errors(names)
         if type(seed) is not int or seed < 0:
             errors.append(f"seed must be an integer of 0 or more, got {seed!r}")
         if type(difficulty) is not int or difficulty not in DIFFICULTIES:
             errors.append(f"difficulty must be an integer from 1 to 5, got {difficulty!r}")
         if errors:
             raise InputError(errors)
-        self.families: tuple[Family, ...] = tuple(families)
+        self.families: tuple[Family, ...] = tuple(names)
         self.seed = seed
         self.difficulty = difficulty
 
@@ -73,7 +73,7 @@ class ProceduralTeacher:
             problem = self._draw(family, random.Random(row_id), seen)
             seen.add(problem.core)
             row = _row(problem, family, row_id)
-            _confirm(row, problem)
+            _confirm(row, problem, family)
             yield row
 
     def _draw(self, family: Family, rng: random.Random, seen: set[str]) -> Problem:
@@ -90,7 +90,8 @@ class ProceduralTeacher:
 
 def question_of(row: DualCoT) -> Question:
     """Return the question of a row from `ProceduralTeacher.rows`, with its answer and answer type."""
-    return Question(row["id"], row["prompt"], row["answer"], ANSWER_TYPES[row["task"]], row["task"])
+    values: Mapping[str, Any] = row
+    return Question(values["id"], values["prompt"], values["answer"], ANSWER_TYPES[values["task"]], values["task"])
 
 
 def generate_dual_cots(teacher: ProceduralTeacher, rows: int, *, conversational: bool = False) -> Dataset:
@@ -146,8 +147,8 @@ def _row(problem: Problem, family: Family, row_id: str) -> DualCoT:
     }
 
 
-def _confirm(row: DualCoT, problem: Problem) -> None:
-    solved = SOLVERS[row["task"]](row["prompt"])
+def _confirm(row: DualCoT, problem: Problem, family: Family) -> None:
+    solved = SOLVERS[family](problem.question)
     if solved != row["answer"] or solved == "".join(problem.wrong_answer):
         raise RuntimeError(
             f"row {row['id']} is not sound: its solver says {solved!r}, its correct chain "
@@ -157,6 +158,12 @@ def _confirm(row: DualCoT, problem: Problem) -> None:
 
 
 def _as_messages(row: DualCoT) -> DualCoT:
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    turns = {column: [{"role": role, "content": row[column]}] for column, role in roles.items()}
-    return {**row, **turns}
+    def turn(role: str, content: Any) -> list[Message]:
+        return [{"role": role, "content": content}]
+
+    return {
+        **row,
+        "prompt": turn("user", row["prompt"]),
+        "chosen": turn("assistant", row["chosen"]),
+        "rejected": turn("assistant", row["rejected"]),
+    }

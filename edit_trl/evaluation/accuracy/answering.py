@@ -66,14 +66,17 @@ class Score:
     def from_items(cls, items: Sequence[EvaluateItem]) -> Score:
         counts = Counter(item["verdict"] for item in items)
         means = mean_scores(items, "evaluate")
+        accuracy, lenient_accuracy = means["accuracy"], means["lenient_accuracy"]
+        assert accuracy is not None  # every item has both
+        assert lenient_accuracy is not None
         return cls(
             items=len(items),
             correct=counts["correct"],
             wrong=counts["wrong"],
             unparsed=counts["unparsed"],
             cut_off=sum(item["cut_off"] for item in items),
-            accuracy=means["accuracy"],
-            lenient_accuracy=means["lenient_accuracy"],
+            accuracy=accuracy,
+            lenient_accuracy=lenient_accuracy,
             majority_accuracy=means.get("majority_accuracy"),
             weight_auc=means.get("weight_auc"),
             no_weight=sum(item.get("no_weight", False) for item in items),
@@ -263,10 +266,10 @@ def checked_item(
 ) -> EvaluateItem:
     """Check the responses to a problem, which end at `stop`; they vote on its answer, each once or with its weight."""
     samples = [_sample(problem, _ended(response, stop)) for response in responses]
-    item: dict[str, Any] = {name: value for name, value in vars(problem).items() if name not in TEMPLATE_COLUMNS}
-    votes, lenient_votes = (
-        [(sample[f"{prefix}verdict"], sample[f"{prefix}value"]) for sample in samples] for prefix in ("", "lenient_")
-    )
+    # Any: mypy knows no TypedDict whose fields are filled in by a loop.
+    item: Any = {name: value for name, value in vars(problem).items() if name not in TEMPLATE_COLUMNS}
+    votes = [(sample["verdict"], sample["value"]) for sample in samples]
+    lenient_votes = [(sample["lenient_verdict"], sample["lenient_value"]) for sample in samples]
     ones = [1.0] * len(samples)
     values = [weight.value for weight in weights] if weights else ones
     (item["verdict"], item["value"]), no_weight = count_votes(votes, values)
@@ -283,13 +286,14 @@ def checked_item(
 def graded_again(problem: Problem, item: EvaluateItem) -> EvaluateItem:
     """Return an item with the verdicts of the present answer check on its stored responses."""
     samples, weights = item["samples"], None
-    names = ("verdict", "value", "lenient_verdict", "lenient_value", "samples")
+    names: tuple[str, ...] = ("verdict", "value", "lenient_verdict", "lenient_value", "samples")
     responses = [Generated(sample["response"], sample["tokens"], sample["cut_off"]) for sample in samples]
     if "majority_verdict" in item:
         weights = [Weight(sample.get("weight"), sample.get("weight_tokens", 0)) for sample in samples]
         names += ("majority_verdict", "majority_value", "no_weight")
-    checked = checked_item(problem, responses, weights=weights)
-    return item | {name: checked[name] for name in names}
+    checked: Any = checked_item(problem, responses, weights=weights)
+    graded: Any = {name: checked[name] for name in names}
+    return item | graded
 
 
 def _ended(response: Generated, stop: Sequence[str]) -> Generated:
@@ -302,7 +306,7 @@ def _ended(response: Generated, stop: Sequence[str]) -> Generated:
 
 
 def _sample(problem: Problem, response: Generated) -> Sample:
-    sample: dict[str, Any] = {"response": response.text}
+    sample: Any = {"response": response.text}
     # The answer of a response that is not whole may be whole or not: it is none.
     text = None if response.cut_off or response.refused else response.text
     for prefix, lenient in (("", False), ("lenient_", True)):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from accelerate.utils import is_peft_model
-
 from edit_trl.common.errors import InputError
 from edit_trl.models.drawing import Contrast
 from edit_trl.models.generation import ModelGenerator
 from edit_trl.models.generation_with_vllm import VllmGenerator, vllm_is_faster
+from edit_trl.models.pairs.tree_attention import base_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,8 +54,8 @@ def load_generator(
     """
     if batching == "vllm" or (batching == "auto" and not in_memory and vllm_is_faster()):
         tokenizer = source.load_tokenizer()
-        generator = VllmGenerator(source.model, decoding, dtype=source.dtype or "auto", seed=seed)
-        return Loaded(generator, tokenizer, None, None)
+        by_vllm = VllmGenerator(source.model, decoding, dtype=source.dtype or "auto", seed=seed)
+        return Loaded(by_vllm, tokenizer, None, None)
     model, tokenizer = source.load()
     contrast = None
     if against is not None:
@@ -67,8 +66,8 @@ def load_generator(
                 "compares the same tokens, so take an adapter of the same base"
             )
         # The loop of the generation runs it without PEFT's own `generate`.
-        other = other.get_base_model() if is_peft_model(other) else other
-        contrast = Contrast(other, against.weight, against.cutoff)
-    options = {"batch_size": batch_size, "batching": batching, "seed": seed, "contrast": contrast}
-    generator = ModelGenerator(model, tokenizer, decoding, **options)
+        contrast = Contrast(base_model(other), against.weight, against.cutoff)
+    generator = ModelGenerator(
+        model, tokenizer, decoding, batch_size=batch_size, batching=batching, seed=seed, contrast=contrast
+    )
     return Loaded(generator, tokenizer, generator.engine.positions, model)

@@ -18,6 +18,7 @@ from edit_trl.evaluation.runs.folder import RunFolder
 from edit_trl.evaluation.runs.resuming import finish_run
 from edit_trl.evaluation.runs.schema import Run
 from edit_trl.models.chat.dispatch import Limits
+from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.decoding import Generator
 from edit_trl.models.identity import model_hash
@@ -45,11 +46,13 @@ def measure_accuracy(
     Raises:
         InputError: The options or the model are wrong, or an endpoint failed for good.
     """
-    client = None
+    client: OpenAICompatibleTeacher | None = None
+    generator: Generator
+    prompts: Sequence[Any]
     if endpoint.base_urls:
         values = values_to_send(tasks.problems, arguments.chat_template_kwargs)
         client = endpoint.with_chat_template(values).endpoint()
-    weights_hash = client.address if client else model_hash(arguments.model)
+    weights_hash = client.address if client else model_hash(arguments.source.model)
     record = arguments.record(
         model_hash=weights_hash, settings=arguments.settings, tasks=tasks.versions, data_hash=tasks.data_hash
     )
@@ -118,16 +121,17 @@ def _loaded_generator(
         arguments.decoding,
         batch_size=arguments.batch_size,
         batching=arguments.batching,
-        seed=arguments.seed,
+        seed=arguments.seed or 0,  # null is for endpoints
         in_memory=arguments.votes != "majority" or arguments.against is not None,
         against=arguments.contrast,
     )
+    generator: Generator
     if arguments.engine == "ray":
         from edit_trl.evaluation.accuracy.generators_on_ray import RayGenerator
 
         tokenizer, model = arguments.source.load_tokenizer(), None
-        generator = RayGenerator(load, arguments.source, expected_hash, arguments.actors)
-        positions = generator.positions
+        on_ray = RayGenerator(load, arguments.source, expected_hash, arguments.actors)
+        generator, positions = on_ray, on_ray.positions
     else:
         generator, tokenizer, positions, model = load()
     length = arguments.max_new_tokens

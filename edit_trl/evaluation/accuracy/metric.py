@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import datasets
 import evaluate
 
-from edit_trl.data.answers import AnswerType, check_answer
+from edit_trl.data.answers import AnswerType, Verdict, check_answer
 
 DESCRIPTION = "Share of responses whose final answer is the known answer; a response without an answer is not correct."
 
@@ -51,5 +51,5 @@ class AnswerAccuracy(evaluate.Metric):
             check_answer(response, answer, answer_type, lenient=lenient).verdict
             for response, answer in zip(predictions, references, strict=True)
         )
-        names = {"accuracy": "correct", "wrong": "wrong", "unparsed": "unparsed"}
+        names: dict[str, Verdict] = {"accuracy": "correct", "wrong": "wrong", "unparsed": "unparsed"}
         return {name: verdicts[verdict] / len(predictions) for name, verdict in names.items()}

@@ -207,9 +207,10 @@ def encode(
     for number, problem in enumerate(problems, 1):
         try:
             options = problem.template_options(chat_template_kwargs)
-            texts.append(
-                render(tokenizer, problem.prompt, add_generation_prompt=True, **options) if messages else problem.prompt
-            )
+            prompt = problem.prompt
+            if not isinstance(prompt, str):
+                prompt = render(tokenizer, prompt, add_generation_prompt=True, **options)
+            texts.append(prompt)
         except InputError as error:
             refused.append(f"row {number} ({problem.task} {problem.id}): {error}")
     raise_problems(refused)
@@ -249,7 +250,7 @@ def _column_issues(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"`mistake` must be a list of texts, got {show(mistake)}"
 
 
-def _answer_issue(row: Mapping[str, Any], kind: str | None) -> str | None:
+def _answer_issue(row: Mapping[str, Any], kind: Any) -> str | None:
     answer = row.get("answer")
     if not isinstance(answer, str) or not answer.strip():
         return f"`answer` must be a text that is not empty, got {show(answer)}"

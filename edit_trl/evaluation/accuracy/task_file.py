@@ -92,10 +92,13 @@ class TaskFile(Options):
 
     def beside(self, folder: Path) -> TaskFile:
         """Return the task file with its paths resolved from the working directory or, failing that, from a folder."""
-        names = ("dataset_name", "task_descriptions", "exemplars")
-        files = {name: find_beside(getattr(self, name), folder) for name in names}
-        datasets = {name: find_beside(source, folder) for name, source in (self.datasets or {}).items()} or None
-        return replace(self, datasets=datasets, **files)
+        return replace(
+            self,
+            dataset_name=find_beside(self.dataset_name, folder),
+            datasets={name: find_beside(source, folder) for name, source in (self.datasets or {}).items()} or None,
+            task_descriptions=find_beside(self.task_descriptions, folder),
+            exemplars=find_beside(self.exemplars, folder),
+        )
 
 
 def read_task(name: str, beside: Path = Path()) -> tuple[Path, TaskFile]:

@@ -104,7 +104,8 @@ def read_tasks(
 
 def _problems_of_task(task: TaskFile, path: Path, conversational: bool) -> tuple[list[Problem], str, tuple[str, ...]]:
     """Return the problems of a task file, the version of its tasks, and the texts that end a response."""
-    name, stop = task.task or path.stem, ()
+    name = task.task or path.stem
+    stop: tuple[str, ...] = ()
     rows, answer_type = _own_prompts(task), task.answer_type
     settings: list[Any] = [task.answer_type, task.answer_types]
     if rows is None:
@@ -149,7 +150,7 @@ def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
     renamed = [with_prompt({mapping.get(column, column): value for column, value in row.items()}) for row in rows]
     types = task.answer_types or {}
     # A task that is no text is refused with the other columns.
-    return [row | {"answer_type": row.get("answer_type") or types.get(str(row.get("task")))} for row in renamed]
+    return [{**row, "answer_type": row.get("answer_type") or types.get(str(row.get("task")))} for row in renamed]
 
 
 def _questions(task: TaskFile, name: str) -> list[Question]:
@@ -157,11 +158,12 @@ def _questions(task: TaskFile, name: str) -> list[Question]:
     if task.families is not None:
         teacher = ProceduralTeacher(task.families, seed=task.problem_seed, difficulty=task.difficulty)
         return [question_of(row) for row in teacher.rows(task.rows)]
-    configs, sources = task.dataset_config, task.datasets or {name: task.dataset_name}
+    configs, only = task.dataset_config, task.dataset_name or ""  # a task without a dataset has several
+    parts: list[tuple[str, str, str | None]]
     if isinstance(configs, list):
-        parts = [(config, task.dataset_name, config) for config in configs]
+        parts = [(config, only, config) for config in configs]
     else:
-        parts = [(source_task, source, configs) for source_task, source in sources.items()]
+        parts = [(source_task, source, configs) for source_task, source in (task.datasets or {name: only}).items()]
     descriptions = read_texts(task.task_descriptions, "file of task descriptions") if task.task_descriptions else None
     questions: list[Question] = []
     for source_task, source, config in parts:

@@ -97,7 +97,7 @@ class Weigher:
                     places.append((number, sample))
                     examples.append(example)
         for (number, sample), weight in zip(places, self._weights(examples), strict=True):
-            if math.isnan(weight.value):
+            if weight.value is not None and math.isnan(weight.value):
                 raise FloatingPointError(
                     f"{'/'.join(problems[number].key)}: the weight of a response is {weight.value}. Are the weights of "
                     "the model sound? In float16 large activations overflow: try `dtype: bfloat16` or `float32`"
@@ -139,7 +139,7 @@ class Weigher:
         row |= {"prompt": prompt, **problem.template_options(self._template_values)}
         tokens, offsets = tokenize_with_offsets(row, self._tokenizer, key_step_method="edit")
         fork = tokens["fork"]
-        firsts = [[tokens[f"{side}_ids"][fork]] for side in VERDICTS]
+        firsts = [[tokens["chosen_ids"][fork]], [tokens["rejected_ids"][fork]]]
         shared = (offsets["chosen"] or [(0, 1)] * fork)[:fork]  # without offsets, any may be the verdict's
         if firsts[0] == firsts[1] or any(start < end for start, end in shared):
             verdicts = " and ".join(map(repr, VERDICTS.values()))
@@ -184,6 +184,7 @@ class Weigher:
     def _read(self, batch: Sequence[dict[str, Any]], logps: PairLogps) -> list[Weight]:
         chosen = logps.chosen.double()
         if self._votes == "checked":
+            assert logps.rejected is not None  # the other verdict
             values = (chosen - logps.rejected.double())[:, 0].sigmoid()
         else:
             counts = torch.tensor([len(example["chosen_ids"]) for example in batch], device=chosen.device)

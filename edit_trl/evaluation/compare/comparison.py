@@ -247,7 +247,7 @@ def _p_value(before: np.ndarray, after: np.ndarray, difference: Difference, bina
     if max(before.shape[1], after.shape[1]) > 1:
         return seeds_p_value(difference, differences)
     if binary:
-        return exact_mcnemar(before[:, 0] > 0, after[:, 0] > 0).p_value
+        return exact_mcnemar((before[:, 0] > 0).tolist(), (after[:, 0] > 0).tolist()).p_value
     return permutation_p_value(differences)
 
 

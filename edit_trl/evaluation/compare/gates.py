@@ -96,7 +96,8 @@ def _junit(cases: Iterable[tuple[str, str, str, str]]) -> bytes:
     outcomes = Counter(outcome for _, outcome, _, _ in cases)
     counts = {"tests": len(cases), "failures": outcomes["failure"], "errors": outcomes["error"]}
     root = ElementTree.Element("testsuites")
-    suite = ElementTree.SubElement(root, "testsuite", name="edit-trl compare", **{k: str(n) for k, n in counts.items()})
+    attributes = {"name": "edit-trl compare", **{name: str(count) for name, count in counts.items()}}
+    suite = ElementTree.SubElement(root, "testsuite", attributes)
     for name, outcome, message, kind in cases:
         case = ElementTree.SubElement(suite, "testcase", classname="edit-trl.compare", name=visible_line(name))
         element = ElementTree.SubElement(case, outcome)
@@ -109,8 +110,8 @@ def _junit(cases: Iterable[tuple[str, str, str, str]]) -> bytes:
 
 def _check(comparison: Comparison, gates: Gates) -> None:
     score = comparison.score
-    limits = {"--max-broken": gates.max_broken, "--max-drop": gates.max_drop, "--min-score": gates.min_score}
-    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    options = {"--max-broken": gates.max_broken, "--max-drop": gates.max_drop, "--min-score": gates.min_score}
+    limits = {name: limit for name, limit in options.items() if limit is not None}
     errors = []
     for name, limit in limits.items():
         if not math.isfinite(limit):

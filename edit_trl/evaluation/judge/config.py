@@ -42,8 +42,11 @@ class JudgeArguments(EndpointArguments):
 
     def beside(self, folder: Path) -> JudgeArguments:
         """Return the options with their files resolved from the working directory or, failing that, from a folder."""
-        files = {name: find_beside(getattr(self, name), folder) for name in ("reference_dataset", "template")}
-        return replace(self, **files)
+        return replace(
+            self,
+            reference_dataset=find_beside(self.reference_dataset, folder),
+            template=find_beside(self.template, folder),
+        )
 
     @property
     def reference(self) -> DatasetSource | None:

@@ -27,7 +27,8 @@ def read_runs(paths: Sequence[str]) -> dict[str, Run]:
     Raises:
         InputError: Names every path that is not such a run.
     """
-    runs, errors = [], []
+    runs: list[Run] = []
+    errors: list[str] = []
     for path in paths:
         with collect_problems(errors):
             run = read_run(path)
@@ -104,7 +105,8 @@ def with_references(sets: Sequence[ChainSet], references: References, source: st
     """
     sets_with_references = []
     for chains in sets:
-        chain, answer = references.get((chains.task, chains.id)) or references.get((None, chains.id), (None, None))
+        found = references.get((chains.task, chains.id)) or references.get((None, chains.id))
+        chain, answer = found or (None, None)
         if answer is not None and answer.strip() != chains.answer.strip():
             raise InputError(
                 f"{source}: {chains.task}/{chains.id} has the answer {answer!r} there and "

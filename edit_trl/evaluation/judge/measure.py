@@ -75,7 +75,8 @@ def read_inputs(
     """
     arguments = arguments.beside(recipe_folder)
     errors: list[str] = []
-    judge = template = None
+    judge: Teacher | None = None
+    template: JudgeTemplate | None = None
     references: References | None = None
     runs: dict[str, Run] = {}
     with collect_problems(errors):
@@ -86,7 +87,7 @@ def read_inputs(
         runs = read_runs(arguments.runs or [])
     with collect_problems(errors):
         references = read_references(arguments.reference) if arguments.reference else None
-    if errors:
+    if errors or judge is None or template is None:
         raise InputError(errors)
     sets, unmatched = align_runs(runs, arguments.limit)
     if references is not None:

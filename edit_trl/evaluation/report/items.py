@@ -97,7 +97,7 @@ def _evaluate_outcome(item: Item, detail: Detail) -> dict[str, Any]:
 
 
 def _sample(sample: Item) -> dict[str, Any]:
-    names = ("response", "verdict", "value", "span", "cut_off", "tokens")
+    names: tuple[str, ...] = ("response", "verdict", "value", "span", "cut_off", "tokens")
     # The lenient answer is left out if it is the strict one.
     if sample["lenient_span"] != sample["span"]:
         names += ("lenient_verdict", "lenient_value", "lenient_span")
@@ -123,7 +123,7 @@ def packed_tokens(tokens: Sequence[Sequence[float]]) -> dict[str, list[Any]]:
         `lengths` in characters; `starts`, as [token, start] of each token that does not begin where the one
         before ends; `logps`, as negative log-probabilities in hundredths of a nat, None if not finite.
     """
-    lengths, starts, logps, position = [], [], [], 0
+    lengths, starts, logps, position = [], [], [], 0.0
     for number, (start, end, logp) in enumerate(tokens):
         if start != position:
             starts.append([number, start])

@@ -137,7 +137,7 @@ def flips(kinds: Sequence[str], items: Sequence[Mapping[str, Any]]) -> list[dict
         if kinds[a] != kinds[b] or not shared:
             continue
         before, after = ([verdicts[run][number] for number in shared] for run in (a, b))
-        interval = paired_difference(*(np.array([side], dtype=float).T for side in (before, after)))
+        interval = paired_difference(np.array([before], dtype=float).T, np.array([after], dtype=float).T)
         p_value = exact_mcnemar(before, after).p_value
         comparisons.append({"a": a, "b": b, "items": len(shared), "difference": _bounds(interval), "p_value": p_value})
     return comparisons

@@ -72,7 +72,7 @@ def read_training_run(path: Path) -> TrainingRun:
 
 def _read_stage(folder: Path, name: str) -> StageLog:
     state = _state_file(folder)
-    log = []
+    log: Any = []
     if state:
         # A loss that was not finite is part of the log.
         values = read_json_file(state, finite=False)
@@ -86,8 +86,8 @@ def _state_file(folder: Path) -> Path | None:
     """Return the trainer state at the end of the run, or that of the last checkpoint if it was interrupted."""
     if (folder / STATE_FILE).is_file():
         return folder / STATE_FILE
-    saved = [file for file in folder.glob(f"checkpoint-*/{STATE_FILE}") if _step(file) is not None]
-    return max(saved, key=_step, default=None)
+    steps = {file: step for file in folder.glob(f"checkpoint-*/{STATE_FILE}") if (step := _step(file)) is not None}
+    return max(steps, key=steps.__getitem__, default=None)
 
 
 def _step(file: Path) -> int | None:

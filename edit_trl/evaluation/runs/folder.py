@@ -126,9 +126,14 @@ class RunFolder:
         if not (self.path / RECORD_FILE).is_file():
             self.start()
         write_whole(self.path / ITEMS_FILE, "".join(map(_line, items)))
-        intervals = {name: list(interval) for name, interval in intervals.items()}
-        results = {"items": len(items), "scores": scores, "intervals": intervals, "groups": groups}
-        self.record = replace(self.record, finished=_now(), **results)
+        self.record = replace(
+            self.record,
+            finished=_now(),
+            items=len(items),
+            scores=scores,
+            intervals={name: list(interval) for name, interval in intervals.items()},
+            groups=groups,
+        )
         self.pause()
         self.release()
         return Run(self.path, self.record, items)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -186,7 +186,8 @@ def with_score(rows: Sequence[HistoryRow], score: str) -> list[HistoryRow]:
     Raises:
         InputError: There is no such score.
     """
-    names = dict.fromkeys(name for scores in (*(row.scores for row in rows), *SCORES.values()) for name in scores)
+    scored: list[Collection[str]] = [*(row.scores for row in rows), *SCORES.values()]
+    names = dict.fromkeys(name for scores in scored for name in scores)
     if score not in names:
         hint = nearest(score, names) or f"; choose from {', '.join(names)}"
         raise InputError(f"no run has a metric {score!r}{hint}")

@@ -69,7 +69,7 @@ class MeasuredModel(Options):
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
-    seed: int = 0
+    seed: int | None = 0
 
     def errors(self) -> Iterator[str]:
         """See `Options.errors`."""
@@ -112,6 +112,7 @@ class MeasuredModel(Options):
     @property
     def source(self) -> ModelSource:
         """Where the model is loaded from, and how."""
+        assert self.model is not None  # `errors` refuses options without a model
         return ModelSource(
             self.model,
             dtype=self.dtype,
@@ -131,7 +132,7 @@ class MeasuredModel(Options):
         return RunRecord(
             kind=self.kind,
             name=self.run_name,
-            model=self.model,
+            model=self.source.model,
             model_hash=model_hash,
             settings=settings,
             tasks=tasks,
@@ -141,7 +142,7 @@ class MeasuredModel(Options):
         )
 
 
-def _changed(options: Options, names: Collection[str] = ()) -> list[str]:
+def _changed(options: Any, names: Collection[str] = ()) -> list[str]:
     """Return the names of options, or of some of them, that do not have their defaults."""
     return [
         field.name

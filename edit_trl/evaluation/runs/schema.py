@@ -96,6 +96,9 @@ class WrongTurn(TypedDict):
     at_key: bool
 
 
+Branch = Literal["right", "wrong", "neither"]
+
+
 class Continuation(TypedDict):
     """The greedy continuation of the shared beginning of both chains.
 
@@ -103,7 +106,7 @@ class Continuation(TypedDict):
     """
 
     response: str
-    branch: Literal["right", "wrong", "neither"]
+    branch: Branch
     verdict: Verdict
     value: str | None
     cut_off: bool

@@ -89,7 +89,7 @@ SCORES: dict[RunKind, dict[str, ItemScore]] = {
 }
 """The value of an item for each score of its kind of run; None if it does not have the score."""
 
-MAIN_SCORE: dict[RunKind, str] = {"evaluate": "accuracy", "suite": "key_preference"}
+MAIN_SCORE: dict[str, str] = {"evaluate": "accuracy", "suite": "key_preference"}
 """The score that is shown first, and compared by default."""
 
 LOWER_IS_BETTER = frozenset({"unparsed", "cut_off", "wrong_branch", "no_weight", "generated_tokens", "weight_tokens"})

@@ -25,6 +25,7 @@ from edit_trl.common.json_text import checker, read_json
 from edit_trl.data.row import rows_of, with_prompt
 from edit_trl.evaluation.accuracy.answering import checked_item
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
+from edit_trl.evaluation.runs.schema import RunKind
 from edit_trl.evaluation.runs.scores import LOWER_IS_BETTER, SCORES, WEIGHTED_VOTES, mean_scores
 from edit_trl.evaluation.suite.cases import SuiteCase, cases_of
 from edit_trl.evaluation.suite.model_scorer import ModelScorer
@@ -32,6 +33,7 @@ from edit_trl.key_steps import KeyStepMethod
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.generation import ModelGenerator, undisturbed
 from edit_trl.models.loading import positions_of
+from edit_trl.models.pairs.scoring import Layout
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -122,7 +124,7 @@ class SuiteCallback(TrainerCallback):
         if not self._cases:  # the callback was added after the trainer was made
             self._prepare(args, kwargs["model"], kwargs["processing_class"])
         self._training, self._last, self._history = True, None, {}
-        file = Path(args.output_dir) / HISTORY_FILE
+        file = Path(str(args.output_dir)) / HISTORY_FILE
         if state.global_step and file.is_file():
             lines = file.read_text(encoding="utf-8").splitlines()
             entries = [read_json(line, f"{file}, line {n}", finite=False) for n, line in enumerate(lines, 1)]
@@ -143,22 +145,16 @@ class SuiteCallback(TrainerCallback):
                     logger.warning(f"stopped at step {step}: {name} has not risen in {self._patience} suites in a row")
                 control.should_training_stop = True
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the scores of this step to the metrics; run the suite if it has not run at this step."""
+        metrics: dict[str, float] = kwargs["metrics"]
         has_scores = self._last is not None and self._last[0] == state.global_step
         needs_scores = self._steps is None or not self._training or _own_metric(args) is not None
         if not has_scores and needs_scores:
             if not self._cases:
                 self._prepare(args, kwargs["model"], kwargs["processing_class"])
             self._run(args, state, control, kwargs["model"], kwargs["processing_class"])
-        if has_scores or needs_scores:
+        if self._last is not None and (has_scores or needs_scores):
             metrics.update(self._last[1])
 
     def on_train_end(
@@ -185,8 +181,8 @@ class SuiteCallback(TrainerCallback):
             answered = {json.dumps(row["prompt"]): row for row in rows if row.get("answer")}
             if not answered:
                 raise InputError("suite dataset: no row has an `answer`; set `suite_accuracy_rows: 0`")
-            rows = list(reversed(answered.values()))[: self._accuracy_rows]
-            self._problems = problems_of(rows, where="suite dataset")
+            asked = list(reversed(answered.values()))[: self._accuracy_rows]
+            self._problems = problems_of(asked, where="suite dataset")
             length = self._decoding.max_new_tokens
             self._prompts = encode(
                 self._problems,
@@ -234,7 +230,7 @@ class SuiteCallback(TrainerCallback):
             self._history[state.global_step] = {"step": state.global_step, "epoch": state.epoch, **scores}
             if state.is_world_process_zero:
                 lines = "".join(json.dumps(line) + "\n" for line in self._history.values())
-                write_whole(Path(args.output_dir) / HISTORY_FILE, lines)
+                write_whole(Path(str(args.output_dir)) / HISTORY_FILE, lines)
         self._log(state, control, dict(self._last[1]))
 
     def _measure(
@@ -267,12 +263,13 @@ class SuiteCallback(TrainerCallback):
         for part in gathered:
             if part["error"] is not None:
                 raise part["error"]
-        scores = {}
-        for kind, name in (("suite", "pairs"), ("evaluate", "answers")):
-            items = {number: item for part in gathered for number, item in part[name].items()}
-            if items:
+        scores: dict[str, float | None] = {}
+        parts: tuple[tuple[RunKind, str], ...] = (("suite", "pairs"), ("evaluate", "answers"))
+        for kind, name in parts:
+            measured = {number: item for part in gathered for number, item in part[name].items()}
+            if measured:
                 # In the order of the data, so that sums are the same with any number of processes.
-                scores |= mean_scores([items[number] for number in sorted(items)], kind)
+                scores |= mean_scores([measured[number] for number in sorted(measured)], kind)
         return {name: value for name, value in scores.items() if value is not None}
 
     def _answers(
@@ -288,7 +285,7 @@ class SuiteCallback(TrainerCallback):
             for number, responses in zip(batch, samples, strict=True)
         }
 
-    def _layout(self) -> str:
+    def _layout(self) -> Layout:
         scorer = getattr(self.trainer, "score_pairs", None)
         return "padded" if scorer is not None and scorer.tree is None else "auto"
 
@@ -302,7 +299,8 @@ class SuiteCallback(TrainerCallback):
             return
         should_log = control.should_log
         # In eval mode, the trainer does not add its pending training metrics to this entry.
-        with undisturbed(self.trainer.model):
+        trained: Any = self.trainer.model
+        with undisturbed(trained):
             self.trainer.log(logs)
         control.should_log = should_log
 

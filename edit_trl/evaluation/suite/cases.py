@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.spans import merged_spans
@@ -58,7 +58,7 @@ class SuiteCase:
     row: int
     task: str
     id: str
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[dict[str, Any]]
     chosen: str
     rejected: str
     answer: str | None
@@ -78,6 +78,11 @@ class SuiteCase:
     def name(self) -> str:
         """The name of the pair in messages."""
         return f"row {self.row} ({self.id})"
+
+    def ids(self, part: Literal["prompt", "chosen", "rejected"]) -> list[int]:
+        """Return the token ids of the prompt or of a chain."""
+        tokens: Mapping[str, Any] = self.tokens
+        return tokens[f"{part}_ids"]
 
     @property
     def prefix(self) -> list[int]:
@@ -101,7 +106,8 @@ class SuiteCase:
     def key_spans(self, side: str) -> list[list[int]]:
         """Return the key tokens of a side, as [start, end) characters of its chain."""
         text = self.chosen if side == "chosen" else self.rejected
-        return [list(span) for span in merged_spans(self.tokens[f"{side}_key_mask"], self.offsets[side], text)]
+        mask = self.tokens["chosen_key_mask" if side == "chosen" else "rejected_key_mask"]
+        return [list(span) for span in merged_spans(mask, self.offsets[side], text)]
 
     def content(self) -> list[Any]:
         """Return everything that does not depend on the tokenizer or a model, for a hash of the data."""
@@ -207,24 +213,32 @@ def _case(
     number: int, name: str, pair: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, method: KeyStepMethod
 ) -> SuiteCase:
     tokens, offsets = tokenize_with_offsets(pair, tokenizer, key_step_method=method)
-    texts = {side: chain_text(pair[side]) for side in ("chosen", "rejected")}
+    chosen, rejected = chain_text(pair["chosen"]), chain_text(pair["rejected"])
     return SuiteCase(
         row=number,
         task=pair.get("task") or "all",
         id=name,
         prompt=pair["prompt"],
-        **texts,
-        **{column: pair.get(column) for column in ("answer", "answer_type", "mistake", "source")},
+        chosen=chosen,
+        rejected=rejected,
+        answer=pair.get("answer"),
+        answer_type=pair.get("answer_type"),
+        mistake=pair.get("mistake"),
+        source=pair.get("source"),
         given={column: pair[column] for column in ("prefix", *TEMPLATE_COLUMNS) if pair.get(column)},
         tokens=tokens,
-        offsets={side: _placed(offsets[side], len(text)) for side, text in texts.items()},
+        offsets={
+            "chosen": _placed(offsets["chosen"], len(chosen)),
+            "rejected": _placed(offsets["rejected"], len(rejected)),
+        },
     )
 
 
-def _placed(offsets: Sequence[Span], length: int) -> list[Span]:
+def _placed(offsets: Sequence[Span] | None, length: int) -> list[Span]:
     """Return offsets in which tokens after the text are at its end; a tokenizer gives them (0, 0)."""
+    assert offsets is not None  # `cases_of` refuses slow tokenizers
     last = max((place for place, (start, end) in enumerate(offsets) if start < end), default=-1)
-    return [tuple(span) if place <= last else (length, length) for place, span in enumerate(offsets)]
+    return [(start, end) if place <= last else (length, length) for place, (start, end) in enumerate(offsets)]
 
 
 def _length_issues(case: SuiteCase, positions: int | None, max_new_tokens: int) -> Iterator[str]:

@@ -19,6 +19,7 @@ from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 from edit_trl.models.chat.protocol import (
     ChatRequest,
     ChatResponse,
+    FinishReason,
     NoAnswer,
     RawResponse,
     TeacherUnusable,
@@ -71,7 +72,7 @@ class CompletionTeacher(OpenAICompatibleTeacher):
     def read(self, raw: RawResponse) -> Completion:
         """Read a completion; see `Teacher.read`."""
         body, choice = first_choice(raw)
-        reason = "length" if choice.get("finish_reason") == "length" else "stop"
+        reason: FinishReason = "length" if choice.get("finish_reason") == "length" else "stop"
         response = response_of(body, str(choice.get("text") or ""), reason)
         return Completion(**vars(response), choice=choice)
 

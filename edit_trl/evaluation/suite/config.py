@@ -60,6 +60,7 @@ class SuiteArguments(MeasuredModel):
     greedy: bool = True
     max_new_tokens: int = 256
     batch_size: int = 8
+    seed: int = 0
 
     def errors(self) -> Iterator[str]:
         """See `MeasuredModel.errors`."""
@@ -80,6 +81,7 @@ class SuiteArguments(MeasuredModel):
 
     def dataset(self, recipe_folder: Path) -> DatasetSource:
         """Return the source of the dual CoTs; a file may be beside the recipe."""
+        assert self.dataset_name is not None  # the other sources are no datasets
         name = find_beside(self.dataset_name, recipe_folder)
         return DatasetSource(name, self.dataset_config, self.dataset_split, self.dataset_revision, self.column_mapping)
 

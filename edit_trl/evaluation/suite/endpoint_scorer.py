@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from edit_trl.common.errors import InputError
 from edit_trl.common.thoughts import thoughts_part
 from edit_trl.evaluation.journaled_endpoint import JournaledEndpoint
-from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
+from edit_trl.evaluation.runs.schema import Branch, Continuation, SuiteItem
 from edit_trl.evaluation.suite.cases import SuiteCase
-from edit_trl.evaluation.suite.completions import logprobs_of
+from edit_trl.evaluation.suite.completions import Completion, logprobs_of
 from edit_trl.evaluation.suite.items import WrongTurnAt, continuation_of, suite_item
 from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.protocol import ChatRequest, Sampling, Teacher
@@ -71,14 +71,16 @@ class EndpointScorer(JournaledEndpoint):
         choices: dict[str, dict[str, Choice]] = {name: {} for name in cases}
         for answer in self.answers(request for case in cases.values() for request in self._requests(case)):
             name = answer.request.row_id
-            choices[name][_purpose(answer.request)] = answer.response.choice
+            completion = answer.response
+            assert isinstance(completion, Completion)  # what a `CompletionTeacher` answers
+            choices[name][_purpose(answer.request)] = completion.choice
             if len(choices[name]) == (3 if self._max_new_tokens else 2):
                 yield [self._item(cases[name], choices.pop(name))]
 
     def _requests(self, case: SuiteCase) -> Iterator[ChatRequest]:
-        prompt = ("prompt", _text(case.tokens["prompt_ids"]))
-        for side, name in (("correct", "chosen_ids"), ("wrong", "rejected_ids")):
-            messages = (prompt, (side, _text(case.tokens[name])))
+        prompt = ("prompt", _text(case.ids("prompt")))
+        for side, ids in (("correct", case.ids("chosen")), ("wrong", case.ids("rejected"))):
+            messages = (prompt, (side, _text(ids)))
             # Some engines must generate at least one token. It comes last and is not read.
             yield ChatRequest("score", case.name, "", messages, Sampling(0.0, max_tokens=1))
         if self._max_new_tokens:
@@ -95,13 +97,13 @@ class EndpointScorer(JournaledEndpoint):
 
     def _scored(self, case: SuiteCase, side: Literal["chosen", "rejected"], choice: Choice) -> ScoredChain:
         start = len(case.tokens["prompt_ids"])
-        ids = case.tokens["prompt_ids"] + case.tokens[f"{side}_ids"]
+        ids = case.ids("prompt") + case.ids(side)
         texts, logps, tops = logprobs_of(choice)
         self._check_tokens(ids, texts)
-        positions = range(start, len(ids))
-        best = [_best(tops[position], texts[position], logps[position]) for position in positions]
-        best_logps, best_texts = map(list, zip(*best, strict=True))
-        return ScoredChain([float(logps[position]) for position in positions], best_logps, best_texts)
+        own = [float(logp) for logp in logps[start : len(ids)] if logp is not None]  # a prompt's first token has none
+        places = range(start, len(ids))
+        best = [_best(tops[place], texts[place], logp) for place, logp in zip(places, own, strict=True)]
+        return ScoredChain(own, [logp for logp, _ in best], [text for _, text in best])
 
     def _check_tokens(self, ids: Sequence[int], texts: Sequence[str]) -> None:
         """Check that most tokens have the same letters at the endpoint; engines write others differently."""
@@ -118,7 +120,7 @@ class EndpointScorer(JournaledEndpoint):
     def _wrong_turn(self, case: SuiteCase, chosen: ScoredChain) -> WrongTurnAt | None:
         for position, token in enumerate(case.tokens["chosen_ids"]):
             if chosen.best_logps[position] > chosen.logps[position]:
-                text = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
+                text = str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
                 return WrongTurnAt(position, text, chosen.best_texts[position])
             if token == self._tokenizer.eos_token_id:
                 break
@@ -128,7 +130,7 @@ class EndpointScorer(JournaledEndpoint):
         self, case: SuiteCase, chosen: ScoredChain, rejected: ScoredChain, choice: Choice
     ) -> Continuation:
         response, fork = choice["text"], case.tokens["fork"]
-        branch: Literal["right", "wrong", "neither"] = "neither"
+        branch: Branch = "neither"
         if chosen.logps[fork] >= chosen.best_logps[fork]:
             branch = "right"
         elif fork < len(rejected.logps) and rejected.logps[fork] >= rejected.best_logps[fork]:
@@ -136,7 +138,7 @@ class EndpointScorer(JournaledEndpoint):
         # Of thoughts, the markers may be special tokens, or stand in the prompt; the text of the chain has them.
         beginning = case.beginning
         if thoughts_part(case.chosen) is None:
-            beginning = self._tokenizer.decode(case.tokens["chosen_ids"][:fork], skip_special_tokens=True)
+            beginning = str(self._tokenizer.decode(case.tokens["chosen_ids"][:fork], skip_special_tokens=True))
         cut_off = choice.get("finish_reason") == "length"
         return continuation_of(case, beginning + response, response, branch, cut_off)
 
@@ -152,7 +154,7 @@ def _purpose(request: ChatRequest) -> str:
 
 def _best(candidates: Mapping[str, float], text: str, logp: float) -> tuple[float, str]:
     """Return the log-probability and text of the most likely token; of the chain's own token if none is likelier."""
-    best = max(candidates, key=candidates.get, default=None)
+    best = max(candidates, key=lambda candidate: candidates[candidate], default=None)
     return (float(candidates[best]), str(best)) if best is not None and candidates[best] > logp else (logp, text)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import compress
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from edit_trl.data.answers import check_answer
-from edit_trl.evaluation.runs.schema import Continuation, Logps, SuiteItem, WrongTurn
+from edit_trl.evaluation.runs.schema import Branch, Continuation, Logps, SuiteItem, WrongTurn
 from edit_trl.evaluation.suite.cases import SuiteCase
 
 
@@ -31,12 +31,10 @@ def not_finite(name: str, side: str, logps: Sequence[float]) -> str | None:
     return None
 
 
-def continuation_of(
-    case: SuiteCase, whole: str, response: str, branch: Literal["right", "wrong", "neither"], cut_off: bool
-) -> Continuation:
+def continuation_of(case: SuiteCase, whole: str, response: str, branch: Branch, cut_off: bool) -> Continuation:
     """Check the answer of a continuation, which is none if it is cut off; `whole` has the shared beginning too."""
-    has_answer = case.answer is not None and not cut_off
-    check = check_answer(whole, case.answer, case.answer_type) if has_answer else None
+    is_whole = case.answer is not None and not cut_off
+    check = check_answer(whole, case.answer, case.answer_type) if is_whole and case.answer is not None else None
     return {
         "response": response,
         "branch": branch,
@@ -72,16 +70,23 @@ def suite_item(
         greedy: The greedy continuation of the shared beginning.
     """
     logps: Logps = {
-        "chosen": _mean(chosen),
-        "rejected": _mean(rejected),
+        "chosen": math.fsum(chosen) / len(chosen),
+        "rejected": math.fsum(rejected) / len(rejected),
         "chosen_key": _mean(compress(chosen, case.tokens["chosen_key_mask"])),
         "rejected_key": _mean(compress(rejected, case.tokens["rejected_key_mask"])),
     }
     margin = logps["chosen"] - logps["rejected"]
-    has_keys = logps["chosen_key"] is not None and logps["rejected_key"] is not None
-    key_margin = logps["chosen_key"] - logps["rejected_key"] if has_keys else None
-    names = ("task", "id", "prompt", "chosen", "rejected", "answer", "mistake", "source")
-    return {name: getattr(case, name) for name in names} | {
+    chosen_key, rejected_key = logps["chosen_key"], logps["rejected_key"]
+    key_margin = None if chosen_key is None or rejected_key is None else chosen_key - rejected_key
+    return {
+        "task": case.task,
+        "id": case.id,
+        "prompt": case.prompt,
+        "chosen": case.chosen,
+        "rejected": case.rejected,
+        "answer": case.answer,
+        "mistake": case.mistake,
+        "source": case.source,
         "chosen_key_spans": case.key_spans("chosen"),
         "rejected_key_spans": case.key_spans("rejected"),
         "logps": logps,
@@ -91,11 +96,12 @@ def suite_item(
         "key_preferred": None if key_margin is None else key_margin > 0,
         "first_wrong": None if wrong_turn is None else _turn(case, chosen, wrong_turn),
         "greedy": greedy,
-        "tokens": {
-            side: [[*span, round(logp, 5)] for span, logp in zip(case.offsets[side], values, strict=True)]
-            for side, values in (("chosen", chosen), ("rejected", rejected))
-        },
+        "tokens": {"chosen": _placed(case, "chosen", chosen), "rejected": _placed(case, "rejected", rejected)},
     }
+
+
+def _placed(case: SuiteCase, side: str, logps: Sequence[float]) -> list[list[float]]:
+    return [[*span, round(logp, 5)] for span, logp in zip(case.offsets[side], logps, strict=True)]
 
 
 def _turn(case: SuiteCase, logps: Sequence[float], turn: WrongTurnAt) -> WrongTurn:

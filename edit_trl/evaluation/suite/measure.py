@@ -48,8 +48,9 @@ def measure_suite(
         FloatingPointError: A log-probability is not finite; names the pair.
     """
     rows, source, client = read_inputs(arguments, endpoint, limits, recipe_folder)
-    weights_hash = client.address if client else model_hash(arguments.model)
+    weights_hash = client.address if client else model_hash(arguments.source.model)
     if client:
+        assert arguments.tokenizer is not None  # `_client` refuses to go without
         tokenizer, positions = load_tokenizer(arguments.tokenizer, trust_remote_code=arguments.trust_remote_code), None
     else:
         from edit_trl.evaluation.suite.model_scorer import tokenizer_of

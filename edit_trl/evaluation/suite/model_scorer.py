@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from accelerate.utils import send_to_device
 from edit_trl.common.checks import at_least, not_negative
 from edit_trl.common.errors import raise_problems
 from edit_trl.common.thoughts import thoughts_part, without_opening
-from edit_trl.evaluation.runs.schema import Continuation, SuiteItem
+from edit_trl.evaluation.runs.schema import Branch, Continuation, SuiteItem
 from edit_trl.evaluation.suite.cases import SuiteCase
 from edit_trl.evaluation.suite.items import WrongTurnAt, continuation_of, not_finite, suite_item
 from edit_trl.models.adapters import adapter_base
@@ -63,8 +64,8 @@ class ModelScorer:
         self._batch_size, self._layout, self._half_precision = batch_size, layout, half_precision
         self._max_new_tokens = max_new_tokens
         self._engine = Engine(model, tokenizer)
-        ids = (case.tokens[f"{part}_ids"] for case in cases for part in ("prompt", "chosen", "rejected"))
-        check_vocabulary(model, tokenizer, ids)
+        ids = [(case.ids("prompt"), case.ids("chosen"), case.ids("rejected")) for case in cases]
+        check_vocabulary(model, tokenizer, chain.from_iterable(ids))
 
     def plan(self) -> list[list[int]]:
         """See `CaseScorer.plan`. The longest cases come first, so that a lack of memory shows at once."""
@@ -72,7 +73,7 @@ class ModelScorer:
         size = self._batch_size
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def run(self, batches: Sequence[list[int]]) -> Iterator[list[SuiteItem]]:
+    def run(self, batches: Iterable[list[int]]) -> Iterator[list[SuiteItem]]:
         """See `CaseScorer.run`."""
         if not batches:
             return
@@ -98,18 +99,21 @@ class ModelScorer:
             scorer.remove()
 
     def _items(self, cases: Sequence[SuiteCase], logps: PairLogps) -> list[SuiteItem]:
-        *sides, best = (
-            [values[: len(case.tokens[f"{side}_ids"])] for case, values in zip(cases, table.tolist(), strict=True)]
-            for side, table in (("chosen", logps.chosen), ("rejected", logps.rejected), ("chosen", logps.chosen_best))
+        assert logps.rejected is not None  # the scorer returns both
+        assert logps.chosen_best is not None
+        correct, best = (
+            [values[: len(case.ids("chosen"))] for case, values in zip(cases, table.tolist(), strict=True)]
+            for table in (logps.chosen, logps.chosen_best)
         )
-        for case, chosen, rejected in zip(cases, *sides, strict=True):
+        wrong = [row[: len(case.ids("rejected"))] for case, row in zip(cases, logps.rejected.tolist(), strict=True)]
+        for case, chosen, rejected in zip(cases, correct, wrong, strict=True):
             issue = not_finite(case.name, "correct", chosen) or not_finite(case.name, "wrong", rejected)
             if issue:
                 raise FloatingPointError(issue)
         greedy = self._continuations(cases, best) if self._max_new_tokens else [None] * len(cases)
         return [
             suite_item(case, chosen, rejected, self._wrong_turn(case, ids), continuation)
-            for case, chosen, rejected, ids, continuation in zip(cases, *sides, best, greedy, strict=True)
+            for case, chosen, rejected, ids, continuation in zip(cases, correct, wrong, best, greedy, strict=True)
         ]
 
     def _wrong_turn(self, case: SuiteCase, best: Sequence[int]) -> WrongTurnAt | None:
@@ -130,7 +134,7 @@ class ModelScorer:
         prompts = [(*case.prefix, first) for case, first in zip(cases, firsts, strict=True)]
         # Several pairs may have the same beginning.
         unfinished = [prompt for prompt in dict.fromkeys(prompts) if prompt[-1] not in self._engine.eos_ids]
-        rest = dict.fromkeys(prompts, ())
+        rest: dict[tuple[int, ...], Sequence[int]] = dict.fromkeys(prompts, ())
         if unfinished and self._max_new_tokens > 1:
             responses = self._engine.generate(unfinished, Decoding(self._max_new_tokens - 1))
             rest |= dict(zip(unfinished, responses, strict=True))
@@ -143,8 +147,9 @@ class ModelScorer:
         response, ended = self._engine.split_at_eos(ids)
         fork = case.tokens["fork"]
         right, wrong = case.tokens["chosen_ids"][fork], case.tokens["rejected_ids"][fork : fork + 1]
-        branch = "right" if ids[0] == right else "wrong" if ids[:1] == wrong else "neither"
-        return continuation_of(case, *self._texts(case, response), branch, not ended)
+        whole, continuation = self._texts(case, response)
+        branch: Branch = "right" if ids[0] == right else "wrong" if ids[:1] == wrong else "neither"
+        return continuation_of(case, whole, continuation, branch, not ended)
 
     def _texts(self, case: SuiteCase, response: list[int]) -> tuple[str, str]:
         """Return the shared beginning with its continuation, and the continuation alone."""
@@ -156,17 +161,18 @@ class ModelScorer:
         return whole, without_opening(text) if is_thinking(self._tokenizer, prompt, shared) else text
 
     def _text(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return str(self._tokenizer.decode([*ids], clean_up_tokenization_spaces=False))
 
     def _plain(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(self._tokenizer.decode([*ids], skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def tokenizer_of(arguments: SuiteArguments) -> tuple[PreTrainedTokenizerBase, int | None]:
     """Load the tokenizer of a model that is not loaded yet, and read how many positions the model has."""
-    base, trusted = adapter_base(arguments.model), arguments.trust_remote_code
-    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, base, trust_remote_code=trusted)
-    return tokenizer, positions_of(load_config(arguments.model, base, trust_remote_code=trusted))
+    model, trusted = arguments.source.model, arguments.trust_remote_code
+    base = adapter_base(model)
+    tokenizer = load_tokenizer(arguments.tokenizer or model, base, trust_remote_code=trusted)
+    return tokenizer, positions_of(load_config(model, base, trust_remote_code=trusted))
 
 
 def load_scorer(

@@ -57,7 +57,7 @@ class RemoteScorer:
         from edit_trl.evaluation.accuracy.generators_on_ray import check_same_model
         from edit_trl.evaluation.suite.model_scorer import load_scorer, tokenizer_of
 
-        check_same_model(arguments.model, expected_hash)
+        check_same_model(arguments.source.model, expected_hash)
         tokenizer, _ = tokenizer_of(arguments)
         self._scorer = load_scorer(arguments, tokenizer, cases)
         # A single run for all batches: each run begins with a check of the tree layout.

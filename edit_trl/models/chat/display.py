@@ -69,7 +69,7 @@ class Display:
         self._done += 1
         self._fresh += fresh
         self._counts[outcome] += 1
-        if self._progress is not None:
+        if self._progress is not None and self._task is not None:
             self._progress.update(self._task, advance=1, outcomes=_outcomes(self._counts), cost=self._spent())
             return
         now = time.monotonic()

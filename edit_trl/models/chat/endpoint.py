@@ -132,7 +132,7 @@ class OpenAICompatibleTeacher:
         import aiohttp
         import openai
 
-        content = {name: value for name, value in (content | self._extra_body).items() if value is not None}
+        content = {name: value for name, value in {**content, **self._extra_body}.items() if value is not None}
         endpoint = self._next_endpoint()
         started = time.monotonic()
         try:

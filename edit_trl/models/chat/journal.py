@@ -145,13 +145,11 @@ class Journal:
         """Commit everything added since the last commit at once, to wait for the disk once per batch."""
         is_open = True
         while is_open:
-            writes = [self._queue.get()]
+            entries = [self._queue.get()]
             while not self._queue.empty():
-                writes.append(self._queue.get())
-            if writes[-1] is None:  # nothing is added after `close`
-                is_open = False
-                writes.pop()
-            if writes:
+                entries.append(self._queue.get())
+            is_open = entries[-1] is not None  # nothing is added after `close`
+            if writes := [write for write in entries if write is not None]:
                 self._commit(writes)
 
     def _commit(self, writes: list[_Write]) -> None:

@@ -19,7 +19,6 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from accelerate.utils import is_peft_model
 from transformers.utils import logging
 
 from edit_trl.common.errors import InputError
@@ -123,7 +122,7 @@ class TransformersTeacher:
         """Generate an answer; see `Teacher.attempt`."""
         await self.check()
         try:
-            prompt, room = self._encode(request), self._engine.positions
+            prompt, room = self._encode(request), self._loaded.positions
         except InputError as error:  # the chat template refuses the messages
             raise NoAnswer(str(error)) from error
         if room is not None and len(prompt) + request.sampling.max_tokens > room:
@@ -156,19 +155,26 @@ class TransformersTeacher:
             await asyncio.wait([self._pump])
         self._engine = self._loading = None
 
+    @property
+    def _loaded(self) -> Engine:
+        assert self._engine is not None  # `check` comes first
+        return self._engine
+
     def _load(self) -> None:
+        from peft import PeftModel
+
         dtype = self._dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
         source = ModelSource(self.model, dtype=dtype)
         if self._chat_template_kwargs:
             check_variables(source.load_tokenizer(), self._chat_template_kwargs)
         model, tokenizer = source.load()
-        self._engine = Engine(model.merge_and_unload() if is_peft_model(model) else model, tokenizer)
+        self._engine = Engine(model.merge_and_unload() if isinstance(model, PeftModel) else model, tokenizer)
         if tokenizer.chat_template is None:
             logger.warning(f"{self.model} has no chat template: prompts are sent as plain text")
 
     def _encode(self, request: ChatRequest) -> list[int]:
         messages = [{"role": role, "content": content} for role, content in request.messages]
-        return prompt_ids(self._engine.tokenizer, messages, self._chat_template_kwargs)
+        return prompt_ids(self._loaded.tokenizer, messages, self._chat_template_kwargs)
 
     async def _answer_in_batches(self) -> None:
         """Answer what is waiting, batch by batch; the requests of a batch share their sampling."""
@@ -193,7 +199,7 @@ class TransformersTeacher:
 
     def _generate(self, batch: Sequence[_Waiting]) -> list[list[int]]:
         sampling = batch[0].request.sampling
-        return self._engine.generate(
+        return self._loaded.generate(
             [waiting.prompt for waiting in batch],
             _decoding(sampling),
             seeds=[_draw_seed(waiting.request) for waiting in batch],
@@ -207,12 +213,14 @@ class TransformersTeacher:
                 await self._idle.wait_for(lambda: not self._in_stream)
                 if self._stream_sampling != request.sampling:
                     await self._close_stream()
-                    self._stream = Stream(self._engine, _decoding(request.sampling), request.sampling.stop)
+                    self._stream = Stream(self._loaded, _decoding(request.sampling), request.sampling.stop)
                     self._stream_sampling = request.sampling
+            stream = self._stream
+            assert stream is not None  # whoever sets the sampling makes the stream
             self._in_stream += 1
         started = time.monotonic()
         try:
-            ids = await self._stream.generate(prompt)
+            ids = await stream.generate(prompt)
         except RuntimeError as error:
             raise TeacherUnusable(str(error)) from error
         finally:
@@ -227,16 +235,16 @@ class TransformersTeacher:
             self._stream = self._stream_sampling = None
 
     def _raw(self, request: ChatRequest, prompt: Sequence[int], ids: Sequence[int], latency: float) -> RawResponse:
-        engine, tokenizer = self._engine, self._engine.tokenizer
+        engine, tokenizer = self._loaded, self._loaded.tokenizer
         response, ended = engine.response_of(prompt, ids, _decoding(request.sampling))
         if not ended:  # by a stop string, after which there is padding
             response = [token for token in response if token != engine.pad_id]
         text = engine.text_of(prompt, response)
         if request.messages[-1][0] == "assistant":
             # Decoded with the prompt: a tokenizer may drop the space that the first word begins with.
-            options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-            before = tokenizer.decode(prompt, **options)
-            text = tokenizer.decode([*prompt, *response], **options)[len(before) :].rstrip()
+            options: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+            before = str(tokenizer.decode([*prompt], **options))
+            text = str(tokenizer.decode([*prompt, *response], **options))[len(before) :].rstrip()
         body = {
             "text": text,
             "finish_reason": "stop" if ended else "length",

@@ -63,7 +63,7 @@ class EndpointArguments(Options):
         self,
         model: str | None = None,
         base_urls: Sequence[str] | None = None,
-        kind: type[TeacherType] = OpenAICompatibleTeacher,
+        kind: type[TeacherType] = OpenAICompatibleTeacher,  # type: ignore[assignment]  # mypy allows no default here
     ) -> TeacherType:
         """Return the model behind its endpoints, or another with the same options; nothing is sent yet."""
         return kind(

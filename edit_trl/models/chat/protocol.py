@@ -161,9 +161,14 @@ class Teacher(Protocol):
             endpoint is not sent that limit: the answer is measured when it has come.
     """
 
-    model: str
-    address: str
-    ends_thoughts: bool
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def ends_thoughts(self) -> bool: ...
 
     async def check(self) -> None:
         """Check that the teacher can be reached and has the model.

@@ -61,7 +61,7 @@ class Refusals:
             return TryAgain(reason)
         error = body.get("error")
         codes = [part.get(name) for part in (error, body) if isinstance(part, dict) for name in ("code", "status")]
-        status = next((int(code) for code in codes if re.fullmatch("[45][0-9]{2}", str(code))), None)
+        status = next((int(code) for code in map(str, codes) if re.fullmatch("[45][0-9]{2}", code)), None)
         if status is None and not any(pattern.search(message_of(body)) for pattern in (_SPENT, _CONTEXT, _FILTERED)):
             return TryAgain(reason)
         return self._exception(status or 400, body)
@@ -98,7 +98,7 @@ class Refusals:
         quoted = ("stop", self.token_limit, *self.extra)
         names = {name for name in plain if re.search(rf"(?<![\w-]){name}(?![\w-])", words)}
         names |= {name for name in quoted if re.search(rf"[\"'`]{re.escape(name)}[\"'`]", words)}
-        names |= {parameter} & {*plain, *quoted}
+        names |= {name for name in (*plain, *quoted) if name == parameter}
         return "".join(f"; `extra_body: {{{name}: null}}` leaves `{name}` out" for name in sorted(names))
 
     def _without_key(self, text: str) -> str:

@@ -68,13 +68,13 @@ def read_completion(raw: RawResponse) -> ChatResponse:
 def response_of(body: Mapping[str, Any], text: str, reason: FinishReason) -> ChatResponse:
     """Make a response with the model and the token counts that the endpoint reports."""
     usage = body["usage"] if isinstance(body.get("usage"), dict) else {}
-    counts = [_possible_count(usage.get(name)) or 0 for name in ("prompt_tokens", "completion_tokens")]
+    prompt, completion = (_possible_count(usage.get(name)) or 0 for name in ("prompt_tokens", "completion_tokens"))
     details = usage.get("completion_tokens_details")
     details = details if isinstance(details, dict) else usage
     thinking = _possible_count(details.get("reasoning_tokens"))
     model = visible_line(body.get("model") or "")[:_MOST_NAME]
     # JSON can hold half of a surrogate pair, which cannot be saved as UTF-8.
-    return ChatResponse(text.encode("utf-8", "replace").decode(), reason, model, *counts, thinking)
+    return ChatResponse(text.encode("utf-8", "replace").decode(), reason, model, prompt, completion, thinking)
 
 
 def listed_models(text: str) -> list[str] | None:

@@ -9,8 +9,9 @@ that are in flight when a machine dies can be lost, as when a connection breaks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
@@ -29,7 +30,15 @@ from edit_trl.models.cluster.pool import RayPool
 _ERRORS = (InputError, TryAgain, NoAnswer, TeacherUnusable)
 
 
-def on_ray(teachers: Mapping[str, Teacher], actors: int | None, calls: int) -> dict[str, Teacher]:
+class MovableTeacher(Teacher, Protocol):
+    """A teacher that other processes can make too."""
+
+    def makers(self) -> Sequence[Callable[[], Teacher]]:
+        """Return what makes the same teacher elsewhere: one function for any number of processes, or one for each."""
+        ...
+
+
+def on_ray(teachers: Mapping[str, MovableTeacher], actors: int | None, calls: int) -> dict[str, Teacher]:
     """Move teachers to the machines of a cluster, which load or ask them.
 
     Args:

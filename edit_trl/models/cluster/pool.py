@@ -60,6 +60,7 @@ class Worker:
             self._object = await _done(self._make())
         except self._errors as error:
             return error
+        return None
 
     async def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         """Call a method of the object; returns an error in place of raising it."""
@@ -143,7 +144,7 @@ class RayPool:
         self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     async def ready(self, everyone: bool = False) -> None:
         """Wait until the first object is made, or all of them.
@@ -167,17 +168,17 @@ class RayPool:
         """
         self._begin()
         for _ in range(_MOST_LOSSES):
-            turn = await self._turn()
+            turn, seat = await self._turn()
             try:
-                outcome = await turn.seat.actor.call.remote(method, arguments)
+                outcome = await seat.actor.call.remote(method, arguments)
             except self._lost as error:
-                self._replace(turn.seat, error)
+                self._replace(seat, error)
                 continue
             except BaseException:
                 self._turns.put_nowait(turn)
                 raise
             if isinstance(outcome, self._passing):
-                turn.seat.rests_until = time.monotonic() + _REST
+                seat.rests_until = time.monotonic() + _REST
             self._turns.put_nowait(turn)
             if isinstance(outcome, self._errors):
                 raise outcome
@@ -211,8 +212,8 @@ class RayPool:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._fail(task.exception())
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
 
     async def _fill(self, seat: _Seat) -> None:
         """Start an actor, and open it to calls once its object is made."""
@@ -260,23 +261,24 @@ class RayPool:
         elif not self._seats:
             self._fail(InputError(f"no process of the Ray cluster lives until it is ready: {error}"))
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         self._error = error
         self._changed.set()
         self._turns.put_nowait(_Turn(-1, next(self._numbers), None))
 
-    async def _turn(self) -> _Turn:
+    async def _turn(self) -> tuple[_Turn, _Seat]:
         while True:
             turn = await self._turns.get()
             if turn.seat is None:
                 self._turns.put_nowait(turn)
+                assert self._error is not None  # `_fail` sets it before
                 raise self._error
             if turn.seat.lost:
                 continue
             now = time.monotonic()
             wait = turn.seat.rests_until - now
             if wait <= 0 or all(seat.rests_until > now for seat in self._seats):
-                return turn
+                return turn, turn.seat
             asyncio.get_running_loop().call_later(wait, self._turns.put_nowait, turn)
 
     async def _watch(self) -> None:

@@ -187,7 +187,7 @@ class DualCoTCollator:
             chosen_rows=1,
             chosen_width=sizes[0],
             chosen_scored=sum(node < sizes[0] for node in scored),
-            tokens=tuple(sizes),
+            tokens=(sizes[0], sizes[1]),
             stretches=tuple(tree.stretches),
             chosen_stretches=stretch_counts[0],
         )

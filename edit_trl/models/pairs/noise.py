@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ def noisy_embeddings(
         magnitude = alpha / (lengths * output.size(-1)).sqrt()
         return output + torch.empty_like(output).uniform_(-1, 1) * magnitude.unsqueeze(-1).to(output.dtype)
 
-    embeddings = base_model(model).get_input_embeddings()
+    embeddings: Any = base_model(model).get_input_embeddings()
     embeddings.neftune_noise_alpha = alpha  # as `transformers` marks them
     handle = embeddings.register_forward_hook(add_noise)
     try:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from transformers.utils import ModelOutput, logging
+from transformers.utils import logging
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.pairs.collation import BatchLayout, DualCoTCollator, Stretch
@@ -155,7 +155,7 @@ class PairScorer:
         """
         if self._attention_mask is not None:
             return self._attention_mask.sum(1, keepdim=True)
-        if self._stretches is None:
+        if self._stretches is None or self._positions is None:
             return None
         sizes = [stop - start for start, stop, _ in self._stretches]
         before = [sum(stop - start for start, stop in ancestors) for _, _, ancestors in self._stretches]
@@ -185,12 +185,15 @@ class PairScorer:
                 module.training = training
         if self.tree is None:
             return  # the tree failed; a warning was logged
+        assert tree.rejected is not None  # both were scored with the wrong chain
+        assert padded.rejected is not None
         differences = [(tree.chosen - padded.chosen).abs(), (tree.rejected - padded.rejected).abs()]
         if check.exact and self._base.dtype == torch.float32:  # an evaluation may have cast the model
-            tolerance, kind, reduce = LOGP_TOLERANCE, "by up to", torch.max
+            tolerance, kind = LOGP_TOLERANCE, "by up to"
+            difference = max(chain.max().item() for chain in differences)
         else:
-            tolerance, kind, reduce = HALF_PRECISION_MEAN_LOGP_TOLERANCE, "on average by", torch.mean
-        difference = max(reduce(chain).item() for chain in differences)
+            tolerance, kind = HALF_PRECISION_MEAN_LOGP_TOLERANCE, "on average by"
+            difference = max(chain.mean().item() for chain in differences)
         if difference <= tolerance:
             logger.info(f"layout: tree; log-probabilities differ {kind} {difference:.1e} from the padded one's")
             return
@@ -209,8 +212,10 @@ class PairScorer:
             rows, width, scored = layout.chosen_rows, layout.chosen_width, layout.chosen_scored
         names = ("input_ids", "attention_mask", "position_ids")
         inputs = {name: batch[name][:rows, :width] for name in names if name in batch}
-        tree, stretches = {}, layout.stretches
+        tree: dict[str, Any] = {}
+        stretches = layout.stretches
         if stretches is not None:
+            assert self.tree is not None  # without it, batches are padded
             stretches = stretches if with_rejected else stretches[: layout.chosen_stretches]
             tree = self.tree.inputs(stretches, inputs["position_ids"])
         self._stretches, self._attention_mask = stretches, inputs.get("attention_mask")
@@ -241,6 +246,7 @@ class PairScorer:
         logps, best = [], []
         for start in range(0, len(labels), self._piece_size):
             if start:
+                assert self._scored is not None  # kept in the pass of the first piece
                 self._piece = self._scored[start : start + self._piece_size]
                 self._backbone_inputs = {}
                 inputs = {"input_ids": inputs["input_ids"][:1, :1]}
@@ -264,7 +270,7 @@ class PairScorer:
         # Not as inputs of the whole model: the fused head reads a 2D mask for itself.
         return args, kwargs | self._backbone_inputs
 
-    def _keep_scored_positions(self, backbone: nn.Module, args: Any, output: ModelOutput) -> ModelOutput:
+    def _keep_scored_positions(self, backbone: nn.Module, args: Any, output: Any) -> Any:
         if self._piece is not None:
             output.last_hidden_state = self._piece.unsqueeze(0)
         elif self._positions is not None:

@@ -50,10 +50,10 @@ def tree_obstacle(model: nn.Module) -> str | None:
     """
     base = base_model(model)
     if is_peft_model(model):
-        virtual = [name for name, peft in model.peft_config.items() if peft.is_prompt_learning]
+        adapters: Any = model.peft_config
+        virtual = [peft.peft_type.value for peft in adapters.values() if peft.is_prompt_learning]
         if virtual:
-            kind = model.peft_config[virtual[0]].peft_type.value
-            return f"its {kind} adapter puts virtual tokens before the row"
+            return f"its {virtual[0]} adapter puts virtual tokens before the row"
     layers = set(getattr(base.config.get_text_config(), "layer_types", None) or ())
     foreign = sorted(layers - LAYERS_THAT_TAKE_A_TREE)
     if foreign:
@@ -68,7 +68,8 @@ def tree_obstacle(model: nn.Module) -> str | None:
 
 def base_model(model: nn.Module) -> PreTrainedModel:
     """Return the model without its PEFT adapter."""
-    return model.get_base_model() if is_peft_model(model) else model
+    base: Any = model
+    return base.get_base_model() if is_peft_model(model) else base
 
 
 class TreeAttention:

@@ -97,7 +97,7 @@ def estimate_stage(run: RunArguments, examples: Sequence[dict[str, Any]], shards
         InputError: The student's configuration cannot be loaded.
     """
     model, training = run.model, run.training
-    student = model.model_name_or_path
+    student = str(model.model_name_or_path)
     config = load_config(
         student,
         adapter_base(student) if (Path(student) / ADAPTER_CONFIG).is_file() else None,
@@ -139,13 +139,14 @@ def estimate_memory(
     has_tree = training.layout != "padded" and tree_obstacle(student) is None
     layout: BatchLayoutName = "tree" if has_tree else "padded"
     with_rejected = Objective(training).needs_rejected
+    multiple: Any = training.pad_to_multiple_of  # TRL has made a number of its words
     step = trace_step(
         student,
         examples,
         layout,
         autocast=mixed,
         on_gpu=device == "cuda",
-        pad_to_multiple_of=training.pad_to_multiple_of,
+        pad_to_multiple_of=multiple,
         with_rejected=with_rejected,
         accumulate=training.gradient_accumulation_steps > 1,
         # As `train_stage` sets it, see `map_large_blocks`.
@@ -195,6 +196,7 @@ def _student(config: PretrainedConfig, model: ModelConfig, training: DualCoTConf
 
     Its mode and checkpointing are set as `transformers.Trainer` does; read in transformers 5.24.
     """
+    student: Any  # a PreTrainedModel, or the PeftModel of one
     with torch.device("meta"):
         student = make_model(config, model.dtype)
         adapter = get_peft_config(model)
@@ -208,7 +210,8 @@ def _student(config: PretrainedConfig, model: ModelConfig, training: DualCoTConf
                         parameter.data = parameter.data.bfloat16()  # as TRL does, see `settle_adapter_dtype`
     student.train()
     if training.gradient_checkpointing:
-        kwargs = dict(training.activation_checkpointing_kwargs or {})
+        options: Any = training.activation_checkpointing_kwargs  # `__post_init__` has read the text of an option
+        kwargs = dict(options or {})
         every = kwargs.pop("every_n_layers", 1)
         kwargs.pop("offload", None)
         student.activation_checkpointing_enable(kwargs or None, every_n_layers=every)

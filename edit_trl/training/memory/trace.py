@@ -168,7 +168,7 @@ def trace_step(
                 with precision:
                     logps = scorer(model, batch, with_rejected)
                     loss = logps.chosen.sum()
-                    if with_rejected:
+                    if logps.rejected is not None:
                         loss = loss + logps.rejected.sum()
                 loss.backward()
                 del logps, loss
@@ -210,6 +210,7 @@ def _record_gradients(trained: Sequence[nn.Parameter], ledger: _Ledger) -> Itera
     def accumulated(parameter: nn.Parameter) -> None:
         if id(parameter) not in seen:
             seen.add(id(parameter))
+            assert parameter.grad is not None  # it was just accumulated
             ledger.gradients += parameter.grad.nbytes
 
     handles = [parameter.register_post_accumulate_grad_hook(accumulated) for parameter in trained]
@@ -230,5 +231,4 @@ def _as_on_a_gpu() -> AbstractContextManager:
     def in_place(*args: Any, **kwargs: Any) -> None:
         """Allocate nothing."""
 
-    names = ("_forward_tile", "_backward_tile", "_addmm_fp32")
-    return patch.multiple(trl_head, **dict.fromkeys(names, in_place))
+    return patch.multiple(trl_head, _forward_tile=in_place, _backward_tile=in_place, _addmm_fp32=in_place)

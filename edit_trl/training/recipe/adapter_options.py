@@ -35,8 +35,9 @@ OPTIONS = {
 def adapter_problems(runs: Sequence[RunArguments]) -> list[list[str]]:
     """Return, for every run in order, its options that differ from the adapter that its student brings along."""
     problems: list[list[str]] = []
-    student = runs[0].model.model_name_or_path
-    adapter = owner = None
+    student = str(runs[0].model.model_name_or_path)
+    adapter: dict[str, Any] | None = None
+    owner = ""
     for number, run in enumerate(runs):
         found: list[str] = []
         problems.append(found)
@@ -64,7 +65,7 @@ def adapter_problems(runs: Sequence[RunArguments]) -> list[list[str]]:
 
 def is_adapter(student: str | None) -> bool:
     """Return whether a student is the folder of an adapter."""
-    return bool(student) and (Path(student) / ADAPTER_CONFIG).is_file()
+    return student is not None and bool(student) and (Path(student) / ADAPTER_CONFIG).is_file()
 
 
 def merges(run: RunArguments) -> bool:
@@ -84,10 +85,11 @@ def check_adapter(student: str, run: RunArguments) -> None:
         raise InputError(problems)
 
 
-def set_dropout(model: PeftModel, dropout: float) -> None:
+def set_dropout(model: "PeftModel | PreTrainedModel", dropout: float) -> None:
     """Set the dropout of an adapter that is trained further, in place."""
-    name = model.active_adapter
-    model.peft_config[name].lora_dropout = dropout
+    name = str(model.active_adapter)
+    config: Any = model.peft_config[name]
+    config.lora_dropout = dropout
     for module in model.modules():
         if isinstance(module, LoraLayer) and name in module.lora_dropout:
             module.lora_dropout[name] = nn.Dropout(dropout) if dropout else nn.Identity()

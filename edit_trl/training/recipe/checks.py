@@ -85,7 +85,7 @@ def _unused_problems(values: Mapping[str, Any]) -> Iterator[str]:
     for name, reason in REFUSED_IN_RECIPES.items():
         if values.get(name) not in (None, _default(name)):
             yield f"`{name}: {values[name]}` {reason}"
-    names = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
+    names: tuple[str, ...] = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
     unused = [name for name in names if values.get(name)]
     if unused and "load_in_4bit" not in values:
         yield f"`{'`, `'.join(unused)}` need `load_in_4bit: true`"

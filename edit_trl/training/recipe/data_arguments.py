@@ -124,6 +124,19 @@ class DataArguments:
             self.views = read_weights(self.views)
 
     @property
+    def _mapping(self) -> dict[str, str] | None:
+        # `__post_init__` has read the text of an option.
+        return None if isinstance(self.column_mapping, str) else self.column_mapping
+
+    @property
+    def _entries(self) -> list[dict[str, Any]]:
+        return [] if isinstance(self.datasets, str) else self.datasets or []
+
+    @property
+    def _weights(self) -> Any:
+        return self.views
+
+    @property
     def view_names(self) -> list[str]:
         """The names of the views that the run trains on."""
         return list(self.views or [self.view])
@@ -133,7 +146,7 @@ class DataArguments:
         """The dataset to train on."""
         if self.datasets:
             return self._mixture()
-        return self._source(self.dataset_name, self.dataset_train_split)
+        return self._source(str(self.dataset_name), self.dataset_train_split)
 
     @property
     def eval_source(self) -> DatasetSource | Mixture:
@@ -141,10 +154,10 @@ class DataArguments:
         if self.eval_dataset_name:
             return self._source(self.eval_dataset_name, None)
         if self.datasets and self.test_split_size is None:
-            return Mixture(tuple(self._source_of(entry, self.dataset_test_split) for entry in self.datasets))
+            return Mixture(tuple(self._source_of(entry, self.dataset_test_split) for entry in self._entries))
         if self.datasets:
             return replace(self._mixture(), part="test")
-        return self._source(self.dataset_name, self.dataset_test_split)
+        return self._source(str(self.dataset_name), self.dataset_test_split)
 
     @property
     def suite_source(self) -> DatasetSource | Mixture:
@@ -154,18 +167,18 @@ class DataArguments:
         return self.eval_source
 
     def _source(self, name: str, split: str | None) -> DatasetSource:
-        return DatasetSource(name, self.dataset_config, split, self.dataset_revision, self.column_mapping)
+        return DatasetSource(name, self.dataset_config, split, self.dataset_revision, self._mapping)
 
     def _mixture(self) -> Mixture:
-        sources = tuple(self._source_of(entry, entry.get("split") or "train") for entry in self.datasets)
-        fractions = tuple(entry.get("fraction") for entry in self.datasets)
-        return Mixture(sources, None if None in fractions else fractions, self.test_split_size)
+        sources = tuple(self._source_of(entry, entry.get("split") or "train") for entry in self._entries)
+        fractions = tuple(entry["fraction"] for entry in self._entries if entry.get("fraction") is not None)
+        return Mixture(sources, fractions if len(fractions) == len(sources) else None, self.test_split_size)
 
     def _source_of(self, entry: dict[str, Any], split: str) -> DatasetSource:
         """Return one dataset of the mixture."""
         options = {name: entry.get(name) for name in ("revision", "columns", "data_dir", "data_files")}
         mapping = entry.get("column_mapping")
-        mapping = self.column_mapping if mapping is None else mapping
+        mapping = self._mapping if mapping is None else mapping
         return DatasetSource(entry["path"], entry.get("name"), split, column_mapping=mapping, **options)
 
     def train_view(self, rows: Dataset, seed: int) -> Dataset:
@@ -176,7 +189,7 @@ class DataArguments:
         """
         source = self.train_source.name
         return select_rows(
-            rows, self.view, views=self.views, mistake=self.mistake, rows=self.rows, seed=seed, source=source
+            rows, self.view, views=self._weights, mistake=self.mistake, rows=self.rows, seed=seed, source=source
         )
 
     def load_train_rows(self, seed: int) -> Dataset:
@@ -194,4 +207,4 @@ class DataArguments:
             InputError: As in `load_train_rows`.
         """
         source = self.eval_source
-        return select_rows(source.load(), self.view, views=self.views, source=source.name)
+        return select_rows(source.load(), self.view, views=self._weights, source=source.name)

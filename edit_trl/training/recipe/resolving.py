@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import ModelConfig, TrlParser
 
@@ -67,8 +66,8 @@ class RunArguments:
         stage: The stage's name; None for a recipe without stages.
         values: The options that were given, converted to their types, those of the stage and the command line applied.
         data: Where the rows come from.
-        training: The trainer's configuration: a `DualCoTConfig`, or that of one of TRL's trainers.
-            `output_dir` is the stage's own folder.
+        training: The trainer's configuration: a `DualCoTConfig`, or that of one of TRL's trainers, whose common class
+            lacks most of their options. `output_dir` is the stage's own folder.
         model: TRL's model, PEFT and quantization options.
         left_out: Options of the command line that this stage's trainer does not have, but another stage's has.
     """
@@ -76,7 +75,7 @@ class RunArguments:
     stage: str | None
     values: dict[str, Any]
     data: DataArguments
-    training: DualCoTConfig | TrainingArguments
+    training: Any
     model: ModelConfig
     left_out: tuple[str, ...] = ()
 
@@ -142,7 +141,7 @@ def make_parser(prog: str | None = None, trainers: Sequence[TrainerName] = ("dua
         def error(self, message: str) -> typing.NoReturn:
             raise InputError(f"{message} (see `edit-trl train --help`)")
 
-    classes = dict.fromkeys(cls for trainer in trainers for cls in argument_classes(trainer))
+    classes: dict[Any, None] = dict.fromkeys(cls for trainer in trainers for cls in argument_classes(trainer))
     # Trainers share most options; where two define one differently, TRL's definition is parsed.
     return Parser(tuple(classes), prog=prog, allow_abbrev=False, conflict_handler="resolve")
 
@@ -200,8 +199,11 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
     Raises:
         InputError: All problems of the recipe and of its stages, at once.
     """
-    runs, problems = [], []
-    trainers = [({**recipe.values, **stage, **options}).get("trainer") or "dual_cot" for _, stage in recipe.runs]
+    runs: list[RunArguments] = []
+    problems: list[list[str]] = []
+    trainers: list[Any] = [
+        {**recipe.values, **stage, **options}.get("trainer") or "dual_cot" for _, stage in recipe.runs
+    ]
     for (stage, overrides), trainer in zip(recipe.runs, trainers, strict=True):
         own_options = _options_of(trainer, trainers, options)
         values = override(override(recipe.values, overrides), own_options)
@@ -294,7 +296,7 @@ def _resolve(stage: str | None, values: dict[str, Any], left_out: tuple[str, ...
         # TRL asks for bf16 by default, which fails on a machine without it.
         on_gpu = is_torch_bf16_gpu_available() and not complete.get("use_cpu")
         complete["bf16"] = on_gpu and not complete.get("fp16")
-    built = []
+    built: list[Any] = []
     for cls in argument_classes(trainer):
         names = {field.name for field in dataclasses.fields(cls)}
         own = {name: value for name, value in complete.items() if name in names}
@@ -313,12 +315,14 @@ def _resolve(stage: str | None, values: dict[str, Any], left_out: tuple[str, ...
     problems += run_problems(values, trainer)
     if problems:
         raise InputError(problems)
-    return RunArguments(stage, values, *built, left_out)
+    data, training, model = built
+    return RunArguments(stage, values, data, training, model, left_out)
 
 
 def _respelt(values: dict[str, Any], trainer: TrainerName) -> tuple[dict[str, Any], list[str]]:
     """Return the values with YAML's `no` as the word, and `resume_from_checkpoint: true` as what is done anyway."""
-    words = choices_of(options_class(trainer))
+    cls: Any = options_class(trainer)
+    words = choices_of(cls)
     values = {name: "no" if value is False and "no" in words.get(name, ()) else value for name, value in values.items()}
     resume = str(values.get("resume_from_checkpoint", "")).lower()
     if resume == "true":  # a run is resumed wherever it can be

@@ -36,7 +36,8 @@ def check_runs(recipe: Recipe, runs: Sequence[RunArguments]) -> None:
 
 def _student_problems(run: RunArguments) -> list[str]:
     """Return the options that do not fit the student, where it is a model here: its files are small but the weights."""
-    student, training, problems = run.model.model_name_or_path, run.training, []
+    student, training = str(run.model.model_name_or_path), run.training
+    problems: list[str] = []
     if not (Path(student) / "config.json").is_file() or is_adapter(student):
         return problems
     remote = training.trust_remote_code

@@ -56,7 +56,7 @@ def find_start(recipe: Recipe, run: RunArguments) -> StageStart:
         InputError: The folder holds another run or other files, the stage before is not finished, or the
             checkpoint cannot be resumed.
     """
-    folder, student = Path(run.training.output_dir), run.model.model_name_or_path
+    folder, student = Path(run.training.output_dir), str(run.model.model_name_or_path)
     finished = check_run_folder(folder, run.values).get("finished")
     if finished:
         return StageStart(folder, student, finished=finished)
@@ -70,14 +70,15 @@ def is_last_stage(recipe: Recipe, run: RunArguments) -> bool:
 
 def _previous_output(recipe: Recipe, run: RunArguments) -> str | None:
     """Return the folder of the stage before, whose student this one trains; None for a first stage."""
-    names = [name for name, _ in recipe.runs]
-    position = names.index(run.stage)
+    names = [str(name) for name, _ in recipe.runs]
+    position = names.index(str(run.stage))
     if not position:
         return None
-    folder = Path(run.training.output_dir).parent / names[position - 1]
+    before = names[position - 1]
+    folder = Path(run.training.output_dir).parent / before
     if not read_run_file(folder).get("finished"):
         raise InputError(
-            f"stage {run.stage!r} starts from what stage {names[position - 1]!r} saved, but that is not "
+            f"stage {run.stage!r} starts from what stage {before!r} saved, but that is not "
             f"finished (looked in {folder}); run it first"
         )
     return str(folder)
@@ -149,7 +150,7 @@ def train_stage(
     trainer.end()
 
 
-def _save(trainer: Trainer, run: RunArguments, start: StageStart) -> None:
+def _save(trainer: Any, run: RunArguments, start: StageStart) -> None:
     if run.data.trainer != "dual_cot":
         drop_reference(trainer)
     trainer.save_model()
@@ -207,7 +208,8 @@ def _make_trainer(
     options["processing_class"] = processing
     trainer = DualCoTTrainer(student if adapted is None else adapted, callbacks=list(callbacks), **options)
     trainer.stop_signals = stop_signals
-    for callback in callbacks:
+    given: Sequence[Any] = callbacks  # `TrainerCallback` has no such attribute
+    for callback in given:
         callback.trainer = trainer
     return trainer
 
@@ -216,10 +218,12 @@ def _load_adapted(
     student: str, run: RunArguments, quantization: BitsAndBytesConfig | None
 ) -> PeftModel | PreTrainedModel:
     """Load an adapter with its model: to be trained further, or merged where the run says `use_peft: false`."""
-    if merges(run):
-        return merge_student(load_student(student, run.training, quantization), student)
-    check_adapter(student, run)
+    if not merges(run):
+        check_adapter(student, run)
     model = load_student(student, run.training, quantization)
+    assert isinstance(model, PeftModel)  # the student is an adapter
+    if merges(run):
+        return merge_student(model, student)
     if "lora_dropout" in run.values:
         set_dropout(model, run.model.lora_dropout)
     return model

@@ -3,6 +3,7 @@
 import shutil
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Trainer, set_seed
@@ -36,7 +37,8 @@ class Attempts:
         """
         trainer = self._trainer
         if self._weights is None:
-            trained = [p for p in trainer.model.parameters() if p.requires_grad]
+            model: Any = trainer.model
+            trained = [p for p in model.parameters() if p.requires_grad]
             self._weights = [(p, p.detach().to("cpu", copy=True)) for p in trained]
             self._optimizer, self._scheduler = trainer.optimizer, trainer.lr_scheduler
             self._states = [deepcopy(each.state_dict()) for each in (self._optimizer, self._scheduler) if each]
@@ -54,10 +56,11 @@ class Attempts:
     def _restore(self) -> None:
         trainer = self._trainer
         with torch.no_grad():
-            for parameter, values in self._weights:
+            for parameter, values in self._weights or ():
                 parameter.copy_(values)
         trainer.optimizer, trainer.lr_scheduler = self._optimizer, self._scheduler
-        for each, state in zip(filter(None, (self._optimizer, self._scheduler)), self._states, strict=True):
+        stateful: list[Any] = [each for each in (self._optimizer, self._scheduler) if each]
+        for each, state in zip(stateful, self._states, strict=True):
             each.load_state_dict(deepcopy(state))
         if trainer.args.should_save:
             for checkpoint in self.saved:

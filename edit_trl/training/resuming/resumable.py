@@ -10,13 +10,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 from trl import SFTTrainer
 
 from edit_trl.common.errors import InputError
+from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.resuming.attempts import Attempts
 from edit_trl.training.resuming.checkpoints import (
     UNFINISHED,
@@ -45,6 +45,7 @@ class ResumableTrainer(SafeguardsMixin, SFTTrainer):
         stop_signals: If set, the run saves and raises `TrainingStopped` once a signal is received.
     """
 
+    args: DualCoTConfig
     stop_signals: StopSignals | None = None
     _draft: Path | None = None
     """The folder to which a checkpoint is being written."""
@@ -62,7 +63,7 @@ class ResumableTrainer(SafeguardsMixin, SFTTrainer):
         resume_from_checkpoint: str | bool | None = None,
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
-    ):
+    ) -> TrainOutput:
         """Train, as in `transformers.Trainer`.
 
         Raises:
@@ -70,11 +71,11 @@ class ResumableTrainer(SafeguardsMixin, SFTTrainer):
                 folder; the disk is full; or the run would make no step.
             TrainingStopped: See `stop_signals`.
         """
-        with holding(self.args.output_dir, self.args):
+        with holding(str(self.args.output_dir), self.args):
             return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
-    def _train(self, resume_from_checkpoint: str | bool | None, *args: Any):
-        folder = self.args.output_dir
+    def _train(self, resume_from_checkpoint: str | bool | None, *args: Any) -> TrainOutput:
+        folder = str(self.args.output_dir)
         if self.args.should_save and clear_unfinished(folder):
             logger.warning(f"removed from {folder} the unfinished files of a run that was cut off")
         if resume_from_checkpoint is True:
@@ -172,8 +173,9 @@ class ResumableTrainer(SafeguardsMixin, SFTTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model; in the run's own folder each file appears whole."""
-        folder = Path(output_dir or self.args.output_dir)
-        if _internal_call or folder != Path(self.args.output_dir):
+        own_folder = Path(str(self.args.output_dir))
+        folder = Path(output_dir) if output_dir else own_folder
+        if _internal_call or folder != own_folder:
             super().save_model(output_dir, _internal_call)
             return
         draft = folder / UNFINISHED / "model"
@@ -226,18 +228,20 @@ class StopCallback(TrainerCallback):
         self.signals = signals
         self._stopping = False
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._stopping = False
         if self.signals is not None:
             self.signals.training = True
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.signals is not None and self.signals.agreed():
             self._stopping = control.should_save = True
             args.save_only_model = False  # the run resumes from this checkpoint
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if self._stopping:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._stopping and self.signals is not None:
             raise self.signals.stopped(args, state)
 
 
@@ -258,9 +262,9 @@ class _ResumeCallback(StopCallback):
         else:
             self._trainer._reset_progress()
 
-    def on_epoch_begin(self, args, state, control, train_dataloader: DataLoader, **kwargs):
+    def on_epoch_begin(self, args, state, control, **kwargs):
         # With several processes accelerate does not pass the epoch through a loader that skips batches.
-        batches = train_dataloader.batch_sampler
+        batches = kwargs["train_dataloader"].batch_sampler
         while hasattr(batches, "batch_sampler"):
             batches = batches.batch_sampler
         for sampler in (batches, getattr(batches, "sampler", None)):

@@ -12,7 +12,7 @@ import random
 from calendar import monthrange
 from typing import NamedTuple
 
-from edit_trl.data.procedural.problems import Problem, Slip, follow, off_by
+from edit_trl.data.procedural.problems import Mistake, Problem, Slip, follow, off_by
 from edit_trl.data.procedural.vocabulary import MONTHS, NUMBER_WORDS, in_number
 
 _STORIES = (
@@ -31,7 +31,7 @@ _NEAR = {
     2: "The day before yesterday was {date}.",
     -2: "The day after tomorrow is {date}.",
 }
-_MISTAKES = (
+_MISTAKES: tuple[Mistake, ...] = (
     "calculation", "context value", "direction", "previous-step value", "missing step",
     "repeated step",
     *("knowledge",) * 3,  # changes the answer only where the month changes

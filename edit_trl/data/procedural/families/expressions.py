@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from edit_trl.data.procedural.problems import Problem, Slip, off_by
+from edit_trl.data.procedural.problems import Mistake, Problem, Slip, off_by
 
 Value = int | bool
 
@@ -40,11 +40,11 @@ _BOOLEAN_QUESTIONS = (
     "{expression} is",
     "Say whether this expression is True or False: {expression}",
 )
-_ARITHMETIC_MISTAKES = (
+_ARITHMETIC_MISTAKES: tuple[Mistake, ...] = (
     *("calculation", "context value", "operator", "previous-step value"),
     *("order of operations",) * 3,  # many trees have the same value without precedence
 )
-_BOOLEAN_MISTAKES = (
+_BOOLEAN_MISTAKES: tuple[Mistake, ...] = (
     "calculation",
     *("context value", "operator", "missing step", "repeated step") * 2,
     *("order of operations",) * 6,  # most trees have the same value without precedence
@@ -86,7 +86,7 @@ class _Working:
 
     def _negate(self, value: Value, here: Slip | None) -> Value:
         kind = here.kind if here else None
-        times = {"missing step": 0, "repeated step": 2}.get(kind, 1)
+        times = 0 if kind == "missing step" else 2 if kind == "repeated step" else 1
         for turn in range(2):
             result = value if kind == "calculation" else not value
             self._write("", "not", value, result, blank=turn >= times)
@@ -95,16 +95,16 @@ class _Working:
         return value
 
     def _combine(self, node: Node, left: Value, right: Value, here: Slip | None) -> Value:
-        op, kind = node.op, here.kind if here else None
+        op, kind, delta = node.op, here.kind if here else None, here.delta if here else 0
         if kind == "operator":
             op = {"+": "-", "-": "+", "*": "+", "and": "or", "or": "and"}[op]
         if kind == "previous-step value":
-            left, right = self._misquoted(node, left, right, here.delta)
+            left, right = self._misquoted(node, left, right, delta)
         if kind == "context value":
-            left, right = _misread(node, left, right, here.delta)
+            left, right = _misread(node, left, right, delta)
         result = _APPLY[op](left, right)
         if kind == "calculation":
-            result = _slightly_off(result, here.delta)
+            result = _slightly_off(result, delta)
         self._write(str(left), op, right, result)
         self.results.append(result)
         return result
@@ -205,12 +205,12 @@ def _draw_tree(rng: random.Random, operations: int, ops: Sequence[str], leaf: Ca
 
 def _negated_somewhere(rng: random.Random, tree: Tree, negated: bool = False) -> Tree:
     """Return the tree with a "not" before a random part of it, but not next to another "not"."""
-    if isinstance(tree, Node) and tree.left is None:
-        return Node("not", None, _negated_somewhere(rng, tree.right, negated=True))
-    if not negated and (not isinstance(tree, Node) or rng.random() < 0.3):
-        return Node("not", None, tree)
     if not isinstance(tree, Node):
-        return tree
+        return tree if negated else Node("not", None, tree)
+    if tree.left is None:
+        return Node("not", None, _negated_somewhere(rng, tree.right, negated=True))
+    if not negated and rng.random() < 0.3:
+        return Node("not", None, tree)
     if rng.random() < 0.5:
         return Node(tree.op, _negated_somewhere(rng, tree.left), tree.right)
     return Node(tree.op, tree.left, _negated_somewhere(rng, tree.right))

@@ -97,7 +97,7 @@ def _move(count: int, way: int) -> Move:
 
 def _walk_facing_forward(rng: random.Random, difficulty: int) -> list[Order]:
     """Draw moves that lead back, in any order."""
-    walk = [_move(rng.randint(1, 9), rng.randrange(4)) for _ in range(1 + difficulty)]
+    walk: list[Order] = [_move(rng.randint(1, 9), rng.randrange(4)) for _ in range(1 + difficulty)]
     x, y, _ = _end(walk)
     if x:
         walk.append(_move(abs(x), 3 if x > 0 else 1))
@@ -155,9 +155,9 @@ def _draw_slip(rng: random.Random, walk: list[Order], turning: bool) -> tuple[li
         return walk, walk, slip
     changed = [*walk[:index], _changed(rng, order, slip.kind), *walk[index + 1 :]]
     orders, misread = (walk, changed) if leads_back else (changed, walk)
-    if slip.kind == "calculation":
-        miscounted = replace(misread[index], written=orders[index].count)
-        misread = [*misread[:index], miscounted, *misread[index + 1 :]]
+    asked, read = orders[index], misread[index]
+    if slip.kind == "calculation" and isinstance(asked, Move) and isinstance(read, Move):
+        misread = [*misread[:index], replace(read, written=asked.count), *misread[index + 1 :]]
     return orders, misread, slip
 
 

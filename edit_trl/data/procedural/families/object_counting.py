@@ -8,7 +8,7 @@ Therefore, the answer is 6.
 
 import random
 
-from edit_trl.data.procedural.problems import Problem, Slip, follow, off_by
+from edit_trl.data.procedural.problems import Mistake, Problem, Slip, follow, off_by
 from edit_trl.data.procedural.vocabulary import GROUP_PAIRS, GROUPS, NAMES, NUMBER_WORDS, in_number, joined
 
 _QUESTIONS = (
@@ -18,7 +18,7 @@ _QUESTIONS = (
     "A box is full of pictures: {things}. How many {group} does it show?",
     "How many {group} are there among {things}?",
 )
-_MISTAKES = (
+_MISTAKES: tuple[Mistake, ...] = (
     "calculation", "context value", "previous-step value", "counting", "missing step",
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ swap: Ben green, Carla red. So Ben has the green hat, option (A). Therefore, the
 import random
 from string import ascii_uppercase
 
-from edit_trl.data.procedural.problems import Problem, Slip, follow
+from edit_trl.data.procedural.problems import Mistake, Problem, Slip, follow
 from edit_trl.data.procedural.vocabulary import COLOURS, NAMES, joined
 
 _STARTS = (
@@ -30,7 +30,7 @@ _ENDS = (
 )
 _SWAPS = ("{a} and {b} swap {thing}s", "{a} and {b} trade {thing}s", "{a} and {b} exchange {thing}s")
 _THINGS = ("hat", "ball", "mug", "kite", "balloon", "marble", "card")
-_MISTAKES = ("context value", "previous-step value", "missing step", "repeated step")
+_MISTAKES: tuple[Mistake, ...] = ("context value", "previous-step value", "missing step", "repeated step")
 
 Holdings = dict[str, str]
 Swap = tuple[str, str]

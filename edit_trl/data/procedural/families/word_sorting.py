@@ -26,8 +26,10 @@ def make(rng: random.Random, difficulty: int) -> Problem:
     words = _draw_words(rng, 3 + difficulty, ties=difficulty // 2)
     order = sorted(words)
     ties = [pair for pair in pairwise(order) if pair[0][0] == pair[1][0]]
-    kinds: list[Mistake] = ["order"] * 4 + ["missing step", "repeated step"]
-    mistake = rng.choice(kinds + ["knowledge"] * 3 if ties else kinds)
+    kinds: list[Mistake] = ["order", "order", "order", "order", "missing step", "repeated step"]
+    if ties:
+        kinds += ["knowledge", "knowledge", "knowledge"]
+    mistake = rng.choice(kinds)
     confused = rng.choice(ties) if mistake == "knowledge" else None
     slots, wrong_slots = _slots(rng, order, mistake, confused)
     opening = f"First letters: {', '.join(f'{word[0]} for {word}' for word in words)}."
