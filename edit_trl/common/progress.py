@@ -1,6 +1,7 @@
 """Progress that people read: lines that update on a terminal, plain lines elsewhere; always on standard error.
 
-Texts of models, endpoints and files are shown as plain text: control characters are made visible, and no markup is read.
+Texts of models, endpoints and files are shown as plain text: control characters are made visible, and no markup is
+read.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Progress:
     def _reset(self, name: str, total: int, done: int, unit: str, batch: int | None, paced: bool) -> None:
         self._name, self._total, self._unit, self._paced = name, total, unit, paced
         self._done, self._before, self.batch = float(done), done, batch
-        self._within, self._note = 0.0, ""
+        self._ended = self._within = 0.0
+        self._note = ""
         self._parts: Sequence[str] = ()
         self._rate: str | None = None
         self._started = self._last_line = time.monotonic()
@@ -91,7 +93,8 @@ class Progress:
             rate: The speed; None for how much is done in a second.
             line: Print a plain line now.
         """
-        self._done, self._within, self._note, self._changed = done, 0.0, "", True
+        self._done, self._ended, self._within = done, 0.0, 0.0
+        self._note, self._changed = "", True
         self._parts = self._parts if parts is None else parts
         self._rate = rate or self._rate
         self._show(line or (self._paced and done >= self._total))
@@ -121,9 +124,10 @@ class Progress:
         self.end()
         _open[:] = [one for one in _open if one is not self]
 
-    def _tick(self, ended: int, responses: int, tokens: int) -> None:
-        share = ended / max(responses, 1)
-        self._within = max(self._within, share * (responses if self.batch is None else self.batch))
+    def _tick(self, ended: int, responses: int, tokens: int, share: float) -> None:
+        batch = responses if self.batch is None else self.batch
+        self._ended = max(self._ended, batch * ended / responses)
+        self._within = max(self._within, batch * max(share, ended / responses))
         self._changed = True
         self.note(f"{tokens:,} tokens in this batch")
 
@@ -141,10 +145,11 @@ class Progress:
 
     @property
     def _shown(self) -> float:
+        """How much is done, with the part of the running batch by which the bar moves and the time is estimated."""
         return min(self._done + self._within, self._total)
 
     def _count(self) -> str:
-        return f"{int(self._shown):,}/{self._total:,}{self._unit}"
+        return f"{int(self._done + self._ended):,}/{self._total:,}{self._unit}"
 
     def _speed(self) -> str:
         new, seconds = self._shown - self._before, time.monotonic() - self._started
@@ -218,16 +223,17 @@ class Progress:
         return Group(first, text(second)) if second else Group(first)
 
 
-def within_batch(ended: int, responses: int, tokens: int) -> None:
+def within_batch(ended: int, responses: int, tokens: int, share: float) -> None:
     """Tell the display of this process, if there is one, how far a batch of responses is.
 
     Args:
         ended: How many of its responses have ended.
         responses: How many it has.
         tokens: How many tokens were drawn, all responses together.
+        share: The share of the most steps that the batch can take, between 0 and 1.
     """
     if _open:
-        _open[-1]._tick(ended, responses, tokens)
+        _open[-1]._tick(ended, responses, tokens, share)
 
 
 def folded(parts: Sequence[str], width: int) -> str:

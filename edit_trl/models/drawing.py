@@ -191,7 +191,8 @@ class ResponseLoop:
                 self._streamer.put(tokens.cpu())
             ended = ended | stopping_criteria(input_ids, None) | self._still_think(input_ids[:, start:], rows, step + 1)
             drawn, running = drawn + running, len(ended) - int(ended.sum())
-            within_batch(len(responses) - running, len(responses), drawn)
+            share = (step + 1) / generation_config.max_new_tokens
+            within_batch(len(responses) - running, len(responses), drawn, share)
             if not model._has_unfinished_sequences(not running, is_synced, device):
                 break
             if can_take and running and len(ended) - running > _LEAVING * len(ended):

@@ -1,7 +1,7 @@
 """TrainingProgress: a line about each logged step of a `transformers.Trainer`, instead of its dictionary.
 
-The log history and what reports to trackers (`report_to`) keep all metrics. Read in transformers 5.24: `Trainer.__init__`
-adds a `PrinterCallback` or a `ProgressCallback`, and in a notebook a table, which stays.
+The log history and the trackers of `report_to` keep all metrics. Read in transformers 5.24: `Trainer.__init__` adds a
+`PrinterCallback` or a `ProgressCallback`, and in a notebook a table, which stays.
 """
 
 import time
