@@ -67,11 +67,15 @@ def test_nothing_is_within_a_batch_where_nothing_is_shown(capsys):
 
 
 def test_an_interrupted_task_says_how_far_it_came(capsys):
-    with pytest.raises(KeyboardInterrupt), Progress() as progress:
-        progress.begin("annotate", 5)
-        progress.update(3, ["2 correct, 1 wrong"])
-        started_before(progress, 1.2)
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with Progress() as progress:
+            progress.begin("annotate", 5)
+            progress.update(3, ["2 correct, 1 wrong"])
+            started_before(progress, 1.2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert lines(capsys) == ["annotate 3/5  2 correct, 1 wrong  2.5/s  in 0:01"]
 
 

@@ -64,7 +64,8 @@ def test_lines_of_two_stages_in_a_pipe(recipe, tmp_path):
     assert len(log[0]) > 15
     # What has been done is not explained again.
     again = subprocess.run(command(recipe, *options), capture_output=True, text=True, timeout=600)
-    assert again.returncode == 0 and "What the lines show" not in again.stderr
+    assert again.returncode == 0
+    assert "What the lines show" not in again.stderr
 
 
 def test_lines_at_a_terminal(recipe, tmp_path):
@@ -76,13 +77,16 @@ def test_lines_at_a_terminal(recipe, tmp_path):
     assert code == 0, lines
     assert "{'" not in written
     at = max(number for number, line in enumerate(lines) if line.startswith("Loading weights"))
-    assert max(map(len, lines[at:])) <= WIDTH
+    own = [line for line in lines[at:] if line.startswith(("step", "loss", "evaluat", "  "))]
+    assert len(own) > 8
+    assert max(map(len, own)) <= WIDTH
     assert any(line.startswith("step  ━") for line in lines)
     # The last line stays, and the raw ones of libraries do not cut through it.
     assert len([line for line in lines if re.fullmatch(rf"step 6/6  loss .*  in {TIME}", line.strip())]) == 1
     assert len([line for line in lines if line.startswith("evaluation  step 3/6  loss ")]) == 1
-    assert not [line for line in lines[at + 1 :] if "Writing model shards" in line and "6/6" in line]
-    assert CURSOR_OFF in written and written.rindex(CURSOR_ON) > written.rindex(CURSOR_OFF)
+    assert not [line for line in lines[at:] if "Writing model shards" in line and "step" in line]
+    assert CURSOR_OFF in written
+    assert written.rindex(CURSOR_ON) > written.rindex(CURSOR_OFF)
 
 
 def test_a_trainer_in_python_shows_its_metrics_too(tmp_path, tokenizer, capsys):
@@ -96,7 +100,8 @@ def test_a_trainer_in_python_shows_its_metrics_too(tmp_path, tokenizer, capsys):
     assert [line.split("  ")[0] for line in trained if line.startswith("step")] == ["step 1/2", "step 2/2"]
     trainer.evaluate()
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluation")]
-    assert line.startswith("evaluation  step 2/2  loss ") and line.endswith("  rows of this set 2")
+    assert line.startswith("evaluation  step 2/2  loss ")
+    assert line.endswith("  rows of this set 2")
     trainer.evaluate({"others": trainer.eval_dataset, "more": trainer.eval_dataset})
     names = [line.split("  ")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("evaluation")]
     assert names == ["evaluation others", "evaluation more"]
@@ -130,13 +135,13 @@ def test_an_error_ends_the_display(tmp_path, tokenizer, capsys):
 
 
 class _StartedBefore(TrainerCallback):
-    """Makes it look as if the training had begun a hundred seconds earlier."""
+    """Makes it look as if the training had begun ten thousand seconds earlier."""
 
     def __init__(self, trainer):
         self._trainer = trainer
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self._trainer._display._progress._started = time.monotonic() - 100
+        self._trainer._display._progress._started = time.monotonic() - 10_000
 
 
 def test_a_resumed_run_shows_its_step_and_the_time_that_is_left(tmp_path, tokenizer, capsys):
@@ -148,6 +153,6 @@ def test_a_resumed_run_shows_its_step_and_the_time_that_is_left(tmp_path, tokeni
     trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step")]
     assert [line.split("  ")[0] for line in lines] == [f"step {step}/10" for step in (7, 8, 9, 10)]
-    # One new step in 100 seconds; three are left. How many tokens it has run is not known yet.
-    assert lines[0].endswith("  100.0 s each  5:00 left")
-    assert re.search(r"tokens/s  1:40 left$", lines[1])  # two in 100 seconds, two are left
+    # One new step in 10,000 seconds; three are left. How many tokens it has run is not known yet.
+    assert re.search(r"  100\d\d\.\d s each  8:2\d:\d\d left$", lines[0])
+    assert re.search(r"tokens/s  2:4\d:\d\d left$", lines[1])  # two in 10,000 seconds, two are left
