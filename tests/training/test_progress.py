@@ -26,14 +26,11 @@ def matching(pattern: str, lines: list[str]) -> list[str]:
 
 def test_lines_of_two_stages_in_a_pipe(recipe, tmp_path):
     """A warm-up with a suite and evaluations, then DPO by TRL's own trainer, of which other things are known."""
-    recipe.write_text(
-        recipe.read_text()
-        .replace("  - name: key_steps\n", "  - name: key_steps\n    trainer: dpo\n")
-        .replace("    normalization: step\n", "    normalization: step\n    suite_eval_steps: 2\n")
-    )
-    data = str(tmp_path / "rows.jsonl")
-    options = ["--eval_strategy", "steps", "--eval_steps", "2", "--eval_dataset_name", data]
-    recipe.write_text(f"suite_dataset_name: {data}\n{recipe.read_text()}")
+    data = tmp_path / "rows.jsonl"
+    text = recipe.read_text().replace("  - name: key_steps\n", "  - name: key_steps\n    trainer: dpo\n")
+    suite = f"    normalization: step\n    suite_eval_steps: 2\n    suite_dataset_name: {data}\n"
+    recipe.write_text(text.replace("    normalization: step\n", suite))
+    options = ["--eval_strategy", "steps", "--eval_steps", "2", "--eval_dataset_name", str(data)]
     done = subprocess.run(command(recipe, *options), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "{'" not in done.stdout + done.stderr  # no dictionary
