@@ -39,7 +39,7 @@ class Progress:
 
     def __init__(self, *, plain: bool = False, hidden: bool = False):
         self._hidden = hidden
-        self._plain = plain or not sys.stderr.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown")
+        self._plain = plain or not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown")
         self._live: Live | None = None
         self._handlers: list[logging.StreamHandler[Any]] = []
         self._reset("", 0, 0, "", None, False)
