@@ -100,7 +100,7 @@ def run_rounds(config: GenerateConfig, make_pairs: Callable[[GenerateConfig, Pat
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / STATE, json.dumps(state, indent=1) + "\n")
 
-    student, train_recipe = arguments.student, arguments.train_recipe
+    student, train_recipe, explained = arguments.student, arguments.train_recipe, False
     assert student is not None  # the options refuse rounds without both
     assert train_recipe is not None
     if arguments.dev_task and state["start"] is None:
@@ -120,7 +120,8 @@ def run_rounds(config: GenerateConfig, make_pairs: Callable[[GenerateConfig, Pat
                     f"round {number}: {error}\n\nThe rounds before it:\n{_summary(state, folder)}"
                 ) from error
             made = time.monotonic()
-            stages = _train(train_recipe, student, place / DUAL, place / "student")
+            stages = _train(train_recipe, student, place / DUAL, place / "student", legend=not explained)
+            explained = True
             trained_at = time.monotonic()
             trained, sizes = str(stages[-1]), [_training_size(stage) for stage in stages]
             steps, tokens = map(sum, zip(*sizes, strict=True))
@@ -236,14 +237,23 @@ def _read_state(folder: Path, config: GenerateConfig, hashes: Mapping[str, str])
     return state
 
 
-def _train(recipe: str, student: str, data: Path, output: Path, more: Mapping[str, str] | None = None) -> list[Path]:
+def _train(
+    recipe: str,
+    student: str,
+    data: Path,
+    output: Path,
+    more: Mapping[str, str] | None = None,
+    *,
+    legend: bool = False,
+) -> list[Path]:
     """Train a student with a recipe, or resume; returns the folders of the stages."""
     from edit_trl.cli.train import main
     from edit_trl.training.recipe.resolving import read_recipe
 
     options = {"--config": recipe, "--model_name_or_path": student, "--dataset_name": str(data)}
     options |= {"--output_dir": str(output), **(more or {})}
-    code = main([word for option in options.items() for word in option])
+    words = [word for option in options.items() for word in option]
+    code = main(words if legend else [*words, "--no_legend"])
     if code:
         raise InputError(f"training to {output} ended with exit code {code}; run again to resume it")
     stages = read_recipe(recipe).stages

@@ -62,6 +62,7 @@ def _launch_stages(own: argparse.Namespace, options: list[str], stages: list[str
     for stage in stages:
         chosen = ["--config", own.config] if own.config else []
         chosen += ["--stage", stage] if stage else []
+        chosen += ["--no_legend"] if own.no_legend or stage != stages[-1] else []
         code = relay.exit_code(launch(own, [*chosen, *options]))
         if relay.received and stage != stages[-1]:
             code = code or EXIT_CODE
@@ -92,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         help="An accelerate configuration: a file, or a name such as ddp (`edit-trl recipes accelerate`).",
     )
     parser.add_argument("--num_processes", type=int, metavar="N", help="Processes to launch, as in accelerate launch.")
+    # For the stages before the last one, and for training that is a part of another command.
+    parser.add_argument("--no_legend", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -135,7 +138,7 @@ def train_stage(argv: list[str]) -> int:
 
             recipe = read_recipe(own.config)
             run = checked_run(recipe, parse_options(options, recipe), own.stage)
-            run_stage(recipe, run, stop_signals)
+            run_stage(recipe, run, stop_signals, legend=not own.no_legend)
     except TrainingStopped as stopped:
         print(f"{stopped}; the same command resumes it", file=sys.stderr)
         return EXIT_CODE

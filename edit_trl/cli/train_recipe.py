@@ -5,6 +5,7 @@ This module connects training with the suite of `edit_trl.evaluation` and with t
 
 import os
 import sys
+import textwrap
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from transformers.utils import logging
 from edit_trl.cli.launch_options import check_processes
 from edit_trl.cli.push import find_evaluations
 from edit_trl.common.files import naming
+from edit_trl.common.json_text import read_json_file
+from edit_trl.common.metric_names import explained
 from edit_trl.common.run_file import read_run_file
 from edit_trl.common.shipped import find_recipe
+from edit_trl.common.terminal import visible_line
 from edit_trl.data.views import PAIR_VIEWS
 from edit_trl.evaluation.suite.callback import SuiteCallback
 from edit_trl.hub.push import pushing
@@ -67,7 +71,7 @@ def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = N
     check_runs(outline, runs)
     stages = [run.stage for run in runs] if stage is None else [pick_run(outline, runs, stage).stage]
     for name in stages:
-        folder = run_stage(outline, resolve_run(outline, values, name))
+        folder = run_stage(outline, resolve_run(outline, values, name), legend=name == stages[-1])
         release_memory()  # the trainer is in reference cycles with its callbacks
     return folder
 
@@ -83,13 +87,16 @@ def _set_environment(recipe: Recipe) -> None:
         )
 
 
-def run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | None = None) -> Path:
+def run_stage(
+    recipe: Recipe, run: RunArguments, stop_signals: StopSignals | None = None, *, legend: bool = False
+) -> Path:
     """Train one stage with its suite, and push it if it is the last; a finished stage is left as it is.
 
     Args:
         recipe: The recipe.
         run: The stage's arguments, made by `resolve_run`.
         stop_signals: If given, the run saves and raises `TrainingStopped` once a signal is received.
+        legend: Whether to explain the lines about the training after it, those of earlier stages too.
 
     Returns:
         The stage's folder.
@@ -105,19 +112,44 @@ def run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | Non
     folder = run.training.output_dir
     finished = read_run_file(Path(folder)).get("finished")
     with nullcontext() if finished else holding(folder, run.training), naming(Path(folder)):
-        return _run_stage(recipe, run, stop_signals)
+        return _run_stage(recipe, run, stop_signals, legend)
 
 
-def _run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | None) -> Path:
+def _run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | None, legend: bool) -> Path:
     start = find_start(recipe, run)
     if start.finished:
         print(f"{start.folder} is finished ({start.finished}), nothing to do")
         return start.folder
     is_pushed = run.training.push_to_hub and is_last_stage(recipe, run)
+    if run.stage is not None and run.training.process_index == 0:
+        names = [name for name, _ in recipe.runs]
+        print(f"stage {visible_line(run.stage)} ({names.index(run.stage) + 1} of {len(names)})", file=sys.stderr)
     run.training.push_to_hub = False  # the trainer pushes nothing; the finished result is pushed as a whole
     with _pushing(run, start.folder) if is_pushed else nullcontext():
         train_stage(run, start, stop_signals, _suite_callbacks(run))
+    if legend and run.training.process_index == 0:
+        _print_legend(recipe, run)
     return start.folder
+
+
+def _print_legend(recipe: Recipe, last: RunArguments) -> None:
+    """Explain the names in the lines about the stages up to the last one, and say where all metrics are."""
+    folder = Path(last.training.output_dir)
+    names = [name for name, _ in recipe.runs]
+    folders = [folder] if last.stage is None else [folder.parent / n for n in names[: names.index(last.stage) + 1]]
+    files = [file for one in folders if (file := one / "trainer_state.json").is_file()]
+    logs = [entry for file in files for entry in read_json_file(file, finite=False)["log_history"]]
+    meanings = explained(name for entry in logs for name in entry)
+    if not meanings:
+        return
+    width = max(len(label) for label, _ in meanings)
+    lines = [f"  {label:<{width}}  {meaning}" for label, meaning in meanings]
+    trackers = [name for name in last.training.report_to if name != "none"]
+    reported = f", and in {', '.join(trackers)}" if trackers else ""
+    print("What the lines show:", file=sys.stderr)
+    for line in lines:
+        print(textwrap.fill(line, 80, subsequent_indent=" " * (width + 4)), file=sys.stderr)
+    print(f"All metrics: `log_history` in {' and '.join(map(visible_line, files))}{reported}", file=sys.stderr)
 
 
 def _pushing(run: RunArguments, folder: Path) -> AbstractContextManager[None]:

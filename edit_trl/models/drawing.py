@@ -20,6 +20,7 @@ import torch
 from transformers import DynamicCache, TopPLogitsWarper
 from transformers.generation.utils import is_deepspeed_zero3_enabled, is_fsdp_managed_module
 
+from edit_trl.common.progress import within_batch
 from edit_trl.models.responses import is_thinking
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ class ResponseLoop:
             take(copies)
         responses: list[list[int]] = [[] for _ in self._copies]
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        running, drawn = len(rows), 0
         for step in range(generation_config.max_new_tokens):
             tokens = self._draws.pick(logits, rows, step)
             tokens = torch.where(ended, pad, tokens)
@@ -192,9 +194,12 @@ class ResponseLoop:
             if self._streamer is not None:
                 self._streamer.put(tokens.cpu())
             ended = ended | stopping_criteria(input_ids, None) | self._still_think(input_ids[:, start:], rows, step + 1)
-            if not generative._has_unfinished_sequences(bool(ended.all()), is_synced, device):
+            drawn, running = drawn + running, len(ended) - int(ended.sum())
+            share = (step + 1) / generation_config.max_new_tokens
+            within_batch(len(responses) - running, len(responses), drawn, share)
+            if not generative._has_unfinished_sequences(not running, is_synced, device):
                 break
-            if can_take and not ended.all() and ended.sum() > _LEAVING * len(ended):
+            if can_take and running and len(ended) - running > _LEAVING * len(ended):
                 self._store(responses, input_ids[ended, start:], rows[ended])
                 staying = (~ended).nonzero()[:, 0]
                 input_ids, rows, ended = input_ids[staying], rows[staying], ended[staying]

@@ -25,6 +25,7 @@ from edit_trl.data.row import REQUIRED_COLUMNS, TEMPLATE_COLUMNS, is_chosen_alon
 from edit_trl.data.unused_columns import unused_columns
 from edit_trl.models.adapters import adapter_base
 from edit_trl.models.loading import load_tokenizer
+from edit_trl.training.progress import ProgressMixin
 from edit_trl.training.quantization import settle_adapter_dtype
 from edit_trl.training.resuming.resumable import StopCallback
 from edit_trl.training.resuming.stopping import StopSignals
@@ -166,7 +167,7 @@ def preference_trainer(
         "callbacks": [StopCallback(stop_signals)],
     }
     theirs = trl_trainer(trainer)
-    cls = type(theirs.__name__, (SafeguardsMixin, theirs), {})
+    cls = type(theirs.__name__, (ProgressMixin, SafeguardsMixin, theirs), {})
     preference = cls(ref_model=reference, **shared) if trainer == "dpo" else cls(**shared)
     settle_adapter_dtype(preference.model, args.fp16)
     return preference

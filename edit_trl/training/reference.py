@@ -20,9 +20,9 @@ from datasets.fingerprint import Hasher
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.progress import Progress
 from edit_trl.models.pairs.scoring import PairLogps
 from edit_trl.training.objective import Objective
 
@@ -166,7 +166,7 @@ def add_scores(
         collator: Makes a batch of examples.
         batch_size: Pairs per forward pass.
         settings: Options that the scores depend on; part of the cache key.
-        name: The dataset's name in the progress bar.
+        name: The dataset's name in the display of the progress.
 
     Returns:
         The dataset with the columns added, rows in the same order.
@@ -180,9 +180,12 @@ def add_scores(
     model.eval()
     try:
         scores: dict[str, list[Tensor]] = {}
-        for batch in tqdm(loader, desc=f"Scoring {name} pairs", disable=not accelerator.is_main_process):
-            for column, values in accelerator.gather_for_metrics(score_batch(batch)).items():
-                scores.setdefault(column, []).append(values.float().cpu())
+        with Progress(hidden=not accelerator.is_main_process) as progress:
+            progress.begin(f"scoring {name} pairs", len(loader), unit="batches")
+            for number, batch in enumerate(loader, 1):
+                for column, values in accelerator.gather_for_metrics(score_batch(batch)).items():
+                    scores.setdefault(column, []).append(values.float().cpu())
+                progress.update(number)
     finally:
         model.train(training)
     columns = Dataset.from_dict({c: torch.cat(v).tolist() for c, v in scores.items()})

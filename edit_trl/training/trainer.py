@@ -39,6 +39,7 @@ from edit_trl.training import fork_selection
 from edit_trl.training.argument_checks import check_arguments, check_model, tell_padding
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.objective import Objective, share_of_step
+from edit_trl.training.progress import ProgressMixin
 from edit_trl.training.publishing import PublishingMixin
 from edit_trl.training.quantization import keep_unpacked, settle_adapter_dtype
 from edit_trl.training.reference import add_scores, pair_scores, reference_scores
@@ -48,7 +49,7 @@ from edit_trl.training.sampling import check_budget, length_groups, own_pairs, p
 from edit_trl.training.student import check_added_tokens, check_rows, load_student, replaced_options, settle_processing
 
 
-class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
+class DualCoTTrainer(PublishingMixin, LoggingMixin, ProgressMixin, ResumableTrainer):
     """Trainer for key-step learning on dual CoTs (EDIT, arXiv 2405.19737), and for its warm-up.
 
     Every option of `trl.SFTTrainer` means the same here. The objective is `edit_trl.losses.dual_cot_loss`
@@ -63,7 +64,8 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
         processing_class: The tokenizer; the model's own where None.
         compute_metrics: Receives, per pair, the mean log-probabilities (correct chain, wrong chain) as
             predictions and 0, the index of the correct chain, as label.
-        callbacks, optimizers, optimizer_cls_and_kwargs: As in `transformers.Trainer`.
+        callbacks, optimizers, optimizer_cls_and_kwargs: As in `transformers.Trainer`. Its progress bar is a
+            `edit_trl.training.progress.TrainingProgress`.
         quantization_config: As in `trl.SFTTrainer`; needs a model id or path.
         peft_config: Trains a new adapter.
 

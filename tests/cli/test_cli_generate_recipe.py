@@ -37,7 +37,7 @@ def test_a_whole_run(tmp_path):
     assert checked.returncode == 0, checked.stderr
     assert f"40 questions, 0 exemplars; teacher '{MODEL}'" in checked.stdout
     assert done.returncode == 0, done.stderr
-    assert "annotate: 30 of 30" in done.stderr
+    assert "annotate 30/30" in done.stderr
     assert "15 correct, 15 wrong" in done.stderr
     dual = load_dual_cots(tmp_path / "out" / "dual.parquet")
     assert len(dual) == 30

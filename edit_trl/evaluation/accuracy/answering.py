@@ -255,7 +255,7 @@ def answer_problems(
             ]
 
     batches = generator.plan([len(prompt) for prompt in prompts])
-    return complete_items(problems, batches, make_items, graded_again, "Generating", "problem", folder, progress)
+    return complete_items(problems, batches, make_items, graded_again, "answering", "problems", folder, progress)
 
 
 def checked_item(

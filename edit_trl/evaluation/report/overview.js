@@ -118,6 +118,7 @@ function learning() {
       stage.name && element("h4", {}, "Stage ", words(stage.name), !stage.finished && " (not finished)"),
       element("div", { class: "charts" }, stage.charts.map(([title, curves]) => curveFigure(title, curves))),
       !stage.charts.length && element("p", { class: "note" }, "Nothing was logged."),
+      stage.charts.length > 0 && details("What the names mean", () => facts(stage.meanings)),
     ]))));
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edit_trl.common.metric_names import MEANINGS, SCORE_LABELS
 from edit_trl.evaluation.report.items import rounded
 from edit_trl.evaluation.report.training_history import TrainingRun
 from edit_trl.evaluation.runs.schema import Run
@@ -21,30 +22,6 @@ from edit_trl.evaluation.runs.scores import (
     score_intervals,
 )
 from edit_trl.evaluation.statistics import Interval, exact_mcnemar, paired_difference
-
-# What tables and charts call the scores, and what they are.
-SCORE_LABELS = {
-    "accuracy": ("Accuracy", "share of right answers, strict extraction"),
-    "lenient_accuracy": ("Accuracy, lenient", "share of right answers, lenient extraction"),
-    "unparsed": ("Unparsed", "share of items without an answer"),
-    "cut_off": ("Cut off", "share of responses that ran into the length limit"),
-    "majority_accuracy": ("Accuracy, majority", "share of right answers if every response has the same weight"),
-    "weight_auc": (
-        "AUC of weights",
-        "how likely a right response has more weight than a wrong one to the same question",
-    ),
-    "no_weight": ("No weight", "share of items where no answer has weight, so that the majority decided"),
-    "generated_tokens": ("Tokens", "generated per item"),
-    "weight_tokens": ("Tokens of weights", "run per item to find the weights of its responses"),
-    "preference": ("Preference", "share of pairs whose correct chain is likelier per token"),
-    "margin": ("Margin", "nats per token by which the correct chain is likelier"),
-    "key_preference": ("Key preference", "share of pairs whose correct key steps are likelier per token"),
-    "key_margin": ("Key margin", "nats per token by which the correct key steps are likelier"),
-    "no_wrong_turn": ("No wrong turn", "share of correct chains that greedy decoding would generate"),
-    "right_branch": ("Right branch", "share of pairs where greedy decoding continues like the correct chain"),
-    "wrong_branch": ("Wrong branch", "share of pairs where greedy decoding continues like the wrong chain"),
-    "greedy_accuracy": ("Greedy accuracy", "share of right answers after the prefix that both chains share"),
-}
 
 # The charts of learning curves: the title and the metrics, of which those that were logged are shown.
 CURVES = {
@@ -149,7 +126,10 @@ def is_right(outcome: Mapping[str, Any]) -> bool | None:
 
 
 def learning_curves(training: TrainingRun) -> dict[str, Any]:
-    """Return the stages of a run; each chart has curves [metric, whether held out, points as [step, value]]."""
+    """Return the stages of a run; each chart has curves [metric, whether held out, points as [step, value]].
+
+    `meanings` has [metric, what it is] of each metric that is drawn in a stage.
+    """
     stages = []
     for stage in training.stages:
         logged = {name for entry in stage.log for name in entry}
@@ -167,7 +147,9 @@ def learning_curves(training: TrainingRun) -> dict[str, Any]:
             ]
             if curves:
                 drawings.append([title, curves])
-        stages.append({"name": stage.name, "finished": stage.finished, "charts": drawings})
+        drawn = dict.fromkeys(metric for _, curves in drawings for metric, *_ in curves)
+        meanings = [[metric, MEANINGS[metric]] for metric in drawn]
+        stages.append({"name": stage.name, "finished": stage.finished, "charts": drawings, "meanings": meanings})
     return {"path": str(training.path), "stages": stages}
 
 

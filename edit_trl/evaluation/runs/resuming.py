@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm.auto import tqdm
-
+from edit_trl.common.progress import Progress
 from edit_trl.evaluation.runs.folder import RunFolder, read_run
 from edit_trl.evaluation.runs.history import record_run
 from edit_trl.evaluation.runs.schema import Run, key_of
@@ -39,10 +38,10 @@ def complete_items(
         batches: All planned batches, as indexes of `entries`.
         make_items: Makes the items of some of these batches.
         grade_again: Returns the item of an entry with the verdicts of the present answer check.
-        description: The title of the progress bar.
-        unit: The unit of the progress bar.
+        description: The name of this work, for the display of its progress.
+        unit: The name of the items there.
         folder: The folder of the run; None to store nothing.
-        progress: Whether to show a progress bar.
+        progress: Whether to show the progress.
 
     Returns:
         The items, in the order of `entries`.
@@ -56,20 +55,19 @@ def complete_items(
     count = sum(map(len, remaining))
     if folder:
         folder.start()
-    bar = tqdm(
-        total=len(entries), initial=len(entries) - count, desc=description, unit=unit, disable=not progress or not count
-    )
-    started, tokens = time.perf_counter(), 0
+    started, tokens, done = time.perf_counter(), 0, len(entries) - count
     try:
-        with bar:
-            for batch_items in make_items(remaining):
+        with Progress(hidden=not progress or not count) as shown:
+            shown.begin(description, len(entries), done, unit=unit, batch=len(remaining[0]) if remaining else 0)
+            for number, batch_items in enumerate(make_items(remaining), 1):
                 items |= {key_of(item): item for item in batch_items}
                 if folder:
                     folder.append(batch_items)
-                bar.update(len(batch_items))
+                done += len(batch_items)
                 tokens += sum(sample["tokens"] for item in batch_items for sample in item.get("samples", ()))
-                if tokens:
-                    bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):.0f} tokens/s")
+                speed = f"{tokens / (time.perf_counter() - started):,.0f} tokens/s" if tokens else ""
+                shown.update(done, [speed])
+                shown.batch = len(remaining[number]) if number < len(remaining) else 0
     except BaseException:
         if folder:
             folder.pause()

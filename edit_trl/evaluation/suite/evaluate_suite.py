@@ -130,4 +130,4 @@ def score_cases(
     cases: Sequence[SuiteCase], scorer: CaseScorer, *, folder: RunFolder | None = None, progress: bool = True
 ) -> list[SuiteItem]:
     """Score the cases of a suite, except for those whose items the folder already holds; see `complete_items`."""
-    return complete_items(cases, scorer.plan(), scorer.run, graded_again, "Scoring", "pair", folder, progress)
+    return complete_items(cases, scorer.plan(), scorer.run, graded_again, "scoring", "pairs", folder, progress)

@@ -1,93 +1,42 @@
-"""The progress of a generation: a live display on a terminal, plain lines elsewhere."""
+"""The progress of requests, stage by stage: outcomes, speed and cost."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
-
+from edit_trl.common.progress import Progress
 from edit_trl.models.chat.dispatch import Dispatcher
 
-_SECONDS_BETWEEN_LINES = 10.0
 
-
-class Display:
-    """Shows the progress, speed, outcomes and cost of each stage on standard error; a context manager and a `Watcher`.
+class Display(Progress):
+    """A `Watcher` that shows the progress, speed, outcomes and cost of each stage; a context manager.
 
     Args:
         dispatchers: Dispatchers whose tokens and cost are shown.
     """
 
     def __init__(self, dispatchers: Sequence[Dispatcher]):
+        super().__init__()
         self._dispatchers = dispatchers
-        self._progress = _progress() if sys.stderr.isatty() else None
-        self._task: TaskID | None = None
-        self._name = ""
-        self._total = self._done = self._fresh = 0
-        self._counts: Counter[str] = Counter()
-        self._started = self._last_line = 0.0
-
-    def __enter__(self) -> Display:
-        if self._progress is not None:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-        elif kind is not None and self._total:
-            self._print_line()
+        self._steps = self._fresh = 0
+        self._outcomes: Counter[str] = Counter()
 
     def stage(self, name: str, total: int) -> None:
         """See `Watcher.stage`."""
-        self._name, self._total, self._done, self._fresh = name, total, 0, 0
-        self._counts.clear()
-        self._started = self._last_line = time.monotonic()
-        if self._progress is not None:
-            self._task = self._progress.add_task(name, total=total, outcomes="", cost=self._spent())
+        self._steps = self._fresh = 0
+        self._outcomes.clear()
+        self.begin(name, total)
 
     def step(self, outcome: str, fresh: bool) -> None:
         """See `Watcher.step`."""
-        self._done += 1
+        self._steps += 1
         self._fresh += fresh
-        self._counts[outcome] += 1
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, advance=1, outcomes=_outcomes(self._counts), cost=self._spent())
-            return
-        now = time.monotonic()
-        if now - self._last_line >= _SECONDS_BETWEEN_LINES or self._done == self._total:
-            self._last_line = now
-            self._print_line()
-
-    def _print_line(self) -> None:
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        rate = self._done / seconds
-        parts = [f"{self._name}: {self._done} of {self._total}", f"{rate:.1f}/s"]
-        if self._done < self._total and rate:
-            parts.append(f"{_clock((self._total - self._done) / rate)} left")
-        parts.append(_outcomes(self._counts))
-        if self._fresh < self._done:
-            parts.append(f"{self._done - self._fresh} from the journal")
-        parts.append(self._spent())
-        print("; ".join(part for part in parts if part), file=sys.stderr, flush=True)
+        self._outcomes[outcome] += 1
+        old = self._steps - self._fresh
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self._outcomes.items()))
+        self.update(self._steps, [outcomes, f"{old} from the journal" if old else "", self._spent()])
 
     def _spent(self) -> str:
         stats = [dispatcher.stats for dispatcher in self._dispatchers]
@@ -96,38 +45,6 @@ class Display:
         unreported = sum(counts.unreported for counts in stats)
         most = f" at most ({unreported} answers without `usage`)" if unreported else ""
         return f"{tokens:,} tokens" + (f", cost {cost:.2f}{most}" if cost else "")
-
-
-class _Rate(ProgressColumn):
-    """Requests per second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f}/s" if speed else "")
-
-
-def _progress() -> Progress:
-    return Progress(
-        # Without markup, since names and outcomes are plain text.
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[outcomes]}", markup=False),
-        TextColumn("{task.fields[cost]}", markup=False, style="dim"),
-        console=Console(stderr=True),
-    )
-
-
-def _outcomes(counts: Counter[str]) -> str:
-    return ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Watcher(Protocol):
