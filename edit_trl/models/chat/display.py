@@ -42,6 +42,8 @@ class Display:
         self._total = self._done = self._fresh = 0
         self._counts: Counter[str] = Counter()
         self._started = self._last_line = 0.0
+        for dispatcher in dispatchers:
+            dispatcher.tell = self._tell
 
     def __enter__(self) -> Display:
         if self._progress is not None:
@@ -76,6 +78,15 @@ class Display:
         if now - self._last_line >= _SECONDS_BETWEEN_LINES or self._done == self._total:
             self._last_line = now
             self._print_line()
+
+    def _tell(self, text: str, is_state: bool) -> None:
+        """Show what a dispatcher tells: a state in place of the outcomes, which the next step shows again."""
+        if self._progress is None:
+            print(f"{self._name}: {text}", file=sys.stderr, flush=True)
+        elif is_state:
+            self._progress.update(self._task, outcomes=text)
+        else:
+            self._progress.console.print(Text(f"{self._name}: {text}"))
 
     def _print_line(self) -> None:
         seconds = max(time.monotonic() - self._started, 1e-9)
