@@ -86,16 +86,15 @@ class BatchServer(ChatServer):
     def _advance(self, batch: dict) -> None:
         """Validating, in progress, ended: a step for each look at it."""
         entries = [json.loads(line) for line in self._files[batch["input_file_id"]].split("\n")]
-        if batch["status"] == "validating":
+        ended = self.end(int(batch["id"].rpartition("_")[2]), entries)
+        if batch["status"] == "validating" and ended.get("status") != "failed":
             batch |= {"status": "in_progress", "request_counts": {"total": len(entries), "completed": 1, "failed": 0}}
-        elif batch["status"] == "in_progress" and not self.is_held:
-            ended = self.end(int(batch["id"].rpartition("_")[2]), entries)
+        elif batch["status"] in ("validating", "in_progress") and not self.is_held:
             if "output" not in ended and ended.get("status") != "failed":
                 ended = {"output": [answered(entry, self.answer(entry["body"])) for entry in entries], **ended}
-            for line in ended.get("output", []):
-                key = json.loads(line)["custom_id"] if line.startswith('{"id"') else None
-                asked = [entry["body"] for entry in entries if entry["custom_id"] == key]
-                self.paid.update(body["messages"][-1]["content"] for body in asked)
+            for entry in entries:
+                is_paid = any(entry["custom_id"] in line for line in ended.get("output", []))
+                self.paid[entry["body"]["messages"][-1]["content"]] += is_paid
             batch |= {"status": ended.get("status", "completed"), "errors": ended.get("errors")}
             for field, lines in {"output_file_id": "output", "error_file_id": "errors_file"}.items():
                 if ended.get(lines):
