@@ -199,7 +199,7 @@ class BatchDispatcher(Dispatcher):
             if self.limits.max_cost is not None:
                 left = self.limits.max_cost - self.stats.cost - sum(batch.cost for batch in self._batches)
             keys: list[str] = []
-            data, cost, is_whole = bytearray(), 0.0, False
+            data, cost, most, is_whole = bytearray(), 0.0, 0.0, False
             while self._unsent and not is_whole:
                 key = self._unsent[0]
                 line, most = self.teacher.line(key, waiting[key]), self._most_cost(waiting[key])
@@ -245,8 +245,8 @@ class BatchDispatcher(Dispatcher):
                 "`teacher: openai_compatible`"
             ) from error
 
-    async def _make(self, batch: _Batch, is_new: bool) -> None:
-        """Make a batch of its file; unless it `is_new`, one that was made before is looked for."""
+    async def _make(self, batch: _Batch, is_new: bool) -> str:
+        """Make a batch of its file, and return its id; unless the file `is_new`, a batch of it is looked for first."""
 
         async def make() -> str:
             nonlocal is_new
@@ -256,15 +256,15 @@ class BatchDispatcher(Dispatcher):
 
         batch.id = await self._surely(make)
         await self._journal.name_batch(batch.file, batch.id)
+        return batch.id
 
     async def _look_at(
         self, batch: _Batch, waiting: Mapping[str, ChatRequest]
     ) -> list[tuple[str, Answer | Failure | Exception]] | None:
         """Return the outcomes of a batch that has ended; exceptions of requests that are asked again."""
         try:
-            if batch.id is None:
-                await self._make(batch, is_new=False)
-            state = await self._surely(partial(self.teacher.state, batch.id))
+            name = batch.id or await self._make(batch, is_new=False)
+            state = await self._surely(partial(self.teacher.state, name))
             counts = state.get("request_counts")
             counts = counts if isinstance(counts, dict) else {}
             done = f", {counts['completed']} of {counts.get('total')} answered" if counts.get("completed") else ""
@@ -306,9 +306,11 @@ class BatchDispatcher(Dispatcher):
         # Together, since they are committed together.
         await asyncio.gather(*(self._journal.add(key, waiting[key], self.teacher, raw) for key, raw in raws.items()))
         await self._forget(batch.keys)
-        unusable = None
+        unusable: TeacherUnusable | None = None
         for key in batch.keys:
-            outcome = outcomes.get(key, TryAgain(f"no readable line in the answers of a batch ({status})"))
+            outcome: Answer | Failure | Exception = outcomes.get(
+                key, TryAgain(f"no readable line in the answers of a batch ({status})")
+            )
             try:
                 if key in raws:
                     outcome = self._answered(key, waiting[key], self.teacher.read(raws[key]))
