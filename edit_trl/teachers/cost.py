@@ -19,27 +19,28 @@ _CHECKS = {"none": 0, "self_consistency": 3, "judge": 1}
 def estimate(
     config: GenerateConfig, questions: Sequence[Question], templates: Templates, exemplars: Sequence[Exemplar]
 ) -> str | None:
-    """Return a line on the cost of asking the teacher; None where the recipe has no price.
+    """Return a line on the cost of asking the teacher; None where the recipe has no price and asks for no batches.
 
-    It supposes that half of the chains are wrong, that every pair stays, that answers are as long as the exemplars'
-    chains, and four characters per token.
+    The line supposes that half of the chains are wrong, that every pair stays, that answers are as long as the chains
+    of the exemplars, and four characters per token.
     """
     limits = config.teacher_limits
-    if not questions or (limits.prompt_price is None and limits.completion_price is None):
+    first, later = _requests(config, len(questions))
+    batch = f", {config.batch.batch_discount:.0%} off in batches" if config.arguments.teacher == "batch" else ""
+    has_price = limits.prompt_price is not None or limits.completion_price is not None
+    if not questions or not (has_price or batch):
         return None
+    requests = f"estimate: about {first + later:.0f} requests"
+    if not has_price:
+        return f"{requests}{batch}; `prompt_price` and `completion_price` (per million tokens) tell what they cost"
     answer = min(_answer_tokens(exemplars), config.options.max_tokens)
     shots = exemplars[: config.options.exemplars_per_prompt]
     prompts = [templates.fill("annotate", question, shots) for question in questions[:_MEASURED]]
     prompt = (fmean(map(len, prompts)) + len(config.options.system_prompt or "")) / _CHARACTERS_PER_TOKEN
-    first, later = _requests(config, len(questions))
     prompt_tokens = (first + later) * prompt + later * answer  # later prompts also show a chain
     completion_tokens = (first + later) * answer
     cost = (prompt_tokens * (limits.prompt_price or 0) + completion_tokens * (limits.completion_price or 0)) / 1e6
-    batch = f", {config.batch.batch_discount:.0%} off in batches" if config.arguments.teacher == "batch" else ""
-    line = (
-        f"estimate: about {first + later:.0f} requests, cost {cost:.2f}{batch} "
-        f"(half of the chains wrong, answers of {answer:.0f} tokens)"
-    )
+    line = f"{requests}, cost {cost:.2f}{batch} (half of the chains wrong, answers of {answer:.0f} tokens)"
     if limits.max_cost is not None and cost > limits.max_cost:
         line += f"; `max_cost: {limits.max_cost:g}` will stop the run before its end"
     return line

@@ -69,6 +69,14 @@ def test_the_price_is_in_the_estimate_the_report_and_the_card(tmp_path, capsys):
     assert "poll_interval" not in card
 
 
+def test_without_prices_the_estimate_asks_for_them(tmp_path, capsys):
+    path = recipe(tmp_path, "http://127.0.0.1:1/v1", questions=10, teacher="batch", samples=3, pairs_per_question=2)
+    assert run("validate", path, "--rectify_check", "judge", "--label", "fine") == 0
+    # 30 annotated; of each question 1.5 chains are rectified, 1.5 corrupted; 15 checks, 30 labels.
+    expected = "estimate: about 105 requests, 50% off in batches; `prompt_price` and `completion_price` (per million"
+    assert expected in capsys.readouterr().out
+
+
 def test_a_recipe_without_batches_is_estimated_at_full_price(tmp_path, capsys):
     with running(BatchServer(solve)) as url:
         path = recipe(tmp_path, url, questions=10, system_prompt="s" * 4000, **PRICES)
