@@ -25,12 +25,14 @@ class Provenance:
         stats: Requests and tokens, by role: "teacher", "student", "labeller".
         template_versions: Version of each prompt template, by name.
         options: The options of the run, as in its recipe.
+        batch_discount: What was taken off the prices, as `teacher: batch` asked for less; None for another teacher.
     """
 
     teacher: str
     stats: Mapping[str, DispatchStats]
     template_versions: Mapping[str, str]
     options: Mapping[str, Any]
+    batch_discount: float | None = None
 
 
 def generation_card(

@@ -99,6 +99,8 @@ def save_generation(
     }
     if "student" in provenance.stats:  # what its own chains cost, beside training on them
         report["completion_tokens"] = {role: stats.completion_tokens for role, stats in provenance.stats.items()}
+    if provenance.batch_discount is not None:
+        report["batch"] = {"discount": provenance.batch_discount, "cost": provenance.stats["teacher"].cost}
     if generation.with_thoughts:
         report["thoughts"] = {"option": generation.thoughts, "answers_with_thoughts": generation.with_thoughts}
     if generation.pivots is not None:

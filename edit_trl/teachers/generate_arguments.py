@@ -16,7 +16,7 @@ from edit_trl.teachers.chain_text import ThoughtsForm
 from edit_trl.teachers.procedural_chat import share_problems
 
 OwnPairs = Literal["closest", "pivots"]
-TeacherKind = Literal["openai_compatible", "transformers_local", "procedural", "none"]
+TeacherKind = Literal["openai_compatible", "batch", "transformers_local", "procedural", "none"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,10 @@ class GenerateArguments(EndpointArguments):
     """The models that are asked, the questions, and where the result goes; beside `EndpointArguments`.
 
     Attributes:
-        teacher: `openai_compatible` asks an endpoint, `transformers_local` a model on this machine, `procedural` the
-            embedded teacher, which only knows its own problems; `none` asks the student only (`pairs`).
+        teacher: `openai_compatible` asks an endpoint; `batch` sends it the requests of each stage as a file, which it
+            answers within a day for less (OpenAI's batch API; see `batch_discount`); `transformers_local` asks a model
+            on this machine, `procedural` the embedded teacher, which only knows its own problems; `none` asks the
+            student only (`pairs`).
         model: The teacher's name at the endpoint, or its path or Hub id.
         batch_size: Number of prompts per batch of a local model.
         dtype: Number format of local models; bfloat16 on a GPU and float32 elsewhere by default.
@@ -117,7 +119,7 @@ class GenerateArguments(EndpointArguments):
     def errors(self) -> Iterator[str]:
         """See `Options.errors`."""
         yield from super().errors()
-        endpoint = self.teacher == "openai_compatible"
+        endpoint = self.teacher in ("openai_compatible", "batch")
         if self.pairs and self.teacher != "none":
             yield f"`pairs` asks no teacher: write `teacher: none`, or leave it out; got {self.teacher}"
         elif self.teacher == "none":
@@ -136,7 +138,12 @@ class GenerateArguments(EndpointArguments):
         if endpoint and not self.base_urls:
             yield "`base_urls` is missing: where the teacher is, such as [http://127.0.0.1:8000/v1]"
         if self.labeller and not endpoint:
-            yield "`labeller` is a model at the teacher's endpoints; it needs `teacher: openai_compatible`"
+            yield "`labeller` is a model at the teacher's endpoints; it needs `teacher: openai_compatible` or `batch`"
+        if self.teacher == "batch":
+            if len(self.base_urls or ()) > 1:
+                yield "`base_urls`: a batch stays at the endpoint that has its file; `teacher: batch` takes one URL"
+            if self.engine == "ray":
+                yield "`engine: ray` does nothing for `teacher: batch`, whose files are sent from here; leave it out"
         yield from (problem for url in self.student_base_urls or () if (problem := url_problem(url)))
         if self.student_base_urls and not self.student:
             yield "`student_base_urls` needs `student`, its name there"

@@ -1,7 +1,7 @@
 """Reads a recipe of `edit-trl generate`: a YAML file, and command-line options that override it.
 
-The options are those of `EndpointArguments`, `GenerateArguments`, `PipelineOptions`, `PivotOptions`, `Bounds`
-and `Limits`, each documented in its class. All errors are reported at once, before any request is sent.
+The options are those of `EndpointArguments`, `GenerateArguments`, `PipelineOptions`, `PivotOptions`, `Bounds`,
+`Limits` and `BatchOptions`, each documented in its class. All errors are reported at once, before any request is sent.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from edit_trl.common.shipped import find_recipe
 from edit_trl.common.yaml_file import read_texts
 from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.questions import Question, read_questions
+from edit_trl.models.chat.batch import BatchOptions
+from edit_trl.models.chat.batch_endpoint import BatchEndpoint
 from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.chat.protocol import Teacher
@@ -38,6 +40,8 @@ _TEACHER_OPTIONS = (
 )
 # Options that concern a model that may think, which the procedural teacher does not.
 _THOUGHT_OPTIONS = ("thoughts", "thoughts_as", "max_thinking_tokens")
+# Options of requests that are sent one by one.
+_LIVE_OPTIONS = ("max_concurrency", "requests_per_minute", "tokens_per_minute")
 _PROBLEM_OPTIONS = ("families", "rows", "difficulty")
 _QUESTION_OPTIONS = (
     *("dataset_config", "dataset_split", "column_mapping", "answer_after", "answer_type", "task"),
@@ -48,7 +52,7 @@ _FILES = (
     *("train_recipe", "control_recipe", "dev_task"),
 )
 
-CLASSES = (EndpointArguments, GenerateArguments, PipelineOptions, PivotOptions, Bounds, Limits)
+CLASSES = (EndpointArguments, GenerateArguments, PipelineOptions, PivotOptions, Bounds, Limits, BatchOptions)
 HIDDEN = ("bounds",)  # its fields are options themselves
 OPTIONS = {name: hint for name, hint in hints_of(CLASSES).items() if name not in HIDDEN}
 """The type of every option."""
@@ -65,6 +69,7 @@ class GenerateConfig:
     options: PipelineOptions
     pivots: PivotOptions
     limits: Limits
+    batch: BatchOptions
 
     def questions(self, teacher: Teacher | None) -> list[Question]:
         """Return the questions that are asked; raise an InputError that names all rows that are none."""
@@ -94,6 +99,11 @@ class GenerateConfig:
             for question in read(name=config, task=config)
         ]
 
+    @property
+    def teacher_limits(self) -> Limits:
+        """The limits of the teacher, with the prices that it really asks."""
+        return self.batch.discounted(self.limits) if self.arguments.teacher == "batch" else self.limits
+
     def templates(self) -> Templates:
         """Return the prompt templates: the package's, or the recipe's where it names one."""
         return Templates.load(self.arguments.templates)
@@ -112,7 +122,14 @@ class GenerateConfig:
         if arguments.teacher == "transformers_local":
             assert arguments.model is not None  # its absence is refused with the other options
             return _local(arguments.model, arguments, arguments.chat_template_kwargs)
-        return arguments.with_chat_template(arguments.chat_template_kwargs).endpoint()
+        return self._endpoint(arguments.model)
+
+    def _endpoint(self, model: str | None) -> Teacher:
+        """Return a model at the teacher's endpoints."""
+        arguments = self.arguments.with_chat_template(self.arguments.chat_template_kwargs)
+        if arguments.teacher == "batch":
+            return arguments.endpoint(model, kind=BatchEndpoint)
+        return arguments.endpoint(model)
 
     def _problems(self) -> ProceduralChat:
         arguments = self.arguments
@@ -157,7 +174,7 @@ class GenerateConfig:
         """Return the model that labels mistakes; None where the teacher does."""
         if self.arguments.labeller is None or (self.options.label == "none" and not self.options.critique):
             return None
-        return self.arguments.with_chat_template(self.arguments.chat_template_kwargs).endpoint(self.arguments.labeller)
+        return self._endpoint(self.arguments.labeller)
 
 
 def read_generate_config(
@@ -178,16 +195,18 @@ def read_generate_config(
     converted, problems = convert(values, OPTIONS)
     if converted.get("pairs"):
         converted.setdefault("teacher", "none")
-    classes = (GenerateArguments, Bounds, Limits, PipelineOptions, PivotOptions)
+    classes = (GenerateArguments, Bounds, Limits, PipelineOptions, PivotOptions, BatchOptions)
     problems += _misplaced(converted)
-    arguments, bounds, limits, pipeline, pivots = build(classes, converted, problems, f"{path or 'command line'}:")
-    raise_problems(_left_to_endpoints(arguments, converted), str(path or "command line"))
+    name = str(path or "command line")
+    arguments, bounds, limits, pipeline, pivots, batch = build(classes, converted, problems, f"{name}:")
+    raise_problems(_left_to_endpoints(arguments, converted), name)
     folder = Path(path).parent if path else Path()
     files: dict[str, Any] = {name: find_beside(getattr(arguments, name), folder) for name in _FILES}
     files |= {name: find_recipe(files[name]) for name in ("train_recipe", "control_recipe") if files[name]}
     if arguments.templates:
         files["templates"] = {name: find_beside(file, folder) for name, file in arguments.templates.items()}
-    return GenerateConfig(converted, replace(arguments, **files), replace(pipeline, bounds=bounds), pivots, limits)
+    options = replace(pipeline, bounds=bounds)
+    return GenerateConfig(converted, replace(arguments, **files), options, pivots, limits, batch)
 
 
 def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
@@ -204,6 +223,10 @@ def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
     if teacher == "none" and (names := given(_TEACHER_OPTIONS)):
         hint = "; the student's is `student_temperature`" if "temperature" in names else ""
         yield f"there is no teacher (`teacher: none`): leave out {_named(names)}{hint}"
+    if teacher != "batch" and (names := given(field.name for field in fields(BatchOptions))):
+        yield f"{_named(names)} {'is' if len(names) == 1 else 'are'} for `teacher: batch`"
+    if teacher == "batch" and not values.get("student") and (names := given(_LIVE_OPTIONS)):
+        yield f"{_named(names)}: for requests that are sent one by one, but `teacher: batch` sends files; leave out"
     yield from _misplaced_thoughts(values, given)
     if names := given(_PROBLEM_OPTIONS) if source else []:
         yield f"{_named(names)}: for procedural problems, but `dataset_name` gives the questions"
@@ -226,7 +249,7 @@ def _misplaced_thoughts(values: Mapping[str, Any], given: Callable[[Iterable[str
 
 def _left_to_endpoints(arguments: GenerateArguments, values: Mapping[str, Any]) -> Iterator[str]:
     """Yield errors for options that are null, although a model that is loaded or embedded needs a number."""
-    local_teacher = arguments.teacher not in ("openai_compatible", "none")
+    local_teacher = arguments.teacher not in ("openai_compatible", "batch", "none")
     local_student = bool(arguments.student) and not arguments.student_base_urls
     needed = {
         "temperature": local_teacher,

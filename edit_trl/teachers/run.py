@@ -13,12 +13,15 @@ from edit_trl.common.errors import InputError
 from edit_trl.data.exemplars import Exemplar
 from edit_trl.data.questions import Question
 from edit_trl.hub.repository import check_repo_id, open_repository
+from edit_trl.models.chat.batch import BatchDispatcher
+from edit_trl.models.chat.batch_endpoint import BatchEndpoint
 from edit_trl.models.chat.dispatch import Dispatcher, DispatchStats, stopped_by_signals
 from edit_trl.models.chat.display import Display
 from edit_trl.models.chat.journal import Journal
 from edit_trl.models.chat.protocol import Teacher
 from edit_trl.teachers.card import Provenance
 from edit_trl.teachers.closest import make_closest
+from edit_trl.teachers.cost import estimate
 from edit_trl.teachers.export import save_generation
 from edit_trl.teachers.generate_config import GenerateConfig
 from edit_trl.teachers.generation import Generation
@@ -29,7 +32,7 @@ from edit_trl.teachers.prompts import TemplateName, Templates
 # Options that do not change the dual CoTs. The card leaves them out: the same answers give the same card.
 _INCIDENTAL = {
     *("output_dir", "push_to_hub", "private", "max_cost", "timeout", "batch_size", "max_concurrency"),
-    *("engine", "actors", "check_model"),
+    *("engine", "actors", "check_model", "poll_interval"),
 }
 
 
@@ -69,7 +72,9 @@ class GenerationPlan:
         arguments = self.config.arguments
         if self.teacher is None:
             return f"{questions}; student {arguments.student!r}, no teacher"
-        return f"{questions}, {len(self.exemplars)} exemplars; teacher {self.teacher.model!r} ({arguments.teacher})"
+        teacher = f"{questions}, {len(self.exemplars)} exemplars; teacher {self.teacher.model!r} ({arguments.teacher})"
+        cost = estimate(self.config, self.questions, self.templates, self.exemplars)
+        return f"{teacher}\n{cost}" if cost else teacher
 
     async def run(self, folder: Path) -> tuple[Generation, dict[str, int]]:
         """Make the dual CoTs and save them to a folder; the journal is in the recipe's `output_dir`.
@@ -94,12 +99,7 @@ class GenerationPlan:
                 stack.push_async_callback(teacher.close)
             await asyncio.gather(*(teacher.check() for teacher in teachers.values()))
             journal = stack.enter_context(Journal(config.arguments.output_dir))
-            # Prices are those of the teacher.
-            unpriced = replace(config.limits, prompt_price=None, completion_price=None, max_cost=None)
-            dispatchers = {
-                role: Dispatcher(teacher, journal, config.limits if role == "teacher" else unpriced)
-                for role, teacher in teachers.items()
-            }
+            dispatchers = {role: self._dispatcher(role, teacher, journal) for role, teacher in teachers.items()}
             stack.enter_context(stopped_by_signals(list(dispatchers.values())))
             display = stack.enter_context(Display(list(dispatchers.values())))
             generation = await self._make(dispatchers, display)
@@ -122,6 +122,14 @@ class GenerationPlan:
         from edit_trl.models.cluster.chat import on_ray
 
         return on_ray(models, config.arguments.actors, config.limits.max_concurrency)
+
+    def _dispatcher(self, role: str, teacher: Teacher, journal: Journal) -> Dispatcher:
+        limits, batch = self.config.teacher_limits, self.config.batch
+        if role != "teacher":  # prices are those of the teacher
+            limits = replace(limits, prompt_price=None, completion_price=None, max_cost=None)
+        if isinstance(teacher, BatchEndpoint):
+            return BatchDispatcher(teacher, journal, limits, poll_interval=batch.poll_interval)
+        return Dispatcher(teacher, journal, limits)
 
     async def _make(self, dispatchers: dict[str, Dispatcher], display: Display) -> Generation:
         options = self.config.options
@@ -150,4 +158,5 @@ class GenerationPlan:
         names = ["student"] if self.teacher is None else names
         versions = {name: self.templates.version(name) for name in names}
         author = self.config.arguments.student if self.teacher is None else self.teacher.model
-        return Provenance(str(author), stats, versions, values)
+        discount = self.config.batch.batch_discount if self.config.arguments.teacher == "batch" else None
+        return Provenance(str(author), stats, versions, values, discount)

@@ -9,6 +9,8 @@ import yaml
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import option_help
 from edit_trl.data.exemplars import load_exemplars
+from edit_trl.models.chat.batch_endpoint import BatchEndpoint
+from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 from edit_trl.teachers.generate_config import CLASSES, read_generate_config
 from edit_trl.teachers.run import GenerationPlan
 from edit_trl.training.recipe.resolving import read_recipe
@@ -29,6 +31,7 @@ def test_every_file_is_one_of_these():
     assert [path.stem for path in RECIPES] == [
         "agieval",
         "arc",
+        "batch",
         "bbh",
         "critique",
         "gsm8k",
@@ -103,7 +106,7 @@ def test_files_are_looked_for_beside_the_recipe(tmp_path):
         ({"sample": 3}, "unknown key `sample`; did you mean `samples`?"),
         ({"samples": 0}, "`samples` must be at least 1, got 0"),
         ({"rectify": "minmal"}, "did you mean 'minimal'?"),
-        ({"teacher": "opnai"}, "`teacher: 'opnai'`: expected one of openai_compatible, transformers_local"),
+        ({"teacher": "opnai"}, "`teacher: 'opnai'`: expected one of openai_compatible, batch, transformers_local"),
         ({"rows": "many"}, "`rows: 'many'`: expected a whole number"),
         ({"max_key_fraction": 2.0}, "0 <= `min_key_fraction` < `max_key_fraction` <= 1 must hold"),
         ({"max_cost": 1.0}, "`max_cost` needs a price"),
@@ -192,6 +195,7 @@ def test_students_and_labellers_are_made(tmp_path, saved_student):
         ({"rollouts": 4}, "`rollouts` is for `pairs: pivots`"),
         ({"wrong_share": 1.5}, "`wrong_share` must be from 0 to 1, got 1.5"),
         ({"difficulty": 0}, "`difficulty` must be from 1 to 5, got 0"),
+        ({"poll_interval": 5, "batch_discount": 0.5}, "`batch_discount`, `poll_interval` are for `teacher: batch`"),
         ({"seed": -1}, "`seed` must be from 0 to 9007199254740991, got -1"),
     ],
 )
@@ -199,6 +203,39 @@ def test_options_without_effect_or_out_of_range(tmp_path, values, message):
     with pytest.raises(InputError) as caught:
         read_generate_config(write(tmp_path, **BASE, **values), {})
     assert message in str(caught.value)
+
+
+BATCH = {"teacher": "batch", "model": "m", "base_urls": ["http://127.0.0.1:1/v1"], "dataset_name": "q.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"max_concurrency": 4, "tokens_per_minute": 9},
+            "`max_concurrency`, `tokens_per_minute`: for requests that are",
+        ),
+        ({"base_urls": ["http://a/v1", "http://b/v1"]}, "`teacher: batch` takes one URL"),
+        ({"engine": "ray"}, "`engine: ray` does nothing for `teacher: batch`"),
+        ({"batch_discount": 1.0}, "`batch_discount` must be at least 0 and below 1, got 1.0"),
+        ({"poll_interval": 0}, "`poll_interval` must be positive, got 0"),
+        ({"base_urls": None}, "`base_urls` is missing"),
+        ({"rows": 5}, "`rows`: for procedural problems"),
+    ],
+)
+def test_options_that_a_batch_cannot_have(tmp_path, values, message):
+    with pytest.raises(InputError) as caught:
+        read_generate_config(write(tmp_path, **BATCH | values), {})
+    assert message in str(caught.value)
+
+
+def test_a_batch_has_its_price_and_leaves_other_models_their_pace(tmp_path):
+    path = write(tmp_path, **BATCH, prompt_price=2.0, labeller="big", label="fine", student="s", max_concurrency=4)
+    config = read_generate_config(path, {"student_base_urls": ["http://127.0.0.1:2/v1"], "batch_discount": "0.25"})
+    assert (config.teacher_limits.prompt_price, config.limits.prompt_price) == (1.5, 2.0)
+    makers = (config.make_teacher, config.make_labeller, config.make_student)
+    assert [type(make()) for make in makers] == [BatchEndpoint, BatchEndpoint, OpenAICompatibleTeacher]
+    assert config.make_labeller().model == "big"
 
 
 def test_an_option_of_another_type_is_not_called_missing(tmp_path):

@@ -13,7 +13,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -124,6 +124,8 @@ class Dispatcher:
     Attributes:
         stats: Counts over all runs of this dispatcher.
         pacer: Decides how many requests may be in flight.
+        tell: Receives what is shown beside the progress; of a state, which the next one replaces, the second value is
+            True.
     """
 
     def __init__(self, teacher: Teacher, journal: Journal, limits: Limits | None = None):
@@ -131,6 +133,7 @@ class Dispatcher:
         self.limits = limits or Limits()
         self.stats = DispatchStats()
         self.pacer = Pacer(self.limits.max_concurrency, self.limits.requests_per_minute, self.limits.tokens_per_minute)
+        self.tell: Callable[[str, bool], None] = lambda text, is_state: None
         self._journal = journal
         self._stop: RunStopped | None = None
         self._last_success = time.monotonic()
@@ -197,18 +200,26 @@ class Dispatcher:
     async def _answer(self, key: str, request: ChatRequest) -> tuple[str, Answer | Failure | None]:
         """Take the answer from the journal, or ask for it; None if the run stops first."""
         try:
-            for raw in self._journal.find(key):
-                try:
-                    response = self.teacher.read(raw)
-                except MalformedResponse:  # earlier versions also kept what is no answer
-                    continue
-                self.stats.from_journal += 1
-                self._count(key, request, response)
-                return key, Answer(request, self._within_limit(request, response), fresh=False)
-            return key, await self._ask(key, request)
+            return key, self._journaled(key, request) or await self._ask(key, request)
         except TeacherUnusable as error:
             self._give_up(str(error))
         return key, None
+
+    def _journaled(self, key: str, request: ChatRequest) -> Answer | None:
+        """Return the answer that is in the journal, if there is one.
+
+        Raises:
+            TeacherUnusable: See `_within_limit`.
+        """
+        for raw in self._journal.find(key):
+            try:
+                response = self.teacher.read(raw)
+            except MalformedResponse:  # earlier versions also kept what is no answer
+                continue
+            self.stats.from_journal += 1
+            self._count(key, request, response)
+            return Answer(request, self._within_limit(request, response), fresh=False)
+        return None
 
     async def _ask(self, key: str, request: ChatRequest) -> Answer | Failure | None:
         """Try until there is an answer or a failure; None if the run stops first.
@@ -245,11 +256,15 @@ class Dispatcher:
             await self._journal.add(key, request, self.teacher, raw)
             response = self.teacher.read(raw)
             tokens = response.prompt_tokens + response.completion_tokens
+            return self._answered(key, request, response)
         except TryAgain as error:
             congestion = error.congestion
             raise
         finally:
             self.pacer.release(request.stage, time.monotonic() - started, tokens=tokens, congestion=congestion)
+
+    def _answered(self, key: str, request: ChatRequest, response: ChatResponse) -> Answer:
+        """Count an answer that was received now; see `_within_limit` for what is raised."""
         self._last_success, self._reached = time.monotonic(), True
         self._failing.clear()
         self._count(key, request, response)

@@ -22,6 +22,8 @@ class Display(Progress):
         self._dispatchers = dispatchers
         self._steps = self._fresh = 0
         self._outcomes: Counter[str] = Counter()
+        for dispatcher in dispatchers:
+            dispatcher.tell = self._tell
 
     def stage(self, name: str, total: int) -> None:
         """See `Watcher.stage`."""
@@ -37,6 +39,13 @@ class Display(Progress):
         old = self._steps - self._fresh
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self._outcomes.items()))
         self.update(self._steps, [outcomes, f"{old} from the journal" if old else "", self._spent()])
+
+    def _tell(self, text: str, is_state: bool) -> None:
+        """Show what a dispatcher tells: a state in the line that updates, and anything else in a line that stays."""
+        if is_state and not self._plain:
+            self.note(text)
+        else:
+            self.say([f"{self._name}: {text}"])
 
     def _spent(self) -> str:
         stats = [dispatcher.stats for dispatcher in self._dispatchers]

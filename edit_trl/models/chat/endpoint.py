@@ -17,7 +17,7 @@ import difflib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -129,16 +129,32 @@ class OpenAICompatibleTeacher:
         return await self._post("/completions", {"model": self.model, **body})
 
     async def _post(self, path: str, content: Mapping[str, Any]) -> RawResponse:
+        started = time.monotonic()
+        body = await self._call(lambda client: client.post(path, cast_to=str, body=self._fields(content)))
+        return self._checked(RawResponse(body, time.monotonic() - started))
+
+    def _fields(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is sent: the content and the extra fields, without those that are None."""
+        return {name: value for name, value in {**content, **self._extra_body}.items() if value is not None}
+
+    def _checked(self, raw: RawResponse) -> RawResponse:
+        """Return a response that has an answer; see `Teacher.attempt` for what is raised of others."""
+        try:
+            first_choice(raw)
+        except MalformedResponse as error:
+            raise self._refusals.of_answer(raw.body, error) from error
+        return raw
+
+    async def _call(self, send: Callable[[AsyncOpenAI], Awaitable[str]], extra_time: float = 0.0) -> str:
+        """Let the next endpoint answer a call, and return its body; see `Teacher.attempt` for what is raised."""
         import aiohttp
         import openai
 
-        content = {name: value for name, value in {**content, **self._extra_body}.items() if value is not None}
         endpoint = self._next_endpoint()
-        started = time.monotonic()
         try:
             # The client's own timeout is per read, so it would wait for ever for a body that trickles in.
-            async with asyncio.timeout(self._timeout):
-                body = await endpoint.client.post(path, cast_to=str, body=content)
+            async with asyncio.timeout(self._timeout + extra_time):
+                return await send(endpoint.client)
         except TimeoutError as error:
             raise TryAgain("timeout", congestion=True) from error
         except openai.APIConnectionError as error:
@@ -153,12 +169,6 @@ class OpenAICompatibleTeacher:
             raise self._refusals.of_status(error.status_code, response.text, response.headers) from error
         except aiohttp.ClientError as error:  # the transport translates lost connections alone
             raise TryAgain(f"malformed HTTP: {short(str(getattr(error, 'message', error)))}") from error
-        raw = RawResponse(body, time.monotonic() - started)
-        try:
-            first_choice(raw)
-        except MalformedResponse as error:
-            raise self._refusals.of_answer(body, error) from error
-        return raw
 
     def read(self, raw: RawResponse) -> ChatResponse:
         """Read a chat completion; see `Teacher.read`."""

@@ -12,7 +12,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,10 @@ CREATE TABLE responses (
 );
 CREATE INDEX responses_by_key ON responses (key);
 """
+# Requests that were sent in a file and are not answered yet. Earlier versions of the program leave the table alone.
+_BATCHES = """
+CREATE TABLE IF NOT EXISTS batch_requests (key TEXT PRIMARY KEY, file TEXT NOT NULL, batch TEXT);
+"""
 _COLUMNS = 13
 _INSERT = f"INSERT INTO responses VALUES (NULL{', ?' * _COLUMNS})"
 _FIND = "SELECT body, latency FROM responses WHERE key = ? ORDER BY id"
@@ -50,8 +54,17 @@ class JournalError(InputError):
     """The journal cannot be opened, read or written."""
 
 
+class BatchRequest(NamedTuple):
+    """A request that waits in a batch: its key, the file it was sent in, and the batch, once that is known."""
+
+    key: str
+    file: str
+    batch: str | None
+
+
 class _Write(NamedTuple):
-    values: Sequence[object]
+    statement: str
+    rows: Sequence[Sequence[object]]
     done: asyncio.Future[None]
 
 
@@ -137,8 +150,27 @@ class Journal:
             *(None if request.seed is None else str(request.seed), request.sample),
             *(raw.body, raw.latency, time.time()),
         )
+        await self._write(_INSERT, [values])
+
+    async def add_batch(self, file: str, keys: Iterable[str]) -> None:
+        """Save which requests are in a file that was sent, before a batch is made of it; see `add`."""
+        await self._write("INSERT OR REPLACE INTO batch_requests VALUES (?, ?, NULL)", [(key, file) for key in keys])
+
+    async def name_batch(self, file: str, batch: str) -> None:
+        """Save the batch that was made of a file; see `add`."""
+        await self._write("UPDATE batch_requests SET batch = ? WHERE file = ?", [(batch, file)])
+
+    async def end_batch(self, keys: Iterable[str]) -> None:
+        """Forget that requests wait in a batch; see `add`."""
+        await self._write("DELETE FROM batch_requests WHERE key = ?", [(key,) for key in keys])
+
+    def batch_requests(self) -> list[BatchRequest]:
+        """Return the requests that wait in a batch, in the order in which they were sent; see `find`."""
+        return [BatchRequest(*row) for row in self._read("SELECT * FROM batch_requests ORDER BY rowid", ())]
+
+    async def _write(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Write(values, done))
+        self._queue.put(_Write(statement, rows, done))
         await done
 
     def _write_all(self) -> None:
@@ -156,7 +188,8 @@ class Journal:
         error: JournalError | None = None
         try:
             with self._writing:
-                self._writing.executemany(_INSERT, [write.values for write in writes])
+                for write in writes:
+                    self._writing.executemany(write.statement, write.rows)
         except sqlite3.Error as failure:
             error = JournalError(
                 f"cannot write {self.path}: {failure}. What it holds is safe: free some space or mend the "
@@ -198,6 +231,8 @@ def _open(path: Path) -> sqlite3.Connection:
         if version == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
             connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             version = SCHEMA_VERSION
+        if version == SCHEMA_VERSION:
+            connection.execute(_BATCHES)
     except sqlite3.Error as error:
         raise JournalError(
             f"{path} cannot be opened as a journal: {error}. Free some space if the disk is full, move the file away "
