@@ -127,12 +127,21 @@ def train_stage(argv: list[str]) -> int:
     try:
         with handled(stop_signals.receive):
             from edit_trl.cli.train_recipe import run_stage
-            from edit_trl.training.recipe.resolving import parse_options, read_recipe
-            from edit_trl.training.recipe.run_checks import checked_run
+            from edit_trl.training.recipe.resolving import (
+                parse_options,
+                pick_run,
+                read_recipe,
+                resolve_run,
+                resolve_runs,
+            )
+            from edit_trl.training.recipe.run_checks import check_runs
 
             recipe = read_recipe(own.config)
-            run = checked_run(recipe, parse_options(options, recipe), own.stage)
-            run_stage(recipe, run, stop_signals)
+            values = parse_options(options, recipe)
+            runs = resolve_runs(recipe, values)
+            check_runs(recipe, runs)
+            place = [run.stage for run in runs].index(pick_run(recipe, runs, own.stage).stage)
+            run_stage(recipe, resolve_run(recipe, values, own.stage), stop_signals, runs[place + 1 :])
     except TrainingStopped as stopped:
         print(f"{stopped}; the same command resumes it", file=sys.stderr)
         return EXIT_CODE
