@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -147,7 +148,7 @@ def _generate_by_recipe(argv: Sequence[str]) -> int:
         else:
             _generate(config, Path(config.arguments.output_dir))
     except Interrupted as interruption:
-        print(f"{interruption}:\n  edit-trl generate {' '.join(argv)}", file=sys.stderr)
+        print(f"{interruption}:\n  {shlex.join(['edit-trl', 'generate', *argv])}", file=sys.stderr)
         return 130
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,6 @@ def run_recipe(
     try:
         run(*built)
     except Interrupted as interruption:
-        print(f"{interruption}:\n  edit-trl {command} {' '.join(argv)}", file=sys.stderr)
+        print(f"{interruption}:\n  {shlex.join(['edit-trl', command, *argv])}", file=sys.stderr)
         return 130
     return 0

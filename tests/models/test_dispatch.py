@@ -367,7 +367,8 @@ def test_tokens_that_are_not_reported_are_counted_at_their_most(tmp_path, usage)
         outcomes, dispatcher, _ = ask(url, tmp_path, asked, **prices)
     assert str(caught.value).startswith(
         f"`max_cost: {2 * most + 1}` is spent ({2 * most}.0000; another request may cost {most}.0000); 2 answers came "
-        "without token counts (`usage`) and are counted as long as they can be. Everything answered so far is in the journal"
+        "without token counts (`usage`) and are counted as long as they can be. Everything answered so far is in the "
+        "journal"
     )
     assert len(outcomes) == 9
     assert (dispatcher.stats.cost, dispatcher.stats.unreported) == (9 * most, 9)
