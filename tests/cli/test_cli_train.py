@@ -213,6 +213,15 @@ def test_student_that_does_not_exist(recipe, tmp_path, capfd):
     refused(capfd, tmp_path, code, "`model_name_or_path: ", "nobody`: no such folder")
 
 
+def test_a_model_path_that_does_not_exist_is_told_with_the_other_problems(recipe, tmp_path, capfd):
+    options = ("--model_name_or_path", "outputs/nobody", "--dataset_name", "outputs/nothing.jsonl")
+    refused(capfd, tmp_path, stage(recipe, "warm_up", *options), "`model_name_or_path: outputs/nobody`: no such folder")
+    assert main(["validate", "--config", str(recipe), *options]) == 2
+    errors = capfd.readouterr().err
+    assert "no such file or folder: 'outputs/nothing.jsonl'" in errors
+    assert "`model_name_or_path: outputs/nobody`: no such folder" in errors
+
+
 def test_accelerate_config_by_name(recipe, tmp_path, capfd):
     assert main(["train", "--config", str(recipe), "--accelerate_config", "nothing"]) == 2
     assert "no accelerate configuration 'nothing'" in capfd.readouterr().err

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edit_trl.common.errors import InputError, collect_problems, raise_problems, show
+from edit_trl.common.hub_ids import refuse_missing_folder
 from edit_trl.data.dual_cots import DatasetSource
 from edit_trl.data.mixture import Mixture
 from edit_trl.models.chat_templates import check_variables
@@ -38,6 +39,8 @@ def check_runs(recipe: Recipe, runs: Sequence[RunArguments]) -> None:
 def _student_problems(run: RunArguments) -> list[str]:
     """Return the options that do not fit the student, where it is a model here: its files are small but the weights."""
     student, training, problems = run.model.model_name_or_path, run.training, []
+    with collect_problems(problems):
+        refuse_missing_folder(student, "model_name_or_path")
     if not (Path(student) / "config.json").is_file() or is_adapter(student):
         return problems
     remote = training.trust_remote_code
