@@ -120,7 +120,8 @@ def _run_stage(
     if start.finished:
         print(f"{start.folder} is finished ({start.finished}), nothing to do")
         return start.folder
-    if later:  # its own data are checked as they are loaded
+    # Of a last stage the data are checked as they are loaded, and the warnings were given before the first.
+    if later or run.stage is None:
         check_data(recipe, [run, *later])
     is_pushed = run.training.push_to_hub and is_last_stage(recipe, run)
     run.training.push_to_hub = False  # the trainer pushes nothing; the finished result is pushed as a whole

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         sources = sources_of(runs) or _named_source(values, own.config is not None)
     except InputError as error:
         sources, problems = [], problems + error.problems
-    problems += data_problems(sources, runs, print)
+    problems += data_problems(sources, runs, print, print)
     if problems:
         raise InputError(problems, heading="not valid:")
     for run in runs:
