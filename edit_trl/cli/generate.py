@@ -32,9 +32,9 @@ USAGE = (
     "       edit-trl generate --student MODEL --pairs closest|pivots [--OPTION VALUE ...]"
 )
 DESCRIPTION = (
-    "Make dual CoTs. With a teacher (--config, --base_urls, --model) it is asked questions, and its answers become dual "
-    "CoTs. With --pairs they are made from a student's own chains. With neither, the embedded teacher writes problems "
-    "with both of their chains, without a network. recipes/generate/ has recipes."
+    "Make dual CoTs. With a teacher (--config, --base_urls, --model) it is asked questions, and its answers become "
+    "dual CoTs. With --pairs they are made from a student's own chains. With neither, the embedded teacher writes "
+    "problems with both of their chains, without a network. recipes/generate/ has recipes."
 )
 
 

@@ -45,6 +45,7 @@ def run_recipe(
     description: str,
     options: RecipeOptions,
     run: Callable[..., None],
+    epilog: Callable[[], str] | None = None,
 ) -> int:
     """Read the options of a command and run it.
 
@@ -54,6 +55,7 @@ def run_recipe(
         description: What `--help` prints before the options.
         options: The options of the command.
         run: Takes an object of each class, and the folder of the recipe (the working directory without one).
+        epilog: Returns what `--help` prints after the options.
 
     Returns:
         The exit code; 130 after an interruption.
@@ -65,6 +67,8 @@ def run_recipe(
     if "--help" in argv or "-h" in argv:
         usage = f"edit-trl {command} [--config RECIPE.yaml] [--OPTION VALUE ...]"
         print(format_help(usage, description, options.classes, options.hidden))
+        if epilog is not None:
+            print(f"\n{epilog()}")
         return 0
     built = options.build(*read_options(argv, options.names))
     try:

@@ -18,6 +18,7 @@ from edit_trl.hub.card_facts import (
 )
 from edit_trl.hub.model_card import package_versions, write_card
 from edit_trl.hub.repository import account, model_files, open_repository, upload
+from edit_trl.models.adapters import remember_base
 from edit_trl.training.resuming.checkpoints import written_whole
 
 
@@ -31,6 +32,8 @@ class PublishingMixin:
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # The Trainer pickles its arguments beside the weights, the Hub token with them.
         token, self.args.hub_token = self.args.hub_token, None
+        if is_peft_model(self.model):
+            remember_base(self.model)
         try:
             super()._save(output_dir, state_dict)
         finally:
