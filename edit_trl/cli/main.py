@@ -87,7 +87,7 @@ def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:
 # What is left of a command that was interrupted at once; others name what they have saved.
 _LEFT = {
     "train": "the last checkpoint of each stage is kept",
-    "generate": "every answer that was received is in the journal",
+    "generate": "every answer that was received is kept",
     "evaluate": "every finished batch is kept",
     "suite": "every finished batch is kept",
     "judge": "every answer that was received is in the journal",

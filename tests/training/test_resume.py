@@ -321,7 +321,7 @@ def test_ctrl_c_saves_after_the_step_and_a_second_one_stops_at_once(tmp_path, ca
         assert "saving after this step; Ctrl-C again stops at once" in capfd.readouterr().err
         if error is TrainingStopped:
             assert (str(stopped.value)[:24], stopped.value.code) == ("stopped by SIGINT after ", 130)
-            assert Path(last_checkpoint(tmp_path / "TrainingStopped")).name == "checkpoint-4"
+            assert Path(last_checkpoint(tmp_path / "TrainingStopped" / "run")).name == "checkpoint-4"
 
 
 def test_a_signal_before_training_ends_the_process(tmp_path):

@@ -152,6 +152,10 @@ def check_data(recipe: Recipe, runs: Sequence[RunArguments]) -> None:
     Raises:
         InputError: All that is wrong with the rows, and with what each run selects of them.
     """
-    warn = partial(print, file=sys.stderr)
-    problems = data_problems(sources_of(runs), runs, lambda line: None, warn)
+
+    def ignore(_line: str) -> None:
+        pass
+
+    warn = partial(print, file=sys.stderr) if runs[0].training.process_index == 0 else ignore
+    problems = data_problems(sources_of(runs), runs, ignore, warn)
     raise_problems(problems, str(recipe.path or "command line"))
