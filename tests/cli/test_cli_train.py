@@ -163,7 +163,7 @@ def test_a_finished_stage_needs_no_data(recipe, tmp_path, capfd):
 def test_options_of_pairs_reach_the_stages_that_have_pairs(recipe, tmp_path, capfd):
     options = ("--rows", "2", "--preference_weight", "0.5")
     assert stage(recipe, "warm_up", *options) == 0
-    note = "stage warm_up runs without --rows, --preference_weight (it trains on correct chains alone)"
+    note = "stage warm_up runs without --rows, --preference_weight: it trains on correct chains alone"
     assert note in capfd.readouterr().err
     assert run_file(tmp_path / "out" / "warm_up")["options"].keys().isdisjoint({"rows"})
     assert run_file(tmp_path / "out" / "warm_up")["options"]["preference_weight"] == 0

@@ -94,8 +94,8 @@ class RunArguments:
             if self.data.trainer == "dual_cot" and name in PAIR_OPTIONS:
                 reason = "it trains on correct chains alone"
             reasons.setdefault(reason, []).append(f"--{name}")
-        parts = (f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
-        return f"stage {self.stage} runs without {' and '.join(parts)}"
+        parts = (f"without {', '.join(names)}: {reason}" for reason, names in reasons.items())
+        return f"stage {self.stage} runs {'; '.join(parts)}"
 
 
 PAIR_OPTIONS = {
