@@ -6,6 +6,7 @@ This module connects training with the suite of `edit_trl.evaluation` and with t
 import os
 import sys
 import textwrap
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from edit_trl.data.views import PAIR_VIEWS
 from edit_trl.evaluation.suite.callback import SuiteCallback
 from edit_trl.hub.push import pushing
 from edit_trl.training.recipe.resolving import Recipe, RunArguments, pick_run, read_recipe, resolve_run, resolve_runs
-from edit_trl.training.recipe.run_checks import check_runs
+from edit_trl.training.recipe.run_checks import check_data, check_runs
 from edit_trl.training.recipe.stage import find_start, is_last_stage, train_stage
 from edit_trl.training.resuming.checkpoints import holding
 from edit_trl.training.resuming.stopping import StopSignals
@@ -69,9 +70,10 @@ def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = N
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     runs = resolve_runs(outline, values)
     check_runs(outline, runs)
-    stages = [run.stage for run in runs] if stage is None else [pick_run(outline, runs, stage).stage]
-    for name in stages:
-        folder = run_stage(outline, resolve_run(outline, values, name), legend=name == stages[-1])
+    chosen = runs if stage is None else [pick_run(outline, runs, stage)]
+    for number, run in enumerate(chosen, 1):
+        later = chosen[number:]
+        folder = run_stage(outline, resolve_run(outline, values, run.stage), later=later, legend=not later)
         release_memory()  # the trainer is in reference cycles with its callbacks
     return folder
 
@@ -88,7 +90,12 @@ def _set_environment(recipe: Recipe) -> None:
 
 
 def run_stage(
-    recipe: Recipe, run: RunArguments, stop_signals: StopSignals | None = None, *, legend: bool = False
+    recipe: Recipe,
+    run: RunArguments,
+    stop_signals: StopSignals | None = None,
+    later: Sequence[RunArguments] = (),
+    *,
+    legend: bool = False,
 ) -> Path:
     """Train one stage with its suite, and push it if it is the last; a finished stage is left as it is.
 
@@ -96,6 +103,7 @@ def run_stage(
         recipe: The recipe.
         run: The stage's arguments, made by `resolve_run`.
         stop_signals: If given, the run saves and raises `TrainingStopped` once a signal is received.
+        later: The runs that follow. Their data are checked before this stage trains.
         legend: Whether to explain the lines about the training after it, those of earlier stages too.
 
     Returns:
@@ -112,14 +120,19 @@ def run_stage(
     folder = run.training.output_dir
     finished = read_run_file(Path(folder)).get("finished")
     with nullcontext() if finished else holding(folder, run.training), naming(Path(folder)):
-        return _run_stage(recipe, run, stop_signals, legend)
+        return _run_stage(recipe, run, stop_signals, later, legend)
 
 
-def _run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | None, legend: bool) -> Path:
+def _run_stage(
+    recipe: Recipe, run: RunArguments, stop_signals: StopSignals | None, later: Sequence[RunArguments], legend: bool
+) -> Path:
     start = find_start(recipe, run)
     if start.finished:
         print(f"{start.folder} is finished ({start.finished}), nothing to do")
         return start.folder
+    # Of a last stage the data are checked as they are loaded, and the warnings were given before the first.
+    if later or run.stage is None:
+        check_data(recipe, [run, *later])
     is_pushed = run.training.push_to_hub and is_last_stage(recipe, run)
     if run.stage is not None and run.training.process_index == 0:
         names = [name for name, _ in recipe.runs]

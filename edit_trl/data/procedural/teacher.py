@@ -94,13 +94,14 @@ def question_of(row: DualCoT) -> Question:
     return Question(values["id"], values["prompt"], values["answer"], ANSWER_TYPES[values["task"]], values["task"])
 
 
-def generate_dual_cots(teacher: ProceduralTeacher, rows: int, *, conversational: bool = False) -> Dataset:
+def generate_dual_cots(teacher: ProceduralTeacher, rows: int, *, conversational: bool = True) -> Dataset:
     """Make dual CoTs with the embedded teacher and validate them.
 
     Args:
         teacher: The teacher.
         rows: Number of rows.
-        conversational: Whether rows hold messages rather than plain strings. Spans refer to a message's text.
+        conversational: Whether rows hold messages, for a chat model, rather than plain strings. Spans refer to a
+            message's text. A plain prompt ends with a newline, after which the chain begins.
 
     Returns:
         A dataset with all columns of a dual CoT.
@@ -110,7 +111,7 @@ def generate_dual_cots(teacher: ProceduralTeacher, rows: int, *, conversational:
     """
     from datasets import Dataset, Features
 
-    items = [_as_messages(row) if conversational else row for row in teacher.rows(rows)]
+    items = [_as_messages(row) if conversational else _as_text(row) for row in teacher.rows(rows)]
     # In a small set all spans of one side may be empty, so their type cannot be inferred.
     dataset = Dataset.from_list(items, features=Features(column_types(conversational)))
     validate_dual_cots(dataset, source="procedural teacher")
@@ -167,3 +168,8 @@ def _as_messages(row: DualCoT) -> DualCoT:
         "chosen": turn("assistant", row["chosen"]),
         "rejected": turn("assistant", row["rejected"]),
     }
+
+
+def _as_text(row: DualCoT) -> DualCoT:
+    # Prompt and chain are concatenated as they are.
+    return {**row, "prompt": f"{row['prompt']}\n"}

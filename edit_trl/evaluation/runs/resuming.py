@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
+from edit_trl.common.interruption import after_the_batch
 from edit_trl.common.progress import Progress
 from edit_trl.evaluation.runs.folder import RunFolder, read_run
 from edit_trl.evaluation.runs.history import record_run
 from edit_trl.evaluation.runs.schema import Run, key_of
 from edit_trl.evaluation.runs.scores import run_scores
+from edit_trl.models.chat.dispatch import Interrupted
 
 
 class Keyed(Protocol):
@@ -45,6 +48,9 @@ def complete_items(
 
     Returns:
         The items, in the order of `entries`.
+
+    Raises:
+        Interrupted: Ctrl-C was pressed; the batch at hand was finished and stored.
     """
     if folder and folder.needs_grading:
         by_key = {entry.key: entry for entry in entries}
@@ -57,7 +63,10 @@ def complete_items(
         folder.start()
     started, tokens, done = time.perf_counter(), 0, len(entries) - count
     try:
-        with Progress(hidden=not progress or not count) as shown:
+        with (
+            Progress(hidden=not progress or not count) as shown,
+            after_the_batch() if folder else nullcontext() as interruption,
+        ):
             shown.begin(description, len(entries), done, unit=unit, batch=len(remaining[0]) if remaining else 0)
             for number, batch_items in enumerate(make_items(remaining), 1):
                 items |= {key_of(item): item for item in batch_items}
@@ -68,6 +77,11 @@ def complete_items(
                 speed = f"{tokens / (time.perf_counter() - started):,.0f} tokens/s" if tokens else ""
                 shown.update(done, [speed])
                 shown.batch = len(remaining[number]) if number < len(remaining) else 0
+                if folder and interruption and interruption.requested and len(items) < len(entries):
+                    raise Interrupted(
+                        f"interrupted: {len(items)} of {len(entries)} are in {folder.path}. Run the same command again "
+                        "to resume"
+                    )
     except BaseException:
         if folder:
             folder.pause()

@@ -124,6 +124,12 @@ class SuiteCallback(TrainerCallback):
         if not self._cases:  # the callback was added after the trainer was made
             self._prepare(args, kwargs["model"], kwargs["processing_class"])
         self._training, self._last, self._history = True, None, {}
+        evaluates = args.eval_on_start or args.eval_strategy != "no"
+        if self._steps is None and not evaluates and state.is_world_process_zero:
+            logger.warning(
+                "the suite will not run in this training: SuiteCallback has no `steps`, and the trainer makes no "
+                "evaluation to run it with; give SuiteCallback(..., steps=100), or set `eval_strategy`"
+            )
         file = Path(str(args.output_dir)) / HISTORY_FILE
         if state.global_step and file.is_file():
             lines = file.read_text(encoding="utf-8").splitlines()
