@@ -108,7 +108,7 @@ def _token_ratio(logps: Tensor, mask: Tensor) -> Ratio:
 class MetricTotals:
     """Running sums of ratios, kept on the device until they are read."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
 
     def add(self, ratios: dict[str, Ratio]) -> None:
