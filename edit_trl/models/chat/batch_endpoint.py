@@ -81,8 +81,9 @@ class BatchEndpoint(OpenAICompatibleTeacher):
     async def find(self, file: str) -> str | None:
         """Return the batch that was made of a file, if one was."""
         body = self._read(await self._call(lambda client: client.get("/batches?limit=100", cast_to=str)))
-        batches = body.get("data") if isinstance(body.get("data"), list) else []
-        ids = [batch.get("id") for batch in batches if isinstance(batch, dict) and batch.get("input_file_id") == file]
+        data = body.get("data")
+        batches = [batch for batch in data if isinstance(batch, dict)] if isinstance(data, list) else []
+        ids = [batch.get("id") for batch in batches if batch.get("input_file_id") == file]
         return next((name for name in ids if isinstance(name, str)), None)
 
     async def state(self, batch: str) -> dict[str, Any]:
