@@ -77,8 +77,7 @@ class PairedScores:
         difference: `other - baseline`, with its interval on these tasks.
         p_value: Two-sided p-value of no difference.
         adjusted_p_value: The p-value adjusted by Holm's method for the number of groups; None overall.
-        gain: The difference in the direction of a better score: positive is an improvement.
-        verdict: "better" or "worse" where the interval of the difference excludes 0, else "no difference shown".
+        better: Whether the mean score is better, however little; None if it is the same. `verdict` says what is shown.
         flips: None if the items are not simply right or wrong by this score.
         minimum_detectable_effect: The smallest true change that is detected with a power of 80%.
     """
@@ -90,8 +89,7 @@ class PairedScores:
     difference: Difference
     p_value: float
     adjusted_p_value: float | None
-    gain: float
-    verdict: Verdict
+    better: bool | None
     flips: Flips | None
     minimum_detectable_effect: float
 
@@ -101,9 +99,16 @@ class PairedScores:
         return self.p_value if self.adjusted_p_value is None else self.adjusted_p_value
 
     @property
+    def verdict(self) -> Verdict:
+        """Better or worse where the interval of the difference excludes 0."""
+        if self.better is None or self.difference.low <= 0 <= self.difference.high:
+            return "no difference shown"
+        return "better" if self.better else "worse"
+
+    @property
     def significantly_worse(self) -> bool:
         """Whether the score is significantly worse (5%; in groups, adjusted by Holm's method)."""
-        return self.gain < 0 and self.final_p_value < 1 - LEVEL
+        return self.better is False and self.final_p_value < 1 - LEVEL
 
 
 @dataclass(frozen=True)
@@ -230,9 +235,7 @@ def _compare(baseline: System, other: System, score: str, by: GroupBy) -> System
 def _paired(name: str, before: np.ndarray, after: np.ndarray, score: str, binary: bool) -> PairedScores:
     """Compare one group, by scores of shape (items, seeds); `binary` tells whether each is 0 or 1."""
     difference = paired_difference(before, after, share=score not in UNITS)
-    gain = 0.0 if abs(difference.value) < 1e-12 else difference.value  # rounding
-    if score in LOWER_IS_BETTER:
-        gain = -gain
+    change = -difference.value if score in LOWER_IS_BETTER else difference.value
     return PairedScores(
         name=name,
         items=len(before),
@@ -241,17 +244,10 @@ def _paired(name: str, before: np.ndarray, after: np.ndarray, score: str, binary
         difference=difference,
         p_value=_p_value(before, after, difference, binary),
         adjusted_p_value=None,
-        gain=gain,
-        verdict=_verdict(gain, difference),
+        better=None if abs(change) < 1e-12 else change > 0,
         flips=_flips(before, after, score) if binary else None,
         minimum_detectable_effect=minimum_detectable_effect(difference),
     )
-
-
-def _verdict(gain: float, difference: Difference) -> Verdict:
-    if not gain or difference.low <= 0 <= difference.high:
-        return "no difference shown"
-    return "better" if gain > 0 else "worse"
 
 
 def _p_value(before: np.ndarray, after: np.ndarray, difference: Difference, binary: bool) -> float:

@@ -124,9 +124,9 @@ def _cut(name: str, longest: int) -> str:
 
 
 def _style(group: PairedScores) -> str:
-    if group.final_p_value >= 1 - LEVEL or not group.gain:
+    if group.final_p_value >= 1 - LEVEL or group.better is None:
         return ""
-    return "green" if group.gain > 0 else "red"
+    return "green" if group.better else "red"
 
 
 def _cells(group: PairedScores, score: str) -> list[str]:
