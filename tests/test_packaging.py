@@ -26,8 +26,13 @@ def names(requirements: list[str]) -> set[str]:
     return {normalized(Requirement(line).name) for line in requirements}
 
 
+# It pins torch and much else, so it is installed beside the package by those who use it.
+NOT_DECLARED = {"vllm"}
+
+
 CORE = names(PROJECT["dependencies"])
-OPTIONAL = set().union(*(names(extra) for name, extra in PROJECT["optional-dependencies"].items() if name != "dev"))
+EXTRAS = [names(extra) for name, extra in PROJECT["optional-dependencies"].items() if name != "dev"]
+OPTIONAL = NOT_DECLARED.union(*EXTRAS)
 
 
 def third_party(tree: ast.Module) -> tuple[set[str], set[str]]:

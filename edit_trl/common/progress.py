@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from edit_trl.common.terminal import visible_line
 
@@ -45,7 +45,7 @@ class Progress:
         self._reset("", 0, 0, "", None, False)
         self._running = self._changed = False
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -205,8 +205,8 @@ def read_generate_config(
     files |= {name: find_recipe(files[name]) for name in ("train_recipe", "control_recipe") if files[name]}
     if arguments.templates:
         files["templates"] = {name: find_beside(file, folder) for name, file in arguments.templates.items()}
-    options = replace(pipeline, bounds=bounds)
-    return GenerateConfig(converted, replace(arguments, **files), options, pivots, limits, batch)
+    pipeline = replace(pipeline, bounds=bounds)
+    return GenerateConfig(converted, replace(arguments, **files), pipeline, pivots, limits, batch)
 
 
 def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:

@@ -52,6 +52,8 @@ class TrainingStopped(SystemExit):
         received: The name of the signal; None for one to another process.
     """
 
+    code: int
+
     def __init__(self, message: str, received: str | None = None):
         super().__init__(message)
         self.message = message
