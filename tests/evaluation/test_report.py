@@ -319,6 +319,9 @@ def test_learning_curves(tmp_path):
     assert [step for step, _ in curves["logps/chosen_key", False]] == list(range(5, 61, 5))
     assert [step for step, _ in curves["logps/chosen_key", True]] == [20, 40, 60]
     assert charts["Suite during training (share)"][0][0] == "suite/key_preference"
+    meanings = dict(run["stages"][1]["meanings"])
+    assert set(meanings) == {name for curves in charts.values() for name, *_ in curves}
+    assert "where the two chains part" in meanings["fork/confidence"]
 
 
 def test_long_curves_are_thinned_and_odd_values_left_out(tmp_path):
