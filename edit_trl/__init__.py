@@ -23,10 +23,12 @@ _MODULE_OF = {
     "check_answer": "data.answers",
     "generate_dual_cots": "data.procedural.teacher",
     "ProceduralTeacher": "data.procedural.teacher",
+    "show_pairs": "cli.notebook",
     "evaluate_accuracy": "evaluation.accuracy.answering",
     "evaluate_suite": "evaluation.suite.evaluate_suite",
     "compare_runs": "evaluation.compare.comparison",
     "read_run": "evaluation.runs.folder",
+    "show_report": "cli.notebook",
     "SuiteCallback": "evaluation.suite.callback",
     "AnswerAccuracy": "evaluation.accuracy.metric",
 }
@@ -46,15 +48,18 @@ __all__ = [  # noqa: RUF022 (in the order of _MODULE_OF: training, data, evaluat
     "check_answer",
     "generate_dual_cots",
     "ProceduralTeacher",
+    "show_pairs",
     "evaluate_accuracy",
     "evaluate_suite",
     "compare_runs",
     "read_run",
+    "show_report",
     "SuiteCallback",
     "AnswerAccuracy",
 ]
 
 if TYPE_CHECKING:
+    from edit_trl.cli.notebook import show_pairs, show_report
     from edit_trl.cli.train_recipe import train_recipe
     from edit_trl.data.answers import check_answer
     from edit_trl.data.dual_cots import load_dual_cots

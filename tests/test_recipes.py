@@ -57,8 +57,8 @@ def test_every_recipe_is_found():
     files = {path for path in ROOT.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     # tests/teachers/test_generate_config.py, tests/evaluation/test_suite_config.py,
     # tests/cli/test_cli_judge.py, tests/cli/test_cli_evaluate.py, tests/training/test_baseline_recipes.py,
-    # tests/cli/test_rounds.py
-    elsewhere = {"generate", "evaluate", "baselines", "rounds"}
+    # tests/cli/test_rounds.py, tests/test_notebook.py
+    elsewhere = {"generate", "evaluate", "baselines", "rounds", "notebooks"}
     files -= {path for path in files if path.relative_to(ROOT).parts[0] in elsewhere}
     others = {"README.md", SLURM.name}
     assert {path.name for path in files - {*RECIPES, *ACCELERATE}} == others

@@ -58,7 +58,9 @@ def _show(pairs: list[Pair], selection: list[Pair], options: argparse.Namespace)
         from edit_trl.cli.report import say_written
         from edit_trl.evaluation.report import write_pairs
 
-        path = write_pairs(selection, options.html, title=options.dataset, method=options.method, unit=unit)
+        path = write_pairs(
+            pairs, options.html, title=options.dataset, method=options.method, unit=unit, limit=options.limit
+        )
         count = f"{len(selection)} pair{'' if len(selection) == 1 else 's'}"
         say_written(path, count)
     elif not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":

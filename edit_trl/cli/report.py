@@ -32,9 +32,9 @@ def main(argv: list[str] | None = None) -> int:
 
     free_path(options.output)
     runs, training = read_folders(options.runs)
-    title = options.title or _title(runs, training)
+    title = options.title or title_of(runs, training)
     path = write_report(runs, options.output, training, title=title)
-    say_written(path, _counted(runs, training))
+    say_written(path, counted(runs, training))
     if options.open:
         import webbrowser
 
@@ -51,12 +51,14 @@ def say_written(path: Path, contents: str) -> None:
         print(f"{path.resolve()}: {contents}, {path.stat().st_size / 1e6:.1f} MB")
 
 
-def _title(runs: list[Run], training: list[TrainingRun]) -> str:
+def title_of(runs: list[Run], training: list[TrainingRun]) -> str:
+    """Return the names of the runs, the first few of them."""
     names = list(dict.fromkeys([run.record.name for run in runs] or [one.name for one in training]))
     return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
-def _counted(runs: list[Run], training: list[TrainingRun]) -> str:
+def counted(runs: list[Run], training: list[TrainingRun]) -> str:
+    """Return how many runs and items a report has."""
     items = sum(len(run.items) for run in runs)
     parts = [f"{len(runs)} run{'s' if len(runs) > 1 else ''} with {items:,} items"] if runs else []
     parts += [f"{len(training)} training run{'s' if len(training) > 1 else ''}"] if training else []

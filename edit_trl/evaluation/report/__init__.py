@@ -5,6 +5,6 @@ the template. The page consists of `template.html`, `page.css` and the scripts i
 elements and show data as text only.
 """
 
-from edit_trl.evaluation.report.page import write_pairs, write_report
+from edit_trl.evaluation.report.page import pairs_page, report_page, write_pairs, write_report
 
-__all__ = ["write_pairs", "write_report"]
+__all__ = ["pairs_page", "report_page", "write_pairs", "write_report"]

@@ -72,9 +72,20 @@ def write_report(
     Raises:
         InputError: There is nothing to report, or the file exists and is not a report.
     """
+    page = report_page(runs, training, title=title)
+    path = free_path(path)
+    write_whole(path, page)
+    return path
+
+
+def report_page(runs: Sequence[Run], training: Sequence[TrainingRun] = (), *, title: str = "Report") -> bytes:
+    """Return the page of `write_report`.
+
+    Raises:
+        InputError: There is nothing to report.
+    """
     if not runs and not training:
         raise InputError("nothing to report: no run was given")
-    path = free_path(path)
     names = _distinct([(run.record.kind, run.record.name or run.record.model, run.path) for run in runs])
     training_names = _distinct([("train", one.name, one.path) for one in training])
     kinds = [run.record.kind for run in runs]
@@ -93,12 +104,17 @@ def write_report(
         page = render(data | {"notice": notice}, items, tokens)
         if len(page) <= MOST_BYTES:
             break
-    write_whole(path, page)
-    return path
+    return page
 
 
 def write_pairs(
-    pairs: Sequence[Pair], path: str | os.PathLike[str], *, title: str, method: str, unit: str = "words"
+    pairs: Sequence[Pair],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    method: str,
+    unit: str = "words",
+    limit: int | None = None,
 ) -> Path:
     """Write dual CoTs as such a page: their statistics, and each pair with its key steps.
 
@@ -108,6 +124,7 @@ def write_pairs(
         title: Title of the page, such as the dataset.
         method: How key steps were found.
         unit: Unit of lengths: words or tokens.
+        limit: Show only the first pairs; statistics are over all pairs. None for no limit.
 
     Returns:
         The path of the file.
@@ -115,17 +132,32 @@ def write_pairs(
     Raises:
         InputError: There are no dual CoTs, or the file exists and is not such a page.
     """
+    page = pairs_page(pairs, title=title, method=method, unit=unit, limit=limit)
+    path = free_path(path)
+    write_whole(path, page)
+    return path
+
+
+def pairs_page(
+    pairs: Sequence[Pair], *, title: str, method: str, unit: str = "words", limit: int | None = None
+) -> bytes:
+    """Return the page of `write_pairs`.
+
+    Raises:
+        InputError: There are no dual CoTs.
+    """
     if not pairs:
         raise InputError("nothing to show: no dual CoT was given")
-    path = free_path(path)
+    shown = pairs[:limit]
+    notice = f"The first {len(shown)} of {len(pairs)} pairs are shown; the statistics are over all of them."
     labels = {
         name: score_label(label, text if kind == "share" else f"{text}, {unit}", kind)
         for name, (label, text, kind) in _PAIR_SCORES.items()
     }
     run = {"name": title, **_pair_summary(pairs, method, unit)}
-    data = {"title": title, "runs": [run], "labels": {"pairs": labels}, "training": [], "flips": [], "notice": None}
-    write_whole(path, render(data, [_pair_item(pair, unit) for pair in pairs]))
-    return path
+    data = {"title": title, "runs": [run], "labels": {"pairs": labels}, "training": [], "flips": []}
+    data["notice"] = notice if len(shown) < len(pairs) else None
+    return render(data, [_pair_item(pair, unit) for pair in shown])
 
 
 def _pair_summary(pairs: Sequence[Pair], method: str, unit: str) -> dict[str, Any]:

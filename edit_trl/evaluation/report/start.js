@@ -8,6 +8,21 @@ async function unpack(text) {
   return JSON.parse(await new Response(stream).text());
 }
 
+// A notebook shows the page as a `srcdoc` frame, where a link to #id would lead to the notebook's own address.
+const framed = location.href === "about:srcdoc";
+if (framed) document.addEventListener("click", (event) => {
+  const link = event.target.closest('a[href^="#"]');
+  if (!link) return;
+  event.preventDefault();
+  scrollTo(link.getAttribute("href").slice(1));
+});
+
+// Scrolls the page alone; `scrollIntoView` would scroll the notebook as well.
+function scrollTo(id) {
+  const below = document.getElementById("top").querySelector("nav").offsetHeight;
+  document.documentElement.scrollTop = document.getElementById(id).offsetTop - below;
+}
+
 async function start() {
   const main = document.getElementById("main");
   const above = [data.runs.length ? summary() : null, ...Object.keys(GROUPS).map(groups), learning()].filter(Boolean);
@@ -19,6 +34,7 @@ async function start() {
   main.append(...below);
   document.getElementById("top").append(navigation([...above, ...below]));
   list?.start();
+  if (framed && data.runs[0]?.kind === "pairs") scrollTo("items");
   document.documentElement.dataset.ready = Math.round(performance.now());
   view.tokens = await unpack(data.tokens);
   if (view.tokens.length) list?.redraw();
