@@ -110,7 +110,7 @@ def make_inputs(folder: Path, student: Path | None, pairs: int) -> None:
     from edit_trl import ProceduralTeacher, generate_dual_cots
 
     families = ("object_counting", "arithmetic", "boolean_expressions")
-    rows = generate_dual_cots(ProceduralTeacher(families, seed=0), pairs)
+    rows = generate_dual_cots(ProceduralTeacher(families, seed=0), pairs, conversational=False)
     rows = rows.select_columns(["prompt", "chosen", "rejected"]).to_list()
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "rows.jsonl").write_text(lines, encoding="utf-8")

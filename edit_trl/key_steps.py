@@ -249,8 +249,8 @@ def _given_spans(chains: Sequence[Chain]) -> list[list[Span]]:
     for name, chain in zip(SIDES, chains, strict=True):
         if chain.key_spans is None:
             raise InputError(
-                f"method 'spans' needs {name}_spans, got None; give [start, end) offsets ([] where nothing "
-                "is key), or use another method"
+                f"method 'spans' needs {name}_spans, got None; give [start, end) offsets, of rows in the column "
+                f"`{name}_key_spans` ([] where nothing is key), or use another method, such as 'words'"
             )
         previous = 0
         for start, end in chain.key_spans:

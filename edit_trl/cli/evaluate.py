@@ -80,7 +80,7 @@ def _check(arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Li
 def _evaluate(arguments: EvaluateArguments, endpoint: EndpointArguments, limits: Limits, recipe_folder: Path) -> None:
     from edit_trl.evaluation.accuracy.measure import measure_accuracy, measure_with_harness
     from edit_trl.evaluation.harness import format_harness
-    from edit_trl.evaluation.runs.tables import run_table
+    from edit_trl.evaluation.runs.tables import run_table, score_meanings, shown_scores
 
     tasks, harness = _read(arguments, endpoint, limits, recipe_folder)
     loaded = None
@@ -88,7 +88,7 @@ def _evaluate(arguments: EvaluateArguments, endpoint: EndpointArguments, limits:
         say = partial(print, file=sys.stderr)
         say(f"{len(tasks.problems)} questions of {len(tasks.versions)} tasks")
         run, loaded = measure_accuracy(arguments, endpoint, limits, tasks, say)
-        print(f"{run_table(run)}\n\n{run.path}")
+        print(f"{run_table(run)}\n\n{score_meanings(shown_scores(run))}\n\n{run.path}")
     if harness is not None:
         results, file = measure_with_harness(arguments, harness, loaded)
         print(f"{format_harness(results)}\n{file}")

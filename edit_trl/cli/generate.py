@@ -1,14 +1,17 @@
 """`edit-trl generate`: make dual CoTs, with a teacher or without one.
 
-With `--config RECIPE` a teacher answers questions. With `--student MODEL --pairs closest` the pairs come from the
-student's own chains. Without these options the embedded teacher writes problems with both of their chains.
+With the options of a teacher, in a recipe or not, it answers questions. With `--student MODEL --pairs closest` the
+pairs come from the student's own chains. Without either the embedded teacher writes problems with both of their chains.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
+import shlex
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +25,16 @@ if TYPE_CHECKING:
     from edit_trl.teachers.generate_config import GenerateConfig
     from edit_trl.teachers.generation import Generation
 
-RECIPE_USAGE = (
-    "edit-trl generate --config RECIPE.yaml [--OPTION VALUE ...]\n"
+USAGE = (
+    "edit-trl generate [--families FAMILY ...] [--rows N] [--OPTION VALUE ...]\n"
+    "       edit-trl generate --config RECIPE.yaml [--OPTION VALUE ...]\n"
+    "       edit-trl generate --base_urls URL --model TEACHER --dataset_name QUESTIONS [--OPTION VALUE ...]\n"
     "       edit-trl generate --student MODEL --pairs closest|pivots [--OPTION VALUE ...]"
 )
-RECIPE_DESCRIPTION = (
-    "Ask a teacher questions and make dual CoTs from its answers. With --pairs, make them from a student's "
-    "own chains, without a teacher. Options, in the recipe or here:"
+DESCRIPTION = (
+    "Make dual CoTs. With a teacher (--config, --base_urls, --model) it is asked questions, and its answers become "
+    "dual CoTs. With --pairs they are made from a student's own chains. With neither, the embedded teacher writes "
+    "problems with both of their chains, without a network. recipes/generate/ has recipes."
 )
 
 
@@ -40,7 +46,10 @@ def main(argv: list[str] | None = None) -> int:
             replaced; or a run that stopped.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if any(word.split("=")[0] in ("--config", "--student", "--pairs") for word in argv):
+    if "--help" in argv or "-h" in argv:
+        print(_help())
+        return 0
+    if _asks_a_model(argv):
         return _generate_by_recipe(argv)
     options = _parser().parse_args(argv)
 
@@ -59,27 +68,20 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="edit-trl generate",
-        description="Make dual CoTs with the embedded teacher, which needs no network.",
-        epilog="To ask a teacher your own questions: edit-trl generate --config RECIPE.yaml "
-        "[--OPTION VALUE ...]. To make pairs from a student's own chains: edit-trl generate --student MODEL "
-        "--pairs closest|pivots [--OPTION VALUE ...]. edit-trl generate --config --help lists the options of both; "
-        "recipes/generate/ has recipes.",
+        usage=argparse.SUPPRESS,
+        add_help=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 28, 100),
     )
-    add = parser.add_argument
-    add(
-        "--teacher",
-        choices=["procedural"],
-        default="procedural",
-        help="the teacher; procedural: problems of several families, made without a network (default: %(default)s)",
-    )
+    add = parser.add_argument_group("problems of the embedded teacher").add_argument
+    add("--teacher", choices=["procedural"], default="procedural", help=argparse.SUPPRESS)
     add("--families", nargs="+", metavar="FAMILY", help="the families of problems, in turn (default: all)")
-    add("--rows", type=int, required=True, metavar="N", help="the number of dual CoTs")
+    add("--rows", type=int, default=100, metavar="N", help="the number of dual CoTs (default: %(default)s)")
     add(
         "--held_out",
         type=int,
         metavar="N",
         help="also make a test set of N rows that shares no problem with the training set; they are saved as "
-        "OUTPUT/train and OUTPUT/test",
+        "OUTPUT_DIR/train and OUTPUT_DIR/test",
     )
     add(
         "--difficulty",
@@ -89,16 +91,54 @@ def _parser() -> argparse.ArgumentParser:
         help="sets the number of items and steps of a problem (default: %(default)s)",
     )
     add("--seed", type=int, default=0, help="another seed gives other problems (default: %(default)s)")
-    add("--conversational", action="store_true", help="save messages instead of plain strings")
     add(
+        "--conversational",
+        type=_boolean,
+        nargs="?",
+        const=True,
+        default=True,
+        metavar="true|false",
+        help="whether rows hold messages rather than plain strings (default: true)",
+    )
+    add(
+        "--output_dir",
         "--output",
+        dest="output",
         type=Path,
-        required=True,
+        default=Path("outputs/dual_cots"),
         metavar="PATH",
-        help="a .jsonl, .parquet or .csv file, or a folder for datasets.save_to_disk",
+        help="a folder for datasets.save_to_disk, or a .jsonl, .parquet or .csv file (default: %(default)s)",
     )
     add("--force", action="store_true", help="replace the output if it exists")
     return parser
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"
+
+
+def _help() -> str:
+    from edit_trl.common.options import format_help
+    from edit_trl.teachers.generate_config import CLASSES, HIDDEN
+
+    own = _parser().format_help().strip()
+    others = format_help("", "With a teacher or a student, in a recipe or here:", CLASSES, HIDDEN)
+    lines = [f"usage: {USAGE}", "", *textwrap.wrap(DESCRIPTION, 100), "", own, "", others.partition("\n\n")[2]]
+    return "\n".join(lines)
+
+
+def _asks_a_model(argv: Sequence[str]) -> bool:
+    """Return whether the options are those of a recipe: they name one, or an option that the embedded teacher lacks."""
+    from edit_trl.teachers.generate_config import OPTIONS
+
+    words = [word.partition("=") for word in argv if word.startswith("--")]
+    names = {name[2:].replace("-", "_") for name, _, _ in words}
+    own = {string[2:] for action in _parser()._actions for string in action.option_strings}
+    teachers = {value for name, _, value in words if name == "--teacher" and value}
+    teachers |= {following for word, following in itertools.pairwise(argv) if word == "--teacher"}
+    return bool(names & ({"config", *OPTIONS} - own)) or not teachers <= {"procedural"}
 
 
 def _set_summary(dataset: Dataset, path: Path) -> str:
@@ -130,13 +170,10 @@ def _example(row: dict) -> str:
 
 
 def _generate_by_recipe(argv: Sequence[str]) -> int:
-    from edit_trl.common.options import format_help, read_options
+    from edit_trl.common.options import read_options
     from edit_trl.models.chat.dispatch import Interrupted
-    from edit_trl.teachers.generate_config import CLASSES, FLAGS, HIDDEN, OPTIONS, read_generate_config
+    from edit_trl.teachers.generate_config import FLAGS, OPTIONS, read_generate_config
 
-    if "--help" in argv or "-h" in argv:
-        print(format_help(RECIPE_USAGE, RECIPE_DESCRIPTION, CLASSES, HIDDEN))
-        return 0
     path, options = read_options(argv, OPTIONS, FLAGS)
     config = read_generate_config(path, options)
     try:
@@ -147,7 +184,7 @@ def _generate_by_recipe(argv: Sequence[str]) -> int:
         else:
             _generate(config, Path(config.arguments.output_dir))
     except Interrupted as interruption:
-        print(f"{interruption}:\n  edit-trl generate {' '.join(argv)}", file=sys.stderr)
+        print(f"{interruption}:\n  {shlex.join(['edit-trl', 'generate', *argv])}", file=sys.stderr)
         return 130
     return 0
 

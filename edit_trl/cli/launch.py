@@ -15,7 +15,7 @@ from types import FrameType
 from edit_trl.cli.launch_options import check_process_count, launch_options
 from edit_trl.common.errors import InputError
 from edit_trl.common.shipped import recipes_folder
-from edit_trl.training.resuming.stopping import EXIT_CODE, TrainingStopped
+from edit_trl.training.resuming.stopping import EXIT_CODE, TrainingStopped, exit_code_of
 
 TRAIN_MODULE = "edit_trl.cli.train"
 # On Linux one of these exists if there may be a GPU: NVIDIA's and AMD's drivers, and Windows' under WSL.
@@ -43,7 +43,7 @@ class SignalRelay:
         self.received = self.received or signal.Signals(number).name
         children = psutil.Process().children()
         if not children:
-            raise TrainingStopped(f"stopped by {self.received} before anything was started")
+            raise TrainingStopped(f"stopped by {self.received} before anything was started", self.received)
         for child in children:
             try:
                 child.send_signal(signal.SIGTERM)
@@ -51,9 +51,9 @@ class SignalRelay:
                 continue
 
     def exit_code(self, code: int) -> int:
-        """Return a stage's exit code; `EXIT_CODE` for a stage that failed after a signal was received."""
+        """Return a stage's exit code; that of the signal for a stage that failed after one was received."""
         stopped = self.received and code not in (0, 2)
-        return EXIT_CODE if stopped else code
+        return exit_code_of(self.received) if stopped else code
 
 
 def launch(own: argparse.Namespace, options: Sequence[str]) -> int:
@@ -96,12 +96,7 @@ def _run(options: Sequence[str]) -> int:
 
     # The value that accelerate sets for one process; the recipe's bf16 or fp16 decides in the process.
     environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "no"}
-    process = subprocess.Popen([sys.executable, "-m", TRAIN_MODULE, *options], env=environment)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.wait()  # the terminal has interrupted it too
-        raise
+    return subprocess.Popen([sys.executable, "-m", TRAIN_MODULE, *options], env=environment).wait()
 
 
 def accelerate_config(own: argparse.Namespace) -> Path | None:
@@ -133,8 +128,8 @@ def _accelerate_launch(launcher_options: Sequence[str], options: Sequence[str]) 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     arguments = launch_command_parser().parse_args([*launcher_options, "-m", TRAIN_MODULE, *options])
-    # On SIGTERM torchrun would give the processes 30 s, and SIGUSR1 would end it: the relay passes both on.
-    arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
+    # On SIGTERM and SIGINT torchrun would give the processes 30 s, and SIGUSR1 would end it: the relay passes them on.
+    arguments.signals_to_handle = "SIGHUP,SIGQUIT"
     try:
         launch_command(arguments)
     except subprocess.CalledProcessError as error:

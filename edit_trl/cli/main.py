@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import select
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -81,8 +82,28 @@ def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:
         print(f"error: {visible(_sentence(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(_interruption(argv) if command is _run else "interrupted", file=sys.stderr)
         return 130
+
+
+# What is left of a command that was interrupted at once; others name what they have saved.
+_LEFT = {
+    "train": "the last checkpoint of each stage is kept",
+    "generate": "every answer that was received is in the journal",
+    "evaluate": "every finished batch is kept",
+    "suite": "every finished batch is kept",
+    "judge": "every answer that was received is in the journal",
+    "merge": "nothing was saved",
+    "push": "what was uploaded is not sent again",
+}
+
+
+def _interruption(argv: list[str]) -> str:
+    left = "nothing was written" if "--dry_run" in argv else _LEFT.get(argv[0] if argv else "")
+    if left is None:
+        return "interrupted"
+    verb = "run it again" if left.startswith("nothing") else "resume"
+    return f"interrupted: {left}; to {verb}:\n  {visible(shlex.join(['edit-trl', *argv]))}"
 
 
 # What to do about errors of the system that people meet.

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if facts is not None:
         _write_card(Path(folder), facts, options.output)
-    print(_summary(report, options.output))
+    print(_summary(report, folder, options.output))
     return 0
 
 
@@ -97,9 +97,9 @@ def _write_card(adapter: Path, facts: CardFacts, output: Path) -> None:
         (output / "recipe.yaml").write_text(recipe_text(stages, output.resolve().name), encoding="utf-8")
 
 
-def _summary(report: MergeReport, output: Path) -> str:
+def _summary(report: MergeReport, adapter: str, output: Path) -> str:
     lines = [
-        f"merged into {report.base_model} ({report.dtype}): {output}",
+        f"the merged model ({report.dtype}) is in {output}: {adapter}, merged into {report.base_model}",
         f"log-probabilities of {report.tokens} tokens, before and after: they differ by {report.mean:.2g} "
         f"nats on average, by {report.largest:.2g} at most (allowed: {report.tolerance:g} on average)",
     ]

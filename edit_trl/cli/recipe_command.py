@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ def run_recipe(
     description: str,
     options: RecipeOptions,
     run: Callable[..., None],
+    epilog: Callable[[], str] | None = None,
 ) -> int:
     """Read the options of a command and run it.
 
@@ -53,6 +55,7 @@ def run_recipe(
         description: What `--help` prints before the options.
         options: The options of the command.
         run: Takes an object of each class, and the folder of the recipe (the working directory without one).
+        epilog: Returns what `--help` prints after the options.
 
     Returns:
         The exit code; 130 after an interruption.
@@ -64,11 +67,13 @@ def run_recipe(
     if "--help" in argv or "-h" in argv:
         usage = f"edit-trl {command} [--config RECIPE.yaml] [--OPTION VALUE ...]"
         print(format_help(usage, description, options.classes, options.hidden))
+        if epilog is not None:
+            print(f"\n{epilog()}")
         return 0
     built = options.build(*read_options(argv, options.names))
     try:
         run(*built)
     except Interrupted as interruption:
-        print(f"{interruption}:\n  edit-trl {command} {' '.join(argv)}", file=sys.stderr)
+        print(f"{interruption}:\n  {shlex.join(['edit-trl', command, *argv])}", file=sys.stderr)
         return 130
     return 0

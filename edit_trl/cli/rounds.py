@@ -237,11 +237,15 @@ def _read_state(folder: Path, config: GenerateConfig, hashes: Mapping[str, str])
 def _train(recipe: str, student: str, data: Path, output: Path, more: Mapping[str, str] | None = None) -> list[Path]:
     """Train a student with a recipe, or resume; returns the folders of the stages."""
     from edit_trl.cli.train import main
+    from edit_trl.models.chat.dispatch import Interrupted
     from edit_trl.training.recipe.resolving import read_recipe
+    from edit_trl.training.resuming.stopping import EXIT_CODE, INTERRUPTED
 
     options = {"--config": recipe, "--model_name_or_path": student, "--dataset_name": str(data)}
     options |= {"--output_dir": str(output), **(more or {})}
     code = main([word for option in options.items() for word in option])
+    if code in (EXIT_CODE, INTERRUPTED):
+        raise Interrupted(f"interrupted while training to {output}. Run the same command again to resume")
     if code:
         raise InputError(f"training to {output} ended with exit code {code}; run again to resume it")
     stages = read_recipe(recipe).stages
@@ -253,13 +257,15 @@ def _measure(config: GenerateConfig, model: str, folder: Path) -> Measured:
     from edit_trl.cli.evaluate import main
     from edit_trl.evaluation.runs.folder import read_run
     from edit_trl.evaluation.runs.scores import score_intervals
+    from edit_trl.models.chat.dispatch import Interrupted
 
     arguments = config.arguments
     words = ["--model", model, "--tasks", arguments.dev_task, "--output_dir", str(folder), "--history", "null"]
     words += ["--max_new_tokens", str(config.options.max_tokens), "--batch_size", str(arguments.batch_size)]
     if arguments.student_chat_template_kwargs:
         words += ["--chat_template_kwargs", json.dumps(arguments.student_chat_template_kwargs)]
-    main(words)
+    if main(words):
+        raise Interrupted(f"interrupted while measuring {model}. Run the same command again to resume")
     interval = score_intervals(read_run(folder).items, "evaluate")["accuracy"]
     return Measured(interval.value, interval.low, interval.high)
 

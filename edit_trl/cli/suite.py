@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         InputError: Anything wrong with the recipe, the pairs or the model, before anything is scored.
         FloatingPointError: A log-probability is not finite; names the pair.
     """
-    return run_recipe("suite", argv, DESCRIPTION, recipe_options(), _suite)
+    return run_recipe("suite", argv, DESCRIPTION, recipe_options(), _suite, _meanings)
 
 
 def recipe_options() -> RecipeOptions:
@@ -41,6 +41,13 @@ def recipe_options() -> RecipeOptions:
     from edit_trl.models.chat.options import EndpointArguments
 
     return RecipeOptions((SuiteArguments, EndpointArguments, Limits), _check, ("token_limit",))
+
+
+def _meanings() -> str:
+    from edit_trl.evaluation.runs.scores import SCORES
+    from edit_trl.evaluation.runs.tables import score_meanings
+
+    return f"scores, overall and by task, kind of mistake and source:\n\n{score_meanings(SCORES['suite'])}"
 
 
 def _check(arguments: SuiteArguments, endpoint: EndpointArguments, limits: Limits, recipe_folder: Path) -> str:
@@ -53,8 +60,8 @@ def _check(arguments: SuiteArguments, endpoint: EndpointArguments, limits: Limit
 
 
 def _suite(*options: Any) -> None:
-    from edit_trl.evaluation.runs.tables import run_table
+    from edit_trl.evaluation.runs.tables import run_table, score_meanings, shown_scores
     from edit_trl.evaluation.suite.measure import measure_suite
 
     run = measure_suite(*options, partial(print, file=sys.stderr))
-    print(f"{run_table(run)}\n\n{run.path}")
+    print(f"{run_table(run)}\n\n{score_meanings(shown_scores(run))}\n\n{run.path}")

@@ -17,11 +17,18 @@ from edit_trl.cli.parser import Parser
 from edit_trl.cli.train_help import full_help, short_help
 from edit_trl.common.environment import read_recipe_words
 from edit_trl.common.shipped import find_recipe
-from edit_trl.training.resuming.stopping import EXIT_CODE, StopSignals, TrainingStopped, handled
+from edit_trl.training.resuming.stopping import (
+    EXIT_CODE,
+    INTERRUPTED,
+    StopSignals,
+    TrainingStopped,
+    exit_code_of,
+    handled,
+)
 
 STOPPING = (
-    "A run that receives SIGTERM or SIGUSR1 (a spot instance; Slurm, with --signal=B:USR1@90) saves after "
-    f"its step and exits with code {EXIT_CODE}; the same command resumes it. Bad input exits with code 2."
+    "A run that receives SIGTERM, SIGUSR1 (spot instances; Slurm, with --signal=B:USR1@90) or Ctrl-C saves after "
+    f"its step and exits with code {EXIT_CODE} (Ctrl-C: 130); the same command resumes it. Bad input exits with code 2."
 )
 
 
@@ -47,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
             code = _launch_stages(own, options, _stage_names(recipe, own.stage), relay)
     except TrainingStopped as stopped:
         print(stopped, file=sys.stderr)
-        code = EXIT_CODE
-    if code == EXIT_CODE:
+        code = stopped.code
+    if code in (EXIT_CODE, INTERRUPTED):
         print(f"to resume: {shlex.join(['edit-trl', 'train', *argv])}", file=sys.stderr)
     return code
 
@@ -64,7 +71,7 @@ def _launch_stages(own: argparse.Namespace, options: list[str], stages: list[str
         chosen += ["--stage", stage] if stage else []
         code = relay.exit_code(launch(own, [*chosen, *options]))
         if relay.received and stage != stages[-1]:
-            code = code or EXIT_CODE
+            code = code or exit_code_of(relay.received)
         if code:
             return code
     return 0
@@ -119,7 +126,7 @@ def train_stage(argv: list[str]) -> int:
     """Train one stage, or a recipe without stages, in this process.
 
     Returns:
-        0, or `EXIT_CODE` for a run that was stopped by a signal.
+        0, or the code of a run that was stopped by a signal.
     """
     own, options = _parser().parse_known_args(argv)
     if _print_help(own):
@@ -129,15 +136,24 @@ def train_stage(argv: list[str]) -> int:
     try:
         with handled(stop_signals.receive):
             from edit_trl.cli.train_recipe import run_stage
-            from edit_trl.training.recipe.resolving import parse_options, read_recipe
-            from edit_trl.training.recipe.run_checks import checked_run
+            from edit_trl.training.recipe.resolving import (
+                parse_options,
+                pick_run,
+                read_recipe,
+                resolve_run,
+                resolve_runs,
+            )
+            from edit_trl.training.recipe.run_checks import check_runs
 
             recipe = read_recipe(own.config)
-            run = checked_run(recipe, parse_options(options, recipe), own.stage)
-            run_stage(recipe, run, stop_signals)
+            values = parse_options(options, recipe)
+            runs = resolve_runs(recipe, values)
+            check_runs(recipe, runs)
+            place = [run.stage for run in runs].index(pick_run(recipe, runs, own.stage).stage)
+            run_stage(recipe, resolve_run(recipe, values, own.stage), stop_signals, runs[place + 1 :])
     except TrainingStopped as stopped:
         print(f"{stopped}; the same command resumes it", file=sys.stderr)
-        return EXIT_CODE
+        return stopped.code
     return 0
 
 

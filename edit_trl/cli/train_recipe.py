@@ -5,6 +5,7 @@ This module connects training with the suite of `edit_trl.evaluation` and with t
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from edit_trl.data.views import PAIR_VIEWS
 from edit_trl.evaluation.suite.callback import SuiteCallback
 from edit_trl.hub.push import pushing
 from edit_trl.training.recipe.resolving import Recipe, RunArguments, pick_run, read_recipe, resolve_run, resolve_runs
-from edit_trl.training.recipe.run_checks import check_runs
+from edit_trl.training.recipe.run_checks import check_data, check_runs
 from edit_trl.training.recipe.stage import find_start, is_last_stage, train_stage
 from edit_trl.training.resuming.checkpoints import holding
 from edit_trl.training.resuming.stopping import StopSignals
@@ -65,9 +66,9 @@ def train_recipe(recipe: str | os.PathLike[str] | None, *, stage: str | None = N
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     runs = resolve_runs(outline, values)
     check_runs(outline, runs)
-    stages = [run.stage for run in runs] if stage is None else [pick_run(outline, runs, stage).stage]
-    for name in stages:
-        folder = run_stage(outline, resolve_run(outline, values, name))
+    chosen = runs if stage is None else [pick_run(outline, runs, stage)]
+    for number, run in enumerate(chosen, 1):
+        folder = run_stage(outline, resolve_run(outline, values, run.stage), later=chosen[number:])
         release_memory()  # the trainer is in reference cycles with its callbacks
     return folder
 
@@ -83,13 +84,19 @@ def _set_environment(recipe: Recipe) -> None:
         )
 
 
-def run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | None = None) -> Path:
+def run_stage(
+    recipe: Recipe,
+    run: RunArguments,
+    stop_signals: StopSignals | None = None,
+    later: Sequence[RunArguments] = (),
+) -> Path:
     """Train one stage with its suite, and push it if it is the last; a finished stage is left as it is.
 
     Args:
         recipe: The recipe.
         run: The stage's arguments, made by `resolve_run`.
         stop_signals: If given, the run saves and raises `TrainingStopped` once a signal is received.
+        later: The runs that follow. Their data are checked before this stage trains.
 
     Returns:
         The stage's folder.
@@ -105,14 +112,19 @@ def run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | Non
     folder = run.training.output_dir
     finished = read_run_file(Path(folder)).get("finished")
     with nullcontext() if finished else holding(folder, run.training), naming(Path(folder)):
-        return _run_stage(recipe, run, stop_signals)
+        return _run_stage(recipe, run, stop_signals, later)
 
 
-def _run_stage(recipe: Recipe, run: RunArguments, stop_signals: StopSignals | None) -> Path:
+def _run_stage(
+    recipe: Recipe, run: RunArguments, stop_signals: StopSignals | None, later: Sequence[RunArguments]
+) -> Path:
     start = find_start(recipe, run)
     if start.finished:
         print(f"{start.folder} is finished ({start.finished}), nothing to do")
         return start.folder
+    # Of a last stage the data are checked as they are loaded, and the warnings were given before the first.
+    if later or run.stage is None:
+        check_data(recipe, [run, *later])
     is_pushed = run.training.push_to_hub and is_last_stage(recipe, run)
     run.training.push_to_hub = False  # the trainer pushes nothing; the finished result is pushed as a whole
     with _pushing(run, start.folder) if is_pushed else nullcontext():

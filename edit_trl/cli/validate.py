@@ -15,10 +15,8 @@ from edit_trl.common.options import hints_of
 from edit_trl.common.shipped import find_recipe
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from edit_trl.data.dual_cots import DatasetSource
-    from edit_trl.training.recipe.resolving import RunArguments
+    from edit_trl.data.mixture import Mixture
 
 # Options by which a recipe is not for training.
 _NOT_OF_TRAIN = {
@@ -44,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{own.config}: a recipe of `edit-trl {kind}`\n{_check_recipe(kind, argv, recipe)}\nvalid")
         return 0
     from edit_trl.training.recipe.resolving import override, parse_options, read_recipe, resolve_runs
-    from edit_trl.training.recipe.run_checks import check_runs
+    from edit_trl.training.recipe.run_checks import check_runs, data_problems, sources_of
 
     if own.config is None and own.dataset is None:
         raise InputError("nothing to check: give --config RECIPE.yaml, --dataset DATA, or both")
@@ -63,17 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         problems += [f"{own.config or 'options'}: {problem}" for problem in error.problems]
     # A recipe with problems may still name its rows: they are checked in the same go.
     try:
-        sources = _sources(runs) or _named_source(values, own.config is not None)
+        sources = sources_of(runs) or _named_source(values, own.config is not None)
     except InputError as error:
         sources, problems = [], problems + error.problems
-    for source in sources:
-        try:
-            rows = source.load()
-            print(f"{source.name}{f' ({source.split})' if source.split else ''}: {len(rows)} dual CoTs")
-        except InputError as error:
-            problems += error.problems
-            continue
-        problems += _check_selection(rows, source, runs)
+    problems += data_problems(sources, runs, print, print)
     if problems:
         raise InputError(problems, heading="not valid:")
     for run in runs:
@@ -143,19 +134,7 @@ def _check_recipe(kind: str, argv: Sequence[str], recipe: Mapping[str, Any]) -> 
     return command.check(*command.build(path, options, recipe))
 
 
-def _sources(runs: "Sequence[RunArguments]") -> "list[DatasetSource]":
-    """Return every dataset that the runs would load, each once."""
-    sources = []
-    for run in runs:
-        sources.append(run.data.train_source)
-        if run.training.eval_strategy != "no":
-            sources.append(run.data.eval_source)
-        if run.data.suite_eval_steps is not None:
-            sources.append(run.data.suite_source)
-    return [source for number, source in enumerate(sources) if source not in sources[:number]]
-
-
-def _named_source(values: Mapping[str, Any], is_recipe: bool) -> "list[DatasetSource]":
+def _named_source(values: Mapping[str, Any], is_recipe: bool) -> "list[DatasetSource | Mixture]":
     """Return the training dataset that unchecked options name, if they do.
 
     Raises:
@@ -176,21 +155,3 @@ def _named_source(values: Mapping[str, Any], is_recipe: bool) -> "list[DatasetSo
         raise_problems(problems)
     is_named = isinstance(options.get("dataset_name"), str) or options.get("datasets")
     return [DataArguments(**options).train_source] if is_named else []
-
-
-def _check_selection(rows: "Dataset", source: "DatasetSource", runs: "Sequence[RunArguments]") -> list[str]:
-    """Return the problems of each run that trains on the rows, and print how many rows its view has."""
-    problems = []
-    for run in runs:
-        data = run.data
-        if data.train_source != source:
-            continue
-        stage = f"stage {run.stage}" if run.stage else ""
-        try:
-            selected = data.train_view(rows, run.training.seed)
-        except InputError as error:
-            problems += [f"{stage}: {problem}" if stage else problem for problem in error.problems]
-            continue
-        if (data.view_names, data.mistake, data.rows) != (["pairs"], None, None):
-            print(f"  {f'{stage}, ' if stage else ''}view {', '.join(data.view_names)}: {len(selected)} rows")
-    return problems

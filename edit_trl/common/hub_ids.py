@@ -7,10 +7,13 @@ from pathlib import Path
 
 from edit_trl.common.errors import InputError
 
+# The folders that the recipes read and write, which are no namespaces of the Hub.
+_OWN_FOLDERS = ("outputs/", "data/", "recipes/")
+
 
 def is_hub_id(name: str | None) -> bool:
     """Whether a name can be a model or dataset on the Hub: "name" or "namespace/name", and no local path."""
-    if not name or Path(name).expanduser().exists():
+    if not name or name.startswith(_OWN_FOLDERS) or Path(name).expanduser().exists():
         return False
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
 

@@ -20,7 +20,7 @@ from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.files import replacing
 from edit_trl.common.hub_ids import looks_like_file
 from edit_trl.common.json_text import read_json
-from edit_trl.data.files import DataFiles, check_local_source, is_text_file, load_table, read_rows
+from edit_trl.data.files import DataFiles, check_local_source, is_text_file, load_table, read_rows, split_path
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
@@ -59,11 +59,12 @@ def load_dual_cots(
 
     Args:
         source: A .jsonl, .json (a list of rows, or {"data": [...]}), .csv or .parquet file; a folder written
-            by `datasets.save_to_disk` or by `edit-trl generate` (with the splits `dual` and `warm_up`); or
-            the id of a dataset on the Hub. In CSV every cell is text, except that `mistake`, spans,
-            `chat_template_kwargs` and conversations are JSON, and that an empty cell of an optional column is None.
+            by `datasets.save_to_disk` or by `edit-trl generate` (with the splits `dual` and `warm_up`); a folder with a
+            file or folder for each split, such as train.jsonl and test.jsonl; or the id of a dataset on the Hub. In CSV
+            every cell is text, except that `mistake`, spans, `chat_template_kwargs` and conversations are JSON, and
+            that an empty cell of an optional column is None.
         name: The configuration, for a dataset on the Hub.
-        split: The split, "train" by default; a file has no other.
+        split: The split, "train" by default; a single file has no other.
         revision: The branch, tag or commit, for a dataset on the Hub.
         column_mapping: Their column name -> ours, such as {"correct": "chosen"}.
         columns: Keep only these columns, under the names that they have before the mapping.
@@ -79,6 +80,8 @@ def load_dual_cots(
     path, where = Path(source).expanduser(), str(source)
     files = {"data_dir": data_dir, "data_files": data_files}
     check_local_source(where, split, name=name, revision=revision, **files)
+    if (of_split := split_path(path, split)) is not None:
+        path, where, split = of_split, str(of_split), None
     if is_text_file(path):
         return _dataset_of_rows(path, column_mapping or {}, columns)
     # A saved format is a way to look at the rows.

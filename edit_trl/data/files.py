@@ -68,6 +68,37 @@ def _load_from_hub(
     return pick_split(loaded, None, source) if isinstance(loaded, DatasetDict) else loaded
 
 
+def _is_saved(path: Path) -> bool:
+    """Return whether a folder was written by `datasets.save_to_disk`."""
+    return any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
+
+
+def split_path(source: str | Path, split: str | None) -> Path | None:
+    """Return the file or folder of a split, where a folder has one for each: train.jsonl, test.jsonl, or train/.
+
+    None for any other source.
+
+    Raises:
+        InputError: There is none for this split, or there are two.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir() or _is_saved(folder) or (folder / "dual.parquet").is_file():
+        return None
+    paths: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and _is_saved(path):
+            paths.setdefault(path.name, []).append(path)
+        if path.is_file() and path.suffix.lower() in (*_ROW_READERS, ".parquet"):
+            paths.setdefault(path.stem, []).append(path)
+    if not paths.keys() & {"train", "test", "validation", split}:
+        return None
+    found = pick_split(paths, split, str(source))
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise InputError(f"{source}: {names} are both the split {split or 'train'!r}; give the path of one of them")
+    return found[0]
+
+
 def _load_folder(path: Path, split: str | None) -> Dataset:
     """Load a folder of `datasets.save_to_disk` or `edit-trl generate`; raise an InputError if that fails."""
     from datasets import DatasetDict, load_from_disk
@@ -75,11 +106,11 @@ def _load_folder(path: Path, split: str | None) -> Dataset:
     if (path / "dual.parquet").is_file() and (path / "warm_up.parquet").is_file():  # `edit-trl generate`
         name = pick_split({"train": "dual", "dual": "dual", "warm_up": "warm_up"}, split, str(path))
         return _read_parquet(path / f"{name}.parquet")
-    if not any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+    if not _is_saved(path):
         files = sorted(file.name for file in path.iterdir() if looks_like_file(file))
         raise InputError(
-            f"{path} is not a folder written by datasets.save_to_disk; it holds "
-            f"{', '.join(files[:10]) or 'no data file'}. Pass one file instead"
+            f"{path} is not a folder written by datasets.save_to_disk, and has no file or folder for a split, such as "
+            f"train.jsonl; it holds {', '.join(files[:10]) or 'no data file'}. Pass one file instead"
         )
     try:
         loaded = load_from_disk(path)

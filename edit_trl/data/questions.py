@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 
 from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.data.answers import AnswerType, check_answer, check_answer_type, infer_answer_type
-from edit_trl.data.files import check_local_source, is_text_file, load_table, read_rows
+from edit_trl.data.files import check_local_source, is_text_file, load_table, read_rows, split_path
 from edit_trl.data.row import TEMPLATE_COLUMNS, rows_of, template_options
 from edit_trl.data.row_checks import checked_mapping, template_errors
 
@@ -121,6 +121,8 @@ def read_table(source: str | Path, name: str | None, split: str | None) -> tuple
     """Return the unchecked rows and columns of a source; raise an InputError if it cannot be found or read."""
     path = Path(source).expanduser()
     check_local_source(str(source), split, dataset_config=name)
+    if (of_split := split_path(path, split)) is not None:
+        path, source, split = of_split, of_split, None
     rows = read_rows(path) if is_text_file(path) else list(rows_of(load_table(str(source), name, split)))
     columns = dict.fromkeys(column for row in rows for column in row)
     # Skip columns without a value: AGIEval's files have an empty `answer` beside `label`.

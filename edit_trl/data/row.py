@@ -181,6 +181,7 @@ def with_prompt(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def with_prompts(dataset: Dataset) -> Dataset:
     """Return a dataset with a prompt in each row; see `with_prompt`."""
+    refuse_splits(dataset)
     columns = dataset.column_names
     if "prompt" in columns or not {"chosen", "rejected"} <= {*columns} or not len(dataset):
         return dataset
@@ -193,12 +194,27 @@ def _is_conversation(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
 
 
+def refuse_splits(dataset: Any, name: str = "dataset") -> None:
+    """Refuse a dict of datasets, such as `datasets.load_dataset` returns without a split.
+
+    Raises:
+        InputError: It is one; says how to choose a split.
+    """
+    if isinstance(dataset, dict):  # also a DatasetDict
+        first = "train" if "train" in dataset else next(iter(dataset), "train")
+        raise InputError(
+            f"`{name}` must be one datasets.Dataset, got a {type(dataset).__name__} of "
+            f"{', '.join(map(show, dataset)) or 'nothing'}; choose a split, such as `{name}[{first!r}]`"
+        )
+
+
 def rows_of(dataset: Dataset) -> Iterator[dict[str, Any]]:
     """Yield the rows of a dataset, read in batches: reading an Arrow table row by row is many times slower.
 
     Raises:
         InputError: A value cannot be read, such as a text that is not UTF-8; names its row and column.
     """
+    refuse_splits(dataset)
     dataset = dataset.with_format(None)
     batches, count = dataset.iter(batch_size=1000), 0
     while True:

@@ -21,6 +21,7 @@ from edit_trl.data.row import (
     has_several_rejected,
     is_chosen_alone,
     pairs_of,
+    refuse_splits,
     rows_of,
     with_prompt,
 )
@@ -55,6 +56,7 @@ def validate_dual_cots(dataset: Dataset, source: str = "dataset", max_problems: 
     Raises:
         InputError: The errors, each with its source, row (from 1) and column.
     """
+    refuse_splits(dataset)
     if len(dataset) == 0:
         raise InputError(f"{source}: there are no rows")
     own = [column for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if column in dataset.column_names]

@@ -43,6 +43,7 @@ from edit_trl.data.row import (
     chain_text,
     has_several_rejected,
     is_chosen_alone,
+    refuse_splits,
     rows_of,
     with_prompts,
 )
@@ -123,6 +124,7 @@ def select_rows(
         InputError: No pair has a kind of mistake, or the view has no rows or too few; a view or a weight is none, or
             the views cannot be mixed.
     """
+    refuse_splits(dataset)
     dataset = with_prompts(dataset.with_format(None))  # a format is a way to look at the rows
     names = list(views or [view])
     if views is not None and view != "pairs":

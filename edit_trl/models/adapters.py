@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,22 +56,25 @@ def find_base(name: str, adapter: str) -> str:
     """Return where the model is that an adapter names as its base: the first folder that exists, or a Hub id.
 
     A relative path is looked for from where the command runs, then in the adapter's folder and the one around it,
-    then from where the run was started that trained the adapter.
+    then from where the run was started that trained the adapter. An absolute one that is gone may have been moved with
+    its run, whose recipe may have named it by a relative path.
 
     Raises:
         InputError: There is no such folder, and the name is no Hub id.
     """
-    places = [Path()]
-    if not Path(name).is_absolute() and Path(adapter).is_dir():
+    names, places = [name], [Path()]
+    if Path(adapter).is_dir():
         folder = Path(adapter).resolve()
+        options = read_run_file(folder).get("options") or {}
+        output = Path(str(options.get("output_dir", folder)))
         places += [folder, folder.parent]
-        options = read_run_file(folder).get("options")
-        output = Path(str(options["output_dir"])) if isinstance(options, dict) and "output_dir" in options else folder
         if not output.is_absolute() and folder.parts[-len(output.parts) :] == output.parts:
             places.append(folder.parents[len(output.parts) - 1])
-    for place in places:
-        if (place / name).is_dir():
-            return str(place / name)
+        if Path(name).is_absolute():
+            names.append(str(options.get("model_name_or_path") or name))
+    for place, one in itertools.product(places, names):
+        if (place / one).is_dir():
+            return str(place / one)
     if is_hub_id(name):
         return name
     looked_in = ", ".join(str(place.resolve()) for place in dict.fromkeys(places))
@@ -78,6 +82,14 @@ def find_base(name: str, adapter: str) -> str:
         f"the base model of {adapter} is not there: {show(name)} (looked in {looked_in}); put it there, or correct "
         f"`base_model_name_or_path` in {ADAPTER_CONFIG}"
     )
+
+
+def remember_base(model: PeftModel) -> None:
+    """Make the path of an adapter's base model absolute in its configuration, so that it is found from anywhere."""
+    for config in model.peft_config.values():
+        name = config.base_model_name_or_path
+        if name and Path(name).is_dir():
+            config.base_model_name_or_path = str(Path(name).absolute())
 
 
 def describe_base(base: str, adapter: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.errors import InputError, brief, show
+from edit_trl.common.hub_ids import is_hub_id
 from edit_trl.common.options import nearest
 
 if TYPE_CHECKING:
@@ -205,3 +207,30 @@ def share_template(processing_class: PreTrainedTokenizerBase | ProcessorMixin) -
     if getattr(processing_class, "chat_template", None) is not None:
         tokenizer.chat_template = processing_class.chat_template
     return tokenizer
+
+
+def is_chat_model(model: str) -> bool:
+    """Return whether a model has a chat template, as far as files on this machine tell, or else its name.
+
+    Nothing is downloaded.
+
+    Args:
+        model: A path or Hub id.
+    """
+    files = [file for name in ("chat_template.jinja", "tokenizer_config.json") if (file := _local_file(model, name))]
+    if files:
+        return any(
+            file.suffix == ".jinja" or '"chat_template"' in file.read_text(encoding="utf-8", errors="replace")
+            for file in files
+        )
+    return re.search(r"(instruct|chat|[-_]it)\b", Path(model).name, flags=re.IGNORECASE) is not None
+
+
+def _local_file(model: str, name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    path = Path(model).expanduser() / name
+    if path.is_file() or not is_hub_id(model):
+        return path if path.is_file() else None
+    cached = try_to_load_from_cache(model, name)
+    return Path(cached) if isinstance(cached, str) else None

@@ -233,6 +233,11 @@ class DualCoTConfig(SFTConfig):
             self.bf16 = not self.fp16 and not self.use_cpu and has_bf16
         if self.preference_scope is None and self.preference_weight:
             self.preference_scope = "fork"
+        if self.preference_weight and self.preference_loss == "simpo" and not self.preference_margin:
+            logger.warning_once(
+                "`preference_loss: simpo` without a margin equals `sigmoid` without a reference, on mean scores; set "
+                "`preference_margin` (the paper's gamma), such as 0.5"
+            )
         super().__post_init__()
         problems = [*schedule_problems(self)]
         if problems:

@@ -18,6 +18,8 @@ from edit_trl.hub.card_facts import (
 )
 from edit_trl.hub.model_card import package_versions, write_card
 from edit_trl.hub.repository import account, model_files, open_repository, upload
+from edit_trl.models.adapters import remember_base
+from edit_trl.training.resuming.checkpoints import written_whole
 
 
 class PublishingMixin:
@@ -30,10 +32,22 @@ class PublishingMixin:
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # The Trainer pickles its arguments beside the weights, the Hub token with them.
         token, self.args.hub_token = self.args.hub_token, None
+        if is_peft_model(self.model):
+            remember_base(self.model)
         try:
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
+        if is_peft_model(self.model):  # PEFT writes a blank card
+            (Path(output_dir or self.args.output_dir) / "README.md").unlink(missing_ok=True)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, as in `transformers.Trainer`, and its card beside it; a checkpoint has none."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call:
+            folder = Path(output_dir or self.args.output_dir)
+            with written_whole("the model card", folder):
+                self._write_card(folder)
 
     def create_model_card(
         self,
@@ -48,10 +62,18 @@ class PublishingMixin:
             dataset_name: Id or path of the dual CoTs; a list for a mixture.
             tags: Tags of the Hub, in addition to the trainer's own.
         """
+        self._write_card(Path(self.args.output_dir), model_name, dataset_name, tags)
+
+    def _write_card(
+        self,
+        folder: Path,
+        model_name: str | None = None,
+        dataset_name: str | list[str] | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:
         if not self.is_world_process_zero():
             return
         tags = {*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])}
-        folder = Path(self.args.output_dir)
         facts = CardFacts("adapter" if is_peft_model(self.model) else "model", [self._facts(dataset_name)])
         write_facts(folder, facts)
         write_card(folder, facts, model_name=model_name, tags=sorted(tags))

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from edit_trl.data.preparation import PreparationReport, map_datasets, prepare_for_training
-from edit_trl.data.row import is_conversational, with_prompts
+from edit_trl.data.row import is_conversational, refuse_splits, with_prompts
 from edit_trl.hub.card_facts import pick_examples
 from edit_trl.hub.card_templates import EDIT_CITATION
 from edit_trl.key_steps import SIDES
@@ -311,6 +311,19 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ResumableTrainer):
             self._examples = pick_examples(dataset, tokenizer, args.key_step_method)
             self._conversational = is_conversational(dataset[0])
         return prepared.shuffle(seed=args.seed) if args.shuffle_dataset else prepared
+
+    def predict(self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"):
+        """Predict, as in `transformers.Trainer`, for rows as they are given to `evaluate`.
+
+        Returns:
+            The mean log-probabilities of both chains of each pair as predictions, shape (pairs, 2), and 0 as labels.
+
+        Raises:
+            InputError: Rows that cannot be used; names them.
+        """
+        refuse_splits(test_dataset, "test_dataset")
+        prepared = self._prepare_dataset(test_dataset, self.processing_class, self.args, dataset_name=metric_key_prefix)
+        return super().predict(prepared, ignore_keys, metric_key_prefix)
 
     def _set_signature_columns_if_needed(self):
         self._signature_columns = [*EXAMPLE_COLUMNS, "length"]

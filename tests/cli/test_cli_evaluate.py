@@ -68,6 +68,17 @@ def test_another_run_in_the_folder_is_refused(recipe, tmp_path, capsys):
     assert "seed: 0 there, 1 now" in error
 
 
+def test_another_task_has_another_folder_by_default(recipe, saved_student, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "counts.yaml").write_text(yaml.safe_dump(TASK | {"families": ["object_counting"]}))
+    student = f"outputs/mine/{saved_student.name}"
+    shutil.copytree(saved_student, student)
+    for task in ("sums.yaml", "counts.yaml"):
+        assert evaluate(recipe, "--limit", 1, "--model", student, "--tasks", task, "--output_dir", "null") == 0
+    runs = sorted(str(file.parent) for file in Path("outputs").rglob("evaluation.json"))
+    assert runs == [f"outputs/evaluate/mine-{saved_student.name}-{task}" for task in ("counts", "sums")]
+
+
 def test_sampling(recipe, tmp_path):
     assert evaluate(recipe, "--limit", 2, "--samples", 3, "--temperature", 0.7, "--top_p", 0.95) == 0
     assert [len(item["samples"]) for item in read_run(tmp_path / "run").items] == [3] * 4

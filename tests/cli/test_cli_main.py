@@ -129,6 +129,23 @@ def test_interruption(new_command, capsys):
     assert capsys.readouterr() == ("", "interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["merge", "a b", "--output", "c"], "nothing was saved; to run it again:\n  edit-trl merge 'a b' --output c\n"),
+        (["train", "--dry_run"], "nothing was written; to run it again:\n  edit-trl train --dry_run\n"),
+        (["evaluate", "--model", "m"], "every finished batch is kept; to resume:\n  edit-trl evaluate --model m\n"),
+    ],
+)
+def test_an_interruption_says_what_is_left_and_how_to_go_on(monkeypatch, capsys, argv, told):
+    def interrupt(_argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"edit_trl.cli.{argv[0]}.main", interrupt)
+    assert main(argv) == 130
+    assert capsys.readouterr() == ("", f"interrupted: {told}")
+
+
 def test_other_exceptions_keep_their_traceback(new_command):
     new_command("made_up_bug", "def main(argv):\n    return {}['bug']\n")
     with pytest.raises(KeyError, match="bug"):

@@ -15,7 +15,8 @@ def test_a_run_of_two_stages_is_merged_and_pushed(trained, tmp_path, capsys, ser
     out = tmp_path / "merged"
     assert merge(trained / "out", "--output", out) == 0
     printed = capsys.readouterr().out
-    assert f"merged into {trained / 'student'} (float32): {out}" in printed
+    adapter = trained / "out" / "key_steps"
+    assert printed.startswith(f"the merged model (float32) is in {out}: {adapter}, merged into {trained / 'student'}\n")
     assert "allowed: 0.001 on average" in printed
     names = {file.name for file in out.iterdir()}
     assert names >= {"model.safetensors", "config.json", "tokenizer.json", "README.md", "recipe.yaml"}

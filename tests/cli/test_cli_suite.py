@@ -42,12 +42,17 @@ def suite(tmp_path, saved_student, capsys):
     return run
 
 
-def test_a_file_of_pairs_is_measured_kept_and_remembered(suite, pairs, tmp_path):
+def test_a_file_of_pairs_is_measured_kept_and_remembered(suite, pairs, tmp_path, capsys):
     code, out, err = suite("--dataset_name", pairs, "--name", "mine")
     assert code == 0, err
     assert f"{len(ROWS) + 2} pairs of 2 tasks; 1 rows left out" in err
     assert "key_preference" in out
     assert "95% interval" in out
+    meaning = "share of pairs whose correct key steps are likelier per token"
+    assert out.count(meaning) == 1
+    assert out.rstrip().endswith(str(tmp_path / "run"))
+    assert main(["suite", "--help"]) == 0
+    assert capsys.readouterr().out.count(meaning) == 1
     run = read_run(tmp_path / "run")
     assert len(run.items) == run.record.items == len(ROWS) + 2
     assert run.record.tasks == {"all": "1", "sums": "1"}

@@ -7,12 +7,15 @@ import sys
 from dataclasses import fields
 from typing import get_args
 
+import pytest
 import torch
 from conftest import ROWS
 from safetensors.torch import load_file
 from train_recipe_runs import run_file, stage
 
+from edit_trl import train_recipe
 from edit_trl.cli.main import main
+from edit_trl.common.errors import InputError
 from edit_trl.common.options import hints_of
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.memory.heap import map_large_blocks
@@ -137,6 +140,39 @@ def test_problems_of_a_later_stage_come_first(recipe, tmp_path, capfd):
     refused(capfd, tmp_path, stage(recipe, "warm_up"), "stage key_steps: `preference_loss: ipo`")
 
 
+def test_bad_data_of_a_later_stage_come_first(recipe, tmp_path, capfd):
+    other = tmp_path / "pairs.jsonl"
+    other.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1] | {"rejected": ""}) + "\n")
+    text = recipe.read_text()
+    recipe.write_text(f"{text}    dataset_name: {other}\n")
+    refused(capfd, tmp_path, stage(recipe, "warm_up"), f"{other}, row 2, rejected")
+    recipe.write_text(f"{text}    mistake: [logical]\n    eval_strategy: epoch\n    eval_dataset_name: {other}\n")
+    refused(capfd, tmp_path, stage(recipe, "warm_up"), f"{other}, row 2, rejected", "stage key_steps: ", "mistake")
+    with pytest.raises(InputError, match="stage key_steps: "):
+        train_recipe(recipe)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_stage_needs_no_data(recipe, tmp_path, capfd):
+    assert stage(recipe, "warm_up") == 0
+    (tmp_path / "rows.jsonl").unlink()
+    assert stage(recipe, "warm_up") == 0
+    assert "nothing to do" in capfd.readouterr().out
+
+
+def test_options_of_pairs_reach_the_stages_that_have_pairs(recipe, tmp_path, capfd):
+    options = ("--rows", "2", "--preference_weight", "0.5")
+    assert stage(recipe, "warm_up", *options) == 0
+    note = "stage warm_up runs without --rows, --preference_weight (it trains on correct chains alone)"
+    assert note in capfd.readouterr().err
+    assert run_file(tmp_path / "out" / "warm_up")["options"].keys().isdisjoint({"rows"})
+    assert run_file(tmp_path / "out" / "warm_up")["options"]["preference_weight"] == 0
+    assert stage(recipe, "key_steps", *options) == 0
+    assert "runs without" not in capfd.readouterr().err
+    kept = run_file(tmp_path / "out" / "key_steps")["options"]
+    assert (kept["rows"], kept["preference_weight"]) == (2, 0.5)
+
+
 def test_stage_that_does_not_exist(recipe, tmp_path, capfd):
     refused(capfd, tmp_path, stage(recipe, "warmup"), "no stage 'warmup'", "warm_up, key_steps")
     refused(capfd, tmp_path, stage(recipe, None), "name one with --stage")
@@ -175,6 +211,15 @@ def test_output_dir_that_is_a_file(recipe, tmp_path, capfd):
 def test_student_that_does_not_exist(recipe, tmp_path, capfd):
     code = stage(recipe, "warm_up", "--model_name_or_path", str(tmp_path / "nobody"))
     refused(capfd, tmp_path, code, "`model_name_or_path: ", "nobody`: no such folder")
+
+
+def test_a_model_path_that_does_not_exist_is_told_with_the_other_problems(recipe, tmp_path, capfd):
+    options = ("--model_name_or_path", "outputs/nobody", "--dataset_name", "outputs/nothing.jsonl")
+    refused(capfd, tmp_path, stage(recipe, "warm_up", *options), "`model_name_or_path: outputs/nobody`: no such folder")
+    assert main(["validate", "--config", str(recipe), *options]) == 2
+    errors = capfd.readouterr().err
+    assert "no such file or folder: 'outputs/nothing.jsonl'" in errors
+    assert "`model_name_or_path: outputs/nobody`: no such folder" in errors
 
 
 def test_accelerate_config_by_name(recipe, tmp_path, capfd):

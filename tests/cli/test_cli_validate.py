@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import ROWS
+from conftest import ROWS, conversational
 
 from edit_trl.cli.main import main
 from edit_trl.cli.validate import recipe_kind
@@ -52,6 +52,23 @@ def test_recipe_and_dataset_problems_at_once(files, capfd):
     assert "unknown key `use_cup`; did you mean `use_cpu`?" in errors
     assert "`rejected_key_weight` must be a finite number" in errors
     assert "row 2" in errors
+
+
+def test_plain_rows_that_run_together_or_meet_a_chat_model_are_warned_of(files, saved_student, capfd):
+    recipe, data = files
+    joined = [row | {"prompt": row["prompt"].rstrip()} for row in ROWS]
+    data.write_text("".join(json.dumps(row) + "\n" for row in joined))
+    assert main(["validate", "--dataset", str(data)]) == 0
+    output = capfd.readouterr().out
+    beginning = f"{joined[0]['prompt'][-12:]}{joined[0]['chosen'][:12]}"
+    assert f"warning: {data}: in 4 of 4 rows the chain follows the prompt without a space" in output
+    assert repr(beginning) in output
+    assert "chat model" not in output
+    assert main(["validate", "--config", str(recipe), "--model_name_or_path", str(saved_student)]) == 0
+    assert f"the rows are plain text, and {saved_student} is a chat model" in capfd.readouterr().out
+    data.write_text("".join(json.dumps(conversational(row)) + "\n" for row in ROWS))
+    assert main(["validate", "--config", str(recipe), "--model_name_or_path", str(saved_student)]) == 0
+    assert "warning" not in capfd.readouterr().out
 
 
 def test_dataset_alone(files, capfd):

@@ -17,6 +17,7 @@ from edit_trl.common.errors import InputError
 from edit_trl.data.dual_cots import load_dual_cots, save_dual_cots
 from edit_trl.data.row import GENERATED_COLUMNS, REQUIRED_COLUMNS, chain_text, is_conversational, rows_of
 from edit_trl.data.row_checks import validate_dual_cots
+from edit_trl.data.views import select_rows
 
 PLAIN = [
     {
@@ -342,9 +343,38 @@ def test_unreadable_file(tmp_path, name, content, expected):
 
 
 def test_folder_that_is_no_saved_dataset(tmp_path):
-    write_jsonl(tmp_path / "train.jsonl", [row()])
+    write_jsonl(tmp_path / "rows.jsonl", [row()])
     [problem] = problems_of(load_dual_cots, tmp_path)
-    assert "is not a folder written by datasets.save_to_disk; it holds train.jsonl" in problem
+    assert "is not a folder written by datasets.save_to_disk" in problem
+    assert "for a split, such as train.jsonl; it holds rows.jsonl" in problem
+
+
+def test_a_folder_with_a_file_for_each_split(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", [row(), row(prompt="Another?")])
+    Dataset.from_list([row(prompt="A test?")]).to_parquet(tmp_path / "test.parquet")
+    (tmp_path / "README.md").write_text("ours")
+    assert len(load_dual_cots(tmp_path)) == 2
+    assert load_dual_cots(tmp_path, split="test")["prompt"] == ["A test?"]
+    [problem] = problems_of(load_dual_cots, tmp_path, split="dev")
+    assert problem.endswith("no split 'dev'; choose the split from: test, train")
+    write_jsonl(tmp_path / "test.json", [row()])
+    [problem] = problems_of(load_dual_cots, tmp_path, split="test")
+    assert "test.json and test.parquet are both the split 'test'" in problem
+
+
+def test_a_folder_with_a_folder_for_each_split(tmp_path):
+    for name in ("train", "test"):
+        Dataset.from_list([row(prompt=f"{name}?")]).save_to_disk(tmp_path / name)
+    assert load_dual_cots(tmp_path, split="test")["prompt"] == ["test?"]
+    assert load_dual_cots(tmp_path)["prompt"] == ["train?"]
+
+
+def test_a_dict_of_splits_is_answered_with_a_split(tmp_path):
+    splits = DatasetDict({"train": Dataset.from_list([row()]), "test": Dataset.from_list([row()])})
+    expected = "got a DatasetDict of 'train', 'test'; choose a split, such as `dataset['train']`"
+    for use in (validate_dual_cots, select_rows, lambda rows: list(rows_of(rows))):
+        [problem] = problems_of(use, splits)
+        assert expected in problem
 
 
 @pytest.mark.parametrize("name", ["deep.jsonl", "deep.json"])

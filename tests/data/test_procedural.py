@@ -353,15 +353,15 @@ def test_more_rows_than_problems(monkeypatch):
 
 
 def test_dataset_has_every_column():
-    dataset = generate_dual_cots(ProceduralTeacher(), 21)
+    dataset = generate_dual_cots(ProceduralTeacher(), 21, conversational=False)
     assert dataset.column_names == [*REQUIRED_COLUMNS, *GENERATED_COLUMNS]
-    assert list(dataset) == list(ProceduralTeacher().rows(21))
+    rows = [row | {"prompt": f"{row['prompt']}\n"} for row in ProceduralTeacher().rows(21)]
+    assert list(dataset) == rows
 
 
 def test_conversational_dataset_holds_the_same_rows():
-    plain = generate_dual_cots(ProceduralTeacher(), 7)
-    chat = generate_dual_cots(ProceduralTeacher(), 7, conversational=True)
-    for row, turns in zip(plain, chat, strict=True):
+    chat = generate_dual_cots(ProceduralTeacher(), 7)
+    for row, turns in zip(ProceduralTeacher().rows(7), chat, strict=True):
         assert turns["prompt"] == [{"role": "user", "content": row["prompt"]}]
         assert turns["chosen"] == [{"role": "assistant", "content": row["chosen"]}]
         assert turns["rejected"] == [{"role": "assistant", "content": row["rejected"]}]

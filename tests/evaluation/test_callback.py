@@ -93,6 +93,22 @@ def test_the_run_is_the_same_bit_for_bit(tmp_path, peft, layout):
     assert with_suite.model.training == without.model.training
 
 
+@pytest.mark.parametrize(
+    ("steps", "options", "told"),
+    [
+        (None, {}, True),
+        (None, {"eval_strategy": "steps", "eval_steps": 5}, True),  # of 4
+        (None, {"eval_strategy": "steps", "eval_steps": 4}, False),
+        (9, {}, False),  # and at the last step
+    ],
+)
+def test_a_suite_that_will_not_run_is_told(tmp_path, caplog, steps, options, told):
+    suite = SuiteCallback(SUITE, steps=steps, rows=1)
+    make_trainer(tmp_path, [suite], eval_dataset=Dataset.from_list(ROWS[:1]), **options).train()
+    assert ("the suite will not run in this training" in caplog.text) is told
+    assert (tmp_path / "run" / HISTORY_FILE).exists() is not told
+
+
 def test_dropout_is_on_in_these_runs(tmp_path):
     losses = []
     for seed in (1, 2):

@@ -43,8 +43,8 @@ def test_flips_overall_and_by_task(tmp_path):
     assert edit.groups["sums"].flips == Flips(2, 1, 1, 1)
     assert edit.groups["dates"].flips == Flips(3, 0, 0, 0)
     assert (edit.overall.items, edit.overall.baseline, edit.overall.other) == (8, 2 / 8, 6 / 8)
-    assert edit.overall.difference.value == 0.5
-    assert edit.overall.better is True
+    assert edit.overall.difference.value == edit.overall.gain == 0.5
+    assert edit.overall.verdict == "no difference shown"  # 8 items
     assert edit.fixed_items == [("sums", "2"), ("sums", "3"), ("dates", "10"), ("dates", "11"), ("dates", "12")]
     assert edit.broken_items == [("sums", "1")]
     assert (edit.test, edit.seeds, edit.tasks) == ("exact McNemar test", (1, 1), 2)
@@ -72,7 +72,8 @@ def test_a_run_against_itself(tmp_path):
     run = finished_run(tmp_path / "run", outcomes("+-+?"))
     [same] = compare_runs(run.path, str(run.path)).systems
     assert same.overall.flips == Flips(0, 0, 2, 2)
-    assert (same.overall.p_value, same.overall.difference.value, same.overall.better) == (1.0, 0.0, None)
+    assert (same.overall.p_value, same.overall.difference.value, same.overall.gain) == (1.0, 0.0, 0.0)
+    assert same.overall.verdict == "no difference shown"
     assert same.over_tasks is None  # one task
     assert same.name == f"student ({run.path})"
 
@@ -112,9 +113,28 @@ def test_several_systems_have_items_of_their_own(tmp_path):
 
 def test_lower_is_better(tmp_path):
     [edit] = compare(tmp_path, outcomes("??+-"), outcomes("-?++"), score="unparsed").systems
-    assert edit.overall.difference.value == -0.25
-    assert edit.overall.better is True
+    assert (edit.overall.difference.value, edit.overall.gain) == (-0.25, 0.25)
     assert edit.overall.flips == Flips(fixed=1, broken=0, both_right=2, both_wrong=1)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "score", "verdict"),
+    [
+        ("-" * 20, "+" * 20, "accuracy", "better"),
+        ("+" * 20, "-" * 20, "accuracy", "worse"),
+        ("?" * 20, "+" * 20, "unparsed", "better"),
+        ("+" * 20, "?" * 20, "unparsed", "worse"),
+        # 2 of 20 fixed: p = 0.5, and the interval is 0.1 +- 2.093 * sqrt(0.09 / 19), which includes 0.
+        ("-" * 20, "++" + "-" * 18, "accuracy", "no difference shown"),
+        ("?" * 20, "--" + "?" * 18, "unparsed", "no difference shown"),
+        ("+" * 20, "+" * 20, "accuracy", "no difference shown"),
+        ("-", "+", "accuracy", "no difference shown"),  # one item
+    ],
+)
+def test_the_verdict_is_that_of_the_interval(tmp_path, before, after, score, verdict):
+    [edit] = compare(tmp_path, outcomes(before), outcomes(after), score=score).systems
+    assert edit.overall.verdict == verdict
+    assert [group.verdict for group in edit.groups.values()] == [verdict]
 
 
 def test_groups_by_mistake_and_source(tmp_path):

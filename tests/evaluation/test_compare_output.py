@@ -106,7 +106,7 @@ def test_margins_seeds_and_what_is_missing(tmp_path):
     ]
     comparison = compare_runs(base, seeds, score="margin", by="source")
     text = shown(comparison, 1000)
-    assert "+0.160 nats, better: 0.100 to 0.260" in text
+    assert "+0.160 nats, no difference shown: 0.100 to 0.260" in text
     assert "flips" not in text
     assert f"{seeds[0].path} lacks 1 item of the other (sums/3)" in text
     assert "seeds: 1 of the baseline, 2 of edit" in text

@@ -253,7 +253,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
 
 def long_rows(count: int) -> list[dict]:
     """Rows with chains about as long as those of BIG-Bench Hard, some 220 tokens."""
-    made = [dict(row) for row in generate_dual_cots(ProceduralTeacher(difficulty=3), 100)]
+    made = [dict(row) for row in generate_dual_cots(ProceduralTeacher(difficulty=3), 100, conversational=False)]
     rows = []
     for number in range(count):
         parts = [made[(number * step + step) % len(made)] for step in (1, 3, 7, 11)]

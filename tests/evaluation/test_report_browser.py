@@ -443,7 +443,7 @@ def test_a_browser_that_cannot_unpack_says_so(chromium, report):
 
 
 def test_pairs(chromium, tmp_path):
-    rows = [dict(row) for row in generate_dual_cots(ProceduralTeacher(), 21)]
+    rows = [dict(row) for row in generate_dual_cots(ProceduralTeacher(), 21, conversational=False)]
     path = write_pairs(locate_pairs(rows), tmp_path / "pairs.html", title="rows.jsonl", method="words")
     page = Page(chromium, path)
     assert page.console() == []

@@ -4,8 +4,8 @@ import pytest
 from test_runs import item, record
 
 from edit_trl.evaluation.runs.schema import Run
-from edit_trl.evaluation.runs.scores import grouped_scores, mean_scores, run_scores
-from edit_trl.evaluation.runs.tables import run_table
+from edit_trl.evaluation.runs.scores import SCORES, grouped_scores, mean_scores, run_scores
+from edit_trl.evaluation.runs.tables import run_table, score_meanings
 
 
 def answered(number, verdict, lenient, cut_off=0, **more):
@@ -73,6 +73,13 @@ def test_a_score_is_over_the_items_that_have_it():
     assert scores["right_branch"] is None
     assert "right_branch" not in intervals
     assert intervals["margin"] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "suite"])
+def test_every_score_is_explained(kind):
+    lines = score_meanings(SCORES[kind]).splitlines()
+    assert [line.split()[0] for line in lines] == list(SCORES[kind])
+    assert all(len(line.split()) > 2 for line in lines)
 
 
 def test_a_table(tmp_path):

@@ -20,7 +20,8 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "evaluate").glob("suit
 def test_every_recipe_is_read(path):
     arguments, endpoint = build_options(str(path), {}, (SuiteArguments, EndpointArguments))
     assert arguments.model
-    assert arguments.folder == Path("outputs/suite/SmolLM2-135M-Instruct")
+    data = {"suite_own": "dual_cots-dual", "suite_procedural": "procedural"}[path.stem]
+    assert arguments.folder == Path(f"outputs/suite/SmolLM2-135M-Instruct-{data}")
     assert not endpoint.base_urls
 
 
@@ -62,7 +63,7 @@ def test_everything_wrong_with_a_recipe_is_said_at_once(tmp_path):
 def test_names_and_what_decides_the_numbers():
     arguments = SuiteArguments(model="outputs/a/student", rows=3, greedy=False)
     assert arguments.run_name == "student"
-    assert arguments.folder == Path("outputs/suite/student")
+    assert arguments.folder == Path("outputs/suite/a-student-procedural")
     assert arguments.settings["max_new_tokens"] == arguments.max_greedy_tokens == 0
     named = SuiteArguments(model="m", rows=3, name="mine", output_dir="here")
     assert (named.run_name, named.folder, named.max_greedy_tokens) == ("mine", Path("here"), 256)

@@ -3,7 +3,7 @@
 import pytest
 
 from edit_trl.common.errors import InputError
-from edit_trl.models.chat_templates import check_template, render, share_template
+from edit_trl.models.chat_templates import check_template, is_chat_model, render, share_template
 
 QUESTION = [{"role": "user", "content": "What is 1 + 2?"}]
 
@@ -78,3 +78,17 @@ def test_the_template_of_a_processor_is_its_tokenizers_too(tokenizer):
     assert share_template(tokenizer) is tokenizer
     assert share_template(Processor(tokenizer)).chat_template == own
     assert share_template(Processor(tokenizer, ALTERNATING)).chat_template == ALTERNATING
+
+
+def test_a_chat_model_is_told_by_its_files_or_its_name(tmp_path):
+    for name, expected in (("org/Qwen3-Instruct", True), ("gemma-3-1b-it", True), ("x/some-chat-7b", True)):
+        assert is_chat_model(name) is expected
+    assert not is_chat_model("org/exit-base")
+    base, chat = tmp_path / "Some-Instruct", tmp_path / "base"
+    for folder, config in ((base, "{}"), (chat, '{"chat_template": "x"}')):
+        folder.mkdir()
+        (folder / "tokenizer_config.json").write_text(config)
+    assert not is_chat_model(str(base))
+    assert is_chat_model(str(chat))
+    (base / "chat_template.jinja").write_text("x")
+    assert is_chat_model(str(base))

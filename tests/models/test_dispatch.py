@@ -304,17 +304,50 @@ def test_a_wait_longer_than_anyone_has_stops_the_run(tmp_path):
 
 def test_the_budget_stops_the_run_and_a_higher_one_goes_on(tmp_path):
     server = ChatServer(echo, delay=0.01)
-    prices = {"prompt_price": 1e6, "completion_price": 0.0, "max_concurrency": 1}  # ten a request
+    prices = {"prompt_price": 1e6, "completion_price": 0.0}  # ten a request, and 26 at most: 10 bytes and a template
+    spent = r"`max_cost: 65` is spent \(40\.0000; another request may cost 26\.0000\)"
     with running(server) as url:
-        with pytest.raises(BudgetSpent, match=r"`max_cost: 45` is spent \(50\.0000\)"):
-            ask(url, tmp_path, requests(20), max_cost=45, **prices)
-        assert server.seen == 5
-        with pytest.raises(BudgetSpent):
-            ask(url, tmp_path, requests(20), max_cost=45, **prices)
-        assert server.seen == 5  # the journal's answers count
-        outcomes, dispatcher, _ = ask(url, tmp_path, requests(20), max_cost=200, **prices)
-    assert server.seen == len(outcomes) == 20  # spent to the last, and nothing was left to ask
-    assert dispatcher.stats.cost == pytest.approx(200)
+        with pytest.raises(BudgetSpent, match=spent):
+            ask(url, tmp_path, requests(10), max_cost=65, **prices)
+        assert server.seen == 4  # a fifth could have cost 40 + 26
+        with pytest.raises(BudgetSpent, match=spent):
+            ask(url, tmp_path, requests(10), max_cost=65, **prices)
+        assert server.seen == 4  # the journal's answers count
+        outcomes, dispatcher, _ = ask(url, tmp_path, requests(10), max_cost=116, **prices)  # 90 + 26
+    assert server.seen == len(outcomes) == 10
+    assert dispatcher.stats.cost == pytest.approx(100)
+
+
+def test_the_budget_holds_whatever_is_in_flight(tmp_path):
+    """Twenty requests at once, whose answers are as long as they can be."""
+    tokens = {"prompt_tokens": 0, "completion_tokens": 100}
+    server = ChatServer(lambda _: json.dumps(json.loads(completion("It is 4.")) | {"usage": tokens}), delay=0.05)
+    asked = [ChatRequest("annotate", str(n), "v1", (("user", f"{n}"),), Sampling(max_tokens=100)) for n in range(20)]
+    seen = []
+    with running(server) as url, pytest.raises(BudgetSpent, match=r"is spent \(700\.0000; another"):
+        ask(
+            *(url, tmp_path, asked),
+            watch=lambda dispatcher, _: seen.append(dispatcher.stats.cost),
+            completion_price=1e6,
+            max_cost=799,
+            max_concurrency=20,
+        )
+    assert server.seen == len(seen) == 7
+    assert max(seen) == 700
+
+
+def test_a_budget_for_no_request_sends_none(tmp_path):
+    server = ChatServer(echo)
+    with running(server) as url, pytest.raises(BudgetSpent, match=r"is spent \(0\.0000; another request may cost 26"):
+        ask(url, tmp_path, requests(5), max_cost=25, prompt_price=1e6)
+    assert server.seen == 0
+
+
+def test_a_request_that_fails_gives_its_reservation_back(tmp_path):
+    server = ChatServer(echo, lambda n, body: "400" if n <= 3 else None)
+    with running(server) as url:
+        outcomes, _, _ = ask(url, tmp_path, requests(5), max_cost=46, prompt_price=1e6)  # 2 answers and the most of one
+    assert sum(isinstance(outcome, Failure) for outcome in outcomes.values()) == 3
 
 
 @pytest.mark.parametrize(
@@ -330,11 +363,12 @@ def test_tokens_that_are_not_reported_are_counted_at_their_most(tmp_path, usage)
     most = len("caf\u00e9 0".encode()) + 16 + 2 * 100
     with running(ChatServer(lambda _: body)) as url:
         with pytest.raises(BudgetSpent) as caught:
-            ask(url, tmp_path, asked, max_cost=most + 1, **prices)
+            ask(url, tmp_path, asked, max_cost=2 * most + 1, **prices)
         outcomes, dispatcher, _ = ask(url, tmp_path, asked, **prices)
     assert str(caught.value).startswith(
-        f"`max_cost: {most + 1}` is spent ({2 * most}.0000); 2 answers came without token counts (`usage`) and are "
-        "counted as long as they can be. Everything answered so far is in the journal"
+        f"`max_cost: {2 * most + 1}` is spent ({2 * most}.0000; another request may cost {most}.0000); 2 answers came "
+        "without token counts (`usage`) and are counted as long as they can be. Everything answered so far is in the "
+        "journal"
     )
     assert len(outcomes) == 9
     assert (dispatcher.stats.cost, dispatcher.stats.unreported) == (9 * most, 9)

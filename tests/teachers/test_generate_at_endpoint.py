@@ -116,7 +116,7 @@ def test_a_budget_without_counts_is_kept(tmp_path, capsys):
         return json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]})
 
     server = ChatServer(uncounted)
-    options = {"completion_price": 1e6, "max_cost": 1500, "max_concurrency": 1}  # an answer has at most 1024 tokens
+    options = {"completion_price": 1e6, "max_cost": 2500, "max_concurrency": 1}  # an answer has at most 1024 tokens
     with running(server) as url:
         path = recipe(tmp_path, url, questions=20, **options)
         assert generate(path) == 2

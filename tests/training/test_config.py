@@ -4,6 +4,7 @@ import pytest
 
 from edit_trl import DualCoTConfig
 from edit_trl.common.errors import InputError
+from edit_trl.training.config import logger
 
 
 def make(tmp_path, **options) -> DualCoTConfig:
@@ -92,3 +93,12 @@ def test_checkpoints_are_not_pushed(tmp_path):
     with pytest.raises(InputError, match="hub_strategy: all_checkpoints` would push checkpoints"):
         DualCoTConfig(str(tmp_path), hub_strategy="all_checkpoints")
     DualCoTConfig(str(tmp_path), hub_strategy="end", use_cpu=True)
+
+
+def test_simpo_without_a_margin_is_told_to_be_sigmoid(tmp_path, caplog):
+    logger.warning_once.cache_clear()
+    make(tmp_path, preference_loss="simpo", preference_margin=0.5)
+    assert caplog.messages == []
+    make(tmp_path, preference_loss="simpo")
+    [message] = caplog.messages
+    assert "`preference_loss: simpo` without a margin equals `sigmoid`" in message

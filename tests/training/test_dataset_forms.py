@@ -105,6 +105,24 @@ def test_a_dict_to_train_on_is_refused(tmp_path, tokenizer, kind):
     ]
 
 
+def test_predict_takes_rows_as_evaluate_does(tmp_path, tokenizer):
+    trainer = make(tmp_path, tokenizer, Dataset.from_list(ROWS))
+    rows = Dataset.from_list(CHAT[:3])
+    output = trainer.predict(rows)
+    assert output.predictions.shape == (3, 2)
+    assert output.label_ids.tolist() == [0, 0, 0]
+    assert output.metrics["test_loss"] == pytest.approx(trainer.evaluate(rows)["eval_loss"], rel=1e-5)
+    with pytest.raises(InputError, match=r"choose a split, such as `test_dataset\['test'\]`"):
+        trainer.predict(DatasetDict({"test": rows}))
+
+
+def test_spans_that_are_missing_are_named_with_row_and_column(tmp_path, tokenizer):
+    spans = {"chosen_key_spans": [[0, 5]], "rejected_key_spans": [[0, 5]]}
+    rows = Dataset.from_list([ROWS[0] | spans, ROWS[1] | dict.fromkeys(spans)])
+    with pytest.raises(InputError, match=r"row 2: method 'spans' needs chosen_spans.*column `chosen_key_spans`"):
+        make(tmp_path, tokenizer, rows, key_step_method="spans")
+
+
 def test_a_stream_is_refused(tmp_path, tokenizer):
     stream = Dataset.from_list(ROWS).to_iterable_dataset()
     assert isinstance(stream, IterableDataset)

@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from edit_trl.common.errors import InputError
 from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
@@ -217,3 +218,29 @@ def test_bad_files(recipe, text, message):
 def test_no_such_file(tmp_path):
     with pytest.raises(InputError, match="no recipe at"):
         read_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_options_of_pairs_are_for_stages_with_pairs(tmp_path):
+    def values(stages, **options):
+        file = tmp_path / "recipe.yaml"
+        base = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": str(tmp_path / "out"), "use_cpu": True}
+        file.write_text(yaml.safe_dump({**base, "bf16": False, "stages": stages}))
+        return [run.values for run in resolve_runs(read_recipe(file), options)]
+
+    sft = {"chosen_key_weight": 1, "preference_weight": 0}
+    pairs = {"name": "key_steps"}
+    options = {"rows": 5, "mistake": ["logical"], "hardest_forks": 0.5, "chosen_key_weight": 3.0, "learning_rate": 1e-3}
+    first, second = values([{"name": "warm_up", **sft}, pairs], **options)
+    assert {name: first.get(name) for name in options} == dict.fromkeys(options) | {
+        "chosen_key_weight": 1,
+        "learning_rate": 1e-3,
+    }
+    assert {name: second.get(name) for name in options} == options
+    # Which stages have pairs is what the recipe says, by their view or by their weights.
+    first, second = values([{"name": "warm_up", "views": {"chosen": 1, "check": 1}, **sft}, pairs], rows=5)
+    assert ("rows" in first, "rows" in second) == (False, True)
+    first, second = values([{"name": "warm_up", "views": "{chosen: 1, pairs: 1}"}, pairs], rows=5)
+    assert (first["rows"], second["rows"]) == (5, 5)
+    # In a recipe without pairs they are for all stages.
+    [only] = values([{"name": "warm_up", **sft}], rows=5)
+    assert only["rows"] == 5

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -302,6 +303,27 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on(tmp_path):
     assert_same(whole, resumed)
 
 
+def test_ctrl_c_saves_after_the_step_and_a_second_one_stops_at_once(tmp_path, capfd):
+    def press(*numbers):
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    # The launcher passes Ctrl-C on as SIGTERM, which is no second one.
+    for numbers, error in (
+        ((signal.SIGINT, signal.SIGTERM), TrainingStopped),
+        ((signal.SIGINT, signal.SIGTERM, signal.SIGINT), KeyboardInterrupt),
+    ):
+        trainer = make_trainer(tmp_path / error.__name__, True, save_strategy="no")
+        trainer.stop_signals = StopSignals()
+        trainer.add_callback(Stop(3, partial(press, *numbers)))
+        with handled(trainer.stop_signals.receive), pytest.raises(error) as stopped:
+            trainer.train()
+        assert "saving after this step; Ctrl-C again stops at once" in capfd.readouterr().err
+        if error is TrainingStopped:
+            assert (str(stopped.value)[:24], stopped.value.code) == ("stopped by SIGINT after ", 130)
+            assert Path(last_checkpoint(tmp_path / "TrainingStopped")).name == "checkpoint-4"
+
+
 def test_a_signal_before_training_ends_the_process(tmp_path):
     signals = StopSignals()
     before = signal.getsignal(signal.SIGTERM)
@@ -375,6 +397,22 @@ def start(command: list[str], log: Path) -> subprocess.Popen:
     while "'grad_norm'" not in log.read_text() and process.poll() is None:
         time.sleep(0.05)
     return process
+
+
+def test_ctrl_c_in_a_terminal(recipe, tmp_path):
+    """The terminal interrupts the command and the process that trains."""
+    command = [sys.executable, "-m", "edit_trl.cli.main", "train", "--config", str(recipe)]
+    with (tmp_path / "log.txt").open("w") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
+    log = tmp_path / "log.txt"
+    while "'grad_norm'" not in log.read_text() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=300) == 130
+    assert "stopped by SIGINT after step" in log.read_text()
+    assert f"to resume: edit-trl train --config {recipe}" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert last_checkpoint(tmp_path / "out") is not None
 
 
 @pytest.mark.slow

@@ -425,6 +425,22 @@ def test_default_args(tokenizer, tmp_path, monkeypatch):
     assert trainer.args.output_dir == "student-EDIT"
 
 
+def test_saving_writes_our_card_and_never_a_blank_one(tmp_path, tokenizer):
+    trainer = make_trainer(tmp_path, tokenizer, peft_config=LORA, max_steps=1, save_strategy="no")
+    trainer.save_model(str(tmp_path / "before"))
+    trainer.train()
+    trainer.save_model()
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    for folder in ("before", "run", "elsewhere"):
+        card = (tmp_path / folder / "README.md").read_text()
+        assert "| `chosen_key_weight` | `2.0` |" in card
+        assert "More Information Needed" not in card
+        assert (tmp_path / folder / "adapter_model.safetensors").is_file()
+    trainer._save_checkpoint(trainer.model, None)
+    assert not (tmp_path / "run" / "checkpoint-1" / "README.md").exists()
+    assert "| `chosen_key_weight` | `2.0` |" in (tmp_path / "run" / "README.md").read_text()
+
+
 def test_model_card(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, peft_config=LORA, max_steps=1)
     trainer.train()

@@ -37,7 +37,7 @@ def plan_sets(output: Path, rows: int, held_out: int | None = None, *, force: bo
 
 
 def save_sets(
-    teacher: ProceduralTeacher, sizes: Mapping[Path, int], *, conversational: bool = False
+    teacher: ProceduralTeacher, sizes: Mapping[Path, int], *, conversational: bool = True
 ) -> dict[Path, Dataset]:
     """Generate the sets of `plan_sets` and save them.
 

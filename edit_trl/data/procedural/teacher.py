@@ -93,13 +93,14 @@ def question_of(row: DualCoT) -> Question:
     return Question(row["id"], row["prompt"], row["answer"], ANSWER_TYPES[row["task"]], row["task"])
 
 
-def generate_dual_cots(teacher: ProceduralTeacher, rows: int, *, conversational: bool = False) -> Dataset:
+def generate_dual_cots(teacher: ProceduralTeacher, rows: int, *, conversational: bool = True) -> Dataset:
     """Make dual CoTs with the embedded teacher and validate them.
 
     Args:
         teacher: The teacher.
         rows: Number of rows.
-        conversational: Whether rows hold messages rather than plain strings. Spans refer to a message's text.
+        conversational: Whether rows hold messages, for a chat model, rather than plain strings. Spans refer to a
+            message's text. A plain prompt ends with a newline, after which the chain begins.
 
     Returns:
         A dataset with all columns of a dual CoT.
@@ -109,7 +110,7 @@ def generate_dual_cots(teacher: ProceduralTeacher, rows: int, *, conversational:
     """
     from datasets import Dataset, Features
 
-    items = [_as_messages(row) if conversational else row for row in teacher.rows(rows)]
+    items = [_as_messages(row) if conversational else _as_text(row) for row in teacher.rows(rows)]
     # In a small set all spans of one side may be empty, so their type cannot be inferred.
     dataset = Dataset.from_list(items, features=Features(column_types(conversational)))
     validate_dual_cots(dataset, source="procedural teacher")
@@ -160,3 +161,8 @@ def _as_messages(row: DualCoT) -> DualCoT:
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
     turns = {column: [{"role": role, "content": row[column]}] for column, role in roles.items()}
     return {**row, **turns}
+
+
+def _as_text(row: DualCoT) -> DualCoT:
+    # Prompt and chain are concatenated as they are.
+    return {**row, "prompt": f"{row['prompt']}\n"}

@@ -12,7 +12,7 @@ from edit_trl.common.errors import raise_problems
 from edit_trl.common.tables import aligned
 from edit_trl.common.thoughts import answer_part
 from edit_trl.data.answers import AnswerType, check_answer
-from edit_trl.data.row import TEMPLATE_COLUMNS
+from edit_trl.data.row import TEMPLATE_COLUMNS, refuse_splits
 from edit_trl.evaluation.accuracy.problems import Problem, encode, problems_of
 from edit_trl.evaluation.accuracy.votes import Votes, Weight, count_votes, votes_problems
 from edit_trl.evaluation.runs.folder import RunFolder
@@ -173,6 +173,7 @@ def evaluate_accuracy(
 
     raise_problems(votes_problems(votes, samples))
     decoding = Decoding(max_new_tokens, temperature, top_p, samples, max_thinking_tokens)
+    refuse_splits(dataset)
     problems = problems_of(list(dataset), answer_type=answer_type)
     positions = positions_of(model.config)
     prompts = encode(

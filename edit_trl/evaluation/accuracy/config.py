@@ -133,6 +133,11 @@ class EvaluateArguments(MeasuredModel):
         return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.samples, self.max_thinking_tokens)
 
     @property
+    def measured_on(self) -> list[str]:
+        """See `MeasuredModel.measured_on`."""
+        return [Path(name).stem for name in self.tasks or ()] + [*(self.harness or ())]
+
+    @property
     def contrast(self) -> Against | None:
         """The model that is decoded against, if any."""
         return Against(self.against, self.against_weight, self.against_cutoff) if self.against else None

@@ -43,6 +43,7 @@ from edit_trl.evaluation.statistics import (
 )
 
 GroupBy = Literal["task", "mistake", "source"]
+Verdict = Literal["better", "worse", "no difference shown"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class PairedScores:
         difference: `other - baseline`, with its interval on these tasks.
         p_value: Two-sided p-value of no difference.
         adjusted_p_value: The p-value adjusted by Holm's method for the number of groups; None overall.
-        better: Whether the score improved; None if it did not change.
+        gain: The difference in the direction of a better score: positive is an improvement.
+        verdict: "better" or "worse" where the interval of the difference excludes 0, else "no difference shown".
         flips: None if the items are not simply right or wrong by this score.
         minimum_detectable_effect: The smallest true change that is detected with a power of 80%.
     """
@@ -88,7 +90,8 @@ class PairedScores:
     difference: Difference
     p_value: float
     adjusted_p_value: float | None
-    better: bool | None
+    gain: float
+    verdict: Verdict
     flips: Flips | None
     minimum_detectable_effect: float
 
@@ -100,7 +103,7 @@ class PairedScores:
     @property
     def significantly_worse(self) -> bool:
         """Whether the score is significantly worse (5%; in groups, adjusted by Holm's method)."""
-        return self.better is False and self.final_p_value < 1 - LEVEL
+        return self.gain < 0 and self.final_p_value < 1 - LEVEL
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,9 @@ def _compare(baseline: System, other: System, score: str, by: GroupBy) -> System
 def _paired(name: str, before: np.ndarray, after: np.ndarray, score: str, binary: bool) -> PairedScores:
     """Compare one group, by scores of shape (items, seeds); `binary` tells whether each is 0 or 1."""
     difference = paired_difference(before, after, share=score not in UNITS)
-    change = -difference.value if score in LOWER_IS_BETTER else difference.value
+    gain = 0.0 if abs(difference.value) < 1e-12 else difference.value  # rounding
+    if score in LOWER_IS_BETTER:
+        gain = -gain
     return PairedScores(
         name=name,
         items=len(before),
@@ -236,10 +241,17 @@ def _paired(name: str, before: np.ndarray, after: np.ndarray, score: str, binary
         difference=difference,
         p_value=_p_value(before, after, difference, binary),
         adjusted_p_value=None,
-        better=None if abs(change) < 1e-12 else change > 0,
+        gain=gain,
+        verdict=_verdict(gain, difference),
         flips=_flips(before, after, score) if binary else None,
         minimum_detectable_effect=minimum_detectable_effect(difference),
     )
+
+
+def _verdict(gain: float, difference: Difference) -> Verdict:
+    if not gain or difference.low <= 0 <= difference.high:
+        return "no difference shown"
+    return "better" if gain > 0 else "worse"
 
 
 def _p_value(before: np.ndarray, after: np.ndarray, difference: Difference, binary: bool) -> float:

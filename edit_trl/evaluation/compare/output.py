@@ -49,13 +49,12 @@ def _summary(comparison: Comparison, system: SystemComparison) -> list[tuple[str
     """Return the (title, line) pairs that summarize a system, in the terminal and in Markdown."""
     score, overall = comparison.score, system.overall
     tasks = f"{system.tasks} task{'s' if system.tasks > 1 else ''}"
-    verdict = "" if overall.better is None else f", {'better' if overall.better else 'worse'}"
     p_value = p_text(overall.p_value).replace("<", "< ") if overall.p_value < 0.001 else f"= {p_text(overall.p_value)}"
     lines = [
         ("items", f"{overall.items:,} in {tasks}"),
         (
             "change",
-            f"{amount(overall.difference.value, score)}{verdict}: {value_of(overall.baseline, score)} to "
+            f"{amount(overall.difference.value, score)}, {overall.verdict}: {value_of(overall.baseline, score)} to "
             f"{value_of(overall.other, score)}; p {p_value} ({system.test})",
         ),
         (f"{LEVEL:.0%}", f"{interval_text(overall.difference, score)} on these tasks"),
@@ -125,9 +124,9 @@ def _cut(name: str, longest: int) -> str:
 
 
 def _style(group: PairedScores) -> str:
-    if group.final_p_value >= 1 - LEVEL or group.better is None:
+    if group.final_p_value >= 1 - LEVEL or not group.gain:
         return ""
-    return "green" if group.better else "red"
+    return "green" if group.gain > 0 else "red"
 
 
 def _cells(group: PairedScores, score: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from edit_trl.common.checks import seed_range
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import content_hash
+from edit_trl.common.hub_ids import is_hub_id, looks_like_file
 from edit_trl.common.options import Options
 from edit_trl.evaluation.runs.schema import RunKind, RunRecord
 from edit_trl.models.chat.limits import Limits
@@ -27,6 +28,9 @@ _INCIDENTAL = (
 # Options that are recorded only where they are given, so that the runs of earlier versions can be resumed.
 _WHERE_GIVEN = ("chat_template_kwargs", "max_thinking_tokens", "votes", "against", "against_weight", "against_cutoff")
 
+# Characters of the names of tasks in the name of a default folder.
+_LONGEST_NAME = 60
+
 _OF_LOADED_MODELS = ("against", "actors", "dtype", "load_in_4bit", "device", "attn_implementation")
 
 
@@ -37,8 +41,8 @@ class MeasuredModel(Options):
     Attributes:
         model: A path or Hub id, of a model or an adapter; or the model's name at an endpoint.
         name: The run's name in tables and charts; the last part of the model's name by default.
-        output_dir: The run's folder; outputs/evaluate/NAME or outputs/suite/NAME by default. An interrupted
-            run resumes from it.
+        output_dir: The run's folder, from which an interrupted run resumes; by default it is in outputs/evaluate or
+            outputs/suite and is named after the model (or `name`) and what it is measured on.
         history: The SQLite file with the scores of every run; null for none.
         dtype: Dtype of the weights: float32, bfloat16 or float16; the one they were saved in by default.
         load_in_4bit: Load the model in NF4, as QLoRA trains, to fit a small GPU.
@@ -105,9 +109,20 @@ class MeasuredModel(Options):
         return {name: value for name, value in given.items() if value and value != getattr(type(self), name)}
 
     @property
+    def measured_on(self) -> list[str]:
+        """The names of the tasks, or of the dataset, for the name of the folder."""
+        raise NotImplementedError
+
+    @property
     def folder(self) -> Path:
         """The folder of the run."""
-        return Path(self.output_dir or Path("outputs") / self.kind / self.run_name)
+        if self.output_dir:
+            return Path(self.output_dir)
+        model, names = self.name or label_of_path(str(self.model)), self.measured_on
+        data = "+".join(names)
+        if len(data) > _LONGEST_NAME:
+            data = f"{names[0][:_LONGEST_NAME]}+{len(names) - 1}-{content_hash(names)[:6]}"
+        return Path("outputs") / self.kind / f"{model}-{data}"
 
     @property
     def source(self) -> ModelSource:
@@ -139,6 +154,23 @@ class MeasuredModel(Options):
             recipe_hash=content_hash(options),
             seed=self.seed or 0,
         )
+
+
+def label_of_path(name: str) -> str:
+    """Return a name for the folder of a run: the last part of a Hub id, the last parts of a local path.
+
+    The stages of all recipes have the same names, and so have checkpoints, so the folder around them is part of it:
+    outputs/my-student/key_steps becomes my-student-key_steps.
+    """
+    if is_hub_id(name) and not looks_like_file(Path(name)):
+        return Path(name).name
+    path = Path(name).expanduser()
+    parts = [part for part in path.parts if part not in (path.anchor, ".", "..")]
+    if parts and looks_like_file(Path(parts[-1])):
+        parts[-1] = Path(parts[-1]).stem
+    count = 3 if parts and parts[-1].startswith("checkpoint-") else 2
+    last = [part for part in parts[-count:-1] if part != "outputs"] + parts[-1:]
+    return "-".join(last) or path.resolve().name
 
 
 def _changed(options: Options, names: Collection[str] = ()) -> list[str]:

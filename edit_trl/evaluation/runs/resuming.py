@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
+from edit_trl.common.interruption import after_the_batch
 from edit_trl.evaluation.runs.folder import RunFolder, read_run
 from edit_trl.evaluation.runs.history import record_run
 from edit_trl.evaluation.runs.schema import Run, key_of
 from edit_trl.evaluation.runs.scores import run_scores
+from edit_trl.models.chat.dispatch import Interrupted
 
 
 class Keyed(Protocol):
@@ -46,6 +49,9 @@ def complete_items(
 
     Returns:
         The items, in the order of `entries`.
+
+    Raises:
+        Interrupted: Ctrl-C was pressed; the batch at hand was finished and stored.
     """
     if folder and folder.needs_grading:
         by_key = {entry.key: entry for entry in entries}
@@ -61,13 +67,18 @@ def complete_items(
     )
     started, tokens = time.perf_counter(), 0
     try:
-        with bar:
+        with bar, after_the_batch() if folder else nullcontext() as interruption:
             for batch_items in make_items(remaining):
                 items |= {key_of(item): item for item in batch_items}
                 if folder:
                     folder.append(batch_items)
                 bar.update(len(batch_items))
                 tokens += sum(sample["tokens"] for item in batch_items for sample in item.get("samples", ()))
+                if interruption and interruption.requested and len(items) < len(entries):
+                    raise Interrupted(
+                        f"interrupted: {len(items)} of {len(entries)} are in {folder.path}. Run the same command again "
+                        "to resume"
+                    )
                 if tokens:
                     bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):.0f} tokens/s")
     except BaseException:

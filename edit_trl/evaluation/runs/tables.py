@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from edit_trl.common.tables import aligned
 from edit_trl.common.terminal import visible_line
 from edit_trl.evaluation.runs.schema import Run, RunKind
@@ -23,10 +25,9 @@ def run_table(run: Run) -> str:
     """
     record, items = run.record, _ITEMS[run.record.kind]
     rows = [["", "score", "95% interval"]]
-    for name, value in record.scores.items():
-        if value is not None:
-            low, high = (format_score(name, bound) for bound in record.intervals.get(name, (None, None)))
-            rows.append([name, format_score(name, value), f"{low} to {high}"])
+    for name in shown_scores(run):
+        low, high = (format_score(name, bound) for bound in record.intervals.get(name, (None, None)))
+        rows.append([name, format_score(name, record.scores[name]), f"{low} to {high}"])
     tables = [aligned([rows[:1], rows[1:]])]
     names = [name for name in _IN_GROUPS[record.kind] if record.scores.get(name) is not None]
     for group in GROUPS:
@@ -38,6 +39,19 @@ def run_table(run: Run) -> str:
             ]
             tables.append(aligned([[[group, items, *names]], rows]))
     return "\n\n".join([f"{visible_line(record.name)}: {record.items} {items}", *tables])
+
+
+def shown_scores(run: Run) -> list[str]:
+    """Return the names of the scores that a run has."""
+    return [name for name, value in run.record.scores.items() if value is not None]
+
+
+def score_meanings(names: Iterable[str]) -> str:
+    """Return what each score is, as lines of plain text."""
+    from edit_trl.evaluation.report.summary import SCORE_LABELS
+
+    rows = [[name, SCORE_LABELS[name][1]] for name in names if name in SCORE_LABELS]
+    return aligned([rows], left=2)
 
 
 def format_score(score: str, value: float | None) -> str:

@@ -122,6 +122,11 @@ class SuiteCallback(TrainerCallback):
         if not self._cases:  # the callback was added after the trainer was made
             self._prepare(args, kwargs["model"], kwargs["processing_class"])
         self._training, self._last, self._history = True, None, {}
+        if self._steps is None and not _evaluates(args, state) and state.is_world_process_zero:
+            logger.warning(
+                "the suite will not run in this training: SuiteCallback has no `steps`, and the trainer makes no "
+                "evaluation to run it with; give SuiteCallback(..., steps=100), or set `eval_strategy`"
+            )
         file = Path(args.output_dir) / HISTORY_FILE
         if state.global_step and file.is_file():
             lines = file.read_text(encoding="utf-8").splitlines()
@@ -305,6 +310,13 @@ class SuiteCallback(TrainerCallback):
         with undisturbed(self.trainer.model):
             self.trainer.log(logs)
         control.should_log = should_log
+
+
+def _evaluates(args: TrainingArguments, state: TrainerState) -> bool:
+    """Return whether the trainer evaluates in this training."""
+    if args.eval_on_start or args.eval_strategy == "epoch":
+        return True
+    return args.eval_strategy == "steps" and state.eval_steps <= state.max_steps
 
 
 def _own_metric(args: TrainingArguments) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from edit_trl.common.checks import at_least, difficulty_range
 from edit_trl.common.options import find_beside
 from edit_trl.data.dual_cots import DatasetSource
-from edit_trl.evaluation.runs.measured_model import MeasuredModel
+from edit_trl.evaluation.runs.measured_model import MeasuredModel, label_of_path
 from edit_trl.evaluation.runs.schema import RunKind
 from edit_trl.key_steps import KeyStepMethod
 
@@ -82,6 +82,13 @@ class SuiteArguments(MeasuredModel):
         """Return the source of the dual CoTs; a file may be beside the recipe."""
         name = find_beside(self.dataset_name, recipe_folder)
         return DatasetSource(name, self.dataset_config, self.dataset_split, self.dataset_revision, self.column_mapping)
+
+    @property
+    def measured_on(self) -> list[str]:
+        """See `MeasuredModel.measured_on`."""
+        if self.rows is not None:
+            return ["procedural" if self.difficulty == 1 else f"procedural_{self.difficulty}"]
+        return [label_of_path(str(self.dataset_name or self.from_run))]
 
     @property
     def max_greedy_tokens(self) -> int:

@@ -14,7 +14,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from edit_trl.common.errors import InputError
@@ -53,7 +53,7 @@ class TeacherUnavailable(RunStopped):
 
 
 class BudgetSpent(RunStopped):
-    """`max_cost` was reached."""
+    """`max_cost` does not cover another request."""
 
 
 class Interrupted(RunStopped):
@@ -137,12 +137,15 @@ class Dispatcher:
         self._failing: set[str] = set()  # requests that have failed since
         self._reached = journal.has_response_of(teacher)  # whether any request was ever answered
         self._counted: set[str] = set()  # requests whose answer is in `stats`
+        self._reserved: list[float] = []  # the most that each request in flight can cost
+        self._cost_known = asyncio.Event()
 
     def stop(self, reason: RunStopped | None = None) -> None:
         """Send nothing more; requests in flight are waited for and journaled."""
         if self._stop is None:
             self._stop = reason or Interrupted(f"interrupted. {RESUME}")
         self.pacer.close()
+        self._cost_known.set()
 
     async def run(self, requests: Iterable[ChatRequest]) -> AsyncIterator[Answer | Failure]:
         """Answer requests, in the order in which answers arrive.
@@ -219,9 +222,10 @@ class Dispatcher:
         attempts = 0
         try:
             while True:
-                await self.pacer.acquire()
                 try:
-                    return await self._attempt(key, request)
+                    async with self._reservation(request):
+                        await self.pacer.acquire()
+                        return await self._attempt(key, request)
                 except (TryAgain, MalformedResponse) as error:
                     turned_away = isinstance(error, TryAgain) and error.turned_away
                     attempts += not turned_away
@@ -236,6 +240,40 @@ class Dispatcher:
         except PacerClosed:
             pass
         return None
+
+    @asynccontextmanager
+    async def _reservation(self, request: ChatRequest) -> AsyncIterator[None]:
+        """Set aside the most that an attempt can cost until its cost is known, so that `max_cost` is never exceeded.
+
+        Raises:
+            PacerClosed: The money does not suffice for this request, also once those in flight are answered.
+        """
+        limit = self.limits.max_cost
+        most = 0.0 if limit is None else self.limits.most(request)
+        while limit is not None and self.stats.cost + sum(self._reserved) + most > limit:
+            if not self._reserved:
+                self._stop_for_budget(limit, most)
+            if self._stop is not None:
+                raise PacerClosed
+            await self._cost_known.wait()
+        self._reserved.append(most)
+        try:
+            yield
+        finally:
+            self._reserved.remove(most)
+            # Whoever waits looks again.
+            self._cost_known.set()
+            if self._stop is None:
+                self._cost_known.clear()
+
+    def _stop_for_budget(self, limit: float, most: float) -> None:
+        spent = f"`max_cost: {limit:g}` is spent ({self.stats.cost:.4f}; another request may cost {most:.4f})"
+        if self.stats.unreported:
+            spent += (
+                f"; {self.stats.unreported} answers came without token counts (`usage`) and are counted as long as "
+                "they can be"
+            )
+        self.stop(BudgetSpent(f"{spent}. {RESUME}, with a higher `max_cost`"))
 
     async def _attempt(self, key: str, request: ChatRequest) -> Answer:
         started, tokens, congestion = time.monotonic(), 0, False
@@ -265,14 +303,6 @@ class Dispatcher:
         cost, is_reported = self.limits.cost(request, response)
         self.stats.cost += cost
         self.stats.unreported += not is_reported
-        if self.limits.max_cost is not None and self.stats.cost >= self.limits.max_cost:
-            spent = f"`max_cost: {self.limits.max_cost:g}` is spent ({self.stats.cost:.4f})"
-            if self.stats.unreported:
-                spent += (
-                    f"; {self.stats.unreported} answers came without token counts (`usage`) and are counted as long as "
-                    "they can be"
-                )
-            self.stop(BudgetSpent(f"{spent}. {RESUME}, with a higher `max_cost`"))
 
     def _within_limit(self, request: ChatRequest, response: ChatResponse) -> ChatResponse:
         """Return a response, as cut off if it thinks longer than `Sampling.max_thinking_tokens`.

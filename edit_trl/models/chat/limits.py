@@ -25,7 +25,7 @@ class Limits(Options):
         give_up_after: Seconds of nothing but failures after which the run stops.
         prompt_price: The price of a million prompt tokens, in any currency.
         completion_price: The price of a million completion tokens.
-        max_cost: The run sends nothing more once this much is spent, journaled answers included.
+        max_cost: The most to spend, journaled answers included; a request is sent if its longest answer still fits.
 
     Raises:
         InputError: A value is out of range.
@@ -61,8 +61,19 @@ class Limits(Options):
         """
         prompt, completion = response.prompt_tokens, response.completion_tokens
         if not prompt and self.prompt_price:
-            prompt = sum(len(text.encode()) + _MESSAGE_TOKENS for _, text in request.messages)
+            prompt = _most_prompt_tokens(request)
         if not completion and response.text and self.completion_price:
             completion = request.sampling.max_tokens
-        cost = (prompt * (self.prompt_price or 0.0) + completion * (self.completion_price or 0.0)) / 1e6
+        cost = self._price(prompt, completion)
         return cost, (prompt, completion) == (response.prompt_tokens, response.completion_tokens)
+
+    def most(self, request: ChatRequest) -> float:
+        """Return the most that an answer can cost: a token for each byte of the prompt, and the longest answer."""
+        return self._price(_most_prompt_tokens(request), request.sampling.max_tokens)
+
+    def _price(self, prompt: int, completion: int) -> float:
+        return (prompt * (self.prompt_price or 0.0) + completion * (self.completion_price or 0.0)) / 1e6
+
+
+def _most_prompt_tokens(request: ChatRequest) -> int:
+    return sum(len(text.encode()) + _MESSAGE_TOKENS for _, text in request.messages)

@@ -23,6 +23,8 @@ from edit_trl.common.errors import InputError, collect_problems
 from edit_trl.common.options import hints_of
 from edit_trl.common.yaml_file import read_words
 from edit_trl.data.mixture import read_datasets
+from edit_trl.data.view_mixture import read_weights
+from edit_trl.data.views import PAIR_VIEWS
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import FORMER_NAMES, OF_EVERY_RUN, REFUSED
 from edit_trl.training.option_checks import choices_of, option_problems
@@ -70,7 +72,8 @@ class RunArguments:
         training: The trainer's configuration: a `DualCoTConfig`, or that of one of TRL's trainers.
             `output_dir` is the stage's own folder.
         model: TRL's model, PEFT and quantization options.
-        left_out: Options of the command line that this stage's trainer does not have, but another stage's has.
+        left_out: Options of the command line that are for other stages: this one's trainer does not have them, or they
+            are about pairs and it trains on correct chains alone.
     """
 
     stage: str | None
@@ -85,9 +88,22 @@ class RunArguments:
         """A note for the user before the run starts, if there is one."""
         if not self.left_out:
             return None
-        names = ", ".join(f"--{name}" for name in self.left_out)
-        return f"stage {self.stage} runs without {names}: no option of its trainer, {self.data.trainer}"
+        reasons: dict[str, list[str]] = {}
+        for name in self.left_out:
+            reason = f"no option of its trainer, {self.data.trainer}"
+            if self.data.trainer == "dual_cot" and name in PAIR_OPTIONS:
+                reason = "it trains on correct chains alone"
+            reasons.setdefault(reason, []).append(f"--{name}")
+        parts = (f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+        return f"stage {self.stage} runs without {' and '.join(parts)}"
 
+
+PAIR_OPTIONS = {
+    *("mistake", "rows", "max_fork_confidence", "hardest_forks"),
+    *("chosen_key_weight", "rejected_key_weight", "preference_weight"),
+}
+"""Options that choose or weigh pairs. Given on the command line, they are for the stages that train on pairs: a warm-up
+keeps its rows and stays SFT on the correct chains."""
 
 # Reading
 
@@ -202,8 +218,14 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
     """
     runs, problems = [], []
     trainers = [({**recipe.values, **stage, **options}).get("trainer") or "dual_cot" for _, stage in recipe.runs]
-    for (stage, overrides), trainer in zip(recipe.runs, trainers, strict=True):
+    pairs = [
+        _has_pairs(override(recipe.values, stage), trainer)
+        for (_, stage), trainer in zip(recipe.runs, trainers, strict=True)
+    ]
+    for (stage, overrides), trainer, has_pairs in zip(recipe.runs, trainers, pairs, strict=True):
         own_options = _options_of(trainer, trainers, options)
+        if any(pairs) and not has_pairs:
+            own_options = {name: value for name, value in own_options.items() if name not in PAIR_OPTIONS}
         values = override(override(recipe.values, overrides), own_options)
         if stage is not None:
             values["output_dir"] = str(Path(values.get("output_dir") or "outputs") / stage)
@@ -216,6 +238,27 @@ def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArgument
     if any(problems):
         raise InputError(by_stage(recipe, problems), heading=f"{recipe.path or 'command line'}:")
     return runs
+
+
+def _has_pairs(values: Mapping[str, Any], trainer: TrainerName) -> bool:
+    """Return whether a stage trains on pairs by what the recipe says of it, rather than on correct chains alone."""
+    if trainer != "dual_cot":
+        return True
+    hints = _hints(trainer)
+    values, _ = convert({name: value for name, value in values.items() if name in hints}, hints)
+    names = [values.get("view", "pairs")]
+    if values.get("views"):
+        with collect_problems([]):  # reported when the stage is resolved
+            names = list(read_weights(values["views"]))
+    if not {*map(str, names)} & {*PAIR_VIEWS}:
+        return False
+    fields = DualCoTConfig.__dataclass_fields__
+    weights = {name: values.get(name, fields[name].default) for name in _WEIGHTS}
+    key, context, *others = weights.values()
+    return any(others) or key != context
+
+
+_WEIGHTS = ("chosen_key_weight", "chosen_context_weight", "rejected_key_weight", "preference_weight")
 
 
 # Where the rows come from is one choice, and so is their view: who makes it anew does not inherit these options.

@@ -18,7 +18,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainerCa
 from edit_trl.common.errors import InputError
 from edit_trl.common.run_file import check_run_folder, check_same_run, read_run_file, write_run_file
 from edit_trl.hub.model_card import include_earlier_stages
-from edit_trl.models.adapters import adapter_base
+from edit_trl.models.adapters import adapter_base, remember_base
 from edit_trl.models.loading import check_student, load_processor
 from edit_trl.training.baselines import drop_reference, preference_trainer
 from edit_trl.training.lora_targets import lora_config
@@ -152,6 +152,8 @@ def train_stage(
 def _save(trainer: Trainer, run: RunArguments, start: StageStart) -> None:
     if run.data.trainer != "dual_cot":
         drop_reference(trainer)
+        if isinstance(trainer.model, PeftModel):
+            remember_base(trainer.model)
     trainer.save_model()
     with written_whole("the state and the card", start.folder):
         trainer.save_state()

@@ -1,10 +1,11 @@
-"""Stopping on a signal: SIGTERM, from a spot instance or Slurm, and SIGUSR1, from `sbatch --signal`.
+"""Stopping on a signal: Ctrl-C, SIGTERM from a spot instance or Slurm, and SIGUSR1 from `sbatch --signal`.
 
 While a run trains, the signal is remembered and the trainer saves after the current step. Before that there
-is nothing to save and the process ends at once.
+is nothing to save and the process ends at once. A second Ctrl-C interrupts at once.
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,15 @@ if TYPE_CHECKING:
 EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h, try again later: the same command resumes the run."""
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+INTERRUPTED = 130
+"""The exit code of a run that Ctrl-C has stopped, as in a shell. It has saved, too."""
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+def exit_code_of(name: str | None) -> int:
+    """Return the exit code of a run that was stopped by a signal."""
+    return INTERRUPTED if name == "SIGINT" else EXIT_CODE
 
 
 @contextmanager
@@ -40,12 +49,13 @@ class TrainingStopped(SystemExit):
 
     Args:
         message: One line about the progress of the run.
+        received: The name of the signal; None for one to another process.
     """
 
-    def __init__(self, message: str):
+    def __init__(self, message: str, received: str | None = None):
         super().__init__(message)
         self.message = message
-        self.code = EXIT_CODE
+        self.code = exit_code_of(received)
 
     def __str__(self) -> str:
         return self.message
@@ -67,20 +77,30 @@ class StopSignals:
     def receive(self, number: int, _frame: FrameType | None) -> None:
         """Remember a signal while the run trains.
 
+        Ctrl-C comes from the terminal and once more, as SIGTERM, from the launcher.
+
         Raises:
             TrainingStopped: The run does not train yet.
+            KeyboardInterrupt: Ctrl-C was pressed again.
         """
         name = signal.Signals(number).name
+        if self.received is not None:
+            if name == self.received == "SIGINT":
+                raise KeyboardInterrupt
+            return
+        self.received = name
         if not self.training:
-            raise TrainingStopped(f"stopped by {name}, with nothing to save")
-        self.received = self.received or name
+            raise TrainingStopped(f"stopped by {name}, with nothing to save", name)
+        if name == "SIGINT":
+            print("\nsaving after this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
 
     def stopped(self, args: "TrainingArguments", state: "TrainerState") -> TrainingStopped:
         """Return the exception to raise once the run has saved a checkpoint."""
         name = self.received or "a signal to another process"
         return TrainingStopped(
             f"stopped by {name} after step {state.global_step} of {state.max_steps}; "
-            f"checkpoint-{state.global_step} is in {args.output_dir}"
+            f"checkpoint-{state.global_step} is in {args.output_dir}",
+            self.received,
         )
 
     def agreed(self) -> bool:
