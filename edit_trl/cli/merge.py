@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     if facts is not None:
         _write_card(Path(folder), facts, options.output)
     print(_summary(report, folder, options.output))
+    print(_serving(report, options.output))
     return 0
 
 
@@ -56,9 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="edit-trl merge",
         description="Merge an adapter into the weights of its model and save the result as a plain model in "
-        "safetensors, with tokenizer and card, for vLLM and GGUF converters. An adapter of a 4-bit "
-        "model is merged into the full weights in bfloat16. Log-probabilities of a few texts are compared "
-        "before and after; if they differ by more than the tolerance, nothing is saved.",
+        "safetensors, with tokenizer, card and a Modelfile for Ollama. An adapter of a 4-bit model is merged into "
+        "the full weights in bfloat16. Log-probabilities of a few texts are compared before and after; if they "
+        "differ by more than the tolerance, nothing is saved. It ends with the commands that serve the result.",
     )
     add = parser.add_argument
     add(
@@ -106,3 +109,22 @@ def _summary(report: MergeReport, adapter: str, output: Path) -> str:
     if report.quantized_mean is not None:
         lines.append(f"to the quantized model that was trained: {report.quantized_mean:.2g} nats on average")
     return "\n".join(lines)
+
+
+def _serving(report: MergeReport, output: Path) -> str:
+    """Return the commands that serve a merged model."""
+    from edit_trl.models.modelfile import GGUF_FILE, MODELFILE
+
+    folder, gguf, modelfile = (shlex.quote(str(path)) for path in (output, output / GGUF_FILE, output / MODELFILE))
+    name = re.sub(r"[^a-z0-9._-]+", "-", output.resolve().name.lower()).strip("-._") or "student"
+    lines = [
+        "",
+        "serve it with vLLM:",
+        f"  vllm serve {folder}",
+        "with llama.cpp, whose clone is in llama.cpp:",
+        f"  python llama.cpp/convert_hf_to_gguf.py {folder} --outfile {gguf} --outtype auto",
+        f"  llama-server --model {gguf} --jinja",
+        f"with Ollama, which needs {gguf} too:",
+        f"  ollama create {name} --file {modelfile} && ollama run {name}",
+    ]
+    return "\n".join(lines + [f"  ({note})" for note in report.notes])

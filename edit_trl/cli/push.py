@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="edit-trl push",
         description="Push a trained model, with its tokenizer, recipe, results and card, or dual CoTs to the "
-        "Hub. Checkpoints, optimizer states, journals and tokens are not uploaded.",
+        "Hub. Checkpoints, optimizer states, journals and tokens are not uploaded. Accuracies on whole splits of "
+        "benchmarks of the Hub, such as openai/gsm8k, also go to .eval_results/, from which the Hub's leaderboards "
+        "read.",
         epilog="To resume a broken upload, run the same command again: what has arrived is not sent again. "
         "The token is that of `hf auth login`, or HF_TOKEN.",
     )
@@ -129,4 +131,21 @@ def _evaluation(record: RunRecord, folder: Path) -> Evaluation:
         intervals=record.intervals,
         main=MAIN_SCORE[record.kind],
         tasks=record.groups.get("task", {}),
+        finished=record.finished,
+        setup=_setup(record),
+        hub_datasets=record.hub_datasets,
     )
+
+
+def _setup(record: RunRecord) -> str:
+    """Return how the model of a run of `edit-trl evaluate` was asked, in a few words."""
+    settings = record.settings
+    samples, temperature = settings.get("samples") or 1, settings.get("temperature")
+    words = [f"{samples} samples, vote: {settings.get('votes', 'majority')}"] if samples > 1 else []
+    if temperature is not None:
+        words.append(f"temperature {temperature:g}" if temperature else "greedy")
+    if settings.get("max_new_tokens"):
+        words.append(f"at most {settings['max_new_tokens']} new tokens")
+    if settings.get("against"):
+        words.append("contrastive decoding against another model")
+    return "; ".join([*words, f"edit_trl {record.edit_trl}"])

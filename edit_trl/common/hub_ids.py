@@ -1,14 +1,23 @@
-"""Whether a name is a Hub id or a path, and errors for paths that do not exist."""
+"""Names of models and datasets: whether one is a Hub id or a path, and errors for paths that do not exist."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TypedDict
 
 from edit_trl.common.errors import InputError
 
 # The folders that the recipes read and write, which are no namespaces of the Hub.
 _OWN_FOLDERS = ("outputs/", "data/", "recipes/")
+
+
+class HubDataset(TypedDict):
+    """A split of a dataset on the Hub; `config` and `split` are None where none is named."""
+
+    dataset: str
+    config: str | None
+    split: str | None
 
 
 def is_hub_id(name: str | None) -> bool:

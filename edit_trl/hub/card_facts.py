@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import write_whole
+from edit_trl.common.hub_ids import HubDataset
 from edit_trl.common.json_text import checker, read_json_file
 from edit_trl.data.chains import turn_text
 from edit_trl.data.pair_statistics import locate_pairs
@@ -164,6 +165,9 @@ class Evaluation:
         intervals: 95% confidence intervals, by name of the score.
         main: Name of the score that is shown first.
         tasks: Scores of each task, and its number of items as `items`.
+        finished: When the run finished, UTC, ISO 8601.
+        setup: How the model was asked, in a few words.
+        hub_datasets: The dataset of each task whose questions are a whole split of a dataset on the Hub.
     """
 
     name: str
@@ -174,6 +178,9 @@ class Evaluation:
     intervals: Mapping[str, Sequence[float]]
     main: str
     tasks: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    finished: str | None = None
+    setup: str = ""
+    hub_datasets: Mapping[str, HubDataset] = field(default_factory=dict)
 
 
 def write_facts(folder: Path, facts: CardFacts) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edit_trl.common.errors import InputError
 from edit_trl.common.json_text import checker, read_json_file
 from edit_trl.common.run_file import RUN_FILE, read_run_file, stage_options
+from edit_trl.hub.eval_results import RESULTS_FILE, eval_results
 from edit_trl.hub.recipe_file import recipe_text
 from edit_trl.hub.repository import CARD_FILES, account, model_files, open_repository, upload
 from edit_trl.models.folders import check_folder
@@ -152,6 +153,9 @@ def push(
         notes: list[str] = []
         if source.kind == "model":
             files, notes = _model_files(source.path, repo_id, drafts, base_model, evaluations)
+            results, more_notes = eval_results(evaluations, repo_id, revision=revision, token=token)
+            files |= results
+            notes += more_notes
         elif source.kind == "generation":
             files = {name: source.path / name for name in GENERATED if (source.path / name).is_file()}
         else:
@@ -161,7 +165,10 @@ def push(
         else:
             target: dict[str, Any] = {"repo_type": source.repo_type, "revision": revision, "token": token}
             repository = open_repository(repo_id, private=private, **target)
-            commit = upload(files, repo_id, message=f"Push {source.name} with edit-trl", **target)
+            # Results of an earlier push, which this model may not have.
+            obsolete = {RESULTS_FILE} - {*files} if source.kind == "model" else set()
+            message = f"Push {source.name} with edit-trl"
+            commit = upload(files, repo_id, message=message, obsolete=obsolete, **target)
             visibility = "private" if repository.private else "public"
             message = f"pushed {len(files)} files of {source.path} to {repository.url} ({visibility}), commit {commit}"
             if private is False and repository.private:

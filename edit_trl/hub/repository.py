@@ -9,8 +9,9 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -38,12 +39,15 @@ TOKENIZER_FILES = (
 
 CARD_FILES = ("README.md", "training_curves.svg")
 
+# Written by `edit-trl merge`, for Ollama.
+SERVING_FILES = ("Modelfile",)
+
 # Keys whose value may be a path on this machine.
 _PATH_KEYS = ("base_model_name_or_path", "_name_or_path", "name_or_path", "tokenizer_file")
 
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
 
-_TEXT_FILES = (".json", ".yaml", ".md", ".jinja", ".txt", ".svg")
+_TEXT_FILES = (".json", ".yaml", ".md", ".jinja", ".txt", ".svg", *SERVING_FILES)
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ def upload(
     repo_id: str,
     *,
     message: str,
+    obsolete: Iterable[str] = (),
     repo_type: RepoType = "model",
     revision: str | None = None,
     token: str | None = None,
@@ -144,6 +149,7 @@ def upload(
         files: Paths or contents, by name in the repository.
         repo_id: "namespace/name"; see `open_repository`.
         message: The commit message.
+        obsolete: Names of files to remove from the repository, if they are there.
         repo_type: `model` or `dataset`.
         revision: The branch; None for the main branch.
         token: Token of the Hub; None for that of the login.
@@ -154,25 +160,29 @@ def upload(
     Raises:
         InputError: A file contains a token of the Hub, or the Hub refused.
     """
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     _check_for_tokens(files, token)
+    target = {"repo_type": repo_type, "revision": revision}
     with explained(repo_id, revision, token) as api:
+        removed = [name for name in obsolete if patiently(partial(api.file_exists, repo_id, name, **target))]
         # Each try needs new operations; with old ones, the client does not ask which files have arrived.
         commit = patiently(
             lambda: api.create_commit(
                 repo_id,
-                [CommitOperationAdd(name, content) for name, content in sorted(files.items())],
+                [
+                    *(CommitOperationAdd(name, content) for name, content in sorted(files.items())),
+                    *map(CommitOperationDelete, removed),
+                ],
                 commit_message=message,
-                repo_type=repo_type,
-                revision=revision,
+                **target,
             )
         )
     return str(commit.commit_url)
 
 
 def model_files(folder: Path, base_model: str | None = None) -> dict[str, Content]:
-    """Select the files of a model or adapter to upload: safetensors, configuration, tokenizer and card.
+    """Select the files of a model or adapter to upload: safetensors, configuration, tokenizer, card and Modelfile.
 
     Args:
         folder: Folder of the model or adapter.
@@ -185,7 +195,7 @@ def model_files(folder: Path, base_model: str | None = None) -> dict[str, Conten
     Raises:
         InputError: A configuration is not JSON, or a file is a link out of the folder.
     """
-    patterns = (*WEIGHT_FILES, *TOKENIZER_FILES, *CARD_FILES)
+    patterns = (*WEIGHT_FILES, *TOKENIZER_FILES, *CARD_FILES, *SERVING_FILES)
     files: dict[str, Content] = {}
     for path in sorted(folder.iterdir()):
         if not path.is_file() or not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns):

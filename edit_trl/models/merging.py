@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from edit_trl.common.errors import InputError
-from edit_trl.common.files import replacing
+from edit_trl.common.files import replacing, write_whole
 from edit_trl.common.hub_ids import is_hub_id, refuse_missing_folder
 from edit_trl.models.adapters import ADAPTER_CONFIG, adapter_base, find_adapter_weights, put_on, read_base_name
 from edit_trl.models.folders import check_folder
 from edit_trl.models.loading import ModelSource, load_config, load_tokenizer
+from edit_trl.models.modelfile import MODELFILE, ollama_modelfile
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -56,6 +57,7 @@ class MergeReport:
         tolerance: The limit of `mean`.
         quantized_mean: The same mean between the merged model and the quantized model that was trained; None
             if it was not quantized, or cannot be run here.
+        notes: What a user of Ollama should know of the merged model's Modelfile, one sentence each.
     """
 
     base_model: str
@@ -65,6 +67,7 @@ class MergeReport:
     largest: float
     tolerance: float
     quantized_mean: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def merge_adapter(
@@ -78,7 +81,7 @@ def merge_adapter(
     tolerance: float | None = None,
     trust_remote_code: bool = False,
 ) -> MergeReport:
-    """Merge an adapter into its model's weights and save the result as a plain model.
+    """Merge an adapter into its model's weights and save the result as a plain model, with a Modelfile for Ollama.
 
     The output folder appears only once everything in it is written.
 
@@ -131,23 +134,27 @@ def merge_adapter(
             f"{report.mean:.2g} nats per token, and {report.tolerance:g} are allowed. Merge in --dtype float32, "
             "or allow more with --tolerance"
         )
-    _end_as_trained(merged, tokenizer)
+    modelfile = ollama_modelfile(tokenizer, _end_as_trained(merged, tokenizer))
     with replacing(output) as draft:
         merged.save_pretrained(draft, max_shard_size="5GB")  # so that an interrupted upload loses little
         tokenizer.save_pretrained(draft)
-    return report
+        write_whole(draft / MODELFILE, modelfile.text)
+    return replace(report, notes=modelfile.notes)
 
 
-def _end_as_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _end_as_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Give a merged model the EOS token of the adapter's tokenizer, with which the adapter learned to end.
 
-    As in TRL's `eos_token`, those of the base stay in the generation config: any of them ends an answer.
+    As in TRL's `eos_token`, those of the base stay in the generation config: any of them ends an answer. They are
+    returned.
     """
     eos, config = tokenizer.eos_token_id, model.generation_config
     own = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or ())
     if eos is not None and eos not in own:
         model.config.get_text_config().eos_token_id = eos
         config.eos_token_id = [eos, *own] if own else eos
+        own = [eos, *own]
+    return own
 
 
 def _find_base_model(adapter: str, base_model: str | None) -> str:

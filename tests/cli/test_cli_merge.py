@@ -18,6 +18,20 @@ def test_a_run_of_two_stages_is_merged_and_pushed(trained, tmp_path, capsys, ser
     adapter = trained / "out" / "key_steps"
     assert printed.startswith(f"the merged model (float32) is in {out}: {adapter}, merged into {trained / 'student'}\n")
     assert "allowed: 0.001 on average" in printed
+    assert printed.endswith(
+        f"""
+serve it with vLLM:
+  vllm serve {out}
+with llama.cpp, whose clone is in llama.cpp:
+  python llama.cpp/convert_hf_to_gguf.py {out} --outfile {out}/model.gguf --outtype auto
+  llama-server --model {out}/model.gguf --jinja
+with Ollama, which needs {out}/model.gguf too:
+  ollama create merged --file {out}/Modelfile && ollama run merged
+"""
+    )
+    modelfile = (out / "Modelfile").read_text()
+    assert modelfile.startswith('FROM ./model.gguf\nTEMPLATE """{{ $last := "" }}')
+    assert modelfile.endswith('"""\nPARAMETER stop "<|im_end|>"\n')
     names = {file.name for file in out.iterdir()}
     assert names >= {"model.safetensors", "config.json", "tokenizer.json", "README.md", "recipe.yaml"}
     card = (out / "README.md").read_text()
@@ -33,6 +47,14 @@ def test_a_run_of_two_stages_is_merged_and_pushed(trained, tmp_path, capsys, ser
     for content in files.values():
         assert str(tmp_path).encode() not in content
         assert str(trained).encode() not in content
+
+
+def test_names_that_a_shell_or_ollama_would_not_take(trained, tmp_path, capsys):
+    out = tmp_path / "My model; $(id)"
+    assert merge(trained / "out", "--output", out) == 0
+    printed = capsys.readouterr().out
+    assert f"\n  vllm serve '{out}'\n" in printed
+    assert printed.endswith(f"  ollama create my-model-id --file '{out}/Modelfile' && ollama run my-model-id\n")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import hub_server
 import pytest
 import torch
+import yaml
 from conftest import ROWS
 from datasets import Dataset, load_dataset
 from hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
@@ -121,6 +122,32 @@ def test_evaluations_are_shown_with_their_intervals(trained, serve_hub, tmp_path
     results = json.loads(files["results.json"])
     assert [e["name"] for e in results["evaluations"]] == ["mine", "base"]
     assert results["training"]["key_steps"]["train_loss"] > 0
+
+
+def test_accuracies_on_a_benchmark_are_results_on_the_hub(trained, serve_hub, tmp_path, capsys):
+    hub = serve_hub()
+    tasks = b"tasks:\n- {id: gsm8k, config: main, split: test}\n"
+    hub.add("openai/gsm8k", {"eval.yaml": tasks}, "dataset")
+    out = trained / "out" / "key_steps"
+    names = {"gsm8k": "openai/gsm8k", "arc": "allenai/ai2_arc"}
+    datasets = {task: {"dataset": name, "config": "main", "split": "test"} for task, name in names.items()}
+    settings = {"samples": 8, "temperature": 0.7, "max_new_tokens": 512}
+    record = RunRecord(
+        "evaluate", "mine", str(out), "h", settings, dict.fromkeys(names, "1"), "d", hub_datasets=datasets
+    )
+    groups = {"task": {task: {"items": 4.0, "accuracy": 0.25} for task in names}}
+    RunFolder(tmp_path / "mine", record).finish([], {"accuracy": 0.25}, {}, groups)
+    assert push(out, "--repo_id", "ada/student", "--evaluation", tmp_path / "mine") == 0
+    repo = hub.repos["model", "ada/student"]
+    [entry] = yaml.safe_load(repo.files[".eval_results/edit_trl.yaml"])
+    assert entry["dataset"] == {"id": "openai/gsm8k", "task_id": "gsm8k"}
+    assert entry["value"] == 25.0
+    setup = "8 samples, vote: majority; temperature 0.7; at most 512 new tokens; edit_trl "
+    assert entry["notes"].startswith(setup)
+    assert "note: found no eval.yaml with a task for allenai/ai2_arc (config main" in capsys.readouterr().out
+    assert metadata(repo.files["README.md"])["model-index"]  # beside it
+    assert push(out, "--repo_id", "ada/student") == 0  # without the run: its results are gone
+    assert ".eval_results/edit_trl.yaml" not in repo.files
 
 
 @pytest.mark.parametrize("name", ["accuracy", "measured/after", "key_steps/evaluations/test"])

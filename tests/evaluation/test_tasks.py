@@ -180,3 +180,18 @@ def test_what_is_wrong_beside_a_task_file_names_the_task_file(tmp_path):
     first, second = caught.value.problems
     assert first.startswith(f"{tmp_path / 'a.yaml'}: unknown family 'magic'")
     assert second.startswith(f"{tmp_path / 'b.yaml'}: no file of exemplars at gone.yaml")
+
+
+def test_tasks_that_are_a_whole_split_of_a_dataset_on_the_hub(folder, serve_hub, monkeypatch):
+    hub = serve_hub()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+    lines = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(3)]
+    hub.add("ada/sums", {"test.jsonl": "".join(json.dumps(line) + "\n" for line in lines).encode()}, "dataset")
+    tagged = [line | {"task": f"task{number}"} for number, line in enumerate(lines)]
+    hub.add("ada/tagged", {"test.jsonl": "".join(json.dumps(line) + "\n" for line in tagged).encode()}, "dataset")
+    file = write(folder, "on_hub.yaml", dataset_name="ada/sums", dataset_split="test", prefix="my-")
+    local, parts = write(folder), write(folder, "parts.yaml", dataset_name="ada/tagged", dataset_split="test")
+    expected = {"my-on_hub": {"dataset": "ada/sums", "config": None, "split": "test"}}
+    assert read(file, local, parts).hub_datasets == expected
+    assert read(file, limit=3).hub_datasets == expected
+    assert read(file, limit=2).hub_datasets == {}  # a part of it is no result on it

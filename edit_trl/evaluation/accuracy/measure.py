@@ -54,7 +54,11 @@ def measure_accuracy(
         client = endpoint.with_chat_template(values).endpoint()
     weights_hash = client.address if client else model_hash(arguments.source.model)
     record = arguments.record(
-        model_hash=weights_hash, settings=arguments.settings, tasks=tasks.versions, data_hash=tasks.data_hash
+        model_hash=weights_hash,
+        settings=arguments.settings,
+        tasks=tasks.versions,
+        data_hash=tasks.data_hash,
+        hub_datasets=tasks.hub_datasets,
     )
     folder, loaded, weigh = RunFolder(arguments.folder, record), None, None
     if folder.finished:

@@ -8,13 +8,15 @@ of their own, such as held-out dual CoTs, are asked as they are.
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from edit_trl.common.errors import InputError, collect_problems
 from edit_trl.common.files import content_hash
+from edit_trl.common.hub_ids import HubDataset, is_hub_id
 from edit_trl.common.yaml_file import read_texts
 from edit_trl.data.exemplars import Exemplar, load_exemplars
 from edit_trl.data.procedural.teacher import ProceduralTeacher, question_of
@@ -39,11 +41,13 @@ class Tasks:
             prompts and how its answers are read.
         stop: The texts that end a response, by task. After plain worked examples a model goes on with a question
             of its own, whose answer would be taken for that of the response.
+        hub_datasets: The dataset of each task whose questions are a whole split of a dataset on the Hub.
     """
 
     problems: list[Problem]
     versions: dict[str, str]
     stop: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    hub_datasets: dict[str, HubDataset] = field(default_factory=dict)
 
     @property
     def data_hash(self) -> str:
@@ -74,6 +78,7 @@ def read_tasks(
     problems: list[Problem] = []
     versions: dict[str, str] = {}
     stop: dict[str, tuple[str, ...]] = {}
+    hub_datasets: dict[str, HubDataset] = {}
     errors: list[str] = []
     for name in files:
         with collect_problems(errors):
@@ -81,10 +86,16 @@ def read_tasks(
             if system_prompt is not None:
                 task = replace(task, system_prompt=system_prompt)
             try:
-                task_problems, version, task_stop = _problems_of_task(task, path, conversational)
+                task_problems, version, task_stop, task_datasets = _problems_of_task(task, path, conversational)
             except InputError as error:  # about a file that the task names, or about its options
                 named = (one if one.startswith(str(path)) else f"{path}: {one}" for one in error.problems)
                 raise InputError(named) from error
+            sizes = Counter(problem.task for problem in task_problems)
+            hub_datasets |= {
+                task.prefix + name: dataset
+                for name, dataset in task_datasets.items()
+                if limit is None or sizes[name] <= limit
+            }
             task_problems = first_of_each_task(task_problems, limit)
             task_problems = [replace(problem, task=task.prefix + problem.task) for problem in task_problems]
             names = dict.fromkeys(problem.task for problem in task_problems)
@@ -99,28 +110,54 @@ def read_tasks(
     if errors:
         raise InputError(errors)
     check_ids(problems)
-    return Tasks(problems, versions, stop)
+    return Tasks(problems, versions, stop, hub_datasets)
 
 
-def _problems_of_task(task: TaskFile, path: Path, conversational: bool) -> tuple[list[Problem], str, tuple[str, ...]]:
-    """Return the problems of a task file, the version of its tasks, and the texts that end a response."""
+def _problems_of_task(
+    task: TaskFile, path: Path, conversational: bool
+) -> tuple[list[Problem], str, tuple[str, ...], dict[str, HubDataset]]:
+    """Return the problems of a task file, the version of its tasks, the texts that end a response, and the datasets."""
     name = task.task or path.stem
     stop: tuple[str, ...] = ()
     rows, answer_type = _own_prompts(task), task.answer_type
     settings: list[Any] = [task.answer_type, task.answer_types]
+    hub_datasets = None
     if rows is None:
         answer_type = None  # that of each question, which may be inferred from its choices
         exemplars = load_exemplars(task.exemplars) if task.exemplars else []
-        rows = [_row(question, task, name, exemplars, conversational) for question in _questions(task, name)]
+        questions, hub_datasets = _questions(task, name)
+        rows = [_row(question, task, name, exemplars, conversational) for question in questions]
         settings = [[task.prompt, task.system_prompt, *settings], [asdict(exemplar) for exemplar in exemplars]]
         settings += [task.shots, conversational]
         stop = () if conversational else _stop_after(exemplars, task.prompt)
         settings += [stop] if stop else []
     problems = problems_of(rows, answer_type=answer_type, task=name, where=str(path))
+    if hub_datasets is None:
+        names = {problem.task for problem in problems}
+        hub_datasets = _hub_datasets([(names, task.dataset_name, task.dataset_config)], task.dataset_split)
     unknown = (task.answer_types or {}).keys() - {problem.task for problem in problems}
     if unknown:
         raise InputError(f"`answer_types` names tasks that are not there: {', '.join(sorted(unknown))}")
-    return problems, f"{task.version}-{content_hash(settings)[:6]}", stop
+    return problems, f"{task.version}-{content_hash(settings)[:6]}", stop, hub_datasets
+
+
+def _hub_datasets(
+    sources: Iterable[tuple[Collection[str], str, str | None]], split: str | None
+) -> dict[str, HubDataset]:
+    """Return the datasets on the Hub that are one task each, by the name of the task.
+
+    Args:
+        sources: The tasks, the name and the configuration of each dataset.
+        split: The split of all of them.
+    """
+    sources = list(sources)
+    counts = Counter(name for names, _, _ in sources for name in names)
+    return {
+        name: HubDataset(dataset=dataset, config=config, split=split)
+        for names, dataset, config in sources
+        for name in names
+        if len(names) == counts[name] == 1 and is_hub_id(dataset)
+    }
 
 
 def _stop_after(exemplars: Sequence[Exemplar], prompt: str) -> tuple[str, ...]:
@@ -153,11 +190,14 @@ def _own_prompts(task: TaskFile) -> list[dict[str, Any]] | None:
     return [{**row, "answer_type": row.get("answer_type") or types.get(str(row.get("task")))} for row in renamed]
 
 
-def _questions(task: TaskFile, name: str) -> list[Question]:
-    """Return the questions of each source; if there are several sources, each is a task of its own."""
+def _questions(task: TaskFile, name: str) -> tuple[list[Question], dict[str, HubDataset]]:
+    """Return the questions of each source, and its `_hub_datasets`.
+
+    If there are several sources, each is a task of its own.
+    """
     if task.families is not None:
         teacher = ProceduralTeacher(task.families, seed=task.problem_seed, difficulty=task.difficulty)
-        return [question_of(row) for row in teacher.rows(task.rows)]
+        return [question_of(row) for row in teacher.rows(task.rows)], {}
     configs, only = task.dataset_config, task.dataset_name or ""  # a task without a dataset has several
     parts: list[tuple[str, str, str | None]]
     if isinstance(configs, list):
@@ -166,6 +206,7 @@ def _questions(task: TaskFile, name: str) -> list[Question]:
         parts = [(source_task, source, configs) for source_task, source in (task.datasets or {name: only}).items()]
     descriptions = read_texts(task.task_descriptions, "file of task descriptions") if task.task_descriptions else None
     questions: list[Question] = []
+    tasks: list[set[str]] = []
     for source_task, source, config in parts:
         source_questions = read_questions(
             source,
@@ -177,10 +218,12 @@ def _questions(task: TaskFile, name: str) -> list[Question]:
             task=source_task,
             task_descriptions=descriptions,
         )
+        tasks.append({question.task or name for question in source_questions})
         if len(parts) > 1:
             source_questions = [replace(one, id=f"{source_task}/{one.id}") for one in source_questions]
         questions += source_questions
-    return questions
+    named = ((names, source, config) for names, (_, source, config) in zip(tasks, parts, strict=True))
+    return questions, _hub_datasets(named, task.dataset_split)
 
 
 def _row(

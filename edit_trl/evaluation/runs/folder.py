@@ -225,6 +225,7 @@ def _read_record(path: Path) -> RunRecord:
             f"{file} has format {show(version)}; edit_trl {installed_version('edit_trl')} reads format {FORMAT}. "
             f"Run the evaluation again, or use the version that wrote it ({show(writer) if writer else 'not said'})"
         )
+    values.setdefault("hub_datasets", {})  # earlier versions did not record them
     if (problem := checker(RunRecord)(values)) is not None:
         raise InputError(f"{file} is not the record of a run: {problem.lstrip('.: ')}")
     return RunRecord(**values)

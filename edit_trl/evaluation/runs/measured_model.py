@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from edit_trl.common.checks import seed_range
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import content_hash
-from edit_trl.common.hub_ids import is_hub_id, looks_like_file
+from edit_trl.common.hub_ids import HubDataset, is_hub_id, looks_like_file
 from edit_trl.common.options import Options
 from edit_trl.evaluation.runs.schema import RunKind, RunRecord
 from edit_trl.models.chat.limits import Limits
@@ -137,7 +137,15 @@ class MeasuredModel(Options):
             quantization=NF4 if self.load_in_4bit else None,
         )
 
-    def record(self, *, model_hash: str, settings: dict[str, Any], tasks: dict[str, str], data_hash: str) -> RunRecord:
+    def record(
+        self,
+        *,
+        model_hash: str,
+        settings: dict[str, Any],
+        tasks: dict[str, str],
+        data_hash: str,
+        hub_datasets: dict[str, HubDataset] | None = None,
+    ) -> RunRecord:
         """Make the record of the run that is about to be measured; see `RunRecord`."""
         options = {
             name: value
@@ -154,6 +162,7 @@ class MeasuredModel(Options):
             data_hash=data_hash,
             recipe_hash=content_hash(options),
             seed=self.seed or 0,
+            hub_datasets=hub_datasets or {},
         )
 
 

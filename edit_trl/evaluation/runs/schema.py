@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from edit_trl.common.hub_ids import HubDataset
 from edit_trl.data.answers import VERIFIER_VERSION, Verdict
 
 FORMAT = 1
@@ -178,6 +179,7 @@ class RunRecord:
         scores: The scores by name, over all items; None where no item has the score.
         intervals: The 95% confidence interval [low, high] of some scores.
         groups: For `task`, `mistake` and `source`, the scores of each group and its number of `items`.
+        hub_datasets: The dataset of each task whose questions are a whole split of a dataset on the Hub.
     """
 
     kind: RunKind
@@ -200,6 +202,7 @@ class RunRecord:
     scores: dict[str, float | None] = field(default_factory=dict)
     intervals: dict[str, Annotated[list[float], 2]] = field(default_factory=dict)
     groups: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
+    hub_datasets: dict[str, HubDataset] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
