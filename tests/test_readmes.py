@@ -248,6 +248,23 @@ def test_scripts_and_extras_exist(page):
     assert {extra for names in named for extra in names.split(",")} <= extras.keys()
 
 
+FOLDERS = {"baselines": "baselines", "evaluate": "evaluate", "generate": "generate", "rounds": "generate"}
+"""The page of each folder of recipes."""
+
+
+@each_page
+def test_recipes_in_sentences_exist(page):
+    named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w/]+)`", page.read_text(encoding="utf-8"))
+    assert [name for name in named if name not in recipe_names() and not (ROOT / "recipes" / name).is_dir()] == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_recipe_is_on_its_page(folder):
+    page = (ROOT / "recipes" / FOLDERS[folder] / "README.md").read_text(encoding="utf-8")
+    names = {path.stem for path in (ROOT / "recipes" / folder).glob("*.yaml")} - {"bbh_tasks"}  # a part of `bbh`
+    assert [name for name in sorted(names) if f"`{name}`" not in page and f"{folder}/{name}" not in page] == []
+
+
 # Commands
 
 
@@ -261,7 +278,7 @@ def known_options(name: str) -> set[str]:
             return {"--config", "--dataset"}.union(*others)
         with contextlib.suppress(SystemExit):  # argparse ends the program after its help
             main([name, "--help-all" if name == "train" else "--help"])
-        return {*re.findall(r"--[\w-]+", sys.stdout.getvalue())} | {"--config"} | ({"--dataset"} & {f"--{name}"})
+        return {*re.findall(r"--[\w-]+", sys.stdout.getvalue())} | {"--config", "--help"}
     finally:
         sys.stdout = stdout
 
@@ -346,7 +363,8 @@ def reader(workspace, monkeypatch) -> Path:
 # What a command is given besides its own options, so that it takes a second or two.
 SMALL = {
     "train": "--model_name_or_path outputs/quickstart/student --max_steps 1 --max_length 512 --use_cpu true "
-    "--bf16 false --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --gradient_checkpointing false",
+    "--dtype float32 --bf16 false --per_device_train_batch_size 2 --gradient_accumulation_steps 1 "
+    "--gradient_checkpointing false",
     "generate": "--rows 6",
     "evaluate": "--limit 1 --max_new_tokens 4",
     "suite": "--limit 2 --max_new_tokens 4",
