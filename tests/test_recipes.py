@@ -302,7 +302,9 @@ def test_slurm_script_ends_with_the_code_of_a_failure(slurm):
 
 
 def test_readme_lists_every_folder():
-    rows = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    pages = [ROOT / "README.md", ROOT / "accelerate" / "README.md"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    rows = [line for line in text.splitlines() if line[:1] == "|"]
     listed = set(re.findall(r"`([\w.-]+)`", "\n".join(rows)))
     assert {path.parts[-3] for path in MODEL_RECIPES} <= listed
     assert {path.stem for path in ACCELERATE} <= listed
