@@ -149,7 +149,7 @@ def _print_legend(recipe: Recipe, last: RunArguments) -> None:
     """Explain the names in the lines about the stages up to the last one, and say where all metrics are."""
     folder = Path(last.training.output_dir)
     names = [name for name, _ in recipe.runs]
-    folders = [folder] if last.stage is None else [folder.parent / n for n in names[: names.index(last.stage) + 1]]
+    folders = [folder] if last.stage is None else [folder.parent / str(n) for n in names[: names.index(last.stage) + 1]]
     files = [file for one in folders if (file := one / "trainer_state.json").is_file()]
     logs = [entry for file in files for entry in read_json_file(file, finite=False)["log_history"]]
     meanings = explained(name for entry in logs for name in entry)

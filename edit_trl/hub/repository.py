@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from edit_trl.common.errors import InputError
 from edit_trl.common.hub_ids import is_hub_id
@@ -163,16 +163,17 @@ def upload(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     _check_for_tokens(files, token)
-    target = {"repo_type": repo_type, "revision": revision}
+    target: dict[str, Any] = {"repo_type": repo_type, "revision": revision}
     with explained(repo_id, revision, token) as api:
         removed = [name for name in obsolete if patiently(partial(api.file_exists, repo_id, name, **target))]
+        kept = sorted(files.items())
         # Each try needs new operations; with old ones, the client does not ask which files have arrived.
         commit = patiently(
             lambda: api.create_commit(
                 repo_id,
                 [
-                    *(CommitOperationAdd(name, content) for name, content in sorted(files.items())),
-                    *map(CommitOperationDelete, removed),
+                    *(CommitOperationAdd(name, content) for name, content in kept),
+                    *(CommitOperationDelete(name) for name in removed),
                 ],
                 commit_message=message,
                 **target,

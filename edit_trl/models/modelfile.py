@@ -55,8 +55,8 @@ def ollama_modelfile(tokenizer: PreTrainedTokenizerBase, eos_token_ids: Iterable
     lines = [f"FROM ./{GGUF_FILE}"]
     if template is not None:
         lines.append(f'TEMPLATE """{template}"""')
-    ids = dict.fromkeys([*eos_token_ids, tokenizer.eos_token_id])
-    tokens = [tokenizer.convert_ids_to_tokens(token_id) for token_id in ids if token_id is not None]
+    ids = [token_id for token_id in dict.fromkeys([*eos_token_ids, tokenizer.eos_token_id]) if token_id is not None]
+    tokens = [token for token in map(tokenizer.convert_ids_to_tokens, ids) if isinstance(token, str)]
     # The GGUF file names its EOS token too, so a token that cannot stand in a Modelfile ends responses all the same.
     lines += [f'PARAMETER stop "{token}"' for token in tokens if token and token.isprintable() and '"' not in token]
     return Modelfile("\n".join(lines) + "\n", tuple(notes))

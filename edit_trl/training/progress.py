@@ -7,8 +7,8 @@ The log history and the trackers of `report_to` keep all metrics. Read in transf
 import time
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import has_length
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 from transformers.utils import logging
 
 from edit_trl.common.metric_names import DETAILS, METRICS
@@ -24,7 +24,7 @@ class TrainingProgress(ProgressCallback, PrinterCallback):
     As a subclass of both callbacks that it replaces, it is removed by the name of either.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._progress: Progress | None = None
         self._training = self._evaluating = False
@@ -42,7 +42,7 @@ class TrainingProgress(ProgressCallback, PrinterCallback):
 
     def _shown(self, args: TrainingArguments, state: TrainerState) -> Progress:
         if self._progress is None:
-            self._progress = Progress(plain=args.disable_tqdm, hidden=not state.is_world_process_zero)
+            self._progress = Progress(plain=bool(args.disable_tqdm), hidden=not state.is_world_process_zero)
             self._has_bars = logging.is_progress_bar_enabled()
             logging.disable_progress_bar()  # that of saved shards would cut through ours
         return self._progress
@@ -147,25 +147,26 @@ class TrainingProgress(ProgressCallback, PrinterCallback):
             self._since, self._last = self._since + now - max(self._last, self._since), now
 
 
-class ProgressMixin:
+class ProgressMixin(Trainer):
     """Shows the progress of a `transformers.Trainer` with a `TrainingProgress`."""
 
-    def __init__(self, *args: Any, callbacks: list[Any] | None = None, **kwargs: Any):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         # The first of the callbacks, so that the time that the others take is not counted as training.
         self._display = TrainingProgress()
-        super().__init__(*args, callbacks=[self._display, *(callbacks or [])], **kwargs)
+        kwargs["callbacks"] = [self._display, *(kwargs.get("callbacks") or [])]
+        super().__init__(*args, **kwargs)
         replaced = [cb for cb in self.callback_handler.callbacks if type(cb) in (PrinterCallback, ProgressCallback)]
         for callback in replaced or [self._display]:
             self.remove_callback(callback)
 
-    def train(self, *args: Any, **kwargs: Any):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, as in `transformers.Trainer`; the display ends with it, also after an error."""
         try:
             return super().train(*args, **kwargs)
         finally:
             self._display.close()
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any):
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate, as in `transformers.Trainer`; the display ends after an error."""
         try:
             return super().evaluation_loop(*args, **kwargs)

@@ -50,13 +50,13 @@ class PublishingMixin(SFTTrainer):
         finally:
             self.args.hub_token = token
         if is_peft_model(self.model):  # PEFT writes a blank card
-            (Path(output_dir or self.args.output_dir) / "README.md").unlink(missing_ok=True)
+            (Path(str(output_dir or self.args.output_dir)) / "README.md").unlink(missing_ok=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, as in `transformers.Trainer`, and its card beside it; a checkpoint has none."""
         super().save_model(output_dir, _internal_call)
         if not _internal_call:
-            folder = Path(output_dir or self.args.output_dir)
+            folder = Path(str(output_dir or self.args.output_dir))
             with written_whole("the model card", folder):
                 self._write_card(folder)
 
@@ -73,7 +73,7 @@ class PublishingMixin(SFTTrainer):
             dataset_name: Id or path of the dual CoTs; a list for a mixture.
             tags: Tags of the Hub, in addition to the trainer's own.
         """
-        self._write_card(Path(self.args.output_dir), model_name, dataset_name, tags)
+        self._write_card(Path(str(self.args.output_dir)), model_name, dataset_name, tags)
 
     def _write_card(
         self,

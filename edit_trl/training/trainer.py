@@ -334,7 +334,8 @@ class DualCoTTrainer(PublishingMixin, LoggingMixin, ProgressMixin, ResumableTrai
             InputError: Rows that cannot be used; names them.
         """
         refuse_splits(test_dataset, "test_dataset")
-        prepared = self._prepare_dataset(test_dataset, self.processing_class, self.args, dataset_name=metric_key_prefix)
+        tokenizer: Any = self.processing_class
+        prepared = self._prepare_dataset(test_dataset, tokenizer, self.args, dataset_name=metric_key_prefix)
         return super().predict(prepared, ignore_keys, metric_key_prefix)
 
     def _set_signature_columns_if_needed(self) -> None:

@@ -142,7 +142,7 @@ def _problems_of_task(
 
 
 def _hub_datasets(
-    sources: Iterable[tuple[Collection[str], str, str | None]], split: str | None
+    sources: Iterable[tuple[Collection[str], str | None, Any]], split: str | None
 ) -> dict[str, HubDataset]:
     """Return the datasets on the Hub that are one task each, by the name of the task.
 
@@ -156,7 +156,7 @@ def _hub_datasets(
         name: HubDataset(dataset=dataset, config=config, split=split)
         for names, dataset, config in sources
         for name in names
-        if len(names) == counts[name] == 1 and is_hub_id(dataset)
+        if len(names) == counts[name] == 1 and dataset and is_hub_id(dataset)
     }
 
 

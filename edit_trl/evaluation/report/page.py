@@ -155,7 +155,7 @@ def pairs_page(
         for name, (label, text, kind) in _PAIR_SCORES.items()
     }
     run = {"name": title, **_pair_summary(pairs, method, unit)}
-    data = {"title": title, "runs": [run], "labels": {"pairs": labels}, "training": [], "flips": []}
+    data: dict[str, Any] = {"title": title, "runs": [run], "labels": {"pairs": labels}, "training": [], "flips": []}
     data["notice"] = notice if len(shown) < len(pairs) else None
     return render(data, [_pair_item(pair, unit) for pair in shown])
 

@@ -147,7 +147,7 @@ def learning_curves(training: TrainingRun) -> dict[str, Any]:
             ]
             if curves:
                 drawings.append([title, curves])
-        drawn = dict.fromkeys(metric for _, curves in drawings for metric, *_ in curves)
+        drawn = dict.fromkeys(str(metric) for _, curves in drawings for metric, *_ in curves)
         meanings = [[metric, MEANINGS[metric]] for metric in drawn]
         stages.append({"name": stage.name, "finished": stage.finished, "charts": drawings, "meanings": meanings})
     return {"path": str(training.path), "stages": stages}

@@ -107,7 +107,7 @@ def data_problems(
         with collect_problems(problems):
             rows = source.load()
             say(f"{source.name}{f' ({source.split})' if source.split else ''}: {len(rows)} dual CoTs")
-            for warning in _row_warnings(rows, [run.model.model_name_or_path for run in runs]):
+            for warning in _row_warnings(rows, [str(run.model.model_name_or_path) for run in runs]):
                 warn(f"warning: {source.name}: {warning}")
             for run in runs:
                 data, stage = run.data, f"stage {run.stage}" if run.stage else ""
