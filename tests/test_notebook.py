@@ -58,7 +58,8 @@ def test_every_cell_runs_on_a_tiny_student(notebook, tmp_path, saved_student):
     assert {record.items for record in measured.values()} == {3}
     assert len({record.model_hash for record in measured.values()}) == 3
     assert outputs(notebook, "pairs")[1]["text/plain"].startswith("dual CoTs: 15 rows, 15 pairs")
-    comparisons = [line for line in outputs(notebook, "compare")[0].splitlines() if line.startswith("accuracy: ")]
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", outputs(notebook, "compare")[0])  # `!` gives commands a terminal
+    comparisons = [line.rstrip() for line in printed.splitlines() if line.startswith("accuracy: ")]
     pairs = [("warm_up", "base"), ("key_steps", "base"), ("key_steps", "warm_up")]
     assert comparisons == [f"accuracy: {other} against {baseline}" for other, baseline in pairs]
     report = outputs(notebook, "report")[1]

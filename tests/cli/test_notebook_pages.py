@@ -34,7 +34,6 @@ def test_pairs_are_one_sandboxed_frame(dual_cots):
     assert attributes["sandbox"] == "allow-scripts"  # no access to the notebook, its cookies or its storage
     assert attributes["srcdoc"] == page.html
     assert repr(page).splitlines()[0] == "my pairs: 4 rows, 4 pairs"
-    assert "on_policy" not in page.html
 
 
 def test_nothing_that_a_model_wrote_leaves_the_frame():

@@ -14,7 +14,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
-from edit_trl import ProceduralTeacher, generate_dual_cots
+from edit_trl import ProceduralTeacher, generate_dual_cots, show_pairs
 from edit_trl.data.pair_statistics import locate_pairs
 from edit_trl.evaluation.report import write_pairs, write_report
 from edit_trl.evaluation.report.training_history import read_training_run
@@ -453,3 +453,33 @@ def test_pairs(chromium, tmp_path):
     assert page.all("#filter-outcome, #filter-run, #heat, .run") == []
     page.pick("filter-task", rows[1]["task"])
     assert page.count == 3
+
+
+@pytest.mark.parametrize(("scheme", "background"), [("light", "rgb(246, 246, 244)"), ("dark", "rgb(20, 22, 26)")])
+def test_pairs_in_a_notebook(chromium, tmp_path, scheme, background):
+    rows = generate_dual_cots(ProceduralTeacher(), 21)
+    frame = show_pairs(rows.map(lambda row: {"task": HOSTILE}))._repr_html_()
+    notebook = tmp_path / "notebook.html"
+    notebook.write_text(
+        f'<!DOCTYPE html><html style="color-scheme: {scheme}"><p style="height: 2000px">A cell</p>{frame}</html>',
+        encoding="utf-8",
+    )
+    chromium.get(notebook.as_uri())
+    chromium.execute_script("window.scrollTo(0, 1900)")
+    before = chromium.execute_script("return window.scrollY")
+    chromium.switch_to.frame(0)
+    try:
+        run = chromium.execute_script
+        WebDriverWait(chromium, 60).until(lambda _: run("return document.documentElement.dataset.complete"))
+        assert run("return getComputedStyle(document.body).backgroundColor") == background
+        # It begins with the first pair, and neither that nor its links scroll the notebook.
+        top = "return document.querySelector(arguments[0]).getBoundingClientRect().top"
+        WebDriverWait(chromium, 60).until(lambda _: 0 < run(top, "#items") < 100)
+        run("document.dispatchEvent(new Event('pointerdown'))")
+        run("document.querySelector('nav a').click()")
+        assert 0 < run(top, "#summary") < 100
+        assert run("return location.href") == "about:srcdoc"
+        assert run("return window.hacked") is None
+    finally:
+        chromium.switch_to.default_content()
+    assert chromium.execute_script("return [window.scrollY, window.hacked]") == [before, None]

@@ -23,6 +23,15 @@ function scrollTo(id) {
   document.documentElement.scrollTop = document.getElementById(id).offsetTop - below;
 }
 
+// Charts are drawn once the frame is in sight and move what is below them, so this goes on until the reader acts.
+function beginWithItems() {
+  const observer = new ResizeObserver(() => scrollTo("items"));
+  observer.observe(document.getElementById("main"));
+  for (const act of ["pointerdown", "keydown", "wheel", "touchstart"]) {
+    document.addEventListener(act, () => observer.disconnect(), { once: true, passive: true });
+  }
+}
+
 async function start() {
   const main = document.getElementById("main");
   const above = [data.runs.length ? summary() : null, ...Object.keys(GROUPS).map(groups), learning()].filter(Boolean);
@@ -34,7 +43,7 @@ async function start() {
   main.append(...below);
   document.getElementById("top").append(navigation([...above, ...below]));
   list?.start();
-  if (framed && data.runs[0]?.kind === "pairs") scrollTo("items");
+  if (framed && data.runs[0]?.kind === "pairs") beginWithItems();
   document.documentElement.dataset.ready = Math.round(performance.now());
   view.tokens = await unpack(data.tokens);
   if (view.tokens.length) list?.redraw();
