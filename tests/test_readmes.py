@@ -383,7 +383,8 @@ def without(words: list[str], options: set[str]) -> list[str]:
 def small(command: Command) -> list[str]:
     """The words of a command with a tiny student and few rows."""
     added = shlex.split(SMALL.get(command.name, ""))
-    if command.name == "generate" and not command.value("config"):
+    own_problems = command.name == "generate" and not command.value("config")
+    if own_problems or command.words[:2] == ("recipes", "copy"):
         added.append("--force")  # a page before it may have made the same file
     words = without([*command.words], {word for word in added if word.startswith("--")})
     return [*("outputs/quickstart/student" if word in hub_models() else word for word in words), *added]
