@@ -48,7 +48,7 @@ CUDA_FRAGMENTATION = 0.04
 CPU_PROCESS = int(0.6 * GIB)
 
 # Half precision is multiplied by oneDNN, which keeps the kernels and descriptions of the last 1,024 shapes;
-# pairs differ in length, so a run has that many. Measured, see README.
+# pairs differ in length, so a run has that many. Measured, see benchmarks/README.md.
 CPU_KERNELS = int(0.6 * GIB)
 
 # bitsandbytes: 4-bit weights in blocks of 64; statistics and 8-bit optimizer states in blocks of 256.
