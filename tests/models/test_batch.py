@@ -363,7 +363,7 @@ def test_no_more_is_sent_than_max_cost_allows(tmp_path):
         assert texts(outcomes) == echoes(4)
         assert [len(entries) for entries in server.uploads] == [2, 2]
         assert dispatcher.stats.cost == pytest.approx(20.0)
-        with pytest.raises(BudgetSpent, match=r"`max_cost: 110`: 20\.0000 is spent, and the next request may cost 100"):
+        with pytest.raises(BudgetSpent, match=r"`max_cost: 110` is spent \(20\.0000; another request may cost 100"):
             ask(url, tmp_path, requests(5), completion_price=1e6, max_cost=110)
         assert len(server.uploads) == 2
 

@@ -20,13 +20,12 @@ from typing import TypeVar
 from edit_trl.common.checks import positive
 from edit_trl.common.options import Options
 from edit_trl.models.chat.batch_endpoint import WAITING, BatchEndpoint, TooLarge
-from edit_trl.models.chat.dispatch import RESUME, Answer, BudgetSpent, Dispatcher, Failure
+from edit_trl.models.chat.dispatch import Answer, Dispatcher, Failure
 from edit_trl.models.chat.journal import Journal
 from edit_trl.models.chat.limits import Limits
 from edit_trl.models.chat.pacing import PacerClosed
 from edit_trl.models.chat.protocol import (
     ChatRequest,
-    ChatResponse,
     NoAnswer,
     RawResponse,
     TeacherUnusable,
@@ -181,7 +180,7 @@ class BatchDispatcher(Dispatcher):
             if key in waiting:
                 batch = batches.setdefault(file, _Batch(file, name, [], 0.0))
                 batch.keys.append(key)
-                batch.cost += self._most_cost(waiting[key])
+                batch.cost += self.limits.most(waiting[key])
         for batch in batches.values():
             self.tell(f"{batch}: {len(batch.keys)} requests of an earlier run", False)
         self._batches = list(batches.values())
@@ -195,14 +194,14 @@ class BatchDispatcher(Dispatcher):
         stopped.
         """
         while self._unsent and not self._is_full and self._stop is None:
-            left = math.inf
-            if self.limits.max_cost is not None:
-                left = self.limits.max_cost - self.stats.cost - sum(batch.cost for batch in self._batches)
+            left, limit = math.inf, self.limits.max_cost
+            if limit is not None:
+                left = limit - self.stats.cost - sum(batch.cost for batch in self._batches)
             keys: list[str] = []
             data, cost, most, is_whole = bytearray(), 0.0, 0.0, False
             while self._unsent and not is_whole:
                 key = self._unsent[0]
-                line, most = self.teacher.line(key, waiting[key]), self._most_cost(waiting[key])
+                line, most = self.teacher.line(key, waiting[key]), self.limits.most(waiting[key])
                 if cost + most > left:
                     break
                 is_whole = bool(keys) and (len(keys) == self._most_requests or len(data) + len(line) > self._most_bytes)
@@ -211,13 +210,8 @@ class BatchDispatcher(Dispatcher):
                     data += line
                     cost += most
             if not keys:
-                if not self._batches:
-                    self.stop(
-                        BudgetSpent(
-                            f"`max_cost: {self.limits.max_cost:g}`: {self.stats.cost:.4f} is spent, and the next "
-                            f"request may cost {most:.4f}. {RESUME}, with a higher `max_cost`"
-                        )
-                    )
+                if limit is not None and not self._batches:
+                    self._stop_for_budget(limit, most)
                 return
             if is_whole:
                 self._tell_once(
@@ -377,10 +371,6 @@ class BatchDispatcher(Dispatcher):
         self._tell_once(
             "refused", f"{len(keys)} requests are too many for a batch ({error}): they go into smaller ones"
         )
-
-    def _most_cost(self, request: ChatRequest) -> float:
-        """Return what the answer to a request costs at most."""
-        return self.limits.cost(request, ChatResponse("as long as it can be", "stop", self.teacher.model))[0]
 
     def _show(self, batch: _Batch, state: str) -> None:
         if state != batch.state:
