@@ -88,7 +88,10 @@ class RunFolder:
                 raise InputError(
                     f"{self.path}: another process has begun this run meanwhile; run the command again to go on with it"
                 )
-        text = json.dumps(asdict(self.record), indent=2, ensure_ascii=False, default=str, allow_nan=False)
+        values = asdict(self.record)
+        if not values["hub_datasets"]:  # so that earlier versions can read the record
+            del values["hub_datasets"]
+        text = json.dumps(values, indent=2, ensure_ascii=False, default=str, allow_nan=False)
         write_whole(self.path / RECORD_FILE, text + "\n")
         self._is_new = False
 
@@ -225,7 +228,7 @@ def _read_record(path: Path) -> RunRecord:
             f"{file} has format {show(version)}; edit_trl {installed_version('edit_trl')} reads format {FORMAT}. "
             f"Run the evaluation again, or use the version that wrote it ({show(writer) if writer else 'not said'})"
         )
-    values.setdefault("hub_datasets", {})  # earlier versions did not record them
+    values.setdefault("hub_datasets", {})
     if (problem := checker(RunRecord)(values)) is not None:
         raise InputError(f"{file} is not the record of a run: {problem.lstrip('.: ')}")
     return RunRecord(**values)
