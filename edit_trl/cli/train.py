@@ -135,6 +135,7 @@ def train_stage(argv: list[str]) -> int:
     own, options = _parser().parse_known_args(argv)
     if _print_help(own):
         return 0
+    own.config = own.config and find_recipe(own.config)
     _read_recipe(own)
     stop_signals = StopSignals()
     try:
