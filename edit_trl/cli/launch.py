@@ -29,7 +29,7 @@ class SignalRelay:
         received: The name of the first signal that was received.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received: str | None = None
 
     def pass_on(self, number: int, _frame: FrameType | None) -> None:

@@ -204,7 +204,7 @@ class DualCoTCollator:
 class _PrefixTree:
     """Chains that share their common beginnings; a node is an index in the row."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.tokens: list[int] = []
         self.parents: list[int] = []
         self.depths: list[int] = []

@@ -58,7 +58,7 @@ class _Ledger(TorchDispatchMode):
     gradients: int = 0
     largest_in_heap: int = LARGEST_IN_HEAP
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__init__()
         self._live: dict[str, int] = defaultdict(int)
         self._counted: set[int] = set()

@@ -71,7 +71,7 @@ class StopSignals:
         received: The name of the first signal that was remembered.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.training = False
         self.received: str | None = None
         self._group: ProcessGroup | None = None
