@@ -19,6 +19,8 @@ COMMANDS = {
     "merge": ("merge", "adapter", "--output", "merged"),
     "push": ("push", "trained", "--repo_id", "someone/student", "--dry_run"),
     "chat": ("chat", "student", "--max_new_tokens", "4"),
+    "quickstart": ("quickstart", "--student", "student", "--output_dir", "out"),
+    "recipes": ("recipes",),
 }
 
 

@@ -11,7 +11,8 @@ from robustness_cases.commands import COMMANDS
 
 def cases() -> Iterator[Case]:
     for command, words in COMMANDS.items():
-        yield Case(CONTROL, "as it is", words, check=_succeeds, typed="Hello\n" if command == "chat" else "")
+        typed, seconds = "Hello\n" if command == "chat" else "", 600 if command == "quickstart" else Case.seconds
+        yield Case(CONTROL, "as it is", words, check=_succeeds, typed=typed, seconds=seconds)
 
 
 def _succeeds(_folder: Path, _outcome: Outcome) -> None:

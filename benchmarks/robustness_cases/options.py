@@ -27,6 +27,12 @@ judge --temprature 0 => temprature.*temperature
 merge --dtyp float32 => dtyp
 push --revison main => revison
 chat --systm x => systm
+quickstart --studnt x => studnt.*student
+quickstart --outptu_dir x => outptu_dir.*output_dir
+quickstart --dtype float32 => dtype
+quickstart --rows 5 => rows
+quickstart --model_name_or_path student => model_name_or_path
+recipes --forse => forse.*force
 """
 WITHOUT_A_VALUE = r"""
 train --learning_rate => learning_rate
@@ -42,6 +48,11 @@ judge --runs => runs
 merge --dtype => dtype
 push --repo_id => repo_id
 chat --temperature => temperature
+quickstart --student => student
+quickstart --output_dir => output_dir
+quickstart --seed => seed
+recipes show => NAME
+recipes copy => NAME
 """
 VALUES = r"""
 generate --temperature nan => temperature
@@ -235,6 +246,26 @@ PROCEDURAL = r"""
 --rows 2 --teacher openai => teacher.*openai
 --rows 99999999999 --families boolean_expressions => rows|99999999999
 """
+# The fault of a student is told as its model is read.
+OF_QUICKSTART = r"""
+quickstart --seed x => seed.*x
+quickstart --seed 1.5 => seed.*1\.5
+quickstart --full yes => yes
+quickstart more => more
+quickstart --student nowhere => nowhere
+quickstart --student rows.jsonl => rows\.jsonl
+"""
+OF_RECIPES = r"""
+recipes nowhere => nowhere
+recipes generate more => more
+recipes show nowhere => nowhere
+recipes show generate/gsm8 => generate/gsm8k
+recipes show ../pyproject => pyproject
+recipes copy nowhere => nowhere
+recipes copy generate/gsm8k a.yaml b.yaml => b\.yaml
+recipes copy generate/gsm8k rows.jsonl => rows\.jsonl.*--force
+recipes copy generate/gsm8k rows.jsonl/x.yaml => rows\.jsonl
+"""
 # Where the fault can only be told from the model itself, or from the task of another program.
 NEEDS_THE_MODEL = ("--max_new_tokens 100000", "--attn", "--harness", "--base_model", "--history /dev/full")
 # What is right to write in spite of the fault: the report of a gate that failed, a finished run.
@@ -252,6 +283,8 @@ def cases() -> Iterator[Case]:
         loads = added.startswith(NEEDS_THE_MODEL)
         leaves = LEAVES.get(added, Case.leaves)
         yield Case("option", added, words(line), said, loads=loads, leaves=leaves, typed="Hello\n")
+    for line, said in _lines(OF_QUICKSTART + OF_RECIPES.lstrip()):
+        yield Case("option", line.partition(" ")[2], words(line), said, loads="--student" in line)
     for line, said in _lines(PROCEDURAL):
         given = ("generate", *shlex.split(line), "--output", "new.jsonl")
         yield Case("option", f"procedural {line}", given, said)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.options import build_options, format_help, hints_of, read_options
+from edit_trl.common.shipped import find_recipe
 from edit_trl.models.chat.dispatch import Interrupted
 
 
@@ -35,6 +36,7 @@ class RecipeOptions:
 
     def build(self, path: str | None, options: Mapping[str, Any], recipe: Mapping[str, Any] | None = None) -> list[Any]:
         """Return what `check` takes; see `edit_trl.common.options.build_options`."""
+        path = find_recipe(path) if path else None
         built = build_options(path, options, self.classes, self.hidden, recipe)
         return [*built, Path(path).parent if path else Path()]
 

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--accelerate_config",
         metavar="FILE",
-        help="An accelerate configuration: a file, or a name such as ddp (`edit-trl recipes accelerate`).",
+        help="An accelerate configuration: a file, or a name such as ddp.",
     )
     parser.add_argument("--num_processes", type=int, metavar="N", help="Processes to launch, as in accelerate launch.")
     # For the stages before the last one, and for training that is a part of another command.

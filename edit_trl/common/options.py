@@ -14,7 +14,6 @@ from typing import Any, overload
 
 from edit_trl.common.conversion import Word, convert, nearest
 from edit_trl.common.errors import InputError, collect_problems, raise_problems, show
-from edit_trl.common.shipped import find_recipe
 
 # --- Reading ---------------------------------------------------------------------------------
 
@@ -30,10 +29,10 @@ def read_options(
         flags: Options that are true if no value follows.
 
     Returns:
-        The path of the recipe (see `edit_trl.common.shipped.find_recipe`), or None, and the values by name.
+        The path or name of the recipe (see `edit_trl.common.shipped.find_recipe`), or None, and the values by name.
 
     Raises:
-        InputError: An argument belongs to no option, an option is unknown or has no value, or there is no such recipe.
+        InputError: An argument belongs to no option, or an option is unknown or has no value.
     """
     names, given = set(names), {}
     problems: list[str] = []
@@ -56,8 +55,7 @@ def read_options(
     config = given.pop("config", [])
     if len(config) > 1:
         raise InputError(f"--config takes one file, got {' '.join(config)}")
-    path = find_recipe(config[0]) if config else None
-    return path, {name: _parse_words(name, words) for name, words in given.items()}
+    return (config[0] if config else None), {name: _parse_words(name, words) for name, words in given.items()}
 
 
 def _parse_words(name: str, words: list[str]) -> Any:

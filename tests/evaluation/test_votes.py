@@ -350,7 +350,9 @@ def evaluate(recipe, *options):
 
 def test_by_the_command_and_what_reads_its_run(recipe, tmp_path, capsys):
     assert evaluate(recipe) == 0
-    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
+    rows: dict = {}
+    for line in filter(None, capsys.readouterr().out.splitlines()):
+        rows.setdefault(line.split()[0], line.split()[1:])  # what the names mean follows below the table
     assert {"accuracy", "majority_accuracy", "no_weight", "generated_tokens", "weight_tokens"} <= rows.keys()
     run = read_run(tmp_path / "run")
     scores = run.record.scores

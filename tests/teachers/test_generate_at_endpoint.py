@@ -104,7 +104,7 @@ def test_failures_are_told_as_such(tmp_path, capsys):
     with running(server) as url:
         assert generate(recipe(tmp_path, url, questions=3)) == 2
     shown = capsys.readouterr().err
-    assert "annotate: 3 of 3" in shown
+    assert "annotate 3/3" in shown
     assert "3 failed" in shown
     assert "from the journal" not in shown
     assert "3 requests got no answer, the first in annotate of row 1: status 422: we are closed" in shown

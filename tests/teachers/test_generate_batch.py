@@ -43,7 +43,7 @@ def test_every_stage_is_a_batch_and_the_rows_are_those_of_single_requests(tmp_pa
     assert [len(entries) for entries in server.uploads] == [10, 5, 5, 10]  # annotate, rectify, corrupt, label
     assert server.seen == 0
     assert "rectify: batch batch_2: in_progress, 1 of 5 answered" in told
-    assert "rectify: 5 of 5" in told
+    assert "rectify 5/5" in told
 
 
 def test_the_price_is_in_the_estimate_the_report_and_the_card(tmp_path, capsys):

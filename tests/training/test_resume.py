@@ -394,7 +394,7 @@ def start(command: list[str], log: Path) -> subprocess.Popen:
     """Start a command and wait until it trains."""
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream)
-    while "'grad_norm'" not in log.read_text() and process.poll() is None:
+    while "  loss " not in log.read_text() and process.poll() is None:
         time.sleep(0.05)
     return process
 
@@ -405,7 +405,7 @@ def test_ctrl_c_in_a_terminal(recipe, tmp_path):
     with (tmp_path / "log.txt").open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
     log = tmp_path / "log.txt"
-    while "'grad_norm'" not in log.read_text() and process.poll() is None:
+    while "  loss " not in log.read_text() and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=300) == 130

@@ -8,8 +8,8 @@ async function unpack(text) {
   return JSON.parse(await new Response(stream).text());
 }
 
-// A notebook shows the page as a `srcdoc` frame, where a link to #id would lead to the notebook's own address.
-const framed = location.href === "about:srcdoc";
+// A notebook shows the page in a frame without an address, where a link to #id would lead to the notebook's own.
+const framed = location.protocol === "about:";
 if (framed) document.addEventListener("click", (event) => {
   const link = event.target.closest('a[href^="#"]');
   if (!link) return;
