@@ -115,6 +115,7 @@ class _Runs:
 
         self.output, self.models, self.seed = output, models, seed
         self.bf16, self.use_cpu = bf16_is_faster(), not is_available()
+        self.dtype = "bfloat16" if self.bf16 else "float32"
         self.task = output / "held_out.yaml"
         # JSON is YAML.
         self.task.write_text(json.dumps({"version": 1, "dataset_name": str(output / "data"), "dataset_split": "test"}))
@@ -124,7 +125,8 @@ class _Runs:
         edit_trl(
             *("train", "--config", shipped_recipe("quickstart/config"), "--stage", stage, "--seed", self.seed),
             *("--output_dir", self.output, "--model_name_or_path", self.models["base"]),
-            *("--dataset_name", self.output / "data", "--bf16", self.bf16, "--use_cpu", self.use_cpu),
+            *("--dataset_name", self.output / "data", "--bf16", self.bf16, "--dtype", self.dtype),
+            *("--use_cpu", self.use_cpu),
         )
 
     def measure(self, name: str) -> None:
@@ -142,9 +144,8 @@ class _Runs:
         )
 
     def _model(self, name: str) -> tuple[object, ...]:
-        dtype = "bfloat16" if self.bf16 else "float32"
         history = self.output / "history.sqlite"
-        return ("--model", self.models[name], "--name", name, "--dtype", dtype, "--history", history)
+        return ("--model", self.models[name], "--name", name, "--dtype", self.dtype, "--history", history)
 
     def answers(self, name: str) -> Path:
         """The run of a model's answers."""
