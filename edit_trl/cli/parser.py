@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from edit_trl.common.conversion import natural, nearest
 from edit_trl.common.errors import InputError, show
+from edit_trl.common.shipped import find_recipe
 
 
 def read_values(text: str, option: str) -> dict[str, Any]:
@@ -20,6 +21,15 @@ def read_values(text: str, option: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{option} must be a mapping, such as '{{\"enable_thinking\": false}}', got {show(text)}")
     return natural(values)
+
+
+class RecipeAction(argparse.Action):
+    """Takes the path or the name of a recipe, and keeps the path; see `edit_trl.common.shipped.find_recipe`."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, name: Any, _: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, find_recipe(name))
 
 
 class Parser(argparse.ArgumentParser):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
+from edit_trl.common.files import check_writable, write_whole
 from edit_trl.common.shipped import shipped_recipe
 
 STUDENT = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     output, sizes = options.output_dir, FULL if options.full else QUICK
     given = {"full": options.full, "seed": options.seed, "student": options.student}
+    check_writable(output / "quickstart.json")
     _check_same(output / "quickstart.json", given)
     student, data = output / "student", output / "data"
     if not (student / "model.safetensors").is_file():
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     if not data.is_dir():
         print(f"Making {sizes.warm_up} + {sizes.key_steps} dual CoTs and {sizes.test} held-out problems in {data}")
         make_data(data, sizes, options.seed)
-    (output / "quickstart.json").write_text(json.dumps(given) + "\n", encoding="utf-8")
+    write_whole(output / "quickstart.json", json.dumps(given) + "\n")
 
     models = {"base": student, "warm_up": output / "warm_up", "key_steps": output / "key_steps"}
     runs = _Runs(output, models, options.seed)
@@ -74,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
     seconds = time.perf_counter() - started
     summary = {"seed": options.seed, "seconds": round(seconds, 1), "bf16": runs.bf16, "models": runs.summary()}
-    (output / "results.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_whole(output / "results.json", json.dumps(summary, indent=2) + "\n")
     _print_end(summary["models"], seconds, output, report)
     return 0
 

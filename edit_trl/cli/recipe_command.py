@@ -36,7 +36,7 @@ class RecipeOptions:
 
     def build(self, path: str | None, options: Mapping[str, Any], recipe: Mapping[str, Any] | None = None) -> list[Any]:
         """Return what `check` takes; see `edit_trl.common.options.build_options`."""
-        path = find_recipe(path) if path else None
+        path = None if path is None else find_recipe(path)
         built = build_options(path, options, self.classes, self.hidden, recipe)
         return [*built, Path(path).parent if path else Path()]
 

@@ -13,10 +13,9 @@ from typing import Any
 
 from edit_trl.cli.launch import SignalRelay, accelerate_config, end_with_launcher, launch
 from edit_trl.cli.launch_options import shards
-from edit_trl.cli.parser import Parser
+from edit_trl.cli.parser import Parser, RecipeAction
 from edit_trl.cli.train_help import full_help, short_help
 from edit_trl.common.environment import read_recipe_words
-from edit_trl.common.shipped import find_recipe
 from edit_trl.training.resuming.stopping import (
     EXIT_CODE,
     INTERRUPTED,
@@ -42,7 +41,6 @@ def main(argv: list[str] | None = None) -> int:
     own, options = _parser().parse_known_args(argv)
     if _print_help(own):
         return 0
-    own.config = own.config and find_recipe(own.config)
     recipe = _read_recipe(own)
     if own.dry_run:
         from edit_trl.cli.dry_run import dry_run
@@ -89,7 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-h", "--help", action="store_true", help="Show our own options and exit.")
     parser.add_argument("--help-all", action="store_true", help="Show every option of every trainer and exit.")
-    parser.add_argument("--config", metavar="RECIPE", help="The recipe: a YAML file, or a name in `edit-trl recipes`.")
+    parser.add_argument(
+        "--config",
+        action=RecipeAction,
+        metavar="RECIPE",
+        help="The recipe: a YAML file, or a name in `edit-trl recipes`.",
+    )
     parser.add_argument("--stage", metavar="NAME", help="Train one stage of the recipe instead of all.")
     parser.add_argument(
         "--dry_run", action="store_true", help="Print how much memory each stage will need and which GPUs have it."
@@ -135,7 +138,6 @@ def train_stage(argv: list[str]) -> int:
     own, options = _parser().parse_known_args(argv)
     if _print_help(own):
         return 0
-    own.config = own.config and find_recipe(own.config)
     _read_recipe(own)
     stop_signals = StopSignals()
     try:

@@ -6,13 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.cli.parser import Parser
+from edit_trl.cli.parser import Parser, RecipeAction
 from edit_trl.cli.recipe_command import RecipeOptions
 from edit_trl.common.conversion import convert
 from edit_trl.common.environment import read_recipe_words
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.options import hints_of
-from edit_trl.common.shipped import find_recipe
 
 if TYPE_CHECKING:
     from edit_trl.data.dual_cots import DatasetSource
@@ -37,7 +36,6 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     own, words = _parser().parse_known_args(argv)
-    own.config = own.config and find_recipe(own.config)
     words_of_recipe = read_recipe_words(own.config) if own.config is not None else {}
     if own.config is not None and (kind := recipe_kind({*words_of_recipe, *_flags(argv)})) != "train":
         print(f"{own.config}: a recipe of `edit-trl {kind}`\n{_check_recipe(kind, argv, words_of_recipe)}\nvalid")
@@ -82,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Check a recipe of train, generate, evaluate, suite or judge, or a dataset; loads no model.",
         epilog="Options of the recipe may be given as --key value, as for the command itself.",
     )
-    parser.add_argument("--config", metavar="RECIPE.yaml", help="The recipe, or its name.")
+    parser.add_argument("--config", action=RecipeAction, metavar="RECIPE.yaml", help="The recipe, or its name.")
     parser.add_argument("--dataset", metavar="DATA", help="A file, folder or Hub id; wins over the recipe's.")
     return parser
 

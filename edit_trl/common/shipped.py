@@ -52,9 +52,8 @@ def shipped_recipe(name: str) -> str:
     names = recipe_names()
     if asked in names:
         return str(recipes_folder() / f"{asked}{_SUFFIX}")
-    raise InputError(
-        f"no recipe at {name}: no such file, and `edit-trl recipes` lists no such name{_hint(asked, names)}"
-    )
+    shown, hint = name or repr(name), _hint(asked, names)
+    raise InputError(f"no recipe at {shown}: no such file, and `edit-trl recipes` lists no such name{hint}")
 
 
 def _hint(asked: str, names: list[str]) -> str:

@@ -188,7 +188,7 @@ def read_generate_config(
     Raises:
         InputError: Everything that is wrong with the recipe.
     """
-    path = find_recipe(str(path)) if path else None
+    path = None if path is None else find_recipe(str(path))
     values = {**(read_recipe_words(path) if path and recipe is None else recipe or {}), **options}
     for name, command in (("stages", "train"), ("model_name_or_path", "train"), ("runs", "judge")):
         if name in values:

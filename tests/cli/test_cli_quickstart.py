@@ -78,6 +78,14 @@ def test_a_student_that_is_not_there(tmp_path, monkeypatch, capsys):
     assert error.rstrip().endswith("give --student a path or a Hub id of a model")
 
 
+def test_a_folder_that_cannot_be_is_told_first(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["quickstart", "--output_dir", str(tmp_path / "file")]) == 2
+    captured = capsys.readouterr()
+    assert "file/quickstart.json: Not a directory" in captured.err
+    assert captured.out == ""
+
+
 def test_help_loads_no_library():
     program = """
 import sys

@@ -100,6 +100,13 @@ def test_commands_find_a_recipe_by_name(tmp_path, capsys):
     assert f"did you mean `{LORA}`?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["train", "validate", "generate", "evaluate", "suite", "judge"])
+def test_an_empty_name_is_no_recipe(command, capsys):
+    """As of a variable of the shell that is not set."""
+    assert main([command, "--config", ""]) == 2
+    assert "no recipe at ''" in capsys.readouterr().err
+
+
 def test_rounds_find_their_training_by_name(tmp_path):
     from edit_trl.teachers.generate_config import read_generate_config
 
