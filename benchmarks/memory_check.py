@@ -147,9 +147,9 @@ def run_once(case: dict) -> dict:
     from transformers import AutoConfig
 
     from edit_trl import DualCoTTrainer
+    from edit_trl.common.malloc import keep_freed_memory
     from edit_trl.training.lora_targets import lora_config
     from edit_trl.training.memory.estimate import estimate_memory
-    from edit_trl.training.memory.heap import map_large_blocks
     from edit_trl.training.memory.longest_batch import made_up_examples
     from edit_trl.training.quantization import quantization_config
     from edit_trl.training.recipe.resolving import Recipe, resolve_runs
@@ -165,8 +165,7 @@ def run_once(case: dict) -> dict:
         mixed = torch.bfloat16 if training.bf16 else None
         estimate = estimate_memory(config, model, training, examples, device=case["device"], mixed=mixed)
         return {"parts": estimate.parts, "layout": estimate.layout, "batch_tokens": estimate.batch_tokens}
-    if model.use_peft and not on_gpu:
-        map_large_blocks()  # as `edit-trl train` does
+    keep_freed_memory()  # as `edit-trl train` does
     batches = case["steps"] * training.gradient_accumulation_steps
     rows = prepared_rows(examples, batches, text_ids(model.model_name_or_path))
     before = process_memory()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.malloc import keep_freed_memory
 from edit_trl.common.terminal import clean_streams, visible
 
 # The help lines live here because `edit-trl --help` imports no command.
@@ -67,6 +68,7 @@ def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:
         without a traceback; 130 for an interruption. Any other exception is a bug and keeps its traceback.
     """
     _hush_libraries()
+    keep_freed_memory()
     try:
         code = command(argv)
         sys.stdout.flush()  # else a closed pipe would raise when the interpreter ends

@@ -1,6 +1,5 @@
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from edit_trl.cli.main import main
 from edit_trl.common.errors import InputError
 from edit_trl.common.options import hints_of
 from edit_trl.training.config import DualCoTConfig
-from edit_trl.training.memory.heap import map_large_blocks
-from edit_trl.training.recipe import stage as stage_module
 from edit_trl.training.recipe.data_arguments import DataArguments
 from edit_trl.training.recipe.resolving import argument_classes
 from edit_trl.training.trainer_choice import TrainerName
@@ -74,15 +71,6 @@ def test_a_recipe_without_stages_is_one_run(recipe, tmp_path):
     assert stage(recipe, None) == 0
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert run_file(tmp_path / "out")["results"]["train_loss"] > 0
-
-
-def test_large_blocks_are_mapped_for_adapters_alone(recipe, monkeypatch):
-    done = []
-    monkeypatch.setattr(stage_module, "map_large_blocks", lambda: done.append(map_large_blocks()))
-    assert stage(recipe, "warm_up", "--use_peft", "false") == 0
-    assert not done
-    assert stage(recipe, "warm_up", "--output_dir", f"{recipe.parent}/adapter") == 0
-    assert done == [platform.libc_ver()[0] == "glibc"]
 
 
 def test_evaluates_and_keeps_the_results(recipe, tmp_path):

@@ -1,10 +1,7 @@
 """Memory estimates: the parts against arithmetic by hand, and what `--dry_run` prints."""
 
 import json
-import platform
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -139,7 +136,7 @@ def test_activations_are_those_that_torch_keeps():
 
 
 def test_the_heap_of_a_cpu_stays_and_mapped_blocks_go():
-    from edit_trl.training.memory.heap import LARGEST_IN_HEAP
+    from edit_trl.common.malloc import LARGEST_IN_HEAP
     from edit_trl.training.memory.trace import _Ledger
 
     small, large = LARGEST_IN_HEAP, 2 * LARGEST_IN_HEAP
@@ -150,41 +147,6 @@ def test_the_heap_of_a_cpu_stays_and_mapped_blocks_go():
             del tensor
     assert ledger.peak.total == large
     assert ledger.peak_on_cpu().total == small + large
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc's malloc")
-def test_large_blocks_are_mapped_and_go():
-    """In a process of its own: a heap whose last block stays is as large as before."""
-    script = """
-import ctypes, resource, sys
-from edit_trl.training.memory.heap import map_large_blocks
-
-assert sys.argv[1] == "as it is" or map_large_blocks()
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-libc.free.argtypes = [ctypes.c_void_p]
-def resident():
-    with open("/proc/self/statm") as numbers:
-        return int(numbers.read().split()[1]) * resource.getpagesize()
-def block(size):
-    pointer = libc.malloc(size)
-    ctypes.memset(pointer, 1, size)
-    return pointer
-libc.free(block(30 * 2**20))  # the threshold rises to this
-before = resident()
-blocks = [block(2**20) for _ in range(100)]
-for pointer in blocks[:-1]:
-    libc.free(pointer)
-print(resident() - before)
-"""
-    left = {
-        case: int(
-            subprocess.run([sys.executable, "-c", script, case], capture_output=True, text=True, check=True).stdout
-        )
-        for case in ("as it is", "mapped")
-    }
-    assert left["as it is"] > 90 * 2**20
-    assert left["mapped"] < 10 * 2**20
 
 
 def test_shards_hold_their_part_and_one_layer_whole():

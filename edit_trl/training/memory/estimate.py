@@ -24,7 +24,6 @@ from edit_trl.models.pairs.collation import BatchLayoutName
 from edit_trl.models.pairs.tree_attention import tree_obstacle
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.lora_targets import make_model, settle_targets
-from edit_trl.training.memory.heap import LARGEST_IN_HEAP, LEAST_MAPPED
 from edit_trl.training.memory.longest_batch import batch_tokens
 from edit_trl.training.memory.trace import trace_step
 from edit_trl.training.objective import Objective
@@ -149,8 +148,6 @@ def estimate_memory(
         pad_to_multiple_of=multiple,
         with_rejected=with_rejected,
         accumulate=training.gradient_accumulation_steps > 1,
-        # As `train_stage` sets it, see `map_large_blocks`.
-        largest_in_heap=LEAST_MAPPED if model.use_peft else LARGEST_IN_HEAP,
     )
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     gradients = sum(parameter.nbytes for parameter in trained)

@@ -22,10 +22,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
+from edit_trl.common.malloc import LARGEST_IN_HEAP
 from edit_trl.models.pairs.collation import BatchLayoutName, DualCoTCollator
 from edit_trl.models.pairs.scoring import PairScorer
 from edit_trl.models.pairs.tree_attention import TreeAttention, base_model
-from edit_trl.training.memory.heap import LARGEST_IN_HEAP
 
 
 @dataclass
@@ -56,7 +56,6 @@ class _Ledger(TorchDispatchMode):
     peak: StepMemory = field(default_factory=StepMemory)
     phase: str = "activations"
     gradients: int = 0
-    largest_in_heap: int = LARGEST_IN_HEAP
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -97,7 +96,7 @@ class _Ledger(TorchDispatchMode):
         self._pools[self._pool(size)] -= size
 
     def _pool(self, size: int) -> str:
-        return "heap" if size <= self.largest_in_heap else "mapped"
+        return "heap" if size <= LARGEST_IN_HEAP else "mapped"
 
     def peak_on_cpu(self) -> StepMemory:
         """Return the peak of the process: the heap keeps its largest size, and mapped blocks come on top of it."""
@@ -130,7 +129,6 @@ def trace_step(
     pad_to_multiple_of: int | None = None,
     with_rejected: bool = True,
     accumulate: bool = False,
-    largest_in_heap: int = LARGEST_IN_HEAP,
 ) -> StepMemory:
     """Run one batch forward and backward and find the moment of most memory.
 
@@ -144,8 +142,6 @@ def trace_step(
         pad_to_multiple_of: As in the trainer's options.
         with_rejected: Whether the loss uses the wrong chains.
         accumulate: Whether there are gradients of an earlier batch.
-        largest_in_heap: On a CPU, the size in bytes of the largest blocks that stay in the heap; see
-            `edit_trl.training.memory.heap`.
     """
     fake = FakeTensorMode()
     with fake:
@@ -156,7 +152,7 @@ def trace_step(
     tree = TreeAttention(model, causal_mask=_causal_mask) if layout == "tree" else None
     scorer = PairScorer(model, collator, tree)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    ledger = _Ledger(largest_in_heap=largest_in_heap)
+    ledger = _Ledger()
     precision = torch.autocast("cpu", autocast) if autocast else nullcontext()
     kernels = _as_on_a_gpu() if on_gpu else nullcontext()
     with fake, kernels, _record_phases(base, ledger), _record_gradients(trained, ledger):

@@ -22,7 +22,6 @@ from edit_trl.models.adapters import adapter_base, remember_base
 from edit_trl.models.loading import check_student, load_processor
 from edit_trl.training.baselines import drop_reference, preference_trainer
 from edit_trl.training.lora_targets import lora_config
-from edit_trl.training.memory.heap import map_large_blocks
 from edit_trl.training.quantization import check_bitsandbytes, quantization_config
 from edit_trl.training.recipe.adapter_options import check_adapter, is_adapter, merge_student, merges, set_dropout
 from edit_trl.training.recipe.resolving import Recipe, RunArguments
@@ -121,8 +120,6 @@ def train_stage(
     """
     started = time.perf_counter()
     check_bitsandbytes(run.model, run.training)
-    if run.training.device.type == "cpu" and run.model.use_peft:
-        map_large_blocks()
     # Hop 1, recipe -> rows: `data.dual_cots` loads them, `data.views` selects.
     train_rows = run.data.load_train_rows(run.training.seed)
     eval_rows = None if run.training.eval_strategy == "no" else run.data.load_eval_rows()
