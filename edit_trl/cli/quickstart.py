@@ -33,7 +33,7 @@ class Sizes:
     test: int
 
 
-QUICK, FULL = Sizes(warm_up=160, key_steps=160, test=60), Sizes(warm_up=240, key_steps=280, test=90)
+QUICK, FULL = Sizes(warm_up=144, key_steps=160, test=60), Sizes(warm_up=240, key_steps=280, test=90)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,7 +127,7 @@ class _Runs:
         edit_trl(
             *("train", "--config", shipped_recipe("quickstart/config"), "--stage", stage, "--seed", self.seed),
             *("--output_dir", self.output, "--model_name_or_path", self.models["base"]),
-            *("--dataset_name", self.output / "data", "--bf16", self.bf16, "--dtype", self.dtype),
+            *("--dataset_name", self.output / "data", "--bf16", self.bf16 and not self.use_cpu, "--dtype", self.dtype),
             *("--use_cpu", self.use_cpu),
         )
 
@@ -135,7 +135,7 @@ class _Runs:
         """Let a model answer the held-out problems."""
         edit_trl(
             *("evaluate", *self._model(name), "--tasks", self.task, "--output_dir", self.answers(name)),
-            *("--batch_size", 30, "--max_new_tokens", MAX_NEW_TOKENS),
+            *("--batch_size", 60, "--max_new_tokens", MAX_NEW_TOKENS),
         )
 
     def prefer(self, name: str) -> None:
