@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_trl.common.conversion import natural
+from edit_trl.common.malloc import keep_freed_memory
 from edit_trl.common.yaml_file import parse_yaml
 from edit_trl.models.identity import model_hash
 from effect_matrix.cells import WARM_UP, Cell, read_cell, write_cell
@@ -299,6 +300,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     output = Path(sys.argv[1])
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    keep_freed_memory()  # as a command does
     import torch
 
     if not torch.cuda.is_available():
