@@ -1,4 +1,4 @@
-# make quickstart   train a real small model with both stages and measure it (about 10 minutes on 2 CPU cores)
+# make quickstart   train a real small model with both stages and measure it (5 to 7 minutes on 2 CPU cores)
 # make test         lint (ruff and mypy) and the fast tests
 # make test-slow    the tests that train a real small model
 #

@@ -52,7 +52,7 @@ def test_every_step_on_a_tiny_student(tmp_path, saved_student):
     words = [line.split()[2] for line in commands]
     assert words[:5] == ["train", "evaluate", "evaluate", "compare", "train"]
     sizes = {name: len(split) for name, split in load_from_disk(str(out / "data")).items()}
-    assert sizes == {"warm_up": 160, "test": 60, "key_steps": 160}
+    assert sizes == {"warm_up": 144, "test": 60, "key_steps": 160}
 
     again = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]
