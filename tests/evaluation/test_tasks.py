@@ -46,6 +46,17 @@ def test_questions_become_messages(folder):
     assert list(tasks.versions) == ["sums", "parity"]
 
 
+def test_a_dataset_file_is_a_task_that_sets_nothing_else(folder):
+    tasks = read(str(folder / "questions.jsonl"))
+    named = read(write(folder, name="questions.yaml"))
+    assert tasks.problems == named.problems
+    assert tasks.versions == named.versions
+    assert list(tasks.versions) == ["questions", "parity"]
+    (folder / "bad.jsonl").write_text('{"question": "What is 2 + 2?"}\n')
+    with pytest.raises(InputError, match=r"bad\.jsonl.*answer"):
+        read(str(folder / "bad.jsonl"))
+
+
 def test_exemplars_are_earlier_turns_of_their_task(folder):
     path = write(folder, exemplars="shots.jsonl", system_prompt="Be brief.", prompt="Q: {question}")
     first, second = read(path).problems

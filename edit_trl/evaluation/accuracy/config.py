@@ -24,7 +24,7 @@ class EvaluateArguments(MeasuredModel):
     """The model, the tasks and the settings of an evaluation.
 
     Attributes:
-        tasks: Task files, or names of files in `tasks/` beside the recipe.
+        tasks: Task files, dataset files (.jsonl, .csv, .parquet), or names of files in `tasks/` beside the recipe.
         limit: The most questions to ask of each task, from its beginning.
         conversational: Ask by messages, through the chat template; false for base models without one.
         system_prompt: System prompt of every conversation, instead of those of the tasks.

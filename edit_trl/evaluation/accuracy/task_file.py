@@ -26,6 +26,7 @@ from edit_trl.data.answers import AnswerType
 
 _PLACEHOLDERS = frozenset({"question", "task_description"})
 _TASKS_FOLDER = "tasks"
+_DATASET_FILES = (".jsonl", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def read_task(name: str, beside: Path = Path()) -> tuple[Path, TaskFile]:
     """Read a task file, and resolve the files that it names from the working directory or its own folder.
 
     Args:
-        name: A path, or the name of a file in `tasks/` beside the recipe, or of a task that comes with the package.
+        name: A path, or the name of a file in `tasks/` beside the recipe, or of a task that comes with the package. A
+            dataset file (.jsonl, .csv or .parquet) is a task that sets nothing but its dataset.
         beside: The folder of the recipe.
 
     Returns:
@@ -115,6 +117,8 @@ def read_task(name: str, beside: Path = Path()) -> tuple[Path, TaskFile]:
         InputError: The file is missing, or names everything that is wrong in it.
     """
     path = _find(name, beside)
+    if path.suffix in _DATASET_FILES:
+        return path, TaskFile(dataset_name=str(path))
     values, errors = convert(read_words(path, "task file"), hints_of([TaskFile]))
     with collect_problems(errors):
         task = TaskFile(**values)

@@ -66,7 +66,7 @@ def read_tasks(
     """Read task files and everything that they name.
 
     Args:
-        files: Paths, or names of files in `tasks/` beside the recipe.
+        files: Paths, or names of files in `tasks/` beside the recipe; see `read_task`.
         beside: The folder of the recipe.
         conversational: Whether prompts are messages; plain text is for models without a chat template.
         system_prompt: Replaces the system prompts of the files.
