@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edit_trl.cli.parser import Parser
-from edit_trl.common.errors import InputError
+from edit_trl.common.checks import seed_range
+from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.files import check_writable, write_whole
 from edit_trl.common.shipped import shipped_recipe
 
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         InputError: A bad option, or a student that can be found neither on the Hub nor in the wheel.
     """
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    raise_problems(seed_range(seed=options.seed))
     started = time.perf_counter()
     output, sizes = options.output_dir, FULL if options.full else QUICK
     given = {"full": options.full, "seed": options.seed, "student": options.student}

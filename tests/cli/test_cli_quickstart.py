@@ -86,6 +86,12 @@ def test_a_folder_that_cannot_be_is_told_first(tmp_path, capsys):
     assert captured.out == ""
 
 
+def test_a_bad_seed_is_told_before_the_student_is_fetched(tmp_path, capsys):
+    assert main(["quickstart", "--seed", "-1", "--output_dir", str(tmp_path / "out")]) == 2
+    assert "seed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_loads_no_library():
     program = """
 import sys

@@ -117,7 +117,7 @@ def read_task(name: str, beside: Path = Path()) -> tuple[Path, TaskFile]:
         InputError: The file is missing, or names everything that is wrong in it.
     """
     path = _find(name, beside)
-    if path.suffix in _DATASET_FILES:
+    if path.suffix.lower() in _DATASET_FILES:
         return path, TaskFile(dataset_name=str(path))
     values, errors = convert(read_words(path, "task file"), hints_of([TaskFile]))
     with collect_problems(errors):
