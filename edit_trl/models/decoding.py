@@ -12,8 +12,8 @@ from edit_trl.common.errors import InputError
 from edit_trl.common.options import Options, nearest
 
 # In bfloat16, the cache of a token takes 23 KB for a model of 135 M parameters, and 131 KB for one of 8 B. On a CPU,
-# batches of 256 responses were a sixth faster than batches of 128.
-_TOKENS_AT_ONCE, _RESPONSES_AT_ONCE = 32_768, 256
+# batches of 256 responses were a sixth faster than batches of 128. Most responses end long before a high limit.
+_TOKENS_AT_ONCE, _FEWEST_AT_ONCE, _MOST_AT_ONCE = 32_768, 16, 256
 
 Batching = Literal["auto", "padded", "continuous", "vllm"]
 BATCHING: Mapping[str, str] = {
@@ -131,8 +131,7 @@ def pack(
         lengths: Number of tokens of each prompt.
         new_tokens: The most tokens of a response.
         samples: Responses per prompt.
-        batch_size: Responses per batch. If None, as many as have `_TOKENS_AT_ONCE` tokens together with their prompts,
-            and at most `_RESPONSES_AT_ONCE`.
+        batch_size: Responses per batch. If None, 16 to 256: as many as have 32,768 tokens together with their prompts.
 
     Returns:
         The indexes of the prompts of each batch; of a single prompt where its samples alone are more than fit.
@@ -141,7 +140,8 @@ def pack(
     size = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if not batches or len(batches[-1]) == size:  # the first prompt of a batch is its longest one
-            fitting = min(_RESPONSES_AT_ONCE, _TOKENS_AT_ONCE // max(1, lengths[index] + new_tokens))
+            fitting = _TOKENS_AT_ONCE // max(1, lengths[index] + new_tokens)
+            fitting = min(max(fitting, _FEWEST_AT_ONCE), _MOST_AT_ONCE)
             size = max(1, (fitting if batch_size is None else batch_size) // samples)
             batches.append([])
         batches[-1].append(index)

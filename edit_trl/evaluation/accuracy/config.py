@@ -46,8 +46,8 @@ class EvaluateArguments(MeasuredModel):
         seed: Seed of sampling. An endpoint is sent none if it is null.
         allow_unanswered: At an endpoint, whether to finish although it did not answer some questions, which count
             as unparsed; `unanswered.jsonl` in the folder of the run lists them.
-        batch_size: Responses per batch on this machine; by default as many as have 32,768 tokens together with their
-            prompts, and at most 256.
+        batch_size: Responses per batch on this machine. Default: 16 to 256, as many as have 32,768 tokens together with
+            their prompts.
         batching: padded, continuous (the scheduler of transformers), vllm, or auto: vllm if it is installed
             and there is a GPU, else continuous on a GPU and padded on a CPU.
         harness: Tasks of lm-evaluation-harness to run as well, or instead; needs the extra `harness`.
