@@ -30,8 +30,8 @@ class GenerateArguments(EndpointArguments):
             on this machine, `procedural` the embedded teacher, which only knows its own problems; `none` asks the
             student only (`pairs`).
         model: The teacher's name at the endpoint, or its path or Hub id.
-        batch_size: Responses per batch of a local model. Default: 16 to 256, as many as have 32,768 tokens together with
-            their prompts.
+        batch_size: Responses per batch of a local model. Default: 16 to 256, as many as have 32,768 tokens together
+            with their prompts.
         batching: How a local model answers: padded, continuous (the scheduler of transformers, which takes no seeds),
             vllm, or auto: vllm if it is installed and there is a GPU, else continuous on a GPU for requests without
             `send_seed`, else padded.
