@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import is_peft_model
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
+from transformers import ContinuousBatchingConfig, GenerationConfig, StoppingCriteriaList, StopStringCriteria
 from transformers.utils import logging
 
 from edit_trl.common.errors import InputError
@@ -29,7 +29,6 @@ from edit_trl.models.decoding import Batching, Decoding, Generated, check_batchi
 from edit_trl.models.drawing import Contrast, Draws, ResponseLoop, is_synced
 from edit_trl.models.loading import positions_of
 from edit_trl.models.responses import ResponseReader, eos_ids_of
-from edit_trl.models.scheduling import scheduling
 from edit_trl.models.vocabulary import check_vocabulary, embeddings_of
 
 if TYPE_CHECKING:
@@ -331,6 +330,14 @@ def _forked_random_state(device: torch.device, seed: int | None = None) -> Itera
         if seed is not None:
             torch.manual_seed(seed)
         yield
+
+
+def scheduling(device: torch.device) -> ContinuousBatchingConfig | None:
+    """Return the options of continuous batching on a device; None for transformers' own.
+
+    They give the cache nearly all memory of the device, which a CPU shares with every other program.
+    """
+    return ContinuousBatchingConfig(max_memory_percent=0.1) if device.type == "cpu" else None
 
 
 def _left_pad(sequences: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:

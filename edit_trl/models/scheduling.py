@@ -10,11 +10,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers import ContinuousBatchingConfig
+from edit_trl.models.generation import scheduling
 
 if TYPE_CHECKING:
-    import torch
-
     from edit_trl.models.decoding import Decoding
     from edit_trl.models.generation import Engine
 
@@ -56,11 +54,3 @@ class Stream:
     def close(self) -> None:
         """Wait for the scheduler to end, and release its memory."""
         self._manager.stop(block=True)
-
-
-def scheduling(device: torch.device) -> ContinuousBatchingConfig | None:
-    """Return the options of continuous batching on a device; None for transformers' own.
-
-    They give the cache nearly all memory of the device, which a CPU shares with every other program.
-    """
-    return ContinuousBatchingConfig(max_memory_percent=0.1) if device.type == "cpu" else None

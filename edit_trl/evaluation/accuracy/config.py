@@ -148,6 +148,9 @@ class EvaluateArguments(MeasuredModel):
         """Everything on which the items depend, besides the model and the questions; rounding can change a response."""
         names = ("conversational", "batch_size", "batching", "dtype", "load_in_4bit")
         settings = asdict(self.decoding) | {name: getattr(self, name) for name in names}
+        # A size that is not given is recorded as the default of earlier versions, whose runs are still those of the
+        # same options: it changes responses by rounding alone.
+        settings["batch_size"] = self.batch_size or 16
         del settings["max_thinking_tokens"]
         settings |= self.settings_where_given
         if self.against:
