@@ -33,7 +33,7 @@ def generate(folder: Path, teacher, questions, *, student=None, exemplars=(), wa
 class Scripted:
     """A teacher that says what a function of the request says, after a while of its own."""
 
-    model, address = "scripted", ""
+    model, address, requests_at_once = "scripted", "", None
 
     def __init__(self, say, seed: int | None = None):
         self.say, self.rng, self.asked = say, None if seed is None else random.Random(seed), []

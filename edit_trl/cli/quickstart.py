@@ -137,7 +137,7 @@ class _Runs:
         """Let a model answer the held-out problems."""
         edit_trl(
             *("evaluate", *self._model(name), "--tasks", self.task, "--output_dir", self.answers(name)),
-            *("--batch_size", 60, "--max_new_tokens", MAX_NEW_TOKENS),
+            *("--max_new_tokens", MAX_NEW_TOKENS),
         )
 
     def prefer(self, name: str) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 STATE = "rounds.json"
 # Options that may differ between an interrupted command and the one that resumes it.
-_MAY_CHANGE = ("rounds", "max_concurrency", "batch_size", "timeout", "output_dir")
+_MAY_CHANGE = ("rounds", "max_concurrency", "batch_size", "batching", "timeout", "output_dir")
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,9 @@ def _measure(config: GenerateConfig, model: str, folder: Path) -> Measured:
 
     arguments = config.arguments
     words = ["--model", model, "--tasks", str(arguments.dev_task), "--output_dir", str(folder), "--history", "null"]
-    words += ["--max_new_tokens", str(config.options.max_tokens), "--batch_size", str(arguments.batch_size)]
+    words += ["--max_new_tokens", str(config.options.max_tokens), "--batching", arguments.batching]
+    if arguments.batch_size is not None:
+        words += ["--batch_size", str(arguments.batch_size)]
     if arguments.student_chat_template_kwargs:
         words += ["--chat_template_kwargs", json.dumps(arguments.student_chat_template_kwargs)]
     if main(words):

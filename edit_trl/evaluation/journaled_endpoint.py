@@ -48,7 +48,7 @@ class JournaledEndpoint:
             from edit_trl.models.cluster.chat import on_ray
 
             endpoint: Any = client  # the cluster's machines can make it, too
-            client = on_ray({"model": endpoint}, None, limits.max_concurrency)["model"]
+            client = on_ray({"model": endpoint}, None, limits.most_in_flight())["model"]
         self._client, self._folder, self._limits = client, folder, limits
         self._allow_unanswered = allow_unanswered
         self._loop = asyncio.new_event_loop()

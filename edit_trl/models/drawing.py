@@ -1,11 +1,13 @@
 """The loop that draws responses token by token, for `generate` of transformers (its `custom_generate`).
 
-It differs from transformers' own loop in three ways. A prompt of several responses is computed once, and its cache is
-copied for each of them. Responses that have ended leave the batch. Each response draws from a stream of random
-numbers of its own, so that it does not depend on its batch, except for rounding.
+It differs from transformers' own loop in four ways. A prompt of several responses is computed once, and its cache is
+copied for each of them. Responses that have ended leave the batch. The cache has room for more tokens, so that a token
+does not copy those before it. Each response draws from a stream of random numbers of its own, so that it does not
+depend on its batch, except for rounding.
 
 Read in transformers 5.23: `GenerationMixin._sample`, `_update_model_kwargs_for_generation`,
-`_has_unfinished_sequences`, the two tests for weights that processes share, and `Cache.reorder_cache`.
+`_has_unfinished_sequences`, the two tests for weights that processes share, `Cache.reorder_cache` and
+`DynamicLayer.update`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache, TopPLogitsWarper
+from transformers.cache_utils import DynamicLayer
 from transformers.generation.utils import is_deepspeed_zero3_enabled, is_fsdp_managed_module
 
 from edit_trl.common.progress import within_batch
@@ -32,6 +35,11 @@ if TYPE_CHECKING:
 # The share of the batch that has to end before the rest goes on without it: leaving copies the cache once, about as
 # much work as the cache's growth by one token.
 _LEAVING = 0.1
+# Tokens that a full cache grows by, copying what it has.
+_ROOM = 64
+# Responses whose tokens are drawn at once. Probabilities of a whole batch are large blocks of memory, and taking fresh
+# ones at each step took longer than the arithmetic on a CPU.
+_DRAWN_AT_ONCE = 16
 
 
 class Draws:
@@ -64,11 +72,16 @@ class Draws:
         """
         if self._uniform is None:
             return logits.argmax(-1)
+        uniform = self._uniform[rows.cpu(), step].to(logits.device)
+        parts = zip(logits.split(_DRAWN_AT_ONCE), uniform.split(_DRAWN_AT_ONCE), strict=True)
+        return torch.cat([self._draw(*part) for part in parts])
+
+    def _draw(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         logits = logits / self._temperature
         if self._nucleus is not None:
             logits = self._nucleus(None, logits)
         shares = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
-        points = self._uniform[rows.cpu(), step].to(logits.device) * shares[:, -1]
+        points = uniform * shares[:, -1]
         return torch.searchsorted(shares, points[:, None], right=True)[:, 0].clamp_(max=logits.size(-1) - 1)
 
 
@@ -97,12 +110,45 @@ class Contrast:
         return scores.masked_fill(logps < least, -math.inf)
 
 
+class _RoomyLayer(DynamicLayer):
+    """The keys and values of a layer, in tensors with room for more tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._room: list[torch.Tensor] = []  # for keys and for values
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the keys and values of new tokens, and return all; see `DynamicLayer.update`."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        past, new = self.get_seq_length(), (key_states, value_states)
+        size = past + key_states.size(-2)
+        if not self._room or size > self._room[0].size(-2):
+            self._room = [states.new_empty(*states.shape[:-2], size + _ROOM, states.size(-1)) for states in new]
+            for room, states in zip(self._room, (self.keys, self.values), strict=True):
+                room[..., :past, :] = states if past else 0
+        for room, states in zip(self._room, new, strict=True):
+            room[..., past:size, :] = states
+        self.keys, self.values = (room[..., :size, :] for room in self._room)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """See `DynamicLayer.reorder_cache`."""
+        super().reorder_cache(beam_idx)
+        self._room = []
+
+
 class _Forward:
     """A model while it generates, with its cache and all else that it keeps for each row of the batch."""
 
     def __init__(self, model: PreTrainedModel, model_kwargs: dict[str, Any]):
         self._model: Any = model  # `GenerationMixin` too
         self._state = model_kwargs
+        cache = model_kwargs.get("cache")
+        if type(cache) is DynamicCache:  # its other layers, such as those of a window, do not grow
+            cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
 
     def first(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the logits after the prompts."""
@@ -166,7 +212,7 @@ class ResponseLoop:
         start, device = input_ids.size(1), input_ids.device
         pad = generation_config.pad_token_id
         copies = torch.tensor(self._copies, device=device)
-        can_take, is_synced = _can_take_rows(model, model_kwargs), _is_synced(model)
+        can_take, synced = _can_take_rows(model, model_kwargs), is_synced(model)
         models = [_Forward(model, model_kwargs)]
         if self._contrast is not None:
             models.append(_beside(self._contrast.model, model_kwargs))
@@ -197,7 +243,7 @@ class ResponseLoop:
             drawn, running = drawn + running, len(ended) - int(ended.sum())
             share = (step + 1) / generation_config.max_new_tokens
             within_batch(len(responses) - running, len(responses), drawn, share)
-            if not generative._has_unfinished_sequences(not running, is_synced, device):
+            if not generative._has_unfinished_sequences(not running, synced, device):
                 break
             if can_take and running and len(ended) - running > _LEAVING * len(ended):
                 self._store(responses, input_ids[ended, start:], rows[ended])
@@ -280,7 +326,7 @@ def _take(model_kwargs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
     return taken
 
 
-def _is_synced(model: PreTrainedModel) -> bool:
+def is_synced(model: PreTrainedModel) -> bool:
     """Return whether processes share the weights, so that each has to run the model until all have ended."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False

@@ -4,28 +4,31 @@ Prompts are batched in one of two ways. Padded batching calls `generate` with pr
 Continuous batching uses transformers' scheduler, which gives the place of a finished response to the next prompt;
 it is faster on a GPU, and slower on a CPU (`python benchmarks/evaluate_speed.py`).
 
-Read in transformers 5.23: `ContinuousMixin.generate_batch`, `init_continuous_batching`,
-`ContinuousBatchingManager.add_request` and `register_result_handler`.
+Read in transformers 5.23: `ContinuousMixin.generate_batch`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import ContinuousBatchingConfig, GenerationConfig, StoppingCriteriaList, StopStringCriteria
+from transformers.utils import logging
 
 from edit_trl.common.errors import InputError
-from edit_trl.models.decoding import Batching, Decoding, Generated, check_batching
-from edit_trl.models.drawing import Contrast, Draws, ResponseLoop
+from edit_trl.models.decoding import Batching, Decoding, Generated, check_batching, pack
+from edit_trl.models.drawing import Contrast, Draws, ResponseLoop, is_synced
 from edit_trl.models.loading import positions_of
-from edit_trl.models.responses import cut_thoughts, response_text
+from edit_trl.models.responses import ResponseReader, eos_ids_of
 from edit_trl.models.vocabulary import check_vocabulary, embeddings_of
 
 if TYPE_CHECKING:
@@ -33,11 +36,13 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
 
+logger = logging.get_logger(__name__)
+
 # Padded batches per call of the scheduler, which fills its places from them; a killed run loses at most one call.
 _SUPPLY = 8
 
 
-class Engine:
+class Engine(ResponseReader):
     """Draws responses from a causal language model in memory: token ids in, token ids out.
 
     Of the model's own generation settings, only the EOS tokens are used. The model's mode, its settings and the
@@ -58,11 +63,12 @@ class Engine:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, contrast: Contrast | None = None):
+        super().__init__(tokenizer, eos_ids_of(model.generation_config, tokenizer))
         self.model: Any = model  # also a `GenerationMixin`
-        self.tokenizer, self._contrast = tokenizer, contrast
+        self._contrast = contrast
+        self._most = sys.maxsize  # responses at once, as far as memory is known to reach
         if contrast is not None:
             _check_vocabularies(model, contrast.model)
-        self.eos_ids = _eos_ids(model, tokenizer)
         self.positions = positions_of(model.config)
         # The scheduler knows these attentions only; a model just trained has that of the tree layout.
         attention = model.config._attn_implementation or ""
@@ -87,6 +93,8 @@ class Engine:
     ) -> list[list[int]]:
         """Draw one response for each prompt, all prompts in one padded batch.
 
+        Where memory does not suffice, the batch is halved, and so are those that come after it.
+
         Args:
             prompts: Token ids of each prompt.
             decoding: How responses are drawn; its `samples` are ignored.
@@ -99,10 +107,38 @@ class Engine:
         Returns:
             The new token ids of each response, in the order of the prompts; an EOS token and padding may
             follow the response (see `response_of`).
+
+        Raises:
+            RuntimeError: The memory does not suffice for a single response, or for a batch of a model whose weights
+                processes share.
         """
         check_vocabulary(self.model, self.tokenizer, prompts)
         if seeds is None:
             seeds = [batch_seed(seed, [number, *prompt]) for number, prompt in enumerate(prompts)]
+        responses: list[list[int]] = []
+        while (start := len(responses)) < len(prompts):
+            part = slice(start, start + min(self._most, len(prompts)))
+            try:
+                responses += self._draw(prompts[part], decoding, seeds[part], stop, streamer)
+            except RuntimeError as error:
+                count = len(prompts[part])
+                if count == 1 or is_synced(self.model) or not should_reduce_batch_size(error):
+                    raise
+                self._most = count // 2
+                logger.warning(f"out of memory with {count} responses at once; going on with {self._most}")
+            else:
+                continue
+            clear_device_cache(garbage_collection=True)  # now that the error holds no tensors
+        return responses
+
+    def _draw(
+        self,
+        prompts: Sequence[Sequence[int]],
+        decoding: Decoding,
+        seeds: Sequence[int],
+        stop: Sequence[str],
+        streamer: BaseStreamer | None,
+    ) -> list[list[int]]:
         # A prompt of several responses is computed once.
         places: dict[tuple[int, ...], int] = {}
         copies = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
@@ -136,7 +172,7 @@ class Engine:
             outputs = self.model.generate_batch(
                 prompts,
                 generation_config=config,
-                continuous_batching_config=_scheduling(self.model.device),
+                continuous_batching_config=scheduling(self.model.device),
                 warmup=False,
             )
         failed = [output.error for output in outputs.values() if output.error is not None]
@@ -146,30 +182,6 @@ class Engine:
                 f"({failed[:1]}); use `batching: padded`"
             )
         return [output.generated_tokens for output in outputs.values()]
-
-    def split_at_eos(self, ids: Sequence[int]) -> tuple[list[int], bool]:
-        """Return the ids of a response before its first EOS token, and whether there is one."""
-        end = next((place for place, token in enumerate(ids) if token in self.eos_ids), None)
-        return list(ids[:end]), end is not None
-
-    def response_of(self, prompt: Sequence[int], ids: Sequence[int], decoding: Decoding) -> tuple[list[int], bool]:
-        """Return the ids of a response, and whether it was finished.
-
-        Args:
-            prompt: Token ids of the prompt.
-            ids: The new token ids, from `generate`, `schedule` or `Stream.generate`.
-            decoding: How they were drawn. A response that still thinks after `max_thinking_tokens` is cut there.
-
-        Returns:
-            The ids before the first EOS token, and whether there is one after a response that was not cut.
-        """
-        response, ended = self.split_at_eos(ids)
-        cut = cut_thoughts(self.tokenizer, prompt, response, decoding.max_thinking_tokens)
-        return (response, ended) if cut is None else (cut, False)
-
-    def text_of(self, prompt: Sequence[int], response: Sequence[int]) -> str:
-        """Return a response as text; see `edit_trl.models.responses.response_text`."""
-        return response_text(self.tokenizer, prompt, response)
 
     def settings(self, decoding: Decoding, stop: Sequence[str] = ()) -> GenerationConfig:
         """Return transformers' settings for a way of decoding; nothing is left to the model's own settings."""
@@ -184,45 +196,6 @@ class Engine:
         )
 
 
-class Stream:
-    """Continuous batching for prompts that arrive one at a time and are all decoded in the same way.
-
-    Takes most of the GPU memory that is left, so only one can be open at a time.
-
-    Args:
-        engine: The model. It must stay in eval mode until the stream is closed.
-        decoding: How responses are drawn, from the global random state.
-        stop: Texts that end a response.
-    """
-
-    def __init__(self, engine: Engine, decoding: Decoding, stop: Sequence[str] = ()):
-        settings = engine.settings(decoding, stop)
-        self._max_new_tokens = decoding.max_new_tokens
-        self._manager = engine.model.init_continuous_batching(
-            generation_config=settings, continuous_batching_config=_scheduling(engine.model.device)
-        )
-        self._manager.start()
-
-    async def generate(self, prompt: list[int]) -> list[int]:
-        """Draw a response; see `Engine.generate`.
-
-        Raises:
-            RuntimeError: The scheduler failed.
-        """
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        name = str(id(done))
-        self._manager.register_result_handler(name, done.set_result)
-        self._manager.add_request(prompt, request_id=name, max_new_tokens=self._max_new_tokens)
-        output = await done
-        if output.error:
-            raise RuntimeError(f"continuous batching failed: {output.error}")
-        return list(output.generated_tokens)
-
-    def close(self) -> None:
-        """Wait for the scheduler to end, and release its memory."""
-        self._manager.stop(block=True)
-
-
 class ModelGenerator:
     """The `Generator` of a model in memory; see `Engine` for what is left as it was.
 
@@ -230,7 +203,7 @@ class ModelGenerator:
         model: A causal language model, or a PEFT model of one.
         tokenizer: Its tokenizer.
         decoding: How responses are drawn.
-        batch_size: Responses at once.
+        batch_size: Responses at once; see `edit_trl.models.decoding.pack` for None.
         batching: `auto` is `continuous` on a GPU and `padded` elsewhere.
         seed: The seed of sampling.
         contrast: Scores the tokens against another model.
@@ -246,7 +219,7 @@ class ModelGenerator:
         tokenizer: PreTrainedTokenizerBase,
         decoding: Decoding,
         *,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         batching: Batching = "auto",
         seed: int = 0,
         contrast: Contrast | None = None,
@@ -263,15 +236,15 @@ class ModelGenerator:
                 "`batching: padded`"
             )
         self.batching = batching
-        self._decoding, self._seed = decoding, seed
-        self._size = max(1, batch_size // decoding.samples) * (_SUPPLY if batching == "continuous" else 1)
+        self._decoding, self._seed, self._batch_size = decoding, seed, batch_size
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """See `edit_trl.models.decoding.Generator.plan`."""
-        # Prompts of similar lengths need little padding. The longest come first, so that a run that will run
-        # out of memory does so at once.
-        order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-        return [order[start : start + self._size] for start in range(0, len(order), self._size)]
+        decoding = self._decoding
+        batches = pack(lengths, decoding.max_new_tokens, samples=decoding.samples, batch_size=self._batch_size)
+        if self.batching == "padded":
+            return batches
+        return [list(chain(*batches[start : start + _SUPPLY])) for start in range(0, len(batches), _SUPPLY)]
 
     def run(
         self, prompts: Sequence[list[int]], batches: Sequence[list[int]]
@@ -279,21 +252,33 @@ class ModelGenerator:
         """See `edit_trl.models.decoding.Generator.run`."""
         size = self._decoding.samples
         for batch in batches:
-            # The seeds depend on the batch at most: a resumed run draws what an uninterrupted one draws.
             drawn_for = [prompts[index] for index in batch for _ in range(size)]
-            if self.batching == "continuous":
-                seed = batch_seed(self._seed, prompts[batch[0]])
-                outputs = self.engine.schedule(drawn_for, self._decoding, seed=seed)
-            else:
-                seeds = [batch_seed(self._seed, [sample, *prompts[i]]) for i in batch for sample in range(size)]
-                outputs = self.engine.generate(drawn_for, self._decoding, seeds=seeds)
-            samples = [self._read(prompt, ids) for prompt, ids in zip(drawn_for, outputs, strict=True)]
+            outputs = self._draw(drawn_for)
+            read = partial(self.engine.generated, decoding=self._decoding)
+            samples = list(map(read, drawn_for, outputs))
             yield batch, [samples[start : start + size] for start in range(0, len(samples), size)]
 
-    def _read(self, prompt: list[int], ids: list[int]) -> Generated:
-        response, ended = self.engine.response_of(prompt, ids, self._decoding)
-        count = len(response) + ended
-        return Generated(self.engine.text_of(prompt, response), count, not ended, ids=ids[:count])
+    def _draw(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """Draw a response for each prompt; those of a prompt follow each other."""
+        # The seeds depend on the batch at most: a resumed run draws what an uninterrupted one draws.
+        if self.batching == "continuous":
+            try:
+                return self.engine.schedule(prompts, self._decoding, seed=batch_seed(self._seed, prompts[0]))
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                logger.warning("continuous batching ran out of memory; going on with padded batches")
+            self.batching = "padded"
+        samples = self._decoding.samples
+        seeds = [batch_seed(self._seed, [number % samples, *prompt]) for number, prompt in enumerate(prompts)]
+        outputs: list[list[int]] = [[] for _ in prompts]
+        # A call of the scheduler that failed is several batches.
+        for batch in pack([*map(len, prompts)], self._decoding.max_new_tokens, batch_size=self._batch_size):
+            drawn_for = [prompts[index] for index in batch]
+            drawn = self.engine.generate(drawn_for, self._decoding, seeds=[seeds[index] for index in batch])
+            for index, ids in zip(batch, drawn, strict=True):
+                outputs[index] = ids
+        return outputs
 
 
 def _check_vocabularies(model: PreTrainedModel, other: PreTrainedModel) -> None:
@@ -347,20 +332,8 @@ def _forked_random_state(device: torch.device, seed: int | None = None) -> Itera
         yield
 
 
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    own = model.generation_config.eos_token_id
-    ids = [] if own is None else list(own) if isinstance(own, list | tuple) else [own]
-    if not all(isinstance(token, int) for token in ids):
-        raise InputError(f"`eos_token_id: {own}` in the model's generation_config.json is no token id")
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
-        ids.append(tokenizer.eos_token_id)
-    if not ids:
-        raise InputError("neither the model nor the tokenizer has an EOS token, so no response would end")
-    return ids
-
-
-def _scheduling(device: torch.device) -> ContinuousBatchingConfig | None:
-    """The options of continuous batching on a device; None for transformers' own.
+def scheduling(device: torch.device) -> ContinuousBatchingConfig | None:
+    """Return the options of continuous batching on a device; None for transformers' own.
 
     They give the cache nearly all memory of the device, which a CPU shares with every other program.
     """

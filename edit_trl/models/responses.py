@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edit_trl.common.errors import InputError
 from edit_trl.common.thoughts import answer_part, join_thoughts, opens_thoughts, split_thoughts, thoughts_part
+from edit_trl.models.decoding import Generated
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+    from edit_trl.models.decoding import Decoding
 
 # The tokens of a prompt that can hold the marker at its end, with which some templates open the thoughts.
 _TAIL = 16
@@ -64,3 +68,62 @@ def cut_thoughts(
         return None
     beginning = list(response[:limit])
     return beginning if is_thinking(tokenizer, prompt, beginning) else None
+
+
+class ResponseReader:
+    """Reads the responses that a model has drawn.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        eos_ids: Every token that ends a response: the model's own, and the tokenizer's.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int]):
+        self.tokenizer, self.eos_ids = tokenizer, eos_ids
+
+    def split_at_eos(self, ids: Sequence[int]) -> tuple[list[int], bool]:
+        """Return the ids of a response before its first EOS token, and whether there is one."""
+        end = next((place for place, token in enumerate(ids) if token in self.eos_ids), None)
+        return list(ids[:end]), end is not None
+
+    def response_of(self, prompt: Sequence[int], ids: Sequence[int], decoding: Decoding) -> tuple[list[int], bool]:
+        """Return the ids of a response, and whether it was finished.
+
+        Args:
+            prompt: Token ids of the prompt.
+            ids: The new token ids, as the engine returned them.
+            decoding: How they were drawn. A response that still thinks after `max_thinking_tokens` is cut there.
+
+        Returns:
+            The ids before the first EOS token, and whether there is one after a response that was not cut.
+        """
+        response, ended = self.split_at_eos(ids)
+        cut = cut_thoughts(self.tokenizer, prompt, response, decoding.max_thinking_tokens)
+        return (response, ended) if cut is None else (cut, False)
+
+    def text_of(self, prompt: Sequence[int], response: Sequence[int]) -> str:
+        """Return a response as text; see `response_text`."""
+        return response_text(self.tokenizer, prompt, response)
+
+    def generated(self, prompt: Sequence[int], ids: Sequence[int], decoding: Decoding) -> Generated:
+        """Return a response of an evaluation; see `response_of`."""
+        response, ended = self.response_of(prompt, ids, decoding)
+        count = len(response) + ended
+        return Generated(self.text_of(prompt, response), count, not ended, ids=list(ids[:count]))
+
+
+def eos_ids_of(settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return every token that ends a response: the model's own, and the tokenizer's.
+
+    Raises:
+        InputError: There is none.
+    """
+    own = settings.eos_token_id
+    ids = [] if own is None else list(own) if isinstance(own, list | tuple) else [own]
+    if not all(isinstance(token, int) for token in ids):
+        raise InputError(f"`eos_token_id: {own}` in the model's generation_config.json is no token id")
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
+        ids.append(tokenizer.eos_token_id)
+    if not ids:
+        raise InputError("neither the model nor the tokenizer has an EOS token, so no response would end")
+    return ids

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edit_trl.common.checks import positive
+from edit_trl.common.errors import collect_problems
 from edit_trl.data.answers import AnswerType
 from edit_trl.models.chat.connection import url_problem
 from edit_trl.models.chat.options import EndpointArguments
 from edit_trl.models.cluster.cluster import Engine, engine_problems
-from edit_trl.models.decoding import Dtype
+from edit_trl.models.decoding import Batching, Dtype, check_batching
 from edit_trl.teachers.chain_text import ThoughtsForm
 from edit_trl.teachers.procedural_chat import share_problems
 
@@ -29,7 +30,11 @@ class GenerateArguments(EndpointArguments):
             on this machine, `procedural` the embedded teacher, which only knows its own problems; `none` asks the
             student only (`pairs`).
         model: The teacher's name at the endpoint, or its path or Hub id.
-        batch_size: Number of prompts per batch of a local model.
+        batch_size: Responses per batch of a local model. Default: 16 to 256, as many as have 32,768 tokens together
+            with their prompts.
+        batching: How a local model answers: padded, continuous (the scheduler of transformers, which takes no seeds),
+            vllm, or auto: vllm if it is installed and there is a GPU, else continuous on a GPU for requests without
+            `send_seed`, else padded.
         dtype: Number format of local models; bfloat16 on a GPU and float32 elsewhere by default.
         engine: `local`, or `ray`: machines of a running Ray cluster load the local models, which must have
             the same path on all of them, and ask each endpoint from a process of its own.
@@ -81,7 +86,8 @@ class GenerateArguments(EndpointArguments):
     """
 
     teacher: TeacherKind = "openai_compatible"
-    batch_size: int = 16
+    batch_size: int | None = None
+    batching: Batching = "auto"
     dtype: Dtype | None = None
     engine: Engine = "local"
     actors: int | None = None
@@ -151,13 +157,19 @@ class GenerateArguments(EndpointArguments):
             yield "`student_chat_template_kwargs` needs `student`; the teacher's are `chat_template_kwargs`"
         if self.thoughts_as != "text" and not self.conversational:
             yield f"`thoughts_as: {self.thoughts_as}` is a field of messages; it needs `conversational: true`"
-        names = ("batch_size", "rows", "rounds", "limit")
+        names = ("rows", "rounds", "limit")
         yield from positive(**{name: getattr(self, name) for name in names})
+        problems: list[str] = []
+        with collect_problems(problems):
+            check_batching(self.batching, self.batch_size)
+        yield from problems
         yield from engine_problems(self.engine, self.actors)
         yield from share_problems(self.difficulty, self.wrong_share)
         if self.engine == "ray" and self.teacher == "procedural":
             yield "`teacher: procedural` has nothing to do on other machines: leave out `engine: ray`"
         local = self.teacher == "transformers_local" or (self.student and not self.student_base_urls)
+        if self.batching != "auto" and not local:
+            yield "`batching` is for models that are loaded; an endpoint batches by itself"
         if self.actors is not None and not local:
             yield "`actors` is for models that are loaded; each endpoint has one process"
         if (self.rounds > 1 or self.train_recipe) and not (self.student and self.train_recipe):

@@ -228,6 +228,8 @@ def _misplaced(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{_named(names)} {'is' if len(names) == 1 else 'are'} for `teacher: batch`"
     if teacher == "batch" and not values.get("student") and (names := given(_LIVE_OPTIONS)):
         yield f"{_named(names)}: for requests that are sent one by one, but `teacher: batch` sends files; leave out"
+    if values.get("batching") == "continuous" and values.get("send_seed"):
+        yield "`batching: continuous` takes no seeds; leave out `send_seed`, or use `batching: padded`"
     yield from _misplaced_thoughts(values, given)
     if names := given(_PROBLEM_OPTIONS) if source else []:
         yield f"{_named(names)}: for procedural problems, but `dataset_name` gives the questions"
@@ -271,5 +273,9 @@ def _local(model: str, arguments: GenerateArguments, chat_template_kwargs: Mappi
     from edit_trl.models.chat.local import TransformersTeacher
 
     return TransformersTeacher(
-        model, batch_size=arguments.batch_size, dtype=arguments.dtype, chat_template_kwargs=chat_template_kwargs
+        model,
+        batch_size=arguments.batch_size,
+        batching=arguments.batching,
+        dtype=arguments.dtype,
+        chat_template_kwargs=chat_template_kwargs,
     )

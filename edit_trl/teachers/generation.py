@@ -99,7 +99,8 @@ class PivotOptions(Options):
     """How the pivotal steps of a student's wrong chains are found.
 
     Attributes:
-        rollouts: Number of continuations drawn from a prefix of a chain.
+        rollouts: The most continuations drawn from a prefix of a chain. Fewer are drawn where the others cannot change
+            whether the prefix is lost.
         right_after: The largest share of continuations that may reach the right answer after a pivotal step;
             before the step, more do.
         confirm_pivots: Whether to draw as many rollouts again on both sides of each step found. A search also

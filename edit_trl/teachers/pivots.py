@@ -4,7 +4,8 @@ Rollouts are continuations that the student draws from a prefix of a chain. A pr
 share `right_after` of its rollouts reaches the right answer. Bisection over the ends of steps (sentences or
 lines) finds the pivotal step of a wrong chain: the prefix before it is not lost, the prefix after it is. One
 of the student's right continuations from before the step becomes the correct half of the pair. So rollouts
-verify the key step; it is not guessed from how the two chains differ.
+verify the key step; it is not guessed from how the two chains differ. They end as soon as those that are missing
+cannot change whether the prefix is lost.
 
 Bisection assumes that a lost prefix stays lost. Rollouts follow this only roughly: a student may correct an
 earlier mistake, and a few rollouts may all be wrong by chance. The search then still ends at a step with evidence on
@@ -75,11 +76,14 @@ async def make_pivots(
     wrong = [chain for chain in samples if chain.outcome == "wrong"]
     wrong = distinct_chains(wrong, options.pairs_per_question)
     searchable = dict.fromkeys(chain.question for chain in wrong)
-    # Samples are rollouts from the beginning of a chain; draw what is missing to as many as elsewhere.
-    missing = max(0, pivots.rollouts - options.samples)
-    samples += await rollouts.sample(searchable, missing, "rollouts 0")
     tallies: dict[Place, Tally] = {(question, ""): Tally() for question in questions}
     for chain in samples:
+        tallies[chain.question, ""].add(chain)
+    # Samples are rollouts from the beginning of a chain; draw what is missing to as many as elsewhere.
+    limits = pivots.right_after, pivots.rollouts
+    open_starts = [question for question in searchable if not tallies[question, ""].is_decided(*limits)]
+    missing = max(0, pivots.rollouts - options.samples)
+    for chain in await rollouts.sample(open_starts, missing, "rollouts 0"):
         tallies[chain.question, ""].add(chain)
     for question in questions:
         start = tallies[question, ""]
@@ -185,7 +189,7 @@ async def _bisect(
             return
         places = dict.fromkeys(search.place(search.middle) for search in active)
         unknown = [place for place in places if place not in tallies]
-        tallies |= await rollouts.draw(unknown, f"rollouts {level}")
+        tallies |= await rollouts.draw(unknown, f"rollouts {level}", right_after)
         for search in active:
             tally = tallies[search.place(search.middle)]
             if not tally.count:
@@ -201,8 +205,11 @@ async def _confirm(
 ) -> None:
     """Draw new rollouts on both sides of each step; drop the steps that these do not confirm."""
     candidates = [search for search in searches if not search.dropped]
-    places = dict.fromkeys(search.place(steps) for search in candidates for steps in search.sides())
-    new = await rollouts.draw(list(places), "confirmation")
+    before = dict.fromkeys(search.place(search.low) for search in candidates)
+    after = dict.fromkeys(search.place(search.high) for search in candidates if search.high in search.sides())
+    # Before the step all rollouts are drawn: the right ones are candidates for the correct half.
+    new = await rollouts.draw(list(before), "confirmation before")
+    new |= await rollouts.draw([place for place in after if place not in new], "confirmation after", right_after)
     for search in candidates:
         sides = {steps: new[search.place(steps)] for steps in search.sides()}
         if not all(tally.count for tally in sides.values()):

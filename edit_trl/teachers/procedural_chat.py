@@ -36,6 +36,7 @@ class ProceduralChat:
     """
 
     ends_thoughts = False
+    requests_at_once = batching = None
 
     def __init__(
         self,

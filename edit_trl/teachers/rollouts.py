@@ -40,6 +40,11 @@ class Tally:
         """Return whether at most the share `right_after` of the rollouts is right."""
         return len(self.right) <= right_after * self.count
 
+    def is_decided(self, right_after: float, count: int) -> bool:
+        """Return whether no more rollouts, up to `count` in all, can change whether the place is lost."""
+        most, missing = right_after * count, max(0, count - self.count)
+        return len(self.right) > most or len(self.right) + missing <= most
+
 
 @dataclass
 class Rollouts:
@@ -72,23 +77,29 @@ class Rollouts:
         """Draw `count` more chains of each question; `name` is the stage in counts and on the display."""
         return [chain for _, chain in await self._draw([(question, "") for question in questions], count, name)]
 
-    async def draw(self, places: Sequence[Place], name: str) -> dict[Place, Tally]:
+    async def draw(self, places: Sequence[Place], name: str, right_after: float | None = None) -> dict[Place, Tally]:
         """Draw rollouts from each place.
+
+        With `right_after`, they are drawn in parts, until it is certain whether all of them would make the place lost.
+        This curtailed test decides as all rollouts do, without an error of its own.
 
         Raises:
             InputError: No request was answered.
         """
         tallies = {place: Tally() for place in places}
-        rollouts = await self._draw(places, self.count, name)
-        if places and not rollouts:
-            raise InputError(
-                f"{self.student.teacher.model} continued no prefix of an answer "
-                f"({self.requests.generation.failures[-1][2]}); the model's context must have room for a "
-                "chain and `max_tokens` more, and an endpoint must accept `continue_final_message`, as vLLM "
-                "and SGLang do"
-            )
-        for place, chain in rollouts:
-            tallies[place].add(chain)
+        pending = list(places)
+        for part in [self.count] if right_after is None else _parts(self.count):
+            for place, chain in await self._draw(pending, part, name):
+                tallies[place].add(chain)
+            if places and not any(tally.count for tally in tallies.values()):
+                raise InputError(
+                    f"{self.student.teacher.model} continued no prefix of an answer "
+                    f"({self.requests.generation.failures[-1][2]}); the model's context must have room for a "
+                    "chain and `max_tokens` more, and an endpoint must accept `continue_final_message`, as vLLM "
+                    "and SGLang do"
+                )
+            if right_after is not None:
+                pending = [place for place in pending if not tallies[place].is_decided(right_after, self.count)]
         return tallies
 
     async def _draw(self, places: Sequence[Place], count: int, name: str) -> list[tuple[Place, Chain]]:
@@ -116,6 +127,13 @@ class Rollouts:
             chain = Chain(question, text, outcome(slot, response), "student", requests[slot].sample)
             rollouts.append(((question, prefix), chain))
         return rollouts
+
+
+def _parts(count: int) -> list[int]:
+    """Return a quarter of a number, as much again, and the rest."""
+    quarter = -(-count // 4)
+    ends = sorted({min(end, count) for end in (quarter, 2 * quarter, count)})
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _without_tail(text: str) -> str:

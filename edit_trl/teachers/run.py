@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -19,6 +20,7 @@ from edit_trl.models.chat.dispatch import Dispatcher, DispatchStats, stopped_by_
 from edit_trl.models.chat.display import Display
 from edit_trl.models.chat.journal import Journal
 from edit_trl.models.chat.protocol import Teacher
+from edit_trl.models.decoding import BATCHING
 from edit_trl.teachers.card import Provenance
 from edit_trl.teachers.closest import make_closest
 from edit_trl.teachers.cost import estimate
@@ -31,7 +33,7 @@ from edit_trl.teachers.prompts import TemplateName, Templates
 
 # Options that do not change the dual CoTs. The card leaves them out: the same answers give the same card.
 _INCIDENTAL = {
-    *("output_dir", "push_to_hub", "private", "max_cost", "timeout", "batch_size", "max_concurrency"),
+    *("output_dir", "push_to_hub", "private", "max_cost", "timeout", "batch_size", "max_concurrency", "batching"),
     *("engine", "actors", "check_model", "poll_interval"),
 }
 
@@ -98,6 +100,9 @@ class GenerationPlan:
             for teacher in teachers.values():
                 stack.push_async_callback(teacher.close)
             await asyncio.gather(*(teacher.check() for teacher in teachers.values()))
+            for role, teacher in teachers.items():
+                if teacher.batching:
+                    print(f"{role} {teacher.model}: {BATCHING[teacher.batching]}", file=sys.stderr)
             journal = stack.enter_context(Journal(config.arguments.output_dir))
             dispatchers = {role: self._dispatcher(role, teacher, journal) for role, teacher in teachers.items()}
             stack.enter_context(stopped_by_signals(list(dispatchers.values())))
@@ -121,7 +126,7 @@ class GenerationPlan:
             return models
         from edit_trl.models.cluster.chat import on_ray
 
-        return on_ray(models, config.arguments.actors, config.limits.max_concurrency)
+        return on_ray(models, config.arguments.actors, config.limits.most_in_flight())
 
     def _dispatcher(self, role: str, teacher: Teacher, journal: Journal) -> Dispatcher:
         limits, batch = self.config.teacher_limits, self.config.batch

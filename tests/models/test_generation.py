@@ -9,12 +9,14 @@ from accelerate.utils import is_peft_model
 from conftest import tiny_llama
 from tiny_models import MODELS, TINY
 from transformers import MambaConfig, MambaForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from edit_trl.common.errors import InputError
-from edit_trl.models.decoding import Decoding
-from edit_trl.models.drawing import Contrast, Draws
-from edit_trl.models.generation import Engine, Stream
+from edit_trl.models.decoding import Decoding, pack
+from edit_trl.models.drawing import Contrast, Draws, _RoomyLayer
+from edit_trl.models.generation import Engine, ModelGenerator
 from edit_trl.models.loading import ModelSource
+from edit_trl.models.scheduling import Stream
 
 
 @pytest.fixture
@@ -191,3 +193,80 @@ def test_every_kind_of_cache_draws_what_transformers_does(make, tokenizer):
     together = engine.generate([prompt for prompt in prompts for _ in range(2)], Decoding(12))
     assert [engine.split_at_eos(ids) for ids in together[::2]] == expected
     assert together[::2] == together[1::2]
+
+
+def test_batches_hold_so_many_tokens_and_the_longest_come_first():
+    lengths = [10, 500, 20, 490, 30]
+    assert pack(lengths, 100, batch_size=2) == [[1, 3], [4, 2], [0]]
+    assert pack(lengths, 100, samples=2, batch_size=4) == [[1, 3], [4, 2], [0]]
+    assert pack(lengths, 100, samples=8, batch_size=4) == [[1], [3], [4], [2], [0]]
+    assert pack([], 100) == []
+    long = pack([1500] * 25 + [10] * 600, 100)
+    assert [len(batch) for batch in long] == [20, 20, 256, 256, 73]
+    assert long[1] == [*range(20, 40)]
+    assert [len(batch) for batch in pack([9000] * 20, 8000)] == [16, 4]
+
+
+def test_a_cache_with_room_is_that_of_transformers():
+    """Beyond its room, after rows were taken, and where the keys have another size than the values."""
+    generator = torch.Generator().manual_seed(0)
+    roomy, plain = _RoomyLayer(), DynamicLayer()
+    rows = 3
+    for new in [5, *[1] * 70, 90, 1]:
+        keys, values = (torch.rand(rows, 2, new, size, generator=generator) for size in (4, 6))
+        for mine, theirs in zip(roomy.update(keys, values), plain.update(keys, values), strict=True):
+            assert torch.equal(mine, theirs)
+        assert roomy.get_seq_length() == plain.get_seq_length()
+        if plain.get_seq_length() % 20 == 0:
+            taken = torch.tensor([2, 0])[: max(1, rows - 1)] % rows
+            rows = len(taken)
+            roomy.reorder_cache(taken)
+            plain.reorder_cache(taken)
+
+
+def out_of_memory_above(engine, monkeypatch, most):
+    """Let the model run out of memory with more rows than `most`, as a GPU does; returns the sizes that were tried."""
+    forward, tried = engine.model.forward, []
+
+    def limited(*args, **kwargs):
+        rows = len(kwargs["input_ids"])
+        tried.append(rows)
+        if rows > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(engine.model, "forward", limited)
+    return tried
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(engine, prompts, monkeypatch, caplog):
+    decoding, seeds = Decoding(4, temperature=1.0), list(range(12))
+    asked = [prompt for prompt in prompts for _ in range(4)]
+    expected = engine.generate(asked, decoding, seeds=seeds)
+    tried = out_of_memory_above(engine, monkeypatch, 3)
+    with caplog.at_level("WARNING"):
+        assert engine.generate(asked, decoding, seeds=seeds) == expected
+    assert "out of memory with 12 responses at once; going on with 6" in caplog.text
+    assert "out of memory with 6 responses at once; going on with 3" in caplog.text
+    tried.clear()
+    assert engine.generate(asked, decoding, seeds=seeds) == expected
+    assert max(tried) <= 3  # what did not fit is not tried again
+    out_of_memory_above(engine, monkeypatch, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.generate(prompts, decoding, seeds=[1, 2, 3])
+
+
+def test_a_scheduler_without_memory_is_left_for_padded_batches(engine, prompts, monkeypatch, caplog):
+    options = {"batch_size": 2, "batching": "continuous"}
+    generator = ModelGenerator(engine.model, engine.tokenizer, Decoding(4), **options)
+    batches = generator.plan([*map(len, prompts)])
+    expected = list(generator.run(prompts, batches))
+
+    def full(*args, **kwargs):
+        raise RuntimeError("continuous batching answered 0 of 3 prompts (CUDA out of memory. Tried)")
+
+    monkeypatch.setattr(generator.engine, "schedule", full)
+    with caplog.at_level("WARNING"):
+        assert list(generator.run(prompts, batches)) == expected
+    assert generator.batching == "padded"
+    assert caplog.text.count("continuous batching ran out of memory") == 1

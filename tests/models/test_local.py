@@ -15,11 +15,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from edit_trl.common.errors import InputError
 from edit_trl.common.thoughts import split_thoughts
 from edit_trl.data.questions import Question
+from edit_trl.models.chat.dispatch import Dispatcher
+from edit_trl.models.chat.journal import Journal
+from edit_trl.models.chat.limits import Limits
 from edit_trl.models.chat.local import TransformersTeacher
 from edit_trl.models.chat.protocol import ChatRequest, MalformedResponse, NoAnswer, RawResponse, Sampling
 from edit_trl.models.chat_templates import check_variables, render
 from edit_trl.models.decoding import Decoding
 from edit_trl.models.drawing import Draws
+from edit_trl.models.generation import Engine
 from edit_trl.models.identity import model_hash
 
 
@@ -47,6 +51,31 @@ def test_batches_answer_as_single_prompts_do(saved_student):
         assert answer.model == str(saved_student)
         assert answer.finish_reason == ("length" if answer.completion_tokens == 8 else "stop")
     assert len({answer.prompt_tokens for answer in together}) == 5
+
+
+def test_prompts_of_similar_lengths_are_batched_and_samples_share_their_prompt(saved_student, monkeypatch):
+    batches = []
+    generate = Engine.generate
+
+    def watched(self, prompts, *args, **kwargs):
+        batches.append([len(prompt) for prompt in prompts])
+        return generate(self, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(Engine, "generate", watched)
+    requests = [replace(request("word " * (n % 3 * 9) + "?", n), sample=n) for n in range(12)]
+    answers = ask(saved_student, *requests, batch_size=4)
+    assert [len(set(batch)) for batch in batches] == [1, 1, 1]
+    assert [batch[0] for batch in batches] == sorted((batch[0] for batch in batches), reverse=True)
+    batches.clear()
+    assert ask(saved_student, *requests) == answers
+    assert len(batches) == 1
+
+
+def test_a_model_that_is_loaded_has_as_many_requests_as_fill_its_batches(saved_student, tmp_path):
+    teacher = TransformersTeacher(str(saved_student))
+    with Journal(tmp_path) as journal:
+        assert Dispatcher(teacher, journal).pacer.limit == teacher.requests_at_once
+        assert Dispatcher(teacher, journal, Limits(max_concurrency=16)).pacer.limit == 16
 
 
 def test_settings_are_kept_apart(saved_student):

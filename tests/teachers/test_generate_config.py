@@ -119,6 +119,11 @@ def test_files_are_looked_for_beside_the_recipe(tmp_path):
         ({"student_base_urls": ["http://x/v1"]}, "`student_base_urls` needs `student`"),
         ({"labeller": "m"}, "`labeller` is a model at the teacher's endpoints"),
         ({"limit": 0}, "`limit` must be positive, got 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"batching": "contiuous"}, "did you mean 'continuous'"),
+        ({"batching": "vllm"}, "pip install vllm"),
+        ({"batching": "padded"}, "`batching` is for models that are loaded; an endpoint batches by itself"),
+        ({"batching": "continuous", "send_seed": True}, "`batching: continuous` takes no seeds"),
     ],
 )
 def test_bad_recipes(tmp_path, values, message):

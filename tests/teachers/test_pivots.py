@@ -1,6 +1,7 @@
 """A student's own pivots: a scripted student, one behind HTTP, and a real one that is trained here."""
 
 import asyncio
+import itertools
 import json
 import math
 import random
@@ -30,6 +31,7 @@ from edit_trl.teachers.export import dual_rows
 from edit_trl.teachers.filters import Bounds
 from edit_trl.teachers.generation import Generation, PipelineOptions, PivotOptions
 from edit_trl.teachers.pivots import make_pivots, step_ends
+from edit_trl.teachers.rollouts import Tally, _parts
 
 COMMAND = [sys.executable, "-m", "edit_trl.cli.main"]
 STEPS = 7
@@ -101,14 +103,15 @@ def test_the_deciding_step_is_found_and_paired_with_the_students_own_way(tmp_pat
         assert check_answer(pair.chosen, pair.question.answer).verdict == "correct"
         assert check_answer(pair.rejected, pair.question.answer).verdict == "wrong"
         assert (pivot.pair, pivot.step, pivot.steps) == (pair.id, number + 1, STEPS + 1)
-        assert (pivot.right_before, pivot.right_after) == (4, 0)
-        assert pivot.drawn_before == pivot.drawn_after == 8
+        # Before the step the second rollout is right, and decides; those that confirm it are drawn in full.
+        assert (pivot.right_before, pivot.right_after) == (3, 0)
+        assert (pivot.drawn_before, pivot.drawn_after) == (6, 8)
     assert [chain.text for chain in made.correct] == [go_on(n, "", True) for n in range(5)]
     assert [chain.text for chain in made.rectified] == [pair.chosen for pair in made.pairs]
     assert made.counts["samples"] == {"correct": 5, "wrong": 5}
     levels = [name for name in made.counts if name.startswith("rollouts")]
-    assert levels == [f"rollouts {level}" for level in range(math.ceil(math.log2(STEPS + 1)) + 1)]
-    assert sum(made.counts["rollouts 1"].values()) == 5 * 4
+    assert levels == [f"rollouts {level + 1}" for level in range(math.ceil(math.log2(STEPS + 1)))]
+    assert sum(made.counts["rollouts 1"].values()) == 4 * 4 + 2  # lost in four chains of five
     assert made.dropped == {}
 
 
@@ -160,7 +163,7 @@ def confused(request, right: str) -> str:
         (lambda r: ("cut", "length"), "no sample ends in a wrong answer"),
         (lambda r: confused(r, ""), "too few rollouts from the start are right"),
         # Right from everywhere but the end of the bad step where it is searched, but not drawn anew.
-        (lambda r: confused(r, "1 2 3"), "not confirmed: lost before the step as well"),
+        (lambda r: confused(r, "1"), "not confirmed: lost before the step as well"),
         (
             lambda r: (
                 " It is not so. Therefore, the answer is 9."
@@ -187,9 +190,9 @@ def test_what_makes_no_pair_is_counted_by_reason(tmp_path, say, reason):
 
 
 def test_what_is_not_confirmed_may_be_kept(tmp_path):
-    made, _ = find(tmp_path, Scripted(lambda r: confused(r, "1 2 3")), QUESTIONS[2:3], confirm_pivots=False)
+    made, _ = find(tmp_path, Scripted(lambda r: confused(r, "1")), QUESTIONS[2:3], confirm_pivots=False)
     assert len(made.pairs) == 1
-    assert "confirmation" not in made.counts
+    assert not any(name.startswith("confirmation") for name in made.counts)
 
 
 def test_a_share_may_still_be_right_after_the_step(tmp_path):
@@ -214,7 +217,8 @@ def test_a_prefix_of_several_chains_is_drawn_from_once(tmp_path):
     options = {"samples": 4, "pairs_per_question": 2}
     made, dispatcher = find(tmp_path, Scripted(say), QUESTIONS[4:], options=options)
     assert [pair.sample for pair in made.pairs] == [0, 2]
-    assert made.counts["rollouts 1"].total() == 4  # both chains part after their fourth step
+    # Both chains part after their fourth step; the second of its rollouts is right.
+    assert made.counts["rollouts 1"] == {"wrong": 1, "correct": 1}
     assert dispatcher.stats.sent == dispatcher.stats.asked
 
 
@@ -459,3 +463,20 @@ def test_what_follows_a_chain_with_thoughts_is_cut(tmp_path):
 
     made, _ = find(tmp_path, Scripted(lambda request: f"<think>Hm.</think>{say(request)}"), QUESTIONS[:1], rollouts=1)
     assert [chain.text for chain in made.correct] == [f"<think>Hm.</think>{go_on(0, '', True)}"]
+
+
+@pytest.mark.parametrize(("right_after", "count"), [(0.0, 8), (0.0, 1), (0.25, 8), (0.5, 5), (0.9, 7)])
+def test_rollouts_end_when_the_decision_is_that_of_all_of_them(right_after, count):
+    """Over every sequence of outcomes: the early decision is the full one, and comes with the last rollout at most."""
+    for outcomes in itertools.product([True, False], repeat=count):
+        full = Tally(["right"] * sum(outcomes), count)
+        early = Tally()
+        for right in outcomes:
+            if early.is_decided(right_after, count):
+                break
+            early.count += 1
+            early.right += ["right"] * right
+        assert early.is_decided(right_after, count)
+        assert early.is_lost(right_after) == full.is_lost(right_after)
+    assert sum(_parts(count)) == count
+    assert all(part > 0 for part in _parts(count))

@@ -121,7 +121,7 @@ def evaluate_accuracy(
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset | Sequence[Mapping[str, Any]],
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -144,7 +144,7 @@ def evaluate_accuracy(
         tokenizer: Its tokenizer, whose chat template formats conversational prompts.
         dataset: Rows with `prompt` (text or messages) and `answer`; optionally `task`, `id`, `answer_type`,
             `mistake`, `source`, `tools` and `chat_template_kwargs`.
-        batch_size: Number of responses per batch.
+        batch_size: Number of responses per batch; see `edit_trl.models.decoding.pack` for None.
         max_new_tokens: Maximum number of tokens per response.
         temperature: Sampling temperature; 0 for greedy decoding.
         top_p: Probability mass of nucleus sampling.

@@ -46,7 +46,8 @@ class EvaluateArguments(MeasuredModel):
         seed: Seed of sampling. An endpoint is sent none if it is null.
         allow_unanswered: At an endpoint, whether to finish although it did not answer some questions, which count
             as unparsed; `unanswered.jsonl` in the folder of the run lists them.
-        batch_size: Responses per batch on this machine.
+        batch_size: Responses per batch on this machine. Default: 16 to 256, as many as have 32,768 tokens together with
+            their prompts.
         batching: padded, continuous (the scheduler of transformers), vllm, or auto: vllm if it is installed
             and there is a GPU, else continuous on a GPU and padded on a CPU.
         harness: Tasks of lm-evaluation-harness to run as well, or instead; needs the extra `harness`.
@@ -72,7 +73,7 @@ class EvaluateArguments(MeasuredModel):
     top_p: float | None = 1.0
     seed: int | None = 0
     allow_unanswered: bool = False
-    batch_size: int = 16
+    batch_size: int | None = None
     batching: Batching = "auto"
     harness: list[str] | None = None
     harness_include_path: str | None = None
@@ -147,6 +148,9 @@ class EvaluateArguments(MeasuredModel):
         """Everything on which the items depend, besides the model and the questions; rounding can change a response."""
         names = ("conversational", "batch_size", "batching", "dtype", "load_in_4bit")
         settings = asdict(self.decoding) | {name: getattr(self, name) for name in names}
+        # A size that is not given is recorded as the default of earlier versions, whose runs are still those of the
+        # same options: it changes responses by rounding alone.
+        settings["batch_size"] = self.batch_size or 16
         del settings["max_thinking_tokens"]
         settings |= self.settings_where_given
         if self.against:

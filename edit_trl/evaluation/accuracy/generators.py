@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from edit_trl.common.errors import InputError
 from edit_trl.models.drawing import Contrast
 from edit_trl.models.generation import ModelGenerator
-from edit_trl.models.generation_with_vllm import VllmGenerator, vllm_is_faster
+from edit_trl.models.generation_with_vllm import VllmEngine, VllmGenerator, vllm_is_faster
 from edit_trl.models.pairs.tree_attention import base_model
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def load_generator(
     source: ModelSource,
     decoding: Decoding,
     *,
-    batch_size: int,
+    batch_size: int | None,
     batching: Batching,
     seed: int,
     in_memory: bool = False,
@@ -53,9 +53,8 @@ def load_generator(
         InputError: The model cannot be loaded, or does not support `batching`.
     """
     if batching == "vllm" or (batching == "auto" and not in_memory and vllm_is_faster()):
-        tokenizer = source.load_tokenizer()
-        by_vllm = VllmGenerator(source.model, decoding, dtype=source.dtype or "auto", seed=seed)
-        return Loaded(by_vllm, tokenizer, None, None)
+        engine = VllmEngine(source.model, dtype=source.dtype or "auto", seed=seed)
+        return Loaded(VllmGenerator(engine, decoding, seed=seed), source.load_tokenizer(), engine.positions, None)
     model, tokenizer = source.load()
     contrast = None
     if against is not None:

@@ -20,11 +20,15 @@ from edit_trl.evaluation.runs.schema import Run
 from edit_trl.models.chat.dispatch import Limits
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 from edit_trl.models.chat.options import EndpointArguments
-from edit_trl.models.decoding import Generator
+from edit_trl.models.decoding import BATCHING, Generator
 from edit_trl.models.identity import model_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from edit_trl.evaluation.accuracy.generators_on_ray import RayGenerator
+    from edit_trl.models.generation import ModelGenerator
+    from edit_trl.models.generation_with_vllm import VllmGenerator
 
     LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -78,7 +82,7 @@ def measure_accuracy(
             )
             prompts = [problem.prompt for problem in tasks.problems]
         else:
-            generator, prompts, loaded = _loaded_generator(arguments, tasks.problems, weights_hash)
+            generator, prompts, loaded = _loaded_generator(arguments, tasks.problems, weights_hash, say)
             if loaded:
                 length, values = arguments.max_new_tokens, arguments.chat_template_kwargs
                 weigh = weigher_of(arguments.votes, *loaded, tasks.problems, length, values)
@@ -101,7 +105,7 @@ def measure_with_harness(
         model,
         tokenizer,
         tasks,
-        batch_size=arguments.batch_size,
+        batch_size=arguments.batch_size or 16,  # of requests, which may be only scored
         limit=arguments.limit,
         apply_chat_template=arguments.harness_chat_template,
         chat_template_kwargs=arguments.chat_template_kwargs,
@@ -111,7 +115,7 @@ def measure_with_harness(
 
 
 def _loaded_generator(
-    arguments: EvaluateArguments, problems: Sequence[Problem], expected_hash: str
+    arguments: EvaluateArguments, problems: Sequence[Problem], expected_hash: str, say: Callable[[str], object]
 ) -> tuple[Generator, list[list[int]], LoadedModel | None]:
     """Return the generator and the prompts as token ids; also the model, if it is in this process."""
     from edit_trl.evaluation.accuracy.generators import load_generator
@@ -129,7 +133,7 @@ def _loaded_generator(
         in_memory=arguments.votes != "majority" or arguments.against is not None,
         against=arguments.contrast,
     )
-    generator: Generator
+    generator: ModelGenerator | VllmGenerator | RayGenerator
     if arguments.engine == "ray":
         from edit_trl.evaluation.accuracy.generators_on_ray import RayGenerator
 
@@ -138,6 +142,7 @@ def _loaded_generator(
         generator, positions = on_ray, on_ray.positions
     else:
         generator, tokenizer, positions, model = load()
+    say(f"{arguments.model}: {BATCHING[generator.batching]}")
     length = arguments.max_new_tokens
     prompts = encode(problems, tokenizer, max_new_tokens=length, positions=positions, chat_template_kwargs=values)
     return generator, prompts, (model, tokenizer) if model is not None else None

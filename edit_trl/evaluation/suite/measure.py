@@ -132,7 +132,7 @@ def _scorer(
 ) -> CaseScorer:
     if client is not None:
         # `batch_size` counts pairs, whose two chains are scored at the same time.
-        limits = replace(limits, max_concurrency=min(limits.max_concurrency, 2 * arguments.batch_size))
+        limits = replace(limits, max_concurrency=min(limits.most_in_flight(), 2 * arguments.batch_size))
         length, engine = arguments.max_greedy_tokens, arguments.engine
         return EndpointScorer(client, arguments.folder, limits, tokenizer, cases, max_new_tokens=length, engine=engine)
     if arguments.engine == "ray":

@@ -132,7 +132,9 @@ class Dispatcher:
         self.teacher = teacher
         self.limits = limits or Limits()
         self.stats = DispatchStats()
-        self.pacer = Pacer(self.limits.max_concurrency, self.limits.requests_per_minute, self.limits.tokens_per_minute)
+        self._most = self.limits.most_in_flight(teacher.requests_at_once)
+        rates = self.limits.requests_per_minute, self.limits.tokens_per_minute
+        self.pacer = Pacer(self._most, *rates, start=teacher.requests_at_once)
         self.tell: Callable[[str, bool], None] = lambda text, is_state: None
         self._journal = journal
         self._stop: RunStopped | None = None
@@ -171,7 +173,7 @@ class Dispatcher:
         source, unanswered = iter(requests), False
         try:
             while True:
-                while self._stop is None and len(tasks) < self.limits.max_concurrency:
+                while self._stop is None and len(tasks) < self._most:
                     if (request := next(source, None)) is None:
                         break
                     self.stats.asked += 1

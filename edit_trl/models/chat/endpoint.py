@@ -64,6 +64,7 @@ class OpenAICompatibleTeacher:
     """
 
     ends_thoughts = False
+    requests_at_once = batching = None
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from edit_trl.models.chat.protocol import ChatRequest, ChatResponse
 
 # What a chat template adds to a message, at most.
 _MESSAGE_TOKENS = 16
+_AT_ENDPOINT = 64
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Limits(Options):
     """Limits of the requests to a teacher.
 
     Attributes:
-        max_concurrency: The most requests in flight; there are fewer while the endpoint cannot take as many.
+        max_concurrency: The most requests in flight: 64 by default at an endpoint, and fewer while it cannot take as
+            many; for a model that is loaded, as many as fill its batches.
         max_attempts: How often a request is tried; a request to slow down does not count.
         requests_per_minute: The rate of requests; None for no limit.
         tokens_per_minute: The rate of prompt and completion tokens together; None for no limit.
@@ -31,7 +33,7 @@ class Limits(Options):
         InputError: A value is out of range.
     """
 
-    max_concurrency: int = 64
+    max_concurrency: int | None = None
     max_attempts: int = 6
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
@@ -52,6 +54,10 @@ class Limits(Options):
         yield from not_negative(prompt_price=self.prompt_price, completion_price=self.completion_price)
         if self.max_cost is not None and self.prompt_price is None and self.completion_price is None:
             yield "`max_cost` needs a price: set `prompt_price` and `completion_price` (per million tokens)"
+
+    def most_in_flight(self, wanted: int | None = None) -> int:
+        """Return the most requests in flight, for a teacher that wants so many."""
+        return self.max_concurrency or wanted or _AT_ENDPOINT
 
     def cost(self, request: ChatRequest, response: ChatResponse) -> tuple[float, bool]:
         """Return the cost of an answer, and whether the endpoint reported the tokens that it is computed from.

@@ -1,7 +1,7 @@
-"""A model in this process that answers chat prompts: messages in, text out, and the `Engine` between them.
+"""A model in this process that answers chat prompts: messages in, text out, and the engine between them.
 
-Requests are answered in padded batches of whatever is waiting. On a GPU, requests without a seed go through
-continuous batching instead.
+Requests are answered in padded batches of prompts of similar lengths, of whatever is waiting. On a GPU, requests
+without a seed go through continuous batching instead, and all of them through vLLM where it is installed.
 
 A last message of the assistant is continued. Its text is appended to the template's own beginning of an
 answer rather than rendered by the template, which may strip it, so it stands where the model would have
@@ -19,6 +19,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers.utils import logging
 
 from edit_trl.common.errors import InputError
@@ -33,10 +34,12 @@ from edit_trl.models.chat.protocol import (
     TeacherUnusable,
 )
 from edit_trl.models.chat_templates import check_variables, render
-from edit_trl.models.decoding import Decoding
-from edit_trl.models.generation import Engine, Stream
+from edit_trl.models.decoding import Batching, Decoding, check_batching, pack
+from edit_trl.models.generation import Engine
+from edit_trl.models.generation_with_vllm import VllmEngine, vllm_is_faster
 from edit_trl.models.identity import model_hash
 from edit_trl.models.loading import ModelSource
+from edit_trl.models.scheduling import Stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +48,8 @@ logger = logging.get_logger(__name__)
 
 # Requests that arrive within so many seconds of the first go into one batch.
 _GATHER = 0.02
+# Several batches, so that there are prompts of similar lengths among the requests that wait.
+_REQUESTS_AT_ONCE = 1024
 
 
 class _Waiting(NamedTuple):
@@ -60,28 +65,37 @@ class TransformersTeacher:
 
     Args:
         model: A path or Hub id, of a model or of a PEFT adapter, which is merged into its base.
-        batch_size: Prompts per padded batch.
+        batch_size: Responses per padded batch; see `edit_trl.models.decoding.pack` for None.
+        batching: `auto` is vLLM if it is installed and there is a GPU, else continuous batching on a GPU for requests
+            without a seed, else padded batches.
         dtype: Number format of the weights; where None, bfloat16 on a GPU and float32 elsewhere.
-        continuous: Whether requests without a seed go through continuous batching; where None, on a GPU.
         chat_template_kwargs: Values of the chat template's variables.
+
+    Attributes:
+        batching: How it batches, which is not `auto` any more once the model is loaded.
+
+    Raises:
+        InputError: `batching` is unknown or not installed, or `batch_size` is below 1.
     """
 
     ends_thoughts = True
+    requests_at_once = _REQUESTS_AT_ONCE
 
     def __init__(
         self,
         model: str,
         *,
-        batch_size: int = 16,
+        batch_size: int | None = None,
+        batching: Batching = "auto",
         dtype: str | None = None,
-        continuous: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ):
+        check_batching(batching, batch_size)
         self.model = model
         self._chat_template_kwargs = chat_template_kwargs
         self._batch_size, self._dtype = batch_size, dtype
-        self._continuous = torch.cuda.is_available() if continuous is None else continuous
-        self._engine: Engine | None = None
+        self.batching: Batching = batching
+        self._engine: Engine | VllmEngine | None = None
         self._loading: asyncio.Task[None] | None = None
         self._waiting: list[_Waiting] = []
         self._pump: asyncio.Task[None] | None = None
@@ -93,8 +107,8 @@ class TransformersTeacher:
             TransformersTeacher,
             model,
             batch_size=batch_size,
+            batching=batching,
             dtype=dtype,
-            continuous=continuous,
             chat_template_kwargs=chat_template_kwargs,
         )
 
@@ -130,7 +144,7 @@ class TransformersTeacher:
                 f"longer than the model's context: {len(prompt)} prompt tokens and "
                 f"{request.sampling.max_tokens} more, of {room}"
             )
-        if self._continuous and request.seed is None:
+        if self.batching == "continuous" and request.seed is None:
             return await self._answer_in_stream(request, prompt)
         done: asyncio.Future[RawResponse] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(request, prompt, done))
@@ -156,7 +170,7 @@ class TransformersTeacher:
         self._engine = self._loading = None
 
     @property
-    def _loaded(self) -> Engine:
+    def _loaded(self) -> Engine | VllmEngine:
         assert self._engine is not None  # `check` comes first
         return self._engine
 
@@ -167,8 +181,15 @@ class TransformersTeacher:
         source = ModelSource(self.model, dtype=dtype)
         if self._chat_template_kwargs:
             check_variables(source.load_tokenizer(), self._chat_template_kwargs)
-        model, tokenizer = source.load()
-        self._engine = Engine(model.merge_and_unload() if isinstance(model, PeftModel) else model, tokenizer)
+        if self.batching == "vllm" or (self.batching == "auto" and vllm_is_faster()):
+            self._engine, self.batching = VllmEngine(self.model, dtype=dtype), "vllm"
+            tokenizer = self._engine.tokenizer
+        else:
+            model, tokenizer = source.load()
+            self._engine = Engine(model.merge_and_unload() if isinstance(model, PeftModel) else model, tokenizer)
+            if self.batching == "auto":
+                is_faster = torch.cuda.is_available() and self._engine.can_schedule
+                self.batching = "continuous" if is_faster else "padded"
         if tokenizer.chat_template is None:
             logger.warning(f"{self.model} has no chat template: prompts are sent as plain text")
 
@@ -180,15 +201,13 @@ class TransformersTeacher:
         """Answer what is waiting, batch by batch; the requests of a batch share their sampling."""
         while self._waiting:
             await asyncio.sleep(_GATHER)
-            sampling = self._waiting[0].request.sampling
-            batch = [waiting for waiting in self._waiting if waiting.request.sampling == sampling][: self._batch_size]
-            self._waiting = [waiting for waiting in self._waiting if waiting not in batch]
+            batch = self._next_batch()
             started = time.monotonic()
             try:
                 outputs = await asyncio.to_thread(self._generate, batch)
             except Exception as error:  # raised where an answer is awaited, which would else wait for ever
-                if isinstance(error, torch.OutOfMemoryError):
-                    error = TeacherUnusable(f"out of memory with {len(batch)} prompts; lower `batch_size`")
+                if should_reduce_batch_size(error):  # the engine has done so
+                    error = TeacherUnusable("out of memory with a single prompt; lower `max_tokens`, or set `dtype`")
                 for _, _, done in batch:
                     if not done.cancelled():
                         done.set_exception(error)
@@ -196,6 +215,18 @@ class TransformersTeacher:
             for (request, prompt, done), ids in zip(batch, outputs, strict=True):
                 if not done.cancelled():
                     done.set_result(self._raw(request, prompt, ids, time.monotonic() - started))
+
+    def _next_batch(self) -> list[_Waiting]:
+        """Take a batch out of the requests that wait."""
+        sampling = self._waiting[0].request.sampling
+        batch = [waiting for waiting in self._waiting if waiting.request.sampling == sampling]
+        if self.batching != "vllm":  # which makes batches by itself
+            lengths = [len(waiting.prompt) for waiting in batch]
+            first, *_ = pack(lengths, sampling.max_tokens, batch_size=self._batch_size)
+            batch = [batch[index] for index in first]
+        taken = set(map(id, batch))
+        self._waiting = [waiting for waiting in self._waiting if id(waiting) not in taken]
+        return batch
 
     def _generate(self, batch: Sequence[_Waiting]) -> list[list[int]]:
         sampling = batch[0].request.sampling
@@ -213,6 +244,7 @@ class TransformersTeacher:
                 await self._idle.wait_for(lambda: not self._in_stream)
                 if self._stream_sampling != request.sampling:
                     await self._close_stream()
+                    assert isinstance(self._loaded, Engine)
                     self._stream = Stream(self._loaded, _decoding(request.sampling), request.sampling.stop)
                     self._stream_sampling = request.sampling
             stream = self._stream

@@ -51,6 +51,7 @@ class Pacer:
         max_concurrency: The most requests in flight.
         requests_per_minute: The rate of requests; None for no limit.
         tokens_per_minute: The rate of prompt and completion tokens together; None for no limit.
+        start: How many requests may be in flight at the beginning; None for an endpoint that is not known.
 
     Attributes:
         limit: How many requests may be in flight now.
@@ -58,9 +59,14 @@ class Pacer:
     """
 
     def __init__(
-        self, max_concurrency: int, requests_per_minute: float | None = None, tokens_per_minute: float | None = None
+        self,
+        max_concurrency: int,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        *,
+        start: int | None = None,
     ):
-        self.limit = float(min(START, max_concurrency))
+        self.limit = float(min(start or START, max_concurrency))
         self.in_flight = 0
         self._max = max_concurrency
         self._requests = RateLimit(requests_per_minute) if requests_per_minute else None

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from edit_trl.common.checks import at_least, not_negative, positive, share
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.common.terminal import visible_line
+from edit_trl.models.decoding import Batching
 
 Stage = Literal["annotate", "rectify", "corrupt", "check", "label", "critique", "student", "judge", "score", "continue"]
 FinishReason = Literal["stop", "length", "refused"]
@@ -159,6 +160,9 @@ class Teacher(Protocol):
         address: Whatever else an answer depends on, such as base URLs or weights; never an API key.
         ends_thoughts: Whether it ends an answer at `Sampling.max_thinking_tokens`, which is then another answer. An
             endpoint is not sent that limit: the answer is measured when it has come.
+        requests_at_once: How many requests it wants to have from the beginning, to batch them; None where the number is
+            found by asking, as at an endpoint.
+        batching: How a model that is loaded batches requests; None for any other.
     """
 
     @property
@@ -169,6 +173,12 @@ class Teacher(Protocol):
 
     @property
     def ends_thoughts(self) -> bool: ...
+
+    @property
+    def requests_at_once(self) -> int | None: ...
+
+    @property
+    def batching(self) -> Batching | None: ...
 
     async def check(self) -> None:
         """Check that the teacher can be reached and has the model.

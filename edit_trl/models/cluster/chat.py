@@ -79,6 +79,8 @@ class RayTeacher:
         everywhere: Whether all hosts must be ready before the first request.
     """
 
+    requests_at_once = batching = None  # the pool spreads requests over its actors
+
     def __init__(self, here: Teacher, pool: RayPool, role: str, *, everywhere: bool = False):
         self.model, self.address, self.ends_thoughts = here.model, here.address, here.ends_thoughts
         self._here, self._pool, self._role, self._everywhere = here, pool, role, everywhere
