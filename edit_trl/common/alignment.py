@@ -5,7 +5,6 @@ from collections.abc import Hashable, Iterable, Sequence
 
 from rapidfuzz.distance import Levenshtein, Postfix, Prefix
 
-
 Stretch = tuple[int, int]
 """[start, end) items of a sequence."""
 
