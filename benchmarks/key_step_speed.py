@@ -2,10 +2,17 @@
 
     python benchmarks/key_step_speed.py [--pairs 10000 --tokens 200 --edit_fraction 0.3 --seed 0]
                                         [--naive_pairs 50 --repeats 3] [--data FILE.jsonl]
+                                        [--tokenizer FOLDER --prepared_pairs 2000]
 
 Synthetic pairs are random token ids. In the wrong chain a share `edit_fraction` of the positions is replaced, deleted
 or inserted. Methods that need text get the same chains as made-up words. With `--data` the chains are the `chosen` and
 `rejected` texts of rows, split into words. One process, one core. The last line is one JSON object.
+
+With `--tokenizer` it also measures the preparation of a dataset, from rows of text to tokens with masks (`datasets.map`
+included, nothing from the cache): pairs of the quickstart's procedural teacher (`preparation`), and pairs of four of
+its problems each, of about 200 tokens a chain (`preparation_4`). The share of the tokenizer is the time of its calls
+alone, for the same texts in the same batches. All times are processor time; the preparation's are the least of the
+repeats.
 """
 
 import argparse
@@ -21,11 +28,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import datasets
+from datasets import Dataset
 from inputs import count, read_columns, run_benchmark
 from machine import cpu_name
+from transformers import AutoTokenizer
 
 import edit_trl
-from edit_trl.key_steps import key_step_masks, locate_key_steps
+from edit_trl import ProceduralTeacher, generate_dual_cots
+from edit_trl.data.preparation import RowPreparation, prepare_dual_cots
+from edit_trl.key_steps import SIDES, key_step_masks, locate_key_steps
 
 Pair = tuple[Any, Any]
 
@@ -104,11 +116,11 @@ def made_up_text(ids: Sequence[int]) -> str:
 
 
 def seconds(function: Callable[..., object], pairs: list[Pair], *options: str) -> float:
-    """Wall-clock time of the function over all pairs."""
-    start = time.perf_counter()
+    """Processor time of the function over all pairs: other processes do not count."""
+    start = time.process_time()
     for chosen, rejected in pairs:
         function(chosen, rejected, *options)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def measure(ids: list[Pair], texts: list[Pair], naive_pairs: int, repeats: int) -> dict[str, dict[str, float | int]]:
@@ -132,6 +144,37 @@ def measure(ids: list[Pair], texts: list[Pair], naive_pairs: int, repeats: int) 
             "seconds_all_pairs": statistics.median(times[name]) * len(ids) / len(job[1]),
         }
         for name, job in jobs.items()
+    }
+
+
+def procedural_rows(count: int, problems: int, seed: int) -> list[dict[str, str]]:
+    """Plain rows of the procedural teacher, each of several problems one after the other."""
+    made = [*generate_dual_cots(ProceduralTeacher(seed=seed), count * problems, conversational=False)]
+    return [
+        {column: " ".join(row[column] for row in made[i : i + problems]) for column in ("chosen", "rejected")}
+        | {"prompt": "".join(row["prompt"] for row in made[i : i + problems])}
+        for i in range(0, len(made), problems)
+    ]
+
+
+def measure_preparation(rows: list[dict[str, str]], tokenizer: Any, repeats: int) -> dict[str, float | int]:
+    """Time the preparation of rows, and the calls of the tokenizer in it alone."""
+    dataset = Dataset.from_list(rows)
+    texts = [text for row in rows for text in (row["prompt"], *(row["prompt"] + row[side] for side in SIDES))]
+    times: dict[str, list[float]] = {"all": [], "tokenizer": []}
+    for _ in range(repeats):
+        start = time.process_time()
+        prepared, _ = prepare_dual_cots(dataset, RowPreparation(tokenizer))
+        times["all"].append(time.process_time() - start)
+        start = time.process_time()
+        for i in range(0, len(texts), 300):  # as many as a batch of `datasets.map` has
+            tokenizer(texts[i : i + 300], return_offsets_mapping=True)
+        times["tokenizer"].append(time.process_time() - start)
+    return {
+        "pairs": len(rows),
+        "mean_tokens": statistics.mean(len(ids) for side in SIDES for ids in prepared[f"{side}_ids"]),
+        "pairs_per_second": len(rows) / min(times["all"]),
+        "tokenizer_share": min(times["tokenizer"]) / min(times["all"]),
     }
 
 
@@ -164,6 +207,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--naive_pairs", type=count, default=50, help="number of pairs for timing the naive reference")
     parser.add_argument("--repeats", type=count, default=3, help="interleaved repeats; medians are reported")
     parser.add_argument("--data", type=Path, help="JSON Lines of dual CoTs to time instead")
+    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer, to measure the preparation too")
+    parser.add_argument("--prepared_pairs", type=count, default=2000, help="pairs to prepare")
     return parser.parse_args(argv)
 
 
@@ -184,6 +229,19 @@ def main(argv: list[str] | None = None) -> None:
     length = statistics.mean(len(side) for pair in ids for side in pair)
     print(f"{len(ids)} pairs, {length:.0f} tokens a chain, {fraction:.0%} of them key (method edit)")
     print_table(methods, len(ids))
+    preparation = {}
+    if args.tokenizer:
+        datasets.disable_caching()
+        datasets.disable_progress_bars()
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+        for name, problems in (("preparation", 1), ("preparation_4", 4)):
+            rows = procedural_rows(args.prepared_pairs, problems, args.seed)
+            preparation[name] = row = measure_preparation(rows, tokenizer, args.repeats)
+            print(
+                f"{name}: {row['pairs_per_second']:.0f} pairs/s of {row['mean_tokens']:.0f} tokens a chain, "
+                f"{row['tokenizer_share']:.0%} of the time in the tokenizer"
+            )
     print(
         json.dumps(
             {
@@ -196,6 +254,7 @@ def main(argv: list[str] | None = None) -> None:
                 "seed": args.seed,
                 "edit_fraction": None if args.data else args.edit_fraction,
                 "methods": methods,
+                **preparation,
                 "naive_extrapolated_from": naive_pairs,
                 "versions": {
                     "python": platform.python_version(),

@@ -20,18 +20,19 @@ The chains "2 + 3 = 5." and "2 * 3 = 6." have, over words, the masks
     rejected    2  [*]  3  =  [6]  .
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from operator import index
 from random import Random
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from edit_trl.common.alignment import authors_mask, common_prefix, edit_masks
+from edit_trl.common.alignment import Stretch, authors_mask, common_prefix, edited_stretches, stretch_mask
 from edit_trl.common.errors import InputError
 from edit_trl.common.spans import Span, masks_from_spans, merged_spans
-from edit_trl.common.steps import WORD, step_end, visible_start
+from edit_trl.common.steps import WORD, line_spans, step_end, visible_start, words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +41,9 @@ KeyStepMethod = Literal["edit", "words", "fork", "forks", "step", "spans", "refe
 
 TOKEN_METHODS: tuple[KeyStepMethod, ...] = ("edit", "reference")
 """The methods that align token ids; all others but `random` mark characters of the text."""
+
+WORD_METHODS: tuple[KeyStepMethod, ...] = ("words", "fork", "forks", "step")
+"""The methods that align words."""
 
 COUNTED_METHOD: KeyStepMethod = "words"
 """The method whose key tokens `random` counts."""
@@ -123,13 +127,18 @@ def mark(chosen: Chain, rejected: Chain, method: KeyStepMethod = "words", *, see
                 f"key_step_method={method!r} places key steps by character offsets, which this slow "
                 "tokenizer does not give; use a fast tokenizer or key_step_method='edit'"
             )
-        spans = _given_spans(chains) if method == "spans" else _word_spans(chains, method)
+        if method == "spans":
+            spans = _given_spans(chains)
+        else:
+            words = _mark_words(chosen.text, rejected.text, method)
+            spans = [words.chosen_spans or [], words.rejected_spans or []]
         masks = [masks_from_spans(s, places) for s, places in zip(spans, offsets, strict=True)]
     else:
         if method == "reference":
             masks = [authors_mask(chosen.ids, rejected.ids), authors_mask(rejected.ids, chosen.ids)]
         else:
-            masks = [*edit_masks(chosen.ids, rejected.ids)]
+            edits = edited_stretches(chosen.ids, rejected.ids)
+            masks = [stretch_mask(side, len(chain.ids)) for side, chain in zip(edits, chains, strict=True)]
         if len(offsets) == len(chains):
             # EOS and the template's tokens are never key, even where an alignment of ids marks them.
             masks = [
@@ -203,6 +212,8 @@ def locate_key_steps(
         InputError: Unknown method, a tokenizer without offsets, or spans that are missing, out of range,
             unsorted or overlapping.
     """
+    if tokenizer is None and method in WORD_METHODS:
+        return _mark_words(chosen, rejected, method)
     ids, offsets = _tokenize((chosen, rejected), tokenizer)
     correct = Chain(chosen, ids[0], offsets[0], chosen_spans)
     wrong = Chain(rejected, ids[1], offsets[1], rejected_spans)
@@ -235,20 +246,63 @@ def check_method(method: str) -> None:
         raise InputError(f"unknown key-step method {method!r}; choose one of {', '.join(get_args(KeyStepMethod))}")
 
 
-def _word_spans(chains: Sequence[Chain], method: KeyStepMethod) -> list[list[Span]]:
-    texts = [chain.text for chain in chains]
-    ids, words = _tokenize(texts, None)
-    masks = [*edit_masks(*ids)]
-    if method in ("fork", "forks", "step"):
-        limit = _where_steps_part if method == "forks" else _within_step
-        fork = common_prefix(*ids)
-        if method == "step":
-            masks = [[True] * len(side) for side in ids]
-        masks = [
-            limit(mask, side, text, side[fork][0] if fork < len(side) else len(text))
-            for mask, side, text in zip(masks, words, texts, strict=True)
-        ]
-    return list(map(merged_spans, masks, words, texts))
+class _Words(NamedTuple):
+    """A text and its words; `starts` are their first characters and the length of the text."""
+
+    text: str
+    words: Sequence[str]
+    starts: Sequence[int]
+
+    @classmethod
+    def of(cls, text: str) -> "_Words":
+        return cls(text, *words_of(text))
+
+    def end_of_step(self, word: int) -> int:
+        """Return the first word after the step that holds a word."""
+        return bisect_left(self.starts, step_end(self.text, self.starts[word]), hi=len(self.words))
+
+    def spans(self, stretches: Sequence[Stretch]) -> list[Span]:
+        """Return the characters of stretches of words; those on several lines are a span per line."""
+        spans = [(self.starts[i], self.starts[j - 1] + len(self.words[j - 1])) for i, j in stretches]
+        if "\n" in self.text:
+            spans = [line for span in spans for line in line_spans(self.text, *span)]
+        return spans
+
+
+def _mark_words(chosen: str, rejected: str, method: KeyStepMethod) -> KeySteps:
+    """Mark the key words of two texts by a method that aligns words; the masks are over words."""
+    texts = [_Words.of(chosen), _Words.of(rejected)]
+    masks, spans, forks = [], [], []
+    fork = common_prefix(texts[0].words, texts[1].words) if method != "words" else 0
+    for text, key in zip(texts, edited_stretches(texts[0].words, texts[1].words), strict=True):
+        if method == "fork":
+            key = _before(text.end_of_step(fork), key)
+        elif method == "forks":
+            key = _where_steps_part(key, text, fork)
+        elif method == "step":
+            key = [(fork, text.end_of_step(fork))] if fork < len(text.words) else []
+        masks.append(stretch_mask(key, len(text.words)))
+        spans.append(text.spans(key))
+        forks.append(stretch_mask(_before(text.end_of_step(key[0][0]), key) if key else [], len(text.words)))
+    return _key_steps(masks, spans, forks)
+
+
+def _before(end: int, stretches: Sequence[Stretch]) -> list[Stretch]:
+    """Return what of stretches comes before an item."""
+    return [(i, min(j, end)) for i, j in stretches if i < end]
+
+
+def _where_steps_part(key: Sequence[Stretch], text: _Words, fork: int) -> list[Stretch]:
+    """Keep the key words in the step of the word `fork`, and the first key word of each later step."""
+    step = text.end_of_step(fork)
+    forks = _before(step, key)
+    for i, j in key:
+        while (word := max(i, step)) < j:
+            # The first key word of a step may follow the key words of the step before.
+            begin = forks.pop()[0] if forks and forks[-1][1] == word else word
+            forks.append((begin, word + 1))
+            step = text.end_of_step(word)
+    return forks
 
 
 def _given_spans(chains: Sequence[Chain]) -> list[list[Span]]:
@@ -302,22 +356,9 @@ def _within_step(mask: Sequence[bool], offsets: Sequence[Span], text: str, start
     """Keep the marked tokens from the character `start` to the end of the step that holds it."""
     end = step_end(text, start)
     return [
-        key and span[0] < span[1] and start <= visible_start(span, text) < end
+        key and span[0] < span[1] and span[0] < end and start <= visible_start(span, text) < end
         for key, span in zip(mask, offsets, strict=True)
     ]
-
-
-def _where_steps_part(mask: Sequence[bool], words: Sequence[Span], text: str, start: int) -> list[bool]:
-    """Keep the key words in the step of the character `start`, and the first key word of each later step."""
-    fork_end = step = step_end(text, start)
-    forks = [False] * len(mask)
-    for number, (key, (word, _)) in enumerate(zip(mask, words, strict=True)):
-        if not key:
-            continue
-        forks[number] = word < fork_end or word >= step
-        if forks[number] and word >= fork_end:
-            step = step_end(text, word)
-    return forks
 
 
 def _tokenize(

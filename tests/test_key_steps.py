@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from edit_trl.common.errors import InputError
+from edit_trl.common.steps import WORD, words_of
 from edit_trl.key_steps import Chain, KeySteps, fork_scope, key_step_masks, locate_key_steps, mark, masks_from_spans
 
 PRMBENCH = Path(__file__).parents[2] / "shared" / "data" / "key_steps" / "prmbench_dev.jsonl"
@@ -544,3 +545,17 @@ def test_random_places_as_many_tokens_as_words_marks(tokenizer):
         assert sum(steps.rejected) == sum(words.rejected)
         assert steps.chosen_spans
         assert all(0 <= a < b <= len(chosen) for a, b in steps.chosen_spans)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "  \n", " a b", "1,234.5 don't", "a.b\t\u00a0c \n", "x\u0301 \u4e2d\u6587 \U0001f469\u200d\U0001f4bb!"]
+)
+def test_words_and_their_starts(text):
+    words, starts = words_of(text)
+    assert list(zip(words, starts, strict=False)) == [(word[0], word.start()) for word in WORD.finditer(text)]
+    assert starts[len(words) :] == [len(text)]
+
+
+def test_a_key_stretch_on_several_lines_has_a_span_per_line():
+    steps = locate_key_steps("a b\n\n c d e", "a e")
+    assert steps.chosen_spans == [(2, 3), (6, 9)]

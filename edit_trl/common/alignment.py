@@ -1,42 +1,54 @@
 """Minimum edit alignment of two sequences, and the alignment of the authors' code for replication."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
-from rapidfuzz.distance import Levenshtein
+from rapidfuzz.distance import Levenshtein, Postfix, Prefix
+
+Stretch = tuple[int, int]
+"""[start, end) items of a sequence."""
 
 
-def common_prefix(first: Sequence, second: Sequence) -> int:
+def common_prefix(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     """Return the number of leading items that two sequences share."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+    return Prefix.similarity(first, second)
 
 
-def edit_masks(first: Sequence[int], second: Sequence[int]) -> tuple[list[bool], list[bool]]:
-    """Mark the items that one minimum alignment deletes, inserts or replaces.
+def edited_stretches(first: Sequence[Hashable], second: Sequence[Hashable]) -> tuple[list[Stretch], list[Stretch]]:
+    """Find the items that one minimum alignment deletes (`first`), inserts (`second`) or replaces (both).
 
     The common prefix and suffix are left out of the alignment: among alignments of the same cost, it could
     prefer one that marks a shared tail. Prefix and suffix must not overlap ("a a" in "a a a").
 
     Args:
-        first: Token ids.
-        second: Token ids.
+        first: Token ids, or words.
+        second: Token ids, or words.
 
     Returns:
-        A mask as long as each sequence, True where the item is deleted (`first`), inserted (`second`) or
-        replaced (both).
+        For each sequence, the stretches of such items; between two of them, at least one item is kept.
     """
     prefix = common_prefix(first, second)
     first_rest, second_rest = first[prefix:], second[prefix:]
-    suffix = common_prefix(first_rest[::-1], second_rest[::-1])
-    masks = [False] * len(first), [False] * len(second)
+    suffix = Postfix.similarity(first_rest, second_rest)
     edits = Levenshtein.editops(first_rest[: len(first_rest) - suffix], second_rest[: len(second_rest) - suffix])
-    for edit in edits:
-        if edit.tag != "insert":
-            masks[0][prefix + edit.src_pos] = True
-        if edit.tag != "delete":
-            masks[1][prefix + edit.dest_pos] = True
-    return masks
+    stretches: tuple[list[Stretch], list[Stretch]] = [], []
+    i = j = prefix
+    for kept in edits.as_matching_blocks():  # the last one is empty, at the end
+        first_end, second_end = prefix + kept.a, prefix + kept.b
+        if i < first_end:
+            stretches[0].append((i, first_end))
+        if j < second_end:
+            stretches[1].append((j, second_end))
+        i, j = first_end + kept.size, second_end + kept.size
+    return stretches
+
+
+def stretch_mask(stretches: Iterable[Stretch], length: int) -> list[bool]:
+    """Return one bool per item of a sequence, True in the stretches."""
+    mask = [False] * length
+    for start, end in stretches:
+        mask[start:end] = [True] * (end - start)
+    return mask
 
 
 def authors_mask(own: Sequence[int], other: Sequence[int]) -> list[bool]:

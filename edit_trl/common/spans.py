@@ -21,12 +21,15 @@ def masks_from_spans(spans: Sequence[Span], offsets: Sequence[Span]) -> list[boo
     Returns:
         One bool per token.
     """
-    ends = [end for _, end in spans]
-    mask = []
-    for start, end in offsets:
-        first = bisect_right(ends, start)  # the first span that ends after the token starts
-        mask.append(start < end and first < len(spans) and spans[first][0] < end)
-    return mask
+    if not spans:
+        return [False] * len(offsets)
+    ends = [span_end for _, span_end in spans]
+    # Of the spans, the first that ends after a token starts may hold it; most tokens are before or after all spans.
+    begin, stop = spans[0][0], spans[-1][1]
+    return [
+        begin < end and start < stop and start < end and spans[bisect_right(ends, start)][0] < end
+        for start, end in offsets
+    ]
 
 
 def merged_spans(mask: Sequence[bool], offsets: Sequence[Span], text: str) -> list[Span]:

@@ -1,6 +1,7 @@
 """Words and steps of a text."""
 
 import re
+from itertools import accumulate
 from unicodedata import category
 
 # A character and what modifies it is one word: combining marks, joiners, variation selectors, skin
@@ -13,20 +14,33 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _LETTERS = rf"(?:[A-Za-z]++|(?![{_UNSPACED}])[^\W\d_]|[{_MODIFIER}])++"
-WORD = re.compile(
-    rf"""
-      (?: \d{{1,3}}(?:,\d{{3}})+(?!\d) | \d+ ) (?:\.\d+)? [{_MODIFIER}]*  # 1,234.5
+_WORD = rf"""
+      [A-Za-z]++ (?=[\s.,:;!?)])                                           # most words, at once
+    | (?: \d{{1,3}}(?:,\d{{3}})+(?!\d) | \d+ ) (?:\.\d+)? [{_MODIFIER}]*  # 1,234.5
     | {_LETTERS} (?:['’]{_LETTERS})*                                      # doesn't
     | [\U0001f1e6-\U0001f1ff]{{2}}                                        # a flag
     | \S [{_MODIFIER}]* (?: (?<=\u200d) \S [{_MODIFIER}]* )*              # 中 + an emoji
-    """,
-    re.VERBOSE,
-)
+"""
+WORD = re.compile(_WORD, re.VERBOSE)
+_SPACED_WORD = re.compile(rf"(?:{_WORD})\s*+", re.VERBOSE)  # these words fill a text, so their lengths place them
+_LINE = re.compile(r"\S(?:[^\n]*\S)?")
 _STEP_END = re.compile(r"""\n|[。！？]+[」』”’）]*|[.!?…]+[)\]}"'”’»*$]*(?=\s|\Z)""")
 # Abbreviations, and the number of a list item: "2. Then". Not an initial: "the answer is A."
 _LIST_NUMBER = re.compile(r"\s*(?:[Ss]tep\s+)?(?:\d{1,2}|[A-Za-z])\.$")
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|[ap]\.m|vs|cf|Mr|Mrs|Ms|Dr|St)\.$")
 _LONGEST_ABBREVIATION = 8  # with what stands around it; a search of the whole line would take long
+
+
+def words_of(text: str) -> tuple[list[str], list[int]]:
+    """Return the words of a text and the character at which each one starts; the length of the text comes last."""
+    spaced = _SPACED_WORD.findall(text)
+    starts = accumulate(map(len, spaced), initial=len(text) - len(text.lstrip()))
+    return [*map(str.rstrip, spaced)], [*starts]
+
+
+def line_spans(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """Return the characters of each line of text[start:end], without the white space around it and empty lines."""
+    return [line.span() for line in _LINE.finditer(text, start, end)]
 
 
 def step_end(text: str, start: int) -> int:

@@ -15,7 +15,7 @@ from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError, raise_problems
 from edit_trl.data.row import is_conversational, pairs_of, with_template_values
 from edit_trl.data.row_checks import validate_dual_cots
-from edit_trl.data.tokenization import is_alone, tokenize_with_notes
+from edit_trl.data.tokenization import TokenizedRow, is_alone, tokenize_rows
 from edit_trl.data.unused_columns import unused_columns
 from edit_trl.key_steps import KeyStepMethod
 
@@ -107,14 +107,29 @@ class RowPreparation:
         Raises:
             InputError: Rows that the tokenizer or its chat template refuses; names them.
         """
-        pairs, refused = [], defaultdict(list)
-        for index, *values in zip(indices, *rows.values(), strict=True):
-            try:
-                pairs += [self._prepare(pair, index) for pair in pairs_of(dict(zip(rows, values, strict=True)))]
-            except InputError as error:
-                refused[str(error)].append(index + 1)
-        raise_problems(f"{name_rows(numbers)}: {problem}" for problem, numbers in refused.items())
-        return {column: [pair[column] for pair in pairs] for column in pairs[0]}
+        pairs = [
+            (index, self._with_template_values(pair))
+            for index, *values in zip(indices, *rows.values(), strict=True)
+            for pair in pairs_of(dict(zip(rows, values, strict=True)))
+        ]
+        tokenized = tokenize_rows(
+            [pair for _, pair in pairs],
+            self.tokenizer,
+            key_step_method=self.key_step_method,
+            key_step_seed=self.key_step_seed,
+        )
+        prepared: list[dict[str, Any]] = []
+        refusals: dict[int, str] = {}
+        for (index, pair), outcome in zip(pairs, tokenized, strict=True):
+            if isinstance(outcome, InputError):
+                refusals.setdefault(index, str(outcome))
+            else:
+                prepared.append(self._prepare(pair, index, outcome))
+        rows_of_refusal = defaultdict(list)
+        for index, refusal in refusals.items():
+            rows_of_refusal[refusal].append(index + 1)
+        raise_problems(f"{name_rows(numbers)}: {refusal}" for refusal, numbers in rows_of_refusal.items())
+        return {column: [pair[column] for pair in prepared] for column in prepared[0]}
 
     def fingerprint(self, dataset: "Dataset") -> str:
         """Return a hash of all that decides the outcome: rows, settings, tokenizer and this code.
@@ -128,12 +143,11 @@ class RowPreparation:
         code = [inspect.getsource(sys.modules[name]) for name in _SOURCES]
         return Hasher.hash((dataset._fingerprint, settings, code))
 
-    def _prepare(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        if is_conversational(row):
-            row = with_template_values(row, self.chat_template_kwargs)
-        tokenized, _, notes = tokenize_with_notes(
-            row, self.tokenizer, key_step_method=self.key_step_method, key_step_seed=self.key_step_seed
-        )
+    def _with_template_values(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        return with_template_values(row, self.chat_template_kwargs) if is_conversational(row) else row
+
+    def _prepare(self, row: Mapping[str, Any], index: int, outcome: TokenizedRow) -> dict[str, Any]:
+        tokenized, _, notes = outcome
         output: dict[str, Any] = {**tokenized, "notes": notes, "row": index + 1, "row_id": row.get("id")}
         output["truncated_key_tokens"] = -1
         prompt = len(output["prompt_ids"])
@@ -180,6 +194,7 @@ def _tokenizer_state(tokenizer: "PreTrainedTokenizerBase") -> tuple:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         state.pop("padding", None)
         state.pop("truncation", None)
+        state = json.dumps(state)  # one text is hashed many times faster than the structure
     else:
         state = tokenizer.get_vocab()
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}

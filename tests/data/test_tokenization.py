@@ -260,8 +260,8 @@ import datasets, edit_trl.data.preparation as t
 datasets.config.HF_DATASETS_CACHE = {cache!r}
 tokenizer = byte_level_tokenizer()
 tokenizer("used before", padding=True, truncation=True, max_length=8)
-original, calls = t.tokenize_with_notes, []
-t.tokenize_with_notes = lambda *a, **k: calls.append(1) or original(*a, **k)
+original, calls = t.tokenize_rows, []
+t.tokenize_rows = lambda rows, *a, **k: calls.extend(rows) or original(rows, *a, **k)
 t.prepare_dual_cots(Dataset.from_list(ROWS), t.RowPreparation(tokenizer, {method!r}))
 print("CALLS", len(calls))
 """
