@@ -25,8 +25,9 @@ from edit_trl.common.terminal import visible_line
 from edit_trl.data.views import PAIR_VIEWS
 from edit_trl.evaluation.suite.callback import SuiteCallback
 from edit_trl.hub.push import pushing
+from edit_trl.training.recipe.data_checks import check_data
 from edit_trl.training.recipe.resolving import Recipe, RunArguments, pick_run, read_recipe, resolve_run, resolve_runs
-from edit_trl.training.recipe.run_checks import check_data, check_runs
+from edit_trl.training.recipe.run_checks import check_runs
 from edit_trl.training.recipe.stage import find_start, is_last_stage, train_stage
 from edit_trl.training.resuming.checkpoints import holding
 from edit_trl.training.resuming.stopping import StopSignals

@@ -50,7 +50,7 @@ def read_json(text: str | bytes, place: str, *, finite: bool = True) -> Any:
     """
     try:
         text = text.decode(json.detect_encoding(text)) if isinstance(text, bytes) else text
-        value = json.loads(text, parse_constant=_refuse if finite else None, object_pairs_hook=_object)
+        value = _DECODERS[finite].decode(text)
     except RecursionError:
         raise InputError(f"{place}: its lists or objects are nested too deeply to be read") from None
     except json.JSONDecodeError as error:
@@ -105,6 +105,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of JSON")
+
+
+# `json.loads` would make one for each text.
+_DECODERS = {
+    finite: json.JSONDecoder(parse_constant=_refuse if finite else None, object_pairs_hook=_object)
+    for finite in (True, False)
+}
 
 
 @cache

@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -235,3 +237,12 @@ def test_a_dataset_whose_name_is_no_name(capsys):
     captured = capsys.readouterr()
     assert "valid" not in captured.out
     assert "`dataset_name" in captured.err
+
+
+def test_a_dataset_alone_is_checked_without_torch(files):
+    program = (
+        "import sys; from edit_trl.cli.main import main; "
+        f"assert main(['validate', '--dataset', {str(files[1])!r}]) == 0; "
+        "assert not {'torch', 'transformers', 'trl'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
