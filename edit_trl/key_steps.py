@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from edit_trl.common.alignment import authors_mask, common_prefix, edit_masks
 from edit_trl.common.errors import InputError
 from edit_trl.common.spans import Span, masks_from_spans, merged_spans
-from edit_trl.common.steps import WORD, step_end, visible_start
+from edit_trl.common.steps import find_words, step_end, visible_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -325,9 +325,9 @@ def _tokenize(
 ) -> tuple[list[list[int]], list[list[Span]]]:
     """Return ids and character offsets of both texts; without a tokenizer, those of words."""
     if tokenizer is None:
-        words = [list(WORD.finditer(text)) for text in texts]
+        words = [find_words(text) for text in texts]
         ids: defaultdict[str, int] = defaultdict(count().__next__)  # equal words get equal ids
-        return [[ids[m[0]] for m in side] for side in words], [[m.span() for m in side] for side in words]
+        return [[*map(ids.__getitem__, side)] for side, _ in words], [[*spans] for _, spans in words]
     if not tokenizer.is_fast:
         raise InputError(
             f"the tokenizer ({tokenizer.name_or_path}) is a slow one and gives no character offsets; "

@@ -1,6 +1,8 @@
 """Words and steps of a text."""
 
 import re
+from collections.abc import Sequence
+from functools import lru_cache
 from unicodedata import category
 
 # A character and what modifies it is one word: combining marks, joiners, variation selectors, skin
@@ -22,11 +24,20 @@ WORD = re.compile(
     """,
     re.VERBOSE,
 )
+# The same words in a text of ASCII alone, in a quarter of the time.
+_ASCII_WORD = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[A-Za-z]+(?:'[A-Za-z]+)*|\S")
 _STEP_END = re.compile(r"""\n|[。！？]+[」』”’）]*|[.!?…]+[)\]}"'”’»*$]*(?=\s|\Z)""")
 # Abbreviations, and the number of a list item: "2. Then". Not an initial: "the answer is A."
 _LIST_NUMBER = re.compile(r"\s*(?:[Ss]tep\s+)?(?:\d{1,2}|[A-Za-z])\.$")
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|[ap]\.m|vs|cf|Mr|Mrs|Ms|Dr|St)\.$")
 _LONGEST_ABBREVIATION = 8  # with what stands around it; a search of the whole line would take long
+
+
+@lru_cache(maxsize=4)  # a pair of chains is read several times, for its alignment and for its lengths
+def find_words(text: str) -> tuple[Sequence[str], Sequence[tuple[int, int]]]:
+    """Return the words of a text, and the [start, end) characters of each."""
+    pattern = _ASCII_WORD if text.isascii() else WORD
+    return tuple(pattern.findall(text)), tuple(map(re.Match.span, pattern.finditer(text)))
 
 
 def step_end(text: str, start: int) -> int:
