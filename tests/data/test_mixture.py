@@ -5,8 +5,8 @@ import json
 import pytest
 from conftest import conversational
 from datasets import Dataset, DatasetDict
-from trl import DatasetMixtureConfig, get_dataset
 from transformers.utils.logging import get_logger
+from trl import DatasetMixtureConfig, get_dataset
 
 from edit_trl.common.errors import InputError
 from edit_trl.data import mixture as mixture_module
