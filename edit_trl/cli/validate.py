@@ -72,7 +72,8 @@ def _read_runs(
     Returns:
         The runs, the options as far as they could be read, and the problems.
     """
-    from edit_trl.training.recipe.resolving import override, parse_options, read_recipe, resolve_runs
+    from edit_trl.training.recipe.outline import override, read_recipe
+    from edit_trl.training.recipe.resolving import parse_options, resolve_runs
     from edit_trl.training.recipe.run_checks import check_runs
 
     runs: list[RunArguments] = []

@@ -12,8 +12,6 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from edit_trl.common.options import hints_of
-
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
@@ -38,11 +36,6 @@ def _module_of(trainer: TrainerName) -> ModuleType:
     # TRL warns about experimental imports; a recipe that names the trainer has chosen it.
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     return import_module("trl" if trainer == "dpo" else f"trl.experimental.{trainer}")
-
-
-def trainers_with(option: str) -> list[TrainerName]:
-    """Return the trainers that have this option."""
-    return [trainer for trainer in get_args(TrainerName) if option in hints_of([options_class(trainer)])]
 
 
 def trainers_named(values: Iterable[Any]) -> list[TrainerName]:

@@ -10,7 +10,8 @@ from conftest import ROWS, conversational
 from edit_trl.cli.main import main
 from edit_trl.cli.validate import recipe_kind
 from edit_trl.common.yaml_file import read_words
-from edit_trl.training.recipe.resolving import read_recipe, resolve_runs
+from edit_trl.training.recipe.outline import read_recipe
+from edit_trl.training.recipe.resolving import resolve_runs
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from edit_trl.data.dual_cots import DatasetSource
     from edit_trl.data.mixture import Mixture
-    from edit_trl.training.recipe.resolving import Recipe, RunArguments
+    from edit_trl.training.recipe.outline import Recipe
+    from edit_trl.training.recipe.resolving import RunArguments
 
 
 def sources_of(runs: Sequence[RunArguments]) -> list[DatasetSource | Mixture]:

@@ -14,7 +14,8 @@ from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.inherited_options import LOADING
 from edit_trl.training.lora_targets import lora_config
 from edit_trl.training.recipe.adapter_options import adapter_problems, is_adapter
-from edit_trl.training.recipe.resolving import Recipe, RunArguments, by_stage
+from edit_trl.training.recipe.outline import Recipe
+from edit_trl.training.recipe.resolving import RunArguments, by_stage
 from edit_trl.training.requirements import requirement_problems
 from edit_trl.training.student import check_token
 
