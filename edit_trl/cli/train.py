@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     if own.dry_run:
         devices = shards(accelerate_config(own), own.num_processes)
         _read_options(own, options)  # refuses unknown ones at once
+        if sys.stderr.isatty():
+            print("Reading the recipe, its rows and the configuration of the student ...", file=sys.stderr)
         from edit_trl.cli.dry_run import dry_run
 
         return dry_run(own.config, own.stage, options, devices)

@@ -99,10 +99,11 @@ class Columns:
         import pyarrow as pa
 
         blocks = self._blocks[name]
-        types = {None if isinstance(block, list) else block.type for block in blocks} - {pa.null()}
-        if len(types) <= 1 and None not in types:
-            kind = types.pop() if types else pa.null()
-            arrays = [pa.nulls(len(block), kind) if block.type == pa.null() else block for block in blocks]
+        arrays = [block for block in blocks if not isinstance(block, list)]
+        kinds = {array.type for array in arrays} - {pa.null()}
+        if len(arrays) == len(blocks) and len(kinds) <= 1:
+            kind = kinds.pop() if kinds else pa.null()
+            arrays = [pa.nulls(len(array), kind) if array.type == pa.null() else array for array in arrays]
             return pa.chunked_array(chain.from_iterable(map(_chunks, arrays)), kind)
         values = [*chain.from_iterable(block if isinstance(block, list) else block.to_pylist() for block in blocks)]
         try:

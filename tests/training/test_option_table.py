@@ -51,8 +51,11 @@ def test_unknown_options_have_the_same_message(words):
     assert str(error.value) == str(expected.value)
 
 
+BAD = [["--max_steps", "many", "--learnin_rate", "1"], ["--max_steps"], ["--bf16", "perhaps"]]
+
+
 @pytest.mark.usefixtures("table")
-@pytest.mark.parametrize("words", [["--max_steps", "many", "--learnin_rate", "1"], ["--max_steps"], ["--bf16", "perhaps"]])
+@pytest.mark.parametrize("words", BAD, ids=" ".join)
 def test_bad_values_are_left_to_the_parser_of_trl(words):
     assert read_options(words, Recipe(None, {})) is None
 

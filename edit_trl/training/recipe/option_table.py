@@ -94,7 +94,7 @@ def refresh_table(
     if read_table() is not None:
         return
     trainers: tuple[TrainerName, ...] = get_args(TrainerName)
-    options = {trainer: _options_of(make_parser(trainers=[trainer])) for trainer in trainers}
+    options: dict[str, list[Option]] = {t: _options_of(make_parser(trainers=[t])) for t in trainers}
     table = OptionTable(_makers(), options, {trainer: [*names] for trainer, names in all_names().items()})
     with suppress(OSError):  # a home that cannot be written to: the next command is as slow as this one
         write_whole(table_file(), json.dumps(asdict(table)))
@@ -174,7 +174,7 @@ class _TableParser(argparse.ArgumentParser):
         if option.nargs == 0:
             self.add_argument(*option.flags, dest=option.name, action="store_false")
             return
-        constant = {"const": True} if option.nargs == "?" else {}
+        constant: dict[str, Any] = {"const": True} if option.nargs == "?" else {}
         read = functools.partial(_read, option.kind, option.has_none)
         self.add_argument(*option.flags, dest=option.name, nargs=option.nargs, type=read, **constant)
 
@@ -182,6 +182,7 @@ class _TableParser(argparse.ArgumentParser):
         raise _NotCertain(message)
 
 
+_BOOLEANS = dict.fromkeys(("yes", "true", "t", "y", "1"), True) | dict.fromkeys(("no", "false", "f", "n", "0"), False)
 _READERS: dict[str, Callable[[str], Any]] = {
     "str": str,
     "int": int,
@@ -189,7 +190,6 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "string_to_bool": lambda text: _BOOLEANS[text.lower()],
     "choice": str,
 }
-_BOOLEANS = dict.fromkeys(("yes", "true", "t", "y", "1"), True) | dict.fromkeys(("no", "false", "f", "n", "0"), False)
 
 
 def _read(kind: str, has_none: bool, text: str) -> Any:
