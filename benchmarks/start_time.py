@@ -6,17 +6,19 @@
 `train` is compared with a plain TRL script (`bare`). Both train the quickstart's LoRA on the same 240 pairs.
 The plain script (`bare`) has the same imports and trains `SFTTrainer` on the correct chains. A first run of
 each, which tokenizes, does not count. The clock stops at the first step: at the progress bar of the plain
-script, just before it, and at the line of `train`, just after it. The commands take turns, so that other load on the machine affects all of them. Medians
-are reported of the elapsed time and of the CPU time of all processes, which other load affects less.
-`imports` runs only the import statements of the plain script, `help` is `edit-trl train --help`, `mistyped`
-is `edit-trl train` with an option that does not exist, and `finished` is `edit-trl train` after its stage has
-ended. `dry_run` estimates the memory of that stage. `validate` checks `--pairs` pairs, `inspect` prints
-`--rows` pairs, and `report` writes a page of two suites of `--items` items. For commands that run to their
-end, the most memory that one of their processes held is given in MiB. The last line is one JSON object.
+script, just before it, and at the line of `train`, just after it. The commands take turns, so that other load
+on the machine affects all of them. Medians are reported of the elapsed time and of the CPU time of all
+processes, which other load affects less. `imports` runs only the import statements of the plain script,
+`help` is `edit-trl train --help`, `mistyped` is `edit-trl train` with an option that does not exist, and
+`finished` is `edit-trl train` after its stage has ended. `dry_run` estimates the memory of that stage.
+`validate` checks `--pairs` pairs, `inspect` prints `--rows` pairs, and `report` writes a page of two suites
+of `--items` items. For commands that run to their end, the most memory that one of their processes held is
+given in MiB. The last line is one JSON object.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -174,7 +176,12 @@ def main() -> None:
     times: dict[str, list[tuple[float, float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder, args.only, args)
+        # In another process: the memory of this one counts as the most of every process that it starts.
+        writer = multiprocessing.get_context("spawn").Process(target=prepare, args=(folder, args.only, args))
+        writer.start()
+        writer.join()
+        if writer.exitcode:
+            raise SystemExit("the data could not be written")
         timed = {
             what: command for what, command in commands(folder, args.student.resolve()).items() if what in args.only
         }
