@@ -103,7 +103,8 @@ def recipes_table() -> dict[str, dict]:
 
     from edit_trl.training.memory.estimate import GIB, GPU_SIZES, estimate_memory
     from edit_trl.training.memory.longest_batch import made_up_examples
-    from edit_trl.training.recipe.resolving import read_recipe, resolve_runs
+    from edit_trl.training.recipe.outline import read_recipe
+    from edit_trl.training.recipe.resolving import resolve_runs
 
     found: dict[str, dict] = {}
     for path in sorted(Path(__file__).parents[1].glob("recipes/*/edit/config_*.yaml")):
@@ -152,7 +153,8 @@ def run_once(case: dict) -> dict:
     from edit_trl.training.memory.estimate import estimate_memory
     from edit_trl.training.memory.longest_batch import made_up_examples
     from edit_trl.training.quantization import quantization_config
-    from edit_trl.training.recipe.resolving import Recipe, resolve_runs
+    from edit_trl.training.recipe.outline import Recipe
+    from edit_trl.training.recipe.resolving import resolve_runs
 
     options = case["options"]
     run = resolve_runs(Recipe(None, options | {"dataset_name": "made up", "report_to": "none"}), {})[0]
@@ -198,7 +200,8 @@ def recipe_stages(recipe: str, options: list[str], threads: int | None, folder: 
     """Estimate each stage of a recipe, and train it, in a process of its own."""
     from edit_trl.training.memory.estimate import estimate_stage
     from edit_trl.training.memory.longest_batch import longest_batch
-    from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
+    from edit_trl.training.recipe.outline import read_recipe
+    from edit_trl.training.recipe.resolving import parse_options, resolve_runs
 
     options = [*options, "--output_dir", folder]
     read = read_recipe(recipe)

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 from edit_trl.common.alignment import Stretch, authors_mask, common_prefix, edited_stretches, stretch_mask
 from edit_trl.common.errors import InputError
 from edit_trl.common.spans import Span, masks_from_spans, merged_spans
-from edit_trl.common.steps import WORD, line_spans, step_end, visible_start, words_of
+from edit_trl.common.steps import line_spans, step_end, visible_start, words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -261,6 +261,10 @@ class _Words(NamedTuple):
         """Return the first word after the step that holds a word."""
         return bisect_left(self.starts, step_end(self.text, self.starts[word]), hi=len(self.words))
 
+    def each(self) -> list[Span]:
+        """Return the characters of each word."""
+        return [(start, start + len(word)) for word, start in zip(self.words, self.starts, strict=False)]
+
     def spans(self, stretches: Sequence[Stretch]) -> list[Span]:
         """Return the characters of stretches of words; those on several lines are a span per line."""
         spans = [(self.starts[i], self.starts[j - 1] + len(self.words[j - 1])) for i, j in stretches]
@@ -366,9 +370,9 @@ def _tokenize(
 ) -> tuple[list[list[int]], list[list[Span]]]:
     """Return ids and character offsets of both texts; without a tokenizer, those of words."""
     if tokenizer is None:
-        words = [list(WORD.finditer(text)) for text in texts]
+        sides = [_Words.of(text) for text in texts]
         ids: defaultdict[str, int] = defaultdict(count().__next__)  # equal words get equal ids
-        return [[ids[m[0]] for m in side] for side in words], [[m.span() for m in side] for side in words]
+        return [[*map(ids.__getitem__, side.words)] for side in sides], [side.each() for side in sides]
     if not tokenizer.is_fast:
         raise InputError(
             f"the tokenizer ({tokenizer.name_or_path}) is a slow one and gives no character offsets; "

@@ -553,7 +553,7 @@ def test_random_places_as_many_tokens_as_words_marks(tokenizer):
 def test_words_and_their_starts(text):
     words, starts = words_of(text)
     assert list(zip(words, starts, strict=False)) == [(word[0], word.start()) for word in WORD.finditer(text)]
-    assert starts[len(words) :] == [len(text)]
+    assert starts[len(words) :] == (len(text),)
 
 
 def test_a_key_stretch_on_several_lines_has_a_span_per_line():

@@ -13,7 +13,8 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
-from edit_trl.training.recipe.resolving import RunArguments, read_recipe, resolve_runs
+from edit_trl.training.recipe.outline import read_recipe
+from edit_trl.training.recipe.resolving import RunArguments, resolve_runs
 
 ROOT = Path(__file__).parents[1] / "recipes"
 MODEL_RECIPES = sorted(ROOT.rglob("edit/config_*.yaml"))

@@ -36,7 +36,8 @@ def check_options(matrix: Matrix) -> None:
 def _refused(where: str, recipe: str | None, *over: Mapping[str, Any]) -> list[str]:
     import torch
 
-    from edit_trl.training.recipe.resolving import Recipe, resolve_runs
+    from edit_trl.training.recipe.outline import Recipe
+    from edit_trl.training.recipe.resolving import resolve_runs
 
     options = training_options(recipe, *over)
     options |= {"model_name_or_path": "student", "dataset_name": "pairs", "output_dir": "runs/never"}

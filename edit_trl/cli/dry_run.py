@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from edit_trl.training.memory.estimate import GPU_SIZES, MemoryEstimate, estimate_stage
 from edit_trl.training.memory.longest_batch import longest_batch
 from edit_trl.training.objective import Objective
-from edit_trl.training.recipe.resolving import RunArguments, parse_options, pick_run, read_recipe, resolve_runs
+from edit_trl.training.recipe.outline import read_recipe
+from edit_trl.training.recipe.resolving import RunArguments, parse_options, pick_run, resolve_runs
 
 NOTES = {
     "weights": "",

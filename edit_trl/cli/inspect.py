@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import check_writable
+from edit_trl.common.garbage import collection_paused
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         from edit_trl.models.loading import load_tokenizer
 
         tokenizer = load_tokenizer(options.tokenizer, adapter_base(options.tokenizer, "tokenizer"), option="tokenizer")
-    pairs = _filtered(locate_pairs(rows_of(dataset), options.method, tokenizer), options)
+    with collection_paused():
+        pairs = _filtered(locate_pairs(rows_of(dataset), options.method, tokenizer), options)
     _show(pairs, pairs[: options.limit], options)
     return 0
 

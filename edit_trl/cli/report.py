@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edit_trl.cli.parser import Parser
 from edit_trl.common.files import check_writable, is_stream
+from edit_trl.common.garbage import collection_paused
 
 if TYPE_CHECKING:
     from edit_trl.evaluation.report.training_history import TrainingRun
@@ -31,9 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     from edit_trl.evaluation.report.page import free_path
 
     free_path(options.output)
-    runs, training = read_folders(options.runs)
-    title = options.title or title_of(runs, training)
-    path = write_report(runs, options.output, training, title=title)
+    with collection_paused():
+        runs, training = read_folders(options.runs)
+        title = options.title or title_of(runs, training)
+        path = write_report(runs, options.output, training, title=title)
     say_written(path, counted(runs, training))
     if options.open:
         import webbrowser

@@ -171,7 +171,8 @@ def check_rounds(config: GenerateConfig) -> tuple[set[str], dict[str, str]]:
     Raises:
         InputError: See `run_rounds`.
     """
-    from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
+    from edit_trl.training.recipe.outline import read_recipe
+    from edit_trl.training.recipe.resolving import parse_options, resolve_runs
 
     arguments = config.arguments
     for path in filter(None, (arguments.train_recipe, arguments.control_recipe)):
@@ -249,7 +250,7 @@ def _train(
     """Train a student with a recipe, or resume; returns the folders of the stages."""
     from edit_trl.cli.train import main
     from edit_trl.models.chat.dispatch import Interrupted
-    from edit_trl.training.recipe.resolving import read_recipe
+    from edit_trl.training.recipe.outline import read_recipe
     from edit_trl.training.resuming.stopping import EXIT_CODE, INTERRUPTED
 
     options = {"--config": recipe, "--model_name_or_path": student, "--dataset_name": str(data)}

@@ -12,10 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from edit_trl.cli.launch import SignalRelay, accelerate_config, end_with_launcher, launch
-from edit_trl.cli.launch_options import shards
+from edit_trl.cli.launch_options import check_process_count, shards
 from edit_trl.cli.parser import Parser, RecipeAction
 from edit_trl.cli.train_help import full_help, short_help
 from edit_trl.common.environment import read_recipe_words
+from edit_trl.common.errors import InputError
+from edit_trl.training.recipe.finished import find_finished
+from edit_trl.training.recipe.option_table import read_options, refresh_table
+from edit_trl.training.recipe.outline import Recipe, read_recipe
 from edit_trl.training.resuming.stopping import (
     EXIT_CODE,
     INTERRUPTED,
@@ -43,9 +47,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     recipe = _read_recipe(own)
     if own.dry_run:
+        devices = shards(accelerate_config(own), own.num_processes)
+        _read_options(own, options)  # refuses unknown ones at once
+        if sys.stderr.isatty():
+            print("Reading the recipe, its rows and the configuration of the student ...", file=sys.stderr)
         from edit_trl.cli.dry_run import dry_run
 
-        return dry_run(own.config, own.stage, options, shards(accelerate_config(own), own.num_processes))
+        return dry_run(own.config, own.stage, options, devices)
     relay = SignalRelay()
     try:
         with handled(relay.pass_on):
@@ -64,7 +72,13 @@ def _read_recipe(own: argparse.Namespace) -> dict[str, Any]:
 
 
 def _launch_stages(own: argparse.Namespace, options: list[str], stages: list[str | None], relay: SignalRelay) -> int:
+    check_process_count(own.num_processes)
+    accelerate_config(own)  # refuses a name that there is not
+    recipe, given = _read_options(own, options)
     for stage in stages:
+        if given is not None and (line := find_finished(recipe, stage, given)) is not None:
+            print(line)
+            continue
         chosen = ["--config", own.config] if own.config else []
         chosen += ["--stage", stage] if stage else []
         chosen += ["--no_legend"] if own.no_legend or stage != stages[-1] else []
@@ -74,6 +88,19 @@ def _launch_stages(own: argparse.Namespace, options: list[str], stages: list[str
         if code:
             return code
     return 0
+
+
+def _read_options(own: argparse.Namespace, options: list[str]) -> tuple[Recipe, dict[str, Any] | None]:
+    """Return the recipe and the options that win over it; None where only a process that imports TRL can read them.
+
+    Raises:
+        InputError: An option does not exist.
+    """
+    try:
+        recipe = read_recipe(own.config)
+    except InputError:
+        return Recipe(None, {}), None  # that process says what is wrong with the recipe
+    return recipe, read_options(options, recipe)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,15 +171,17 @@ def train_stage(argv: list[str]) -> int:
         with handled(stop_signals.receive):
             from edit_trl.cli.train_recipe import run_stage
             from edit_trl.training.recipe.resolving import (
+                all_names,
+                make_parser,
                 parse_options,
                 pick_run,
-                read_recipe,
                 resolve_run,
                 resolve_runs,
             )
             from edit_trl.training.recipe.run_checks import check_runs
 
             recipe = read_recipe(own.config)
+            refresh_table(make_parser, all_names)
             values = parse_options(options, recipe)
             runs = resolve_runs(recipe, values)
             check_runs(recipe, runs)

@@ -25,8 +25,11 @@ from edit_trl.common.terminal import visible_line
 from edit_trl.data.views import PAIR_VIEWS
 from edit_trl.evaluation.suite.callback import SuiteCallback
 from edit_trl.hub.push import pushing
-from edit_trl.training.recipe.resolving import Recipe, RunArguments, pick_run, read_recipe, resolve_run, resolve_runs
-from edit_trl.training.recipe.run_checks import check_data, check_runs
+from edit_trl.training.recipe.data_checks import check_data
+from edit_trl.training.recipe.finished import finished_line
+from edit_trl.training.recipe.outline import Recipe, read_recipe
+from edit_trl.training.recipe.resolving import RunArguments, pick_run, resolve_run, resolve_runs
+from edit_trl.training.recipe.run_checks import check_runs
 from edit_trl.training.recipe.stage import find_start, is_last_stage, train_stage
 from edit_trl.training.resuming.checkpoints import holding
 from edit_trl.training.resuming.stopping import StopSignals
@@ -128,7 +131,7 @@ def _run_stage(
 ) -> Path:
     start = find_start(recipe, run)
     if start.finished:
-        print(f"{start.folder} is finished ({start.finished}), nothing to do")
+        print(finished_line(start.folder, start.finished))
         return start.folder
     # Of a last stage the data are checked as they are loaded, and the warnings were given before the first.
     if later or run.stage is None:

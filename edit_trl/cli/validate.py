@@ -40,25 +40,15 @@ def main(argv: list[str] | None = None) -> int:
     if own.config is not None and (kind := recipe_kind({*words_of_recipe, *_flags(argv)})) != "train":
         print(f"{own.config}: a recipe of `edit-trl {kind}`\n{_check_recipe(kind, argv, words_of_recipe)}\nvalid")
         return 0
-    from edit_trl.training.recipe.resolving import override, parse_options, read_recipe, resolve_runs
-    from edit_trl.training.recipe.run_checks import check_runs, data_problems, sources_of
-
     if own.config is None and own.dataset is None:
         raise InputError("nothing to check: give --config RECIPE.yaml, --dataset DATA, or both")
-    problems: list[str] = []
-    named = {"dataset_name": own.dataset} if own.dataset else {}
+    from edit_trl.training.recipe.data_checks import data_problems, sources_of
+
     runs: list[RunArguments] = []
-    values: dict[str, Any] = named
-    try:
-        recipe = read_recipe(own.config)
-        values = override(recipe.values, named)
-        options = parse_options(words, recipe) | named
-        values = override(recipe.values, options)
-        if own.config:
-            runs = resolve_runs(recipe, options)
-            check_runs(recipe, runs)
-    except InputError as error:
-        problems += [f"{own.config or 'options'}: {problem}" for problem in error.problems]
+    values: dict[str, Any] = {"dataset_name": own.dataset} if own.dataset else {}
+    problems: list[str] = []
+    if own.config is not None or words:
+        runs, values, problems = _read_runs(own.config, words, values)
     # A recipe with problems may still name its rows: they are checked in the same go.
     try:
         sources = sources_of(runs) or _named_source(values, own.config is not None)
@@ -72,6 +62,33 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{own.config}: {name} -> {run.training.output_dir}")
     print("valid")
     return 0
+
+
+def _read_runs(
+    config: str | None, words: Sequence[str], named: dict[str, Any]
+) -> "tuple[list[RunArguments], dict[str, Any], list[str]]":
+    """Read and check a recipe for training and the options that win over it; imports TRL and torch.
+
+    Returns:
+        The runs, the options as far as they could be read, and the problems.
+    """
+    from edit_trl.training.recipe.outline import override, read_recipe
+    from edit_trl.training.recipe.resolving import parse_options, resolve_runs
+    from edit_trl.training.recipe.run_checks import check_runs
+
+    runs: list[RunArguments] = []
+    values = named
+    try:
+        recipe = read_recipe(config)
+        values = override(recipe.values, named)
+        options = parse_options(words, recipe) | named
+        values = override(recipe.values, options)
+        if config:
+            runs = resolve_runs(recipe, options)
+            check_runs(recipe, runs)
+    except InputError as error:
+        return runs, values, [f"{config or 'options'}: {problem}" for problem in error.problems]
+    return runs, values, []
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -50,7 +50,7 @@ def read_json(text: str | bytes, place: str, *, finite: bool = True) -> Any:
     """
     try:
         text = text.decode(json.detect_encoding(text)) if isinstance(text, bytes) else text
-        value = json.loads(text, parse_constant=_refuse if finite else None, object_pairs_hook=_object)
+        value = _DECODERS[finite].decode(text)
     except RecursionError:
         raise InputError(f"{place}: its lists or objects are nested too deeply to be read") from None
     except json.JSONDecodeError as error:
@@ -58,11 +58,22 @@ def read_json(text: str | bytes, place: str, *, finite: bool = True) -> Any:
         raise InputError(f"{place}: not JSON: {error.msg} ({line}column {error.colno})") from error
     except ValueError as error:  # bytes that are not UTF-8, an integer of thousands of digits, or NaN
         raise InputError(f"{place}: cannot be read: {str(error).split(';')[0]}") from error
-    if "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > MAX_DEPTH:
+    has_escapes = "\\ud" in text or "\\uD" in text
+    if has_escapes or (text.count("[") + text.count("{") > MAX_DEPTH and _is_deep([value])):
         for column, part in value.items() if isinstance(value, dict) else enumerate([value]):
             if (problem := _unstorable([column, part])) is not None:
                 raise InputError(f"{place}{f', {column!r}' if isinstance(value, dict) else ''}: {problem}")
     return value
+
+
+def _is_deep(values: list[Any]) -> bool:
+    """Return whether lists and objects are nested in more than `MAX_DEPTH` levels; a column counts as one."""
+    for _ in range(MAX_DEPTH - 1):
+        inner = chain.from_iterable(value.values() if type(value) is dict else value for value in values)
+        values = [value for value in inner if type(value) is list or type(value) is dict]
+        if not values:
+            return False
+    return True
 
 
 def _unstorable(values: list[Any]) -> str | None:
@@ -105,6 +116,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of JSON")
+
+
+# `json.loads` would make one for each text.
+_DECODERS = {
+    finite: json.JSONDecoder(parse_constant=_refuse if finite else None, object_pairs_hook=_object)
+    for finite in (True, False)
+}
 
 
 @cache

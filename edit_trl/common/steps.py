@@ -1,6 +1,8 @@
 """Words and steps of a text."""
 
 import re
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 from unicodedata import category
 
@@ -31,11 +33,12 @@ _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|[ap]\.m|vs|cf|Mr|Mrs|Ms|Dr|St)\.$")
 _LONGEST_ABBREVIATION = 8  # with what stands around it; a search of the whole line would take long
 
 
-def words_of(text: str) -> tuple[list[str], list[int]]:
+@lru_cache(maxsize=4)  # a pair of chains is read several times, for its alignment and for its lengths
+def words_of(text: str) -> tuple[Sequence[str], Sequence[int]]:
     """Return the words of a text and the character at which each one starts; the length of the text comes last."""
     spaced = _SPACED_WORD.findall(text)
     starts = accumulate(map(len, spaced), initial=len(text) - len(text.lstrip()))
-    return [*map(str.rstrip, spaced)], [*starts]
+    return tuple(map(str.rstrip, spaced)), tuple(starts)
 
 
 def line_spans(text: str, start: int, end: int) -> list[tuple[int, int]]:

@@ -147,4 +147,7 @@ def ends_with_no_thoughts(prompt: str) -> bool:
 
 def thoughts_of(message: Mapping[str, Any]) -> str:
     """Return the thoughts in a message's own field; "" if it has none."""
-    return next((value for name in FIELDS if isinstance(value := message.get(name), str) and value.strip()), "")
+    for name in FIELDS:
+        if isinstance(value := message.get(name), str) and value.strip():
+            return value
+    return ""

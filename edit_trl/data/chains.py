@@ -50,9 +50,9 @@ def messages_text(messages: Messages) -> str:
 
 def turn_text(message: Mapping[str, Any]) -> str:
     """Return what a turn thinks, says and calls; "" if it is empty."""
-    said = join_thoughts(thoughts_of(message), message.get("content") or "") if thoughts_of(message) else None
-    calls = [_call_text(call) for call in message.get("tool_calls") or ()]
-    return "\n".join(filter(None, (message.get("content") if said is None else said, *calls)))
+    thoughts, said, calls = thoughts_of(message), message.get("content") or "", message.get("tool_calls")
+    said = join_thoughts(thoughts, said) if thoughts else said
+    return "\n".join(filter(None, (said, *map(_call_text, calls)))) if calls else said
 
 
 def pieces_of(messages: Messages) -> list[Piece]:

@@ -6,11 +6,10 @@ keeps an answer such as "007" as text. `datasets` is slow to import, so it is im
 
 from __future__ import annotations
 
-import bisect
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +19,12 @@ from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.files import replacing
 from edit_trl.common.hub_ids import looks_like_file
 from edit_trl.common.json_text import read_json
-from edit_trl.data.files import DataFiles, check_local_source, is_text_file, load_table, read_rows, split_path
+from edit_trl.data.columns import Columns, dataset_of
+from edit_trl.data.files import DataFiles, check_local_source, is_text_file, iterate_rows, load_table, split_path
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
     SPAN_COLUMNS,
-    TEMPLATE_COLUMNS,
-    TEXT_COLUMNS,
-    has_several_rejected,
     rows_of,
     with_prompt,
     with_prompts,
@@ -35,7 +32,6 @@ from edit_trl.data.row import (
 from edit_trl.data.row_checks import checked_mapping, find_row_errors, validate_dual_cots
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 _CSV_JSON_COLUMNS = ("mistake", "chat_template_kwargs", *SPAN_COLUMNS)
@@ -166,62 +162,50 @@ def _checked_columns(chosen: Sequence[str], columns: Sequence[str], source: str)
 
 def _dataset_of_rows(path: Path, column_mapping: Mapping[str, str], chosen: Sequence[str] | None) -> Dataset:
     import pyarrow as pa
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
 
-    rows = read_rows(path)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    if chosen is not None:
-        columns = _checked_columns(chosen, columns, str(path))
-        rows = [{column: row[column] for column in columns if column in row} for row in rows]
-    mapping = checked_mapping(column_mapping, columns, str(path))
-    rows = [{mapping.get(column, column): value for column, value in row.items()} for row in rows]
-    columns = [mapping.get(column, column) for column in columns]
-    if path.suffix.lower() == ".csv":
-        rows = [{c: _parse_csv_cell(c, text) for c, text in row.items()} for row in rows]
-    if "prompt" not in columns:
-        rows = [dict(with_prompt(row)) for row in rows]
-        columns += ["prompt"] if "prompt" in rows[0] else []
-    raise_problems(find_row_errors(rows, columns, str(path)), str(path))
-
-    # Arrow cannot infer the type of a column of empty lists or None, so known columns have fixed types.
-    types = dict.fromkeys(TEXT_COLUMNS, pa.string())
-    types |= {"mistake": pa.list_(pa.string())}
-    spans = pa.list_(pa.list_(pa.int64()))
-    several = any(map(has_several_rejected, rows))
-    types |= dict.fromkeys(SPAN_COLUMNS, pa.list_(spans) if several else spans)
-    arrays = {}
-    for column in columns:
-        values = [row.get(column) for row in rows]
-        is_structured = column in TEMPLATE_COLUMNS or (column in REQUIRED_COLUMNS and not isinstance(values[0], str))
-        try:
-            arrays[column] = array_of(column, values) if is_structured else pa.array(values, type=types.get(column))
-        except (pa.ArrowException, OverflowError) as error:
-            row = bisect.bisect(range(len(rows)), False, key=lambda last: not _is_column(values[: last + 1]))
-            reason = f"column {column!r} cannot be stored, its values must be of one type: {error}"
-            raise InputError(f"{path}, row {row + 1}: {reason}") from error
-    return Dataset(InMemoryTable.from_pydict(arrays))
+    # Which columns the rows have, on which their checks depend, is known at the end. They are read again if one lacks.
+    expected: Sequence[str] = REQUIRED_COLUMNS
+    while True:
+        names: dict[str, None] = {}
+        stored = Columns()
+        rows = _prepared_rows(path, column_mapping, chosen, names, has_prompts="prompt" in expected)
+        errors = list(find_row_errors(stored.store(rows), [*expected], str(path)))
+        columns = [*names] if chosen is None else _checked_columns(chosen, [*names], str(path))
+        mapping = checked_mapping(column_mapping, columns, str(path))
+        columns = [mapping.get(column, column) for column in columns]
+        if {*REQUIRED_COLUMNS} & {*expected} <= {*columns}:
+            break
+        expected = columns
+    raise_problems(errors, str(path))
+    arrays = stored.arrays(str(path))
+    columns += ["prompt"] if "prompt" not in columns else []
+    return dataset_of(pa.table({column: arrays[column] for column in columns}))
 
 
-def array_of(column: str, values: list[Any]) -> pa.ChunkedArray:
-    """Return the values of a column as Arrow stores them; dicts whose keys differ are JSON, as in files that TRL loads.
+def _prepared_rows(
+    path: Path,
+    column_mapping: Mapping[str, str],
+    chosen: Sequence[str] | None,
+    names: dict[str, None],
+    *,
+    has_prompts: bool,
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file with our names and types, and add the names that they have there to `names`.
 
-    One Arrow type for all of them would have the keys of all, and give each dict those of the others, as None.
+    The names of the mapping and the chosen ones have not been checked.
     """
-    from datasets import Dataset
-
-    return Dataset.from_dict({column: values}, on_mixed_types="use_json").data.table[column]
-
-
-def _is_column(values: list[Any]) -> bool:
-    """Return whether values, of a column that is not ours, are of one type."""
-    import pyarrow as pa
-
-    try:
-        pa.array(values)
-    except (pa.ArrowException, OverflowError):
-        return False
-    return True
+    ours = column_mapping if isinstance(column_mapping, Mapping) else {}
+    ours = {theirs: name for theirs, name in ours.items() if isinstance(name, str)}
+    is_csv = path.suffix.lower() == ".csv"
+    for row in iterate_rows(path):
+        names |= dict.fromkeys(row)
+        if chosen is not None:
+            row = {column: row[column] for column in chosen if column in row}
+        if ours:
+            row = {ours.get(column, column): value for column, value in row.items()}
+        if is_csv:
+            row = {column: _parse_csv_cell(column, text) for column, text in row.items()}
+        yield row if has_prompts else dict(with_prompt(row))
 
 
 # --- Saving ----------------------------------------------------------------------------------

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_trl.common.errors import InputError, collect_problems, raise_problems, show
+from edit_trl.common.errors import InputError, raise_problems, show
 from edit_trl.common.hub_ids import looks_like_file, refuse_missing_path
 from edit_trl.common.json_text import read_json
+from edit_trl.data.columns import dataset_of
 from edit_trl.data.row import unreadable_cell
 
 if TYPE_CHECKING:
@@ -124,11 +125,9 @@ def _read_parquet(path: Path) -> Dataset:
     """Read a Parquet file; raise an InputError if that fails."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
 
     try:
-        dataset = Dataset(InMemoryTable(pq.read_table(path)))
+        dataset = dataset_of(pq.read_table(path))
     except (pa.ArrowException, *_BROKEN) as error:
         raise InputError(f"{path}: not a Parquet file that can be read: {error}") from error
     return _readable(dataset, str(path))
@@ -172,40 +171,44 @@ def is_text_file(path: Path) -> bool:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a .jsonl, .json or .csv file; every cell of a CSV file is text.
+    """Read the rows of a .jsonl, .json or .csv file; see `iterate_rows`."""
+    return list(iterate_rows(path))
+
+
+def iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a .jsonl, .json or .csv file; every cell of a CSV file is text.
 
     Raises:
-        InputError: The file is of another format, broken or empty.
+        InputError: The file is of another format, broken or empty. Errors of rows are raised together, after the last.
     """
     read = _ROW_READERS.get(path.suffix.lower())
     if read is None:
         formats = ", ".join([*_ROW_READERS, ".parquet"])
         raise InputError(f"{path}: cannot read a {path.suffix!r} file; use one of {formats}")
-    rows = read(path)
-    raise_problems(
-        (
-            f"{path}, row {number}: must be an object with named columns, got {show(row)}"
-            for number, row in enumerate(rows, 1)
-            if not isinstance(row, dict)
-        ),
-        str(path),
-    )
-    if not rows:
+    errors, number = [], 0
+    for number, row in enumerate(read(path), 1):
+        if isinstance(row, dict):
+            yield row
+        else:
+            errors.append(f"{path}, row {number}: must be an object with named columns, got {show(row)}")
+    raise_problems(errors, str(path))
+    if not number:
         raise InputError(f"{path}: there are no rows")
-    return rows
 
 
-def _read_jsonl(path: Path) -> list[Any]:
-    rows: list[Any] = []
+def _read_jsonl(path: Path) -> Iterator[Any]:
     errors: list[str] = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            with collect_problems(errors):
-                rows.append(read_json(line.strip(), f"{path}, line {number}", finite=False))
+            try:
+                value = read_json(line.strip(), f"{path}, line {number}", finite=False)
+            except InputError as error:
+                errors += error.problems
+            else:
+                yield value
     raise_problems(errors, str(path))
-    return rows
 
 
 def _read_json(path: Path) -> list[Any]:
@@ -247,4 +250,8 @@ def _any_length() -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
-_ROW_READERS: dict[str, Callable[[Path], list[Any]]] = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
+_ROW_READERS: dict[str, Callable[[Path], Iterable[Any]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+}

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from transformers.utils import logging
-
 from edit_trl.common.checks import positive
 from edit_trl.common.conversion import convert, natural
 from edit_trl.common.errors import InputError, collect_problems, raise_problems, show
 from edit_trl.common.yaml_file import parse_yaml
-from edit_trl.data.dual_cots import DatasetSource, array_of
+from edit_trl.data.columns import array_of, dataset_of
+from edit_trl.data.dual_cots import DatasetSource
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-logger = logging.get_logger(__name__)
 
 ENTRY: dict[str, Any] = {
     "path": str,
@@ -152,9 +150,10 @@ class Mixture:
 
     def _name_unknown(self, source: DatasetSource, dataset: Dataset) -> None:
         from accelerate import PartialState
+        from transformers.utils import logging
 
         if unknown_columns(dataset.column_names) and PartialState().is_main_process:
-            logger.warning_once(f"{_label(source)}: {unused_columns(dataset.column_names)}")
+            logging.get_logger(__name__).warning_once(f"{_label(source)}: {unused_columns(dataset.column_names)}")
 
     def _counts(self, sizes: Sequence[int]) -> Sequence[int]:
         """Return how many rows of each dataset are used; TRL's rule."""
@@ -173,8 +172,6 @@ class Mixture:
 
     def _joined(self, tables: list[pa.Table]) -> Dataset:
         import pyarrow as pa
-        from datasets import Dataset
-        from datasets.table import InMemoryTable
 
         tables, problems = _with_common_types(self._with_lists_of_rejected(tables)), []
         columns = [
@@ -193,7 +190,7 @@ class Mixture:
                     )
         raise_problems(problems)
         table = pa.concat_tables(_with_unique_ids(tables), promote_options="permissive")
-        return Dataset(InMemoryTable(table.select(columns)))
+        return dataset_of(table.select(columns))
 
     def _with_lists_of_rejected(self, tables: list[pa.Table]) -> list[pa.Table]:
         """Return tables that all have lists of wrong chains, if one has."""

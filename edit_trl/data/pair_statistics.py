@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
-from edit_trl.common.steps import WORD
+from edit_trl.common.steps import words_of
 from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of, with_prompt
 from edit_trl.key_steps import KeyStepMethod, Span, locate_key_steps
 
@@ -108,7 +108,7 @@ def _pair(
 ) -> Pair:
     chosen, rejected = chain_text(pair["chosen"]), chain_text(pair["rejected"])
     if tokenizer is None:
-        units = [WORD.findall(text) for text in (chosen, rejected)]
+        units = [words_of(text)[0] for text in (chosen, rejected)]
     else:
         units = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (chosen, rejected)]
     chosen_spans: list[Span] | None = []

@@ -11,7 +11,7 @@ from edit_trl.common.errors import InputError, collect_problems, raise_problems,
 from edit_trl.common.json_text import read_json
 from edit_trl.common.options import nearest
 from edit_trl.common.thoughts import FIELDS, thoughts_of
-from edit_trl.data.chains import messages_text
+from edit_trl.data.chains import turn_text
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
@@ -202,17 +202,15 @@ def template_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "tools", f"must be a list of JSON schemas, or that as JSON text, got {show(tools)}"
     if values is not None and not isinstance(values, dict):
         yield "chat_template_kwargs", f'must be a mapping, such as {{"enable_thinking": false}}, got {show(values)}'
-    messages = [message for column in REQUIRED_COLUMNS for message in _messages_in(row.get(column))]
-    if not tools and any(message.get("role") == "tool" or message.get("tool_calls") for message in messages):
+    messages = [] if tools else [message for column in REQUIRED_COLUMNS for message in _messages_in(row.get(column))]
+    if any(message.get("role") == "tool" or message.get("tool_calls") for message in messages):
         yield "tools", "is missing or empty, but the messages call tools: give the JSON schemas of the tools"
 
 
-def _messages_in(value: Any) -> Iterator[Mapping[str, Any]]:
+def _messages_in(value: Any) -> list[Mapping[str, Any]]:
     if isinstance(value, dict):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _messages_in(item)
+        return [value]
+    return [message for item in value for message in _messages_in(item)] if isinstance(value, list) else []
 
 
 def _span_list_errors(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -275,7 +273,7 @@ def _turns_error(column: str, value: Any) -> str | None:
         return f"must begin and end with an assistant message (what precedes it is the prompt), got roles {roles}"
     if column == "prompt":
         return None if (value[-1]["content"] or "").strip() else "its last message is empty"
-    return None if all(messages_text([m]).strip() for m in value if m["role"] == "assistant") else "a message is empty"
+    return None if all(turn_text(m).strip() for m in value if m["role"] == "assistant") else "a message is empty"
 
 
 def message_error(message: Any) -> str | None:
@@ -303,7 +301,7 @@ def _spans_error(spans: Any, length: int) -> str | None:
     previous = [0, 0]
     for span in spans:
         # type(), not isinstance(): True and False are no offsets.
-        if not isinstance(span, list) or [type(offset) for offset in span] != [int, int]:
+        if not isinstance(span, list) or len(span) != 2 or not type(span[0]) is type(span[1]) is int:
             return f"a span must be two integers [start, end], got {show(span)}"
         start, end = span
         if start >= end:

@@ -4,16 +4,16 @@
 NLL anchor, IPO), `orpo`, and `cpo` (CPO and SimPO). The last two were read in `trl.experimental` of TRL 1.16.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from transformers import Trainer, TrainingArguments
-
-from edit_trl.common.options import hints_of
-from edit_trl.training.config import DualCoTConfig
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
 
 TrainerName = Literal["dual_cot", "dpo", "orpo", "cpo"]
 
@@ -25,18 +25,17 @@ def trl_trainer(trainer: TrainerName) -> type[Trainer]:
 
 def options_class(trainer: TrainerName) -> type[TrainingArguments]:
     """Return the class of a trainer's options."""
-    return DualCoTConfig if trainer == "dual_cot" else getattr(_module_of(trainer), f"{trainer.upper()}Config")
+    if trainer != "dual_cot":
+        return getattr(_module_of(trainer), f"{trainer.upper()}Config")
+    from edit_trl.training.config import DualCoTConfig  # imports TRL and torch
+
+    return DualCoTConfig
 
 
 def _module_of(trainer: TrainerName) -> ModuleType:
     # TRL warns about experimental imports; a recipe that names the trainer has chosen it.
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     return import_module("trl" if trainer == "dpo" else f"trl.experimental.{trainer}")
-
-
-def trainers_with(option: str) -> list[TrainerName]:
-    """Return the trainers that have this option."""
-    return [trainer for trainer in get_args(TrainerName) if option in hints_of([options_class(trainer)])]
 
 
 def trainers_named(values: Iterable[Any]) -> list[TrainerName]:

@@ -25,7 +25,8 @@ from edit_trl.cli.push import find_evaluations
 from edit_trl.data.dual_cots import load_dual_cots
 from edit_trl.evaluation.runs.folder import RECORD_FILE, RunFolder
 from edit_trl.evaluation.runs.schema import RunRecord
-from edit_trl.training.recipe.resolving import read_recipe, resolve_runs
+from edit_trl.training.recipe.outline import read_recipe
+from edit_trl.training.recipe.resolving import resolve_runs
 
 CARD = {"README.md", "training_curves.svg", "results.json", "recipe.yaml"}
 

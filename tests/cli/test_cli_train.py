@@ -141,6 +141,15 @@ def test_bad_data_of_a_later_stage_come_first(recipe, tmp_path, capfd):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_finished_recipe_starts_no_process(recipe, tmp_path, capfd, monkeypatch):
+    for name in ("warm_up", "key_steps"):
+        assert stage(recipe, name) == 0
+    capfd.readouterr()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    assert main(["train", "--config", str(recipe)]) == 0
+    assert capfd.readouterr().out.count("nothing to do") == 2
+
+
 def test_a_finished_stage_needs_no_data(recipe, tmp_path, capfd):
     assert stage(recipe, "warm_up") == 0
     (tmp_path / "rows.jsonl").unlink()

@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ from conftest import ROWS, conversational
 from edit_trl.cli.main import main
 from edit_trl.cli.validate import recipe_kind
 from edit_trl.common.yaml_file import read_words
-from edit_trl.training.recipe.resolving import read_recipe, resolve_runs
+from edit_trl.training.recipe.outline import read_recipe
+from edit_trl.training.recipe.resolving import resolve_runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -235,3 +238,12 @@ def test_a_dataset_whose_name_is_no_name(capsys):
     captured = capsys.readouterr()
     assert "valid" not in captured.out
     assert "`dataset_name" in captured.err
+
+
+def test_a_dataset_alone_is_checked_without_torch(files):
+    program = (
+        "import sys; from edit_trl.cli.main import main; "
+        f"assert main(['validate', '--dataset', {str(files[1])!r}]) == 0; "
+        "assert not {'torch', 'transformers', 'trl'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

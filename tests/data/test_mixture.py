@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import conversational
 from datasets import Dataset, DatasetDict
+from transformers.utils.logging import get_logger
 from trl import DatasetMixtureConfig, get_dataset
 
 from edit_trl.common.errors import InputError
@@ -59,7 +60,7 @@ def test_shares_are_those_of_trl(write, fractions):
 
 def test_optional_columns_that_one_lacks_are_none_and_others_are_left_out(write, monkeypatch):
     told = []
-    monkeypatch.setattr(mixture_module.logger, "warning_once", told.append)
+    monkeypatch.setattr(get_logger(mixture_module.__name__), "warning_once", told.append)
     first = write("a.jsonl", sums(1, answer="1", rating=5, mistake=[]))
     second = write("b.jsonl", sums(1, 9, task="sums", rating="high", mistakes=["sign"]))
     rows = Mixture((first, second)).load()

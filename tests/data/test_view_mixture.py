@@ -11,7 +11,8 @@ from edit_trl.common.errors import InputError
 from edit_trl.data.row import chain_text
 from edit_trl.data.row_checks import validate_dual_cots
 from edit_trl.data.views import select_rows
-from edit_trl.training.recipe.resolving import Recipe, resolve_runs
+from edit_trl.training.recipe.outline import Recipe
+from edit_trl.training.recipe.resolving import resolve_runs
 
 SPANS = {"chosen_key_spans": [[0, 1]], "rejected_key_spans": [[0, 1]]}
 PAIRS = [row | {"id": f"r{number}"} for number, row in enumerate(ROWS)]

@@ -13,7 +13,7 @@ from edit_trl.models.chat.batch_endpoint import BatchEndpoint
 from edit_trl.models.chat.endpoint import OpenAICompatibleTeacher
 from edit_trl.teachers.generate_config import CLASSES, read_generate_config
 from edit_trl.teachers.run import GenerationPlan
-from edit_trl.training.recipe.resolving import read_recipe
+from edit_trl.training.recipe.outline import read_recipe
 
 ROOT = Path(__file__).parents[2] / "recipes"
 RECIPES = [path for path in sorted((ROOT / "generate").glob("*.yaml")) if path.stem != "bbh_tasks"]

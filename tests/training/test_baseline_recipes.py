@@ -12,7 +12,8 @@ from datasets import Dataset
 from edit_trl.cli.main import main, run_command
 from edit_trl.cli.train import train_stage
 from edit_trl.data.views import WEIGHTED_VIEWS
-from edit_trl.training.recipe.resolving import RunArguments, read_recipe, resolve_runs
+from edit_trl.training.recipe.outline import read_recipe
+from edit_trl.training.recipe.resolving import RunArguments, resolve_runs
 from edit_trl.training.trainer_choice import options_class
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "baselines"

@@ -15,7 +15,8 @@ from edit_trl.cli.main import main, run_command
 from edit_trl.cli.train import train_stage
 from edit_trl.common.errors import InputError
 from edit_trl.training.baselines import drop_reference, preference_pairs, preference_trainer
-from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
+from edit_trl.training.recipe.outline import read_recipe
+from edit_trl.training.recipe.resolving import parse_options, resolve_runs
 from edit_trl.training.resuming.stopping import StopSignals, TrainingStopped
 from edit_trl.training.trainer_choice import options_class
 

@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from edit_trl.cli.main import main
 from edit_trl.training.memory.estimate import CPU_KERNELS, GIB, MemoryEstimate, estimate_memory, optimizer_bytes
 from edit_trl.training.memory.longest_batch import batch_tokens, made_up_examples
-from edit_trl.training.recipe.resolving import Recipe, resolve_runs
+from edit_trl.training.recipe.outline import Recipe
+from edit_trl.training.recipe.resolving import resolve_runs
 
 MINIMAL = {"model_name_or_path": "m", "dataset_name": "d.jsonl", "output_dir": "o", "use_cpu": True}
 

@@ -13,7 +13,8 @@ from edit_trl.cli.main import main
 from edit_trl.common.errors import InputError
 from edit_trl.data.mixture import Mixture
 from edit_trl.hub.recipe_file import recipe_text
-from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
+from edit_trl.training.recipe.outline import read_recipe
+from edit_trl.training.recipe.resolving import parse_options, resolve_runs
 
 OTHERS = [
     conversational(row | {"id": f"more {row['id']}", "prompt": f"Think. {row['prompt']}"}) | {"rating": 5}

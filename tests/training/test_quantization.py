@@ -17,7 +17,8 @@ from edit_trl.cli.train import train_stage
 from edit_trl.common.errors import InputError
 from edit_trl.training.config import DualCoTConfig
 from edit_trl.training.lora_targets import lora_config, make_model
-from edit_trl.training.recipe.resolving import Recipe, resolve_runs
+from edit_trl.training.recipe.outline import Recipe
+from edit_trl.training.recipe.resolving import resolve_runs
 
 MINIMAL = {"model_name_or_path": "m", "dataset_name": "d.jsonl", "output_dir": "o", "use_cpu": True}
 QLORA = MINIMAL | {"use_peft": True, "load_in_4bit": True}

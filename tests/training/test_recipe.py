@@ -2,7 +2,8 @@ import pytest
 import yaml
 
 from edit_trl.common.errors import InputError
-from edit_trl.training.recipe.resolving import parse_options, read_recipe, resolve_runs
+from edit_trl.training.recipe.outline import read_recipe
+from edit_trl.training.recipe.resolving import parse_options, resolve_runs
 
 BASE = """
 model_name_or_path: some/model

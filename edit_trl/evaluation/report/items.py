@@ -27,17 +27,17 @@ class Detail:
     tokens: bool = True
 
 
-def page_items(runs: Sequence[Run], detail: Detail) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def page_items(runs: Sequence[Run], detail: Detail) -> tuple[list[dict[str, Any]], list[Mapping[str, Any]]]:
     """Return the items that the page shows.
 
     A question of several runs is one item. Its `runs` are the outcomes, as [index of the run, outcome]. A
     question with the same name and another text is another item.
 
     Returns:
-        The items; and the tokens of both chains, into which the `tokens` of an outcome is an index. They are
-        separate because they compress better and are unpacked only after the page is shown.
+        The items; and the tokens of both chains (see `packed_tokens`), into which the `tokens` of an outcome is an
+        index. They are separate because they compress better and are unpacked only after the page is shown.
     """
-    tokens: list[dict[str, Any]] = []
+    tokens: list[Mapping[str, Any]] = []
     merged: dict[tuple[str, ...], dict[str, Any]] = {}
     # Suites come first: their items have chains, and outcomes of the same question are added to them.
     order = sorted(range(len(runs)), key=lambda index: runs[index].record.kind != "suite")
@@ -54,7 +54,7 @@ def page_items(runs: Sequence[Run], detail: Detail) -> tuple[list[dict[str, Any]
             outcome = _suite_outcome(item) if is_suite else _evaluate_outcome(item, detail)
             if is_suite and detail.tokens:
                 outcome["tokens"] = len(tokens)
-                tokens.append({side: packed_tokens(item["tokens"][side]) for side in ("chosen", "rejected")})
+                tokens.append(item["tokens"])
             page_item["runs"].append([index, outcome])
     for page_item in merged.values():
         page_item["runs"].sort(key=lambda entry: entry[0])

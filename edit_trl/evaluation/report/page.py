@@ -8,15 +8,16 @@ page run only its own script and load nothing.
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
 import os
 import re
+import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 from edit_trl.common.errors import InputError
 from edit_trl.common.files import is_stream, write_whole
 from edit_trl.data.pair_statistics import GROUPS, Pair, grouped_pairs, pair_statistics
-from edit_trl.evaluation.report.items import Detail, page_items, page_prompt, rounded, thoughts_of_text
+from edit_trl.evaluation.report.items import Detail, packed_tokens, page_items, page_prompt, rounded, thoughts_of_text
 from edit_trl.evaluation.report.summary import flips, learning_curves, run_summary, score_label, score_labels
 from edit_trl.evaluation.report.training_history import TrainingRun
 from edit_trl.evaluation.runs.schema import Run
@@ -97,13 +98,18 @@ def report_page(runs: Sequence[Run], training: Sequence[TrainingRun] = (), *, ti
             {"name": name, **learning_curves(one)} for name, one in zip(training_names, training, strict=True)
         ],
     }
-    for detail, notice in _DETAILS:
+    several = any(len(item["samples"]) > 1 for run in runs if run.record.kind == "evaluate" for item in run.items)
+    details = _DETAILS if several else _DETAILS[::2]  # with one sample each, the second is the first
+    for detail, notice in details:
         items, tokens = page_items(runs, detail)
         if "flips" not in data:
             data["flips"] = flips(kinds, items)
-        page = render(data | {"notice": notice}, items, tokens)
-        if len(page) <= MOST_BYTES:
+        packed = ({side: packed_tokens(part) for side, part in sides.items()} for sides in tokens)
+        most_bytes = MOST_BYTES if detail.tokens else None
+        page = render(data | {"notice": notice}, items, packed, most_bytes)
+        if page is not None:
             break
+    assert page is not None  # that of the least detail is shown whatever its size
     return page
 
 
@@ -157,7 +163,9 @@ def pairs_page(
     run = {"name": title, **_pair_summary(pairs, method, unit)}
     data: dict[str, Any] = {"title": title, "runs": [run], "labels": {"pairs": labels}, "training": [], "flips": []}
     data["notice"] = notice if len(shown) < len(pairs) else None
-    return render(data, [_pair_item(pair, unit) for pair in shown])
+    page = render(data, [_pair_item(pair, unit) for pair in shown])
+    assert page is not None  # its size has no limit
+    return page
 
 
 def _pair_summary(pairs: Sequence[Pair], method: str, unit: str) -> dict[str, Any]:
@@ -206,9 +214,22 @@ def _pair_item(pair: Pair, unit: str) -> dict[str, Any]:
 
 
 def render(
-    data: Mapping[str, Any], items: Sequence[Mapping[str, Any]], tokens: Sequence[Mapping[str, Any]] = ()
-) -> bytes:
-    """Render the page from the data that it shows at once, and from the items and tokens that it unpacks later."""
+    data: Mapping[str, Any],
+    items: Iterable[Mapping[str, Any]],
+    tokens: Iterable[Mapping[str, Any]] = (),
+    most_bytes: int | None = None,
+) -> bytes | None:
+    """Render the page from the data that it shows at once, and from the items and tokens that it unpacks later.
+
+    Returns:
+        The page; None if it has more than `most_bytes`.
+    """
+    packed = {}
+    for name, values in (("items", items), ("tokens", tokens)):
+        text = _packed(values, most_bytes)
+        if text is None:
+            return None
+        packed[name] = text
     folder = files(__package__)
     style = (folder / "page.css").read_text(encoding="utf-8")
     script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
@@ -219,11 +240,10 @@ def render(
         script_hash=_hash(script),
         style=style,
         script=script,
-        data=escaped_json(
-            {**data, "made_with": f"edit_trl {version('edit_trl')}", "items": _packed(items), "tokens": _packed(tokens)}
-        ),
+        data=escaped_json({**data, "made_with": f"edit_trl {version('edit_trl')}", **packed}),
     )
-    return filled.encode("utf-8")
+    page = filled.encode("utf-8")
+    return None if most_bytes is not None and len(page) > most_bytes else page
 
 
 def escaped_json(value: Any) -> str:
@@ -231,9 +251,19 @@ def escaped_json(value: Any) -> str:
     return re.sub(r"[<>&]", lambda match: f"\\u{ord(match[0]):04x}", _json(value))
 
 
-def _packed(value: Sequence[Any]) -> str:
-    packed = gzip.compress(_json(value).encode("ascii"), compresslevel=9, mtime=0)
-    return base64.b64encode(packed).decode("ascii")
+def _packed(values: Iterable[Any], most_bytes: int | None = None) -> str | None:
+    """Return values as compressed JSON; None as soon as they take more than `most_bytes`."""
+    compressor = zlib.compressobj(level=9, wbits=zlib.MAX_WBITS + 16)  # gzip, without a time
+    parts, size = [], 0
+    values = iter(values)
+    begin = "["
+    while block := [_json(value) for value in islice(values, 500)]:
+        parts.append(compressor.compress(f"{begin}{','.join(block)}".encode("ascii")))
+        size, begin = size + len(parts[-1]), ","
+        if most_bytes is not None and size > most_bytes:
+            return None
+    parts.append(compressor.compress(b"[]" if begin == "[" else b"]") + compressor.flush())
+    return base64.b64encode(b"".join(parts)).decode("ascii")
 
 
 def _json(value: Any) -> str:

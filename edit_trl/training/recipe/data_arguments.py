@@ -1,9 +1,7 @@
 """The options of a recipe that choose its data, its view and its trainer."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any
 
 from edit_trl.common.options import read_mapping
 from edit_trl.data.dual_cots import DatasetSource
@@ -11,6 +9,9 @@ from edit_trl.data.mixture import Mixture
 from edit_trl.data.view_mixture import read_weights
 from edit_trl.data.views import View, select_rows
 from edit_trl.training.trainer_choice import TrainerName
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass
@@ -181,7 +182,7 @@ class DataArguments:
         mapping = self._mapping if mapping is None else mapping
         return DatasetSource(entry["path"], entry.get("name"), split, column_mapping=mapping, **options)
 
-    def train_view(self, rows: Dataset, seed: int) -> Dataset:
+    def train_view(self, rows: "Dataset", seed: int) -> "Dataset":
         """Return the rows to train on: the view of the dataset, its kinds of mistake and its number of rows.
 
         Raises:
@@ -192,7 +193,7 @@ class DataArguments:
             rows, self.view, views=self._weights, mistake=self.mistake, rows=self.rows, seed=seed, source=source
         )
 
-    def load_train_rows(self, seed: int) -> Dataset:
+    def load_train_rows(self, seed: int) -> "Dataset":
         """Load the rows to train on.
 
         Raises:
@@ -200,7 +201,7 @@ class DataArguments:
         """
         return self.train_view(self.train_source.load(), seed)
 
-    def load_eval_rows(self) -> Dataset:
+    def load_eval_rows(self) -> "Dataset":
         """Load the rows to evaluate on, in the same view.
 
         Raises:

@@ -8,56 +8,34 @@ it is a single run. All problems of a recipe are reported at once.
 import argparse
 import dataclasses
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import ModelConfig, TrlParser
 
-from edit_trl.common.conversion import convert, nearest
-from edit_trl.common.environment import take_environment
+from edit_trl.common.conversion import convert
 from edit_trl.common.errors import InputError, collect_problems
 from edit_trl.common.options import hints_of
-from edit_trl.common.yaml_file import read_words
 from edit_trl.data.mixture import read_datasets
 from edit_trl.data.view_mixture import read_weights
 from edit_trl.data.views import PAIR_VIEWS
 from edit_trl.training.config import DualCoTConfig
-from edit_trl.training.inherited_options import FORMER_NAMES, OF_EVERY_RUN, REFUSED
+from edit_trl.training.inherited_options import OF_EVERY_RUN, REFUSED
 from edit_trl.training.option_checks import choices_of, option_problems
 from edit_trl.training.quantization import implied_options
 from edit_trl.training.recipe.checks import run_problems
 from edit_trl.training.recipe.data_arguments import DataArguments
-from edit_trl.training.trainer_choice import TrainerName, options_class, trainers_named, trainers_with
+from edit_trl.training.recipe.option_table import meant, refuse_unknown, trainers_of
+from edit_trl.training.recipe.outline import PAIR_OPTIONS, Recipe, override
+from edit_trl.training.trainer_choice import TrainerName, options_class, trainers_named
 
 
 def argument_classes(trainer: TrainerName) -> tuple[type, ...]:
     """Return the classes that hold all options of a run."""
     return DataArguments, options_class(trainer), ModelConfig
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe file as read.
-
-    Attributes:
-        path: The file; None for a run given by options alone.
-        values: Its options, without `stages` and `env`.
-        stages: (name, overrides) in order; empty for a recipe that is a single run.
-        env: Its environment variables, which the commands have set when this is read.
-    """
-
-    path: Path | None
-    values: dict[str, Any]
-    stages: tuple[tuple[str, dict[str, Any]], ...] = ()
-    env: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def runs(self) -> tuple[tuple[str | None, dict[str, Any]], ...]:
-        """The stages; for a recipe without stages, a single one without a name."""
-        return self.stages or ((None, {}),)
 
 
 @dataclass(frozen=True)
@@ -97,59 +75,6 @@ class RunArguments:
         return f"stage {self.stage} runs {'; '.join(parts)}"
 
 
-PAIR_OPTIONS = {
-    *("mistake", "rows", "max_fork_confidence", "hardest_forks"),
-    *("chosen_key_weight", "rejected_key_weight", "preference_weight"),
-}
-"""Options that choose or weigh pairs. Given on the command line, they are for the stages that train on pairs: a warm-up
-keeps its rows and stays SFT on the correct chains."""
-
-# Reading
-
-
-def read_recipe(path: str | Path | None) -> Recipe:
-    """Read a recipe file and the outline of its stages.
-
-    Args:
-        path: The file; None for an empty recipe.
-
-    Raises:
-        InputError: The file is missing, is broken YAML (names line and column), is not a mapping, is a
-            recipe of another command, or has malformed stages.
-    """
-    if path is None:
-        return Recipe(None, {})
-    path = Path(path)
-    values = read_words(path, again=True)
-    env = take_environment(values, str(path))
-    if "teacher" in values or "base_urls" in values:
-        raise InputError(f"{path}: this is a recipe of `edit-trl generate`, not of train")
-    stages = values.pop("stages", None)
-    problems = list(_stage_problems(stages))
-    if values.get("output_dir") == "":
-        problems.append("`output_dir` is empty; name the folder of the run")
-    if problems:
-        raise InputError(problems, heading=f"{path}:")
-    outline = ((stage["name"], {k: v for k, v in stage.items() if k != "name"}) for stage in stages or ())
-    return Recipe(path, values, tuple(outline), env)
-
-
-def _stage_problems(stages: Any) -> Iterator[str]:
-    if stages is None:
-        return
-    if not isinstance(stages, list) or not stages:
-        yield f"`stages` must be a list of `name:` and overrides, got {stages!r}"
-        return
-    names = [stage.get("name") if isinstance(stage, dict) else None for stage in stages]
-    for number, name in enumerate(names, 1):
-        if not isinstance(name, str) or not name.isidentifier():
-            yield f"stage {number} needs a `name` of letters, digits and underscores, got {name!r}"
-        elif names.index(name) != number - 1:
-            yield f"two stages are named {name!r}"
-        elif "output_dir" in stages[number - 1]:
-            yield f"stage {name!r} sets `output_dir`; it is made from the recipe's and the stage's name"
-
-
 def make_parser(prog: str | None = None, trainers: Sequence[TrainerName] = ("dual_cot",)) -> argparse.ArgumentParser:
     """Return the command-line parser of all options of a recipe whose stages have these trainers."""
 
@@ -172,37 +97,16 @@ def parse_options(argv: Sequence[str], recipe: Recipe | None = None) -> dict[str
     Raises:
         InputError: An option does not exist (names the nearest one) or has the wrong type.
     """
-    trainers = _trainers(recipe or Recipe(None, {}), argv)
+    trainers = trainers_of(recipe or Recipe(None, {}), argv)
     parser, not_given = make_parser(trainers=trainers), object()
     hints = {name: hint for trainer in trainers for name, hint in _hints(trainer).items()}
     parser.set_defaults(**dict.fromkeys(hints, not_given))
     for action in parser._actions:
         action.choices = None  # checked with the recipe's values, where the nearest choice is named
     namespace, unknown = parser.parse_known_args(list(argv))
-    problems = [
-        f"unknown option {word}{_meant(word.split('=')[0].lstrip('-'), hints, trainers, '--')}"
-        if word.startswith("-")
-        else f"unexpected {word!r}"
-        for word in unknown
-        # The value after an unknown option is not a problem of its own.
-        if word.startswith("-") or not unknown[unknown.index(word) - 1].startswith("-")
-    ]
-    if problems:
-        raise InputError(problems)
+    if unknown:
+        refuse_unknown(unknown, trainers, all_names())
     return {name: value for name, value in vars(namespace).items() if value is not not_given}
-
-
-def _trainers(recipe: Recipe, argv: Sequence[str]) -> list[TrainerName]:
-    """Return the trainers of a recipe's stages; the command line's `--trainer` wins."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--trainer")
-    trainer = parser.parse_known_args(list(argv))[0].trainer
-    if trainer is not None:
-        return trainers_named([trainer])
-    return trainers_named(({**recipe.values, **stage}).get("trainer") for _, stage in recipe.runs)
-
-
-# Resolving
 
 
 def resolve_runs(recipe: Recipe, options: Mapping[str, Any]) -> list[RunArguments]:
@@ -263,21 +167,6 @@ def _has_pairs(values: Mapping[str, Any], trainer: TrainerName) -> bool:
 _WEIGHTS = ("chosen_key_weight", "chosen_context_weight", "rejected_key_weight", "preference_weight")
 
 
-# Where the rows come from is one choice, and so is their view: who makes it anew does not inherit these options.
-_REPLACED = {
-    "dataset_name": ("datasets", "test_split_size"),
-    "datasets": ("dataset_name", "dataset_config", "dataset_revision", "dataset_train_split"),
-    "view": ("views",),
-    "views": ("view",),
-}
-
-
-def override(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with others that win over them."""
-    replaced = {name for given, names in _REPLACED.items() if given in others for name in names}
-    return {**{name: value for name, value in values.items() if name not in replaced}, **others}
-
-
 def resolve_run(recipe: Recipe, options: Mapping[str, Any], stage: str | None) -> RunArguments:
     """Return the checked arguments of the run that this process trains next.
 
@@ -324,7 +213,7 @@ def by_stage(recipe: Recipe, problems: Sequence[Sequence[str]]) -> list[str]:
 def _resolve(stage: str | None, values: dict[str, Any], left_out: tuple[str, ...]) -> RunArguments:
     [trainer] = trainers_named([values.get("trainer")])
     hints = _hints(trainer)
-    problems = [f"unknown key `{name}`{_meant(name, hints, [trainer])}" for name in values if name not in hints]
+    problems = [f"unknown key `{name}`{meant(name, [trainer], all_names())}" for name in values if name not in hints]
     values, misspelt = _respelt(values, trainer)
     problems += misspelt
     if values.get("datasets") is not None:
@@ -378,7 +267,12 @@ def _respelt(values: dict[str, Any], trainer: TrainerName) -> tuple[dict[str, An
 
 def option_names() -> set[str]:
     """Return the names of all options of recipes, of any trainer."""
-    return {"stages", *(name for trainer in typing.get_args(TrainerName) for name in _hints(trainer))}
+    return {"stages", *(name for names in all_names().values() for name in names)}
+
+
+def all_names() -> dict[str, list[str]]:
+    """Return the names of the options of every trainer."""
+    return {trainer: [*_hints(trainer)] for trainer in typing.get_args(TrainerName)}
 
 
 def _hints(trainer: TrainerName) -> dict[str, Any]:
@@ -395,12 +289,3 @@ def _options_of(trainer: TrainerName, trainers: Sequence[TrainerName], options: 
 
 def _usable_options(trainer: TrainerName) -> set[str]:
     return _hints(trainer).keys() - (REFUSED.keys() - OF_EVERY_RUN if trainer == "dual_cot" else set())
-
-
-def _meant(name: str, hints: Mapping[str, Any], trainers: Sequence[TrainerName], prefix: str = "") -> str:
-    """Return a hint at the trainers that have an unknown option, and at the option that was probably meant."""
-    if name in FORMER_NAMES:
-        return f"; {FORMER_NAMES[name]}"
-    others = " and ".join(trainer for trainer in trainers_with(name) if trainer not in trainers)
-    elsewhere = f": it is an option of the trainer {others}, not of {' or '.join(trainers)}" if others else ""
-    return elsewhere + nearest(name, hints, prefix)

@@ -24,7 +24,8 @@ from edit_trl.training.baselines import drop_reference, preference_trainer
 from edit_trl.training.lora_targets import lora_config
 from edit_trl.training.quantization import check_bitsandbytes, quantization_config
 from edit_trl.training.recipe.adapter_options import check_adapter, is_adapter, merge_student, merges, set_dropout
-from edit_trl.training.recipe.resolving import Recipe, RunArguments
+from edit_trl.training.recipe.outline import Recipe
+from edit_trl.training.recipe.resolving import RunArguments
 from edit_trl.training.resuming.checkpoints import check_checkpoint, describe_run, last_checkpoint, written_whole
 from edit_trl.training.resuming.stopping import StopSignals
 from edit_trl.training.student import load_student
