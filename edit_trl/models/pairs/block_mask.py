@@ -142,7 +142,7 @@ def block_attention_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | BlockMask | None,
+    attention_mask: Any,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Run FlexAttention; along a tree, padded to the length of its mask.
@@ -168,7 +168,7 @@ def _try_backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | BlockMask | None,
+    mask: Any,
     kwargs: dict[str, Any],
 ) -> None:
     """Run a backward pass whose gradients nobody keeps, the first time that FlexAttention sees tensors of a kind.
@@ -182,7 +182,7 @@ def _try_backward(
         return
     # Hooks of its own: those of gradient checkpointing count the tensors that a layer saves.
     with torch.enable_grad(), saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
-        inputs = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
-        output = flex_attention_forward(module, *inputs, mask, **kwargs)[0]
-        torch.autograd.grad(output, inputs, torch.zeros_like(output))
+        query, key, value = (tensor.detach().requires_grad_() for tensor in (query, key, value))
+        output = flex_attention_forward(module, query, key, value, mask, **kwargs)[0]
+        torch.autograd.grad(output, (query, key, value), torch.zeros_like(output))
     _tried.add(kind)

@@ -192,6 +192,7 @@ class _Tree:
         return self._masks[stretch, window]
 
 
+@torch.compiler.disable  # with `torch_compile`, every other tree would be compiled anew
 def _tree_attention_forward(
     module: nn.Module,
     query: Tensor,
