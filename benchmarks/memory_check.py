@@ -50,10 +50,11 @@ CPU_CASES = {
     "qlora padded ckpt": QLORA,
     "qlora tree ckpt": QLORA | {"layout": "tree"},
 }
-# hidden, inner, layers, heads, key heads, vocabulary, tied: the shapes of Llama 3.
+# hidden, inner, layers, heads, key heads, vocabulary, tied: the shapes of Llama 3, and that of Llama 2 (7b).
 SHAPES = {
     "1b": (2048, 8192, 16, 32, 8, 128256, True),
     "3b": (3072, 8192, 28, 24, 8, 128256, True),
+    "7b": (4096, 11008, 32, 32, 32, 32000, False),
     "8b": (4096, 14336, 32, 32, 8, 128256, False),
 }
 PAIR_TOKENS = (512, 1024)
@@ -142,30 +143,43 @@ def recipes_table() -> dict[str, dict]:
 # --- One run, in a process of its own ----------------------------------------------------------
 
 
-def run_once(case: dict) -> dict:
-    """Estimate a case, run it, and return both."""
+def arguments_of(options: dict):
+    """The arguments of a run on made-up pairs, from the options of a recipe."""
+    from edit_trl.training.recipe.outline import Recipe
+    from edit_trl.training.recipe.resolving import resolve_runs
+
+    return resolve_runs(Recipe(None, options | {"dataset_name": "made up", "report_to": "none"}), {})[0]
+
+
+def estimate_of(options: dict, examples: list[dict], device: Literal["cpu", "cuda"]):
+    """The `MemoryEstimate` of a run with these options and this longest batch."""
     import torch
     from transformers import AutoConfig
+
+    from edit_trl.training.memory.estimate import estimate_memory
+
+    run = arguments_of(options)
+    config = AutoConfig.from_pretrained(run.model.model_name_or_path)
+    mixed = torch.bfloat16 if run.training.bf16 else None
+    return estimate_memory(config, run.model, run.training, examples, device=device, mixed=mixed)
+
+
+def run_once(case: dict) -> dict:
+    """Estimate a case, or run it."""
+    import torch
 
     from edit_trl import DualCoTTrainer
     from edit_trl.common.malloc import keep_freed_memory
     from edit_trl.training.lora_targets import lora_config
-    from edit_trl.training.memory.estimate import estimate_memory
     from edit_trl.training.memory.longest_batch import made_up_examples
     from edit_trl.training.quantization import quantization_config
-    from edit_trl.training.recipe.outline import Recipe
-    from edit_trl.training.recipe.resolving import resolve_runs
 
-    options = case["options"]
-    run = resolve_runs(Recipe(None, options | {"dataset_name": "made up", "report_to": "none"}), {})[0]
+    run = arguments_of(case["options"])
     training, model = run.training, run.model
     examples = made_up_examples(training.per_device_train_batch_size, case["pair_tokens"])
     on_gpu = case["device"] == "cuda"
-    estimate = None
     if case["estimate"]:  # not in the process that is measured
-        config = AutoConfig.from_pretrained(model.model_name_or_path)
-        mixed = torch.bfloat16 if training.bf16 else None
-        estimate = estimate_memory(config, model, training, examples, device=case["device"], mixed=mixed)
+        estimate = estimate_of(case["options"], examples, case["device"])
         return {"parts": estimate.parts, "layout": estimate.layout, "batch_tokens": estimate.batch_tokens}
     keep_freed_memory()  # as `edit-trl train` does
     batches = case["steps"] * training.gradient_accumulation_steps

@@ -127,14 +127,15 @@ class _RoomyLayer(DynamicLayer):
         size = past + key_states.size(-2)
         if not self._room or size > self._room[0].size(-2):
             self._room = [states.new_empty(*states.shape[:-2], size + _ROOM, states.size(-1)) for states in new]
-            for room, states in zip(self._room, (self.keys, self.values), strict=True):
-                room[..., :past, :] = states if past else 0
+            for room, states in zip(self._room, (self.keys, self.values) if past else (), strict=False):
+                assert states is not None  # there are tokens
+                room[..., :past, :] = states
         for room, states in zip(self._room, new, strict=True):
             room[..., past:size, :] = states
         self.keys, self.values = (room[..., :size, :] for room in self._room)
         return self.keys, self.values
 
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """See `DynamicLayer.reorder_cache`."""
         super().reorder_cache(beam_idx)
         self._room = []

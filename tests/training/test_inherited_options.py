@@ -235,9 +235,13 @@ def test_dataloader_options_reach_the_batches_filled_by_tokens(tmp_path, tokeniz
 
 
 @pytest.mark.slow
-def test_torch_compile_compiles(tmp_path, tokenizer):
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_torch_compile_compiles(tmp_path, tokenizer, layout):
     torch._dynamo.utils.counters.clear()
-    trained(tmp_path, tokenizer, torch_compile=True, torch_compile_backend="eager", max_steps=1)
+    plain = trained(tmp_path, tokenizer, layout=layout, max_steps=1)
+    options = {"torch_compile": True, "torch_compile_backend": "eager"}
+    compiled = trained(tmp_path, tokenizer, layout=layout, max_steps=1, **options)
+    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 

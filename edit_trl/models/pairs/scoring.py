@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from textwrap import shorten
 from typing import Any, Literal
 
 import torch
@@ -143,8 +144,9 @@ class PairScorer:
                 return self._score(model, batch, with_rejected)
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, TypeError, ValueError) as error:
-                self._fall_back(f"the tree layout failed ({type(error).__name__}: {error})")
+            except Exception as error:  # a compiler may raise anything; what is wrong with the batch is raised again
+                reason = " ".join(str(error).strip().split("\n\n")[0].split())  # compilers add pages of advice
+                self._fall_back(f"the tree layout failed ({type(error).__name__}: {shorten(reason, 300)})")
         return self._score(model, self._padded(batch["layout"], batch["input_ids"].device), with_rejected)
 
     def chain_lengths(self) -> Tensor | None:
@@ -166,9 +168,12 @@ class PairScorer:
         return send_to_device(replace(self._collator, layout="padded")(layout.examples), device)
 
     def _fall_back(self, reason: str) -> None:
+        assert self.tree is not None  # it is what fails
+        attention = self.tree.replace_failed()
         self.tree = None
         self._collator.layout = "padded"
-        logger.warning(f"layout: padded from here on, since {reason}")
+        instead = f", with {attention} instead of flex_attention" if attention else ""
+        logger.warning(f"layout: padded from here on{instead}, since {reason}")
 
     @torch.no_grad()
     def _compare_layouts(self, model: nn.Module, check: TreeCheck, device: torch.device) -> None:
@@ -178,13 +183,13 @@ class PairScorer:
         model.eval()  # no dropout
         try:
             batch = send_to_device(replace(self._collator, layout="tree")([check.example]), device)
-            padded = self._score(model, self._padded(batch["layout"], device), with_rejected=True)
             tree = self(model, batch)
+            if self.tree is None:
+                return  # it failed; a warning was logged
+            padded = self._score(model, self._padded(batch["layout"], device), with_rejected=True)
         finally:
             for module, training in modes:
                 module.training = training
-        if self.tree is None:
-            return  # the tree failed; a warning was logged
         assert tree.rejected is not None  # both were scored with the wrong chain
         assert padded.rejected is not None
         differences = [(tree.chosen - padded.chosen).abs(), (tree.rejected - padded.rejected).abs()]

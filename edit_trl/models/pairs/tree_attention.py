@@ -8,14 +8,15 @@ it. How that is done depends on the attention the model was loaded with:
   nothing is computed between one pair and another: with 4 pairs of 300 tokens this takes a third of the time
   of a dense mask on a CPU (`python benchmarks/train_speed.py --systems tree tree_dense`).
 - `eager`: a dense mask, added to the scores. For models that SDPA cannot run (soft-capping, sinks).
-- `flex_attention`: the dense mask as a BlockMask.
+- `flex_attention`: a BlockMask, made from the stretches (`edit_trl.models.pairs.block_mask`).
 
 The tokens on a path of the tree have the positions 0, 1, 2, ..., so a sliding window depends on positions and
 not on places in the row.
 
 Read in transformers 5.23: `AttentionInterface` and `AttentionMaskInterface` (how an attention function is
 registered; a 4D mask is passed on unchanged; keyword arguments reach the attention function),
-`sdpa_attention_forward`, `PreTrainedModel._is_stateful`, `config.layer_types`, `config._attn_implementation`.
+`sdpa_attention_forward`, `PreTrainedModel._is_stateful` and `_supports_sdpa`, `config.layer_types`,
+`config._attn_implementation`.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,8 +28,9 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
+from edit_trl.models.pairs.block_mask import block_attention_forward, tree_block_mask
 from edit_trl.models.pairs.collation import Stretch
 
 TreeAttentionKind = Literal["stretches", "dense", "block"]
@@ -36,7 +38,7 @@ TreeAttentionKind = Literal["stretches", "dense", "block"]
 KIND_OF_ATTENTION: dict[str, TreeAttentionKind] = {"sdpa": "stretches", "eager": "dense", "flex_attention": "block"}
 LAYERS_THAT_TAKE_A_TREE = frozenset({"full_attention", "sliding_attention", "attention"})
 
-_NAME = "dual_cot_tree"
+_NAMES: dict[TreeAttentionKind, str] = {"stretches": "dual_cot_tree", "block": "dual_cot_tree_blocks"}
 
 
 def tree_obstacle(model: nn.Module) -> str | None:
@@ -61,8 +63,11 @@ def tree_obstacle(model: nn.Module) -> str | None:
     if base._is_stateful:
         return f"the layers of {type(base).__name__} carry a state from token to token"
     attention = base.config._attn_implementation
-    if attention not in KIND_OF_ATTENTION and attention != _NAME:
-        return f"its attention is {attention!r}, and a tree needs one of {', '.join(KIND_OF_ATTENTION)}"
+    if attention not in KIND_OF_ATTENTION and attention not in _NAMES.values():
+        return (
+            f"its attention is {attention!r}, which reads no mask of ancestors (with `attn_implementation: sdpa` or "
+            "`flex_attention` it can)"
+        )
     return None
 
 
@@ -76,8 +81,8 @@ class TreeAttention:
     """Makes the inputs with which a model attends along a tree.
 
     Args:
-        model: A model without a `tree_obstacle`. Where it uses SDPA, its attention becomes a function that is
-            SDPA for anything but a tree.
+        model: A model without a `tree_obstacle`. Where it uses SDPA or FlexAttention, its attention becomes a
+            function that is the same for anything but a tree.
         kind: How the tree is passed on; chosen by the model's attention where None.
         causal_mask: Makes the mask of N queries over the last N of M keys for kind `stretches`.
     """
@@ -91,18 +96,31 @@ class TreeAttention:
         base = base_model(model)
         attention = base.config._attn_implementation
         self._base, self._before = base, attention
-        self.kind = kind or KIND_OF_ATTENTION.get(attention, "stretches")
+        names = {name: kind for kind, name in _NAMES.items()}  # of a model that has been given a tree before
+        self.kind = kind or (KIND_OF_ATTENTION | names)[attention]
         self._config = base.config.get_text_config()
         self._dtype = base.dtype
         self._additive = attention == "eager"
         self._causal_mask = causal_mask
-        if self.kind == "stretches":
-            base.set_attn_implementation(_NAME)
+        if self.kind in _NAMES:
+            base.set_attn_implementation(_NAMES[self.kind])
 
     def remove(self) -> None:
         """Restore the attention that the model had."""
-        if self.kind == "stretches":
+        if self.kind in _NAMES:
             self._base.set_attn_implementation(self._before)
+
+    def replace_failed(self) -> str | None:
+        """Give a model that uses FlexAttention another attention for padded batches, and return its name.
+
+        What cannot be compiled for a tree may not compile for padded batches either.
+        """
+        if self.kind != "block":
+            return None
+        capped = getattr(self._config, "attn_logit_softcapping", None) is not None
+        name = "sdpa" if self._base._supports_sdpa and not capped else "eager"
+        self._base.set_attn_implementation(name)
+        return name
 
     def inputs(self, stretches: Sequence[Stretch], position_ids: Tensor) -> dict[str, Any]:
         """Return keyword arguments for the model's backbone.
@@ -126,14 +144,9 @@ class TreeAttention:
         return {"attention_mask": self._mask(stretches, position_ids, None if kinds == {"full_attention"} else window)}
 
     def _mask(self, stretches: Sequence[Stretch], position_ids: Tensor, window: int | None) -> Any:
-        mask = dense_tree_mask(stretches, position_ids, window)
         if self.kind == "block":
-            from torch.nn.attention.flex_attention import create_block_mask
-
-            size = len(mask)
-            return create_block_mask(
-                lambda batch, head, query, key: mask[query, key], None, None, size, size, mask.device
-            )
+            return tree_block_mask(stretches, position_ids.device, window)
+        mask = dense_tree_mask(stretches, position_ids, window)
         if self._additive:
             lowest = torch.finfo(self._dtype).min
             mask = torch.zeros(mask.shape, dtype=self._dtype, device=mask.device).masked_fill(~mask, lowest)
@@ -179,6 +192,7 @@ class _Tree:
         return self._masks[stretch, window]
 
 
+@torch.compiler.disable  # with `torch_compile`, every other tree would be compiled anew
 def _tree_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -214,5 +228,7 @@ def _along(path: Sequence[tuple[int, int]], tensor: Tensor) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 
-AttentionInterface.register(_NAME, _tree_attention_forward)
-AttentionMaskInterface.register(_NAME, sdpa_mask)
+AttentionInterface.register(_NAMES["stretches"], _tree_attention_forward)
+AttentionMaskInterface.register(_NAMES["stretches"], sdpa_mask)
+AttentionInterface.register(_NAMES["block"], block_attention_forward)
+AttentionMaskInterface.register(_NAMES["block"], flex_attention_mask)
