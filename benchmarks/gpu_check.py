@@ -164,7 +164,9 @@ def agreement_checks(scale: Scale, model: str, folder: Path) -> Checks:
         tokenizer = AutoTokenizer.from_pretrained(model)
         rows = generate_dual_cots(ProceduralTeacher(seed=0), 4, conversational=True)
         examples: list[dict[str, Any]] = [{**tokenize_dual_cot(row, tokenizer), "row": 0} for row in rows]
-        student: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation=attention)
+        student: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype, attn_implementation=attention, use_safetensors=True
+        )
         student = student.to(scale.device).eval()
         collator = DualCoTCollator(tokenizer.pad_token_id)
         scorer = make_pair_scorer(student, collator, layout, check_example=None, with_best=True)
