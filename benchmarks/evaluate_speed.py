@@ -38,7 +38,7 @@ FAMILIES = ("object_counting", "arithmetic", "boolean_expressions")
 WAYS = ["ours", "student", "data order", "one by one", "transformers", "continuous"]
 
 
-def read_args() -> argparse.Namespace:
+def read_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="Path or Hub id of a model or adapter.")
     parser.add_argument("--rows", type=count, default=90, help="Number of problems.")
@@ -48,7 +48,7 @@ def read_args() -> argparse.Namespace:
     parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def ways_of(args: argparse.Namespace) -> dict[str, Callable[[], int]]:

@@ -172,8 +172,8 @@ def agreement_checks(scale: Scale, model: str, folder: Path) -> Checks:
         scorer = make_pair_scorer(student, collator, layout, check_example=None, with_best=True)
         with torch.no_grad():
             scored = scorer(student, send_to_device(collator(examples), scale.device))
-        if layout == "tree" and scorer.tree is None:
-            raise RuntimeError("the tree was given up; the reason is above the table")
+        if scorer.given_up:
+            raise RuntimeError(scorer.given_up)
         return torch.cat([scored.chosen, scored.rejected], dim=1)
 
     def check(layout: Layout, attention: str, dtype: torch.dtype, bar: float | None) -> Row:
@@ -259,9 +259,9 @@ def answer_checks(scale: Scale, model: str, folder: Path) -> Checks:
     def transformers_answers(way: str) -> Callable[[], int]:
         import evaluate_speed
 
-        options = {"model": model, "rows": scale.questions, "max_new_tokens": scale.max_new_tokens, "batch_size": 64}
-        dtype = "float32" if scale.device == "cpu" else "bfloat16"
-        return evaluate_speed.ways_of(argparse.Namespace(**options, dtype=dtype, ways=[way]))[way]
+        words = ["--model", model, "--rows", str(scale.questions), "--max_new_tokens", str(scale.max_new_tokens)]
+        words += ["--dtype", "float32" if scale.device == "cpu" else "bfloat16", "--ways", way]
+        return evaluate_speed.ways_of(evaluate_speed.read_args(words))[way]
 
     def vllm_answers() -> Callable[[], int]:
         import evaluate_speed
@@ -270,14 +270,14 @@ def answer_checks(scale: Scale, model: str, folder: Path) -> Checks:
         from edit_trl import ProceduralTeacher, generate_dual_cots
         from edit_trl.evaluation.accuracy.problems import encode, problems_of
         from edit_trl.models.decoding import Decoding
-        from edit_trl.models.generation_with_vllm import VllmGenerator
+        from edit_trl.models.generation_with_vllm import VllmEngine, VllmGenerator
 
         rows = generate_dual_cots(
             ProceduralTeacher(evaluate_speed.FAMILIES, seed=1), scale.questions, conversational=True
         )
         tokenizer, tokens = AutoTokenizer.from_pretrained(model), scale.max_new_tokens
         prompts = encode(problems_of(list(rows)), tokenizer, max_new_tokens=tokens, positions=None)
-        generator = VllmGenerator(model, Decoding(tokens), dtype="bfloat16")
+        generator = VllmGenerator(VllmEngine(model, dtype="bfloat16"), Decoding(tokens))
         batches = generator.plan([len(prompt) for prompt in prompts])
         return lambda: sum(one.tokens for _, drawn in generator.run(prompts, batches) for (one,) in drawn)
 

@@ -140,7 +140,9 @@ def save_shape(config, tokenizer: str, folder: Path, four_bit: bool = False) -> 
         # Those in four bits are other tensors as soon as they are quantized; saving refuses tensors that are shared.
         weights[name] = drawn[shape] if four_bit and "layers" in name else drawn[shape].clone()
     options: dict[str, Any] = {"quantization_config": nf4()} if four_bit else {}
-    model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=torch.bfloat16, **options)
+    model = LlamaForCausalLM.from_pretrained(
+        None, config=config, state_dict=weights, dtype=torch.bfloat16, use_safetensors=True, **options
+    )
     model.save_pretrained(folder)
     words.save_pretrained(folder)
 
@@ -277,6 +279,7 @@ def run_system(args: argparse.Namespace, system: str) -> dict[str, float]:
 
         trainer._prepare_inputs = counting
         trainer.train()
+        check_layout(trainer, system)
     measured = steps[WARM_UP_STEPS:]
     seconds = sum(step["step"] for step in measured)
     inside = sum(step[name] for step in measured for name in parts)
@@ -291,6 +294,12 @@ def run_system(args: argparse.Namespace, system: str) -> dict[str, float]:
         "overhead": 1 - inside / seconds,
         "peak_memory_gib": memory,
     }
+
+
+def check_layout(trainer, system: str) -> None:
+    """Refuse a run of the tree layout that has fallen back to the padded one."""
+    if system.startswith("tree") and (reason := trainer.score_pairs.given_up):
+        raise RuntimeError(reason)
 
 
 def gradient_difference(args: argparse.Namespace, tree_system: str = "tree") -> dict[str, float]:
@@ -311,6 +320,7 @@ def gradient_difference(args: argparse.Namespace, tree_system: str = "tree") -> 
                         parameter.data.copy_(noise)
             batch = next(iter(trainer.get_train_dataloader()))
             trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).backward()
+            check_layout(trainer, system)
             named = trainer.model.named_parameters()
             gradients.append({name: p.grad.float().cpu() for name, p in named if p.grad is not None})
     padded, tree = gradients

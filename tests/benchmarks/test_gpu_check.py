@@ -40,7 +40,6 @@ def test_rows_that_a_dead_process_has_left_out_say_why(tmp_path):
     assert rows[0].problem == "not reached within 0 s"
 
 
-@pytest.mark.slow
 def test_a_rehearsal_has_a_row_for_every_check(tmp_path):
     output = tmp_path / "record.json"
     command = [sys.executable, gpu_check.__file__, "--rehearse", "--output", output]

@@ -86,6 +86,7 @@ class PairScorer:
 
     Attributes:
         tree: None once the padded layout is used.
+        given_up: Why the tree layout was left for the padded one; None where it was not.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class PairScorer:
     ):
         self.tree = tree
         self._given_tree = tree
+        self.given_up: str | None = None
         self._collator = collator
         self._check = check
         self._with_best = with_best
@@ -170,7 +172,7 @@ class PairScorer:
     def _fall_back(self, reason: str) -> None:
         assert self.tree is not None  # it is what fails
         attention = self.tree.replace_failed()
-        self.tree = None
+        self.tree, self.given_up = None, reason
         self._collator.layout = "padded"
         instead = f", with {attention} instead of flex_attention" if attention else ""
         logger.warning(f"layout: padded from here on{instead}, since {reason}")
