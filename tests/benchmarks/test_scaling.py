@@ -4,6 +4,8 @@ import json
 
 import pytest
 import scaling
+import torch
+from datasets import enable_caching, enable_progress_bars
 
 
 def test_the_fit_finds_the_exponent():
@@ -22,6 +24,17 @@ def test_rows_have_the_size_that_is_asked_for():
         assert chosen[12:] != rejected[12:]
 
 
+@pytest.fixture
+def restored():
+    """The settings of the process that the benchmark changes are as before."""
+    threads = torch.get_num_threads()
+    yield
+    enable_caching()
+    enable_progress_bars()
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("restored")
 def test_every_work_has_an_exponent_for_each_of_its_variables(tmp_path, capsys):
     file = tmp_path / "scaling.json"
     sizes = "--pairs 8 16 --tokens 32 64 --pairs_a_prompt 1 2 --processes 1 2 --repeats 1"
