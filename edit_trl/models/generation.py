@@ -75,6 +75,22 @@ class Engine(ResponseReader):
         supported = attention in ("sdpa", "eager") or attention.startswith("flash")
         self.can_schedule = supported and not is_peft_model(model) and contrast is None
 
+    def resolved(self, batching: Batching) -> Batching:
+        """Return the batching that `auto` is for this model, or the given one.
+
+        Raises:
+            InputError: The model does not support it.
+        """
+        if batching == "auto":
+            return "continuous" if self.model.device.type == "cuda" and self.can_schedule else "padded"
+        if batching == "continuous" and not self.can_schedule:
+            attention = self.model.config._attn_implementation or ""
+            raise InputError(
+                f"`batching: continuous` cannot run {type(self.model).__name__} with attention {attention!r}; use "
+                "`batching: padded`"
+            )
+        return batching
+
     @property
     def pad_id(self) -> int:
         """The token that prompts are padded with."""
@@ -226,16 +242,7 @@ class ModelGenerator:
     ):
         check_batching(batching, batch_size)
         self.engine = Engine(model, tokenizer, contrast)
-        if batching == "auto":
-            on_gpu = model.device.type == "cuda"
-            batching = "continuous" if on_gpu and self.engine.can_schedule else "padded"
-        if batching == "continuous" and not self.engine.can_schedule:
-            attention = model.config._attn_implementation or ""
-            raise InputError(
-                f"`batching: continuous` cannot run {type(model).__name__} with attention {attention!r}; use "
-                "`batching: padded`"
-            )
-        self.batching = batching
+        self.batching = self.engine.resolved(batching)
         self._decoding, self._seed, self._batch_size = decoding, seed, batch_size
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:

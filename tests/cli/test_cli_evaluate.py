@@ -356,6 +356,7 @@ def test_a_student_is_decoded_against_an_adapter_of_itself(recipe, adapter, tmp_
         (["--against", "a", "--batching", "continuous"], "which `batching: continuous` cannot"),
         (["--against", "a", "--engine", "ray"], "`against` needs both models in one process"),
         (["--against", "a", "--base_urls", "http://127.0.0.1:9/v1"], "`against` is for models that are loaded"),
+        (["--batching", "padded", "--base_urls", "http://127.0.0.1:9/v1"], "`batching` is for models that are loaded"),
         (["--against", "nowhere/at/all"], "`against: nowhere/at/all`"),
     ],
 )

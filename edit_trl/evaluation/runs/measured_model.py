@@ -31,7 +31,7 @@ _WHERE_GIVEN = ("chat_template_kwargs", "max_thinking_tokens", "votes", "against
 # Characters of the names of tasks in the name of a default folder.
 _LONGEST_NAME = 60
 
-_OF_LOADED_MODELS = ("against", "actors", "dtype", "load_in_4bit", "device", "attn_implementation")
+_OF_LOADED_MODELS = ("against", "actors", "batching", "dtype", "load_in_4bit", "device", "attn_implementation")
 
 
 @dataclass(frozen=True)

@@ -187,9 +187,7 @@ class TransformersTeacher:
         else:
             model, tokenizer = source.load()
             self._engine = Engine(model.merge_and_unload() if isinstance(model, PeftModel) else model, tokenizer)
-            if self.batching == "auto":
-                is_faster = torch.cuda.is_available() and self._engine.can_schedule
-                self.batching = "continuous" if is_faster else "padded"
+            self.batching = self._engine.resolved(self.batching)
         if tokenizer.chat_template is None:
             logger.warning(f"{self.model} has no chat template: prompts are sent as plain text")
 
