@@ -26,7 +26,11 @@ _WORD = rf"""
 WORD = re.compile(_WORD, re.VERBOSE)
 _SPACED_WORD = re.compile(rf"(?:{_WORD})\s*+", re.VERBOSE)  # these words fill a text, so their lengths place them
 _LINE = re.compile(r"\S(?:[^\n]*\S)?")
-_STEP_END = re.compile(r"""\n|[。！？]+[」』”’）]*|[.!?…]+[)\]}"'”’»*$]*(?=\s|\Z)""")
+# It begins with one set of characters, which `re` finds much faster than one of several alternatives.
+_STEP_END = re.compile(
+    r"""[\n.!?…。！？] (?: (?<=\n) | (?<=[。！？])[。！？]*[」』”’）]* | (?<=[.!?…])[.!?…]*[)\]}"'”’»*$]*(?=\s|\Z) )""",
+    re.VERBOSE,
+)
 # Abbreviations, and the number of a list item: "2. Then". Not an initial: "the answer is A."
 _LIST_NUMBER = re.compile(r"\s*(?:[Ss]tep\s+)?(?:\d{1,2}|[A-Za-z])\.$")
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|[ap]\.m|vs|cf|Mr|Mrs|Ms|Dr|St)\.$")

@@ -1,7 +1,6 @@
 """`env` in a recipe: what is set, when, and what is refused."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -12,12 +11,7 @@ from edit_trl.cli.main import main
 from edit_trl.common.environment import read_recipe_words
 from edit_trl.common.errors import InputError
 
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    """Variables that a test's recipe sets are gone after it."""
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-    return os.environ
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 def write(tmp_path, text: str):

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import signal
 import threading
 
@@ -165,13 +164,12 @@ def test_signals_are_left_alone_also_in_a_thread(recipe, tmp_path):
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
-def test_the_environment_of_a_recipe_is_set_and_may_be_late(recipe, monkeypatch):
-    monkeypatch.setattr(os, "environ", os.environ.copy())
+def test_the_environment_of_a_recipe_is_set_and_may_be_late(recipe, monkeypatch, environment):
     told = []
     monkeypatch.setattr(train_recipe_module.logger, "warning", told.append)
     recipe.write_text(f"env: {{EDIT_TRL_TEST: 1}}\n{recipe.read_text()}")
     folder = train_recipe(recipe, stage="warm_up", max_steps=1)
-    assert os.environ["EDIT_TRL_TEST"] == "1"
+    assert environment["EDIT_TRL_TEST"] == "1"
     assert "env" not in run_file(folder)["options"]
     assert [line.split(": ")[1][:13] for line in told] == ["EDIT_TRL_TEST"]
     assert "use `edit-trl train`, or export" in told[0]
