@@ -12,7 +12,8 @@ FlexAttention. `--shape` uses random weights of a model's shape. `--pair_tokens 
 that share the prompt and half of the chain. Without `--data` and `--pair_tokens` the pairs are procedural.
 
 Every run is a process of its own and uses the trainer's own loop, with the same micro-batches in the same
-order. Systems take turns, and medians over the repeats are reported. The last line is one JSON object.
+order. Ours keeps freed memory, as `edit-trl train` does. Systems take turns, and medians over the repeats are
+reported. The last line is one JSON object.
 """
 
 import argparse
@@ -223,6 +224,10 @@ def run_system(args: argparse.Namespace, system: str) -> dict[str, float]:
     import torch
     from transformers import TrainerCallback
 
+    from edit_trl.common.malloc import keep_freed_memory
+
+    if system not in ("dpo", "sft"):
+        keep_freed_memory()  # as `edit-trl train` does; TRL's commands do not
     held = 0
     if args.device != "cpu":
         torch.cuda.reset_peak_memory_stats()

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import trl.trainer.utils as trl_utils
 from conftest import ROWS, conversational, tiny_llama
 from peft import LoraConfig, get_peft_model
 from trainers import make_trainer
 from transformers import LlamaForCausalLM
 
 from edit_trl.common.errors import InputError
+from edit_trl.models.pairs import fused_head
 
 TOKENS = {"trainable_token_indices": {"embed_tokens": [1, 2, 3]}}
 
@@ -63,3 +65,31 @@ def test_an_adapter_that_is_on_the_head_is_refused(tmp_path, tokenizer):
     model = get_peft_model(llama(tied=False), LoraConfig(r=2, target_modules=r".*(q_proj|lm_head)"))
     with pytest.raises(InputError, match="LoRA on `lm_head` would never be trained"):
         make_trainer(tmp_path, tokenizer, model)
+
+
+def test_the_tiles_of_a_cpu_are_its_own_and_change_nothing_else(tmp_path, tokenizer, monkeypatch):
+    trainer = make_trainer(tmp_path, tokenizer, llama(tied=True), layout="padded")
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
+    tiles, before = [], trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
+    head = trl_utils._ChunkedLogProbFunction
+
+    class Recording:
+        @staticmethod
+        def apply(*arguments):
+            tiles.append(arguments[5])
+            return head.apply(*arguments)
+
+    monkeypatch.setattr(trl_utils, "_ChunkedLogProbFunction", Recording)
+    gradients = []
+    for tile in (fused_head.CPU_TILE, 7, before):
+        monkeypatch.setattr(fused_head, "CPU_TILE", tile)
+        trainer.model.zero_grad()
+        logps = trainer.score_pairs(trainer.model.eval(), batch)
+        (logps.chosen.sum() - logps.rejected.sum()).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
+    assert tiles == [2048, 7, before]
+    assert before == trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE  # other trainers of this process have TRL's
+    for gradient in gradients[:2]:
+        assert torch.allclose(gradient, gradients[2], atol=1e-5)
+    with fused_head.head_tiles(torch.device("cuda")):
+        assert before == trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from edit_trl.common.errors import InputError
 from edit_trl.models.pairs.collation import BatchLayout, DualCoTCollator, Stretch
-from edit_trl.models.pairs.fused_head import settle_head
+from edit_trl.models.pairs.fused_head import head_tiles, settle_head
 from edit_trl.models.pairs.tree_attention import TreeAttention, base_model, tree_obstacle
 
 logger = logging.get_logger(__name__)
@@ -232,7 +232,8 @@ class PairScorer:
             if self._with_best:
                 logps, best = self._read_logits(model, inputs, labels)
             else:
-                outputs = model(**inputs, shift_labels=labels[None], use_cache=False, fused_lm_head=True)
+                with head_tiles(labels.device):
+                    outputs = model(**inputs, shift_labels=labels[None], use_cache=False, fused_lm_head=True)
                 logps, aux_loss = outputs.log_probs[0].float(), outputs.aux_loss
         return PairLogps(
             chosen=_of_side(batch, "chosen", logps),

@@ -8,13 +8,14 @@ architecture keeps for its backward pass are counted, not guessed.
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import trl.kernels.chunked_logprob as trl_head
+import trl.trainer.utils as trl_utils
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from edit_trl.common.malloc import LARGEST_IN_HEAP
+from edit_trl.models.pairs import fused_head
 from edit_trl.models.pairs.collation import BatchLayoutName, DualCoTCollator
 from edit_trl.models.pairs.scoring import PairScorer
 from edit_trl.models.pairs.tree_attention import TreeAttention, base_model
@@ -217,8 +219,11 @@ def _record_gradients(trained: Sequence[nn.Parameter], ledger: _Ledger) -> Itera
             handle.remove()
 
 
-def _as_on_a_gpu() -> AbstractContextManager:
+@contextmanager
+def _as_on_a_gpu() -> Iterator[None]:
     """Replace TRL's functions for devices without Triton, which copy a tile of logits; its kernels work in place.
+
+    Tiles have the size of those on a GPU.
 
     Private names of `trl.kernels.chunked_logprob`, read in TRL 1.16: `_forward_tile` and `_backward_tile` for
     devices without Triton, and `_addmm_fp32`, which makes no copy on a GPU.
@@ -227,4 +232,8 @@ def _as_on_a_gpu() -> AbstractContextManager:
     def in_place(*args: Any, **kwargs: Any) -> None:
         """Allocate nothing."""
 
-    return patch.multiple(trl_head, _forward_tile=in_place, _backward_tile=in_place, _addmm_fp32=in_place)
+    with (
+        patch.multiple(trl_head, _forward_tile=in_place, _backward_tile=in_place, _addmm_fp32=in_place),
+        patch.object(fused_head, "CPU_TILE", trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE),
+    ):
+        yield
