@@ -288,7 +288,7 @@ class KeyWords(NamedTuple):
 def key_words(chosen: str, rejected: str, method: KeyStepMethod) -> tuple[KeyWords, KeyWords]:
     """Find the key words of two texts by one of `WORD_METHODS`."""
     texts = Words.of(chosen), Words.of(rejected)
-    keys = edited_stretches(texts[0].words, texts[1].words)
+    keys: Sequence[list[Stretch]] = edited_stretches(texts[0].words, texts[1].words)
     fork = common_prefix(texts[0].words, texts[1].words) if method != "words" else 0
     if method == "fork":
         keys = [_before(text.end_of_step(fork), key) for text, key in zip(texts, keys, strict=True)]
