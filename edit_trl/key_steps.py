@@ -246,7 +246,7 @@ def check_method(method: str) -> None:
         raise InputError(f"unknown key-step method {method!r}; choose one of {', '.join(get_args(KeyStepMethod))}")
 
 
-class _Words(NamedTuple):
+class Words(NamedTuple):
     """A text and its words; `starts` are their first characters and the length of the text."""
 
     text: str
@@ -254,7 +254,7 @@ class _Words(NamedTuple):
     starts: Sequence[int]
 
     @classmethod
-    def of(cls, text: str) -> "_Words":
+    def of(cls, text: str) -> "Words":
         return cls(text, *words_of(text))
 
     def end_of_step(self, word: int) -> int:
@@ -273,22 +273,40 @@ class _Words(NamedTuple):
         return spans
 
 
+class KeyWords(NamedTuple):
+    """The words of a chain, and the stretches of them that are key."""
+
+    text: Words
+    stretches: Sequence[Stretch]
+
+    @property
+    def spans(self) -> list[Span]:
+        """The key steps as characters of the chain."""
+        return self.text.spans(self.stretches)
+
+
+def key_words(chosen: str, rejected: str, method: KeyStepMethod) -> tuple[KeyWords, KeyWords]:
+    """Find the key words of two texts by one of `WORD_METHODS`."""
+    texts = Words.of(chosen), Words.of(rejected)
+    keys: Sequence[list[Stretch]] = edited_stretches(texts[0].words, texts[1].words)
+    fork = common_prefix(texts[0].words, texts[1].words) if method != "words" else 0
+    if method == "fork":
+        keys = [_before(text.end_of_step(fork), key) for text, key in zip(texts, keys, strict=True)]
+    elif method == "forks":
+        keys = [_where_steps_part(key, text, fork) for text, key in zip(texts, keys, strict=True)]
+    elif method == "step":
+        keys = [[(fork, text.end_of_step(fork))] if fork < len(text.words) else [] for text in texts]
+    return KeyWords(texts[0], keys[0]), KeyWords(texts[1], keys[1])
+
+
 def _mark_words(chosen: str, rejected: str, method: KeyStepMethod) -> KeySteps:
     """Mark the key words of two texts by a method that aligns words; the masks are over words."""
-    texts = [_Words.of(chosen), _Words.of(rejected)]
-    masks, spans, forks = [], [], []
-    fork = common_prefix(texts[0].words, texts[1].words) if method != "words" else 0
-    for text, key in zip(texts, edited_stretches(texts[0].words, texts[1].words), strict=True):
-        if method == "fork":
-            key = _before(text.end_of_step(fork), key)
-        elif method == "forks":
-            key = _where_steps_part(key, text, fork)
-        elif method == "step":
-            key = [(fork, text.end_of_step(fork))] if fork < len(text.words) else []
+    sides = key_words(chosen, rejected, method)
+    masks, forks = [], []
+    for text, key in sides:
         masks.append(stretch_mask(key, len(text.words)))
-        spans.append(text.spans(key))
         forks.append(stretch_mask(_before(text.end_of_step(key[0][0]), key) if key else [], len(text.words)))
-    return _key_steps(masks, spans, forks)
+    return _key_steps(masks, [side.spans for side in sides], forks)
 
 
 def _before(end: int, stretches: Sequence[Stretch]) -> list[Stretch]:
@@ -296,7 +314,7 @@ def _before(end: int, stretches: Sequence[Stretch]) -> list[Stretch]:
     return [(i, min(j, end)) for i, j in stretches if i < end]
 
 
-def _where_steps_part(key: Sequence[Stretch], text: _Words, fork: int) -> list[Stretch]:
+def _where_steps_part(key: Sequence[Stretch], text: Words, fork: int) -> list[Stretch]:
     """Keep the key words in the step of the word `fork`, and the first key word of each later step."""
     step = text.end_of_step(fork)
     forks = _before(step, key)
@@ -370,7 +388,7 @@ def _tokenize(
 ) -> tuple[list[list[int]], list[list[Span]]]:
     """Return ids and character offsets of both texts; without a tokenizer, those of words."""
     if tokenizer is None:
-        sides = [_Words.of(text) for text in texts]
+        sides = [Words.of(text) for text in texts]
         ids: defaultdict[str, int] = defaultdict(count().__next__)  # equal words get equal ids
         return [[*map(ids.__getitem__, side.words)] for side in sides], [side.each() for side in sides]
     if not tokenizer.is_fast:

@@ -6,9 +6,10 @@ import argparse
 import os
 import sys
 import textwrap
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edit_trl.cli.parser import Parser
 from edit_trl.common.errors import InputError
@@ -16,8 +17,6 @@ from edit_trl.common.files import check_writable
 from edit_trl.common.garbage import collection_paused
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from edit_trl.data.pair_statistics import Pair
 
 FILTERS = ("task", "mistake", "source", "id")
@@ -38,9 +37,8 @@ def main(argv: list[str] | None = None) -> int:
 
         free_path(options.html)
     from edit_trl.data.pair_statistics import locate_pairs
-    from edit_trl.data.row import rows_of
 
-    dataset = _load(options)
+    rows = _load(options)
     tokenizer = None
     if options.tokenizer:
         from edit_trl.models.adapters import adapter_base
@@ -48,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
         tokenizer = load_tokenizer(options.tokenizer, adapter_base(options.tokenizer, "tokenizer"), option="tokenizer")
     with collection_paused():
-        pairs = _filtered(locate_pairs(rows_of(dataset), options.method, tokenizer), options)
+        pairs = _filtered(locate_pairs(rows, options.method, tokenizer), options)
     _show(pairs, pairs[: options.limit], options)
     return 0
 
@@ -87,17 +85,16 @@ def _print_plain(source: str, pairs: list[Pair], selection: list[Pair], unit: st
         print(textwrap.indent(aligned([[[group, *HEADINGS], *rows]]), "  "))
     print("\nkey steps in [brackets]")
     for number, pair in enumerate(selection, 1):
-        print()
-        print("\n".join(pair_lines(pair, f"{number} of {len(selection)}")))
+        print("\n".join(["", *pair_lines(pair, f"{number} of {len(selection)}")]))
 
 
-def _load(options: argparse.Namespace) -> Dataset:
+def _load(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from edit_trl.common.options import read_mapping
     from edit_trl.data.dual_cots import DatasetSource
 
     mapping = read_mapping(options.column_mapping, "--column_mapping") if options.column_mapping else None
     source = DatasetSource(options.dataset, options.dataset_config, options.split, options.dataset_revision, mapping)
-    return source.load()
+    return source.rows()
 
 
 def _filtered(pairs: list[Pair], options: argparse.Namespace) -> list[Pair]:

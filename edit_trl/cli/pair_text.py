@@ -18,9 +18,11 @@ HEADINGS = ("pairs", "key", "shared prefix", "correct", "wrong")
 
 def bracketed(text: str, spans: Sequence[Sequence[int]]) -> str:
     """Return the text with its spans in [brackets]."""
-    for start, end in reversed(spans):
-        text = f"{text[:start]}[{text[start:end]}]{text[end:]}"
-    return text
+    parts, place = [], 0
+    for start, end in spans:
+        parts += [text[place:start], "[", text[start:end], "]"]
+        place = end
+    return "".join([*parts, text[place:]])
 
 
 def prompt_text(prompt: str | list[dict[str, Any]]) -> str:

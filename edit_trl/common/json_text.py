@@ -6,7 +6,7 @@ import json
 import re
 import types
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from itertools import chain
@@ -144,18 +144,101 @@ def checker(annotation: Any) -> Checker:
     if origin is Annotated:
         return _of_length(checker(arguments[0]), arguments[1])
     if origin is list:
-        return _items(list, "list", checker(arguments[0]), _quick_check(arguments[0]))
+        return _items(list, "list", checker(arguments[0]), bulk_checker(arguments[0]))
     if origin is dict:
-        return _items(dict, "object", checker(arguments[1]), None)
+        return _items(dict, "object", checker(arguments[1]), bulk_checker(arguments[1]))
     if is_typeddict(annotation) or is_dataclass(annotation):
-        hints = get_type_hints(annotation, include_extras=True)
-        optional = {name for name, hint in hints.items() if get_origin(hint) is NotRequired}
-        hints |= {name: get_args(hints[name])[0] for name in optional}
+        hints, optional = _fields_of(annotation)
         return _fields({name: checker(hint) for name, hint in hints.items()}, optional)
     noun, kinds, limit = _SCALARS[annotation]
     return lambda value: (
         None if type(value) in kinds and (limit is None or abs(value) < limit) else f": {show(value)} is no {noun}"
     )
+
+
+@cache
+def bulk_checker(annotation: Any) -> Callable[[Sequence[Any]], bool]:
+    """Return a function that checks many JSON values against an annotation at once.
+
+    It is many times faster than `checker`, since it looks at one field of all values after the other. It does not say
+    which value is wrong, and may find one wrong that `checker` accepts; so `checker` has the last word.
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return lambda values: True
+    if origin in (Union, types.UnionType):
+        return _bulk_union(annotation, arguments)
+    if origin is Literal:
+        return lambda values: all(map(arguments.__contains__, values))
+    if origin is Annotated:
+        check_list, length = bulk_checker(arguments[0]), arguments[1]
+        return lambda values: check_list(values) and {length}.issuperset(map(len, values))
+    if origin is list:
+        check_items = bulk_checker(arguments[0])
+        return lambda values: {list}.issuperset(map(type, values)) and check_items([*chain.from_iterable(values)])
+    if origin is dict:
+        check_values = bulk_checker(arguments[1])
+        return lambda values: (
+            {dict}.issuperset(map(type, values)) and check_values([*chain.from_iterable(map(dict.values, values))])
+        )
+    if is_typeddict(annotation) or is_dataclass(annotation):
+        hints, optional = _fields_of(annotation)
+        return _bulk_fields({name: bulk_checker(hint) for name, hint in hints.items()}, optional)
+    _, kinds, limit = _SCALARS[annotation]
+    return lambda values: (
+        {*kinds}.issuperset(map(type, values)) and (limit is None or all(map(limit.__gt__, map(abs, values))))
+    )
+
+
+def _fields_of(annotation: Any) -> tuple[dict[str, Any], set[str]]:
+    """Return the annotations of the fields of a TypedDict or a dataclass, and which fields may be missing."""
+    hints = get_type_hints(annotation, include_extras=True)
+    optional = {name for name, hint in hints.items() if get_origin(hint) is NotRequired}
+    return hints | {name: get_args(hints[name])[0] for name in optional}, optional
+
+
+def _bulk_union(annotation: Any, arguments: tuple[Any, ...]) -> Callable[[Sequence[Any]], bool]:
+    kinds = [(kind, bulk_checker(argument)) for argument in arguments for kind in _kinds(argument)]
+    checks = dict(kinds)
+    if len(checks) < len(kinds):  # the type of a value does not tell which alternative is meant
+        check_value = checker(annotation)
+        return lambda values: all(check_value(value) is None for value in values)
+
+    def check(values: Sequence[Any]) -> bool:
+        present = {*map(type, values)}
+        return present <= checks.keys() and all(
+            checks[kind](values if len(present) == 1 else [value for value in values if type(value) is kind])
+            for kind in present
+        )
+
+    return check
+
+
+def _kinds(annotation: Any) -> tuple[type, ...]:
+    """Return the types of the JSON values that an alternative of a union may have."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in _SCALARS:
+        return _SCALARS[annotation][1]
+    if origin is Literal:
+        return tuple({*map(type, arguments)})
+    return (list,) if origin in (list, Annotated) else (dict,)
+
+
+def _bulk_fields(
+    checks: dict[str, Callable[[Sequence[Any]], bool]], optional: set[str]
+) -> Callable[[Sequence[Any]], bool]:
+    required = checks.keys() - optional
+
+    def check(values: Sequence[Any]) -> bool:
+        return (
+            {dict}.issuperset(map(type, values))
+            and all(required <= {*names} <= checks.keys() for names in {*map(tuple, values)})
+            and all(
+                check_field([value[name] for value in values if name in value]) for name, check_field in checks.items()
+            )
+        )
+
+    return check
 
 
 # The noun in messages, the types, and what absolute values are below.
@@ -193,29 +276,11 @@ def _of_length(check_list: Checker, length: int) -> Checker:
     return check
 
 
-def _quick_check(annotation: Any) -> Callable[[list], bool] | None:
-    """Return a check of a long list of numbers, or of short lists of them, that calls nothing for each."""
-    if annotation in _SCALARS:
-        _, kinds, limit = _SCALARS[annotation]
-        return lambda values: (
-            {*kinds}.issuperset(map(type, values)) and (limit is None or max(map(abs, values), default=0) < limit)
-        )
-    if get_origin(annotation) is Annotated:
-        of_lists, length = get_args(annotation)
-        if (check := _quick_check(*get_args(of_lists))) is not None:
-            return lambda values: (
-                {list}.issuperset(map(type, values))
-                and {length}.issuperset(map(len, values))
-                and check([*chain.from_iterable(values)])
-            )
-    return None
-
-
-def _items(kind: Any, noun: str, check_item: Checker, is_fine: Callable[[list], bool] | None) -> Checker:
+def _items(kind: Any, noun: str, check_item: Checker, are_fine: Callable[[Sequence], bool]) -> Checker:
     def check(value: Any) -> str | None:
         if type(value) is not kind:
             return f": {show(value)} is no {noun}"
-        if is_fine is not None and is_fine(value):
+        if are_fine([*value.values()] if kind is dict else value):
             return None
         items: Iterable[tuple[Any, Any]] = value.items() if kind is dict else enumerate(value)
         for key, item in items:

@@ -17,7 +17,9 @@ _UNSPACED = (
 )
 _LETTERS = rf"(?:[A-Za-z]++|(?![{_UNSPACED}])[^\W\d_]|[{_MODIFIER}])++"
 _WORD = rf"""
-      [A-Za-z]++ (?=[\s.,:;!?)])                                           # most words, at once
+      [A-Za-z]++ (?=[\x00-&(-@\[-`{{-\x7f])                               # most words, at once: what follows
+    | [0-9]++ (?=[\x00-+\-/:-\x7f] | \.[\x00-/:-\x7f])                  # in ASCII does not modify them, and
+    | [!-/:-@\[-`{{-~] (?=[\x00-\x7f])                                   # these characters do not continue them
     | (?: \d{{1,3}}(?:,\d{{3}})+(?!\d) | \d+ ) (?:\.\d+)? [{_MODIFIER}]*  # 1,234.5
     | {_LETTERS} (?:['’]{_LETTERS})*                                      # doesn't
     | [\U0001f1e6-\U0001f1ff]{{2}}                                        # a flag

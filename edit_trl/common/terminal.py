@@ -17,7 +17,12 @@ _OWN = r"\x1b\[[0-9;?]*[A-HJKSTfhlmsu]|\r"
 
 def visible(text: str) -> str:
     """Replace each invisible character by one visible character, so that character offsets stay valid."""
-    return UNSEEN.sub(lambda match: _picture(ord(match[0])), text)
+    return text if _is_visible(text) else UNSEEN.sub(lambda match: _picture(ord(match[0])), text)
+
+
+def _is_visible(text: str) -> bool:
+    """Return whether a text surely has no invisible character, which is found out much faster than by `UNSEEN`."""
+    return text.isprintable() or all(map(str.isprintable, text.split("\n")))
 
 
 def visible_line(value: Any) -> str:
@@ -44,7 +49,9 @@ class VisibleStream:
         self._pattern = re.compile(f"(?P<own>{own})|{UNSEEN.pattern}")
 
     def write(self, text: str) -> int:
-        self._stream.write(self._pattern.sub(lambda found: found["own"] or _picture(ord(found[0])), text))
+        if not _is_visible(text):
+            text = self._pattern.sub(lambda found: found["own"] or _picture(ord(found[0])), text)
+        self._stream.write(text)
         return len(text)
 
     def writelines(self, lines: Any) -> None:

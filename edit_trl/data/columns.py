@@ -80,20 +80,9 @@ class Columns:
     def _array(self, name: str, values: list[Any]) -> pa.Array | pa.ChunkedArray:
         import pyarrow as pa
 
-        return array_of(name, values) if name in self._structured else pa.array(values, type=self._type_of(name))
-
-    def _type_of(self, name: str) -> pa.DataType | None:
-        """Return the type of a known column: Arrow cannot infer that of empty lists or None."""
-        import pyarrow as pa
-
-        if name in TEXT_COLUMNS:
-            return pa.string()
-        if name == "mistake":
-            return pa.list_(pa.string())
-        if name in SPAN_COLUMNS:
-            spans = pa.list_(pa.list_(pa.int64()))
-            return pa.list_(spans) if self._several else spans
-        return None
+        if name in self._structured:
+            return array_of(name, values)
+        return pa.array(values, type=type_of_column(name, self._several))
 
     def _whole(self, name: str, source: str) -> pa.ChunkedArray:
         import pyarrow as pa
@@ -112,6 +101,23 @@ class Columns:
             row = bisect.bisect(range(len(values)), False, key=lambda last: not _is_column(values[: last + 1]))
             reason = f"column {name!r} cannot be stored, its values must be of one type: {error}"
             raise InputError(f"{source}, row {row + 1}: {reason}") from error
+
+
+def type_of_column(name: str, several: bool = False) -> pa.DataType | None:
+    """Return the type of a known column: Arrow cannot infer that of empty lists or None. None for any other column.
+
+    `several` is whether rows have several wrong chains.
+    """
+    import pyarrow as pa
+
+    if name in TEXT_COLUMNS:
+        return pa.string()
+    if name == "mistake":
+        return pa.list_(pa.string())
+    if name in SPAN_COLUMNS:
+        spans = pa.list_(pa.list_(pa.int64()))
+        return pa.list_(spans) if several else spans
+    return None
 
 
 def dataset_of(table: pa.Table) -> Dataset:

@@ -21,17 +21,21 @@ from edit_trl.common.hub_ids import looks_like_file
 from edit_trl.common.json_text import read_json
 from edit_trl.data.columns import Columns, dataset_of
 from edit_trl.data.files import DataFiles, check_local_source, is_text_file, iterate_rows, load_table, split_path
+from edit_trl.data.json_lines import read_uniform_rows
 from edit_trl.data.row import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
     SPAN_COLUMNS,
     rows_of,
+    rows_of_table,
     with_prompt,
     with_prompts,
 )
 from edit_trl.data.row_checks import checked_mapping, find_row_errors, validate_dual_cots
+from edit_trl.data.table_checks import is_surely_valid
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 _CSV_JSON_COLUMNS = ("mistake", "chat_template_kwargs", *SPAN_COLUMNS)
@@ -73,12 +77,32 @@ def load_dual_cots(
     Raises:
         InputError: A source that cannot be found, read or mapped, or rows that are not dual CoTs.
     """
-    path, where = Path(source).expanduser(), str(source)
+    import pyarrow as pa
+
     files = {"data_dir": data_dir, "data_files": data_files}
+    loaded = _load(source, name, split, revision, column_mapping, columns, **files)
+    return dataset_of(loaded) if isinstance(loaded, pa.Table) else loaded
+
+
+def _load(
+    source: str | os.PathLike[str],
+    name: str | None,
+    split: str | None,
+    revision: str | None,
+    column_mapping: Mapping[str, str] | None,
+    columns: Sequence[str] | None,
+    **files: DataFiles,
+) -> Dataset | pa.Table:
+    """Load as `load_dual_cots` does; a file whose rows are all of one form is returned as a table."""
+    path, where = Path(source).expanduser(), str(source)
     check_local_source(where, split, name=name, revision=revision, **files)
     if (of_split := split_path(path, split)) is not None:
         path, where, split = of_split, str(of_split), None
     if is_text_file(path):
+        if path.suffix.lower() == ".jsonl" and not column_mapping and columns is None:
+            table = read_uniform_rows(path)
+            if table is not None and is_surely_valid(table):
+                return table
         return _dataset_of_rows(path, column_mapping or {}, columns)
     # A saved format is a way to look at the rows.
     dataset = load_table(where, name, split, revision, **files).with_format(None)
@@ -128,6 +152,14 @@ class DatasetSource:
         """Load and validate the rows; see `load_dual_cots`."""
         options = asdict(self)
         return load_dual_cots(options.pop("name"), name=options.pop("config"), **options)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Load and validate the rows, and yield them; see `load_dual_cots`. Files rarely need `datasets` here."""
+        import pyarrow as pa
+
+        options = self.config, self.split, self.revision, self.column_mapping, self.columns
+        loaded = _load(self.name, *options, data_dir=self.data_dir, data_files=self.data_files)
+        return rows_of_table(loaded) if isinstance(loaded, pa.Table) else rows_of(loaded)
 
 
 def _parse_csv_cell(column: str, text: str) -> Any:

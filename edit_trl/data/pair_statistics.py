@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edit_trl.common.alignment import common_prefix
 from edit_trl.common.errors import InputError
 from edit_trl.common.steps import words_of
 from edit_trl.data.row import chain_text, is_chosen_alone, pairs_of, with_prompt
-from edit_trl.key_steps import KeyStepMethod, Span, locate_key_steps
+from edit_trl.key_steps import WORD_METHODS, KeyStepMethod, Span, key_words, locate_key_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 GROUPS = ("task", "mistake", "source")
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """A dual CoT with its key steps. Lengths and shares are measured in words, or in tokens.
 
     Attributes:
@@ -107,27 +106,37 @@ def _pair(
     number: int, pair: Mapping[str, Any], alone: bool, method: KeyStepMethod, tokenizer: PreTrainedTokenizerBase | None
 ) -> Pair:
     chosen, rejected = chain_text(pair["chosen"]), chain_text(pair["rejected"])
-    if tokenizer is None:
-        units = [words_of(text)[0] for text in (chosen, rejected)]
-    else:
-        units = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (chosen, rejected)]
     chosen_spans: list[Span] | None = []
     rejected_spans: list[Span] | None = []
     fraction = shared = None
+    units: list[Sequence[Any]]
+    if alone or tokenizer is not None or method not in WORD_METHODS:
+        units = [_units(text, tokenizer) for text in (chosen, rejected)]
+        if not alone:
+            steps = locate_key_steps(
+                chosen,
+                rejected,
+                tokenizer,
+                method,
+                chosen_spans=pair.get("chosen_key_spans"),
+                rejected_spans=pair.get("rejected_key_spans"),
+            )
+            chosen_spans, rejected_spans, fraction = steps.chosen_spans, steps.rejected_spans, steps.key_fraction
+    else:  # without the masks over all words, which nobody reads here
+        sides = key_words(chosen, rejected, method)
+        units = [side.text.words for side in sides]
+        chosen_spans, rejected_spans = (side.spans for side in sides)
+        count = sum(map(len, units))
+        fraction = sum(end - start for side in sides for start, end in side.stretches) / count if count else 0.0
     if not alone:
-        steps = locate_key_steps(
-            chosen,
-            rejected,
-            tokenizer,
-            method,
-            chosen_spans=pair.get("chosen_key_spans"),
-            rejected_spans=pair.get("rejected_key_spans"),
-        )
-        chosen_spans, rejected_spans, fraction = steps.chosen_spans, steps.rejected_spans, steps.key_fraction
         shared = common_prefix(*units) / len(units[0]) if units[0] else 0.0
     return Pair(
         row=number,
+        id=pair.get("id"),
+        task=pair.get("task"),
+        source=pair.get("source"),
         mistake=pair.get("mistake") or [],
+        answer=pair.get("answer"),
         prompt=pair["prompt"],
         chosen=chosen,
         rejected=None if alone else rejected,
@@ -137,8 +146,11 @@ def _pair(
         rejected_length=0 if alone else len(units[1]),
         key_fraction=fraction,
         shared_prefix=shared,
-        **{name: pair.get(name) for name in ("id", "task", "source", "answer")},
     )
+
+
+def _units(text: str, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[Any]:
+    return words_of(text)[0] if tokenizer is None else tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def pair_statistics(pairs: Sequence[Pair]) -> Statistics:

@@ -20,6 +20,7 @@ from edit_trl.common.errors import InputError, show
 from edit_trl.data.chains import messages_text
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 
@@ -168,10 +169,12 @@ def with_prompt(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
     As TRL's `extract_prompt`, for conversations. The last turn of each is its answer in any case.
     """
+    if row.get("prompt") is not None:
+        return row
     chosen, rejected = row.get("chosen"), row.get("rejected")
     several = isinstance(rejected, list) and (has_several_rejected(row) or not rejected)
     chains: list[Any] = [chosen, *rejected] if isinstance(rejected, list) and several else [chosen, rejected]
-    if row.get("prompt") is not None or not all(map(_is_conversation, chains)):
+    if not all(map(_is_conversation, chains)):
         return row
     turns = zip(*(chain[:-1] for chain in chains), strict=False)
     count = len(list(takewhile(lambda turn: all(other == turn[0] for other in turn), turns)))
@@ -227,6 +230,14 @@ def rows_of(dataset: Dataset) -> Iterator[dict[str, Any]]:
         for values in zip(*batch.values(), strict=True):
             count += 1
             yield dict(zip(batch, values, strict=True))
+
+
+def rows_of_table(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table whose values can all be read."""
+    for batch in table.to_batches(max_chunksize=1000):
+        columns = batch.to_pydict()
+        for values in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, values, strict=True))
 
 
 def unreadable_cell(dataset: Dataset, first: int = 0) -> str | None:

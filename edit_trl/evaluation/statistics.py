@@ -22,6 +22,8 @@ LEVEL = 0.95
 RESAMPLES = 2000
 # The most numbers to draw at a time: fast, without the memory of all resamples.
 _MOST_DRAWS = 2_000_000
+# The same where the draws are used several times, which is faster while the cache of a core holds them.
+_MOST_SHARED_DRAWS = 100_000
 
 
 @dataclass(frozen=True)
@@ -78,33 +80,97 @@ def bootstrap_interval(
         error of the bootstrap. If all values of a share are 0 or all are 1, so that all resamples are the same,
         the interval is Wilson's. All three numbers are nan without values.
     """
+    array = np.asarray(values, dtype=float)
+    if clusters is None or len(set(clusters)) < 2 or (share and _is_wilson(array)):
+        [interval] = bootstrap_intervals([array], [share], level=level, resamples=resamples, seed=seed)
+        return interval
+    mean, error = float(array.mean()), _bootstrap_error(array, clusters, resamples, seed)
+    return Interval(mean, *_t_interval(mean, error, len(set(clusters)) - 1, level))
+
+
+def bootstrap_intervals(
+    samples: Sequence[np.ndarray],
+    shares: Sequence[bool],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Interval]:
+    """Return the interval of each of several samples, as `bootstrap_interval` does for one.
+
+    Samples of the same size share the items that are drawn, since to draw them takes longer than to add their values.
+
+    Args:
+        samples: One value per item, of each sample.
+        shares: Whether the values of a sample lie between 0 and 1.
+        level: The confidence level.
+        resamples: The number of resamples.
+        seed: The seed of the resampling, which begins anew for each size of sample.
+    """
     from scipy.stats import binomtest, bootstrap
 
-    array = np.asarray(values, dtype=float)
-    if not array.size:
-        return Interval(math.nan, math.nan, math.nan)
-    mean = float(array.mean())
-    is_constant = bool((array == array[0]).all())
-    if share and is_constant and array[0] in (0, 1):
-        wilson = binomtest(int(array.sum()), array.size).proportion_ci(level, method="wilson")
-        return Interval(mean, float(wilson.low), float(wilson.high))
-    if clusters is not None and len(set(clusters)) > 1:
-        error = _bootstrap_error(array, clusters, resamples, seed)
-        low, high = _t_interval(mean, error, len(set(clusters)) - 1, level)
-        return Interval(mean, low, high)
-    if is_constant or array.size == 1:  # the one value may be nan
-        return Interval(mean, mean, mean)
-    result = bootstrap(
-        (array,),
-        np.mean,
-        vectorized=True,
-        method="percentile",
-        confidence_level=level,
-        n_resamples=resamples,
-        batch=_batch(array.size),
-        rng=np.random.default_rng(seed),
-    )
-    return Interval(mean, *map(float, result.confidence_interval))
+    intervals: dict[int, Interval] = {}
+    by_size: dict[int, list[int]] = {}
+    for index, (sample, share) in enumerate(zip(samples, shares, strict=True)):
+        if not sample.size:
+            intervals[index] = Interval(math.nan, math.nan, math.nan)
+        elif share and _is_wilson(sample):
+            wilson = binomtest(int(sample.sum()), sample.size).proportion_ci(level, method="wilson")
+            intervals[index] = Interval(float(sample.mean()), float(wilson.low), float(wilson.high))
+        elif sample.size == 1 or (sample == sample[0]).all():  # the one value may be nan
+            intervals[index] = Interval(*[float(sample.mean())] * 3)
+        else:
+            by_size.setdefault(sample.size, []).append(index)
+    for indexes in by_size.values():
+        table = np.stack([samples[index] for index in indexes])
+        result = bootstrap(
+            (table,),
+            np.mean,
+            axis=1,
+            method="percentile",
+            confidence_level=level,
+            n_resamples=0,
+            bootstrap_result=_Resampled(_resampled_means(table, resamples, seed)),
+        )
+        for index, sample, low, high in zip(indexes, table, *result.confidence_interval, strict=True):
+            intervals[index] = Interval(float(sample.mean()), float(low), float(high))
+    return [intervals[index] for index in range(len(samples))]
+
+
+class _Resampled(NamedTuple):
+    """A result of `scipy.stats.bootstrap`, as far as it is read to make an interval of it."""
+
+    bootstrap_distribution: np.ndarray
+
+
+def _resampled_means(samples: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Return the means of resamples, of the shape (samples, resamples), with the draws of `scipy.stats.bootstrap`.
+
+    `samples` has the shape (samples, items).
+    """
+    size, generator = samples.shape[1], np.random.default_rng(seed)
+    means = np.empty((len(samples), resamples))
+    is_binary = ((samples == 0) | (samples == 1)).all(axis=1)
+    # Integers hold a bit field for each of several binary samples, so that one sum counts the ones in all of them.
+    bits = size.bit_length()
+    binary = np.flatnonzero(is_binary)
+    groups = [binary[first : first + 63 // bits] for first in range(0, len(binary), 63 // bits)]
+    shifts = [bits * np.arange(len(group))[:, None] for group in groups]
+    fields = [(samples[g].astype(np.int64) << shift).sum(axis=0) for g, shift in zip(groups, shifts, strict=True)]
+    batch = max(1, _MOST_SHARED_DRAWS // size)
+    for start in range(0, resamples, batch):
+        draws = generator.integers(0, size, (min(batch, resamples - start), size))
+        columns = slice(start, start + len(draws))
+        for row in np.flatnonzero(~is_binary):
+            means[row, columns] = samples[row].take(draws).mean(axis=1)
+        for group, shift, packed in zip(groups, shifts, fields, strict=True):
+            means[group, columns] = (packed.take(draws).sum(axis=1) >> shift & 2**bits - 1) / size
+    return means
+
+
+def _is_wilson(values: np.ndarray) -> bool:
+    """Return whether all values of a share are 0, or all are 1, so that all resamples are the same."""
+    return bool(values.size) and values[0] in (0, 1) and bool((values == values[0]).all())
 
 
 def area_under_curve(positives: Sequence[float], negatives: Sequence[float]) -> float | None:

@@ -1,12 +1,12 @@
 """JSON is read strictly, and checked against annotations, with the place of what is wrong."""
 
 import json
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import pytest
 
 from edit_trl.common.errors import InputError
-from edit_trl.common.json_text import checker, read_json, read_json_file
+from edit_trl.common.json_text import bulk_checker, checker, read_json, read_json_file
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,31 @@ def outer(**changes):
 )
 def test_what_is_wrong_is_named_with_its_place(changes, expected):
     assert checker(Outer)(outer(**changes)) == expected
+    values = [outer(), outer(**changes), outer()]
+    assert bulk_checker(Outer)(values) == (expected is None)
+
+
+class Optional(TypedDict):
+    word: str
+    number: NotRequired[int | float]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "good", "bad"),
+    [
+        (str | list[dict[str, Any]], ["a", [{"b": 1}], []], ["a", [5]]),
+        (list[int] | list[str], [[1], ["a"], []], [[1], [1, "a"]]),
+        (Literal["a", 1] | None, ["a", None, 1], ["a", ["a"]]),
+        (Optional, [{"word": "a"}, {"word": "b", "number": 0.5}], [{"word": "a"}, {"number": 1}]),
+        (float, [1, 0.5], [1, float("nan"), 2]),
+        (int, [], [2**63]),
+    ],
+)
+def test_many_values_are_checked_at_once(annotation, good, bad):
+    for values in (good, bad):
+        assert bulk_checker(annotation)(values) == all(checker(annotation)(value) is None for value in values)
+    assert bulk_checker(annotation)(good)
+    assert not bulk_checker(annotation)(bad)
 
 
 def test_true_is_no_number():

@@ -8,10 +8,12 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
 from edit_trl.evaluation.statistics import (
     Difference,
     bootstrap_interval,
+    bootstrap_intervals,
     exact_mcnemar,
     holm,
     minimum_detectable_effect,
@@ -185,6 +187,19 @@ def test_the_percentile_bootstrap_of_a_mean():
     assert bootstrap_interval(values, seed=1) != interval
     narrow = bootstrap_interval(values, level=0.5)
     assert interval.low < narrow.low < narrow.high < interval.high
+
+
+def test_samples_share_their_draws():
+    """Each has the interval of `scipy.stats.bootstrap` to the last bit, whichever other samples there are."""
+    draw = np.random.default_rng(1)
+    samples = [(draw.random(127) < 0.1 * number).astype(float) for number in range(1, 10)]  # more than an integer holds
+    samples += [draw.normal(size=127), draw.normal(size=40), np.zeros(127), np.array([0.5])]
+    intervals = bootstrap_intervals(samples, [True] * len(samples))
+    for sample, interval in zip(samples[:-2], intervals, strict=False):
+        rng = np.random.default_rng(0)
+        alone = bootstrap((sample,), np.mean, method="percentile", n_resamples=2000, rng=rng).confidence_interval
+        assert (interval.value, interval.low, interval.high) == (sample.mean(), *alone)
+    assert intervals[-2:] == [bootstrap_interval(np.zeros(127)), bootstrap_interval([0.5])]
 
 
 def test_minimum_detectable_effect():

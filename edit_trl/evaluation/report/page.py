@@ -10,11 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.resources import files
 from itertools import islice
@@ -99,18 +101,20 @@ def report_page(runs: Sequence[Run], training: Sequence[TrainingRun] = (), *, ti
         ],
     }
     several = any(len(item["samples"]) > 1 for run in runs if run.record.kind == "evaluate" for item in run.items)
-    details = _DETAILS if several else _DETAILS[::2]  # with one sample each, the second is the first
-    for detail, notice in details:
-        items, tokens = page_items(runs, detail)
-        if "flips" not in data:
-            data["flips"] = flips(kinds, items)
-        packed = ({side: packed_tokens(part) for side, part in sides.items()} for sides in tokens)
-        most_bytes = MOST_BYTES if detail.tokens else None
-        page = render(data | {"notice": notice}, items, packed, most_bytes)
-        if page is not None:
-            break
-    assert page is not None  # that of the least detail is shown whatever its size
-    return page
+    *richer, (detail, notice) = _DETAILS if several else _DETAILS[::2]  # with one sample each, the second is the first
+    items, _ = page_items(runs, detail)
+    data["flips"] = flips(kinds, items)
+    least = _packed(items)
+    # More detail only adds to the items, so it is not tried where the least is too large already.
+    for more, said in richer if len(least) <= MOST_BYTES else ():
+        items, tokens = page_items(runs, more)
+        chains = ({side: packed_tokens(part) for side, part in sides.items()} for sides in tokens)
+        with suppress(_TooLarge):
+            packed_items = _packed(items, MOST_BYTES)
+            page = render(data | {"notice": said}, packed_items, _packed(chains, MOST_BYTES - len(packed_items)))
+            if len(page) <= MOST_BYTES:
+                return page
+    return render(data | {"notice": notice}, least, _packed([]))
 
 
 def write_pairs(
@@ -163,9 +167,7 @@ def pairs_page(
     run = {"name": title, **_pair_summary(pairs, method, unit)}
     data: dict[str, Any] = {"title": title, "runs": [run], "labels": {"pairs": labels}, "training": [], "flips": []}
     data["notice"] = notice if len(shown) < len(pairs) else None
-    page = render(data, [_pair_item(pair, unit) for pair in shown])
-    assert page is not None  # its size has no limit
-    return page
+    return render(data, _packed(_pair_item(pair, unit) for pair in shown), _packed([]))
 
 
 def _pair_summary(pairs: Sequence[Pair], method: str, unit: str) -> dict[str, Any]:
@@ -213,37 +215,22 @@ def _pair_item(pair: Pair, unit: str) -> dict[str, Any]:
     return item | {"id": pair.id or f"row {pair.row}", "task": pair.task or "", "facts": facts, "runs": []}
 
 
-def render(
-    data: Mapping[str, Any],
-    items: Iterable[Mapping[str, Any]],
-    tokens: Iterable[Mapping[str, Any]] = (),
-    most_bytes: int | None = None,
-) -> bytes | None:
-    """Render the page from the data that it shows at once, and from the items and tokens that it unpacks later.
-
-    Returns:
-        The page; None if it has more than `most_bytes`.
-    """
-    packed = {}
-    for name, values in (("items", items), ("tokens", tokens)):
-        text = _packed(values, most_bytes)
-        if text is None:
-            return None
-        packed[name] = text
+def render(data: Mapping[str, Any], items: str, tokens: str) -> bytes:
+    """Render the page from the data that it shows at once, and the packed items and tokens that it unpacks later."""
     folder = files(__package__)
     style = (folder / "page.css").read_text(encoding="utf-8")
     script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();'
+    whole = {**data, "made_with": f"edit_trl {version('edit_trl')}", "items": items, "tokens": tokens}
     filled = Template((folder / "template.html").read_text(encoding="utf-8")).substitute(
         version=version("edit_trl"),
         style_hash=_hash(style),
         script_hash=_hash(script),
         style=style,
         script=script,
-        data=escaped_json({**data, "made_with": f"edit_trl {version('edit_trl')}", **packed}),
+        data=escaped_json(whole),
     )
-    page = filled.encode("utf-8")
-    return None if most_bytes is not None and len(page) > most_bytes else page
+    return filled.encode("utf-8")
 
 
 def escaped_json(value: Any) -> str:
@@ -251,17 +238,21 @@ def escaped_json(value: Any) -> str:
     return re.sub(r"[<>&]", lambda match: f"\\u{ord(match[0]):04x}", _json(value))
 
 
-def _packed(values: Iterable[Any], most_bytes: int | None = None) -> str | None:
-    """Return values as compressed JSON; None as soon as they take more than `most_bytes`."""
+class _TooLarge(Exception):
+    """Values take more bytes on a page than they may."""
+
+
+def _packed(values: Iterable[Any], most_bytes: float = math.inf) -> str:
+    """Return values as compressed JSON in base64; raise _TooLarge as soon as they take more than `most_bytes`."""
     compressor = zlib.compressobj(level=9, wbits=zlib.MAX_WBITS + 16)  # gzip, without a time
     parts, size = [], 0
     values = iter(values)
     begin = "["
-    while block := [_json(value) for value in islice(values, 500)]:
-        parts.append(compressor.compress(f"{begin}{','.join(block)}".encode("ascii")))
+    while block := [*islice(values, 500)]:
+        parts.append(compressor.compress(f"{begin}{_json(block)[1:-1]}".encode("ascii")))
         size, begin = size + len(parts[-1]), ","
-        if most_bytes is not None and size > most_bytes:
-            return None
+        if size * 4 / 3 > most_bytes:
+            raise _TooLarge
     parts.append(compressor.compress(b"[]" if begin == "[" else b"]") + compressor.flush())
     return base64.b64encode(b"".join(parts)).decode("ascii")
 

@@ -13,13 +13,11 @@ from edit_trl.evaluation.report.items import rounded
 from edit_trl.evaluation.report.training_history import TrainingRun
 from edit_trl.evaluation.runs.schema import Run
 from edit_trl.evaluation.runs.scores import (
-    GROUPS,
     LOWER_IS_BETTER,
     MAIN_SCORE,
     SCORES,
     UNITS,
-    group_items,
-    score_intervals,
+    grouped_intervals,
 )
 from edit_trl.evaluation.statistics import Interval, exact_mcnemar, paired_difference
 
@@ -81,15 +79,13 @@ def score_label(label: str, explanation: str, unit: str, lower_is_better: bool =
 
 def group_scores(run: Run) -> dict[str, list[Any]]:
     """Return [name, items, scores] of each task, kind of mistake and source; scores are [value, low, high]."""
-    kind = run.record.kind
-
-    def bounds(members: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None] | None]:
-        intervals = score_intervals(members, kind)
-        return {score: _bounds(intervals[score]) if score in intervals else None for score in SCORES[kind]}
-
+    names = SCORES[run.record.kind]
     return {
-        group: [[name, len(members), bounds(members)] for name, members in group_items(run.items, group).items()]
-        for group in GROUPS
+        group: [
+            [name, count, {score: _bounds(intervals[score]) if score in intervals else None for score in names}]
+            for name, (count, intervals) in groups.items()
+        ]
+        for group, groups in grouped_intervals(run.items, run.record.kind).items()
     }
 
 

@@ -20,9 +20,10 @@ from typing import Any
 
 from edit_trl.common.errors import InputError, show
 from edit_trl.common.files import DRAFT_SUFFIX, check_writable, git_revision, write_whole
-from edit_trl.common.json_text import checker, read_json, read_json_file
+from edit_trl.common.json_text import bulk_checker, checker, read_json, read_json_file
 from edit_trl.common.locks import FOLDER_LOCK, Hold, hold_folder
 from edit_trl.evaluation.runs.schema import FORMAT, ITEMS, Item, Run, RunRecord, key_of
+from edit_trl.evaluation.runs.stored_tokens import StoredTokens, split_tokens
 
 RECORD_FILE, ITEMS_FILE = "evaluation.json", "items.jsonl"
 
@@ -235,28 +236,50 @@ def _read_record(path: Path) -> RunRecord:
 
 
 def _read_items(path: Path, kind: str, partial: bool = False) -> list[Any]:
-    """Return the items of a run; `partial` allows a last line that was cut short, which is left out."""
+    """Return the items of a run; `partial` allows a last line that was cut short, which is left out.
+
+    The tokens of a suite are read where they are used, unless the run is `partial` and its items are written again.
+    """
     file = path / ITEMS_FILE
     if not file.is_file():
         if partial:
             return []
         raise InputError(f"{file} is missing")
-    items = []
+    items: list[Any] = []
+    tokens: list[StoredTokens | None] = []
     *lines, rest = file.read_bytes().split(b"\n")
     if rest and not partial:
         raise InputError(f"{file}, line {len(lines) + 1}: cut short")
+    try:
+        for number, line in enumerate(lines, 1):
+            item, stored = (None, None) if partial else split_tokens(line)
+            if stored is None:
+                item = read_json(line, f"{file}, line {number}")
+            if isinstance(item, dict) and type(item.get("id")) is int:  # earlier versions kept the type of the data
+                item["id"] = str(item["id"])
+            items.append(item)
+            tokens.append(stored)
+    except InputError:
+        _check_items(items, kind, file)  # the first line with an error is named
+        raise
+    _check_items(items, kind, file)
+    for item, stored in zip(items, tokens, strict=True):
+        if stored is not None:
+            item["tokens"] = stored
+    return items
+
+
+def _check_items(items: Sequence[Any], kind: str, file: Path) -> None:
+    """Raise an InputError for the first value that is not an item of this kind of run."""
+    if bulk_checker(ITEMS[kind])(items) and (kind != "evaluate" or all(item["samples"] for item in items)):
+        return
     problem_of = checker(ITEMS[kind])
-    for number, line in enumerate(lines, 1):
-        item = read_json(line, f"{file}, line {number}")
-        if isinstance(item, dict) and type(item.get("id")) is int:  # earlier versions kept the type of the data
-            item["id"] = str(item["id"])
+    for number, item in enumerate(items, 1):
         problem = problem_of(item)
         if problem is None and kind == "evaluate" and not item["samples"]:
             problem = ".samples: is empty"
         if problem is not None:
             raise InputError(f"{file}, line {number}: not an item of `edit-trl {kind}`: {problem.lstrip('.: ')}")
-        items.append(item)
-    return items
 
 
 def _is_draft(path: Path) -> bool:

@@ -26,8 +26,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from edit_trl.evaluation.runs.schema import RunKind
-from edit_trl.evaluation.statistics import Interval, area_under_curve, bootstrap_interval
+from edit_trl.evaluation.statistics import Interval, area_under_curve, bootstrap_intervals
 
 ItemScore = Callable[[Mapping[str, Any]], float | None]
 
@@ -108,8 +110,44 @@ def mean_scores(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, 
 
 def score_intervals(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, Interval]:
     """Return the bootstrap interval over items of each score that some item has."""
-    values = {name: [value for value in map(score, items) if value is not None] for name, score in SCORES[kind].items()}
-    return {name: bootstrap_interval(numbers, share=name not in UNITS) for name, numbers in values.items() if numbers}
+    [intervals] = _intervals_of([_known(_score_table(items, kind))])
+    return intervals
+
+
+def grouped_intervals(
+    items: Sequence[Mapping[str, Any]], kind: RunKind
+) -> dict[str, dict[str, tuple[int, dict[str, Interval]]]]:
+    """Return by task, by kind of mistake and by source the number of items, and what `score_intervals` returns."""
+    table = _score_table(items, kind)
+    members: dict[tuple[str, str], list[int]] = {}
+    for group in GROUPS:
+        for index, item in enumerate(items):
+            for name in names_in(item, group):
+                members.setdefault((group, name), []).append(index)
+    intervals = _intervals_of(
+        [_known({name: values[indexes] for name, values in table.items()}) for indexes in members.values()]
+    )
+    groups: dict[str, dict[str, tuple[int, dict[str, Interval]]]] = {group: {} for group in GROUPS}
+    for ((group, name), indexes), of_group in zip(members.items(), intervals, strict=True):
+        groups[group][name] = len(indexes), of_group
+    return groups
+
+
+def _score_table(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, np.ndarray]:
+    """Return a value per item for each score; nan where the item does not have the score."""
+    return {name: np.array([*map(score, items)], dtype=float) for name, score in SCORES[kind].items()}
+
+
+def _known(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the scores that some item has, each with the values of the items that have it."""
+    known = {name: values[~np.isnan(values)] for name, values in table.items()}
+    return {name: values for name, values in known.items() if values.size}
+
+
+def _intervals_of(tables: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, Interval]]:
+    samples = [values for table in tables for values in table.values()]
+    intervals = iter(bootstrap_intervals(samples, [name not in UNITS for table in tables for name in table]))
+    return [{name: next(intervals) for name in table} for table in tables]
 
 
 def grouped_scores(items: Sequence[Mapping[str, Any]], kind: RunKind) -> dict[str, dict[str, dict[str, float | None]]]:

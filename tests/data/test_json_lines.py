@@ -1,0 +1,100 @@
+"""Files that Arrow reads are as if their rows had been read one by one, and any other file is left to that way."""
+
+import json
+
+import pytest
+from conftest import ROWS, conversational
+
+from edit_trl import load_dual_cots
+from edit_trl.common.errors import InputError
+from edit_trl.data.columns import Columns
+from edit_trl.data.files import iterate_rows
+from edit_trl.data.json_lines import read_uniform_rows
+from edit_trl.data.row_checks import find_row_errors
+from edit_trl.data.table_checks import is_surely_valid
+
+PLAIN = [{**row, "id": str(number), "mistake": None if number else ["order"]} for number, row in enumerate(ROWS)]
+CONVERSATIONS = [conversational(row) for row in PLAIN]
+ROW = {"prompt": "1 + 1 = ?\n", "chosen": "It is 2.", "rejected": "It is 3.", "chosen_key_spans": [[0, 2], [6, 7]]}
+TURNS = {name: [{"role": "user" if name == "prompt" else "assistant", "content": ROW[name]}] for name in [*ROW][:3]}
+
+
+def write(folder, rows):
+    path = folder / "rows.jsonl"
+    path.write_bytes(rows if isinstance(rows, bytes) else b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("rows", [PLAIN, CONVERSATIONS, [{**row, "n": 1, "x": "a", "f": 0.5} for row in PLAIN]])
+def test_the_columns_are_those_of_rows_read_one_by_one(tmp_path, rows):
+    path = write(tmp_path, rows)
+    table, columns = read_uniform_rows(path), Columns()
+    assert not list(find_row_errors(columns.store(iterate_rows(path)), [*rows[0]], "rows"))
+    assert table.column_names == columns.names
+    for name, array in columns.arrays("rows").items():
+        assert table[name].type == array.type
+        assert table[name].to_pylist() == array.to_pylist()
+    assert is_surely_valid(table)
+    assert load_dual_cots(path).to_list() == table.to_pylist()
+
+
+LINE = json.dumps(ROW).encode()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        LINE + b" " + LINE,
+        LINE.replace(b", ", b",\n", 1),
+        LINE + b"\nnull",
+        b"null",
+        LINE + b"\n\n" + LINE,
+        b"\xef\xbb\xbf" + LINE,
+        LINE + b"\n" + LINE[:-1] + b', "prompt": "twice"}',
+        LINE + b"\n" + LINE[:-1] + b', "more": 1}',
+        LINE + b"\n" + LINE.replace(b"It", b"\xff"),
+        LINE + b"\n" + LINE.replace(b"It", b"\\ud800"),
+        LINE + b"\n" + LINE.replace(b"It", b"\x01"),
+        LINE + b"\n" + LINE.replace(b"6", b"6.0"),
+        LINE[:-1] + b', "tools": null}',
+        LINE[:-1] + b', "more": null}',
+        LINE[:-1] + b', "more": [1]}',
+        json.dumps({**TURNS, "chosen": [{"role": "assistant", "content": "a", "name": None}]}).encode(),
+        json.dumps(TURNS).encode() + b"\n" + json.dumps({**TURNS, "chosen": [{"role": "assistant"}]}).encode(),
+        b"",
+    ],
+)
+def test_any_other_file_is_left_to_be_read_row_by_row(tmp_path, lines):
+    assert read_uniform_rows(write(tmp_path, lines)) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "error"),
+    [
+        (ROW, {"chosen": " \u3000\x1c"}, "is empty"),
+        (ROW, {"prompt": None}, "is missing"),
+        (ROW, {"rejected": "\nIt is 2. "}, "equals chosen"),
+        (ROW, {"chosen_key_spans": [[0, 9]]}, "out of range: the chain has 8"),
+        (ROW, {"chosen_key_spans": [[0, 2], [1, 3]]}, "overlaps"),
+        (ROW, {"chosen_key_spans": [[1, 1]]}, "is empty"),
+        (ROW, {"chosen_key_spans": [[-1, 1]]}, "out of range"),
+        (ROW, {"chosen_key_spans": [[0, 1, 2]]}, "must be two integers"),
+        (ROW, {"mistake": [None]}, "must be a list of texts"),
+        (ROW, {"id": "a"}, "is already the id of row 1"),
+        (ROW, {"prefix": "It is 2."}, "is the whole of chosen"),
+        (TURNS, {"prompt": [{"role": "assistant", "content": "a"}]}, "must end in a user turn"),
+        (TURNS, {"prompt": [{"role": "human", "content": "a"}]}, "role must be one of"),
+        (TURNS, {"chosen": [{"role": "user", "content": "a"}]}, "must begin and end with an assistant"),
+        (TURNS, {"chosen": [{"role": "assistant", "content": " "}]}, "a message is empty"),
+        (TURNS, {"chosen": []}, "must begin and end with an assistant"),
+    ],
+)
+def test_rows_with_errors_are_never_found_valid(tmp_path, row, changes, error):
+    first = {**row, "id": "a", "mistake": ["x"], **({"prefix": ""} if "prefix" in changes else {})}
+    path = write(tmp_path, [first, {**first, "id": "b", **changes}])
+    table = read_uniform_rows(path)
+    assert table is not None
+    assert not is_surely_valid(table)
+    with pytest.raises(InputError, match=error) as caught:
+        load_dual_cots(path)
+    assert "row 2" in str(caught.value)
