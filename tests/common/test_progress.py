@@ -1,5 +1,6 @@
 import io
 import logging
+import os
 import sys
 import time
 
@@ -99,6 +100,8 @@ def test_at_a_terminal_lines_update_and_what_is_logged_stands_above(monkeypatch)
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "40")
+    # `Dataset.map` with several processes, in a test before, replaces `os.environ`; rich keeps the one of its import.
+    monkeypatch.setattr("rich.console.Console._environ", os.environ)
     handler = logging.StreamHandler()
     logger = logging.getLogger("test_progress")
     logger.addHandler(handler)
