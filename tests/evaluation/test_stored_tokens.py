@@ -17,10 +17,12 @@ LINE = f'{{"id": "a", "tokens": {TOKENS}}}'
 
 def test_they_are_the_tokens_that_were_written(tmp_path):
     run = write_run(tmp_path, "suite", "student", suite_items(ROWS, 0.5))
-    read = read_run(tmp_path)
+    read = read_run(tmp_path, stored_tokens=True)
     assert read == run
     assert all(type(item["tokens"]) is StoredTokens for item in read.items)
     assert [*read.items[0]] == [*run.items[0]]
+    plain = read_run(tmp_path)
+    assert json.loads(json.dumps(plain.items)) == plain.items == read.items
 
 
 def test_a_line_is_split_before_its_tokens():
@@ -70,7 +72,7 @@ def test_tokens_that_were_edited_are_named_with_their_line(tmp_path, old, new, e
     first, second, *others = file.read_text().split("\n")
     file.write_text("\n".join([first, second.replace(old, new), *others]))
     with pytest.raises(InputError, match=re.escape(expected)) as caught:
-        read_run(tmp_path)
+        read_run(tmp_path, stored_tokens=True)
     assert str(caught.value).startswith(f"{file}, line 2: ")
 
 
@@ -80,5 +82,5 @@ def test_the_first_line_with_an_error_is_named(tmp_path):
     first, second, *others = file.read_text().split("\n")
     file.write_text("\n".join([first.replace('"preferred": ', '"preferred": 1'), second[:-1], *others]))
     with pytest.raises(InputError, match=r"line 1: ") as caught:
-        read_run(tmp_path)
+        read_run(tmp_path, stored_tokens=True)
     assert "line 2" not in str(caught.value)

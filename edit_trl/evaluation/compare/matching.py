@@ -76,7 +76,7 @@ def read_systems(given: Sequence[Runs]) -> list[System]:
         runs = []
         for run in several:
             with collect_problems(errors):
-                runs.append(run if isinstance(run, Run) else read_run(run))
+                runs.append(run if isinstance(run, Run) else read_run(run, stored_tokens=True))
         folders = Counter(Path(run.path).resolve() for run in runs)
         errors += [
             f"{path} is given {count} times as seeds of one system" for path, count in folders.items() if count > 1

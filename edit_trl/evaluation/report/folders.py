@@ -41,7 +41,7 @@ def _read(path: Path) -> tuple[dict[Path, Run], dict[Path, TrainingRun]]:
     children = sorted(child for child in path.iterdir() if child.is_dir())
     folders = [path] if (path / RECORD_FILE).is_file() else []
     folders = folders or [child for child in children if (child / RECORD_FILE).is_file()]
-    runs = {folder.resolve(): read_run(folder) for folder in folders}
+    runs = {folder.resolve(): read_run(folder, stored_tokens=True) for folder in folders}
     has_training = is_training_run(path) or any(map(is_training_run, children))
     if not runs and not has_training:
         raise InputError(

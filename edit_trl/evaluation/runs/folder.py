@@ -198,11 +198,13 @@ class RunFolder:
         return earlier
 
 
-def read_run(path: str | Path) -> Run:
+def read_run(path: str | Path, *, stored_tokens: bool = False) -> Run:
     """Read a finished run.
 
     Args:
         path: Its folder, or a file in it.
+        stored_tokens: Leave the tokens of a suite's items as text until they are looked up, see `StoredTokens`: much
+            faster where few of them are.
 
     Raises:
         InputError: There is no run, it is not finished, or it has another format.
@@ -214,7 +216,7 @@ def read_run(path: str | Path) -> Run:
     record = _read_record(path)
     if record.finished is None:
         raise InputError(f"{path}: this run is not finished; run its command again to resume it")
-    items = _read_items(path, record.kind)
+    items = _read_items(path, record.kind, stored_tokens=stored_tokens)
     if len(items) != record.items:
         raise InputError(f"{path}: {ITEMS_FILE} has {len(items)} items, {RECORD_FILE} says {record.items}")
     return Run(path, record, items)
@@ -235,10 +237,10 @@ def _read_record(path: Path) -> RunRecord:
     return RunRecord(**values)
 
 
-def _read_items(path: Path, kind: str, partial: bool = False) -> list[Any]:
+def _read_items(path: Path, kind: str, *, partial: bool = False, stored_tokens: bool = False) -> list[Any]:
     """Return the items of a run; `partial` allows a last line that was cut short, which is left out.
 
-    The tokens of a suite are read where they are used, unless the run is `partial` and its items are written again.
+    See `read_run` for `stored_tokens`.
     """
     file = path / ITEMS_FILE
     if not file.is_file():
@@ -252,7 +254,7 @@ def _read_items(path: Path, kind: str, partial: bool = False) -> list[Any]:
         raise InputError(f"{file}, line {len(lines) + 1}: cut short")
     try:
         for number, line in enumerate(lines, 1):
-            item, stored = (None, None) if partial else split_tokens(line)
+            item, stored = split_tokens(line) if stored_tokens else (None, None)
             if stored is None:
                 item = read_json(line, f"{file}, line {number}")
             if isinstance(item, dict) and type(item.get("id")) is int:  # earlier versions kept the type of the data
