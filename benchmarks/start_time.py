@@ -102,8 +102,8 @@ def seconds_to(mark: str | None, command: list[str], code: int = 0) -> tuple[flo
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     seen = b""
-    while chunk := os.read(process.stdout.fileno(), 4096):
-        seen += chunk
+    while chunk := os.read(process.stdout.fileno(), 1 << 16):
+        seen = (seen + chunk)[-(1 << 17) :]  # some commands print tens of megabytes
         if mark is not None and re.search(mark.encode(), seen):
             seconds = time.perf_counter() - started
             cpu = used_by(process.pid)

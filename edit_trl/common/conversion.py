@@ -186,6 +186,9 @@ def _describe(members: Iterable[Any]) -> str:
 
 
 def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """Return a hint at the most similar name, or "" if none is similar."""
-    close = difflib.get_close_matches(name[:80].replace("-", "_"), list(names), n=1, cutoff=0.6)
+    """Return a hint at the most similar name, or one that the name begins with, or "" if there is neither."""
+    written, names = name[:80].replace("-", "_"), list(names)
+    close = difflib.get_close_matches(written, names, n=1, cutoff=0.6)
+    # TRL's `model_name_or_path` is `model` in most commands.
+    close = close or [known for known in names if known.isidentifier() and written.startswith(f"{known}_")]
     return f"; did you mean `{prefix}{close[0]}`?" if close else ""

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from chat_server import ChatServer, completion, running
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -93,6 +93,7 @@ def test_sampling(recipe, tmp_path):
         (["--top_p", "2"], "`top_p` must be above 0 and at most 1, got 2"),
         (["--batching", "contiuous"], "did you mean 'continuous'"),
         (["--dtype", "float64"], "`dtype: 'float64'`: expected one of float32"),
+        (["--model_name_or_path", "a"], "unknown option --model_name_or_path; did you mean `--model`?"),
         (["--max_new_token", "9"], "unknown option --max_new_token; did you mean `--max_new_tokens`?"),
         (["--max_new_tokens", "600"], "and max_new_tokens=600 exceed the model's 512 positions"),
         (["--batching", "vllm"], "pip install vllm"),
@@ -364,6 +365,13 @@ def test_what_decoding_against_a_model_cannot_do_is_told(recipe, tmp_path, words
     assert evaluate(recipe, *words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_virtual_tokens_cannot_be_decoded_against(recipe, saved_student, tmp_path, capsys):
+    prompt_tuning = PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(saved_student), prompt_tuning).save_pretrained(tmp_path / "p")
+    assert evaluate(recipe, "--limit", 1, "--against", tmp_path / "p") == 2
+    assert "is a PROMPT_TUNING adapter, whose virtual tokens" in capsys.readouterr().err
 
 
 def test_a_model_with_another_tokenizer_is_refused(recipe, saved_student, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Files that Arrow reads are as if their rows had been read one by one, and any other file is left to that way."""
 
 import json
+from random import Random
 
 import pytest
 from conftest import ROWS, conversational
@@ -98,3 +99,54 @@ def test_rows_with_errors_are_never_found_valid(tmp_path, row, changes, error):
     with pytest.raises(InputError, match=error) as caught:
         load_dual_cots(path)
     assert "row 2" in str(caught.value)
+
+
+TEXTS = ["1 + 1 = ?", "It is 2.", "It is 3.", "It is 2. ", "\u3000\x1c", "", "\u00e9\U0001f600", "{}", None]
+SPANS = [[], [[0, 1]], [[0, 1], [1, 2]], [[0, 2], [1, 2]], [[2, 3], [0, 1]], [[1, 1]], [[-1, 1]], [[0, 99]], [[0]]]
+USUAL = {  # of each column: values that are valid beside each other
+    "prompt": [TEXTS[0]],
+    "chosen": [TEXTS[1]],
+    "rejected": [TEXTS[2]],
+    "chosen_key_spans": SPANS[:3],
+    "rejected_key_spans": SPANS[:3],
+    "mistake": [["order"], [], None],
+    "answer": ["2", "", None],
+    "id": [None],
+    "prefix": [None],
+}
+ODD = {
+    **dict.fromkeys(["prompt", "chosen", "rejected", "prefix", "id", "answer"], TEXTS),
+    **dict.fromkeys(["chosen_key_spans", "rejected_key_spans"], SPANS),
+    "mistake": [[None], [""], ["order", None], None],
+}
+ROLES = ["user", "assistant", "system", "tool", "User", "", None]
+
+
+def drawn_row(rng, columns, conversations):
+    """A row of the usual values, in which about one in ten values may be wrong."""
+    row = {column: rng.choice(ODD[column] if rng.random() < 0.1 else USUAL[column]) for column in columns}
+    if not conversations:
+        return row
+    for column in ("prompt", "chosen", "rejected"):
+        turns = [{"role": "user" if column == "prompt" else "assistant", "content": row[column]}]
+        if rng.random() < 0.1:
+            turns.insert(rng.choice([0, len(turns)]), {"role": rng.choice(ROLES), "content": rng.choice(TEXTS)})
+        row[column] = turns if rng.random() < 0.98 else []
+    return row
+
+
+def test_whole_columns_are_checked_by_the_rules_for_rows(tmp_path):
+    rng, found = Random(0), {"surely valid": 0, "errors": 0, "valid row by row": 0}
+    for _ in range(1000):
+        columns = ["prompt", "chosen", "rejected", *rng.sample([*USUAL][3:], rng.randrange(4))]
+        conversations = rng.random() < 0.5
+        rows = [drawn_row(rng, columns, conversations) for _ in range(2)]
+        table = read_uniform_rows(write(tmp_path, rows))
+        if table is None:
+            continue
+        surely_valid, errors = is_surely_valid(table), [*find_row_errors(rows, columns, "rows")]
+        assert not (surely_valid and errors), rows
+        found["surely valid" if surely_valid else "errors" if errors else "valid row by row"] += 1
+    assert found["surely valid"] > 200
+    assert found["errors"] > 200
+    assert found["valid row by row"] < found["surely valid"]  # most valid rows take the fast way

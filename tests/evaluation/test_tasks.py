@@ -119,6 +119,10 @@ def test_procedural_problems_and_limits(tmp_path):
     assert [problem.task for problem in tasks.problems] == [*["arithmetic", "navigate"] * 2, *["hard/arithmetic"] * 2]
     with pytest.raises(InputError, match=r"task 'arithmetic' is in another file too; give one of them a `p"):
         read(easy, write(tmp_path, "hard.yaml", **options))
+    with pytest.raises(InputError, match=r"easy\.yaml: is named twice; name it once"):
+        read(easy, easy)
+    with pytest.raises(InputError, match=r"is a folder; name a file in it, or a task file with `dataset_name: "):
+        read(tmp_path)
 
 
 def test_several_datasets_are_tasks(folder):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from accelerate.utils import is_peft_model
+
 from edit_trl.common.errors import InputError
 from edit_trl.models.drawing import Contrast
 from edit_trl.models.generation import ModelGenerator
@@ -63,6 +65,11 @@ def load_generator(
             raise InputError(
                 f"`against: {against.model}` has another tokenizer than {source.model}; contrastive decoding "
                 "compares the same tokens, so take an adapter of the same base"
+            )
+        if is_peft_model(other) and (adapter := other.active_peft_config).is_prompt_learning:
+            raise InputError(
+                f"`against: {against.model}` is a {adapter.peft_type.value} adapter, whose virtual tokens contrastive "
+                "decoding leaves out; take one that changes layers, such as LoRA"
             )
         # The loop of the generation runs it without PEFT's own `generate`.
         contrast = Contrast(base_model(other), against.weight, against.cutoff)

@@ -131,6 +131,8 @@ def _find(name: str, beside: Path) -> Path:
     candidates = (Path(name), beside / name, *(folder / f"{name}.yaml" for folder in folders))
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
+        if Path(name).is_dir():
+            raise InputError(f"{name} is a folder; name a file in it, or a task file with `dataset_name: {name}`")
         names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
         raise InputError(f"no task {name!r}: no such file, and the names of tasks are: {', '.join(names)}")
     return path

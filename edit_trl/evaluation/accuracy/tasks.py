@@ -80,9 +80,13 @@ def read_tasks(
     stop: dict[str, tuple[str, ...]] = {}
     hub_datasets: dict[str, HubDataset] = {}
     errors: list[str] = []
+    read: set[Path] = set()
     for name in files:
         with collect_problems(errors):
             path, task = read_task(name, beside)
+            if path in read:
+                raise InputError(f"{path}: is named twice; name it once")
+            read.add(path)
             if system_prompt is not None:
                 task = replace(task, system_prompt=system_prompt)
             try:
