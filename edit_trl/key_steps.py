@@ -29,7 +29,7 @@ from operator import index
 from random import Random
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from edit_trl.common.alignment import Stretch, authors_mask, common_prefix, edited_stretches, stretch_mask
+from edit_trl.common.alignment import Stretch, authors_mask, edited_stretches, stretch_mask
 from edit_trl.common.errors import InputError
 from edit_trl.common.spans import Span, masks_from_spans, merged_spans
 from edit_trl.common.steps import line_spans, step_end, visible_start, words_of
@@ -130,8 +130,7 @@ def mark(chosen: Chain, rejected: Chain, method: KeyStepMethod = "words", *, see
         if method == "spans":
             spans = _given_spans(chains)
         else:
-            words = _mark_words(chosen.text, rejected.text, method)
-            spans = [words.chosen_spans or [], words.rejected_spans or []]
+            spans = [side.spans for side in key_words(chosen.text, rejected.text, method)]
         masks = [masks_from_spans(s, places) for s, places in zip(spans, offsets, strict=True)]
     else:
         if method == "reference":
@@ -289,7 +288,8 @@ def key_words(chosen: str, rejected: str, method: KeyStepMethod) -> tuple[KeyWor
     """Find the key words of two texts by one of `WORD_METHODS`."""
     texts = Words.of(chosen), Words.of(rejected)
     keys: Sequence[list[Stretch]] = edited_stretches(texts[0].words, texts[1].words)
-    fork = common_prefix(texts[0].words, texts[1].words) if method != "words" else 0
+    # The common prefix is left out of the alignment, so the word after it is key on one side.
+    fork = min((key[0][0] for key in keys if key), default=len(texts[0].words))
     if method == "fork":
         keys = [_before(text.end_of_step(fork), key) for text, key in zip(texts, keys, strict=True)]
     elif method == "forks":
