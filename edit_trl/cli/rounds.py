@@ -301,14 +301,22 @@ def _table(state: Mapping[str, Any]) -> str:
     def shown(measured: Mapping[str, float] | None) -> str:
         return str(Measured(**measured)) if measured else ""
 
-    counts = ["questions", "mixed", "right", "wrong", "pairs", "steps"]
-    costs = ["making_tokens", "training_tokens", "making_seconds", "training_seconds"]
-    head = ["round", *counts, "dev accuracy (95%)", "control", *(name.replace("_", " ") for name in costs)]
-    rows = [["start", *[""] * len(counts), shown(state["start"]), "", *[""] * len(costs)]]
+    results = ["dev accuracy (95%)", "control", "questions", "pairs", "steps"]
+    details = ("mixed", "right", "wrong", "making_tokens", "making_seconds", "training_tokens", "training_seconds")
+    names = [name.replace("_seconds", " s").replace("_", " ") for name in details]
+    rows = [["start", shown(state["start"]), "", "", "", ""]]
+    detailed_rows = []
     for number, one in enumerate(state["rounds"], 1):
-        numbers = [["" if one[name] is None else f"{one[name]:.0f}" for name in names] for names in (counts, costs)]
-        rows.append([str(number), *numbers[0], shown(one["dev"]), shown(one["control"]), *numbers[1]])
-    return aligned([[head], rows])
+        counts = [_whole(one[name]) for name in results[2:]]
+        rows.append([str(number), shown(one["dev"]), shown(one["control"]), *counts])
+        detailed_rows.append([str(number), *(_whole(one[name]) for name in details)])
+    # Two tables, so that neither is wider than a terminal.
+    tables = [aligned([[["round", *results]], rows]), aligned([[["round", *names]], detailed_rows])]
+    return "\n\n".join(tables)
+
+
+def _whole(number: float | None) -> str:
+    return "" if number is None else f"{number:.0f}"
 
 
 def _summary(state: Mapping[str, Any], folder: Path) -> str:

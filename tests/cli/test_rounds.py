@@ -117,6 +117,8 @@ def test_rounds_are_trained_and_measured_until_the_accuracy_falls(recipe, tmp_pa
     }
     assert any(not weights["student"][key].equal(weights["control"][key]) for key in weights["student"])
     assert "dev accuracy (95%)" in told.out
+    tables = told.out[told.out.index("round  ") : told.out.index("\n\nno round")]
+    assert max(map(len, tables.splitlines())) <= 80
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
     assert generate(path) == 0
     assert "answering" not in capsys.readouterr().err  # nothing is sampled, trained or measured again
