@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from accelerate.utils import is_peft_model
 
@@ -66,7 +66,8 @@ def load_generator(
                 f"`against: {against.model}` has another tokenizer than {source.model}; contrastive decoding "
                 "compares the same tokens, so take an adapter of the same base"
             )
-        if is_peft_model(other) and (adapter := other.active_peft_config).is_prompt_learning:
+        adapter: Any = other.active_peft_config if is_peft_model(other) else None
+        if adapter is not None and adapter.is_prompt_learning:
             raise InputError(
                 f"`against: {against.model}` is a {adapter.peft_type.value} adapter, whose virtual tokens contrastive "
                 "decoding leaves out; take one that changes layers, such as LoRA"
